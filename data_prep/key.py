@@ -1,0 +1,28 @@
+"""python -m data_prep.key out=FILE: makes the secret key of the pseudonyms."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from medcls.errors import MedclsError, UsageError
+from medcls.identity import write_key
+
+
+def main(arguments: list[str]) -> int:
+    """Writes the key and prints its fingerprint; returns the exit code."""
+    try:
+        if len(arguments) != 1 or not arguments[0].startswith("out=") or arguments[0] == "out=":
+            raise UsageError("expected out=FILE")
+        path = Path(arguments[0].removeprefix("out="))
+        identity = write_key(path)
+    except MedclsError as error:
+        print(f"python -m data_prep.key: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"key {path} (mode 0600, fingerprint {identity.fingerprint}): whoever holds it can map pseudonyms back;")
+    print("keep it apart from the data, and keep it: without it the same patient gets another pseudonym")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

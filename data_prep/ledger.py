@@ -1,0 +1,68 @@
+"""The ledger: every file of the source exactly once, with what became of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+OK, SKIPPED, QUARANTINED = "ok", "skipped", "quarantined"
+
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("path", pa.string()),
+    ("state", pa.string()),
+    ("reason", pa.string()),
+    ("detail", pa.string()),
+    ("images", pa.int32()),
+    ("file_sha256", pa.string()),
+]
+_SCHEMA = pa.schema(_FIELDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What became of one file.
+
+    Attributes:
+        path: Relative path, or its pseudonym.
+        state: "ok", "skipped" or "quarantined".
+        reason: Fixed word; "" for ok.
+        detail: What was found and expected; no identifying value.
+        images: Images of it in the store (regions count one each).
+        file_sha256: Of the file's bytes; "" where it was not read.
+    """
+
+    path: str
+    state: str
+    reason: str = ""
+    detail: str = ""
+    images: int = 0
+    file_sha256: str = ""
+
+
+def list_files(source: Path) -> Iterator[tuple[str, str]]:
+    """Yields (relative path with /, skip reason or "") for every file under `source`, in sorted order.
+
+    Links are listed and not followed: one that leaves the source would read somebody else's files.
+    """
+    for path in sorted(source.rglob("*"), key=lambda p: p.relative_to(source).as_posix()):
+        name = path.relative_to(source).as_posix()
+        if path.is_symlink():
+            yield name, "symbolic_link"
+        elif path.is_file():
+            hidden = any(part.startswith(".") for part in Path(name).parts)
+            yield name, "hidden" if hidden else ""
+
+
+def build_ledger(entries: Sequence[Entry]) -> pa.Table:
+    """Returns the ledger's table, sorted by path."""
+    return pa.Table.from_pylist([asdict(e) for e in sorted(entries, key=lambda e: e.path)], schema=_SCHEMA)
+
+
+def count_states(entries: Sequence[Entry]) -> dict[str, int]:
+    """Returns how many files ended in each state, reasons apart: {"ok": n, "quarantined: truncated": n, …}."""
+    counts = Counter(f"{e.state}: {e.reason}" if e.reason else e.state for e in entries)
+    return dict(sorted(counts.items()))

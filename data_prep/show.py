@@ -1,0 +1,42 @@
+"""python -m data_prep.show: a contact sheet by class of stored and of augmented images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medcls.command_line import run_command, say
+from medcls.config import ShowJob
+from medcls.errors import UsageError
+
+
+def main(job: ShowJob) -> None:
+    """Writes the sheet of all labelled images of a store."""
+    if job.store is None:
+        raise UsageError("store=DIR is missing: python -m data_prep.show store=DIR")
+    import numpy as np
+
+    from medcls.data.augment import Augmentation
+    from medcls.data.contact_sheet import write_contact_sheet
+    from medcls.data.dataset import StoreDataset
+    from medcls.data.manifest import read_table
+    from medcls.data.store import Store
+    from medcls.data.targets import build_task, encode_targets
+    from medcls.files import LABELS
+
+    store = Store(Path(job.store))
+    labels = read_table(store.folder / LABELS)
+    names = [name for name in labels.column_names if name != "image_id"]
+    kind = "multilabel" if "label" not in names else "multiclass"
+    task = build_task(kind, labels, label=job.label)
+    targets, known = encode_targets(task, labels)
+    rows = np.flatnonzero(known)
+    augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=store.spec.dtype)
+    dataset = StoreDataset(store, rows, targets=targets[rows], augmentation=augmentation, seed=job.seed)
+    out = Path(job.out or f"{store.name}-contact-sheet.png")
+    classes = task.class_names if kind == "multiclass" and task.num_classes <= 20 else []
+    write_contact_sheet(out, dataset, class_names=classes, per_class=job.per_class)
+    say(f"{out}: {len(rows)} images by class, stored above and augmented below")
+
+
+if __name__ == "__main__":
+    run_command("show", main, program="python -m data_prep.show")

@@ -1,0 +1,187 @@
+"""The thin step before Hydra: quotes paths, names the nearest known key, and turns errors into exit codes.
+
+Hydra's grammar refuses paths with ( ) = # & and letters outside ASCII and rewrites run=2024_05_01 to 20240501,
+and its own errors exit 1 without a hint (docs/decisions/0003-command-line.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
+from medcls.errors import ConfigError, MedclsError, UsageError
+
+PATH_KEYS = frozenset(
+    {"source", "store", "run", "out", "labels", "weights_dir", "deidentify.key_file", "model.weights"}
+    | {"patient_id.pattern", "split.name", "task.label", "label"}
+)
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def quote_value(key: str, value: str) -> str:
+    """Returns `key=value` with a path or name value quoted so that Hydra's grammar takes it literally.
+
+    Lists ([A,B]), quoted values and null stay as they are; a leading ~ becomes the home folder.
+    """
+    bare = key.lstrip("+")
+    if bare not in PATH_KEYS or value in ("", "null") or value[0] in "'\"":
+        return f"{key}={value}"
+    if value.startswith("[") and value.endswith("]"):
+        items = [quote_value(key, item.strip()).split("=", 1)[1] for item in value[1:-1].split(",") if item]
+        return f"{key}=[{','.join(items)}]"
+    if value.startswith("~"):
+        value = str(Path(value).expanduser())
+    # Inside quotes Hydra needs an escape for quotes, and for backslashes that stand before one.
+    body = value.replace("'", "\\'")
+    trailing = len(body) - len(body.rstrip("\\"))
+    return f"{key}='{body}{chr(92) * trailing}'"
+
+
+def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> list[str]:
+    """Returns the arguments with paths quoted, after checking every key and group option.
+
+    Raises:
+        UsageError: an argument is neither a flag nor key=value.
+        ConfigError: a key or a group option is unknown; the message names the nearest known one.
+    """
+    arguments = list(arguments)
+    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    prepared: list[str] = []
+    previous = ""
+    for argument in arguments:
+        if argument.startswith("-") or previous in {"--cfg", "-c", "--package", "-p", "--info", "-i"}:
+            prepared.append(argument)
+        else:
+            prepared.append(_prepare_one(argument, schema=schema, conf=conf, sweeping=sweeping))
+        previous = argument
+    return prepared
+
+
+def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals and not key.startswith("~"):
+        raise UsageError(f"{argument!r} is not key=value: see --help")
+    bare = key.lstrip("+~").split("@")[0]
+    if bare.startswith("hydra") or key.startswith("~"):
+        return argument
+    if (conf / bare).is_dir():
+        _check_option(bare, value, conf=conf)
+        return argument
+    _check_key(bare, schema)
+    return argument if sweeping and "," in value else quote_value(key, value)
+
+
+def _check_option(group: str, value: str, *, conf: Path) -> None:
+    """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra."""
+    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    if value and value != "null" and not set(value) & set(",{[(") and value not in options:
+        raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
+
+
+def _check_key(dotted: str, schema: type) -> None:
+    node: Any = schema
+    for depth, part in enumerate(dotted.split(".")):
+        if not is_dataclass(node):
+            return
+        names = [f.name for f in fields(node)]
+        if part not in names:
+            where = ".".join(dotted.split(".")[:depth])
+            # A key often is right but lacks its group: epochs -> trainer.epochs.
+            known = [f"{where}.{n}" if where else n for n in names] + _leaf_names(schema)
+            hint = next((f" (nearest: {k})" for k in known if k.split(".")[-1] == part), nearest(dotted, known))
+            raise ConfigError(f"{dotted} is no setting of this command{hint}: --cfg job lists all")
+        node = get_type_hints(node)[part]
+
+
+def _leaf_names(schema: type, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        inner = hints[f.name]
+        if is_dataclass(inner) and isinstance(inner, type):
+            names += _leaf_names(inner, f"{prefix}{f.name}.")
+        names.append(f"{prefix}{f.name}")
+    return names
+
+
+def run_command(name: str, main: Callable[[Any], None], *, program: str, default: str = "") -> NoReturn:
+    """Composes conf/<name>.yaml with the command line, hands `main` the checked plain object, and exits.
+
+    Args:
+        name: Key of config.SCHEMAS and stem of the primary configuration file.
+        main: The entry point's body; takes the loaded job.
+        program: The command as a user types it, for messages.
+        default: Override used where there are no arguments at all.
+    """
+    sys.exit(_run(name, main, program=program, default=default))
+
+
+def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) -> int:
+    # Without this Hydra prints its own text and exits 1 before we can tell the user what to do.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_schemas()
+
+    sweeping = bool({"-m", "--multirun"} & set(sys.argv))
+    composed: list[DictConfig] = []
+
+    def task(cfg: DictConfig) -> None:
+        # A single job runs after Hydra has returned, so that an error is ours alone to print.
+        main(load(cfg)) if sweeping else composed.append(cfg)
+
+    try:
+        conf = conf_folder()
+        arguments = sys.argv[1:] or ([default] if default else [])
+        overrides = prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
+        sys.argv = [sys.argv[0], *overrides]
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(task)()
+        for cfg in composed:
+            main(load(cfg))
+    except MedclsError as error:
+        return _say(program, str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _say(program, _one_line(error), ConfigError.exit_code)
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            return _say(program, f"cannot write {error.filename or 'an output'}: {error.strerror}", 74)
+        traceback.print_exc()
+        return 70
+    except KeyboardInterrupt:
+        return _say(program, "interrupted", 75)
+    except SystemExit as stop:
+        return UsageError.exit_code if stop.code == 2 else int(stop.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return 70
+    return 0
+
+
+def _one_line(error: BaseException) -> str:
+    """Hydra and OmegaConf spread one fact over several lines and causes; keep the facts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__ or error.__context__
+    if cause is not None and isinstance(cause, OmegaConfBaseException):
+        lines += [line.strip() for line in str(cause).splitlines()]
+    kept = [line for line in dict.fromkeys(lines) if not line.startswith(("object_type=", "reference_type="))]
+    return " ".join(kept)
+
+
+def _say(program: str, message: str, code: int) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return code
+
+
+def say(message: str) -> None:
+    """Prints one line of progress or a notice to standard error, flushed."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Arrays to batches: store, manifest, splits, augmentation, loaders."""

@@ -1,0 +1,110 @@
+"""{Name: {argument: value}} to an albumentations transform whose draws are a function of the sample alone."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.config import nearest
+from medcls.errors import ConfigError
+
+# It would ask the network for a newer release of itself while being imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A
+
+_REFUSED = {"Lambda", "NoOp", "Normalize", "ToTensorV2", "ToTensor3D"}
+
+
+class Augmentation:
+    """Augments one stored image; the same key always gives the same result.
+
+    albumentations' own generators repeat between DataLoader workers and epochs, and its set_random_seed gives every
+    transform the same stream (a flip then decides the brightness). Here one fresh counter-based stream, shared by
+    the transforms in order, is made for every sample.
+
+    Args:
+        transforms: albumentations' names and arguments, applied in this order; {} changes nothing.
+        shape: (C, H, W) of the images.
+        dtype: Of the images, "uint8" or "uint16".
+
+    Raises:
+        ConfigError: unknown name (with the nearest), misspelt or impossible argument, or a transform that changes
+            the shape or dtype of these images or cannot take them.
+    """
+
+    def __init__(self, transforms: Mapping[str, Any], *, shape: tuple[int, ...], dtype: str = "uint8") -> None:
+        self.transforms = dict(transforms)
+        built = [_build_transform(name, arguments) for name, arguments in self.transforms.items()]
+        self._compose = A.Compose(built) if built else None
+        self._check(shape, dtype)
+
+    def __call__(self, image: NDArray[Any], key: int) -> NDArray[Any]:
+        """Returns the augmented image.
+
+        Args:
+            image: (C, H, W).
+            key: 64-bit integer, from reproducibility.draw_seed(seed, epoch, image_id).
+
+        Returns:
+            (C, H, W), same shape and dtype; the image itself where there is no transform.
+        """
+        if self._compose is None:
+            return image
+        generator = np.random.Generator(np.random.Philox(key=key))
+        self._compose.set_random_state(generator, random.Random(key))
+        augmented: NDArray[Any] = self._compose(image=np.ascontiguousarray(image.transpose(1, 2, 0)))["image"]
+        return augmented.transpose(2, 0, 1)
+
+    def _check(self, shape: tuple[int, ...], dtype: str) -> None:
+        """A dry run: what cannot work must not be found out in the middle of a night."""
+        image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
+        for key in range(4):
+            try:
+                result = self(image, key)
+            except (ValueError, TypeError, IndexError, KeyError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"augment {list(self.transforms)} cannot take {dtype} images: {reason}") from error
+            except Exception as error:  # cv2.error derives from Exception alone
+                raise ConfigError(f"augment {list(self.transforms)} fails on {shape} {dtype}: {error}") from error
+            if result.shape != shape or result.dtype != dtype:
+                raise ConfigError(
+                    f"augment {list(self.transforms)} turns {shape} {dtype} into {result.shape} {result.dtype}: "
+                    "expected the same shape and dtype"
+                )
+
+
+def _build_transform(name: str, arguments: Any) -> A.BasicTransform:
+    known = [n for n in dir(A) if _is_transform(getattr(A, n)) and n not in _REFUSED]
+    if name not in known:
+        raise ConfigError(f"augment.transforms.{name}: albumentations has no such transform{nearest(name, known)}")
+    if not isinstance(arguments, Mapping):
+        raise ConfigError(f"augment.transforms.{name}={arguments}: expected {{argument: value}}")
+    constructor = getattr(A, name)
+    names = list(inspect.signature(constructor.__init__).parameters)[1:]
+    for argument in arguments:
+        if argument not in names:
+            hint = nearest(str(argument), names)
+            raise ConfigError(f"augment.transforms.{name}.{argument}: no argument of {name}{hint}")
+    with warnings.catch_warnings():
+        # albumentations only warns about an argument that it then ignores.
+        warnings.simplefilter("error")
+        try:
+            return constructor(**{key: _to_tuple(value) for key, value in arguments.items()})
+        except (ValueError, TypeError, UserWarning) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ConfigError(f"augment.transforms.{name}={dict(arguments)}: {' '.join(lines[:4])}") from error
+
+
+def _is_transform(candidate: object) -> bool:
+    return inspect.isclass(candidate) and issubclass(candidate, A.ImageOnlyTransform | A.DualTransform)
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(_to_tuple(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,83 @@
+"""The manifest: one row for each stored image, its patient, its place in a shard, and what may be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medcls.errors import DataError, MissingInputError
+from medcls.files import atomic_file
+
+_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("image_id", pa.string()),
+    ("patient_id", pa.string()),
+    ("study_id", pa.string()),
+    ("series_id", pa.string()),
+    ("shard", pa.int32()),
+    ("row", pa.int64()),
+    ("source_height", pa.int32()),
+    ("source_width", pa.int32()),
+    ("valid_y", pa.int32()),
+    ("valid_x", pa.int32()),
+    ("valid_height", pa.int32()),
+    ("valid_width", pa.int32()),
+    ("spacing_row_mm", pa.float64()),
+    ("spacing_column_mm", pa.float64()),
+    ("spacing_source", pa.string()),
+    ("modality", pa.string()),
+    ("photometric", pa.string()),
+    ("side", pa.string()),
+    ("sex", pa.string()),
+    ("age_years", pa.float64()),
+    ("manufacturer", pa.string()),
+    ("pixel_sha256", pa.string()),
+    ("pixel_dhash", pa.binary(32)),
+]
+COLUMNS = pa.schema(_FIELDS)
+
+
+def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = ()) -> pa.Table:
+    """Returns the manifest of `rows`, in their order, with the string columns `extra` appended."""
+    schema = COLUMNS
+    for name in extra:
+        schema = schema.append(pa.field(name, pa.string()))
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a parquet file atomically; the same table gives the same bytes."""
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd", store_schema=False)
+
+
+def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
+    """Returns a parquet file's table.
+
+    Args:
+        path: The file.
+        columns: Columns that must be there.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: not parquet, or a column is missing.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path} is missing")
+    try:
+        table = pq.read_table(path, memory_map=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a whole parquet file: {error}") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    return table
+
+
+def column_list(table: pa.Table, name: str) -> list[Any]:
+    """Returns a column as Python values (None where null)."""
+    values: list[Any] = table.column(name).to_pylist()
+    return values

@@ -1,0 +1,190 @@
+"""Labels as they were written to the targets of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medcls.config import nearest
+from medcls.data.manifest import column_list
+from medcls.errors import ConfigError, DataError
+
+_LABEL = "label"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is learnt: kept in the run and in the model file.
+
+    Attributes:
+        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
+        class_names: Of each class; of each label for multilabel; grades for regression with grades, else [].
+        columns: Columns of labels.parquet that are read.
+        mapping: Label as written -> class index; {} for multilabel and regression.
+        grades: Regression of an integer grade 0 to K - 1.
+    """
+
+    kind: str
+    class_names: list[str]
+    columns: list[str]
+    mapping: dict[str, int] = field(default_factory=dict)
+    grades: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """K; 0 for plain regression."""
+        return len(self.class_names)
+
+
+def build_task(
+    kind: str,
+    train_labels: pa.Table,
+    *,
+    label: str = _LABEL,
+    labels: Sequence[str] = (),
+    classes: Mapping[Any, int] | None = None,
+    grades: bool = False,
+) -> Task:
+    """Returns the task; where `classes` is not given they are the sorted labels of the training rows.
+
+    Args:
+        kind: The task's kind.
+        train_labels: Rows of labels.parquet in the training split.
+        label: Column of a single label, with or without its "label_".
+        labels: NAMEs of label_NAME columns for multilabel; () = all of them.
+        classes: Label as written -> class index; several labels may share one.
+        grades: Regression of an integer grade.
+
+    Raises:
+        DataError: no such column, labels that are no numbers for regression, fewer than two classes.
+        ConfigError: more than two classes for binary, or a class without a label in training.
+    """
+    if kind == "multilabel":
+        return _build_multilabel(train_labels, labels)
+    column = _find_column(train_labels, label)
+    found = sorted({v for v in column_list(train_labels, column) if v is not None}, key=_natural)
+    if not found:
+        raise DataError(f"task.label={label}: no image of the training split has one")
+    if kind == "regression":
+        return _build_regression(column, found, grades=grades)
+    mapping = {str(key): index for key, index in (classes or {}).items()} or {v: i for i, v in enumerate(found)}
+    empty = sorted(key for key in mapping if key not in found)
+    if empty:
+        raise DataError(
+            f"task.classes names {', '.join(empty)}: the training split has no such label; it has {', '.join(found)}"
+        )
+    names = ["+".join(sorted((k for k, i in mapping.items() if i == n), key=_natural)) for n in range(_count(mapping))]
+    if len(names) < 2:
+        raise DataError(f"the training split has one class only ({names[0]}): expected at least two")
+    if kind == "binary" and len(names) != 2:
+        example = "{" + ", ".join(f"{v}: {int(i > 0)}" for i, v in enumerate(found)) + "}"
+        raise ConfigError(f"task=binary with {len(names)} labels ({', '.join(found)}): say task.classes='{example}'")
+    return Task(kind, names, [column], mapping)
+
+
+def _count(mapping: Mapping[str, int]) -> int:
+    return max(mapping.values()) + 1
+
+
+def _natural(label: str) -> tuple[int, float, str]:
+    try:
+        return 0, float(label), label
+    except ValueError:
+        return 1, 0.0, label
+
+
+def _find_column(table: pa.Table, label: str) -> str:
+    names = [name for name in table.column_names if name != "image_id"]
+    for name in (label, f"label_{label}"):
+        if name in names:
+            return name
+    advice = "; task=multilabel takes label_NAME columns" if label == _LABEL else ""
+    raise DataError(f"task.label={label}: the store's labels have {', '.join(names)}{nearest(label, names)}{advice}")
+
+
+def _build_multilabel(table: pa.Table, labels: Sequence[str]) -> Task:
+    there = [n.removeprefix("label_") for n in table.column_names if n.startswith("label_")]
+    chosen = list(labels) or there
+    missing = [name for name in chosen if name not in there]
+    if missing or not chosen:
+        raise DataError(f"task=multilabel: no column label_{(missing or ['NAME'])[0]}; the store has {there or 'none'}")
+    return Task("multilabel", chosen, [f"label_{name}" for name in chosen])
+
+
+def _build_regression(column: str, found: Sequence[str], *, grades: bool) -> Task:
+    values = [_number(text, column) for text in found]
+    if not grades:
+        return Task("regression", [], [column])
+    wrong = [text for text, value in zip(found, values, strict=True) if value != int(value) or value < 0]
+    if wrong:
+        raise DataError(f"task.grades=true: {column}={wrong[0]!r}; expected whole grades from 0 up")
+    return Task("regression", [str(i) for i in range(int(max(values)) + 1)], [column], grades=True)
+
+
+def _number(text: str, column: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise DataError(f"task=regression: {column}={text!r} is no number")
+    return value
+
+
+def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Returns the targets of label rows and which rows have one.
+
+    Args:
+        task: The task.
+        labels: Rows of labels.parquet.
+
+    Returns:
+        (N, T) float64 and (N,) bool. T = 1 with a class index or a value; multilabel T = K with 0, 1 or NaN
+        (unknown). A row is out where its label is blank or no class of the task, or all its labels are unknown.
+
+    Raises:
+        DataError: a missing column, or a value that the task cannot take.
+    """
+    missing = [name for name in task.columns if name not in labels.column_names]
+    if missing:
+        raise DataError(f"the store's labels have no column {missing[0]}; they have {', '.join(labels.column_names)}")
+    columns = [column_list(labels, name) for name in task.columns]
+    encode = {"multilabel": _encode_flag, "regression": _encode_value}.get(task.kind)
+    if encode is None:
+        targets = [[float(task.mapping.get(v, np.nan)) if v is not None else np.nan for v in columns[0]]]
+    else:
+        targets = [[encode(v, name) for v in c] for c, name in zip(columns, task.columns, strict=True)]
+    array = np.array(targets, dtype=np.float64).T.reshape(labels.num_rows, len(task.columns))
+    known = np.asarray(~np.isnan(array).all(axis=1), dtype=np.bool_)
+    return array, known
+
+
+def _encode_flag(value: str | None, column: str) -> float:
+    if value is None:
+        return np.nan
+    if value not in ("0", "1", "0.0", "1.0"):
+        raise DataError(f"{column}={value!r}: task=multilabel takes 0, 1 or blank (unknown)")
+    return float(value)
+
+
+def _encode_value(value: str | None, column: str) -> float:
+    return np.nan if value is None else _number(value, column)
+
+
+def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
+    """Raises DataError where a class (or either side of a label) has no image in a split that training needs."""
+    if task.kind == "regression":
+        return
+    if task.kind == "multilabel":
+        absent = [n for i, n in enumerate(task.class_names) if not {0.0, 1.0} <= set(targets[:, i].tolist())]
+        what = "labels without both 0 and 1"
+    else:
+        absent = [n for i, n in enumerate(task.class_names) if i not in set(targets[:, 0].tolist())]
+        what = "classes without an image"
+    if absent:
+        raise DataError(f"{what} in the {split} split: {', '.join(absent)}; more patients, or other classes or splits")

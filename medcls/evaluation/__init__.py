@@ -1,0 +1,1 @@
+"""Predictions to numbers with intervals and a report. No torch here."""

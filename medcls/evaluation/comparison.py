@@ -1,0 +1,132 @@
+"""AUCs of several scores on the same rows: covariance without resampling, intervals, paired tests."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medcls.evaluation.predictions import Floats, Integers
+
+
+class Areas(NamedTuple):
+    """AUC of each score, (M,), and their covariance, (M, M)."""
+
+    auc: Floats
+    covariance: Floats
+
+
+class AreaDifference(NamedTuple):
+    """First AUC less the second, its interval, and the two-sided test of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    z: float
+    p_value: float
+
+
+def compute_delong(positive: ArrayLike, scores: ArrayLike, *, patients: Integers | None = None) -> Areas:
+    """AUCs of scores on the same rows with their covariance matrix.
+
+    With `patients`, rows of one patient may depend on one another, as two knees do; without, or with one row
+    for each patient, it is the estimate of DeLong et al.
+
+    Args:
+        positive: (N,) 0/1 or bool; two of each at least.
+        scores: (N, M) finite, or (N,) for one score.
+        patients: (N,) patient number of each row, 0 … P-1.
+
+    Raises:
+        ValueError: Fewer than two rows, or with `patients` two patients, of a class.
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988; ranks after Sun & Xu 2014; patients after Obuchowski 1997.
+    """
+    cases = np.asarray(positive, dtype=bool)
+    values = np.asarray(scores, dtype=np.float64).reshape(len(cases), -1)
+    units = np.arange(len(cases)) if patients is None else np.asarray(patients, dtype=np.int64)
+    for name, rows in (("positive", cases), ("negative", ~cases)):
+        if len(np.unique(units[rows])) < 2:
+            raise ValueError(f"fewer than two independent {name} rows; a variance of the AUC needs two")
+    wins = np.stack([_compute_win_shares(cases, column) for column in values.T], axis=1)
+    auc = wins[cases].mean(axis=0)
+    residuals = wins - auc
+    of_cases = _sum_by_unit(residuals * cases[:, None], units) / cases.sum()
+    of_others = _sum_by_unit(residuals * ~cases[:, None], units) / (~cases).sum()
+    cross = _correct(units) * of_cases.T @ of_others
+    covariance = (
+        _correct(units[cases]) * of_cases.T @ of_cases
+        + _correct(units[~cases]) * of_others.T @ of_others
+        + cross
+        + cross.T
+    )
+    return Areas(auc, covariance)
+
+
+def compute_area_interval(auc: float, variance: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Normal interval of an AUC, within [0, 1].
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988.
+    """
+    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(max(variance, 0.0))
+    return max(0.0, auc - reach), min(1.0, auc + reach)
+
+
+def compare_areas(
+    positive: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    patients: Integers | None = None,
+    level: float = 0.95,
+) -> AreaDifference:
+    """The difference of two AUCs on the same rows with interval and two-sided p value.
+
+    Without any variance the test is undefined (NaN), unless the scores rank alike: then z is 0 and p is 1.
+
+    Args:
+        positive: (N,) 0/1 or bool.
+        first: (N,) scores.
+        second: (N,) scores of the same rows.
+        patients: As in `compute_delong`.
+        level: Nominal coverage of the interval.
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988; patients after Obuchowski 1997.
+    """
+    areas = compute_delong(positive, np.stack([np.asarray(first), np.asarray(second)], axis=1), patients=patients)
+    difference = float(areas.auc[0] - areas.auc[1])
+    contrast = np.array([1.0, -1.0])
+    error = math.sqrt(max(0.0, float(contrast @ areas.covariance @ contrast)))
+    if error < 1e-12:
+        z = 0.0 if abs(difference) < 1e-12 else math.nan
+    else:
+        z = difference / error
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error
+    return AreaDifference(difference, difference - reach, difference + reach, z, math.erfc(abs(z) / math.sqrt(2)))
+
+
+def _compute_win_shares(cases: np.ndarray[tuple[int], np.dtype[np.bool_]], score: Floats) -> Floats:
+    """Share of the other class that each row ranks rightly against, ties one half; (N,)."""
+    shares = np.empty(len(score))
+    for rows, others, side in ((cases, ~cases, 1), (~cases, cases, -1)):
+        rivals = np.sort(side * score[others])
+        mine = side * score[rows]
+        won = np.searchsorted(rivals, mine, side="left") + np.searchsorted(rivals, mine, side="right")
+        shares[rows] = won / (2 * len(rivals))
+    return shares
+
+
+def _sum_by_unit(rows: Floats, units: Integers) -> Floats:
+    """Sums over the rows of each patient; (P, M)."""
+    sums = np.zeros((int(units.max()) + 1, rows.shape[1]))
+    np.add.at(sums, units, rows)
+    return sums
+
+
+def _correct(units: Integers) -> float:
+    """I / (I - 1) for I independent units."""
+    number = len(np.unique(units))
+    return number / (number - 1)

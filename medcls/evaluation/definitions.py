@@ -1,0 +1,148 @@
+"""What each number of metrics.json means, in words for a reader of the report, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric in words.
+
+    Attributes:
+        title: Name for a reader.
+        text: How it is computed; "of a class" forms follow from it.
+        source: Where the definition comes from.
+        ideal: "high", "low", or the value that is best.
+    """
+
+    title: str
+    text: str
+    source: str
+    ideal: str = "high"
+
+
+DEFINITIONS: dict[str, Definition] = {
+    "auc": Definition(
+        "AUC",
+        "Probability that a random case scores above a random non-case, ties counting one half. Several "
+        "classes: plain mean of one class against the rest; several labels: mean over the labels; "
+        "predicted grades: mean over 'above this grade'.",
+        "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
+    ),
+    "auc_above": Definition(
+        "AUC above a grade",
+        "AUC of the predicted value for 'true grade above this one'; auc is their mean over the grades.",
+        "Hanley & McNeil 1982; mean over thresholds after Waegeman et al. 2008",
+    ),
+    "average_precision": Definition(
+        "Average precision",
+        "Sum of precision times step in recall over distinct scores, not interpolated; mean over classes.",
+        "Manning, Raghavan & Schütze 2008, chapter 8",
+    ),
+    "accuracy": Definition(
+        "Accuracy", "Share of right classes; several labels: mean over the labels at threshold 0.5.", "—"
+    ),
+    "balanced_accuracy": Definition(
+        "Balanced accuracy",
+        "Mean of the recalls of all classes; for one label the mean of sensitivity and specificity.",
+        "Brodersen et al. 2010",
+    ),
+    "sensitivity": Definition("Sensitivity", "Share of cases with score ≥ 0.5.", "Altman & Bland 1994"),
+    "recall": Definition("Recall", "Share of the class that is predicted as this class.", "Altman & Bland 1994"),
+    "specificity": Definition(
+        "Specificity", "Share of the others that are not predicted as this class.", "Altman & Bland 1994"
+    ),
+    "ppv": Definition(
+        "PPV",
+        "Share of predictions of the class that are right, at the prevalence seen here.",
+        "Altman & Bland 1994",
+    ),
+    "npv": Definition(
+        "NPV",
+        "Share of predictions of other classes that are right, at the prevalence seen here.",
+        "Altman & Bland 1994",
+    ),
+    "lr_positive": Definition("LR+", "Sensitivity / (1 - specificity).", "Deeks & Altman 2004"),
+    "lr_negative": Definition("LR−", "(1 - sensitivity) / specificity.", "Deeks & Altman 2004", "low"),
+    "f1": Definition(
+        "F1",
+        "Harmonic mean of recall and PPV; of class 1 where there are two, else the mean over classes.",
+        "van Rijsbergen 1979",
+    ),
+    "mcc": Definition("MCC", "Correlation of true and predicted class, -1 to 1.", "Matthews 1975; Gorodkin 2004"),
+    "quadratic_kappa": Definition(
+        "Quadratic kappa",
+        "Agreement beyond chance, disagreements weighted by squared distance of the grades.",
+        "Cohen 1968",
+    ),
+    "brier": Definition(
+        "Brier score",
+        "Mean squared error of the probabilities; two classes: of P(class 1), 0 to 1; more: summed over the "
+        "classes, 0 to 2.",
+        "Brier 1950",
+        "low",
+    ),
+    "log_loss": Definition(
+        "Log loss",
+        "Mean negative natural logarithm of the probability of the true class.",
+        "Good 1952",
+        "low",
+    ),
+    "ece": Definition(
+        "Calibration error (ECE)",
+        "Mean distance of forecast and outcome over 15 equal-width bins; of P(class 1) where a label is "
+        "yes or no, else of the highest probability. Biased upwards in small samples.",
+        "Guo et al. 2017; Naeini et al. 2015",
+        "low",
+    ),
+    "calibration_slope": Definition(
+        "Calibration slope",
+        "Slope of the logistic regression of outcome on logit; below 1: too extreme.",
+        "Cox 1958; Van Calster et al. 2019",
+        "1",
+    ),
+    "calibration_intercept": Definition(
+        "Calibration intercept",
+        "Logistic intercept with the logit as offset; below 0: too high on the whole.",
+        "Cox 1958; Van Calster et al. 2019",
+        "0",
+    ),
+    "mae": Definition("MAE", "Mean absolute error; of classes: distance in grades.", "—", "low"),
+    "mse": Definition("MSE", "Mean squared error; of classes: squared distance in grades.", "—", "low"),
+    "rmse": Definition("RMSE", "Square root of the mean squared error.", "—", "low"),
+    "r2": Definition("R²", "1 - squared error / squared error of the mean; may be negative.", "Draper & Smith 1998"),
+    "pearson": Definition("Pearson r", "Linear correlation of true and predicted value.", "Pearson 1895"),
+    "spearman": Definition("Spearman ρ", "Correlation of the ranks, ties by midranks.", "Spearman 1904"),
+}
+
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "binary": ("auc", "sensitivity", "specificity", "average_precision", "brier", "calibration_slope"),
+    "multiclass": ("auc", "balanced_accuracy", "accuracy", "f1", "brier", "ece"),
+    "ordinal": ("quadratic_kappa", "auc", "balanced_accuracy", "mae", "brier", "ece"),
+    "multilabel": ("auc", "average_precision", "balanced_accuracy", "f1", "brier", "ece"),
+    "regression": ("mae", "rmse", "r2", "pearson", "spearman"),
+}
+GRADED_HEADLINES = ("quadratic_kappa", "auc", "balanced_accuracy", "mae", "spearman", "r2")
+
+UNIT_RANGE = frozenset(
+    (
+        "auc",
+        "average_precision",
+        "accuracy",
+        "balanced_accuracy",
+        "sensitivity",
+        "recall",
+        "specificity",
+        "ppv",
+        "npv",
+        "f1",
+        "ece",
+    )
+)
+
+
+def find_definition(name: str) -> Definition | None:
+    """The definition of a metric, also of its per-class form (recall_KL2); None for a count."""
+    stems = [stem for stem in DEFINITIONS if name == stem or name.startswith(f"{stem}_")]
+    return DEFINITIONS[max(stems, key=len)] if stems else None

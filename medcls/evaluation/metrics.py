@@ -1,0 +1,248 @@
+"""From predictions to the named numbers of metrics.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from medcls.evaluation.agreement import (
+    compute_accuracy,
+    compute_confusion,
+    compute_grade_errors,
+    compute_mcc,
+    compute_quadratic_kappa,
+    compute_rates,
+)
+from medcls.evaluation.calibration import (
+    compute_brier_rows,
+    compute_confidence,
+    compute_ece,
+    compute_log_loss_rows,
+    compute_slope_and_intercept,
+)
+from medcls.evaluation.continuous import compute_pearson, compute_spearman, compute_value_errors
+from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.evaluation.ranking import build_ranking, compute_areas
+from medcls.evaluation.weighted import ratio, weighted_mean
+
+Estimates = dict[str, Floats]
+Estimator = Callable[[Floats], Estimates]
+
+
+def compute_metrics(
+    kind: str,
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    grades: bool = False,
+    weights: ArrayLike | None = None,
+) -> dict[str, float]:
+    """Every metric of the task by name; NaN where it is undefined for these rows.
+
+    The definitions stand in `definitions.DEFINITIONS`. A mean over classes is undefined as soon as one class
+    of the task has no row: a mean over the others would be another number under the same name.
+
+    Args:
+        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
+        y_true: (N,) class index or value; multilabel (N, K) of 0, 1, NaN (unknown, left out).
+        y_score: (N, 1) P(class 1) or predicted value, else (N, K) probabilities.
+        class_names: K names, in the order of the indices.
+        grades: The classes are ordered grades (regression: labels are their integers).
+        weights: (N,) multiplicity of each row, >= 0: the same result as repeating rows; ones by default.
+
+    Raises:
+        ValueError: A shape, label, score or weight is not as above; the message names the first rows.
+
+    Source: own choice of names; each definition names its source in `definitions.DEFINITIONS`.
+    """
+    predictions = check_predictions(kind, y_true, y_score, class_names=class_names, grades=grades)
+    rows = len(predictions.y_score)
+    drawn = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
+    if drawn.shape != (rows,) or not np.isfinite(drawn).all() or (drawn < 0).any():
+        raise ValueError(f"weights has shape {drawn.shape}; expected ({rows},) with finite values >= 0")
+    estimates = build_estimator(predictions)(drawn[None, :])
+    return {name: float(value[0]) for name, value in estimates.items()}
+
+
+def build_estimator(predictions: Predictions) -> Estimator:
+    """A function from weights (R, N) to all metrics, each (R,); what can be sorted once is sorted here.
+
+    Args:
+        predictions: Checked predictions of N rows.
+    """
+    match predictions.kind:
+        case "binary":
+            return _build_binary(predictions)
+        case "multilabel":
+            return _build_multilabel(predictions)
+        case "regression":
+            return _build_regression(predictions)
+        case _:
+            return _build_multiclass(predictions)
+
+
+def _build_binary(predictions: Predictions) -> Estimator:
+    """Ranking, threshold at 0.5 and calibration of P(class 1)."""
+    true, score = predictions.grade_true, predictions.y_score
+    return _build_one_label(true, score[:, 0], np.arange(len(true)))
+
+
+def _build_one_label(true: Integers, probability: Floats, rows: Integers) -> Estimator:
+    """All metrics of one yes-or-no label on the rows where it is known."""
+    ranking = build_ranking(true == 1, probability, rows=rows)
+    known_true, score = true[rows], probability[rows][:, None]
+    predicted = (score[:, 0] >= 0.5).astype(np.int64)
+    forecast, outcome = compute_confidence(known_true, score)
+    brier, log_loss = compute_brier_rows(known_true, score), compute_log_loss_rows(known_true, score)
+
+    def estimate(weights: Floats) -> Estimates:
+        auc, average_precision = compute_areas(ranking, weights)
+        drawn = weights if len(rows) == weights.shape[1] else weights[:, rows]
+        confusion = compute_confusion(known_true, predicted, num_classes=2, weights=drawn)
+        slope, intercept = compute_slope_and_intercept(forecast, outcome, weights=drawn)
+        return {
+            "auc": auc,
+            "average_precision": average_precision,
+            **_two_class_rates(confusion),
+            "brier": weighted_mean(drawn, brier),
+            "log_loss": weighted_mean(drawn, log_loss),
+            "ece": compute_ece(forecast, outcome, weights=drawn),
+            "calibration_slope": slope,
+            "calibration_intercept": intercept,
+        }
+
+    return estimate
+
+
+def _two_class_rates(confusion: Floats) -> Estimates:
+    rates = {name: value[:, 1] for name, value in compute_rates(confusion).items()}
+    sensitivity, specificity = rates["recall"], rates["specificity"]
+    return {
+        "accuracy": compute_accuracy(confusion),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": rates["ppv"],
+        "npv": rates["npv"],
+        "lr_positive": ratio(sensitivity, 1 - specificity),
+        "lr_negative": ratio(1 - sensitivity, specificity),
+        "f1": rates["f1"],
+        "mcc": compute_mcc(confusion),
+    }
+
+
+def _build_multilabel(predictions: Predictions) -> Estimator:
+    """Each label as a binary task on its known rows, and the plain mean over the labels."""
+    known = ~np.isnan(predictions.y_true)
+    labels = [
+        _build_one_label(
+            (predictions.y_true[:, k] == 1).astype(np.int64),
+            predictions.y_score[:, k],
+            np.flatnonzero(known[:, k]),
+        )
+        for k in range(len(predictions.class_names))
+    ]
+
+    def estimate(weights: Floats) -> Estimates:
+        by_label = [label(weights) for label in labels]
+        means = {
+            name: np.mean([one[name] for one in by_label], axis=0)
+            for name in by_label[0]
+            if not name.startswith(_WITHOUT_MEAN)
+        }
+        return means | _by_class(predictions, by_label)
+
+    return estimate
+
+
+def _by_class(predictions: Predictions, by_label: list[Estimates]) -> Estimates:
+    return {
+        f"{_CLASS_NAMES.get(name, name)}_{class_name}": value
+        for class_name, estimates in zip(predictions.class_names, by_label, strict=True)
+        for name, value in estimates.items()
+    }
+
+
+_CLASS_NAMES = {"sensitivity": "recall"}
+_WITHOUT_MEAN = ("lr_", "calibration_")  # their mean over labels would mean nothing
+
+
+def _build_multiclass(predictions: Predictions) -> Estimator:
+    """One-vs-rest ranking, the most probable class, and calibration of its probability."""
+    true, score, names = predictions.grade_true, predictions.y_score, predictions.class_names
+    rankings = [build_ranking(true == k, score[:, k]) for k in range(len(names))]
+    from_classes = _build_from_classes(predictions)
+    confidence, outcome = compute_confidence(true, score)
+    brier, log_loss = compute_brier_rows(true, score), compute_log_loss_rows(true, score)
+
+    def estimate(weights: Floats) -> Estimates:
+        areas = np.asarray([compute_areas(ranking, weights) for ranking in rankings])
+        return {
+            "auc": areas[:, 0].mean(axis=0),
+            "average_precision": areas[:, 1].mean(axis=0),
+            **from_classes(weights),
+            "brier": weighted_mean(weights, brier),
+            "log_loss": weighted_mean(weights, log_loss),
+            "ece": compute_ece(confidence, outcome, weights=weights),
+            **{f"auc_{name}": areas[k, 0] for k, name in enumerate(names)},
+            **{f"average_precision_{name}": areas[k, 1] for k, name in enumerate(names)},
+        }
+
+    return estimate
+
+
+def _build_from_classes(predictions: Predictions) -> Estimator:
+    """What needs only the true and the predicted class of each row."""
+    true, predicted, names = predictions.grade_true, predictions.grade_predicted, predictions.class_names
+
+    def estimate(weights: Floats) -> Estimates:
+        confusion = compute_confusion(true, predicted, num_classes=len(names), weights=weights)
+        rates = compute_rates(confusion)
+        estimates = {
+            "accuracy": compute_accuracy(confusion),
+            "balanced_accuracy": rates["recall"].mean(axis=1),
+            "f1": rates["f1"].mean(axis=1),
+            "mcc": compute_mcc(confusion),
+        }
+        if predictions.has_grades:
+            mae, mse = compute_grade_errors(confusion)
+            estimates |= {"quadratic_kappa": compute_quadratic_kappa(confusion), "mae": mae, "mse": mse}
+        by_class = {f"{rate}_{name}": rates[rate][:, k] for rate in rates for k, name in enumerate(names)}
+        return estimates | by_class
+
+    return estimate
+
+
+def _build_regression(predictions: Predictions) -> Estimator:
+    """Errors of the value; with grades also those of the rounded value, and its ranking above each grade."""
+    true, value = predictions.y_true, predictions.y_score[:, 0]
+    graded = _build_graded_value(predictions) if predictions.grades else None
+
+    def estimate(weights: Floats) -> Estimates:
+        estimates = graded(weights) if graded else {}
+        return estimates | {
+            **compute_value_errors(true, value, weights=weights),
+            "pearson": compute_pearson(true, value, weights=weights),
+            "spearman": compute_spearman(true, value, weights=weights),
+        }
+
+    return estimate
+
+
+def _build_graded_value(predictions: Predictions) -> Estimator:
+    grade, value, names = predictions.grade_true, predictions.y_score[:, 0], predictions.class_names
+    rankings = [build_ranking(grade > k, value) for k in range(len(names) - 1)]
+    from_classes = _build_from_classes(predictions)
+
+    def estimate(weights: Floats) -> Estimates:
+        above = np.asarray([compute_areas(ranking, weights)[0] for ranking in rankings])
+        return {
+            "auc": above.mean(axis=0),
+            **from_classes(weights),
+            **{f"auc_above_{names[k]}": area for k, area in enumerate(above)},
+        }
+
+    return estimate

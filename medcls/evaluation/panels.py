@@ -1,0 +1,267 @@
+"""Which figures a task gets, with their captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation import figures as plots
+from medcls.evaluation.agreement import compute_confusion
+from medcls.evaluation.calibration import NUM_BINS, compute_confidence
+from medcls.evaluation.comparison import compute_area_interval, compute_delong
+from medcls.evaluation.curves import Question, list_questions
+from medcls.evaluation.definitions import DEFINITIONS
+from medcls.evaluation.drawing import Draw, write_figure
+from medcls.evaluation.intervals import number_patients
+from medcls.evaluation.predictions import Integers, Predictions
+from medcls.evaluation.tables import format_number, format_value
+
+MOST_CURVES = 8  # more lines than colours cannot be told apart
+MOST_CLASSES_DRAWN = 20
+RISING = {name for name, definition in DEFINITIONS.items() if definition.ideal == "high"}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure.
+
+    Attributes:
+        title: Its heading.
+        caption: What a reader needs to know to read it.
+        image: Data URI.
+        most_width: CSS pixels beyond which it would only look coarse.
+    """
+
+    title: str
+    caption: str
+    image: str
+    most_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures that answer one question.
+
+    Attributes:
+        anchor: For links; also the start of the names of the files.
+        title: Its heading.
+        panels: At least one.
+    """
+
+    anchor: str
+    title: str
+    panels: list[Panel]
+
+
+def build_sections(
+    predictions: Predictions,
+    patient_ids: Sequence[str],
+    *,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    seed: int,
+    figures: Path,
+) -> list[Section]:
+    """The sections that this task has, each figure also written as PNG.
+
+    Args:
+        predictions: Of N rows.
+        patient_ids: (N,).
+        metrics: As in metrics.json, for the legends.
+        history: Rows of metrics.jsonl.
+        seed: Of the bands.
+        figures: Folder of the PNG files.
+    """
+    patients = number_patients(patient_ids, rows=len(predictions.y_score))
+    planned = [
+        (
+            "discrimination",
+            "Does it rank cases rightly?",
+            _plan_ranking(predictions, patients, metrics, seed),
+        ),
+        ("classes", "Which classes does it confuse?", _plan_classes(predictions)),
+        ("values", "How far off are the values?", _plan_values(predictions)),
+        ("calibration", "Are its probabilities true?", _plan_calibration(predictions, patients, seed)),
+        ("training", "How was it trained?", _plan_history(history)),
+    ]
+    return [
+        Section(anchor, title, [_write_panel(plan, figures) for plan in plans])
+        for anchor, title, plans in planned
+        if plans
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A figure before it is drawn."""
+
+    file: str
+    title: str
+    caption: str
+    draw: Draw
+    width: float = 5.2
+    height: float = 4.4
+
+
+def _write_panel(plan: _Plan, figures: Path) -> Panel:
+    image = write_figure(plan.draw, figures / f"{plan.file}.png", width=plan.width, height=plan.height)
+    return Panel(plan.title, plan.caption, image, round(105 * plan.width))
+
+
+def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping[str, Any], seed: int) -> list[_Plan]:
+    """ROC and precision-recall of the questions that have both answers."""
+    answered = [q for q in list_questions(predictions) if 0 < q.positive.sum() < len(q.positive)]
+    questions = answered[:MOST_CURVES]
+    if not questions:
+        return []
+    left_out = f" The first {MOST_CURVES} of {len(answered)} are drawn." if len(answered) > MOST_CURVES else ""
+    roc = plots.draw_roc(questions, _label(questions, metrics, "auc"), patients=patients, seed=seed)
+    delong = _say_delong(questions[0], patients) if len(questions) == 1 else ""
+    plans = [_Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{delong}{left_out}", roc)]
+    if predictions.kind != "regression":
+        labels = _label(questions, metrics, "average_precision")
+        draw = plots.draw_precision_recall(questions, labels)
+        caption = f"Legend: average precision with 95 % interval; dotted: prevalence.{left_out}"
+        plans.append(_Plan("precision_recall", "Precision and recall", caption, draw))
+    return plans
+
+
+def _say_delong(question: Question, patients: Integers) -> str:
+    """A second interval of the AUC that needs no resampling; "" where a class has one patient only."""
+    units = patients[question.rows]
+    if min(len(np.unique(units[question.positive])), len(np.unique(units[~question.positive]))) < 2:
+        return ""
+    auc, covariance = compute_delong(question.positive, question.score, patients=units)
+    low, high = compute_area_interval(float(auc[0]), float(covariance[0, 0]))
+    return f" By DeLong over patients: {format_value(low)} – {format_value(high)}."
+
+
+def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str) -> list[str]:
+    """Name, value and interval of each curve."""
+    labels = []
+    for question in questions:
+        number = format_number(stem, metrics.get(f"{stem}{question.metric_suffix}"))
+        interval = f" ({number.interval})" if number and number.interval else ""
+        labels.append(f"{question.name}  {number.text}{interval}" if number else question.name)
+    return labels
+
+
+def _plan_classes(predictions: Predictions) -> list[_Plan]:
+    """Confusion matrix, where every row has one class."""
+    names = predictions.class_names
+    if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
+        return []
+    if len(names) > MOST_CLASSES_DRAWN:
+        return []
+    counts = compute_confusion(predictions.grade_true, predictions.grade_predicted, num_classes=len(names))[0]
+    side = max(3.8, 0.8 * len(names) + 1.0)
+    rules = {"binary": "probability at least 0.5", "regression": "value rounded and clipped"}
+    rule = rules.get(predictions.kind, "the most probable")
+    caption = f"Images, and share of the true class. Predicted class: {rule}."
+    draw = plots.draw_confusion(counts, names)
+    matrix = _Plan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
+    return [matrix, _plan_scores(predictions)] if predictions.kind == "binary" else [matrix]
+
+
+def _plan_values(predictions: Predictions) -> list[_Plan]:
+    """Predicted against true values, and residuals."""
+    if predictions.kind != "regression":
+        return []
+    true, value = predictions.y_true, predictions.y_score[:, 0]
+    if predictions.grades:
+        caption = "Each dot an image; boxes: quartiles and median; dashed: perfect."
+        draw = plots.draw_by_grade(true, value, predictions.class_names)
+        first = _Plan("values_by_grade", "Prediction by true grade", caption, draw)
+    else:
+        draw = plots.draw_scatter(true, value)
+        first = _Plan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
+    caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
+    return [first, _Plan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
+
+
+def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[_Plan]:
+    """Reliability curve, and beside it what the probabilities are good for."""
+    if predictions.kind == "regression":
+        return []
+    questions = [question for question in list_questions(predictions) if len(question.score)]
+    if predictions.kind == "multilabel":
+        forecasts = [(q.name, q.score, q.positive.astype(np.float64)) for q in questions[:MOST_CURVES]]
+        return [_plan_reliability(forecasts, "P(label)")] if forecasts else []
+    forecast, outcome = compute_confidence(predictions.grade_true, predictions.y_score)
+    binary = predictions.kind == "binary"
+    reliability = _plan_reliability([("all", forecast, outcome)], _name_score(predictions))
+    beside = _plan_decision(questions[0], patients, seed) if binary else [_plan_scores(predictions)]
+    return [reliability, *beside]
+
+
+def _name_score(predictions: Predictions) -> str:
+    return f"P({predictions.class_names[1]})" if predictions.kind == "binary" else "Highest probability"
+
+
+def _plan_scores(predictions: Predictions) -> _Plan:
+    """Distribution of the score: of both classes, or of right and wrong predictions."""
+    right = predictions.grade_true == predictions.grade_predicted
+    groups = [("wrong", ~right), ("right", right)]
+    if predictions.kind == "binary":
+        groups = [(name, predictions.grade_true == k) for k, name in enumerate(predictions.class_names)]
+    forecast, _ = compute_confidence(predictions.grade_true, predictions.y_score)
+    draw = plots.draw_scores(
+        [(name, forecast[rows]) for name, rows in groups],
+        axis_label=_name_score(predictions),
+        limits=(0.0, 1.0),
+    )
+    caption = "Shares of each group; where groups overlap, the score cannot tell them apart."
+    return _Plan("scores", "Scores by group", caption, draw)
+
+
+def _plan_reliability(forecasts: list[Any], axis_label: str) -> _Plan:
+    caption = f"{NUM_BINS} equal-width bins; dots sized by the number of images; dashed: perfect."
+    if len(forecasts) == 1:
+        caption += " Bars: 95 % Wilson intervals, images taken as independent."
+    draw = plots.draw_reliability(forecasts, axis_label=axis_label)
+    return _Plan("reliability", "Reliability", caption, draw)
+
+
+def _plan_decision(question: Question, patients: Integers, seed: int) -> list[_Plan]:
+    """Decision curve of a yes-or-no task with both answers."""
+    if question.positive.all() or not question.positive.any():
+        return []
+    caption = "Net benefit per image over the threshold at which one would act (Vickers & Elkin 2006)."
+    draw = plots.draw_decision(question, patients=patients, seed=seed)
+    return [_Plan("decision", "Decision curve", caption, draw)]
+
+
+def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[_Plan]:
+    """Losses, validation metrics and learning rates over the epochs."""
+    rows = [_flatten(row) for row in history if plots.is_number(row.get("epoch"))]
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if plots.is_number(value)))
+    losses = [name for name in names if "loss" in name and "log_loss" not in name]
+    validation = [name for name in names if name.startswith("val") and name not in losses]
+    # All values of one scale in one figure, and none of single classes: those crowd the rest out.
+    headline = [name for name in validation if re.sub(r"^val(idation)?[._/]", "", name) in RISING] or validation
+    rates = [name for name in names if name.startswith(("lr", "learning_rate"))]
+    groups = [
+        ("loss", "Loss", losses),
+        ("validation", "Validation metrics", headline),
+        ("learning_rate", "Learning rate", rates),
+    ]
+    return [
+        _Plan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
+        for file, title, chosen in groups
+        if chosen
+    ]
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    """{"val": {"auc": 0.9}} as {"val.auc": 0.9}."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= (
+            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return flat

@@ -1,0 +1,144 @@
+"""The border of the evaluation: predictions that are checked once and trusted afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+KINDS = ("binary", "multiclass", "ordinal", "multilabel", "regression")
+ROW_SUM_TOLERANCE = 1e-2  # bfloat16 softmax sums to one within about 0.4 %
+NAMED_ROWS = 5  # rows that an error names before it only counts
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """One row per image, checked.
+
+    Attributes:
+        kind: One of `KINDS`.
+        y_true: (N,) float64 for regression; (N,) int64 in [0, K) for binary, multiclass and ordinal;
+            (N, K) float64 of 0, 1 or NaN (unknown) for multilabel.
+        y_score: (N, 1) or (N, K) float64: probabilities, or for regression the predicted value.
+        class_names: K names; may be empty for a regression without grades.
+        grades: Whether the classes are grades 0 … K-1 in this order, so that distances between them count.
+    """
+
+    kind: str
+    y_true: NDArray[Any]
+    y_score: Floats
+    class_names: tuple[str, ...]
+    grades: bool
+
+    @property
+    def has_grades(self) -> bool:
+        """True where the distance between two classes means something."""
+        return self.grades or self.kind == "ordinal"
+
+    @property
+    def grade_true(self) -> Integers:
+        """The true class of each row; (N,) int64. For regression the label is already the grade."""
+        return np.asarray(self.y_true, dtype=np.int64)
+
+    @property
+    def grade_predicted(self) -> Integers:
+        """The predicted class of each row; (N,) int64.
+
+        Binary: P(class 1) >= 0.5. Multiclass and ordinal: the most probable class, the first of equals.
+        Regression: the value rounded half up and clipped to [0, K-1].
+        """
+        score = self.y_score
+        if self.kind == "binary":
+            return np.asarray(score[:, 0] >= 0.5, dtype=np.int64)
+        if self.kind == "regression":
+            rounded = np.floor(score[:, 0] + 0.5)
+            return np.clip(rounded, 0, len(self.class_names) - 1).astype(np.int64)
+        return np.asarray(np.argmax(score, axis=1), dtype=np.int64)
+
+
+def check_predictions(
+    kind: str, y_true: ArrayLike, y_score: ArrayLike, *, class_names: Sequence[str], grades: bool = False
+) -> Predictions:
+    """The same values as checked `Predictions`.
+
+    Args:
+        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
+        y_true: (N,) or, multilabel, (N, K) with NaN for unknown.
+        y_score: (N, 1) for binary and regression, else (N, K). (N,) is taken as (N, 1).
+        class_names: K distinct names; two for binary; may be empty for a regression without grades.
+        grades: The classes are ordered grades 0 … K-1.
+
+    Raises:
+        ValueError: A shape, label or score is not as above; the message names the first rows.
+
+    Source: own choice.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    names = tuple(str(name) for name in class_names)
+    score = np.asarray(y_score, dtype=np.float64)
+    score = score[:, None] if score.ndim == 1 else score
+    true = np.asarray(y_true, dtype=np.float64)
+    _check_names(kind, names, grades=grades)
+    _check_shapes(kind, true, score, names=names)
+    _check_scores(kind, score)
+    _check_labels(kind, true, names=names, grades=grades)
+    integer_labels = kind in ("binary", "multiclass", "ordinal")
+    return Predictions(kind, true.astype(np.int64) if integer_labels else true, score, names, grades)
+
+
+def _check_names(kind: str, names: tuple[str, ...], *, grades: bool) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError(f"class_names repeats a name: {list(names)}; every class needs its own")
+    least = {"binary": 2, "multiclass": 2, "ordinal": 2, "multilabel": 1}.get(kind, 2 if grades else 0)
+    if len(names) < least or (kind == "binary" and len(names) > 2):
+        expected = "exactly 2" if kind == "binary" else f"at least {least}"
+        raise ValueError(f"class_names has {len(names)} names; {kind} needs {expected}")
+
+
+def _check_shapes(kind: str, true: Floats, score: Floats, *, names: tuple[str, ...]) -> None:
+    columns = 1 if kind in ("binary", "regression") else len(names)
+    if score.ndim != 2 or score.shape[1] != columns:
+        raise ValueError(f"y_score has shape {score.shape}; {kind} needs (N, {columns})")
+    expected = score.shape if kind == "multilabel" else score.shape[:1]
+    if true.shape != expected:
+        raise ValueError(f"y_true has shape {true.shape}; {kind} with y_score {score.shape} needs {expected}")
+    if len(score) == 0:
+        raise ValueError("y_score has no rows; there is nothing to evaluate")
+
+
+def _check_scores(kind: str, score: Floats) -> None:
+    _refuse_rows(~np.isfinite(score).all(axis=1), "y_score is NaN or infinite")
+    if kind == "regression":
+        return
+    outside = (score < -1e-6) | (score > 1 + 1e-6)
+    _refuse_rows(outside.any(axis=1), "y_score is not a probability in [0, 1] (logits were passed?)")
+    if kind in ("multiclass", "ordinal"):
+        off = np.abs(score.sum(axis=1) - 1) > ROW_SUM_TOLERANCE
+        _refuse_rows(off, "the probabilities of y_score do not sum to 1")
+
+
+def _check_labels(kind: str, true: Floats, *, names: tuple[str, ...], grades: bool) -> None:
+    if kind == "multilabel":
+        wrong = (~np.isnan(true) & (true != 0) & (true != 1)).any(axis=1)
+        _refuse_rows(wrong, "y_true is not 0, 1 or NaN (unknown)")
+        return
+    _refuse_rows(~np.isfinite(true), "y_true is NaN or infinite")
+    if kind != "regression" or grades:
+        wrong = (true != np.floor(true)) | (true < 0) | (true >= len(names))
+        _refuse_rows(wrong, f"y_true is not an integer in [0, {len(names)})")
+
+
+def _refuse_rows(bad: ArrayLike, what: str) -> None:
+    """Raises with the first bad row numbers, if there are any."""
+    rows, total = np.flatnonzero(bad), np.size(bad)
+    if rows.size:
+        named = ", ".join(str(row) for row in rows[:NAMED_ROWS])
+        more = f" and {rows.size - NAMED_ROWS} more" if rows.size > NAMED_ROWS else ""
+        raise ValueError(f"{what} in {rows.size} of {total} rows: {named}{more}")

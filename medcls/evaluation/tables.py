@@ -1,0 +1,125 @@
+"""The numbers of the report as rows of text: headline cards, all metrics, one row a class, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation.definitions import (
+    DEFINITIONS,
+    GRADED_HEADLINES,
+    HEADLINES,
+    UNIT_RANGE,
+    Definition,
+)
+from medcls.evaluation.predictions import Predictions
+
+CLASS_COLUMNS = ("auc", "auc_above", "average_precision", "recall", "specificity", "ppv", "npv", "f1")
+BETTER = {"high": "higher is better", "low": "lower is better"}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One metric as a reader sees it.
+
+    Attributes:
+        text: The value, "—" where there is none.
+        interval: "0.870 – 0.941", or "" without one.
+        reason: Why the value or the interval is missing, or "".
+        bar: Left end, length and mark in percent of [0, 1]; None where the metric has another range.
+    """
+
+    text: str
+    interval: str
+    reason: str
+    bar: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric with its meaning."""
+
+    name: str
+    definition: Definition
+    number: Number
+    better: str
+
+
+def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
+    """The headline numbers of this kind of task, in the order of their weight."""
+    graded_values = predictions.kind == "regression" and predictions.grades
+    graded_classes = predictions.kind == "multiclass" and predictions.grades
+    names = GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]
+    return [_build_row(name, metrics[name]) for name in names if name in metrics]
+
+
+def build_metric_table(metrics: Mapping[str, Any]) -> list[MetricRow]:
+    """Every metric of the whole task, in the order of `DEFINITIONS`."""
+    return [_build_row(name, metrics[name]) for name in DEFINITIONS if name in metrics]
+
+
+def build_class_table(
+    predictions: Predictions, metrics: Mapping[str, Any]
+) -> tuple[list[Definition], list[tuple[str, list[Number | None]]]]:
+    """Columns and rows of the metrics of single classes; both empty where the task has none."""
+    stems = [
+        stem
+        for stem in CLASS_COLUMNS
+        if any(f"{stem}_{name}" in metrics for name in predictions.class_names)
+        and any(_has_own_class_metric(stem, name, metrics) for name in predictions.class_names)
+    ]
+    rows = [
+        (name, [format_number(stem, metrics.get(f"{stem}_{name}")) for stem in stems])
+        for name in predictions.class_names
+        if stems
+    ]
+    return [DEFINITIONS[stem] for stem in stems], rows
+
+
+def _has_own_class_metric(stem: str, name: str, metrics: Mapping[str, Any]) -> bool:
+    return isinstance(metrics.get(f"{stem}_{name}"), Mapping)
+
+
+def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Name, images and patients of each class and of all; a label counts where it is 1."""
+    patients = np.asarray(patient_ids, dtype=str)
+    names, true = predictions.class_names, predictions.y_true
+    chosen: list[tuple[str, Any]] = []
+    if predictions.kind == "multilabel":
+        chosen = [(name, true[:, k] == 1) for k, name in enumerate(names)]
+    elif predictions.kind != "regression" or predictions.grades:
+        chosen = [(name, true == k) for k, name in enumerate(names)]
+    chosen.append(("All", np.ones(len(patients), dtype=bool)))
+    return [(name, int(rows.sum()), len(np.unique(patients[rows]))) for name, rows in chosen]
+
+
+def format_number(name: str, entry: Mapping[str, Any] | None) -> Number | None:
+    """One entry of metrics.json as text; None where there is no such metric."""
+    if entry is None:
+        return None
+    value, low, high = entry["value"], entry["low"], entry["high"]
+    bounded = name in UNIT_RANGE and low is not None
+    return Number(
+        text=format_value(value),
+        interval="" if low is None else f"{format_value(low)} – {format_value(high)}",
+        reason=str(entry.get("reason", "")),
+        bar=(100 * low, max(100 * (high - low), 0.8), 100 * value) if bounded else None,
+    )
+
+
+def format_value(value: float | None) -> str:
+    """Three decimals, fewer for large numbers; a real minus sign; "—" for None."""
+    if value is None:
+        return "—"
+    decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def _build_row(name: str, entry: Mapping[str, Any]) -> MetricRow:
+    definition = DEFINITIONS[name]
+    number = format_number(name, entry)
+    assert number is not None  # noqa: S101
+    return MetricRow(name, definition, number, BETTER.get(definition.ideal, f"best at {definition.ideal}"))

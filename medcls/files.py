@@ -1,0 +1,141 @@
+"""The file contract: atomic writes, checksums, and the names inside a store and a run.
+
+Every write goes to a temporary name in the same folder, is flushed and fsynced, and is then renamed; so a
+reader sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from medcls.errors import DataError, MissingInputError, WriteError
+
+DATASET = "dataset.json"
+MANIFEST = "manifest.parquet"
+LABELS = "labels.parquet"
+LEDGER = "ledger.parquet"
+SPLITS = "splits"
+MODEL = "model.safetensors"
+METRICS_LOG = "metrics.jsonl"
+PATIENTS = "patients.parquet"
+CONTACT_SHEET = "contact_sheet.png"
+ENVIRONMENT = "environment.json"
+CONFIG = "config/config.yaml"
+TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `path` when the block ends without an error.
+
+    Raises:
+        WriteError: the disk is full, the folder read-only or gone.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """Mkstemp makes 0600 files; outputs get the mode any other program would give them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path` atomically."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes indented UTF-8 JSON with sorted keys; NaN and infinity are refused (ValueError)."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path} is missing") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a JSON-lines file; [] where there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def append_json_line(path: Path, content: dict[str, Any]) -> None:
+    """Appends one JSON line and syncs it to disk."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(content, sort_keys=True, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        MissingInputError: no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path} is missing") from error
+
+
+def sha256_json(content: Any) -> str:
+    """Returns the hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

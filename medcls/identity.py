@@ -1,0 +1,102 @@
+"""Who is who in the outputs: ids as declared, or keyed pseudonyms that only the key's holder can map back.
+
+Plain hashes of patient ids can be guessed by trying all ids; a keyed one cannot (DICOM PS3.15 E.1.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcls.errors import ConfigError, MissingInputError
+
+KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
+KEY_BYTES = 32
+_AGE_CAP_YEARS = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Turns ids and paths into what an output may carry.
+
+    Attributes:
+        kind: "declared" keeps ids; "hmac" replaces them by HMAC-SHA256 pseudonyms of 32 hexadecimal digits.
+        key: Secret of the pseudonyms; b"" for "declared".
+    """
+
+    kind: str = "declared"
+    key: bytes = b""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Names the key without giving it away; None for declared ids."""
+        return self.pseudonym("fingerprint", "medcls")[:16] if self.kind == "hmac" else None
+
+    def pseudonym(self, domain: str, value: str) -> str:
+        """Returns the keyed pseudonym of `value`; equal values in two domains ("patient", "study") differ."""
+        message = f"{domain}\x1f{value}".encode()
+        return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:32]
+
+    def name(self, domain: str, value: str) -> str:
+        """Returns the id that outputs carry for `value`; "" stays "" (unknown)."""
+        return value if self.kind == "declared" or not value else self.pseudonym(domain, value)
+
+    def age_years(self, age_years: float | None) -> float | None:
+        """Returns the age; under pseudonyms ages over 89 are merged into 90 (45 CFR 164.514(b)(2)(i)(C))."""
+        if age_years is None or self.kind == "declared":
+            return age_years
+        return min(age_years, _AGE_CAP_YEARS)
+
+
+def read_identity(kind: str, *, key_file: str | None) -> Identity:
+    """Returns the identity rule of a configuration; the key comes from key_file or the environment.
+
+    Raises:
+        ConfigError: hmac without a key, or a key that is too short.
+        MissingInputError: key_file is not there.
+    """
+    if kind == "declared":
+        return Identity()
+    text = os.environ.get(KEY_VARIABLE, "")
+    if key_file is not None:
+        path = Path(key_file)
+        if not path.is_file():
+            raise MissingInputError(f"deidentify.key_file={path} is missing: python -m data_prep.key out={path}")
+        text = path.read_text(encoding="ascii", errors="replace")
+    if not text.strip():
+        raise ConfigError(
+            "deidentify=hmac (the default for DICOM) needs a key: python -m data_prep.key out=FILE makes one, then "
+            "deidentify.key_file=FILE; or deidentify=declared keeps the ids as they are"
+        )
+    return Identity("hmac", _parse_key(text.strip()))
+
+
+def _parse_key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) < KEY_BYTES:
+        raise ConfigError(f"the de-identification key is not {KEY_BYTES * 2} hexadecimal digits: data_prep.key")
+    return key
+
+
+def write_key(path: Path) -> Identity:
+    """Writes a new random key that only its owner can read (mode 0600), and returns its identity rule.
+
+    Raises:
+        ConfigError: the file is there already; a lost key loses the way back to the patients.
+    """
+    key = secrets.token_bytes(KEY_BYTES)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise ConfigError(f"out={path} is there already: a key is never overwritten") from error
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.hex() + "\n")
+    return Identity("hmac", key)

@@ -1,0 +1,245 @@
+"""One DICOM frame: stored values to modality values (HU and the like) to display values in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.colour import apply_palette, convert_ybr_to_rgb
+from medcls.imaging.grey import Display, Modality, build_window, choose_display, read_modality
+from medcls.imaging.headers import find_macro, read_headers, read_numbers
+from medcls.imaging.part10 import DicomFile, open_dicom, refusing_parser_errors
+from medcls.imaging.stored import PixelModule, StoredFrame, read_pixel_module, read_stored
+
+_TABLE_BITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class DicomFrame:
+    """A decoded frame with its header; what follows is arithmetic.
+
+    Attributes:
+        dataset: Header elements of part10.KEYWORDS.
+        stored: The stored values.
+        mask: (H, W), True where the pixel is padding; None when there is none.
+        modality: Stored to modality values; None for colour and palette images.
+    """
+
+    dataset: Dataset
+    stored: StoredFrame
+    mask: NDArray[np.bool_] | None
+    modality: Modality | None
+    little_endian: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityImage:
+    """Grey values in the modality's own unit.
+
+    Attributes:
+        values: (H, W), float32, after the modality LUT or rescale: HU for CT.
+        mask: (H, W), True where the pixel is padding, whose value means nothing; None when there is none.
+        unit: RescaleType ("HU", "US" for unspecified ...), "" where absent.
+        headers: Allow-listed attributes by keyword.
+    """
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    unit: str
+    headers: dict[str, str]
+
+
+def read_frame(path: Path, *, max_pixels: int) -> DicomFrame:
+    """The one frame of a DICOM file, checked before it is decoded.
+
+    Args:
+        path: A DICOM file with preamble.
+        max_pixels: Limit of rows x columns x frames x samples.
+
+    Raises:
+        ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of part10 and stored.
+
+    Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2.
+    """
+    with refusing_parser_errors(), open_dicom(path, max_inflated_bytes=4 * max_pixels + (1 << 24)) as file:
+        module = read_pixel_module(file)
+        _check_single(file.dataset, module, max_pixels)
+        stored = read_stored(file, module)
+        grey = module.photometric.startswith("MONOCHROME")
+        mask = _find_padding(file, module, stored) if grey else None
+        return DicomFrame(
+            dataset=file.dataset,
+            stored=_check_finite(stored, mask),
+            mask=mask,
+            modality=_read_modality(file, stored) if grey else None,
+            little_endian=file.syntax.is_little_endian,
+        )
+
+
+def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityImage:
+    """Grey values of a single-frame DICOM file in the modality's unit, with no window applied.
+
+    Raises:
+        ImageRefusedError: not_grey for colour images, and the reasons of read_frame.
+
+    Source: PS3.3 C.11.1 (modality LUT), C.7.6.16.2.9 (enhanced files).
+    """
+    frame = read_frame(path, max_pixels=max_pixels)
+    with refusing_parser_errors():
+        if frame.modality is None:
+            raise ImageRefusedError("not_grey", f"{frame.stored.photometric} has no modality values")
+        values = map_values(frame.stored, frame.modality.apply)
+        return ModalityImage(values, frame.mask, frame.modality.unit, read_headers(frame.dataset))
+
+
+def compute_display(
+    frame: DicomFrame, *, window_index: int = 0, windows_hu: tuple[tuple[float, float], ...] = ()
+) -> NDArray[np.float32]:
+    """Display values (C, H, W) in [0, 1], 0 black, padding 0; C is 1, 3 for colour, or the number of windows.
+
+    Args:
+        frame: A decoded frame.
+        window_index: Which of the file's VOI LUTs and windows, LUTs counted first.
+        windows_hu: CT only: (centre, width) in HU, one channel each, instead of the file's VOI. HU have a
+            meaning of their own, so MONOCHROME1 does not invert these.
+
+    Raises:
+        ImageRefusedError: mosaic, window, no_window, not_hounsfield, presentation_conflict, float_range, all_padding,
+            palette.
+
+    Source: PS3.3 C.11.2 (VOI), C.7.6.3.1.2 (MONOCHROME1, inverted once, after VOI), C.8.11.3.1.2.
+    """
+    with refusing_parser_errors():
+        if "MOSAIC" in (frame.dataset.get("ImageType") or ()):
+            raise ImageRefusedError("mosaic", "many slices tiled into one picture (Siemens)")
+        modality = frame.modality
+        if modality is None:
+            return _display_colour(frame)
+        if windows_hu:
+            _check_hounsfield(frame)
+            displays = [build_window("LINEAR", center, width) for center, width in windows_hu]
+        else:
+            displays = [_display_of_file(frame, modality, window_index)]
+        pixels = np.stack([map_values(frame.stored, _chain(modality, each)) for each in displays])
+        if frame.mask is not None:
+            pixels[:, frame.mask] = 0
+        return pixels
+
+
+def _chain(modality: Modality, display: Display) -> Display:
+    """Modality, then display."""
+    return lambda values: display(modality.apply(values))
+
+
+def map_values(stored: StoredFrame, function: Display) -> NDArray[np.float32]:
+    """Applies a function to every stored value, float32; up to 16 bits by a table of the range seen."""
+    values = stored.values
+    if values.dtype.kind == "f" or stored.bits > _TABLE_BITS:
+        return function(values.astype(np.float64)).astype(np.float32)
+    low, high = int(values.min()), int(values.max())
+    if high - low >= values.size:
+        return function(values.astype(np.float64)).astype(np.float32)
+    table = function(np.arange(low, high + 1, dtype=np.float64)).astype(np.float32)
+    found: NDArray[np.float32] = table[values.astype(np.int32) - low]
+    return found
+
+
+def _check_single(dataset: Dataset, module: PixelModule, max_pixels: int) -> None:
+    """Refuses what is not one whole image, and what is larger than allowed, before anything is decoded."""
+    asked = module.pixels * module.frames * module.samples
+    if asked > max_pixels:
+        raise ImageRefusedError("too_large", f"{asked} samples; the limit is {max_pixels}")
+    if module.frames > 1:
+        timed = any(keyword in dataset for keyword in ("FrameTime", "FrameTimeVector", "CineRate"))
+        raise ImageRefusedError("cine" if timed else "multi_frame", f"{module.frames} frames; expected one")
+    whole = read_numbers(dataset, "TotalPixelMatrixRows") + read_numbers(dataset, "TotalPixelMatrixColumns")
+    if whole and whole != [module.rows, module.columns]:
+        raise ImageRefusedError("tiled", "one tile of a larger image")
+
+
+def _read_modality(file: DicomFile, stored: StoredFrame) -> Modality:
+    """The modality transform of the frame."""
+    source = find_macro(file.dataset, "PixelValueTransformationSequence")
+    return read_modality(source, signed=stored.signed, little_endian=file.syntax.is_little_endian)
+
+
+def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> NDArray[np.bool_] | None:
+    """Where stored values are the padding value or lie in its range, both ends included."""
+    prefix = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}.get(file.element.keyword, "")
+    ends: list[Any] = [file.dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")]
+    ends = [each for each in ends if each is not None and each != ""]
+    if not ends:
+        return None
+    values = stored.values
+    numbers = [float(each) if prefix else _wrap(int(each), module.allocated, stored.signed) for each in ends]
+    mask = (values >= min(numbers)) & (values <= max(numbers))
+    if prefix and np.isnan(numbers).any():
+        mask = np.isnan(values)
+    if mask.all():
+        raise ImageRefusedError("all_padding", "every pixel is padding")
+    return mask if mask.any() else None
+
+
+def _check_finite(stored: StoredFrame, mask: NDArray[np.bool_] | None) -> StoredFrame:
+    """Float values with padding set to 0, so that it takes part in no range; no NaN or infinity elsewhere."""
+    if stored.values.dtype.kind != "f":
+        return stored
+    values = stored.values if mask is None else np.where(mask, 0, stored.values)
+    if not np.isfinite(values).all():
+        raise ImageRefusedError("not_finite", "float pixels hold NaN or infinity")
+    return replace(stored, values=values)
+
+
+def _wrap(value: int, bits: int, signed: bool) -> int:
+    """The value of a cell whatever sign its own element was written with."""
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if signed and value >> (bits - 1) else value
+
+
+def _display_colour(frame: DicomFrame) -> NDArray[np.float32]:
+    """RGB channels of a colour or palette frame; VOI does not apply to them."""
+    stored = frame.stored
+    if stored.photometric == "PALETTE COLOR":
+        return apply_palette(stored.values, frame.dataset, little_endian=frame.little_endian)
+    if stored.signed:
+        raise ImageRefusedError("unsupported_colour", "signed colour samples")
+    if stored.photometric == "YBR_FULL":
+        return convert_ybr_to_rgb(stored.values)
+    full = np.float64((1 << stored.bits) - 1)
+    return np.moveaxis(stored.values / full, -1, 0).astype(np.float32)
+
+
+def _check_hounsfield(frame: DicomFrame) -> None:
+    """Windows in HU need values in HU."""
+    modality = frame.modality
+    in_hu = modality is not None and modality.stated and modality.unit in ("", "HU")
+    if frame.dataset.get("Modality") != "CT" or not in_hu:
+        raise ImageRefusedError("not_hounsfield", "windows in HU need a CT with a rescale to HU")
+
+
+def _display_of_file(frame: DicomFrame, modality: Modality, window_index: int) -> Display:
+    """The file's own VOI transform or the stated fall-back, then the photometric inversion."""
+    photometric = frame.stored.photometric
+    if str(frame.dataset.get("PixelPresentation") or "") in ("COLOR", "MIXED", "TRUE_COLOR"):
+        raise ImageRefusedError("supplemental_palette", "grey values meant to be shown in colour")
+    shape = str(frame.dataset.get("PresentationLUTShape") or "")
+    if (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")):
+        raise ImageRefusedError("presentation_conflict", f"{photometric} with PresentationLUTShape {shape}")
+    display = choose_display(
+        find_macro(frame.dataset, "FrameVOILUTSequence"),
+        frame.stored,
+        modality,
+        mask=frame.mask,
+        window_index=window_index,
+        little_endian=frame.little_endian,
+        is_ct=frame.dataset.get("Modality") == "CT",
+    )
+    if photometric == "MONOCHROME1":
+        return lambda values: 1.0 - display(values)
+    return display

@@ -1,0 +1,211 @@
+"""Grey values: the modality LUT or rescale, and the VOI LUT or window, each as a function of an array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.colour import read_lut_words
+from medcls.imaging.headers import read_numbers
+from medcls.imaging.stored import StoredFrame
+
+Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class LookupTable:
+    """A grey lookup table; inputs off its ends take the end entries (PS3.3 C.11.1.1.1)."""
+
+    first: int
+    entries: NDArray[np.float64]
+    bits: int
+
+    def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The entry for every value, rounded to the nearest input."""
+        position = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
+        found: NDArray[np.float64] = self.entries[position.astype(np.int64)]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """Stored to modality values: a table, or slope and intercept.
+
+    Attributes:
+        unit: RescaleType or ModalityLUTType, "" where absent.
+        stated: Whether the file states a transform at all.
+    """
+
+    slope: float
+    intercept: float
+    table: LookupTable | None
+    unit: str
+    stated: bool
+
+    def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Modality values, float64."""
+        return self.table.apply(values) if self.table else values * self.slope + self.intercept
+
+    def compute_limits(self, stored: StoredFrame) -> tuple[float, float]:
+        """The smallest and largest value that the stored bits can become."""
+        if self.table:
+            return float(self.table.entries.min()), float(self.table.entries.max())
+        lowest = -(1 << (stored.bits - 1)) if stored.signed else 0
+        low, high = sorted(self.apply(np.array([lowest, lowest + (1 << stored.bits) - 1], np.float64)).tolist())
+        return low, high
+
+
+def read_modality(source: Dataset, *, signed: bool, little_endian: bool) -> Modality:
+    """The modality transform of a dataset or of an item of the pixel value transformation macro.
+
+    Raises:
+        ImageRefusedError: rescale, where it is halved, zero, or stands beside a modality LUT; lut.
+
+    Source: PS3.3 C.11.1, C.7.6.16.2.9; RT dose C.8.8.3 (DoseGridScaling).
+    """
+    slope, intercept = read_numbers(source, "RescaleSlope"), read_numbers(source, "RescaleIntercept")
+    if len(slope) != len(intercept) or len(slope) > 1:
+        raise ImageRefusedError("rescale", "RescaleSlope and RescaleIntercept must stand together, once")
+    dose = read_numbers(source, "DoseGridScaling")
+    stated = bool(slope or dose)
+    factors = (slope or dose or [1.0])[0], (intercept or [0.0])[0]
+    if factors[0] == 0:
+        raise ImageRefusedError("rescale", "a slope of 0 makes every pixel the same")
+    table, unit = None, str(source.get("RescaleType") or "")
+    items = source.get("ModalityLUTSequence")
+    if items:
+        if factors != (1.0, 0.0):
+            raise ImageRefusedError("rescale", "a modality LUT and a rescale contradict each other")
+        table = read_table(items[0], signed=signed, little_endian=little_endian)
+        unit, stated = str(items[0].get("ModalityLUTType") or ""), True
+    return Modality(*factors, table, unit, stated)
+
+
+def read_table(item: Dataset, *, signed: bool, little_endian: bool) -> LookupTable:
+    """The table of a modality or VOI LUT item.
+
+    Args:
+        item: Item with LUTDescriptor and LUTData.
+        signed: Whether the values that go in can be negative: then so can the first value mapped.
+        little_endian: Byte order of the dataset.
+
+    Raises:
+        ImageRefusedError: lut.
+
+    Source: PS3.3 C.11.1.1, C.11.2.1.1.
+    """
+    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
+    if descriptor is None or len(descriptor) != 3 or data is None:
+        raise ImageRefusedError("lut", "a lookup table without its descriptor or data")
+    length, first, bits = (int(value) for value in descriptor)
+    length = (length & 0xFFFF) or 1 << 16
+    first &= 0xFFFF
+    first -= (1 << 16) if signed and first >= 1 << 15 else 0
+    if not 8 <= bits <= 16:
+        raise ImageRefusedError("lut", f"{bits} bits an entry; expected 8 to 16")
+    entries = read_lut_words(data, bits=bits, little_endian=little_endian, length=length)
+    if len(entries) != length or entries.max() >= 1 << bits:
+        raise ImageRefusedError("lut", f"{len(entries)} entries; expected {length} of {bits} bits")
+    return LookupTable(first, entries.astype(np.float64), bits)
+
+
+def build_window(function: str, center: float, width: float) -> Display:
+    """A window as a function from modality values to [0, 1].
+
+    Args:
+        function: LINEAR, LINEAR_EXACT or SIGMOID.
+        center: Window centre, modality unit.
+        width: Window width; at least 1 for LINEAR, more than 0 for the others.
+
+    Raises:
+        ImageRefusedError: window.
+
+    Source: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1, C.11.2.1.3.2.
+    """
+    if width < 1 if function == "LINEAR" else width <= 0:
+        raise ImageRefusedError("window", f"width {width:g} is too small for {function}")
+    if function == "SIGMOID":
+        return lambda values: 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700)))
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1.0
+    elif function != "LINEAR_EXACT":
+        raise ImageRefusedError("window", "VOILUTFunction is none of LINEAR, LINEAR_EXACT, SIGMOID")
+    if width == 0:
+        return lambda values: (values > center).astype(np.float64)
+    return lambda values: np.clip((values - center) / width + 0.5, 0.0, 1.0)
+
+
+def choose_display(
+    source: Dataset,
+    stored: StoredFrame,
+    modality: Modality,
+    *,
+    mask: NDArray[np.bool_] | None,
+    window_index: int,
+    little_endian: bool,
+    is_ct: bool,
+) -> Display:
+    """The VOI transform that the file states, else a stated fall-back.
+
+    Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused, since
+    HU have no range of their own; deeper images map the smallest and largest unpadded value to 0 and 1,
+    because their full range is mostly unused (16 bits stored with a maximum of 900 would keep 4 of 256 grey
+    levels). Floats must lie in [0, 1].
+
+    Raises:
+        ImageRefusedError: window, lut, no_window, float_range.
+
+    Source: PS3.3 C.11.2 and own choice.
+    """
+    low, high = modality.compute_limits(stored)
+    tables = source.get("VOILUTSequence") or []
+    windows = _read_windows(source)
+    if window_index >= len(tables) + len(windows) and (window_index or tables or windows):
+        raise ImageRefusedError("window", f"index {window_index} of {len(tables) + len(windows)}")
+    if window_index < len(tables):
+        table = read_table(tables[window_index], signed=low < 0, little_endian=little_endian)
+        return lambda values: table.apply(values) / ((1 << table.bits) - 1)
+    if windows:
+        return build_window(*windows[window_index - len(tables)])
+    if is_ct:
+        raise ImageRefusedError("no_window", "CT without a window: give one in HU (image.windows_hu)")
+    if stored.values.dtype.kind == "f":
+        return _check_unit_range
+    if stored.bits > 8:
+        low, high = _find_range(stored.values if mask is None else stored.values[~mask], modality)
+    return _build_range(low, high)
+
+
+def _read_windows(source: Dataset) -> list[tuple[str, float, float]]:
+    """Function, centre and width of every window of the file."""
+    centers, widths = read_numbers(source, "WindowCenter"), read_numbers(source, "WindowWidth")
+    if len(centers) != len(widths):
+        raise ImageRefusedError("window", f"{len(centers)} centres and {len(widths)} widths")
+    function = str(source.get("VOILUTFunction") or "LINEAR")
+    return [(function, center, width) for center, width in zip(centers, widths, strict=True)]
+
+
+def _find_range(seen: NDArray[Any], modality: Modality) -> tuple[float, float]:
+    """The smallest and largest modality value of the pixels seen; a table need not be monotonic."""
+    inputs = seen if modality.table else np.array([seen.min(), seen.max()])
+    values = modality.apply(inputs.astype(np.float64))
+    return float(values.min()), float(values.max())
+
+
+def _build_range(low: float, high: float) -> Display:
+    """Maps [low, high] to [0, 1]; an image of one value is black."""
+    width = high - low or 1.0
+    return lambda values: np.clip((values - low) / width, 0.0, 1.0)
+
+
+def _check_unit_range(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Floats that are display values already."""
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise ImageRefusedError("float_range", "float pixels outside [0, 1] and no window in the file")
+    return values

@@ -1,0 +1,253 @@
+"""One DICOM file on disk: the header elements that pixels need, and the bytes of the pixel element.
+
+Only the elements in KEYWORDS are read; pixel bytes are touched after the caller has checked the header.
+Whatever a broken or hostile file makes the parser do ends in an ImageRefusedError without a value of it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import config, uid
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag
+
+from medcls.errors import ImageRefusedError, MedclsError
+
+_HEADER_WORDS = """
+    PatientID StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID FrameOfReferenceUID Modality
+    ImageType PatientSex PatientAge Manufacturer ManufacturerModelName BodyPartExamined ViewPosition
+    Laterality ImageLaterality BurnedInAnnotation RecognizableVisualFeatures PresentationIntentType
+    RescaleType LossyImageCompression PhotometricInterpretation
+"""
+HEADER_KEYWORDS = tuple(_HEADER_WORDS.split())
+"""Attributes that RawImage.headers may carry: codes and identifiers; no names, dates or free text."""
+
+_PIXEL_WORDS = """
+    SpecificCharacterSet Rows Columns NumberOfFrames SamplesPerPixel PlanarConfiguration BitsAllocated
+    BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit
+    FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue
+    DoubleFloatPixelPaddingRangeLimit ModalityLUTSequence RescaleSlope RescaleIntercept DoseGridScaling
+    VOILUTSequence WindowCenter WindowWidth VOILUTFunction PresentationLUTShape PixelPresentation
+    RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor
+    BluePaletteColorLookupTableDescriptor AlphaPaletteColorLookupTableDescriptor
+    RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+    SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData
+    SegmentedBluePaletteColorLookupTableData PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing
+    PixelAspectRatio CineRate FrameTime FrameTimeVector SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence TotalPixelMatrixColumns TotalPixelMatrixRows ExtendedOffsetTable
+    ExtendedOffsetTableLengths
+"""
+_PIXEL_KEYWORDS = tuple(_PIXEL_WORDS.split())
+KEYWORDS = (*HEADER_KEYWORDS, *_PIXEL_KEYWORDS)
+
+_TAGS: list[BaseTag | int] = [tag for keyword in KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
+_PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+UNDEFINED_LENGTH = 0xFFFFFFFF
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_LOGGER = logging.getLogger("pydicom")
+
+
+@dataclass(frozen=True, slots=True)
+class PixelElement:
+    """Where the pixel element stands: keyword, value representation, length, offset of its value."""
+
+    keyword: str
+    vr: str
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class DicomFile:
+    """An open file after its header was read; valid inside the `open_dicom` block."""
+
+    dataset: Dataset
+    syntax: uid.UID
+    element: PixelElement
+    _stream: BinaryIO
+
+    def read_native(self) -> bytes:
+        """The value of an uncompressed pixel element.
+
+        Raises:
+            ImageRefusedError: truncated.
+        """
+        self._stream.seek(self.element.offset)
+        return _read_exactly(self._stream, self.element.length)
+
+    def read_fragments(self) -> tuple[list[int], list[bytes]]:
+        """The basic offset table and the fragments of a compressed pixel element.
+
+        Raises:
+            ImageRefusedError: truncated, or pixel_length where the items are not well formed.
+
+        Source: PS3.5 A.4.
+        """
+        if self.element.length != UNDEFINED_LENGTH:
+            raise ImageRefusedError("pixel_length", "compressed pixel data must have undefined length")
+        self._stream.seek(self.element.offset)
+        items: list[bytes] = []
+        while True:
+            tag, length = _unpack_item(_read_exactly(self._stream, 8))
+            if tag == _SEQUENCE_END:
+                break
+            if tag != _ITEM or length == UNDEFINED_LENGTH:
+                raise ImageRefusedError("pixel_length", "expected an item of compressed pixel data")
+            items.append(_read_exactly(self._stream, length))
+        if len(items) < 2:
+            raise ImageRefusedError("pixel_length", "compressed pixel data has no fragment")
+        return [offset for (offset,) in struct.iter_unpack("<L", items[0][: len(items[0]) // 4 * 4])], items[1:]
+
+
+@contextmanager
+def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[DicomFile]:
+    """An open DICOM file with its header read and its pixels not yet.
+
+    Args:
+        path: A file with a file meta group; others are refused, not guessed at.
+        max_inflated_bytes: Where a deflated dataset is cut off and refused.
+
+    Raises:
+        ImageRefusedError: not_dicom, no_transfer_syntax, unsupported_transfer_syntax, compression_bomb,
+            truncated, no_pixel_data, nested_too_deep, unreadable.
+
+    Source: PS3.10 7.1, PS3.5 annex A.
+    """
+    with refusing_parser_errors(), path.open("rb") as stream:
+        _skip_preamble(stream)
+        syntax = _read_transfer_syntax(stream)
+        body = _inflate(stream, max_inflated_bytes) if syntax.is_deflated else stream
+        yield _read_header(body, syntax)
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a file with DICOM's file meta group, whatever it is called; the preamble may be missing."""
+    with path.open("rb") as stream:
+        try:
+            _skip_preamble(stream)
+        except ImageRefusedError:
+            return False
+    return True
+
+
+@contextmanager
+def refusing_parser_errors() -> Iterator[None]:
+    """Turns whatever a parser raises into a refusal and keeps its messages, which quote values, unsaid."""
+    was_disabled = _LOGGER.disabled
+    _LOGGER.disabled = True
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except (MedclsError, MemoryError):
+        raise
+    except RecursionError as error:
+        raise ImageRefusedError("nested_too_deep", "sequences nested too deep to be meant") from error
+    except (struct.error, EOFError) as error:
+        raise ImageRefusedError("truncated", f"an element ends early: {_describe(error)}") from error
+    except Exception as error:
+        raise ImageRefusedError("unreadable", _describe(error)) from error
+    finally:
+        _LOGGER.disabled = was_disabled
+
+
+def _describe(error: Exception) -> str:
+    """Type and place of a parser's error, without its message."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _skip_preamble(stream: BinaryIO) -> None:
+    """Leaves the stream at the file meta group, which some writers put at the very start."""
+    start = stream.read(132)
+    if start[128:] == b"DICM":
+        return
+    if start[:2] == b"\x02\x00" and start[3:4] == b"\x00" and start[4:6].isupper():
+        stream.seek(0)
+        return
+    raise ImageRefusedError("not_dicom", "no file meta group at the start or behind a preamble")
+
+
+def _read_transfer_syntax(stream: BinaryIO) -> uid.UID:
+    """The transfer syntax of the file meta group, which leaves the stream at the dataset."""
+    meta = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != 2,
+    )
+    name = meta.get("TransferSyntaxUID")
+    if not name:
+        raise ImageRefusedError("no_transfer_syntax", "the file meta group has no TransferSyntaxUID")
+    syntax = uid.UID(str(name))
+    if syntax.is_private or not syntax.is_transfer_syntax:
+        raise ImageRefusedError("unsupported_transfer_syntax", "the TransferSyntaxUID is private or unknown")
+    return syntax
+
+
+def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
+    """The inflated dataset, or a refusal when it outgrows the limit."""
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = machine.decompress(stream.read(), limit)
+    except zlib.error as error:
+        raise ImageRefusedError("truncated", "the deflated dataset is damaged") from error
+    if machine.unconsumed_tail:
+        raise ImageRefusedError("compression_bomb", f"the dataset inflates to more than {limit} bytes")
+    if not machine.eof:
+        raise ImageRefusedError("truncated", "the deflated dataset ends early")
+    return io.BytesIO(data)
+
+
+def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
+    """Reads up to the pixel element; refuses a file that has none at its top level."""
+    found: list[PixelElement] = []
+
+    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag in _PIXEL_TAGS:
+            found.append(PixelElement(_PIXEL_TAGS[tag], vr or "OW", length, stream.tell()))
+        return bool(found)
+
+    dataset = read_dataset(
+        stream,
+        is_implicit_VR=syntax.is_implicit_VR,
+        is_little_endian=syntax.is_little_endian,
+        stop_when=stop,
+        specific_tags=_TAGS,
+    )
+    if not found:
+        past_end = stream.tell() > stream.seek(0, io.SEEK_END)
+        raise ImageRefusedError(
+            *(("truncated", "an element is longer than the file") if past_end else ("no_pixel_data", ""))
+        )
+    return DicomFile(dataset, syntax, found[0], stream)
+
+
+def _read_exactly(stream: BinaryIO, length: int) -> bytes:
+    """That many bytes or a refusal; the size is checked first, so a false length allocates nothing."""
+    here = stream.tell()
+    if stream.seek(0, io.SEEK_END) - here < length:
+        raise ImageRefusedError("truncated", f"{length} bytes expected, fewer are there")
+    stream.seek(here)
+    return stream.read(length)
+
+
+def _unpack_item(header: bytes) -> tuple[int, int]:
+    """Tag and length of an item; encapsulated data is always little endian."""
+    group, element, length = struct.unpack("<HHL", header)
+    return group << 16 | element, length

@@ -1,0 +1,186 @@
+"""PNG, JPEG, TIFF and .npy files to samples in [0, 1]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medcls.errors import ImageRefusedError
+
+_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUM": "NPY"}
+_ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR = 274, 258, 262, 284
+_TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB, _TIFF_PALETTE, _TIFF_YCBCR = 0, 1, 2, 3, 6
+
+
+def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], int]:
+    """Samples (C, H, W), float32 in [0, 1], C 1 or 3, and their bits in the file.
+
+    Integers are divided by the largest value of their type (1, 8 or 16 bits), whatever they are: 12 bits
+    in a 16-bit file are dark, and the same for every file. Orientation tags are obeyed.
+
+    Args:
+        path: File, known by its first bytes.
+        max_pixels: Limit of rows x columns x samples, checked before decoding.
+
+    Raises:
+        ImageRefusedError: unknown_format, too_large, animated, unsupported_colour, transparent, truncated,
+            sample_type, float_range, axes, zero_pixels.
+
+    Source: own choice; TIFF 6.0 for photometric kinds, EXIF 2.32 4.6.4 for orientation.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(4)
+        kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+        stream.seek(0)
+        if kind == "NPY":
+            samples = _read_npy(stream, max_pixels)
+        elif kind:
+            samples = _read_picture(stream, kind, max_pixels)
+        elif start[:2] in (b"\x08\x00", b"\x00\x08"):
+            raise ImageRefusedError("no_file_meta", "DICOM without file meta: its transfer syntax is unknown")
+        else:
+            raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF nor .npy")
+    return _scale(samples)
+
+
+def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
+    """Samples (H, W, C) of a picture; Pillow reads the header, and the pixels where it keeps every bit."""
+    try:
+        image = Image.open(stream, formats=(kind,))
+    except Image.DecompressionBombError as error:
+        raise ImageRefusedError("too_large", "more pixels than Pillow would open") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageRefusedError("damaged", f"not a readable {kind}: {type(error).__name__}") from error
+    with image:
+        count = image.width * image.height * len(image.getbands())
+        if count > max_pixels:
+            raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
+        if getattr(image, "n_frames", 1) != 1:
+            raise ImageRefusedError("animated", "several images in one file")
+        try:
+            return _drop_opaque_alpha(_DECODERS[kind](stream, image))
+        except (MemoryError, ImageRefusedError):
+            raise
+        except Exception as error:
+            raise ImageRefusedError("truncated", f"pixels cannot be read: {type(error).__name__}") from error
+
+
+def _decode_jpeg(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
+    """A JPEG by Pillow, which refuses what ends early."""
+    if image.mode not in ("L", "RGB"):
+        raise ImageRefusedError("unsupported_colour", f"JPEG of kind {image.mode}")
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    return _orient(np.asarray(image), orientation)
+
+
+def _decode_png(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
+    """A PNG by libpng, since Pillow cuts 16-bit colours to 8 bits."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    keyed = image.mode == "P" or "transparency" in image.info
+    if keyed and image.mode not in ("P", "L", "RGB"):
+        raise ImageRefusedError("transparent", f"a transparent colour in a PNG of kind {image.mode}")
+    image.load()  # checks that no chunk is missing or damaged
+    if keyed:
+        return _orient(np.asarray(image.convert("RGBA")), orientation)
+    if image.mode == "1":
+        return _orient(np.asarray(image), orientation)
+    stream.seek(0)
+    return _orient(np.asarray(imagecodecs.png_decode(stream.read())), orientation)
+
+
+def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
+    """A TIFF by libtiff, raw, because Pillow loses bits of 16-bit colours and inverts only some negatives."""
+    tags = dict(image.getexif())
+    photometric = int(tags.get(_PHOTOMETRIC, -1))
+    orientation = int(tags.get(_ORIENTATION, 1))
+    if photometric == _TIFF_PALETTE or (photometric == _TIFF_YCBCR and image.mode == "RGB"):
+        return np.asarray(image.convert("RGB"))  # Pillow obeys the orientation itself
+    if image.mode == "1":
+        return np.asarray(image)  # and has undone min-is-white
+    if photometric not in (_TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB):
+        raise ImageRefusedError("unsupported_colour", f"TIFF of photometric kind {photometric}")
+    depths = set(np.atleast_1d(tags.get(_BITS, 1)).tolist())
+    if not depths <= {8, 16, 32, 64}:
+        raise ImageRefusedError("sample_type", f"TIFF of {sorted(depths)} bits a sample")
+    stream.seek(0)
+    samples = np.asarray(imagecodecs.tiff_decode(stream.read()))
+    if samples.ndim == 3 and int(tags.get(_PLANAR, 1)) == 2:
+        samples = np.moveaxis(samples, 0, -1)
+    if photometric == _TIFF_MIN_IS_WHITE:
+        if samples.dtype.kind != "u":
+            raise ImageRefusedError("sample_type", "TIFF min-is-white needs unsigned integers")
+        samples = np.iinfo(samples.dtype).max - samples
+    return _orient(samples, orientation)
+
+
+_DECODERS = {"JPEG": _decode_jpeg, "PNG": _decode_png, "TIFF": _decode_tiff}
+
+
+def _drop_opaque_alpha(samples: NDArray[Any]) -> NDArray[Any]:
+    """(H, W, C) without an alpha channel that is opaque everywhere; any other is refused."""
+    samples = samples[..., None] if samples.ndim == 2 else samples
+    if samples.ndim != 3 or samples.shape[2] > 4:
+        raise ImageRefusedError("unsupported_colour", f"an image of shape {samples.shape}")
+    if samples.shape[2] in (2, 4):
+        opaque = 1.0 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
+        if (samples[..., -1] != opaque).any():
+            raise ImageRefusedError("transparent", "an alpha channel that is not opaque everywhere")
+        samples = samples[..., :-1]
+    return samples
+
+
+def _orient(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Rows and columns turned and mirrored as the orientation tag says (EXIF 2.32, 4.6.4 A)."""
+    if orientation >= 5:  # rows and columns change places
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return samples
+
+
+def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
+    """Samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    if dtype.kind not in "bufi":
+        raise ImageRefusedError("sample_type", f".npy of {dtype}")
+    count = int(np.prod(shape, dtype=object))
+    if count > max_pixels:
+        raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
+    first, last = (shape[0] in (1, 3), shape[-1] in (1, 3)) if len(shape) == 3 else (False, True)
+    if len(shape) not in (2, 3) or first == last:
+        raise ImageRefusedError("axes", f"shape {shape}; expected (H, W), (H, W, C) or (C, H, W), C 1 or 3")
+    data = stream.read(count * dtype.itemsize)
+    if len(data) < count * dtype.itemsize:
+        raise ImageRefusedError("truncated", "the array is shorter than its header says")
+    samples = np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+    if len(shape) == 2:
+        return samples[..., None]
+    return np.moveaxis(samples, 0, -1) if first else samples
+
+
+def _scale(samples: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
+    """(C, H, W) in [0, 1] and bits a sample, from (H, W, C) of any supported type."""
+    dtype = samples.dtype
+    if samples.size == 0:
+        raise ImageRefusedError("zero_pixels", f"an image of shape {samples.shape}")
+    if dtype.kind == "f":
+        if not (np.isfinite(samples).all() and samples.min() >= 0 and samples.max() <= 1):
+            raise ImageRefusedError("float_range", "float pixels must lie in [0, 1]")
+        full, bits = 1.0, dtype.itemsize * 8
+    elif dtype.kind == "b":
+        full, bits = 1.0, 1
+    elif dtype.kind == "u" and dtype.itemsize <= 2:
+        full, bits = float(np.iinfo(dtype).max), dtype.itemsize * 8
+    else:
+        raise ImageRefusedError("sample_type", f"{dtype} pixels; expected bool, uint8, uint16 or float")
+    scaled = samples.astype(np.float32) / np.float32(full)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, 0)), bits

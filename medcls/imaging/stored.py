@@ -1,0 +1,270 @@
+"""The stored values of one frame: bits, sign, byte order, planes and compression undone, no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging import codecs
+from medcls.imaging.colour import expand_422
+from medcls.imaging.part10 import UNDEFINED_LENGTH, DicomFile
+
+_GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_FLOAT_DTYPES = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
+
+
+@dataclass(frozen=True, slots=True)
+class PixelModule:
+    """The checked attributes of the image pixel module (PS3.3 C.7.6.3, C.7.6.24 for floats)."""
+
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    photometric: str
+    planar: int | None
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one frame."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """Stored values (H, W), or (H, W, 3) where photometric is RGB or YBR_FULL, with their true bits."""
+
+    values: NDArray[Any]
+    bits: int
+    signed: bool
+    photometric: str
+
+
+def read_pixel_module(file: DicomFile) -> PixelModule:
+    """The image pixel module, checked for what decoding relies on.
+
+    Raises:
+        ImageRefusedError: missing_element, malformed_element, bit_depth, unsupported_colour.
+
+    Source: PS3.3 C.7.6.3.1; high bits other than BitsStored - 1 as in PS3.5 8.1.1 of 2008.
+    """
+    ds = file.dataset
+    photometric = str(ds.get("PhotometricInterpretation") or "").strip()
+    samples = read_integer(ds, "SamplesPerPixel")
+    known = _GREY if samples == 1 else _COLOUR if samples == 3 else ()
+    if photometric not in known:
+        name = photometric if photometric.replace("_", "").replace(" ", "").isalnum() else "?"
+        raise ImageRefusedError("unsupported_colour", f"{samples} samples of {name[:16]}")
+    is_float = file.element.keyword in _FLOAT_DTYPES
+    allocated = read_integer(ds, "BitsAllocated")
+    stored = allocated if is_float else read_integer(ds, "BitsStored")
+    module = PixelModule(
+        rows=read_integer(ds, "Rows"),
+        columns=read_integer(ds, "Columns"),
+        frames=read_integer(ds, "NumberOfFrames", default=1),
+        samples=samples,
+        photometric=photometric,
+        planar=read_integer(ds, "PlanarConfiguration", default=-1) if samples > 1 else None,
+        allocated=allocated,
+        stored=stored,
+        high=allocated - 1 if is_float else read_integer(ds, "HighBit", default=stored - 1),
+        signed=not is_float and bool(read_integer(ds, "PixelRepresentation")),
+    )
+    _check_module(module, file.element.keyword)
+    return module
+
+
+def read_integer(dataset: Dataset, keyword: str, *, default: int | None = None) -> int:
+    """The single whole number of an element.
+
+    Raises:
+        ImageRefusedError: missing_element without a default, malformed_element.
+    """
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        if default is None:
+            raise ImageRefusedError("missing_element", keyword)
+        return default
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ImageRefusedError("malformed_element", f"{keyword} is not one whole number") from error
+
+
+def _check_module(module: PixelModule, keyword: str) -> None:
+    """Refuses sizes and bit layouts that no frame can have."""
+    if min(module.rows, module.columns, module.frames) < 1:
+        raise ImageRefusedError("zero_pixels", f"{module.frames} frames of {module.rows} x {module.columns}")
+    widths = {"FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}.get(keyword, (1, 8, 16, 32))
+    layout = 1 <= module.stored <= module.high + 1 <= module.allocated
+    if module.allocated not in widths or not layout:
+        raise ImageRefusedError(
+            "bit_depth",
+            f"{module.stored} bits stored of {module.allocated}, high bit {module.high}",
+        )
+
+
+def read_stored(file: DicomFile, module: PixelModule) -> StoredFrame:
+    """The stored values of a single-frame file.
+
+    Raises:
+        ImageRefusedError: pixel_length, truncated, size_mismatch, sign_mismatch, colour_conflict,
+            damaged_codestream, compression_bomb, unsupported_transfer_syntax.
+
+    Source: PS3.5 8.1, 8.2, annexes A and G.
+    """
+    if file.element.keyword in _FLOAT_DTYPES:
+        return _read_float(file, module)
+    if not file.syntax.is_encapsulated:
+        return _read_native(file, module)
+    if file.syntax not in codecs.COMPRESSED:
+        raise ImageRefusedError("unsupported_transfer_syntax", str(file.syntax.name))
+    offsets, fragments = file.read_fragments()
+    if len(offsets) > 1:
+        raise ImageRefusedError("frame_count", f"the offset table has {len(offsets)} frames, the header 1")
+    data = b"".join(fragments)
+    if file.syntax in codecs.RLE:
+        return _decode_rle(data, module)
+    return _decode_codestream(data, file.syntax, module)
+
+
+def _read_float(file: DicomFile, module: PixelModule) -> StoredFrame:
+    """Float pixel data; the values are what they are."""
+    order = "<" if file.syntax.is_little_endian else ">"
+    dtype = np.dtype(order + _FLOAT_DTYPES[file.element.keyword])
+    data = _read_exact_native(file, module.pixels * dtype.itemsize)
+    values = np.frombuffer(data, dtype, module.pixels).reshape(module.rows, module.columns)
+    return StoredFrame(values, module.allocated, True, module.photometric)
+
+
+def _read_native(file: DicomFile, module: PixelModule) -> StoredFrame:
+    """Uncompressed pixel data of 1, 8, 16 or 32 bits."""
+    little = file.syntax.is_little_endian
+    if module.photometric in ("YBR_RCT", "YBR_ICT"):
+        raise ImageRefusedError("colour_conflict", f"{module.photometric} in uncompressed data")
+    subsampled = module.photometric == "YBR_FULL_422"
+    count = module.pixels * (2 if subsampled else module.samples)
+    data = _read_exact_native(file, (count * module.allocated + 7) // 8)
+    if not little and file.element.vr == "OW" and module.allocated <= 8:
+        data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
+    if subsampled:
+        _require_8_bits(module)
+        return StoredFrame(expand_422(data, module.rows, module.columns), 8, False, "YBR_FULL")
+    if module.allocated == 1:
+        raw = np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little")
+        return StoredFrame(_arrange(raw, module), 1, False, module.photometric)
+    dtype = f"{'<' if little else '>'}u{module.allocated // 8}"
+    raw = np.frombuffer(data, dtype, count).astype(f"=u{module.allocated // 8}", copy=False)
+    return StoredFrame(
+        _arrange(_extract_bits(raw, module.high, module.stored, module.signed), module),
+        module.stored,
+        module.signed,
+        module.photometric,
+    )
+
+
+def _read_exact_native(file: DicomFile, expected: int) -> bytes:
+    """The value if it has the very length that the header asks for, or one pad byte more to be even."""
+    length = file.element.length
+    if length == UNDEFINED_LENGTH:
+        raise ImageRefusedError("pixel_length", "encapsulated pixels under an uncompressed transfer syntax")
+    if length not in (expected, expected + expected % 2):
+        raise ImageRefusedError("pixel_length", f"{length} bytes of pixels, the header asks for {expected}")
+    return file.read_native()
+
+
+def _arrange(raw: NDArray[Any], module: PixelModule) -> NDArray[Any]:
+    """Values in the shape of the frame, colours last."""
+    if module.samples == 1:
+        return raw.reshape(module.rows, module.columns)
+    if module.planar not in (0, 1):
+        raise ImageRefusedError("missing_element", "PlanarConfiguration of a colour image")
+    if module.planar == 0:
+        return raw.reshape(module.rows, module.columns, module.samples)
+    return np.moveaxis(raw.reshape(module.samples, module.rows, module.columns), 0, -1)
+
+
+def _extract_bits(raw: NDArray[Any], high: int, stored: int, signed: bool) -> NDArray[Any]:
+    """The stored bits of each cell, sign-extended; overlays in the other bits fall away."""
+    width = raw.dtype.itemsize * 8
+    if high + 1 < width:
+        raw = raw << (width - 1 - high)
+    if signed:
+        raw = raw.view(f"i{raw.dtype.itemsize}")
+    return raw >> (width - stored) if stored < width else raw
+
+
+def _decode_rle(data: bytes, module: PixelModule) -> StoredFrame:
+    """An RLE frame: byte planes to cells."""
+    if module.allocated == 1 or module.photometric in ("YBR_FULL_422", "YBR_RCT", "YBR_ICT"):
+        raise ImageRefusedError("unsupported_colour", f"{module.allocated} bits {module.photometric} in RLE")
+    size = module.allocated // 8
+    planes = codecs.decode_rle(data, pixels=module.pixels, samples=module.samples, sample_bytes=size)
+    cells = np.ascontiguousarray(planes.swapaxes(1, 2)).view(f">u{size}").astype(f"=u{size}")
+    values = np.moveaxis(cells.reshape(module.samples, module.rows, module.columns), 0, -1)
+    values = _extract_bits(values, module.high, module.stored, module.signed)
+    values = values[..., 0] if module.samples == 1 else values
+    return StoredFrame(values, module.stored, module.signed, module.photometric)
+
+
+def _decode_codestream(data: bytes, syntax: str, module: PixelModule) -> StoredFrame:
+    """A JPEG, JPEG-LS or JPEG 2000 frame, after its own header was held against the DICOM header."""
+    stream = codecs.read_codestream(data, syntax)
+    found = (stream.rows, stream.columns, stream.samples)
+    wanted = (module.rows, module.columns, module.samples)
+    if found != wanted:
+        raise ImageRefusedError("size_mismatch", f"the codestream is {found}, the header says {wanted}")
+    codecs.check_expansion(
+        pixel_bytes=module.pixels * module.samples * ((stream.bits + 7) // 8), stream_bytes=len(data)
+    )
+    photometric = _resolve_colour(module, stream.colour)
+    values = codecs.decode_codestream(data, syntax, samples=module.samples)
+    shape = wanted[:2] if module.samples == 1 else wanted
+    if values.shape != shape:
+        raise ImageRefusedError("size_mismatch", f"decoded to {values.shape}, expected {shape}")
+    if syntax in codecs.JPEG_2000:
+        return _settle_sign(StoredFrame(values, stream.bits, stream.signed, photometric), module)
+    bits = min(stream.bits, module.stored)
+    return StoredFrame(_extract_bits(values, bits - 1, bits, module.signed), bits, module.signed, photometric)
+
+
+def _settle_sign(frame: StoredFrame, module: PixelModule) -> StoredFrame:
+    """JPEG 2000 states its own bits and sign, and they hold; one contradiction cannot be settled.
+
+    Unsigned samples under a header that says signed are, in real files, either right as they are or signed
+    values whose bits an encoder took for unsigned. Where no sample has the top bit the two are the same.
+    """
+    if module.signed and not frame.signed and int(frame.values.max()) >= 1 << (frame.bits - 1):
+        raise ImageRefusedError("sign_mismatch", "the header says signed, the JPEG 2000 codestream unsigned")
+    return frame
+
+
+def _resolve_colour(module: PixelModule, stream_colour: str) -> str:
+    """What the decoded samples are: the codestream's own word first, then the header's."""
+    named = module.photometric
+    if module.samples == 1:
+        return named
+    if stream_colour == "TRANSFORMED" and named in ("RGB", "YBR_RCT", "YBR_ICT"):
+        return "RGB"
+    if named in ("YBR_RCT", "YBR_ICT") or stream_colour == "TRANSFORMED":
+        raise ImageRefusedError("colour_conflict", f"{named} contradicts the codestream's colour transform")
+    is_ybr = stream_colour == "YBR" or (not stream_colour and named.startswith("YBR"))
+    if is_ybr:
+        _require_8_bits(module)
+    return "YBR_FULL" if is_ybr else "RGB"
+
+
+def _require_8_bits(module: PixelModule) -> None:
+    """YBR_FULL is defined for 8 bits only (PS3.3 C.7.6.3.1.2)."""
+    if (module.allocated, module.stored) != (8, 8):
+        raise ImageRefusedError("unsupported_colour", f"{module.photometric} of {module.stored} bits")

@@ -1,0 +1,225 @@
+"""Runs a function over files in worker processes that a broken file can kill without harm.
+
+A decoder may abort, hang, panic or ask for gigabytes. The work is therefore done in spawned processes with a
+limit on memory and time; what goes wrong costs the one item that caused it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeAlias, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from medcls.errors import ImageRefusedError, MedclsError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Outcomes: TypeAlias = tuple[list[Result | MedclsError], float]
+
+_CHUNK_SECONDS = 0.1
+"""Work that one message to a worker should carry, so that messages cost little beside it."""
+
+_CHUNK_ITEMS = 64
+_RESTARTS = 3
+"""Fresh pools in a row without one finished chunk before the machine, not a file, is to blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one item may use: memory in bytes beyond an idle worker's own, and seconds of wall clock."""
+
+    memory_bytes: int = 2 << 30
+    seconds: float = 60.0
+
+
+def run_limited(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    limits: Limits | None = None,
+) -> Iterator[Result | ImageRefusedError]:
+    """Yields function(item) or the refusal for every item, in the order of items, lazily.
+
+    Items travel in chunks whose size follows the measured time an item takes. A chunk that is lost to a crash
+    or a hang is run again item by item, so that only the guilty item is refused.
+
+    Args:
+        function: Picklable top-level function of a module that workers can import, so not of a __main__.
+            Its ImageRefusedError is yielded; any other MedclsError (no space left, wrong configuration) is
+            raised here and ends the run.
+        items: Picklable inputs; consumed as they are needed, a few chunks ahead.
+        workers: Processes; 0 runs in this process and without limits, for tests and notebooks.
+        limits: Memory and time for one item; the defaults of Limits when None.
+
+    Raises:
+        MedclsError: what function raised, ImageRefusedError apart; or workers keep dying before any work.
+
+    Source: own choice; reasons are out_of_memory, timeout, crashed, panic, failed.
+    """
+    if workers == 0:
+        yield from (_deliver(outcome) for outcome in map(partial(_attempt, function), items))
+        return
+    with _Crew(function, workers, limits or Limits()) as crew:
+        yield from crew.run(iter(items))
+
+
+class _Crew(Generic[Item, Result]):
+    """A pool of limited workers and the chunks they are busy with."""
+
+    def __init__(self, function: Callable[[Item], Result], workers: int, limits: Limits) -> None:
+        self._work = partial(_run_chunk, function)
+        self._workers = workers
+        self._limits = limits
+        self._pool = self._open_pool()
+        self._restarts = 0
+
+    def __enter__(self) -> _Crew[Item, Result]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def run(self, items: Iterator[Item]) -> Iterator[Result | ImageRefusedError]:
+        """Yields the outcome of every item in order."""
+        pending: deque[tuple[list[Item], ProcessFuture[_Outcomes[Result]]]] = deque()
+        size = 1
+        while True:
+            while len(pending) < 2 * self._workers + 1 and (chunk := list(itertools.islice(items, size))):
+                pending.append((chunk, self._schedule(chunk)))
+            if not pending:
+                return
+            chunk, future = pending.popleft()
+            try:
+                outcomes, seconds = future.result()
+            except BrokenProcessPool as error:
+                self._replace_pool(error)
+                again = [chunk, *(other for other, _ in pending)]
+                pending = deque((each, self._schedule(each)) for each in again)
+                continue
+            except (TimeoutError, ProcessExpired, MemoryError) as error:
+                outcomes, seconds = self._rescue(chunk, error), self._limits.seconds
+            self._restarts = 0
+            size = max(1, min(_CHUNK_ITEMS, int(_CHUNK_SECONDS * len(chunk) / max(seconds, 1e-6))))
+            yield from (_deliver(outcome) for outcome in outcomes)
+
+    def _rescue(self, chunk: list[Item], error: BaseException) -> list[Result | MedclsError]:
+        """The outcomes of a lost chunk: each item alone, or the refusal when it was alone already."""
+        if len(chunk) == 1:
+            return [_refusal_of_loss(error, self._limits)]
+        outcomes: list[Result | MedclsError] = []
+        for item in chunk:
+            try:
+                outcomes += self._schedule([item]).result()[0]
+            except (TimeoutError, ProcessExpired, MemoryError) as own_error:
+                outcomes.append(_refusal_of_loss(own_error, self._limits))
+        return outcomes
+
+    def _schedule(self, chunk: list[Item]) -> ProcessFuture[_Outcomes[Result]]:
+        future: ProcessFuture[_Outcomes[Result]] = self._pool.schedule(
+            self._work, args=(chunk,), timeout=self._limits.seconds
+        )
+        return future
+
+    def _open_pool(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._workers,
+            initializer=_limit_this_process,
+            initargs=(self._limits.memory_bytes,),
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    def _replace_pool(self, error: BrokenProcessPool) -> None:
+        """Opens a new pool after a worker died between two chunks, which pebble does not survive."""
+        self._restarts += 1
+        if self._restarts > _RESTARTS:
+            raise MedclsError(
+                f"workers died {self._restarts} times before doing any work: see above; check that the function "
+                "stands in a module they can import and that the memory limit is not too low"
+            ) from error
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+        self._pool = self._open_pool()
+
+
+def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> _Outcomes[Result]:
+    """The outcomes of a chunk and the seconds they took; runs in the worker."""
+    start = time.perf_counter()
+    outcomes = [_attempt(function, item) for item in chunk]
+    return outcomes, time.perf_counter() - start
+
+
+def _attempt(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
+    """The result, or the error that takes its place."""
+    try:
+        return function(item)
+    except MedclsError as error:
+        return error
+    except MemoryError:
+        return ImageRefusedError("out_of_memory", "decoding asked for more memory than an item may have")
+    except Exception as error:
+        return ImageRefusedError("failed", _describe(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # pyo3's PanicException derives from BaseException alone; so does SystemExit
+        return ImageRefusedError("panic", _describe(error))
+
+
+def _deliver(outcome: Result | MedclsError) -> Result | ImageRefusedError:
+    """Hands on results and refusals; an error that concerns the whole run is raised."""
+    if isinstance(outcome, MedclsError) and not isinstance(outcome, ImageRefusedError):
+        raise outcome
+    return outcome
+
+
+def _describe(error: BaseException) -> str:
+    """Type and place of an error: its message may carry a patient's name, so that stays out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _refusal_of_loss(error: BaseException, limits: Limits) -> ImageRefusedError:
+    """The refusal for an item whose worker did not come back with it."""
+    if isinstance(error, ProcessExpired):
+        return ImageRefusedError("crashed", f"the decoder ended its process with exit code {error.exitcode}")
+    if isinstance(error, TimeoutError):
+        return ImageRefusedError("timeout", f"not done after {limits.seconds:g} s")
+    return ImageRefusedError("out_of_memory", "the result did not fit the memory that an item may have")
+
+
+def _limit_this_process(memory_bytes: int) -> None:
+    """Caps a worker's address space at what it has now plus memory_bytes; no core dumps: they hold pixels."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")  # before numpy: its thread pools reserve address space per core
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = _address_space_bytes() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
+
+
+def _address_space_bytes() -> int:
+    """Address space this process has reserved; 0 where there is no /proc (macOS ignores the limit anyway)."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

@@ -1,0 +1,86 @@
+"""From features to logits, and from logits to the scores that metrics take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medcls.errors import ConfigError
+
+
+def count_logits(kind: str, num_classes: int) -> int:
+    """Returns the outputs a task's head has.
+
+    Args:
+        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
+        num_classes: K; ignored for binary and regression.
+    """
+    sizes = {"binary": 1, "regression": 1, "multiclass": num_classes, "multilabel": num_classes}
+    sizes["ordinal"] = num_classes - 1
+    if kind not in sizes:
+        raise ConfigError(f"task.kind={kind}: expected one of {', '.join(sizes)}")
+    return sizes[kind]
+
+
+class LinearHead(nn.Module):
+    """Dropout and one linear layer, with small random weights; outputs in the targets' unit for regression.
+
+    Args:
+        num_features: Of the backbone.
+        num_logits: Outputs.
+        dropout: Probability, [0, 1).
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int, num_logits: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(num_features, num_logits)
+        # Starts near the prior: the first steps teach the head before they can disturb transferred layers.
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def set_unit(self, targets: Tensor) -> None:
+        """Makes the outputs start at the mean of the targets, in units of their standard deviation (regression).
+
+        Args:
+            targets: (N, 1) of the training rows, without NaN.
+        """
+        self.shift.fill_(float(targets.mean()))
+        spread = float(targets.std(correction=0))
+        self.scale.fill_(spread if spread > 0 else 1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns logits (N, num_logits) of features (N, num_features)."""
+        logits: Tensor = self.linear(self.dropout(features)) * self.scale + self.shift
+        return logits
+
+
+def compute_scores(kind: str, logits: Tensor) -> Tensor:
+    """Returns what the metrics take, float64.
+
+    Args:
+        kind: The task.
+        logits: (N, L), any floating dtype.
+
+    Returns:
+        binary (N, 1): probability of class 1. multiclass and ordinal (N, K): probabilities summing to 1.
+        multilabel (N, K): a probability for each label. regression (N, 1): the value.
+
+    Source: ordinal: CORN, Shi, Cao and Raschka, arXiv 2111.08851, equation 4: logit k gives
+    P(y > k | y > k - 1), and their products P(y > k) never increase with k.
+    """
+    logits = logits.double()
+    if kind == "regression":
+        return logits
+    if kind == "multiclass":
+        return logits.softmax(dim=1)
+    if kind in ("binary", "multilabel"):
+        return logits.sigmoid()
+    above = logits.sigmoid().cumprod(dim=1)
+    ones, zeros = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
+    return torch.cat([ones, above], dim=1) - torch.cat([above, zeros], dim=1)

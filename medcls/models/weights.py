@@ -1,0 +1,167 @@
+"""Named ImageNet weights: where they come from, that they are what they claim, and how they reach a network."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.files import sha256_file
+
+WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
+IMAGENET = "imagenet"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A file of weights and its checksum, as a run records its ancestors."""
+
+    path: Path
+    sha256: str
+
+
+def find_weights(
+    weights: str, *, architecture: str, weights_dir: Path | None, sha256: str | None = None
+) -> WeightsFile:
+    """Returns the file behind `model.weights`, looked for offline first and downloaded last.
+
+    "imagenet" is looked for in weights_dir (or $MEDCLS_WEIGHTS_DIR) as <architecture>-imagenet.safetensors,
+    <architecture>-imagenet-features.safetensors or under torchvision's own file name, then in torch's cache, then
+    downloaded from torchvision's address (IMAGENET1K_V1). Anything else is a path.
+
+    Args:
+        weights: "imagenet" or a path to .safetensors or a torchvision .pth file.
+        architecture: torchvision's name of the network.
+        weights_dir: Offline folder, or None.
+        sha256: Expected checksum, hexadecimal, or None.
+
+    Raises:
+        MissingInputError: not there and not to be had; names the file and the folder to put it in.
+        DataError: the checksum differs.
+        ConfigError: the architecture has no ImageNet weights.
+    """
+    path = _find_imagenet(architecture, weights_dir) if weights == IMAGENET else Path(weights)
+    if not path.is_file():
+        raise MissingInputError(f"model.weights={weights} is not there: give a file, imagenet, or null for none")
+    found = sha256_file(path)
+    expected = sha256 or _expected_prefix(path)
+    if expected and not found.startswith(expected.lower()):
+        raise DataError(
+            f"{path}: sha256 {found}, expected {expected}: the file is damaged or another one; fetch it again"
+        )
+    return WeightsFile(path, found)
+
+
+def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
+    url = _imagenet_url(architecture)
+    official = url.rsplit("/", 1)[1]
+    folder = weights_dir or (Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None)
+    if weights_dir is not None and not weights_dir.is_dir():
+        raise MissingInputError(f"weights_dir={weights_dir} is not a folder")
+    names = [
+        f"{architecture}-imagenet.safetensors",
+        f"{architecture}-imagenet-features.safetensors",
+        official,
+    ]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    places = [folder / name for name in names] if folder else []
+    for path in [*places, cache / official]:
+        if path.is_file():
+            return path
+    return _download(url, cache / official, folder=folder)
+
+
+def _imagenet_url(architecture: str) -> str:
+    try:
+        weights: Any = torchvision.models.get_model_weights(architecture)
+        url: str = weights.IMAGENET1K_V1.url
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"model.weights=imagenet: torchvision has no ImageNet weights for {architecture}") from error
+    return url
+
+
+def _download(url: str, path: Path, *, folder: Path | None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_expected_prefix(path), progress=True)
+    except (OSError, RuntimeError) as error:
+        place = folder or path.parent
+        raise MissingInputError(
+            f"model.weights=imagenet: {path.name} is neither in {place} nor can it be downloaded ({_reason(error)}): "
+            f"put it into {place} (weights_dir=DIR), or choose model.weights=null to train without it"
+        ) from error
+    return path
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _expected_prefix(path: Path) -> str | None:
+    """Torchvision puts the first eight digits of the sha256 into the name: resnet18-f37072fd.pth."""
+    tail = path.stem.rsplit("-", 1)[-1]
+    is_hash = path.suffix == ".pth" and len(tail) == 8 and all(c in "0123456789abcdef" for c in tail)
+    return tail if is_hash else None
+
+
+def read_weights(file: WeightsFile) -> StateDict:
+    """Returns the tensors of a weights file by torchvision's parameter names, floating point ones as float32.
+
+    Raises:
+        DataError: neither safetensors nor a plain dictionary of tensors; nothing in the file is executed.
+    """
+    try:
+        if file.path.suffix == ".safetensors":
+            tensors = load_file(file.path)
+        else:
+            tensors = torch.load(file.path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise DataError(f"{file.path} cannot be read as weights: {_reason(error)}") from error
+    except Exception as error:  # weights_only raises pickle.UnpicklingError for anything but tensors
+        raise DataError(f"{file.path} is refused: only plain tensors are loaded ({type(error).__name__})") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise DataError(f"{file.path}: expected a dictionary of tensors")
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def load_backbone(module: nn.Module, state: StateDict, *, source: str) -> list[str]:
+    """Copies `state` into a torchvision network without its last layer; returns the parameters left as they were.
+
+    Args:
+        module: The network; its names are torchvision's.
+        state: Weights by torchvision's names; the last layer of the file (fc, classifier.6) is not used.
+        source: For messages.
+
+    Returns:
+        Names that the file does not have. Only the fully connected layers of a VGG may be missing (a file with the
+        convolutional base only); they keep their random weights and the caller says so.
+
+    Raises:
+        DataError: the file is of another architecture: other shapes, unknown names, or missing ones.
+    """
+    own = module.state_dict()
+    last = {"fc.weight", "fc.bias", "classifier.6.weight", "classifier.6.bias"}
+    given = {name: value for name, value in state.items() if name not in last}
+    unknown = sorted(set(given) - set(own))
+    shapes = [n for n in given if n in own and given[n].shape != own[n].shape]
+    missing = sorted(set(own) - set(given) - {n for n in own if n.endswith("num_batches_tracked")})
+    base_only = bool(missing) and all(name.startswith("classifier.") for name in missing)
+    if unknown or shapes or (missing and not base_only):
+        facts = [f"{len(shapes)} of other shape ({shapes[0]})"] if shapes else []
+        facts += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []
+        facts += [f"{len(missing)} missing ({missing[0]})"] if missing and not base_only else []
+        raise DataError(f"{source} is not for this architecture: {', '.join(facts)}; choose the model it was made for")
+    module.load_state_dict(given, strict=False)
+    return missing

@@ -1,0 +1,286 @@
+"""The training stage: a store to a run. It transfers, fine-tunes, and never reads the test split."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from medcls.command_line import say
+from medcls.config import TrainJob
+from medcls.data.contact_sheet import write_contact_sheet
+from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
+from medcls.errors import DataError
+from medcls.evaluation.metrics import compute_metrics
+from medcls.files import CONTACT_SHEET, MODEL, PATIENTS
+from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.heads import compute_scores
+from medcls.models.transfer import (
+    StagePlan,
+    apply_plan,
+    build_parameter_groups,
+    format_plan,
+    plan_transfer,
+    set_train_mode,
+)
+from medcls.models.weights import find_weights, load_backbone, read_weights
+from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.training_data import TrainingData, open_data, write_patients
+from medcls.training.checkpoint import ModelCard, write_model
+from medcls.training.engine import Best, EpochResult, Learner, StepRules, predict_logits, run_epochs
+from medcls.training.losses import Loss, balanced_weights, build_loss
+from medcls.training.optimizers import build_optimizer, build_schedule
+from medcls.training.precision import build_scaler, choose_device, choose_precision
+from medcls.training.run_folder import claim_run, start_run
+from medcls.training.selection import choose_score, name_metric
+from medcls.training.tracking import Tracker
+
+
+def train(job: TrainJob) -> None:
+    """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
+    run, finished = claim_run(job)
+    if finished:
+        say(f"run {run}: finished already with these settings; nothing to do")
+        return
+    device = choose_device(job.device)
+    rules = StepRules(
+        device=device,
+        precision=choose_precision(job.precision, device=device),
+        accumulate=job.trainer.accumulate,
+        clip_norm=job.trainer.clip_norm,
+        max_nonfinite=job.trainer.max_nonfinite,
+        channels_last=job.trainer.channels_last,
+    )
+    seed_everything(job.seed)
+    data = open_data(job)
+    model, plans, ancestors = build_model(job, data)
+    start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
+    write_patients(run / PATIENTS, data)
+    look_at_data(run, data)
+    best = fit(job, run, data=data, model=model, plans=plans, rules=rules)
+    write_best(job, run, data=data, best=best, ancestors=ancestors)
+
+
+def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], list[dict[str, str]]]:
+    """Builds the network, loads its weights, plans the transfer, and prints the plan."""
+    model = build_classifier(
+        job.model.name,
+        kind=data.task.kind,
+        num_classes=data.task.num_classes,
+        in_channels=data.store.spec.channels,
+        max_value=int(np.iinfo(data.store.spec.dtype).max),
+        dropout=job.model.dropout,
+    )
+    ancestors: list[dict[str, str]] = []
+    if job.model.weights is None:
+        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
+    else:
+        file = find_weights(
+            job.model.weights,
+            architecture=job.model.name,
+            weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
+            sha256=job.model.weights_sha256,
+        )
+        left = load_backbone(model.backbone.body, read_weights(file), source=str(file.path))
+        say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
+        if left:
+            say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
+        ancestors.append({"weights": job.model.weights, "file": file.path.name, "sha256": file.sha256})
+    if data.task.kind == "regression":
+        model.head.set_unit(data.train.targets)
+    plans = plan_transfer(
+        model, kind=job.transfer.kind, layer_decay=job.transfer.layer_decay, batchnorm=job.transfer.batchnorm
+    )
+    apply_plan(model, plans)
+    say(format_plan(plans, lr=job.optimizer.lr))
+    return model, plans, ancestors
+
+
+def look_at_data(run: Path, data: TrainingData) -> None:
+    """Writes the cheapest check there is: what the network will see, by class, plain and augmented."""
+    groups = [] if data.task.kind == "multilabel" else data.task.class_names
+    path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
+    say(f"look at {path}: training images by class, each with its augmented twin below")
+
+
+def fit(
+    job: TrainJob,
+    run: Path,
+    *,
+    data: TrainingData,
+    model: Classifier,
+    plans: list[StagePlan],
+    rules: StepRules,
+) -> Best:
+    """Runs the loop and returns the best epoch; one line of metrics.jsonl and of progress an epoch."""
+    workers = choose_workers(job.workers, device=rules.device)
+    sampler = build_sampler(job, data)
+    loader = build_loader(data.train, sampler, workers=workers, device=rules.device)
+    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, steps=len(loader))
+    tracker = Tracker(run, tensorboard=job.trainer.tensorboard)
+    best = Best()
+    bar = tqdm(total=job.trainer.epochs * len(data.train), unit="image", desc="train", mininterval=1.0)
+
+    def batches(epoch: int) -> Any:
+        sampler.epoch = epoch
+        return loader
+
+    def on_step(result: EpochResult) -> None:
+        bar.update(result.images + seen - bar.n)
+
+    seen = 0
+    for epoch, result, metrics, best in run_epochs(
+        learner,
+        epochs=job.trainer.epochs,
+        rules=rules,
+        batches=batches,
+        set_train_mode=lambda: set_train_mode(model, plans),
+        validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, workers=workers),
+        max_steps=job.trainer.max_steps,
+        patience=job.trainer.patience,
+        on_step=on_step,
+    ):
+        seen += result.images
+        tracker.write(describe_epoch(epoch, result, metrics, learner))
+        mark = " *" if best.epoch == epoch else ""
+        shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
+        bar.write(f"epoch {epoch + 1}/{job.trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
+    bar.close()
+    tracker.close()
+    return best
+
+
+def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
+    """Returns the order of the training images, balanced by class where asked."""
+    targets = data.train.targets.numpy().astype(np.float64)
+    weights = balance_weights(targets) if job.task.sampler == "balanced" else None
+    size = min(job.trainer.batch_size, len(data.train))
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights)
+
+
+def build_learner(
+    job: TrainJob,
+    *,
+    data: TrainingData,
+    model: Classifier,
+    plans: list[StagePlan],
+    rules: StepRules,
+    steps: int,
+) -> Learner:
+    """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
+    layout = torch.channels_last if rules.channels_last else torch.contiguous_format
+    model.to(device=rules.device, memory_format=layout)  # type: ignore[call-overload]
+    groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
+    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
+    schedule = build_schedule(
+        optimizer,
+        name=job.schedule.name,
+        steps_per_epoch=-(-steps // rules.accumulate),
+        epochs=job.trainer.epochs,
+        warmup_epochs=job.schedule.warmup_epochs,
+        step_epochs=job.schedule.step_epochs,
+        step_factor=job.schedule.step_factor,
+    )
+    average = None
+    if job.trainer.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(job.trainer.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    return Learner(
+        model=model,
+        loss=build_task_loss(job, data, unit=float(model.head.scale)),
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=build_scaler(rules.precision, device=rules.device),
+        average=average,
+        forward=torch.compile(model) if job.trainer.compile else model,
+    )
+
+
+def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
+    """Returns the training loss of the task, with class weights from the training rows where asked."""
+    weights = None
+    if job.task.class_weights == "balanced":
+        targets = data.train.targets.numpy().astype(np.float64)
+        weights = balanced_weights(job.task.kind, targets, num_classes=data.task.num_classes)
+    return build_loss(
+        job.task.kind,
+        job.task.loss,
+        class_weights=weights,
+        focal_gamma=job.task.focal_gamma,
+        label_smoothing=job.task.label_smoothing,
+        scale=unit,
+    )
+
+
+def validate(
+    job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, workers: int
+) -> tuple[float, dict[str, float]]:
+    """Returns the score that chooses the best epoch and the validation metrics for the log."""
+    sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size)
+    loader = build_loader(data.val, sampler, workers=workers, device=rules.device)
+    logits = torch.from_numpy(predict_logits(model, loader, rules))
+    loss = float(build_loss(job.task.kind, job.task.loss, focal_gamma=job.task.focal_gamma)(logits, data.val.targets))
+    targets = data.val.targets.double().numpy()
+    metrics = compute_metrics(
+        data.task.kind,
+        targets if data.task.kind == "multilabel" else targets[:, 0],
+        compute_scores(data.task.kind, logits).numpy(),
+        class_names=data.task.class_names,
+        grades=data.task.grades,
+    )
+    score = choose_score(job.task.metric, metrics, loss=loss, kind=job.task.kind)
+    return score, {"val_loss": loss, "val_score": score, **{f"val_{k}": v for k, v in metrics.items()}}
+
+
+def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], learner: Learner) -> dict[str, Any]:
+    """Returns one row of metrics.jsonl."""
+    rates = {str(group["stage"]): float(group["lr"]) for group in learner.optimizer.param_groups}
+    return {
+        "epoch": epoch,
+        "lr": rates,
+        "train_loss": result.loss,
+        "steps": result.steps,
+        "skipped_steps": result.skipped,
+        "images_per_second": result.images / result.seconds if result.seconds else None,
+        "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
+        "seconds": result.seconds,
+        **metrics,
+    }
+
+
+def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ancestors: list[dict[str, str]]) -> None:
+    """Writes model.safetensors, last of all: a run with a model file is a finished run."""
+    if best.state is None:
+        raise DataError("no epoch was finished")
+    metric = name_metric(job.task.metric, job.task.kind)
+    card = ModelCard(
+        architecture=job.model.name,
+        dropout=job.model.dropout,
+        in_channels=data.store.spec.channels,
+        max_value=int(np.iinfo(data.store.spec.dtype).max),
+        task=data.task,
+        preprocess=data.store.spec,
+        store_sha256=data.store.sha256,
+        split_name=job.split.name,
+        split_sha256=data.certificate["split_sha256"],
+        labels_sha256=data.labels_sha256,
+        ancestors=ancestors,
+        training={
+            "store": str(data.store.folder.resolve()),
+            "transfer": job.transfer.kind,
+            "seed": job.seed,
+            "epoch": best.epoch,
+            "metric": metric,
+            "score": best.score if np.isfinite(best.score) else None,
+            "train_images": len(data.train),
+            "val_images": len(data.val),
+        },
+    )
+    write_model(run / MODEL, best.state, card)
+    say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {metric} {abs(best.score):.3f}")

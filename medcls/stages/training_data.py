@@ -1,0 +1,90 @@
+"""The two splits that training may see, checked once more before anything is learnt from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medcls.command_line import say
+from medcls.config import TrainJob
+from medcls.data.augment import Augmentation
+from medcls.data.dataset import StoreDataset
+from medcls.data.manifest import read_table, write_table
+from medcls.data.splits import TRAIN, VAL, read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
+from medcls.errors import DataError
+from medcls.files import LABELS, sha256_file
+
+
+@dataclass(slots=True)
+class TrainingData:
+    """The two splits that training may see, and what is learnt from them."""
+
+    store: Store
+    task: Task
+    train: StoreDataset
+    val: StoreDataset
+    certificate: dict[str, Any]
+    labels_sha256: str
+
+
+def open_data(job: TrainJob) -> TrainingData:
+    """Opens the store, checks it and its split again, and reads the rows of train and val only."""
+    store = Store(Path(job.store or ""))
+    store.verify()
+    splits, certificate = read_split(store, job.split.name)
+    labels = read_table(store.folder / LABELS, columns=("image_id",))
+    train_rows, val_rows = rows_of(store, splits, TRAIN), rows_of(store, splits, VAL)
+    if not len(train_rows) or not len(val_rows):
+        raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
+    task = build_task(
+        job.task.kind,
+        labels.take(train_rows),
+        label=job.task.label,
+        labels=job.task.labels,
+        classes=job.task.classes,
+        grades=job.task.grades,
+    )
+    augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=store.spec.dtype)
+    datasets: dict[str, StoreDataset] = {}
+    for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
+        kept, targets = select_labelled(task, labels, rows, split=name)
+        check_classes_present(task, targets, split=name)
+        chosen = augmentation if name == TRAIN else None
+        datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, seed=job.seed)
+    say(describe_data(store, task, datasets))
+    sha = sha256_file(store.folder / LABELS)
+    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha)
+
+
+def select_labelled(
+    task: Task, labels: pa.Table, rows: NDArray[np.int64], *, split: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns the rows that have a target and their targets (N, T); says how many were left out."""
+    targets, known = encode_targets(task, labels.take(rows))
+    if not known.all():
+        say(f"{split}: {int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
+    if not known.any():
+        raise DataError(f"{split}: no image has a label of this task ({', '.join(task.columns)})")
+    return rows[known], targets[known]
+
+
+def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -> str:
+    """Returns one line: store, sizes, classes."""
+    sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in datasets.items())
+    classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
+    return f"store {store.folder}: {sizes} images {store.shape}; task {task.kind}: {classes}"
+
+
+def write_patients(path: Path, data: TrainingData) -> None:
+    """Writes who was trained and selected on: a later run or store is checked against it."""
+    patients = data.store.column("patient_id")
+    rows = sorted({(patients[row], split) for split, d in (("train", data.train), ("val", data.val)) for row in d.rows})
+    table = {"patient_id": [p for p, _ in rows], "split": [s for _, s in rows]}
+    write_table(path, pa.table(table))

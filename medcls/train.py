@@ -1,0 +1,46 @@
+"""python -m medcls.train: a store to a run; transfers, fine-tunes, and never reads the test split."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from medcls.command_line import run_command, say
+from medcls.config import TrainJob
+from medcls.errors import UsageError
+
+
+def main(job: TrainJob) -> None:
+    """Checks what can be checked without torch, then trains."""
+    if job.store is None:
+        raise UsageError("store=DIR is missing: name the store that data_prep wrote, or experiment=demo")
+    if job.run is None:
+        raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
+    if job.demo:
+        prepare_demo(Path(job.store))
+    # torch takes seconds to import: --help and --cfg job do without it.
+    from medcls.stages.train import train
+
+    train(job)
+    say(f"next: python -m medcls.evaluate run={job.run} split=test")
+
+
+def prepare_demo(store: Path) -> None:
+    """Writes the synthetic demo set and its store, where missing, through the commands that a user types."""
+    if (store / "dataset.json").is_file():
+        return
+    raw = store.parent / "raw"
+    say("experiment=demo: preparing the SYNTHETIC demo set first")
+    commands = [
+        ["data_prep.demo", f"out={raw}"],
+        ["data_prep", f"source={raw}", f"labels={raw}/labels.csv", f"store={store}", "deidentify=declared"],
+    ]
+    for module, *arguments in commands:
+        code = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+        if code:
+            raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    run_command("train", main, program="python -m medcls.train", default="experiment=demo")

@@ -1,0 +1,272 @@
+"""The loop: plain PyTorch, in the order scale, unscale, clip, step, update."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
+
+from medcls.data.dataset import Batch
+from medcls.errors import MedclsError
+from medcls.training.losses import Loss
+from medcls.training.precision import autocast
+
+
+class NonFiniteError(MedclsError):
+    """The loss or its gradient stayed infinite or NaN for several steps in a row."""
+
+    exit_code = 70
+
+
+@dataclass(slots=True)
+class Learner:
+    """Everything a training step changes.
+
+    Attributes:
+        model: Stored images to logits.
+        loss: (logits, targets) to a scalar.
+        optimizer: Over the trained parameters.
+        schedule: Stepped after each optimizer step.
+        scaler: Active for fp16 only.
+        average: Exponential moving average of the weights, or None.
+        forward: `model`, or a compiled form of it.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: Optimizer
+    schedule: LRScheduler
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    forward: Callable[[Tensor], Tensor]
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept: the average where there is one."""
+        module: nn.Module = self.average.module if self.average is not None else self.model
+        return module
+
+
+@dataclass(frozen=True, slots=True)
+class StepRules:
+    """How a step is made.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+        accumulate: Batches to one optimizer step.
+        clip_norm: Largest gradient norm, or None.
+        max_nonfinite: Stop after so many non-finite steps in a row.
+        channels_last: Memory layout of the images.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    max_nonfinite: int = 5
+    channels_last: bool = True
+
+
+@dataclass(slots=True)
+class EpochResult:
+    """What one epoch did.
+
+    Attributes:
+        loss: Mean training loss over images of finite steps; NaN where there was none.
+        images: Seen.
+        steps: Optimizer steps taken.
+        skipped: Steps skipped because the loss or the gradient was not finite.
+        seconds: Wall clock.
+        wait_seconds: Of these, waiting for data.
+    """
+
+    loss: float = math.nan
+    images: int = 0
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+
+def move_images(images: Tensor, rules: StepRules) -> Tensor:
+    """Returns the stored integers on the device; conversion to float happens there."""
+    layout = torch.channels_last if rules.channels_last and images.ndim == 4 else torch.contiguous_format
+    return images.to(rules.device, non_blocking=True).contiguous(memory_format=layout)
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[Batch],
+    rules: StepRules,
+    *,
+    max_steps: int | None = None,
+    on_step: Callable[[EpochResult], None] = lambda result: None,
+) -> EpochResult:
+    """Trains on every batch once and returns what happened; the model must be in training mode.
+
+    Args:
+        learner: What is trained.
+        batches: Of the epoch.
+        rules: How.
+        max_steps: Ends the epoch after so many steps.
+        on_step: Called after each step, for progress.
+
+    Raises:
+        NonFiniteError: rules.max_nonfinite skipped steps in a row.
+    """
+    result = EpochResult()
+    start = time.perf_counter()
+    iterator = iter(batches)
+    loss_sum, loss_images, in_a_row = 0.0, 0, 0
+    while max_steps is None or result.steps + result.skipped < max_steps:
+        waiting = time.perf_counter()
+        group = list(islice(iterator, rules.accumulate))
+        result.wait_seconds += time.perf_counter() - waiting
+        if not group:
+            break
+        loss = train_step(learner, group, rules)
+        images = sum(len(batch.images) for batch in group)
+        result.images += images
+        if loss is None:
+            result.skipped, in_a_row = result.skipped + 1, in_a_row + 1
+            if in_a_row >= rules.max_nonfinite:
+                raise NonFiniteError(
+                    f"the loss was not finite for {in_a_row} steps in a row: lower optimizer.lr, set "
+                    "trainer.clip_norm, or precision=fp32"
+                )
+        else:
+            result.steps, in_a_row = result.steps + 1, 0
+            loss_sum, loss_images = loss_sum + loss * images, loss_images + images
+        result.loss = loss_sum / loss_images if loss_images else math.nan
+        result.seconds = time.perf_counter() - start
+        on_step(result)
+    return result
+
+
+def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> float | None:
+    """Takes one optimizer step over the batches of `group`; returns the loss, or None where it was skipped."""
+    total = sum(len(batch.images) for batch in group)
+    learner.optimizer.zero_grad(set_to_none=True)
+    mean_loss = 0.0
+    for batch in group:
+        with autocast(rules.precision, device=rules.device):
+            logits = learner.forward(move_images(batch.images, rules))
+        # The loss is computed in float32: log and exp of half precision lose rare classes.
+        loss = learner.loss(logits.float(), batch.targets.to(rules.device))
+        share = len(batch.images) / total
+        mean_loss += float(loss.detach()) * share
+        if not math.isfinite(mean_loss):
+            learner.optimizer.zero_grad(set_to_none=True)
+            return None
+        learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    learner.scaler.unscale_(learner.optimizer)
+    if not _clip(learner, rules):
+        learner.optimizer.zero_grad(set_to_none=True)
+        return None
+    scale = learner.scaler.get_scale()
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.scaler.get_scale() < scale:
+        # The scaler met an infinity and skipped; it is meant to, until even the smallest scale overflows.
+        return mean_loss if scale > 1 else None
+    learner.schedule.step()
+    if learner.average is not None:
+        learner.average.update_parameters(learner.model)
+    return mean_loss
+
+
+def _clip(learner: Learner, rules: StepRules) -> bool:
+    """Clips the gradient; returns whether it may be used.
+
+    With an active scaler infinite gradients are its signal to lower the scale: step() then skips by itself.
+    """
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, rules.clip_norm or math.inf)
+    return learner.scaler.is_enabled() or bool(torch.isfinite(norm))
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, batches: Iterable[Batch], rules: StepRules) -> NDArray[np.float64]:
+    """Returns logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode."""
+    model.eval()
+    logits, positions = [], []
+    for batch in batches:
+        with autocast(rules.precision, device=rules.device):
+            out = model(move_images(batch.images, rules))
+        logits.append(out.float().cpu())
+        positions.append(batch.positions)
+    order = torch.cat(positions).argsort()
+    result: NDArray[np.float64] = torch.cat(logits)[order].double().numpy()
+    return result
+
+
+@dataclass(slots=True)
+class Best:
+    """The best epoch so far by the validation metric.
+
+    Attributes:
+        score: Its metric, larger is better; -inf before the first.
+        epoch: Its number; -1 before the first.
+        state: Copy of the evaluated network's weights on the CPU.
+    """
+
+    score: float = -math.inf
+    epoch: int = -1
+    state: dict[str, Tensor] | None = None
+
+    def update(self, score: float, epoch: int, model: nn.Module) -> bool:
+        """Keeps the model where its score is better; a NaN score never is, unless there is nothing yet."""
+        better = score > self.score or self.state is None
+        if better:
+            self.score, self.epoch = (score if math.isfinite(score) else -math.inf), epoch
+            self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        return better
+
+
+def run_epochs(
+    learner: Learner,
+    *,
+    epochs: int,
+    rules: StepRules,
+    batches: Callable[[int], Iterable[Batch]],
+    set_train_mode: Callable[[], None],
+    validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
+    max_steps: int | None = None,
+    patience: int | None = None,
+    on_step: Callable[[EpochResult], None] = lambda result: None,
+) -> Iterator[tuple[int, EpochResult, dict[str, float], Best]]:
+    """Yields (epoch, what it did, validation metrics, best so far) after each epoch, 0 first.
+
+    Args:
+        learner: What is trained.
+        epochs: Largest number of epochs.
+        rules: How a step is made.
+        batches: Epoch -> its batches.
+        set_train_mode: Puts the model's stages into their training modes.
+        validate: Model -> (score to maximise, metrics to log).
+        max_steps: Ends the whole training after so many steps.
+        patience: Ends it after so many epochs without a better score.
+        on_step: For progress.
+    """
+    best = Best()
+    left = max_steps
+    for epoch in range(epochs):
+        set_train_mode()
+        result = train_one_epoch(learner, batches(epoch), rules, max_steps=left, on_step=on_step)
+        score, metrics = validate(learner.evaluated)
+        best.update(score, epoch, learner.evaluated)
+        yield epoch, result, metrics, best
+        left = None if left is None else left - result.steps - result.skipped
+        if left == 0 or (patience is not None and epoch - best.epoch >= patience):
+            return

@@ -1,0 +1,137 @@
+"""The loss of each task: (logits, targets) -> one number, unknown targets masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from medcls.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "auto": F.mse_loss,
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+
+
+def build_loss(
+    kind: str,
+    name: str = "auto",
+    *,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 2.0,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+) -> Loss:
+    """Returns the loss of a task.
+
+    It takes logits (N, L), any floating dtype, and targets (N, T), float32 with NaN for unknown, and returns a
+    scalar float32: the mean over known targets (0 with no gradient where none is known).
+
+    Args:
+        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
+        name: "auto", or "cross_entropy" | "focal" | "corn" | "mse" | "mae" | "huber" where the task has it.
+        class_weights: (2,) binary, (K,) multiclass, (K, 2) multilabel as [negative, positive], or None.
+        focal_gamma: Focusing exponent of the focal loss.
+        label_smoothing: Of multiclass cross-entropy, [0, 1).
+        scale: Unit of a regression target; residuals are divided by it.
+
+    Raises:
+        ConfigError: the task has no such loss.
+
+    Source: focal loss, Lin et al., arXiv 1708.02002, equation 4; CORN, Shi, Cao and Raschka, arXiv 2111.08851,
+    equation 7.
+    """
+    gamma = focal_gamma if name == "focal" else 0.0
+    if kind == "multiclass" and name in ("auto", "cross_entropy", "focal"):
+        return _multiclass_loss(class_weights, gamma=gamma, label_smoothing=label_smoothing)
+    if kind in ("binary", "multilabel") and name in ("auto", "cross_entropy", "focal"):
+        return _binary_loss(class_weights, gamma=gamma)
+    if kind == "ordinal" and name in ("auto", "corn"):
+        return _corn_loss
+    if kind == "regression" and name in _REGRESSION:
+        return _regression_loss(name, scale=scale)
+    raise ConfigError(f"task.loss={name}: task.kind={kind} has no such loss")
+
+
+def _mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; an empty sum stays 0 instead of becoming NaN."""
+    total = weights.sum()
+    return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
+
+
+def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smoothing: float) -> Loss:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        index = targets[:, 0].long()
+        losses = F.cross_entropy(logits.float(), index, reduction="none", label_smoothing=label_smoothing)
+        if gamma:
+            chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
+            losses = (1 - chance) ** gamma * losses
+        ones = torch.ones_like(losses)
+        return _mean(losses, ones if class_weights is None else class_weights.to(losses.device)[index])
+
+    return loss
+
+
+def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        known = ~targets.isnan()
+        flags = targets.nan_to_num()
+        losses = F.binary_cross_entropy_with_logits(logits.float(), flags, reduction="none")
+        if gamma:
+            chance = logits.float().sigmoid()
+            losses = torch.where(flags > 0.5, 1 - chance, chance) ** gamma * losses
+        weights = known.to(losses.dtype)
+        if class_weights is not None:
+            pair = class_weights.to(losses.device).view(-1, 2)
+            weights = weights * torch.where(flags > 0.5, pair[:, 1], pair[:, 0])
+        return _mean(losses, weights)
+
+    return loss
+
+
+def _corn_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logit k learns P(y > k) on the images with y > k - 1 only."""
+    steps = torch.arange(logits.shape[1], device=logits.device)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), (targets > steps).float(), reduction="none")
+    return _mean(losses, (targets >= steps).float())
+
+
+def _regression_loss(name: str, *, scale: float) -> Loss:
+    function = _REGRESSION[name]
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return function(logits.float() / scale, targets / scale)
+
+    return loss
+
+
+def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: int) -> Tensor | None:
+    """Returns class weights inversely proportional to the counts in the training rows, with mean 1 over rows.
+
+    Args:
+        kind: "binary", "multiclass" or "multilabel"; other tasks have no class weights.
+        targets: (N, T) of the training rows.
+        num_classes: K.
+
+    Raises:
+        ConfigError: a task without class weights.
+
+    Source: King and Zeng, Logistic regression in rare events data, 2001 (n / (K n_c)).
+    """
+    if kind == "multilabel":
+        counts = np.stack([np.nansum(targets == 0, axis=0), np.nansum(targets == 1, axis=0)], axis=1)
+        return torch.as_tensor(counts.sum(axis=1, keepdims=True) / (2 * np.maximum(counts, 1)), dtype=torch.float32)
+    if kind not in ("binary", "multiclass"):
+        raise ConfigError(f"task.class_weights=balanced: task.kind={kind} has none; task.sampler=balanced may do")
+    size = 2 if kind == "binary" else num_classes
+    counts = np.bincount(targets[:, 0].astype(np.int64), minlength=size)
+    return torch.as_tensor(len(targets) / (size * np.maximum(counts, 1)), dtype=torch.float32)

@@ -1,0 +1,98 @@
+"""Optimizers by name and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from medcls.errors import ConfigError
+
+
+def build_optimizer(name: str, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9) -> Optimizer:
+    """Returns the optimizer over parameter groups that carry their own lr and weight_decay.
+
+    Args:
+        name: "sgd" (Nesterov momentum), "adam" or "adamw" (decoupled weight decay).
+        groups: From transfer.build_parameter_groups.
+        lr: Of groups without their own.
+        momentum: Of SGD, [0, 1).
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    if name == "adam":
+        return torch.optim.Adam(groups, lr=lr)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    raise ConfigError(f"optimizer.name={name}: expected sgd, adam or adamw")
+
+
+def lr_factor(
+    step: int,
+    *,
+    name: str,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[int] = (),
+    step_factor: float = 0.1,
+) -> float:
+    """Returns the factor on the learning rate at an optimizer step: a pure function of the step.
+
+    Args:
+        step: 0 is the first step.
+        name: "constant", "cosine" (to 0 at total_steps) or "step".
+        total_steps: Of the whole training.
+        warmup_steps: Linear rise from 1 / warmup_steps.
+        milestones: Steps at which name="step" multiplies by step_factor.
+        step_factor: See milestones.
+
+    Source: cosine, Loshchilov and Hutter, arXiv 1608.03983, equation 5; warm-up, Goyal et al., arXiv 1706.02677,
+    section 2.2.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if name == "cosine":
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if name == "step":
+        return float(step_factor ** sum(step >= milestone for milestone in milestones))
+    return 1.0
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    *,
+    name: str,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: float = 0.0,
+    step_epochs: Sequence[float] = (),
+    step_factor: float = 0.1,
+) -> LambdaLR:
+    """Returns the schedule; call its step() after each optimizer step.
+
+    Raises:
+        ConfigError: the warm-up is longer than the training.
+    """
+    if warmup_epochs >= epochs and warmup_epochs > 1:
+        raise ConfigError(f"schedule.warmup_epochs={warmup_epochs}: trainer.epochs={epochs} ends before it")
+    total = steps_per_epoch * epochs
+
+    def factor(step: int) -> float:
+        return lr_factor(
+            step,
+            name=name,
+            total_steps=total,
+            warmup_steps=min(round(warmup_epochs * steps_per_epoch), max(0, total - 1)),
+            milestones=[round(epoch * steps_per_epoch) for epoch in step_epochs],
+            step_factor=step_factor,
+        )
+
+    return LambdaLR(optimizer, factor)

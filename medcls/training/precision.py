@@ -1,0 +1,44 @@
+"""Which number format computes, and the scaler that fp16 needs."""
+
+from __future__ import annotations
+
+import torch
+
+from medcls.errors import ConfigError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: str) -> str:
+    """Returns "cuda" or "cpu"; "auto" takes CUDA where there is one.
+
+    Raises:
+        ConfigError: device=cuda without a CUDA device.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ConfigError("device=cuda: torch sees no CUDA device here; device=auto takes the CPU")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def choose_precision(precision: str, *, device: str) -> str:
+    """Returns "fp32", "bf16" or "fp16".
+
+    "auto" is bf16 on GPUs that have it in hardware, fp16 with gradient scaling on older ones, fp32 on the CPU (where
+    bf16 is emulated and many times slower).
+    """
+    if precision != "auto":
+        return precision
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(precision: str, *, device: str) -> torch.autocast:
+    """Returns the autocast context of a precision; for fp32 it does nothing."""
+    return torch.autocast(device, dtype=_DTYPES[precision], enabled=precision != "fp32")
+
+
+def build_scaler(precision: str, *, device: str) -> torch.amp.GradScaler:
+    """Returns the gradient scaler: active for fp16, which underflows without it; a no-op otherwise."""
+    return torch.amp.GradScaler(device, enabled=precision == "fp16")

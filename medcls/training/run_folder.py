@@ -1,0 +1,81 @@
+"""The run folder: claimed by one configuration, never silently by another."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medcls.config import TrainJob
+from medcls.errors import ConfigError, UsageError
+from medcls.files import (
+    CONFIG,
+    CONTACT_SHEET,
+    ENVIRONMENT,
+    METRICS_LOG,
+    MODEL,
+    PATIENTS,
+    read_json,
+    sha256_json,
+    write_bytes,
+    write_json,
+)
+
+SETTINGS = "config/settings.json"
+# They do not change what is learnt.
+_FREE = ("run", "workers", "weights_dir", "demo")
+_OURS = {"config", "checkpoints", "evaluation", "tensorboard", METRICS_LOG, PATIENTS, MODEL, ENVIRONMENT, CONTACT_SHEET}
+
+
+def claim_run(job: TrainJob) -> tuple[Path, bool]:
+    """Returns the run folder and whether it holds a finished run with the very same settings.
+
+    An unfinished run of the same settings is started again from its beginning.
+
+    Raises:
+        UsageError: no run=.
+        ConfigError: the folder holds another run, or something that is no run.
+    """
+    if job.run is None:
+        raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
+    run = Path(job.run)
+    settings = {key: value for key, value in asdict(job).items() if key not in _FREE}
+    if not run.exists() or not any(run.iterdir()):
+        return run, False
+    if not (run / SETTINGS).is_file():
+        strangers = sorted(path.name for path in run.iterdir() if path.name not in _OURS)
+        raise ConfigError(
+            f"run={run} holds {', '.join(strangers) or 'a broken run'} and no run: choose an empty folder"
+        )
+    before = read_json(run / SETTINGS)
+    changed = sorted(_changes(before, settings))
+    if changed:
+        state = "a finished" if (run / MODEL).is_file() else "an unfinished"
+        raise ConfigError(
+            f"run={run} holds {state} run with other settings ({'; '.join(changed)}): choose another run="
+        )
+    return run, (run / MODEL).is_file()
+
+
+def _changes(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(set(before) | set(now))
+        return [c for k in keys for c in _changes(before.get(k), now.get(k), f"{name}.{k}" if name else k)]
+    return [] if before == now else [f"{name}: {before} -> {now}"]
+
+
+def start_run(run: Path, job: TrainJob, *, environment: dict[str, Any]) -> None:
+    """Empties an unfinished run and writes its configuration and environment."""
+    for name in _OURS - {"evaluation"}:
+        path = run / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    settings = {key: value for key, value in asdict(job).items() if key not in _FREE}
+    write_json(run / SETTINGS, settings)
+    write_bytes(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(job))).encode())
+    write_json(run / ENVIRONMENT, environment | {"settings_sha256": sha256_json(settings)})

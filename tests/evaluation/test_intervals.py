@@ -1,0 +1,155 @@
+"""Bootstrap over patients: determinism, the unit, and what happens where there is too little."""
+
+from __future__ import annotations
+
+import json
+from unittest import mock
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+from medcls.evaluation import intervals
+from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.predictions import KINDS
+
+
+def compute(task, patients, **change):
+    task = {"replicates": 200} | dict(task) | change
+    return compute_intervals(task.pop("kind"), task.pop("y_true"), task.pop("y_score"), patient_ids=patients, **task)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_intervals_whatever_the_chunks(make_task, make_patients, kind):
+    task, patients = make_task(kind), make_patients(60)
+    first = compute(task, patients)
+    assert compute(task, patients) == first
+    assert compute(task, patients, seed=1) != first
+    with mock.patch.object(intervals, "CHUNK_VALUES", 7 * 60):
+        chunked = compute(task, patients)
+    assert chunked.keys() == first.keys()
+    for name, entry in first.items():
+        assert chunked[name] == pytest.approx(entry, rel=1e-9), name  # products of matrices differ in last bits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_lies_in_its_interval_and_all_is_json(make_task, make_patients, kind):
+    found = compute(make_task(kind, rows=120), make_patients(120))
+    json.dumps(found, allow_nan=False)
+    given = {name: entry for name, entry in found.items() if entry["low"] is not None}
+    assert len(given) >= 0.95 * len(found)
+    assert all(entry["low"] <= entry["value"] <= entry["high"] for entry in given.values())
+    assert all(("reason" in entry) == (name not in given) for name, entry in found.items())
+
+
+def test_agrees_with_an_explicit_bootstrap_of_rows(make_task):
+    task, patients = make_task("binary"), [f"p{row // 3:03d}" for row in range(60)]
+    found = compute(task, patients)
+    generator, areas, accuracies = np.random.default_rng(0), [], []
+    true, score = task["y_true"], task["y_score"][:, 0]
+    for _ in range(200):
+        rows = np.concatenate([np.arange(3 * p, 3 * p + 3) for p in generator.integers(20, size=20)])
+        areas.append(roc_auc_score(true[rows], score[rows]))
+        accuracies.append(accuracy_score(true[rows], score[rows] >= 0.5))
+    for name, drawn in (("auc", areas), ("accuracy", accuracies)):
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert (found[name]["low"], found[name]["high"]) == pytest.approx((low, high))
+
+
+def test_copies_of_an_image_do_not_narrow_the_interval(make_task):
+    task = make_task("binary")
+    single = compute(task, [str(row) for row in range(60)])
+    copied = {name: np.repeat(task[name], 5, axis=0) for name in ("y_true", "y_score")}
+    several = compute(task, [str(row) for row in np.repeat(np.arange(60), 5)], **copied)
+    assert several["auc"] == pytest.approx(single["auc"])
+    naive = compute(task, [str(row) for row in range(300)], **copied)
+    assert naive["auc"]["high"] - naive["auc"]["low"] < 0.6 * (single["auc"]["high"] - single["auc"]["low"])
+
+
+def test_the_order_of_the_rows_does_not_matter_to_the_value_nor_much_to_the_interval(make_task, make_patients):
+    task, patients = make_task("multiclass"), np.array(make_patients(60))
+    order = np.random.default_rng(3).permutation(60)
+    shuffled = {name: task[name][order] for name in ("y_true", "y_score")}
+    assert compute(task, patients[order], **shuffled)["auc"] == pytest.approx(compute(task, patients)["auc"])
+
+
+def test_a_higher_level_gives_a_wider_interval(make_task, make_patients):
+    narrow, wide = (compute(make_task("ordinal"), make_patients(60), level=level)["mae"] for level in (0.5, 0.99))
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+
+def test_one_patient_has_values_and_no_intervals(make_task):
+    found = compute(make_task("binary"), ["only"] * 60)
+    assert found["auc"]["value"] > 0.5
+    assert found["auc"]["low"] is None
+    assert found["auc"]["reason"] == "one patient only: there is nothing to resample"
+
+
+def test_an_absent_class_is_null_with_its_name(make_task, make_patients):
+    task = make_task("multiclass")
+    rows = task["y_true"] != 2
+    shorter = {name: task[name][rows] for name in ("y_true", "y_score")}
+    found = compute(task, make_patients(int(rows.sum())), **shorter)
+    assert found["auc"] == {"value": None, "low": None, "high": None, "reason": "no image of class KL2"}
+    assert found["auc_KL0"]["low"] is not None
+
+
+def test_a_label_without_positives_is_named(make_task, make_patients):
+    task = make_task("multilabel")
+    task["y_true"][:, 1] = np.where(np.isnan(task["y_true"][:, 1]), np.nan, 0)
+    found = compute(task, make_patients(60))
+    assert found["auc_KL1"]["reason"] == "no image with KL1"
+    assert found["auc"]["value"] is None
+    assert found["auc_KL0"]["value"] is not None
+
+
+def test_a_class_of_one_patient_has_a_value_and_no_interval(make_task, make_patients):
+    task = make_task("binary")
+    true = np.zeros(60, dtype=int)
+    true[:2] = 1
+    found = compute(task, make_patients(60), y_true=true)["sensitivity"]
+    assert found["value"] is not None
+    assert found["low"] is None
+    assert found["reason"].startswith("defined in only ")
+
+
+def test_separated_classes_have_no_slope_and_the_reason_says_so(make_task, make_patients):
+    task = make_task("binary")
+    score = 0.1 + 0.8 * task["y_true"] + 0.001 * np.arange(60)
+    found = compute(task, make_patients(60), y_score=score)
+    assert found["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["calibration_slope"]["reason"].startswith("the two classes are separated completely")
+    assert found["lr_positive"]["reason"] == "no false positive: no finite ratio"
+
+
+@pytest.mark.parametrize("change", [{"replicates": 0}, {"level": 1.0}, {"level": 0.0}])
+def test_impossible_settings_are_refused(make_task, make_patients, change):
+    with pytest.raises(ValueError, match="replicates is"):
+        compute(make_task("binary"), make_patients(60), **change)
+
+
+def test_patients_must_match_the_rows(make_task, make_patients):
+    with pytest.raises(ValueError, match="expected one for each of the 60 rows"):
+        compute(make_task("binary"), make_patients(59))
+
+
+@pytest.mark.slow
+def test_the_nominal_95_percent_cover_93_to_97_percent():
+    """Two correlated images a patient; the truth is known from the normal distributions that they come from."""
+    generator, covered, trials = np.random.default_rng(0), {"auc": 0, "mae": 0, "accuracy": 0}, 1000
+    patients = [str(row // 2) for row in range(300)]
+    truth = {"auc": 0.7602499389065233, "accuracy": 0.6914624612740131}  # Phi(1 / sqrt 2), Phi(1 / 2)
+    for trial in range(trials):
+        true = np.repeat(generator.integers(0, 2, size=150), 2)
+        shared, own = np.repeat(generator.normal(size=150), 2), generator.normal(size=300)
+        noise = (shared + own) / np.sqrt(2)
+        logit = true - 0.5 + noise
+        settings = {"patient_ids": patients, "replicates": 500, "seed": trial}
+        score = 1 / (1 + np.exp(-logit))
+        classes = compute_intervals("binary", true, score, class_names=("a", "b"), **settings)
+        values = compute_intervals("regression", true, true + noise, class_names=(), **settings)
+        mean_error = np.sqrt(2 / np.pi)
+        covered["auc"] += classes["auc"]["low"] <= truth["auc"] <= classes["auc"]["high"]
+        covered["accuracy"] += classes["accuracy"]["low"] <= truth["accuracy"] <= classes["accuracy"]["high"]
+        covered["mae"] += values["mae"]["low"] <= mean_error <= values["mae"]["high"]
+    assert all(0.93 <= count / trials <= 0.97 for count in covered.values()), covered

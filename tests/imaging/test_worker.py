@@ -1,0 +1,167 @@
+"""Workers: order, laziness, and every way a decoder can die costs one item."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medcls.errors import ImageRefusedError, WriteError
+from medcls.imaging.worker import Limits, run_limited
+
+SMALL = Limits(memory_bytes=1 << 30, seconds=2.0)
+
+
+class PanicError(BaseException):
+    """As pyo3_runtime.PanicException: not an Exception."""
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+def read_core_limit() -> int:
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_CORE)[0]
+
+
+ACTIONS: dict[object, Callable[[], object]] = {
+    "abort": os.abort,
+    "exit": lambda: sys.exit(3),
+    "hard exit": lambda: os._exit(4),
+    "hang": lambda: time.sleep(60),
+    "memory": lambda: len(bytearray(3 << 30)),
+    "panic": lambda: throw(PanicError("Probe^Name")),
+    "bug": lambda: throw(ValueError("Probe^Name")),
+    "refuse": lambda: throw(ImageRefusedError("truncated", "as told")),
+    "disk full": lambda: throw(WriteError("no space left")),
+    "modules": lambda: sorted({"torch", "monai", "torchvision"} & set(sys.modules)),
+    "cores": read_core_limit,
+}
+
+
+def misbehave(item: object) -> object:
+    """Does what the item says, in the worker."""
+    return ACTIONS[item]() if item in ACTIONS else item
+
+
+def read_and_list_modules(item: Path) -> list[str]:
+    """Imports all that reading needs and names the heavy modules among it."""
+    from medcls.imaging.readers import is_dicom
+
+    is_dicom(item)
+    return sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "monai", "torchvision"))
+
+
+def test_results_come_in_the_order_of_items() -> None:
+    assert list(run_limited(misbehave, range(3000), workers=2)) == list(range(3000))
+    assert list(run_limited(misbehave, [], workers=1)) == []
+
+
+BAD = {
+    "abort": "crashed",
+    "exit": "panic",
+    "hard exit": "crashed",
+    "hang": "timeout",
+    "memory": "out_of_memory",
+    "panic": "panic",
+    "bug": "failed",
+    "refuse": "truncated",
+}
+
+
+def test_every_kind_of_failure_costs_one_item() -> None:
+    items: list[object] = list(range(400))
+    for position, kind in zip(range(30, 400, 45), BAD, strict=False):
+        items[position] = kind
+    outcomes = list(run_limited(misbehave, items, workers=2, limits=SMALL))
+    assert len(outcomes) == len(items)
+    for item, outcome in zip(items, outcomes, strict=True):
+        if item in BAD:
+            assert isinstance(outcome, ImageRefusedError)
+            assert outcome.reason == BAD[str(item)]
+            assert "Probe" not in str(outcome)
+        else:
+            assert outcome == item
+
+
+def test_neighbouring_crashes_are_told_apart() -> None:
+    items = [*range(200), "abort", "abort", 7, "hard exit", 8]
+    outcomes = list(run_limited(misbehave, items, workers=2, limits=SMALL))
+    assert [isinstance(outcome, ImageRefusedError) for outcome in outcomes[200:]] == [1, 1, 0, 1, 0]
+
+
+def test_an_error_of_the_whole_run_ends_it() -> None:
+    for workers in (0, 1):
+        with pytest.raises(WriteError, match="no space left"):
+            list(run_limited(misbehave, [1, "disk full", 2], workers=workers))
+
+
+def test_workers_hold_no_torch_and_drop_no_core() -> None:
+    assert list(run_limited(misbehave, ["modules", "cores"], workers=1)) == [[], 0]
+    assert list(run_limited(read_and_list_modules, [Path(__file__)], workers=1)) == [[]]
+
+
+def test_items_are_taken_lazily_and_bounded() -> None:
+    taken = 0
+
+    def items() -> object:
+        nonlocal taken
+        for number in range(100_000):
+            taken += 1
+            yield number
+
+    stream = run_limited(misbehave, items(), workers=2)  # type: ignore[arg-type]
+    assert [next(stream) for _ in range(10)] == list(range(10))
+    assert taken <= 10 + 5 * 64 * 2
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_without_workers_it_runs_here() -> None:
+    outcomes = list(run_limited(misbehave, [1, "bug", "refuse", "panic"], workers=0))
+    assert outcomes[0] == 1
+    assert [outcome.reason for outcome in outcomes[1:]] == ["failed", "truncated", "panic"]  # type: ignore[union-attr]
+    assert outcomes[1].detail.startswith("ValueError at test_worker.py:")  # type: ignore[union-attr]
+
+
+SCRIPT = """
+from medcls.imaging.worker import run_limited
+from stage.work import double
+
+if __name__ == "__main__":
+    print(sum(run_limited(double, range(100), workers=2)))
+"""
+
+
+def test_it_works_under_python_dash_m(tmp_path: Path) -> None:
+    package = tmp_path / "stage"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "work.py").write_text("def double(item):\n    return 2 * item\n")
+    (package / "__main__.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9900\n", "")
+
+
+def test_a_function_that_workers_cannot_import_ends_in_one_error(tmp_path: Path) -> None:
+    package = tmp_path / "stage"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "work.py").write_text("")
+    script = SCRIPT.replace("from stage.work import double", "def double(item):\n    return 2 * item\n")
+    (package / "__main__.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "MedclsError: workers died 4 times before doing any work" in done.stderr
