@@ -10,9 +10,11 @@ import uuid
 from dataclasses import dataclass
 
 import cv2
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     DigitalXRayImageStorageForPresentation,
@@ -27,7 +29,8 @@ from medcls.reproducibility import make_generator
 
 # Each with its share of the films; pydicom's own RLE encoder is slow, and a fifth of the films is enough.
 TRANSFER_SYNTAXES = {ExplicitVRLittleEndian: 0.4, RLELossless: 0.2, JPEG2000Lossless: 0.4}
-_MAXIMUM = 4095  # 12 bits
+_BITS = 12
+_MAXIMUM = 4095
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +140,19 @@ def build_dicom(knee: Knee, exposure: Exposure, *, age_years: int) -> Dataset:
     dataset.WindowCenter, dataset.WindowWidth = f"{center:.1f}", f"{exposure.window_width:.1f}"
     dataset.PixelData = pixels.astype("<u2").tobytes()
     dataset["PixelData"].VR = "OW"
-    if exposure.transfer_syntax != ExplicitVRLittleEndian:
-        plugin = "pydicom" if exposure.transfer_syntax == RLELossless else "pylibjpeg"
-        dataset.compress(exposure.transfer_syntax, encoding_plugin=plugin, generate_instance_uid=False)
+    if exposure.transfer_syntax == RLELossless:
+        dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+    elif exposure.transfer_syntax == JPEG2000Lossless:
+        _compress_jpeg2000(dataset, pixels)
     return dataset
+
+
+def _compress_jpeg2000(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
+    """Encodes with the library that decodes: pydicom's own encoder would need another one."""
+    stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, bitspersample=_BITS)
+    dataset.PixelData = encapsulate([bytes(stream)])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
 
 
 def _file_meta(knee: Knee) -> FileMetaDataset:

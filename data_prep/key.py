@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 1 or not arguments[0].startswith("out=") or arguments[0] == "out=":
             raise UsageError("expected out=FILE")
-        path = Path(arguments[0].removeprefix("out="))
+        path = Path(arguments[0].removeprefix("out=")).expanduser()
         identity = write_key(path)
     except MedclsError as error:
         print(f"python -m data_prep.key: {error}", file=sys.stderr)

@@ -79,7 +79,7 @@ def build_spec(job: PrepareJob) -> PreprocessSpec:
         intensity=job.image.intensity,
         percentiles=(job.image.percentiles[0], job.image.percentiles[1]),
         window_index=job.image.window_index,
-        windows_hu=tuple((center, width) for center, width in job.image.windows_hu),
+        windows_hu=tuple((float(center), float(width)) for center, width in job.image.windows_hu),
     )
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_origin, get_type_hints
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,26 +28,34 @@ PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "weights_dir", "deidentify.key_file", "model.weights"}
     | {"patient_id.pattern", "split.name", "task.label", "label"}
 )
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+LIST_KEYS = frozenset({"columns", "task.labels"})
+_VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
+_CANNOT_ACCESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def quote_value(key: str, value: str) -> str:
     """Returns `key=value` with a path or name value quoted so that Hydra's grammar takes it literally.
 
-    Lists ([A,B]), quoted values and null stay as they are; a leading ~ becomes the home folder.
+    null and a value within quotes of its own stay as they are; ~/ becomes the home folder; ${key} still is an
+    interpolation (run=runs/${seed}). In a list of names each item is quoted.
+
+    Raises:
+        UsageError: a path or name is blank, as of an unset shell variable; it would mean the current folder.
     """
     bare = key.lstrip("+")
-    if bare not in PATH_KEYS or value in ("", "null") or value[0] in "'\"":
-        return f"{key}={value}"
-    if value.startswith("[") and value.endswith("]"):
-        items = [quote_value(key, item.strip()).split("=", 1)[1] for item in value[1:-1].split(",") if item]
+    if bare in LIST_KEYS and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
+        items = [_quote(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
-    if value.startswith("~"):
-        value = str(Path(value).expanduser())
-    # Inside quotes Hydra needs an escape for quotes, and for backslashes that stand before one.
-    body = value.replace("'", "\\'")
-    trailing = len(body) - len(body.rstrip("\\"))
-    return f"{key}='{body}{chr(92) * trailing}'"
+    if bare not in PATH_KEYS or value == "null" or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
+        return f"{key}={value}"
+    if not value.strip():
+        raise UsageError(f"{key}= is blank: give a value, or {key}=null for none")
+    return f"{key}={_quote(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
+
+
+def _quote(value: str) -> str:
+    """Within quotes Hydra wants an escape for quotes, and for the backslashes that stand before one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"
 
 
 def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> list[str]:
@@ -61,7 +70,7 @@ def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> 
     prepared: list[str] = []
     previous = ""
     for argument in arguments:
-        if argument.startswith("-") or previous in {"--cfg", "-c", "--package", "-p", "--info", "-i"}:
+        if argument.startswith("-") or previous in _VALUE_FLAGS:
             prepared.append(argument)
         else:
             prepared.append(_prepare_one(argument, schema=schema, conf=conf, sweeping=sweeping))
@@ -71,30 +80,33 @@ def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> 
 
 def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> str:
     key, equals, value = argument.partition("=")
-    if not equals and not key.startswith("~"):
+    if not key or (not equals and not key.startswith("~")):
         raise UsageError(f"{argument!r} is not key=value: see --help")
     bare = key.lstrip("+~").split("@")[0]
     if bare.startswith("hydra") or key.startswith("~"):
         return argument
-    if (conf / bare).is_dir():
+    if bare in {folder.name for folder in conf.iterdir() if folder.is_dir()}:
         _check_option(bare, value, conf=conf)
         return argument
-    _check_key(bare, schema)
-    return argument if sweeping and "," in value else quote_value(key, value)
+    is_open = _check_key(bare, schema)
+    argument = argument if sweeping and "," in value else quote_value(key, value)
+    # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
+    return f"++{argument}" if is_open and not key.startswith("+") else argument
 
 
 def _check_option(group: str, value: str, *, conf: Path) -> None:
-    """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra."""
+    """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra; it has no words for null."""
     options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-    if value and value != "null" and not set(value) & set(",{[(") and value not in options:
+    if not set(value) & set(",{[(") and value not in options:
         raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
 
 
-def _check_key(dotted: str, schema: type) -> None:
+def _check_key(dotted: str, schema: type) -> bool:
+    """Returns whether the key is a dictionary or lies in one, where the names are the user's."""
     node: Any = schema
     for depth, part in enumerate(dotted.split(".")):
         if not is_dataclass(node):
-            return
+            break
         names = [f.name for f in fields(node)]
         if part not in names:
             where = ".".join(dotted.split(".")[:depth])
@@ -103,6 +115,7 @@ def _check_key(dotted: str, schema: type) -> None:
             hint = next((f" (nearest: {k})" for k in known if k.split(".")[-1] == part), nearest(dotted, known))
             raise ConfigError(f"{dotted} is no setting of this command{hint}: --cfg job lists all")
         node = get_type_hints(node)[part]
+    return get_origin(node) is dict
 
 
 def _leaf_names(schema: type, prefix: str = "") -> list[str]:
@@ -153,8 +166,8 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     except (HydraException, OmegaConfBaseException) as error:
         return _say(program, _one_line(error), ConfigError.exit_code)
     except OSError as error:
-        if error.errno in _FULL_DISK:
-            return _say(program, f"cannot write {error.filename or 'an output'}: {error.strerror}", 74)
+        if error.errno in _CANNOT_ACCESS:
+            return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
         traceback.print_exc()
         return 70
     except KeyboardInterrupt:
@@ -173,6 +186,8 @@ def _one_line(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     if cause is not None and isinstance(cause, OmegaConfBaseException):
         lines += [line.strip() for line in str(cause).splitlines()]
+    if isinstance(error, OverrideParseException):
+        lines.insert(0, f"{error.override} is not in Hydra's grammar:")
     kept = [line for line in dict.fromkeys(lines) if not line.startswith(("object_type=", "reference_type="))]
     return " ".join(kept)
 

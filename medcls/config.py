@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ def check_range(
     """Raises ConfigError where `value` is not finite or lies outside [low, high] ((low, high] if open_low)."""
     below = low is not None and (value < low or (open_low and value == low))
     above = high is not None and value > high
-    if below or above or value != value:
+    if below or above or not math.isfinite(value):
         bounds = [f"{'>' if open_low else '>='} {low:g}" if low is not None else ""]
         bounds.append(f"<= {high:g}" if high is not None else "")
         raise ConfigError(f"{name}={value}: expected {' and '.join(b for b in bounds if b)}")
@@ -56,7 +57,7 @@ class ImageConfig:
     intensity: str = "display"
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
-    windows_hu: list[list[float]] = field(default_factory=list)
+    windows_hu: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         sizes = self.size if isinstance(self.size, list) else [self.size]
@@ -71,12 +72,18 @@ class ImageConfig:
         if not 0 <= low < high <= 100:
             raise ConfigError(f"image.percentiles={self.percentiles}: expected [low, high] within 0 to 100")
         check_range("image.window_index", self.window_index, low=0)
-        if any(len(window) != 2 or window[1] <= 1 for window in self.windows_hu):
+        if not all(_is_window(window) for window in self.windows_hu):
             raise ConfigError(f"image.windows_hu={self.windows_hu}: expected [[center, width > 1], …] in HU")
         if self.windows_hu and len(self.windows_hu) != self.channels:
             raise ConfigError(
                 f"image.windows_hu has {len(self.windows_hu)} windows: expected image.channels={self.channels}"
             )
+
+
+def _is_window(window: Any) -> bool:
+    # OmegaConf's list[list[float]] refuses [[40, 400]]: the numbers are whole.
+    numbers = isinstance(window, list) and all(isinstance(n, int | float) and math.isfinite(n) for n in window)
+    return numbers and len(window) == 2 and window[1] > 1
 
 
 @dataclass(slots=True)

@@ -32,8 +32,12 @@ TEMPORARY = ".partial-"
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yields a binary file that becomes `path` when the block ends without an error.
+
+    Args:
+        path: Of the file; its folder is made.
+        private: Only the owner may read it (mode 0600).
 
     Raises:
         WriteError: the disk is full, the folder read-only or gone.
@@ -49,7 +53,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o600 if private else 0o666 & ~_umask())
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -74,9 +78,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically."""
-    with atomic_file(path) as file:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Writes `content` to `path` atomically; a private file only its owner can read."""
+    with atomic_file(path, private=private) as file:
         file.write(content)
 
 
@@ -105,10 +109,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a JSON-lines file; [] where there is none."""
+    """Returns the objects of a JSON-lines file; [] where there is none.
+
+    Raises:
+        DataError: a line is not JSON, such as one that a power cut broke off.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcls.errors import ConfigError, MissingInputError
+from medcls.errors import ConfigError, MissingInputError, WriteError
 
 KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
 KEY_BYTES = 32
@@ -90,6 +90,7 @@ def write_key(path: Path) -> Identity:
 
     Raises:
         ConfigError: the file is there already; a lost key loses the way back to the patients.
+        WriteError: the folder is read-only or no folder.
     """
     key = secrets.token_bytes(KEY_BYTES)
     try:
@@ -97,6 +98,8 @@ def write_key(path: Path) -> Identity:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
         raise ConfigError(f"out={path} is there already: a key is never overwritten") from error
+    except OSError as error:
+        raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(key.hex() + "\n")
     return Identity("hmac", key)

@@ -21,7 +21,7 @@ import medcls
 
 _RECORDED_PACKAGES = (
     "torch", "torchvision", "monai", "pydicom", "albumentations", "hydra-core", "omegaconf", "numpy",
-    "opencv-python-headless", "pillow", "pyarrow", "safetensors", "pylibjpeg-openjpeg",
+    "opencv-python-headless", "pillow", "pyarrow", "safetensors", "imagecodecs",
 )  # fmt: skip
 
 

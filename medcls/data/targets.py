@@ -72,7 +72,7 @@ def build_task(
         raise DataError(f"task.label={label}: no image of the training split has one")
     if kind == "regression":
         return _build_regression(column, found, grades=grades)
-    mapping = {str(key): index for key, index in (classes or {}).items()} or {v: i for i, v in enumerate(found)}
+    mapping = {_as_written(k, found): i for k, i in (classes or {}).items()} or {v: i for i, v in enumerate(found)}
     empty = sorted(key for key in mapping if key not in found)
     if empty:
         raise DataError(
@@ -85,6 +85,12 @@ def build_task(
         example = "{" + ", ".join(f"{v}: {int(i > 0)}" for i, v in enumerate(found)) + "}"
         raise ConfigError(f"task=binary with {len(names)} labels ({', '.join(found)}): say task.classes='{example}'")
     return Task(kind, names, [column], mapping)
+
+
+def _as_written(key: Any, found: Sequence[str]) -> str:
+    """YAML and Hydra read true and false as truth values: the label is spelt as the labels file has it."""
+    same = [label for label in found if isinstance(key, bool) and label.lower() == str(key).lower()]
+    return same[0] if same else str(key)
 
 
 def _count(mapping: Mapping[str, int]) -> int:

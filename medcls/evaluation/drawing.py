@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from medcls.files import write_bytes
 
@@ -64,8 +65,10 @@ def write_figure(draw: Draw, path: Path, *, width: float = 5.2, height: float = 
         height: Inches.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
         draw(figure.add_subplot())
+        # Once: a layout engine that stays would draw everything again before each of the two files.
+        ConstrainedLayoutEngine().execute(figure)
         raster, vector = io.BytesIO(), io.StringIO()
         figure.savefig(raster, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -246,9 +246,11 @@ def draw_residuals(true: Floats, predicted: Floats) -> Draw:
             level = float(error.mean()) + offset * spread
             axes.axhline(level, color=SERIES[1], linewidth=1.2, linestyle="-" if offset == 0 else "--")
             axes.annotate(
-                f"{label} {level:.2f}",
+                f"{label}: {level:.2f}".replace("-", "−"),
                 (1, level),
+                (0, 2),
                 xycoords=("axes fraction", "data"),
+                textcoords="offset points",
                 ha="right",
                 va="bottom",
                 fontsize=8,

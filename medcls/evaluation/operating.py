@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medcls.evaluation.predictions import Floats
-from medcls.evaluation.weighted import ratio
+from medcls.evaluation.weighted import ratio, sum_by_group
 
 
 class Counts(NamedTuple):
@@ -35,19 +35,16 @@ def count_at_thresholds(
         weights: (R, N) multiplicities; one replicate of ones by default.
     """
     drawn = np.ones((1, len(score))) if weights is None else weights
-    order = np.argsort(score, kind="stable")
-    below = np.searchsorted(score[order], np.asarray(thresholds, dtype=np.float64), side="left")
-    cases, others = drawn[:, order] * positive[order], drawn[:, order] * ~positive[order]
-    hits, positives = _sum_from(cases, below)
-    alarms, negatives = _sum_from(others, below)
-    return Counts(hits, alarms, positives, negatives)
-
-
-def _sum_from(weights: Floats, starts: NDArray[np.intp]) -> tuple[Floats, Floats]:
-    """Sums of the weights from each start to the end, and of all."""
-    counted = np.zeros((len(weights), weights.shape[1] + 1))
-    np.cumsum(weights, axis=1, out=counted[:, 1:])
-    return counted[:, -1:] - counted[:, starts], counted[:, -1:]
+    chosen = np.asarray(thresholds, dtype=np.float64)
+    order = np.argsort(chosen)
+    reached = np.searchsorted(chosen[order], score, side="right")
+    columns = np.empty_like(order)
+    columns[order] = np.arange(len(order))
+    hits, alarms = (
+        sum_by_group(drawn[:, rows], reached[rows], num_groups=len(chosen) + 1)[:, ::-1].cumsum(axis=1)[:, ::-1]
+        for rows in (positive, ~positive)
+    )
+    return Counts(hits[:, 1:][:, columns], alarms[:, 1:][:, columns], hits[:, :1], alarms[:, :1])
 
 
 def compute_operating_rates(counts: Counts) -> dict[str, Floats]:

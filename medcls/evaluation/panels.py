@@ -145,9 +145,9 @@ def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str)
     """Name, value and interval of each curve."""
     labels = []
     for question in questions:
-        number = format_number(stem, metrics.get(f"{stem}{question.metric_suffix}"))
-        interval = f" ({number.interval})" if number and number.interval else ""
-        labels.append(f"{question.name}  {number.text}{interval}" if number else question.name)
+        number = format_number(stem, metrics[f"{stem}{question.metric_suffix}"])
+        interval = f" ({number.interval})" if number.interval else ""
+        labels.append(f"{question.name}  {number.text}{interval}")
     return labels
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medcls.evaluation.predictions import Floats
-from medcls.evaluation.weighted import ratio
+from medcls.evaluation.weighted import ratio, sum_by_group
 
 Indices = NDArray[np.intp]
 
@@ -67,9 +67,9 @@ def compute_areas(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
         scikit-learn, after Manning, Raghavan & Schütze 2008, chapter 8.
     """
     taking_part = weights if ranking.rows is None else weights[:, ranking.rows]
-    counted = _count(taking_part, ranking.slot, 2 * ranking.num_levels + 1).cumsum(axis=1)
+    counted = sum_by_group(taking_part, ranking.slot, num_groups=2 * ranking.num_levels + 1).cumsum(axis=1)
     below, up_to, total = counted[:, :-1:2], counted[:, 1::2], counted[:, -1]
-    hits = _count(weights[:, ranking.positives], ranking.level, ranking.num_levels)
+    hits = sum_by_group(weights[:, ranking.positives], ranking.level, num_groups=ranking.num_levels)
     positive = hits.sum(axis=1)
     # Positives beat or tie one another in exactly half of all pairs, so they need no ranking of their own.
     wins = 0.5 * (hits * (below + up_to)).sum(axis=1) - 0.5 * positive**2
@@ -78,11 +78,6 @@ def compute_areas(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
     precision = np.nan_to_num(ratio(recalled, total[:, None] - below))
     average = ratio((hits * precision).sum(axis=1), positive)
     return auc, np.where(np.isnan(auc), np.nan, average)
-
-
-def _count(weights: Floats, slot: Indices, num_slots: int) -> Floats:
-    """Sum of the weights in each slot; (R, num_slots)."""
-    return np.stack([np.bincount(slot, weights=replicate, minlength=num_slots) for replicate in weights])
 
 
 class Curve(NamedTuple):

@@ -65,22 +65,16 @@ def build_class_table(
     predictions: Predictions, metrics: Mapping[str, Any]
 ) -> tuple[list[Definition], list[tuple[str, list[Number | None]]]]:
     """Columns and rows of the metrics of single classes; both empty where the task has none."""
-    stems = [
-        stem
-        for stem in CLASS_COLUMNS
-        if any(f"{stem}_{name}" in metrics for name in predictions.class_names)
-        and any(_has_own_class_metric(stem, name, metrics) for name in predictions.class_names)
-    ]
-    rows = [
-        (name, [format_number(stem, metrics.get(f"{stem}_{name}")) for stem in stems])
-        for name in predictions.class_names
-        if stems
-    ]
+    names = predictions.class_names
+    stems = [stem for stem in CLASS_COLUMNS if any(f"{stem}_{name}" in metrics for name in names)]
+    rows = [(name, [_find_number(stem, name, metrics) for stem in stems]) for name in names if stems]
     return [DEFINITIONS[stem] for stem in stems], rows
 
 
-def _has_own_class_metric(stem: str, name: str, metrics: Mapping[str, Any]) -> bool:
-    return isinstance(metrics.get(f"{stem}_{name}"), Mapping)
+def _find_number(stem: str, class_name: str, metrics: Mapping[str, Any]) -> Number | None:
+    """None where a class has no such metric, as the last grade has no "above"."""
+    entry = metrics.get(f"{stem}_{class_name}")
+    return None if entry is None else format_number(stem, entry)
 
 
 def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -96,10 +90,8 @@ def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[t
     return [(name, int(rows.sum()), len(np.unique(patients[rows]))) for name, rows in chosen]
 
 
-def format_number(name: str, entry: Mapping[str, Any] | None) -> Number | None:
-    """One entry of metrics.json as text; None where there is no such metric."""
-    if entry is None:
-        return None
+def format_number(name: str, entry: Mapping[str, Any]) -> Number:
+    """One entry of metrics.json as text."""
     value, low, high = entry["value"], entry["low"], entry["high"]
     bounded = name in UNIT_RANGE and low is not None
     return Number(
@@ -120,6 +112,5 @@ def format_value(value: float | None) -> str:
 
 def _build_row(name: str, entry: Mapping[str, Any]) -> MetricRow:
     definition = DEFINITIONS[name]
-    number = format_number(name, entry)
-    assert number is not None  # noqa: S101
-    return MetricRow(name, definition, number, BETTER.get(definition.ideal, f"best at {definition.ideal}"))
+    better = BETTER.get(definition.ideal, f"best at {definition.ideal}")
+    return MetricRow(name, definition, format_number(name, entry), better)

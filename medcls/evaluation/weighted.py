@@ -8,9 +8,9 @@ table and the numbers behind its interval come from the same lines.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from medcls.evaluation.predictions import Floats, Integers
+from medcls.evaluation.predictions import Floats
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
@@ -35,7 +35,7 @@ def weighted_mean(weights: Floats, rows: Floats) -> Floats:
     return ratio(weights @ rows, weights.sum(axis=1))
 
 
-def sum_by_group(weights: Floats, group: Integers, *, num_groups: int) -> Floats:
+def sum_by_group(weights: Floats, group: NDArray[np.integer], *, num_groups: int) -> Floats:
     """Sum of the weights in each group; (R, num_groups).
 
     Args:
@@ -43,8 +43,4 @@ def sum_by_group(weights: Floats, group: Integers, *, num_groups: int) -> Floats
         group: (N,) group of each row, in [0, num_groups).
         num_groups: Number of groups; those without rows get 0.
     """
-    order = np.argsort(group, kind="stable")
-    present, starts = np.unique(group[order], return_index=True)
-    sums = np.zeros((len(weights), num_groups))
-    sums[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
-    return sums
+    return np.stack([np.bincount(group, weights=replicate, minlength=num_groups) for replicate in weights])

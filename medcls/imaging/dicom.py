@@ -119,16 +119,18 @@ def compute_display(
         if "MOSAIC" in (frame.dataset.get("ImageType") or ()):
             raise ImageRefusedError("mosaic", "many slices tiled into one picture (Siemens)")
         modality = frame.modality
+        if windows_hu:
+            _check_hounsfield(frame)
         if modality is None:
             return _display_colour(frame)
         if windows_hu:
-            _check_hounsfield(frame)
             displays = [build_window("LINEAR", center, width) for center, width in windows_hu]
         else:
             displays = [_display_of_file(frame, modality, window_index)]
-        pixels = np.stack([map_values(frame.stored, _chain(modality, each)) for each in displays])
+        channels = [map_values(frame.stored, _chain(modality, each)) for each in displays]
+        pixels = channels[0][None] if len(channels) == 1 else np.stack(channels)
         if frame.mask is not None:
-            pixels[:, frame.mask] = 0
+            np.copyto(pixels, 0, where=frame.mask)
         return pixels
 
 
@@ -143,10 +145,12 @@ def map_values(stored: StoredFrame, function: Display) -> NDArray[np.float32]:
     if values.dtype.kind == "f" or stored.bits > _TABLE_BITS:
         return function(values.astype(np.float64)).astype(np.float32)
     low, high = int(values.min()), int(values.max())
-    if high - low >= values.size:
+    if max(high, 0) - min(low, 0) >= values.size:
         return function(values.astype(np.float64)).astype(np.float32)
-    table = function(np.arange(low, high + 1, dtype=np.float64)).astype(np.float32)
-    found: NDArray[np.float32] = table[values.astype(np.int32) - low]
+    # Negative values stand at the end of the table, where negative indices look.
+    inputs = np.concatenate([np.arange(max(high, 0) + 1), np.arange(min(low, 0), 0)])
+    table = function(inputs.astype(np.float64)).astype(np.float32)
+    found: NDArray[np.float32] = table[values]
     return found
 
 
@@ -178,7 +182,10 @@ def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> 
         return None
     values = stored.values
     numbers = [float(each) if prefix else _wrap(int(each), module.allocated, stored.signed) for each in ends]
-    mask = (values >= min(numbers)) & (values <= max(numbers))
+    if len(numbers) == 1:
+        mask = values == numbers[0]
+    else:
+        mask = (values >= min(numbers)) & (values <= max(numbers))
     if prefix and np.isnan(numbers).any():
         mask = np.isnan(values)
     if mask.all():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -125,7 +126,7 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
 
     Source: PS3.10 7.1, PS3.5 annex A.
     """
-    with refusing_parser_errors(), path.open("rb") as stream:
+    with refusing_parser_errors(), BoundedReader(path) as stream:
         _skip_preamble(stream)
         syntax = _read_transfer_syntax(stream)
         body = _inflate(stream, max_inflated_bytes) if syntax.is_deflated else stream
@@ -170,6 +171,21 @@ def _describe(error: Exception) -> str:
         trace = trace.tb_next
     place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
     return f"{type(error).__name__}{place}"
+
+
+class BoundedReader(io.BufferedReader):
+    """A file that never sets memory aside for more bytes than it has: false lengths come by the gigabyte."""
+
+    def __init__(self, path: Path) -> None:
+        raw = io.FileIO(path)
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most size bytes, at most what is left."""
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = max(0, min(size, self._size - self.tell()))
+        return super().read(size)
 
 
 def _skip_preamble(stream: BinaryIO) -> None:

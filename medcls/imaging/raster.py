@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.part10 import BoundedReader
 
 _MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUM": "NPY"}
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR = 274, 258, 262, 284
@@ -33,7 +34,7 @@ def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], in
 
     Source: own choice; TIFF 6.0 for photometric kinds, EXIF 2.32 4.6.4 for orientation.
     """
-    with path.open("rb") as stream:
+    with BoundedReader(path) as stream:
         start = stream.read(4)
         kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
         stream.seek(0)
@@ -147,9 +148,7 @@ def _orient(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
     """Samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
+    shape, fortran, dtype = _read_npy_header(stream)
     if dtype.kind not in "bufi":
         raise ImageRefusedError("sample_type", f".npy of {dtype}")
     count = int(np.prod(shape, dtype=object))
@@ -165,6 +164,15 @@ def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
     if len(shape) == 2:
         return samples[..., None]
     return np.moveaxis(samples, 0, -1) if first else samples
+
+
+def _read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, column order and type of a .npy file, format 1 or 2."""
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return read[np.lib.format.read_magic(stream)](stream)
+    except Exception as error:  # numpy parses the header as Python: errors of many kinds
+        raise ImageRefusedError("damaged", f"not a readable .npy: {type(error).__name__}") from error
 
 
 def _scale(samples: NDArray[Any]) -> tuple[NDArray[np.float32], int]:

@@ -55,8 +55,9 @@ class LinearHead(nn.Module):
         self.scale.fill_(spread if spread > 0 else 1.0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns logits (N, num_logits) of features (N, num_features)."""
-        logits: Tensor = self.linear(self.dropout(features)) * self.scale + self.shift
+        """Returns logits (N, num_logits), float32, of features (N, num_features)."""
+        # In half precision a unit would be lost: bfloat16 knows no number between 128 and 129 (months of bone age).
+        logits: Tensor = self.linear(self.dropout(features)).float() * self.scale + self.shift
         return logits
 
 

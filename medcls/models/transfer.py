@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,14 +29,18 @@ class StagePlan:
     batchnorm: str
 
 
-def plan_transfer(model: Classifier, *, kind: str, layer_decay: float, batchnorm: str) -> list[StagePlan]:
+def plan_transfer(
+    model: Classifier, *, kind: str, layer_decay: float, batchnorm: str, fresh: Collection[str] = ()
+) -> list[StagePlan]:
     """Returns the plan for each stage, from input to output.
 
     Args:
         model: The classifier.
-        kind: "scratch" and "finetune" train every stage; "frozen" only the head.
+        kind: "scratch" and "finetune" train every stage; "frozen" only the head and what is fresh.
         layer_decay: A stage's rate is layer_decay ** (number of stages above it); 1 = one rate for all.
         batchnorm: Policy for the trained stages; a frozen stage keeps its running statistics always.
+        fresh: Stages that the weights file did not have (a VGG's fully connected layers): part of the new
+            classifier, never frozen at random values.
 
     Raises:
         ConfigError: unknown kind.
@@ -47,7 +52,7 @@ def plan_transfer(model: Classifier, *, kind: str, layer_decay: float, batchnorm
     stages = model.stages
     plans = []
     for depth, (name, module) in enumerate(stages.items()):
-        trained = kind != "frozen" or name == "head"
+        trained = kind != "frozen" or name == "head" or name in fresh
         scale = layer_decay ** (len(stages) - 1 - depth) if trained else 0.0
         has_batchnorm = any(isinstance(m, _BatchNorm) for m in module.modules())
         policy = (batchnorm if trained else "frozen") if has_batchnorm else ""

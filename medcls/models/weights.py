@@ -68,8 +68,8 @@ def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
     url = _imagenet_url(architecture)
     official = url.rsplit("/", 1)[1]
     folder = weights_dir or (Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None)
-    if weights_dir is not None and not weights_dir.is_dir():
-        raise MissingInputError(f"weights_dir={weights_dir} is not a folder")
+    if folder is not None and not folder.is_dir():
+        raise MissingInputError(f"weights_dir={folder} (or {WEIGHTS_VARIABLE}) is not a folder")
     names = [
         f"{architecture}-imagenet.safetensors",
         f"{architecture}-imagenet-features.safetensors",
@@ -93,8 +93,8 @@ def _imagenet_url(architecture: str) -> str:
 
 
 def _download(url: str, path: Path, *, folder: Path | None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_expected_prefix(path), progress=True)
     except (OSError, RuntimeError) as error:
         place = folder or path.parent

@@ -35,15 +35,18 @@ from medcls.files import (
     read_json,
     read_json_lines,
     sha256_file,
+    sha256_json,
     write_json,
 )
 from medcls.models.heads import compute_scores
+from medcls.stages.training_data import read_store_labels
 from medcls.training.checkpoint import ModelCard, read_card, read_model
-from medcls.training.engine import StepRules, predict_logits
+from medcls.training.engine import NonFiniteError, StepRules, predict_logits
 from medcls.training.precision import choose_device, choose_precision
 
 PREDICTIONS = "predictions.parquet"
 OPENED = "opened.jsonl"
+KEY = b"medcls.inputs_sha256"
 HEADLINES = frozenset(
     {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
     | {"quadratic_kappa", "mae", "mse", "rmse", "r2", "pearson", "spearman", "brier", "log_loss", "ece"}
@@ -83,17 +86,14 @@ def evaluate(job: EvaluateJob) -> None:
         "store_sha256": opened.store.sha256,
         "split": job.split,
         "split_sha256": opened.certificate.get("split_sha256"),
-        "labels_sha256": labels_sha256(opened.store),
+        "labels_sha256": sha256_file(opened.store.folder / LABELS),
         "precision": job.precision,
         "device": job.device,
     }
-    logits = predict_once(job, run, folder=folder, opened=opened, key=key)
-    write_results(job, run, folder=folder, opened=opened, card=card, logits=logits)
-
-
-def labels_sha256(store: Store) -> str:
-    """Returns the checksum of the store's labels."""
-    return sha256_file(store.folder / LABELS)
+    # Counted in the run, wherever the results go: out= makes no opening uncounted.
+    log = run / "evaluation" / f"{opened.store.name}-{job.split}" / OPENED
+    logits = predict_once(job, run, folder=folder, opened=opened, key=key, log=log)
+    write_results(job, run, folder=folder, opened=opened, card=card, logits=logits, key=key, log=log)
 
 
 def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
@@ -118,7 +118,9 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     if external:
         check_no_shared_patients(store, rows, run)
         notes.append(f"external store {store.name}: no patient of it was trained or selected on")
-    labels = read_table(store.folder / LABELS, columns=("image_id",))
+    elif sha256_file(store.folder / LABELS) != card.labels_sha256:
+        notes.append("the store's labels have changed since this run was trained")
+    labels = read_store_labels(store)
     targets, known = encode_targets(card.task, labels.take(rows))
     if not known.any():
         raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")
@@ -154,14 +156,15 @@ def check_no_shared_patients(store: Store, rows: NDArray[np.int64], run: Path) -
 
 
 def predict_once(
-    job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, key: dict[str, Any]
+    job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, key: dict[str, Any], log: Path
 ) -> NDArray[np.float64]:
     """Returns the logits; those made before from the very same inputs are reused."""
-    log = folder / OPENED
-    if (folder / PREDICTIONS).is_file() and key in [row["key"] for row in read_json_lines(log)[-1:]]:
+    if (folder / PREDICTIONS).is_file():
         table = read_table(folder / PREDICTIONS, columns=("logits",))
-        say(f"predictions of {folder}: the same inputs as before; reused")
-        return np.array(column_list(table, "logits"), dtype=np.float64)
+        if (table.schema.metadata or {}).get(KEY) == sha256_json(key).encode():
+            say(f"predictions of {folder}: the same inputs as before; reused")
+            return np.array(column_list(table, "logits"), dtype=np.float64)
+    log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
     append_json_line(log, {"key": key, "split": job.split})
     if job.split in ("test", "all"):
@@ -180,18 +183,30 @@ def compute_logits(job: EvaluateJob, run: Path, opened: Opened) -> NDArray[np.fl
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     workers = choose_workers(job.workers, device=device)
     loader = build_loader(dataset, sampler, workers=workers, device=device)
-    return predict_logits(model, tqdm(loader, desc=f"predict {job.split}", unit="batch"), rules)
+    logits = predict_logits(model, tqdm(loader, desc=f"predict {job.split}", unit="batch"), rules)
+    if not np.isfinite(logits).all():
+        wrong = int((~np.isfinite(logits).all(axis=1)).sum())
+        raise NonFiniteError(f"the outputs for {wrong} of {len(logits)} images are not finite: try precision=fp32")
+    return logits
 
 
 def write_results(
-    job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, card: ModelCard, logits: NDArray[np.float64]
+    job: EvaluateJob,
+    run: Path,
+    *,
+    folder: Path,
+    opened: Opened,
+    card: ModelCard,
+    logits: NDArray[np.float64],
+    key: dict[str, Any],
+    log: Path,
 ) -> None:
     """Writes predictions.parquet, metrics.json and report.html, and prints the numbers."""
     task = card.task
     scores = compute_scores(task.kind, torch.from_numpy(logits)).numpy()
     all_patients = opened.store.column("patient_id")
     patients = [all_patients[row] for row in opened.rows]
-    write_predictions(folder, opened, patients=patients, logits=logits, scores=scores)
+    write_predictions(folder, opened, patients=patients, logits=logits, scores=scores, key=key)
     y_true = opened.targets if task.kind == "multilabel" else opened.targets[:, 0]
     metrics: dict[str, Any] = compute_intervals(
         task.kind,
@@ -205,7 +220,7 @@ def write_results(
     )
     metrics |= {"n_images": len(patients), "n_patients": len(set(patients))}
     write_json(folder / "metrics.json", metrics)
-    openings = len(read_json_lines(folder / OPENED))
+    openings = len(read_json_lines(log))
     notes = [
         *opened.notes,
         f"split {job.split} was opened {openings} time{'s' if openings != 1 else ''} by this run",
@@ -245,8 +260,9 @@ def write_predictions(
     patients: list[str],
     logits: NDArray[np.float64],
     scores: NDArray[np.float64],
+    key: dict[str, Any],
 ) -> None:
-    """Writes one row an image: image_id, patient_id, y_true, logits, y_score."""
+    """Writes one row an image (image_id, patient_id, y_true, logits, y_score), and what they were made from."""
     columns = {
         "image_id": [opened.store.image_ids[row] for row in opened.rows],
         "patient_id": patients,
@@ -254,7 +270,8 @@ def write_predictions(
         "logits": logits.tolist(),
         "y_score": scores.tolist(),
     }
-    write_table(folder / PREDICTIONS, pa.table(columns))
+    table = pa.table(columns).replace_schema_metadata({KEY: sha256_json(key)})
+    write_table(folder / PREDICTIONS, table)
 
 
 def format_metrics(metrics: dict[str, Any], *, split: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -16,29 +19,29 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
-from medcls.errors import DataError
 from medcls.evaluation.metrics import compute_metrics
 from medcls.files import CONTACT_SHEET, MODEL, PATIENTS
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
-from medcls.models.transfer import (
-    StagePlan,
-    apply_plan,
-    build_parameter_groups,
-    format_plan,
-    plan_transfer,
-    set_train_mode,
-)
-from medcls.models.weights import find_weights, load_backbone, read_weights
+from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.network import build_model
 from medcls.stages.training_data import TrainingData, open_data, write_patients
 from medcls.training.checkpoint import ModelCard, write_model
-from medcls.training.engine import Best, EpochResult, Learner, StepRules, predict_logits, run_epochs
+from medcls.training.engine import (
+    Best,
+    EpochResult,
+    Learner,
+    NonFiniteError,
+    StepRules,
+    predict_logits,
+    run_epochs,
+)
 from medcls.training.losses import Loss, balanced_weights, build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
 from medcls.training.run_folder import claim_run, start_run
-from medcls.training.selection import choose_score, name_metric
+from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
 
 
@@ -60,46 +63,15 @@ def train(job: TrainJob) -> None:
     seed_everything(job.seed)
     data = open_data(job)
     model, plans, ancestors = build_model(job, data)
+    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules)
+    # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
+    score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
     start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
     write_patients(run / PATIENTS, data)
     look_at_data(run, data)
-    best = fit(job, run, data=data, model=model, plans=plans, rules=rules)
+    modes = partial(set_train_mode, model, plans)
+    best = fit(job, run, data=data, learner=learner, set_modes=modes, rules=rules)
     write_best(job, run, data=data, best=best, ancestors=ancestors)
-
-
-def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], list[dict[str, str]]]:
-    """Builds the network, loads its weights, plans the transfer, and prints the plan."""
-    model = build_classifier(
-        job.model.name,
-        kind=data.task.kind,
-        num_classes=data.task.num_classes,
-        in_channels=data.store.spec.channels,
-        max_value=int(np.iinfo(data.store.spec.dtype).max),
-        dropout=job.model.dropout,
-    )
-    ancestors: list[dict[str, str]] = []
-    if job.model.weights is None:
-        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
-    else:
-        file = find_weights(
-            job.model.weights,
-            architecture=job.model.name,
-            weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
-            sha256=job.model.weights_sha256,
-        )
-        left = load_backbone(model.backbone.body, read_weights(file), source=str(file.path))
-        say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
-        if left:
-            say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
-        ancestors.append({"weights": job.model.weights, "file": file.path.name, "sha256": file.sha256})
-    if data.task.kind == "regression":
-        model.head.set_unit(data.train.targets)
-    plans = plan_transfer(
-        model, kind=job.transfer.kind, layer_decay=job.transfer.layer_decay, batchnorm=job.transfer.batchnorm
-    )
-    apply_plan(model, plans)
-    say(format_plan(plans, lr=job.optimizer.lr))
-    return model, plans, ancestors
 
 
 def look_at_data(run: Path, data: TrainingData) -> None:
@@ -114,15 +86,14 @@ def fit(
     run: Path,
     *,
     data: TrainingData,
-    model: Classifier,
-    plans: list[StagePlan],
+    learner: Learner,
+    set_modes: Callable[[], None],
     rules: StepRules,
 ) -> Best:
     """Runs the loop and returns the best epoch; one line of metrics.jsonl and of progress an epoch."""
     workers = choose_workers(job.workers, device=rules.device)
     sampler = build_sampler(job, data)
     loader = build_loader(data.train, sampler, workers=workers, device=rules.device)
-    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, steps=len(loader))
     tracker = Tracker(run, tensorboard=job.trainer.tensorboard)
     best = Best()
     bar = tqdm(total=job.trainer.epochs * len(data.train), unit="image", desc="train", mininterval=1.0)
@@ -140,7 +111,7 @@ def fit(
         epochs=job.trainer.epochs,
         rules=rules,
         batches=batches,
-        set_train_mode=lambda: set_train_mode(model, plans),
+        set_train_mode=set_modes,
         validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, workers=workers),
         max_steps=job.trainer.max_steps,
         patience=job.trainer.patience,
@@ -161,6 +132,8 @@ def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
     targets = data.train.targets.numpy().astype(np.float64)
     weights = balance_weights(targets) if job.task.sampler == "balanced" else None
     size = min(job.trainer.batch_size, len(data.train))
+    # BatchNorm cannot take a batch of one image, which pairs of an odd number of images would end in.
+    size += size == 2 and len(data.train) % 2
     return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights)
 
 
@@ -171,7 +144,6 @@ def build_learner(
     model: Classifier,
     plans: list[StagePlan],
     rules: StepRules,
-    steps: int,
 ) -> Learner:
     """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
     layout = torch.channels_last if rules.channels_last else torch.contiguous_format
@@ -181,7 +153,7 @@ def build_learner(
     schedule = build_schedule(
         optimizer,
         name=job.schedule.name,
-        steps_per_epoch=-(-steps // rules.accumulate),
+        steps_per_epoch=-(-len(build_sampler(job, data)) // rules.accumulate),
         epochs=job.trainer.epochs,
         warmup_epochs=job.schedule.warmup_epochs,
         step_epochs=job.schedule.step_epochs,
@@ -225,7 +197,17 @@ def validate(
     sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size)
     loader = build_loader(data.val, sampler, workers=workers, device=rules.device)
     logits = torch.from_numpy(predict_logits(model, loader, rules))
-    loss = float(build_loss(job.task.kind, job.task.loss, focal_gamma=job.task.focal_gamma)(logits, data.val.targets))
+    if not logits.isfinite().all():
+        # A network that overflows here may recover; its epoch is logged and never kept.
+        return math.nan, {"val_loss": math.nan, "val_score": math.nan}
+    return score_logits(job, logits, data=data, unit=float(model.head.scale))  # type: ignore[union-attr, arg-type]
+
+
+def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: float) -> tuple[float, dict[str, float]]:
+    """Returns what `validate` returns, of logits (N, L) of the validation images."""
+    # Without class weights, which belong to training; in the same unit as the training loss.
+    loss_of = build_loss(job.task.kind, job.task.loss, focal_gamma=job.task.focal_gamma, scale=unit)
+    loss = float(loss_of(logits, data.val.targets))
     targets = data.val.targets.double().numpy()
     metrics = compute_metrics(
         data.task.kind,
@@ -257,7 +239,10 @@ def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], l
 def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ancestors: list[dict[str, str]]) -> None:
     """Writes model.safetensors, last of all: a run with a model file is a finished run."""
     if best.state is None:
-        raise DataError("no epoch was finished")
+        raise NonFiniteError(
+            "no epoch gave finite outputs on the validation images: lower optimizer.lr, set trainer.clip_norm, or "
+            "precision=fp32"
+        )
     metric = name_metric(job.task.metric, job.task.kind)
     card = ModelCard(
         architecture=job.model.name,
@@ -277,10 +262,10 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "seed": job.seed,
             "epoch": best.epoch,
             "metric": metric,
-            "score": best.score if np.isfinite(best.score) else None,
+            "score": (-best.score if is_error(metric) else best.score) if math.isfinite(best.score) else None,
             "train_images": len(data.train),
             "val_images": len(data.val),
         },
     )
     write_model(run / MODEL, best.state, card)
-    say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {metric} {abs(best.score):.3f}")
+    say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

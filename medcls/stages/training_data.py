@@ -14,7 +14,7 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.augment import Augmentation
 from medcls.data.dataset import StoreDataset
-from medcls.data.manifest import read_table, write_table
+from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
@@ -39,7 +39,7 @@ def open_data(job: TrainJob) -> TrainingData:
     store = Store(Path(job.store or ""))
     store.verify()
     splits, certificate = read_split(store, job.split.name)
-    labels = read_table(store.folder / LABELS, columns=("image_id",))
+    labels = read_store_labels(store)
     train_rows, val_rows = rows_of(store, splits, TRAIN), rows_of(store, splits, VAL)
     if not len(train_rows) or not len(val_rows):
         raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
@@ -61,6 +61,18 @@ def open_data(job: TrainJob) -> TrainingData:
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
     return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha)
+
+
+def read_store_labels(store: Store) -> pa.Table:
+    """Returns labels.parquet, one row for each stored image in the store's order.
+
+    Raises:
+        DataError: its images are not the store's, or in another order.
+    """
+    labels = read_table(store.folder / LABELS, columns=("image_id",))
+    if column_list(labels, "image_id") != store.image_ids:
+        raise DataError(f"{store.folder / LABELS}: its rows are not the store's images; write it again by data_prep")
+    return labels
 
 
 def select_labelled(

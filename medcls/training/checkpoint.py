@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +20,8 @@ from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.classifier import Classifier, build_classifier
 
 FORMAT = 1
+# Beside the card's own fields.
+_FORMAT, _DIGEST = "format", "tensors_sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,12 @@ class ModelCard:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return asdict(self) | {"preprocess": self.preprocess.to_json(), "format": FORMAT}
+        return asdict(self) | {"preprocess": self.preprocess.to_json(), _FORMAT: FORMAT}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelCard:
         """Returns the card that `to_json` wrote; raises KeyError or TypeError for anything else."""
-        rest = {key: value for key, value in content.items() if key != "format"}
+        rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
         preprocess = PreprocessSpec.from_json(content["preprocess"])
         return cls(**rest | {"task": Task(**content["task"]), "preprocess": preprocess})
 
@@ -76,9 +80,20 @@ class ModelCard:
 
 
 def write_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
-    """Writes the model file atomically."""
+    """Writes the model file atomically; the same weights and card give the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(path, save(tensors, metadata={"medcls": json.dumps(card.to_json(), sort_keys=True)}))
+    content = card.to_json() | {_DIGEST: compute_digest(tensors)}
+    # One entry alone: safetensors writes several in an order that changes from process to process.
+    write_bytes(path, save(tensors, metadata={"medcls": json.dumps(content, sort_keys=True)}))
+
+
+def compute_digest(state: dict[str, Tensor]) -> str:
+    """Returns the SHA-256 of names, dtypes, shapes and bytes: safetensors does not notice a flipped bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_card(path: Path) -> ModelCard:
@@ -90,13 +105,17 @@ def read_card(path: Path) -> ModelCard:
     """
     if not path.is_file():
         raise MissingInputError(f"{path} is missing: the training of this run has not finished; run it again")
+    return _read_metadata(path)[0]
+
+
+def _read_metadata(path: Path) -> tuple[ModelCard, str]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["medcls"])
-        if metadata["format"] != FORMAT:
-            raise DataError(f"{path}: format {metadata['format']}, expected {FORMAT}: train again with this version")
-        return ModelCard.from_json(metadata)
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        if metadata[_FORMAT] != FORMAT:
+            raise DataError(f"{path}: format {metadata[_FORMAT]}, expected {FORMAT}: train again with this version")
+        return ModelCard.from_json(metadata), metadata[_DIGEST]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no model file of medcls, or damaged ({error})") from error
 
 
@@ -108,10 +127,13 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
         DataError: damaged, or its tensors are not those of the architecture and classes it names.
     """
     card = read_card(path)
+    _, digest = _read_metadata(path)
     model = card.build()
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if compute_digest(state) != digest:
+            raise DataError(f"{path} is damaged: its weights have changed since they were written; train again")
         model.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -40,6 +40,7 @@ class Learner:
         scaler: Active for fp16 only.
         average: Exponential moving average of the weights, or None.
         forward: `model`, or a compiled form of it.
+        nonfinite: Steps in a row whose loss or gradient was not finite, across epochs.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
     forward: Callable[[Tensor], Tensor]
+    nonfinite: int = 0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -64,7 +66,8 @@ class StepRules:
     Attributes:
         device: "cpu" or "cuda".
         precision: "fp32", "bf16" or "fp16".
-        accumulate: Batches to one optimizer step.
+        accumulate: Batches to one optimizer step, weighted by their images: the gradient of one big batch where
+            the loss is a plain mean over images (class weights and masks are normalised within each batch).
         clip_norm: Largest gradient norm, or None.
         max_nonfinite: Stop after so many non-finite steps in a row.
         channels_last: Memory layout of the images.
@@ -83,10 +86,10 @@ class EpochResult:
     """What one epoch did.
 
     Attributes:
-        loss: Mean training loss over images of finite steps; NaN where there was none.
+        loss: Mean training loss over the images of steps with a finite loss; NaN where there was none.
         images: Seen.
         steps: Optimizer steps taken.
-        skipped: Steps skipped because the loss or the gradient was not finite.
+        skipped: Steps skipped because the loss or the gradient was not finite (fp16 does so to find its scale).
         seconds: Wall clock.
         wait_seconds: Of these, waiting for data.
     """
@@ -128,25 +131,23 @@ def train_one_epoch(
     result = EpochResult()
     start = time.perf_counter()
     iterator = iter(batches)
-    loss_sum, loss_images, in_a_row = 0.0, 0, 0
+    loss_sum, loss_images = 0.0, 0
     while max_steps is None or result.steps + result.skipped < max_steps:
         waiting = time.perf_counter()
         group = list(islice(iterator, rules.accumulate))
         result.wait_seconds += time.perf_counter() - waiting
         if not group:
             break
-        loss = train_step(learner, group, rules)
+        loss, taken = train_step(learner, group, rules)
         images = sum(len(batch.images) for batch in group)
         result.images += images
-        if loss is None:
-            result.skipped, in_a_row = result.skipped + 1, in_a_row + 1
-            if in_a_row >= rules.max_nonfinite:
-                raise NonFiniteError(
-                    f"the loss was not finite for {in_a_row} steps in a row: lower optimizer.lr, set "
-                    "trainer.clip_norm, or precision=fp32"
-                )
-        else:
-            result.steps, in_a_row = result.steps + 1, 0
+        result.steps, result.skipped = result.steps + taken, result.skipped + (not taken)
+        if learner.nonfinite >= rules.max_nonfinite:
+            raise NonFiniteError(
+                f"the loss or its gradient was not finite for {learner.nonfinite} steps in a row: lower "
+                "optimizer.lr, set trainer.clip_norm, or precision=fp32"
+            )
+        if math.isfinite(loss):
             loss_sum, loss_images = loss_sum + loss * images, loss_images + images
         result.loss = loss_sum / loss_images if loss_images else math.nan
         result.seconds = time.perf_counter() - start
@@ -154,10 +155,33 @@ def train_one_epoch(
     return result
 
 
-def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> float | None:
-    """Takes one optimizer step over the batches of `group`; returns the loss, or None where it was skipped."""
-    total = sum(len(batch.images) for batch in group)
+def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[float, bool]:
+    """Takes one optimizer step over the batches of `group`.
+
+    Returns:
+        The mean loss over images, and whether the step was taken: it is skipped, and leaves no trace in the model,
+        where the loss or the gradient is not finite.
+    """
     learner.optimizer.zero_grad(set_to_none=True)
+    # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
+    buffers = [buffer.clone() for buffer in learner.model.buffers()]
+    loss = _accumulate(learner, group, rules)
+    taken = math.isfinite(loss) and _update(learner, rules)
+    if not taken:
+        learner.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return loss, False
+    learner.nonfinite = 0
+    learner.schedule.step()
+    if learner.average is not None:
+        learner.average.update_parameters(learner.model)
+    return loss, True
+
+
+def _accumulate(learner: Learner, group: list[Batch], rules: StepRules) -> float:
+    """Adds up the gradients of the group; returns its mean loss, and stops at the first that is not finite."""
+    total = sum(len(batch.images) for batch in group)
     mean_loss = 0.0
     for batch in group:
         with autocast(rules.precision, device=rules.device):
@@ -167,23 +191,25 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> float 
         share = len(batch.images) / total
         mean_loss += float(loss.detach()) * share
         if not math.isfinite(mean_loss):
-            learner.optimizer.zero_grad(set_to_none=True)
-            return None
+            learner.nonfinite += 1
+            break
         learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    return mean_loss
+
+
+def _update(learner: Learner, rules: StepRules) -> bool:
+    """Unscales, clips, steps and updates the scale; returns whether the parameters were changed."""
     learner.scaler.unscale_(learner.optimizer)
     if not _clip(learner, rules):
-        learner.optimizer.zero_grad(set_to_none=True)
-        return None
+        learner.nonfinite += 1
+        return False
     scale = learner.scaler.get_scale()
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    if learner.scaler.get_scale() < scale:
-        # The scaler met an infinity and skipped; it is meant to, until even the smallest scale overflows.
-        return mean_loss if scale > 1 else None
-    learner.schedule.step()
-    if learner.average is not None:
-        learner.average.update_parameters(learner.model)
-    return mean_loss
+    skipped = learner.scaler.get_scale() < scale
+    # The scaler meets infinities and skips, as it is meant to; it is a fault where even the smallest scale overflows.
+    learner.nonfinite += skipped and scale <= 1
+    return not skipped
 
 
 def _clip(learner: Learner, rules: StepRules) -> bool:
@@ -216,7 +242,7 @@ class Best:
     """The best epoch so far by the validation metric.
 
     Attributes:
-        score: Its metric, larger is better; -inf before the first.
+        score: Its metric, larger is better; -inf before the first, and where it is undefined.
         epoch: Its number; -1 before the first.
         state: Copy of the evaluated network's weights on the CPU.
     """
@@ -226,10 +252,10 @@ class Best:
     state: dict[str, Tensor] | None = None
 
     def update(self, score: float, epoch: int, model: nn.Module) -> bool:
-        """Keeps the model where its score is better; a NaN score never is, unless there is nothing yet."""
-        better = score > self.score or self.state is None
+        """Keeps the model where its score is better, or the first; NaN (outputs not finite) is never kept."""
+        better = score > self.score or (self.state is None and not math.isnan(score))
         if better:
-            self.score, self.epoch = (score if math.isfinite(score) else -math.inf), epoch
+            self.score, self.epoch = score, epoch
             self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         return better
 

@@ -14,7 +14,7 @@ from medcls.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-_REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_REGRESSION: dict[str, Callable[..., Tensor]] = {
     "auto": F.mse_loss,
     "mse": F.mse_loss,
     "mae": F.l1_loss,
@@ -68,15 +68,20 @@ def _mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
+def _focus(error: Tensor, gamma: float) -> Tensor:
+    """The focal factor; below gamma = 1 its slope at error = 0 is infinite and would make the gradient NaN."""
+    return error.clamp_min(1e-12) ** gamma
+
+
 def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smoothing: float) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        index = targets[:, 0].long()
+        known = (~targets[:, 0].isnan()).float()
+        index = targets[:, 0].nan_to_num().long()
         losses = F.cross_entropy(logits.float(), index, reduction="none", label_smoothing=label_smoothing)
         if gamma:
             chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
-            losses = (1 - chance) ** gamma * losses
-        ones = torch.ones_like(losses)
-        return _mean(losses, ones if class_weights is None else class_weights.to(losses.device)[index])
+            losses = _focus(1 - chance, gamma) * losses
+        return _mean(losses, known if class_weights is None else known * class_weights.to(losses.device)[index])
 
     return loss
 
@@ -88,7 +93,7 @@ def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
         losses = F.binary_cross_entropy_with_logits(logits.float(), flags, reduction="none")
         if gamma:
             chance = logits.float().sigmoid()
-            losses = torch.where(flags > 0.5, 1 - chance, chance) ** gamma * losses
+            losses = _focus(torch.where(flags > 0.5, 1 - chance, chance), gamma) * losses
         weights = known.to(losses.dtype)
         if class_weights is not None:
             pair = class_weights.to(losses.device).view(-1, 2)
@@ -109,7 +114,9 @@ def _regression_loss(name: str, *, scale: float) -> Loss:
     function = _REGRESSION[name]
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        return function(logits.float() / scale, targets / scale)
+        known = ~targets.isnan()
+        losses = function(logits.float() / scale, targets.nan_to_num() / scale, reduction="none")
+        return _mean(losses, known.float())
 
     return loss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,9 @@ def claim_run(job: TrainJob) -> tuple[Path, bool]:
     if job.run is None:
         raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
     run = Path(job.run)
-    settings = {key: value for key, value in asdict(job).items() if key not in _FREE}
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"run={run} is a file: choose a folder")
+    settings = _settings_of(job)
     if not run.exists() or not any(run.iterdir()):
         return run, False
     if not (run / SETTINGS).is_file():
@@ -60,6 +63,12 @@ def claim_run(job: TrainJob) -> tuple[Path, bool]:
     return run, (run / MODEL).is_file()
 
 
+def _settings_of(job: TrainJob) -> dict[str, Any]:
+    """As they come back from JSON, where the keys of task.classes={0: 0, 1: 1} are strings."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(job)))
+    return {key: value for key, value in settings.items() if key not in _FREE}
+
+
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(set(before) | set(now))
@@ -75,7 +84,7 @@ def start_run(run: Path, job: TrainJob, *, environment: dict[str, Any]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    settings = {key: value for key, value in asdict(job).items() if key not in _FREE}
+    settings = _settings_of(job)
     write_json(run / SETTINGS, settings)
     write_bytes(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(job))).encode())
     write_json(run / ENVIRONMENT, environment | {"settings_sha256": sha256_json(settings)})

@@ -9,7 +9,7 @@ from medcls.config import nearest
 from medcls.errors import ConfigError
 
 LOSS = "loss"
-_SMALLER_IS_BETTER = {LOSS, "brier", "log_loss", "ece", "mae", "mse", "rmse"}
+_SMALLER_IS_BETTER = (LOSS, "brier", "log_loss", "ece", "mae", "mse", "rmse", "lr_negative")
 _DEFAULT = {
     "binary": "auc",
     "multiclass": "auc",
@@ -45,4 +45,16 @@ def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind
     # A metric that is undefined here (one class in validation) must not win over a defined one.
     if not math.isfinite(value):
         return -math.inf
-    return -value if name in _SMALLER_IS_BETTER else value
+    return -value if is_error(name) else value
+
+
+def describe_score(metric: str, score: float) -> str:
+    """Returns "metric value" of a score from `choose_score`, for people."""
+    if not math.isfinite(score):
+        return f"{metric} undefined"
+    return f"{metric} {-score if is_error(metric) else score:.3f}"
+
+
+def is_error(metric: str) -> bool:
+    """Returns whether smaller is better: an error, or that of one label of several (brier_effusion)."""
+    return metric in _SMALLER_IS_BETTER or metric.startswith(tuple(f"{name}_" for name in _SMALLER_IS_BETTER))

@@ -19,8 +19,10 @@ from medcls.evaluation.calibration import (
 
 
 def make_forecasts(rows: int = 200, classes: int = 3, seed: int = 0):
+    """Classes drawn by their probabilities, so that bins err in both directions."""
     generator = np.random.default_rng(seed)
-    return generator.integers(classes, size=rows), generator.dirichlet(np.ones(classes), size=rows)
+    score = generator.dirichlet(np.ones(classes), size=rows)
+    return (score.cumsum(axis=1) < generator.random((rows, 1))).sum(axis=1).clip(max=classes - 1), score
 
 
 def test_scores_agree_with_scikit_learn():

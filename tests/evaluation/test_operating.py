@@ -70,3 +70,11 @@ def test_net_benefit_by_hand():
     )
     np.testing.assert_allclose(model[0], [2 / 5 - 1 / 5 / 3, 1 / 5 - 1 / 5])
     np.testing.assert_allclose(everyone[0], [2 / 5 - 3 / 5 / 3, 2 / 5 - 3 / 5])
+
+
+def test_thresholds_keep_their_order_and_may_be_infinite():
+    positive, score = np.array([True, True, False]), np.array([0.9, 0.3, 0.6])
+    counts = count_at_thresholds(positive, score, thresholds=[np.inf, 0.2, 0.7, -np.inf])
+    assert counts.true_positives.tolist() == [[0, 2, 1, 2]]
+    assert counts.false_positives.tolist() == [[0, 1, 0, 1]]
+    assert (counts.positives.tolist(), counts.negatives.tolist()) == ([[2]], [[1]])

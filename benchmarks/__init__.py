@@ -1,0 +1,1 @@
+"""Measurements of the real code beside its limits and its peers; ratios within one run, never asserted."""

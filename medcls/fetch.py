@@ -1,0 +1,30 @@
+"""python -m medcls.fetch model=NAME: finds or downloads ImageNet weights ahead of time and prints the file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from medcls.errors import MedclsError, UsageError
+
+
+def main(arguments: list[str]) -> int:
+    """Prints the path of the weights and their sha256; returns the exit code (66: not here and not to be had)."""
+    try:
+        pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        if len(pairs) != len(arguments) or not {"model"} <= set(pairs) <= {"model", "weights_dir"}:
+            raise UsageError("expected model=NAME [weights_dir=DIR]")
+        from medcls.models.weights import IMAGENET, find_weights
+
+        folder = pairs.get("weights_dir")
+        weights_dir = Path(folder) if folder else None
+        file = find_weights(IMAGENET, architecture=pairs["model"], weights_dir=weights_dir)
+    except MedclsError as error:
+        print(f"python -m medcls.fetch: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{file.path} sha256 {file.sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

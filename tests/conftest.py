@@ -1,0 +1,170 @@
+"""A small labelled set of PNG files and the store that data_prep makes of it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import hydra
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from data_prep.prepare import prepare
+from medcls.command_line import prepare_overrides
+from medcls.config import SCHEMAS, conf_folder, load, register_schemas
+from medcls.data.store import Store
+from medcls.imaging.readers import RawImage
+
+CLASSES = ("none", "mild", "severe")
+SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def compose_job() -> Callable[..., Any]:
+    """Composes a command line as run_command does, in this process: compose_job("train", "model=vgg11")."""
+    register_schemas()
+
+    def compose(command: str, *arguments: str) -> Any:
+        overrides = prepare_overrides(arguments, schema=SCHEMAS[command], conf=conf_folder())
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+            return load(hydra.compose(command, overrides=overrides))
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def draw_picture() -> Callable[..., NDArray[np.uint8]]:
+    """An image (32, 32) that shows its grade 0 to 2 and is like no other seed's: draw_picture(grade, seed)."""
+
+    def draw(grade: int, seed: int) -> NDArray[np.uint8]:
+        generator = np.random.default_rng(seed)
+        picture = generator.normal(90, 25, (SIZE, SIZE))
+        picture[4 + 8 * grade : 12 + 8 * grade, 6:26] += 90
+        return np.clip(picture, 0, 255).astype(np.uint8)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def write_source(draw_picture: Callable[..., NDArray[np.uint8]]) -> Callable[..., Path]:
+    """Writes images and labels.csv into a folder and returns it.
+
+    24 patients, two images each, the classes "mild", "none" and "severe" in turn. `patients` and `classes` make it
+    smaller; `rewrite(rows)` changes the label rows before they are written.
+    """
+
+    def write(
+        folder: Path,
+        *,
+        patients: int = 24,
+        classes: Sequence[str] = CLASSES,
+        rewrite: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] = list,
+    ) -> Path:
+        (folder / "images").mkdir(parents=True)
+        rows = []
+        for patient in range(patients):
+            for side in "LR":
+                path = f"images/p{patient:02d}{side}.png"
+                picture = draw_picture(patient % len(classes), 2 * patient + (side == "R"))
+                cv2.imwrite(str(folder / path), picture)
+                label = classes[patient % len(classes)]
+                rows.append({"path": path, "patient_id": f"p{patient:02d}", "label": label, "side": side})
+        write_csv(folder / "labels.csv", rewrite(rows))
+        return folder
+
+    return write
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="session")
+def write_labels() -> Callable[[Path, Sequence[dict[str, Any]]], None]:
+    """Writes dictionaries as a CSV file: write_labels(path, rows)."""
+    return write_csv
+
+
+@pytest.fixture(scope="session")
+def read_labels_csv() -> Callable[[Path], list[dict[str, str]]]:
+    """Rows of a CSV file as dictionaries."""
+
+    def read(path: Path) -> list[dict[str, str]]:
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def run_prepare(compose_job: Callable[..., Any]) -> Callable[..., Store]:
+    """Runs data_prep in this process on a folder that write_source made: run_prepare(source, store, "key=value")."""
+
+    def run(source: Path, store: Path, *arguments: str, labels: str | None = "labels.csv") -> Store:
+        given = [f"labels={source / labels}"] if labels else []
+        defaults = [f"image.size={SIZE}", "workers=0"]
+        return prepare(compose_job("prepare", f"source={source}", f"store={store}", *given, *defaults, *arguments))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def source(write_source: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source folder of `small_store`; do not write into it."""
+    return write_source(tmp_path_factory.mktemp("source") / "raw")
+
+
+@pytest.fixture(scope="session")
+def make_store(
+    source: Path, run_prepare: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Store]:
+    """Makes a new store of 24 patients, 48 images, 3 classes, 32 pixels: make_store("image.dtype=uint16")."""
+
+    def make(*arguments: str) -> Store:
+        return run_prepare(source, tmp_path_factory.mktemp("made") / "store", *arguments)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_store(make_store: Callable[..., Store]) -> Store:
+    """One store for all tests that only read: 24 patients, 48 images, 3 classes, 32 pixels, uint8, grey."""
+    return make_store()
+
+
+@pytest.fixture
+def fresh_store(make_store: Callable[..., Store]) -> Store:
+    """A store that a test may damage."""
+    return make_store()
+
+
+@pytest.fixture(scope="session")
+def make_raw() -> Callable[..., RawImage]:
+    """A RawImage of pixels (C, H, W) in [0, 1], as read_image would return it; keywords go over the defaults."""
+
+    def make(pixels: NDArray[Any], **changes: Any) -> RawImage:
+        fields: dict[str, Any] = {
+            "mask": None,
+            "spacing_mm": None,
+            "spacing_source": "",
+            "aspect": 1.0,
+            "bits": 8,
+            "photometric": "L",
+            "headers": {},
+        }
+        return RawImage(pixels=np.asarray(pixels, np.float32), **fields | changes)
+
+    return make
+
+
+@pytest.fixture
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No de-identification key in the environment."""
+    monkeypatch.delenv("MEDCLS_DEIDENTIFY_KEY", raising=False)

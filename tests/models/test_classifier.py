@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+from medcls.errors import ConfigError
+from medcls.models.backbones import ARCHITECTURES
+from medcls.models.classifier import Classifier, InputNormalization, build_classifier
+from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    torch.manual_seed(0)
+    return build_classifier("resnet18", kind="multiclass", num_classes=4).eval()
+
+
+def draw_grey(dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    top = np.iinfo(np.uint8 if dtype == torch.uint8 else np.uint16).max
+    return torch.from_numpy(np.random.default_rng(0).integers(0, top + 1, (3, 1, 40, 36))).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_grey_gives_the_logits_of_the_same_image_saved_as_rgb(network: Classifier, dtype: torch.dtype) -> None:
+    network.normalize.max_value = 255.0 if dtype == torch.uint8 else 65535.0
+    grey = draw_grey(dtype)
+    with torch.inference_mode():
+        assert torch.equal(network(grey), network(torch.cat([grey] * 3, dim=1)))
+    network.normalize.max_value = 255.0
+
+
+def test_sixteen_bits_give_the_logits_of_the_same_image_in_eight(network: Classifier) -> None:
+    grey = draw_grey()
+    wide = build_classifier("resnet18", kind="multiclass", num_classes=4, max_value=65535).eval()
+    wide.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(wide((grey.int() * 257).to(torch.uint16)), network(grey), atol=1e-5, rtol=0)
+
+
+def test_normalisation_is_torchvisions() -> None:
+    colour = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 8, 9), dtype=np.uint8))
+    reference = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    torch.testing.assert_close(InputNormalization(255)(colour), reference(colour))
+
+
+def test_normalisation_is_no_part_of_the_weights(network: Classifier) -> None:
+    assert not [name for name in network.state_dict() if name.startswith("normalize")]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_stages_end_in_the_head_and_hold_every_parameter_once(build_meta: Callable[..., Classifier], name: str) -> None:
+    model = build_meta(name)
+    staged = [id(p) for stage in model.stages.values() for p in stage.parameters()]
+    assert list(model.stages)[-1] == "head"
+    assert staged == [id(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits"), [("binary", 1), ("multiclass", 5), ("multilabel", 5), ("ordinal", 4), ("regression", 1)]
+)
+def test_outputs_fit_the_task(build_meta: Callable[..., Classifier], kind: str, logits: int) -> None:
+    model = build_meta("resnet18", kind=kind, num_classes=5, in_channels=3)
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, logits)
+
+
+def test_dropout_stands_once_before_the_last_layer(build_meta: Callable[..., Classifier]) -> None:
+    def rates(name: str) -> list[float]:
+        return [m.p for m in build_meta(name, dropout=0.3).modules() if isinstance(m, nn.Dropout) and m.p]
+
+    assert rates("resnet34") == [0.3]
+    assert rates("vgg11") == [0.3, 0.3]  # after fc6 and fc7; none of the head's own
+
+
+def test_two_channels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="the store has 2 channels: resnet18 takes 1 .* or 3"):
+        build_classifier("resnet18", kind="binary", num_classes=2, in_channels=2)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from medcls.errors import ConfigError
+from medcls.models.heads import LinearHead, compute_scores, count_logits
+
+LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=st.floats(-60, 60))
+
+
+@given(LOGITS)
+def test_corn_probabilities_sum_to_one_and_none_is_negative(logits: NDArray[np.float64]) -> None:
+    scores = compute_scores("ordinal", torch.from_numpy(logits))
+    assert scores.shape == (len(logits), logits.shape[1] + 1)
+    assert (scores >= 0).all()
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(logits), dtype=torch.float64))
+
+
+@given(LOGITS)
+def test_corn_probabilities_are_the_products_of_the_conditional_ones(logits: NDArray[np.float64]) -> None:
+    expected = np.empty((len(logits), logits.shape[1] + 1))
+    for n, row in enumerate(logits):
+        above = 1.0  # P(y > k - 1)
+        for k, logit in enumerate(row):
+            chance = 1 / (1 + np.exp(-logit))  # P(y > k | y > k - 1)
+            expected[n, k] = above * (1 - chance)
+            above *= chance
+        expected[n, -1] = above
+    np.testing.assert_allclose(compute_scores("ordinal", torch.from_numpy(logits)).numpy(), expected, atol=1e-12)
+
+
+def test_scores_of_the_other_tasks() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0], [3.0, 0.5, 0.5]])
+    powers = np.exp(logits.numpy().astype(np.float64))
+    softmax = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(compute_scores("multiclass", logits).numpy(), softmax)
+    np.testing.assert_allclose(compute_scores("multilabel", logits).numpy(), powers / (1 + powers))
+    np.testing.assert_allclose(compute_scores("binary", logits[:, :1]).numpy(), (powers / (1 + powers))[:, :1])
+    assert torch.equal(compute_scores("regression", logits[:, :1]), logits[:, :1].double())
+
+
+def test_half_precision_logits_become_double_scores() -> None:
+    assert compute_scores("multiclass", torch.zeros(1, 3, dtype=torch.float16)).dtype == torch.float64
+
+
+def test_regression_starts_at_the_mean_in_units_of_the_spread() -> None:
+    targets = torch.tensor([[60.0], [80.0], [100.0]])
+    head = LinearHead(4, 1)
+    head.set_unit(targets)
+    features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    plain = head.linear(features)
+    torch.testing.assert_close(head(features), plain * np.sqrt(800 / 3) + 80)
+    assert (head(features) - 80).abs().max() < 5
+
+
+def test_one_target_value_leaves_the_unit_at_one() -> None:
+    head = LinearHead(4, 1)
+    head.set_unit(torch.full((3, 1), 7.0))
+    assert (float(head.shift), float(head.scale)) == (7.0, 1.0)
+
+
+def test_unit_travels_with_the_weights() -> None:
+    head, other = LinearHead(4, 1), LinearHead(4, 1)
+    head.set_unit(torch.tensor([[1.0], [3.0]]))
+    other.load_state_dict(head.state_dict())
+    assert (float(other.shift), float(other.scale)) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_round_values_to_whole_months(dtype: torch.dtype) -> None:
+    head = LinearHead(4, 1)
+    head.set_unit(torch.tensor([[87.3], [168.1]]))
+    features = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    exact = head(features)
+    with torch.autocast("cpu", dtype=dtype):
+        rounded = head(features)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.02  # bfloat16 would round 127.7 to 127 or 128
+
+
+def test_head_starts_near_the_prior() -> None:
+    logits = LinearHead(512, 5)(torch.rand(8, 512))
+    assert (logits.softmax(dim=1) - 0.2).abs().max() < 0.15
+    assert logits.std() > 0
+
+
+def test_counts_of_logits() -> None:
+    kinds = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+    assert [count_logits(kind, 5) for kind in kinds] == [1, 5, 5, 4, 1]
+    with pytest.raises(ConfigError, match="task.kind=ranking: expected one of binary"):
+        count_logits("ranking", 5)

@@ -1,0 +1,189 @@
+"""Every option of every group composes; values out of range name the field, the value and the range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medcls import config
+from medcls.config import SCHEMAS, check_choice, check_file_name, check_range, conf_folder, nearest
+from medcls.errors import ConfigError
+
+Compose = Callable[..., Any]
+
+GROUP_FILES = sorted(conf_folder().glob("*/*.yaml"))
+# Which command a group belongs to, where it is not train's.
+COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare"}
+# What an option needs beside itself to make sense.
+ALONGSIDE: dict[str, list[str]] = {}
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}={path.stem}"
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=name_of)
+def test_every_option_composes_and_changes_only_its_group(path: Path, compose_job: Compose) -> None:
+    group = path.parent.name
+    command = COMMAND.get(group, "train")
+    job = compose_job(command, name_of(path), *ALONGSIDE.get(name_of(path), []))
+    assert isinstance(job, SCHEMAS[command])
+    if group == "experiment":
+        assert job.run
+    else:
+        assert is_dataclass(getattr(job, group))
+
+
+@pytest.mark.parametrize("path", sorted(conf_folder().rglob("*.yaml")), ids=lambda p: str(p.relative_to(conf_folder())))
+def test_every_file_is_at_most_20_lines(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 20
+
+
+def test_groups_are_one_deep() -> None:
+    assert [p for p in conf_folder().rglob("*.yaml") if len(p.relative_to(conf_folder()).parts) > 2] == []
+
+
+@pytest.mark.parametrize("path", sorted((conf_folder() / "experiment").glob("*.yaml")), ids=name_of)
+def test_every_experiment_starts_with_a_comment_that_has_its_command(path: Path) -> None:
+    comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any("python -m medcls" in line for line in comments)
+
+
+@pytest.mark.parametrize("command", sorted(SCHEMAS))
+def test_a_command_composes_with_its_defaults(command: str, compose_job: Compose) -> None:
+    assert isinstance(compose_job(command), SCHEMAS[command])
+
+
+def test_the_option_sets_what_its_file_says(compose_job: Compose) -> None:
+    job = compose_job("train", "model=vgg16_bn", "transfer=frozen", "optimizer=sgd", "schedule=step")
+    assert (job.model.name, job.transfer.kind, job.optimizer.name) == ("vgg16_bn", "frozen", "sgd")
+    assert job.schedule.step_epochs == [6, 8]
+
+
+def test_below_load_there_are_only_plain_objects(compose_job: Compose) -> None:
+    job = compose_job("train", "task.classes={NC: 0, AD: 1}", "augment=dermoscopy")
+    assert type(job.task.classes) is dict
+    assert type(job.augment.transforms["Affine"]["scale"]) is list
+
+
+OUT_OF_RANGE = [
+    ("train", "trainer.epochs=0", ["trainer.epochs=0", ">= 1"]),
+    ("train", "trainer.batch_size=1", ["trainer.batch_size=1", ">= 2"]),
+    ("train", "trainer.clip_norm=0", ["trainer.clip_norm=0", "> 0"]),
+    ("train", "trainer.ema_decay=1", ["trainer.ema_decay=1", "<= 0.99999"]),
+    ("train", "trainer.patience=0", ["trainer.patience=0", ">= 1"]),
+    ("train", "trainer.max_steps=0", ["trainer.max_steps=0", ">= 1"]),
+    ("train", "optimizer.lr=0", ["optimizer.lr=0", "> 0 and <= 10"]),
+    ("train", "optimizer.lr=nan", ["optimizer.lr=nan", "> 0"]),
+    ("train", "optimizer.lr=-1", ["optimizer.lr=-1"]),
+    ("train", "schedule.warmup_epochs=inf", ["schedule.warmup_epochs=inf"]),
+    ("train", "schedule.name=step", ["schedule.step_epochs=[]"]),
+    ("train", "transfer.layer_decay=0", ["transfer.layer_decay=0", "> 0 and <= 1"]),
+    ("train", "transfer.kind=frozn", ["frozn", "nearest: frozen"]),
+    ("train", "model.dropout=1", ["model.dropout=1", "<= 0.95"]),
+    ("train", "task.kind=multiclas", ["multiclas", "nearest: multiclass"]),
+    ("train", "task.loss=mse", ["task.loss", "multiclass", "mse", "cross_entropy"]),
+    ("train", "task.focal_gamma=11", ["task.focal_gamma=11", "<= 10"]),
+    ("train", "task.sampler=balancd", ["nearest: balanced"]),
+    ("train", "task.grades=true", ["task.grades=true", "regression"]),
+    ("train", "task.classes={a: 0, b: 2}", ["without a gap"]),
+    ("train", "task.classes={a: 0, b: 0}", ["at least two"]),
+    ("train", "seed=-1", ["seed=-1", ">= 0"]),
+    ("train", "workers=-2", ["workers=-2", ">= -1"]),
+    ("train", "precision=fp8", ["precision=fp8", "auto, fp32, bf16, fp16"]),
+    ("train", "device=gpu", ["device=gpu", "cuda"]),
+    ("prepare", "image.size=4", ["image.size=4", "8 to 8192"]),
+    ("prepare", "image.size=[1,2,3]", ["image.size", "height, width"]),
+    ("prepare", "image.size=10.5", ["image.size=10.5"]),
+    ("prepare", "image.channels=2", ["image.channels=2", "1 (grey) or 3"]),
+    ("prepare", "image.dtype=float16", ["image.dtype=float16", "uint8, uint16"]),
+    ("prepare", "image.percentiles=[99,1]", ["image.percentiles", "within 0 to 100"]),
+    ("prepare", "image.percentiles=[1]", ["image.percentiles"]),
+    ("prepare", "image.windows_hu=[[40,nan]]", ["image.windows_hu", "width > 1"]),
+    ("prepare", "image.windows_hu=[[40,400],[0,80]]", ["2 windows", "image.channels=1"]),
+    ("prepare", "split.test=0.91", ["split.test=0.91", "<= 0.9"]),
+    ("prepare", "split.test=0.5 split.val=0.5", ["split.test + split.val=1.0", "<= 0.95"]),
+    ("prepare", "split.on_leak=droop", ["nearest: drop"]),
+    ("prepare", "split.near_duplicate_bits=256", ["split.near_duplicate_bits=256", "<= 255"]),
+    ("prepare", "split.name=a/b", ["split.name=a/b", "plain name"]),
+    ("prepare", "patients=per_file", ["patients=per_file", "nearest: per_image"]),
+    ("prepare", "max_quarantined=1.5", ["max_quarantined=1.5", "<= 1"]),
+    ("evaluate", "split=tset", ["split=tset", "nearest: test"]),
+    ("evaluate", "replicates=10", ["replicates=10", ">= 100"]),
+    ("show", "per_class=0", ["per_class=0", ">= 1"]),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "expected"), OUT_OF_RANGE, ids=[a for _, a, _ in OUT_OF_RANGE])
+def test_out_of_range_names_field_value_and_range(
+    command: str, arguments: str, expected: list[str], compose_job: Compose
+) -> None:
+    separate = arguments.split(" split.") if "{" not in arguments else [arguments]
+    separate = [separate[0], *(f"split.{rest}" for rest in separate[1:])]
+    with pytest.raises(ConfigError) as error:
+        compose_job(command, *separate)
+    message = str(error.value)
+    assert [part for part in expected if part not in message] == []
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["transfer.kind=scratch"], "transfer=scratch with model.weights=imagenet"),
+        (["task=ordinal", "task.label_smoothing=0.1"], "only task.kind=multiclass"),
+        (["task=multilabel", "task.classes={a: 0, b: 1}"], "takes no classes"),
+        (["task=binary", "task.classes={a: 0, b: 1, c: 2}"], "takes the indices 0 and 1"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(arguments: list[str], part: str, compose_job: Compose) -> None:
+    with pytest.raises(ConfigError, match=part):
+        compose_job("train", *arguments)
+
+
+def test_scratch_takes_no_weights(compose_job: Compose) -> None:
+    assert compose_job("train", "transfer=scratch").model.weights is None
+
+
+def test_nearest_names_the_like_and_nothing_else() -> None:
+    assert nearest("resnet19", ["vgg11", "resnet18"]) == " (nearest: resnet18)"
+    assert nearest("zzz", ["vgg11", "resnet18"]) == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.1, 1.1])
+def test_check_range_refuses_what_is_not_finite_or_outside(value: float) -> None:
+    with pytest.raises(ConfigError, match="x="):
+        check_range("x", value, low=0, high=1)
+
+
+def test_check_range_keeps_the_closed_ends_and_leaves_the_open_one_out() -> None:
+    check_range("x", 0, low=0, high=1)
+    check_range("x", 1, low=0, high=1, open_low=True)
+    with pytest.raises(ConfigError, match="> 0"):
+        check_range("x", 0, low=0, high=1, open_low=True)
+
+
+def test_check_choice_lists_and_suggests() -> None:
+    check_choice("x", "a", ["a", "b"])
+    with pytest.raises(ConfigError, match=r"x=beta: expected one of alpha, bet \(nearest: bet\)"):
+        check_choice("x", "beta", ["alpha", "bet"])
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a/"])
+def test_check_file_name_refuses_what_is_no_plain_name(name: str) -> None:
+    with pytest.raises(ConfigError):
+        check_file_name("split.name", name)
+
+
+def test_conf_is_found_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = tmp_path / "medcls" / "conf"
+    inside.mkdir(parents=True)
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "medcls" / "config.py"))
+    with pytest.raises(ConfigError, match="conf/ is missing"):
+        conf_folder()
+    (inside / "train.yaml").touch()
+    assert conf_folder() == inside
