@@ -13,11 +13,11 @@ from data_prep.labels import LabelRow
 from data_prep.ledger import OK, QUARANTINED, SKIPPED, Entry
 from medcls.data.duplicates import compute_dhash, hash_pixels
 from medcls.data.store import ShardWriter
-from medcls.errors import DataError, ImageRefusedError
+from medcls.errors import DataError, ImageRefusedError, MissingInputError
 from medcls.files import sha256_file
 from medcls.identity import Identity
-from medcls.imaging.preprocess import Box, PreparedImage, PreprocessSpec, preprocess_image
-from medcls.imaging.readers import RawImage, read_image
+from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
+from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.worker import run_limited
 
 # A few bad files are life; many mean a wrong folder or a wrong setting.
@@ -27,41 +27,24 @@ _AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeTask:
-    """One image to decode: a file and the region of it."""
+class HashedImage:
+    """A decoded image, and the checksums of its stored pixels and of its file."""
 
-    file: Path
-    roi: Box | None
-    spec: PreprocessSpec
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """What a worker sends back: the stored pixels, their checksums, and allow-listed headers."""
-
-    prepared: PreparedImage
-    source_size: tuple[int, int]
-    spacing_source: str
-    photometric: str
-    headers: dict[str, str]
+    image: DecodedImage
     pixel_sha256: str
     pixel_dhash: bytes
     file_sha256: str
 
 
-def decode_image(task: DecodeTask) -> DecodedImage:
+def decode_and_hash(task: DecodeTask) -> HashedImage:
     """Returns one image as stored. Runs in a worker process: no torch, nothing global."""
-    image: RawImage = read_image(task.file, options=task.spec.read_options)
-    prepared = preprocess_image(image, task.spec, roi=task.roi)
-    y, x, height, width = prepared.valid_extent
-    return DecodedImage(
-        prepared=prepared,
-        source_size=(image.pixels.shape[1], image.pixels.shape[2]),
-        spacing_source=image.spacing_source,
-        photometric=image.photometric,
-        headers=image.headers,
-        pixel_sha256=hash_pixels(prepared.pixels),
-        pixel_dhash=compute_dhash(prepared.pixels[:, y : y + height, x : x + width]),
+    image = decode_image(task)
+    pixels = image.prepared.pixels
+    y, x, height, width = image.prepared.valid_extent
+    return HashedImage(
+        image=image,
+        pixel_sha256=hash_pixels(pixels),
+        pixel_dhash=compute_dhash(pixels[:, y : y + height, x : x + width]),
         file_sha256=sha256_file(task.file),
     )
 
@@ -76,36 +59,44 @@ def decode_rows(
     workers: int,
     max_quarantined: float,
 ) -> tuple[list[dict[str, Any]], dict[str, Entry]]:
-    """Decodes every row into `writer`; returns the manifest rows and an entry for each file by its path.
+    """Decodes every row into an open `writer`; returns the manifest rows and an entry for each file by its path.
 
     Raises:
         DataError: more than max_quarantined of the images are refused; the reasons are counted.
     """
-    allowed = max(_ALLOWED_ANYWAY, int(max_quarantined * len(rows)))
+    allowed = max(_ALLOWED_ANYWAY, int(max_quarantined * len(rows))) if max_quarantined else 0
     tasks = (DecodeTask(source / row.path, row.roi, spec) for row in rows)
     manifest: list[dict[str, Any]] = []
     entries: dict[str, Entry] = {}
     refused: list[str] = []
-    outcomes = run_limited(decode_image, tasks, workers=workers)
+    outcomes = run_limited(decode_and_hash, tasks, workers=workers)
     bar = tqdm(zip(rows, outcomes, strict=True), total=len(rows), desc="decode", unit="image", mininterval=0.5)
     for row, outcome in bar:
         shown = identity.name("path", row.path)
         if isinstance(outcome, ImageRefusedError):
             where = f"row {row.number}" if row.number else ""
             refused.append(" ".join(filter(None, (where, shown, str(outcome)))))
-            entries[row.path] = Entry(shown, QUARANTINED, outcome.reason, outcome.detail)
             if len(refused) > allowed:
                 raise DataError(_too_many(refused, allowed, len(rows)))
-            continue
-        shard, index = writer.append(outcome.prepared.pixels)
-        manifest.append(_manifest_row(row, outcome, place=(shard, index), identity=identity))
-        done = entries.get(row.path)
-        images = 1 + (done.images if done else 0)
-        entries[row.path] = Entry(shown, OK, images=images, file_sha256=outcome.file_sha256)
-    writer.close()
+            # Of a refused file, too: one that is mended later is another file.
+            sha, images = _checksum(source / row.path), (identity.name("image", row.key),)
+            entry = Entry(shown, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=images)
+        else:
+            shard, index = writer.append(outcome.image.prepared.pixels)
+            manifest.append(_manifest_row(row, outcome, place=(shard, index), identity=identity))
+            entry = Entry(shown, OK, images=1, file_sha256=outcome.file_sha256)
+        entries[row.path] = entries[row.path].add(entry) if row.path in entries else entry
     if not manifest:
         raise DataError(f"no image could be read: {'; '.join(refused[:_SHOWN])}")
     return manifest, entries
+
+
+def _checksum(file: Path) -> str:
+    """The sha256 of a refused file, "" where not even its bytes can be read."""
+    try:
+        return sha256_file(file)
+    except (OSError, MissingInputError):
+        return ""
 
 
 def _too_many(refused: Sequence[str], allowed: int, total: int) -> str:
@@ -115,7 +106,8 @@ def _too_many(refused: Sequence[str], allowed: int, total: int) -> str:
     )
 
 
-def _manifest_row(row: LabelRow, image: DecodedImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
+def _manifest_row(row: LabelRow, hashed: HashedImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
+    image = hashed.image
     headers, prepared = image.headers, image.prepared
     y, x, height, width = prepared.valid_extent
     spacing = prepared.spacing_mm or (None, None)
@@ -138,14 +130,20 @@ def _manifest_row(row: LabelRow, image: DecodedImage, *, place: tuple[int, int],
         "spacing_source": image.spacing_source or None,
         "modality": headers.get("Modality") or None,
         "photometric": image.photometric or None,
-        "side": row.side or headers.get("ImageLaterality") or headers.get("Laterality") or None,
-        "sex": row.sex or headers.get("PatientSex") or None,
+        "side": row.side or _allowed(headers, "ImageLaterality", "LRBU") or _allowed(headers, "Laterality", "LR"),
+        "sex": row.sex or _allowed(headers, "PatientSex", "MFO"),
         "age_years": identity.age_years(age),
         "manufacturer": headers.get("Manufacturer") or None,
-        "pixel_sha256": image.pixel_sha256,
-        "pixel_dhash": image.pixel_dhash,
+        "pixel_sha256": hashed.pixel_sha256,
+        "pixel_dhash": hashed.pixel_dhash,
         **row.extra,
     }
+
+
+def _allowed(headers: dict[str, str], keyword: str, codes: str) -> str | None:
+    """The value of a coded attribute where it is one of its codes; free text may hold anything, so None."""
+    value = headers.get(keyword, "")
+    return value if value and value in tuple(codes) else None
 
 
 def parse_age_years(text: str) -> float | None:
@@ -153,7 +151,7 @@ def parse_age_years(text: str) -> float | None:
 
     Source: PS3.5 6.2, value representation AS.
     """
-    if len(text) == 4 and text[:3].isdigit() and text[3] in _AGE_UNITS:
+    if len(text) == 4 and text[:3].isdecimal() and text[3] in _AGE_UNITS:
         return round(int(text[:3]) * _AGE_UNITS[text[3]], 2)
     return None
 

@@ -9,7 +9,7 @@ run() { echo "+ $*" >&2; "$@"; }
 
 run "$PY" -m data_prep.demo out="$OUT/raw"
 run "$PY" -m data_prep source="$OUT/raw" labels="$OUT/raw/labels.csv" store="$OUT/store" \
-    deidentify=declared image.size=112
+    deidentify=declared image.size=96
 
 if "$PY" -m medcls.fetch model=resnet18 ${WEIGHTS_DIR:+weights_dir="$WEIGHTS_DIR"}; then
     echo "demo: fine-tuning from ImageNet weights" >&2

@@ -16,7 +16,8 @@ from medcls.imaging.preprocess import Box
 
 _ROI = ("roi_x", "roi_y", "roi_w", "roi_h")
 _KNOWN = ("path", "patient_id", "label", "split", "sex", "age_years", "side", *_ROI)
-_NOT_A_LABEL = {"nan", "na", "n/a", "none", "null", "#n/a", "inf", "-inf"}
+# How programs spell "no value". "none" may be a grade (none, mild, severe); "None" is Python's.
+_NO_VALUE = re.compile(r"None|(?i:nan|na|n/a|#n/a|null|[+-]?inf)")
 _SHOWN = 10
 
 
@@ -62,6 +63,8 @@ class PatientRule:
     pattern: str | None = None
 
     def __post_init__(self) -> None:
+        if self.pattern is not None and self.patients != "declared":
+            raise ConfigError(f"patient_id.pattern with patients={self.patients}: leave one of the two out")
         if self.pattern is not None:
             try:
                 groups = re.compile(self.pattern).groups
@@ -113,8 +116,11 @@ def read_labels(
     problems: list[str] = []
     missing = 0
     root = source.resolve()
-    for number, record in enumerate(records, start=2):
+    for number, cells in records:
         try:
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells where the header has {len(header)}; quote cells that hold commas")
+            record = dict(zip(header, cells, strict=True))
             row = _parse(number, record, label_columns=label_columns, rule=rule, columns=columns)
             absent = _check_path(row, root)
             missing += absent
@@ -136,15 +142,15 @@ def read_labels(
     return rows
 
 
-def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
+def _read_csv(path: Path) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """The filled lines with their numbers, and the header."""
+    if not path.is_file():
+        raise MissingInputError(f"labels={path} is missing, or no file")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="")
-            return [{k: (v or "").strip() for k, v in r.items() if k} for r in reader], [
-                (name or "").strip() for name in reader.fieldnames or []
-            ]
-    except FileNotFoundError as error:
-        raise MissingInputError(f"labels={path} is missing") from error
+            reader = csv.reader(file)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+            return lines[1:], lines[0][1] if lines else []
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"labels={path} is not CSV in UTF-8: {error}") from error
 
@@ -152,6 +158,14 @@ def _read_csv(path: Path) -> tuple[list[dict[str, str]], list[str]]:
 def _check_header(path: Path, header: Sequence[str], *, rule: PatientRule, columns: Sequence[str]) -> None:
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise DataError(f"labels={path}: columns are separated by ; or tabs, expected commas")
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise DataError(f"labels={path}: columns {', '.join(twice)} stand in it twice; expected once")
+    if "patient_id" in header and not rule.needs_column:
+        raise ConfigError(
+            f"labels={path} has patient_id, and patients=per_image or patient_id.pattern would overrule it: "
+            "leave the setting out, or rename the column"
+        )
     needed = ["path", *(["patient_id"] if rule.needs_column else []), *columns]
     missing = [name for name in needed if name not in header]
     if not any(name == "label" or name.startswith("label_") for name in header):
@@ -180,13 +194,13 @@ def _parse(
     """Raises ValueError that says what is wrong with this row."""
     path = _parse_path(record.get("path", ""))
     patient = rule.find(path, record.get("patient_id", ""))
-    if not patient:
+    if not patient or _NO_VALUE.fullmatch(patient):
         raise ValueError(
             "patient_id is blank" if rule.pattern is None else "patient_id.pattern does not match its path"
         )
     labels = {name: record.get(name, "") or None for name in label_columns}
     for name, value in labels.items():
-        if value is not None and value.lower() in _NOT_A_LABEL:
+        if value is not None and _NO_VALUE.fullmatch(value):
             raise ValueError(f"{name}={value!r}: leave it blank where it is unknown")
     return LabelRow(
         number=number,
@@ -244,10 +258,15 @@ def _parse_roi(record: dict[str, str]) -> Box | None:
 
 
 def _check_path(row: LabelRow, root: Path) -> bool:
-    """Returns whether the file is missing; raises ValueError where a link leads out of the source."""
+    """Returns whether the file is missing; raises ValueError where a link leads to it.
+
+    A link out of the source reads somebody else's files; one inside gives a file two names.
+    """
     file = (root / row.path).resolve()
     if not file.is_relative_to(root):
         raise ValueError("path is a link that leaves the source folder")
+    if file != root / row.path:
+        raise ValueError("path is or passes a symbolic link; expected the file itself")
     return not file.is_file()
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("detail", pa.string()),
     ("images", pa.int32()),
     ("file_sha256", pa.string()),
+    ("refused", pa.list_(pa.string())),
 ]
 _SCHEMA = pa.schema(_FIELDS)
 
@@ -33,6 +33,7 @@ class Entry:
         detail: What was found and expected; no identifying value.
         images: Images of it in the store (regions count one each).
         file_sha256: Of the file's bytes; "" where it was not read.
+        refused: image_id of each image of it that could not be stored.
     """
 
     path: str
@@ -41,20 +42,12 @@ class Entry:
     detail: str = ""
     images: int = 0
     file_sha256: str = ""
+    refused: tuple[str, ...] = ()
 
-
-def list_files(source: Path) -> Iterator[tuple[str, str]]:
-    """Yields (relative path with /, skip reason or "") for every file under `source`, in sorted order.
-
-    Links are listed and not followed: one that leaves the source would read somebody else's files.
-    """
-    for path in sorted(source.rglob("*"), key=lambda p: p.relative_to(source).as_posix()):
-        name = path.relative_to(source).as_posix()
-        if path.is_symlink():
-            yield name, "symbolic_link"
-        elif path.is_file():
-            hidden = any(part.startswith(".") for part in Path(name).parts)
-            yield name, "hidden" if hidden else ""
+    def add(self, other: Entry) -> Entry:
+        """Returns one entry for two regions of a file: quarantined where either is, in any order."""
+        worse = other if self.state == OK else self
+        return replace(worse, images=self.images + other.images, refused=self.refused + other.refused)
 
 
 def build_ledger(entries: Sequence[Entry]) -> pa.Table:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import medcls
 from data_prep.decode import account, decode_rows
 from data_prep.labels import LabelRow, PatientRule, read_class_folders, read_labels
-from data_prep.ledger import QUARANTINED, Entry, build_ledger, count_states, list_files
+from data_prep.ledger import Entry, build_ledger, count_states
 from data_prep.splitting import split_store
 from medcls.command_line import say
 from medcls.config import PrepareJob
-from medcls.data.manifest import build_table, column_list, read_table, write_table
+from medcls.data.manifest import COLUMNS, build_table, column_list, read_table, write_table
 from medcls.data.store import SCHEMA_VERSION, ShardWriter, Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import (
@@ -35,7 +35,7 @@ from medcls.files import (
 )
 from medcls.identity import Identity, read_identity
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
+from medcls.imaging.source import choose_identity, is_image, list_files
 
 Files = Sequence[tuple[str, str]]
 
@@ -54,16 +54,29 @@ def prepare(job: PrepareJob) -> Store:
     source, folder = Path(job.source), Path(job.store)
     if not source.is_dir():
         raise MissingInputError(f"source={source} is not a folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"store={folder} is a file: expected a folder, new or of an earlier call")
     if folder.resolve() == source.resolve() or folder.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"store={folder} lies inside source={source}: choose a folder outside it")
+    _check_columns(job)
     files = list(list_files(source))
-    identity = read_identity(_identity_kind(job, source, files), key_file=job.deidentify.key_file)
+    identity = read_identity(choose_identity(job.deidentify.kind, source, files), key_file=job.deidentify.key_file)
     rows = _read_rows(job, source=source, files=files, identity=identity)
     store = _open_or_decode(job, folder=folder, source=source, rows=rows, files=files, identity=identity)
     stored = _keep_stored(store, rows, identity)
-    _write_labels(store, stored)
+    # The split first: where it is refused, the store keeps the labels and splits that it had.
     split_store(store, stored, job.split)
+    _write_labels(store, stored)
     return store
+
+
+def _check_columns(job: PrepareJob) -> None:
+    """Columns of the user's own; patient_id or path would carry what deidentify takes out."""
+    if job.columns and job.labels is None:
+        raise ConfigError(f"columns={job.columns} needs labels=FILE.csv: class-named folders have no columns")
+    taken = [c for c in job.columns if c in (*COLUMNS.names, "path") or job.columns.count(c) > 1]
+    if taken:
+        raise ConfigError(f"columns={job.columns}: {taken[0]} is there twice, or a name of the store's own: rename it")
 
 
 def build_spec(job: PrepareJob) -> PreprocessSpec:
@@ -83,13 +96,6 @@ def build_spec(job: PrepareJob) -> PreprocessSpec:
     )
 
 
-def _identity_kind(job: PrepareJob, source: Path, files: Files) -> str:
-    """auto: pseudonyms wherever a DICOM file is met, since its ids are real until somebody says otherwise."""
-    if job.deidentify.kind != "auto":
-        return job.deidentify.kind
-    return "hmac" if any(not skip and is_dicom(source / path) for path, skip in files) else "declared"
-
-
 def _read_rows(job: PrepareJob, *, source: Path, files: Files, identity: Identity) -> list[LabelRow]:
     rule = PatientRule(job.patients, job.patient_id.pattern)
     if job.labels is not None:
@@ -100,12 +106,8 @@ def _read_rows(job: PrepareJob, *, source: Path, files: Files, identity: Identit
             columns=job.columns,
             show=lambda path: identity.name("path", path),
         )
-    images = [path for path, skip in files if not skip and _is_image(source / path)]
+    images = [path for path, skip in files if not skip and is_image(source / path)]
     return read_class_folders(source, files=images, rule=rule)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path)
 
 
 def _open_or_decode(
@@ -120,25 +122,26 @@ def _open_or_decode(
     spec = build_spec(job)
     if (folder / DATASET).is_file():
         store = Store(folder)
-        _check_reusable(store, spec=spec, source=source, rows=rows, identity=identity)
+        _check_reusable(store, spec=spec, identity=identity, columns=job.columns)
+        _check_same_files(store, source=source, rows=rows, identity=identity)
         say(f"store {folder}: complete, {len(store)} images; nothing to decode")
         return store
     _clear_partial(folder)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
-    writer = ShardWriter(folder, shape=(spec.channels, spec.height, spec.width), dtype=spec.dtype)
-    manifest, decoded = decode_rows(
-        rows,
-        source=source,
-        spec=spec,
-        writer=writer,
-        identity=identity,
-        workers=workers,
-        max_quarantined=job.max_quarantined,
-    )
+    with ShardWriter(folder, shape=(spec.channels, spec.height, spec.width), dtype=spec.dtype) as writer:
+        manifest, decoded = decode_rows(
+            rows,
+            source=source,
+            spec=spec,
+            writer=writer,
+            identity=identity,
+            workers=workers,
+            max_quarantined=job.max_quarantined,
+        )
     entries = account(files, decoded, identity=identity)
-    _write_store(folder, manifest=manifest, entries=entries, spec=spec, identity=identity, columns=job.columns)
     if identity.kind == "hmac":
         _write_identity_map(folder, rows, identity)
+    _write_store(folder, manifest=manifest, entries=entries, spec=spec, identity=identity, columns=job.columns)
     return Store(folder)
 
 
@@ -194,17 +197,12 @@ def _write_identity_map(folder: Path, rows: Sequence[LabelRow], identity: Identi
         pseudonyms = (identity.name("image", row.key), identity.name("patient", row.patient_id))
         writer.writerow([*pseudonyms, identity.name("path", row.path), row.path, row.patient_id])
     path = folder.parent / f"{folder.name}.identity-map.csv"
-    write_bytes(path, b"")
-    path.chmod(0o600)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(text.getvalue())
+    write_bytes(path, text.getvalue().encode(), private=True)
     say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
 
 
-def _check_reusable(
-    store: Store, *, spec: PreprocessSpec, source: Path, rows: Sequence[LabelRow], identity: Identity
-) -> None:
-    """A store is immutable: other pixels, other files or another key need another store."""
+def _check_reusable(store: Store, *, spec: PreprocessSpec, identity: Identity, columns: Sequence[str]) -> None:
+    """A store is immutable: other pixels, another key or other columns need another store."""
     where = f"store={store.folder} is complete and immutable"
     if store.spec != spec:
         before, now = store.spec.to_json(), spec.to_json()
@@ -212,19 +210,24 @@ def _check_reusable(
         raise ConfigError(f"{where}, with other settings ({', '.join(changed)}): choose another store=")
     if store.info["deidentify"] != {"kind": identity.kind, "key_fingerprint": identity.fingerprint}:
         raise ConfigError(f"{where}, with other identities ({store.info['deidentify']}): choose another store=")
+    absent = [name for name in columns if name not in store.manifest.column_names]
+    if absent:
+        raise ConfigError(f"{where}, without the columns {', '.join(absent)}: choose another store=")
     store.verify()
+
+
+def _check_same_files(store: Store, *, source: Path, rows: Sequence[LabelRow], identity: Identity) -> None:
+    """Every image of the labels is in the store or was refused before, from a file that has not changed."""
     ledger = read_table(store.folder / LEDGER)
-    names = ("path", "state", "file_sha256")
-    of_file = {p: (s, h) for p, s, h in zip(*(column_list(ledger, n) for n in names), strict=True)}
-    new, other = 0, 0
-    for row in rows:
-        state, sha = of_file.get(identity.name("path", row.path), ("", ""))
-        known = state == QUARANTINED or identity.name("image", row.key) in store.index
-        new += not known
-        other += known and bool(sha) and sha256_file(source / row.path) != sha
-    if new or other:
+    known = set(store.image_ids).union(*column_list(ledger, "refused"))
+    before = dict(zip(column_list(ledger, "path"), column_list(ledger, "file_sha256"), strict=True))
+    new = sum(identity.name("image", row.key) not in known for row in rows)
+    paths = {row.path for row in rows if before.get(identity.name("path", row.path))}
+    changed = sum(sha256_file(source / path) != before[identity.name("path", path)] for path in paths)
+    if new or changed:
         raise DataError(
-            f"{where}, but {new} images of the labels are not in it and {other} files changed: another store="
+            f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
+            f"{changed} files have changed: choose another store="
         )
 
 

@@ -26,7 +26,7 @@ def main(job: ShowJob) -> None:
     store = Store(Path(job.store))
     labels = read_table(store.folder / LABELS)
     names = [name for name in labels.column_names if name != "image_id"]
-    kind = "multilabel" if "label" not in names else "multiclass"
+    kind = "multilabel" if job.label == "label" and "label" not in names else "multiclass"
     task = build_task(kind, labels, label=job.label)
     targets, known = encode_targets(task, labels)
     rows = np.flatnonzero(known)

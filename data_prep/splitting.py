@@ -102,7 +102,14 @@ def _strata(rows: Sequence[LabelRow | None]) -> list[list[str]]:
     names = sorted({name for row in rows if row for name in row.labels})
     if names == ["label"] or "label" in names:
         return stratify([row.labels["label"] if row else None for row in rows])
-    return [[n for n in names if row and row.labels.get(n) not in (None, "0")] for row in rows]
+    return [[s for n in names if (s := _stratum(n, row.labels.get(n) if row else None))] for row in rows]
+
+
+def _stratum(name: str, value: str | None) -> str:
+    """A label_NAME that is 1 counts under its name, one that is 0 or unknown not at all, any other by its value."""
+    if value in (None, "0", "0.0"):
+        return ""
+    return name if value in ("1", "1.0") else f"{name}={value}"
 
 
 def _check_patients(patients: Sequence[str], fractions: dict[str, float]) -> None:
@@ -156,10 +163,10 @@ def _write_split_once(store: Store, name: str, *, splits: Sequence[str], certifi
     path = store.folder / SPLITS / f"{name}.parquet"
     if path.is_file() and path.with_suffix(".json").is_file():
         before = dict(zip(*(column_list(read_table(path), n) for n in ("image_id", "split")), strict=True))
-        same_policy = read_json(path.with_suffix(".json")).get("on_leak") == certificate["on_leak"]
-        if same_policy and before == dict(zip(store.image_ids, splits, strict=True)):
-            return
-        raise ConfigError(f"split.name={name} is in the store already, made otherwise: choose another split.name=")
+        written = read_json(path.with_suffix(".json"))
+        same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
+        if not same_policy or before != dict(zip(store.image_ids, splits, strict=True)):
+            raise ConfigError(f"split.name={name} is in the store already, made otherwise: choose another split.name=")
     write_split(store, name, splits=splits, certificate=certificate)
 
 

@@ -166,10 +166,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     except (HydraException, OmegaConfBaseException) as error:
         return _say(program, _one_line(error), ConfigError.exit_code)
     except OSError as error:
-        if error.errno in _CANNOT_ACCESS:
-            return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
-        traceback.print_exc()
-        return 70
+        return _explain_os_error(program, error)
     except KeyboardInterrupt:
         return _say(program, "interrupted", 75)
     except SystemExit as stop:
@@ -178,6 +175,17 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         traceback.print_exc()
         return 70
     return 0
+
+
+def _explain_os_error(program: str, error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        # The reader has seen enough (… | head); Python would complain once more while closing the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if error.errno in _CANNOT_ACCESS:
+        return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
+    traceback.print_exception(error)
+    return 70
 
 
 def _one_line(error: BaseException) -> str:

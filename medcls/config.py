@@ -371,6 +371,40 @@ class EvaluateJob:
 
 
 @dataclass(slots=True)
+class PredictJob:
+    """python -m medcls.predict: one or several runs and raw images to a table of scores."""
+
+    run: Any = None
+    source: str | None = None
+    out: str | None = None
+    format: str = "parquet"
+    out_of_domain: str = "refuse"
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = -1
+    deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
+
+    def __post_init__(self) -> None:
+        if self.run is not None and not self.runs:
+            raise ConfigError(f"run={self.run}: expected a run folder, or several as run=[A,B]")
+        check_choice("format", self.format, ("parquet", "json"))
+        check_choice("out_of_domain", self.out_of_domain, ("refuse", "allow"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("workers", self.workers, low=-1, high=256)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run folders. The command line hands over run=[A,B] as it was typed: paths need no quoting there."""
+        typed = self.run if isinstance(self.run, list) else [self.run or ""]
+        if isinstance(self.run, str) and self.run.startswith("[") and self.run.endswith("]"):
+            typed = self.run[1:-1].split(",")
+        return [Path(str(item).strip()).expanduser() for item in typed if str(item).strip()]
+
+
+@dataclass(slots=True)
 class ShowJob:
     """python -m data_prep.show: store to a contact sheet."""
 
@@ -390,6 +424,7 @@ SCHEMAS: dict[str, type] = {
     "prepare": PrepareJob,
     "evaluate": EvaluateJob,
     "show": ShowJob,
+    "predict": PredictJob,
 }
 
 

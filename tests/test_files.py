@@ -45,9 +45,14 @@ def test_a_failure_leaves_the_old_file_and_no_other(error: BaseException, tmp_pa
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
     expected = WriteError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected), atomic_file(path) as file:
-        file.write(b"new")
-        raise error
+
+    def fail() -> None:
+        with atomic_file(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(expected):
+        fail()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["out.bin"]
 

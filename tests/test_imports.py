@@ -18,7 +18,7 @@ ROOMS = ("imaging", "data", "models", "evaluation", "explanation")
 MAY_KNOW = {"data": {"imaging"}}
 """Room -> the other rooms that it may import."""
 
-FOUNDATION = {"errors", "config", "files", "identity", "distributed", "reproducibility", "fetch"}
+FOUNDATION = {"errors", "config", "files", "identity", "distributed", "reproducibility"}
 """Modules at the bottom; they know one another's level: errors is below all."""
 
 ANYWHERE = {"nearest", "check_choice", "check_range", "check_file_name", "TASKS", "SPLITS"}
@@ -57,7 +57,7 @@ def room_of(module: str) -> str:
 def is_entry(module: str) -> bool:
     """Entry points, the stages they call, and the border to Hydra."""
     return room_of(module) in ("stages", "command_line") or (
-        module.count(".") == 1 and "run_command(" in MODULES[module].read_text(encoding="utf-8")
+        module.count(".") == 1 and 'if __name__ == "__main__"' in MODULES[module].read_text(encoding="utf-8")
     )
 
 

@@ -92,9 +92,7 @@ def test_a_package_that_is_not_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
     assert describe_environment(device="cpu", precision="fp32")["packages"] == {"no-such-package": None}
 
 
-def test_the_commit_of_a_checkout_is_recorded_and_changes_show(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commit_of_a_checkout_is_recorded_and_changes_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproducibility, "__file__", str(tmp_path / "medcls" / "reproducibility.py"))
     assert reproducibility._git_commit() is None
     identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]

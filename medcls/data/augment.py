@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import random
@@ -19,6 +20,7 @@ from medcls.errors import ConfigError
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as A
 
+_TRIALS = 8
 _REFUSED = {"Lambda", "NoOp", "Normalize", "ToTensorV2", "ToTensor3D"}
 
 
@@ -65,9 +67,11 @@ class Augmentation:
     def _check(self, shape: tuple[int, ...], dtype: str) -> None:
         """A dry run: what cannot work must not be found out in the middle of a night."""
         image = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape).astype(dtype)
-        for key in range(4):
+        always = Augmentation.__new__(Augmentation)
+        always._compose = self._compose and A.Compose([_with_certainty(t) for t in self._compose.transforms])
+        for key in range(_TRIALS):
             try:
-                result = self(image, key)
+                result = always(image, key)
             except (ValueError, TypeError, IndexError, KeyError) as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"augment {list(self.transforms)} cannot take {dtype} images: {reason}") from error
@@ -100,6 +104,13 @@ def _build_transform(name: str, arguments: Any) -> A.BasicTransform:
         except (ValueError, TypeError, UserWarning) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConfigError(f"augment.transforms.{name}={dict(arguments)}: {' '.join(lines[:4])}") from error
+
+
+def _with_certainty(transform: A.BasicTransform) -> A.BasicTransform:
+    """A copy that is applied every time: a rare transform must fail in the dry run, too."""
+    certain = copy.copy(transform)
+    certain.p = 1.0
+    return certain
 
 
 def _is_transform(candidate: object) -> bool:

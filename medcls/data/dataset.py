@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,21 +66,26 @@ class StoreDataset(Dataset[Batch]):
         """Of each position."""
         return [self.store.image_ids[row] for row in self.rows]
 
-    def read_image(self, epoch: int, position: int) -> NDArray[np.generic]:
-        """Returns one image, augmented where an augmentation was given; (C, H, W)."""
-        row = int(self.rows[position])
-        image = self.store.image(row)
+    def augment(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
+        """Returns one image (C, H, W), augmented where an augmentation was given."""
         if self.augmentation is None:
             return image
-        return self.augmentation(image, draw_seed(self.seed, epoch, self.store.image_ids[row]))
+        image_id = self.store.image_ids[int(self.rows[position])]
+        return self.augmentation(image, draw_seed(self.seed, epoch, image_id))
+
+    def read_image(self, epoch: int, position: int) -> NDArray[Any]:
+        """Returns the image at a position as an epoch sees it, (C, H, W)."""
+        return self.augment(self.store.image(int(self.rows[position])), epoch=epoch, position=position)
 
     def __getitem__(self, position: Position) -> Batch:
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
-        """Returns one whole batch: a single allocation, and one message from a worker instead of N."""
-        images = np.empty((len(positions), *self.store.shape), dtype=self.store.spec.dtype)
-        for i, (epoch, position) in enumerate(positions):
-            images[i] = self.read_image(epoch, position)
-        index = torch.tensor([position for _, position in positions])
+        """Returns one whole batch: one copy out of the memory map, and one message from a worker instead of N."""
+        places = np.array([position for _, position in positions], dtype=np.int64)
+        images = self.store.images(self.rows[places])
+        if self.augmentation is not None:
+            for i, (epoch, position) in enumerate(positions):
+                images[i] = self.augment(images[i], epoch=epoch, position=position)
+        index = torch.from_numpy(places)
         return Batch(torch.from_numpy(images), self.targets[index], index)

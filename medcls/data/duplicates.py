@@ -108,7 +108,7 @@ def find_duplicates(
         return thumbnails[row]
 
     found = []
-    for first, second in _candidates(dhash, patients, max_bits=max_bits):
+    for first, second in _candidates(dhash, codes, patients, max_bits=max_bits):
         identical = bool(codes[first] == codes[second])
         correlation = 1.0 if identical else float(thumbnail(first) @ thumbnail(second))
         if identical or correlation >= min_correlation:
@@ -116,15 +116,21 @@ def find_duplicates(
     return found
 
 
-def _candidates(dhash: Sequence[bytes], patients: NDArray[Any], *, max_bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs of different patients within max_bits; identical pixels have distance 0, so they are among them."""
+def _candidates(
+    dhash: Sequence[bytes], codes: NDArray[Any], patients: NDArray[Any], *, max_bits: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs of different patients within max_bits, or of identical pixels.
+
+    A copy with its black border burnt in has the same stored pixels, and another hash: its valid extent differs.
+    """
     words = np.frombuffer(b"".join(dhash), np.uint64).reshape(-1, 4)
     for start in range(0, len(words), _BLOCK):
         block = words[start : start + _BLOCK]
         distance = np.zeros((len(block), len(words) - start), np.uint16)
         for word in range(4):
             distance += np.bitwise_count(block[:, word, None] ^ words[None, start:, word])
-        near = (distance <= max_bits) & (patients[start : start + _BLOCK, None] != patients[None, start:])
+        like = (distance <= max_bits) | (codes[start : start + _BLOCK, None] == codes[None, start:])
+        near = like & (patients[start : start + _BLOCK, None] != patients[None, start:])
         for i, j in zip(*np.nonzero(near), strict=True):
             if i < j:
                 yield start + int(i), start + int(j)

@@ -112,8 +112,8 @@ def resolve_leaks(
         DataError: on_leak="refuse" and there is a leak; the message lists the patients and images.
     """
     shared = find_shared_patients(patient_ids, splits)
-    crossing = [d for d in duplicates if splits[d.first] != splits[d.second]]
-    crossing = [d for d in crossing if DROPPED not in (splits[d.first], splits[d.second])]
+    kept = [d for d in duplicates if DROPPED not in (splits[d.first], splits[d.second])]
+    crossing = [d for d in kept if splits[d.first] != splits[d.second]]
     found = {
         "patients_in_several_splits": shared,
         "images_in_several_splits": [
@@ -125,7 +125,7 @@ def resolve_leaks(
             }
             for d in crossing
         ],
-        "linked_patients_in_one_split": len(duplicates) - len(crossing),
+        "linked_patients_in_one_split": len(kept) - len(crossing),
     }
     if on_leak == "refuse" and (shared or crossing):
         raise DataError(_describe_leak(found))

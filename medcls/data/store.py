@@ -8,6 +8,7 @@ store/
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def shard_name(shard: int) -> str:
 class ShardWriter:
     """Writes images of one shape one after another into .npy shards; a shard is renamed when it is whole.
 
+    A context manager: its end completes the last shard, an error leaves that one under its temporary name.
+
     Args:
         folder: The store.
         shape: (C, H, W) of every image.
@@ -47,6 +50,19 @@ class ShardWriter:
         self._rows_per_shard = max(1, shard_bytes // (int(np.prod(shape)) * self.dtype.itemsize))
         self._shard, self._row = 0, 0
         self._file: Any = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            # What is still buffered may meet the same full disk; it is lost anyway.
+            with contextlib.suppress(OSError):
+                if self._file is not None:
+                    self._file.close()
 
     def append(self, image: NDArray[Any]) -> tuple[int, int]:
         """Writes one image and returns its (shard, row).
@@ -122,6 +138,9 @@ class Store:
         if self.info.get("schema_version") != SCHEMA_VERSION:
             found = self.info.get("schema_version")
             raise DataError(f"store={folder}: schema_version {found}, expected {SCHEMA_VERSION}; prepare it again")
+        absent = [name for name in ("preprocess", "counts", "deidentify", "sha256") if name not in self.info]
+        if absent:
+            raise DataError(f"{folder / DATASET}: no {', '.join(absent)}; it was changed: prepare the store again")
         self.spec = PreprocessSpec.from_json(self.info["preprocess"])
         self.manifest: pa.Table = read_table(folder / MANIFEST)
         self.image_ids: list[str] = column_list(self.manifest, "image_id")
@@ -158,21 +177,37 @@ class Store:
 
     def image(self, index: int) -> NDArray[Any]:
         """Returns one stored image, (C, H, W), read-only view of the memory map."""
-        shard = int(self._shard[index])
+        view: NDArray[Any] = self._map(int(self._shard[index]))[self._row[index]]
+        return view
+
+    def images(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Returns stored images, (N, C, H, W), copied in one go for each shard."""
+        shards, rows = self._shard[indices], self._row[indices]
+        first = int(shards[0]) if len(shards) else 0
+        if (shards == first).all():
+            batch: NDArray[Any] = self._map(first)[rows]
+            return batch
+        batch = np.empty((len(rows), *self.shape), dtype=self.spec.dtype)
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            batch[chosen] = self._map(int(shard))[rows[chosen]]
+        return batch
+
+    def _map(self, shard: int) -> NDArray[Any]:
         if shard not in self._maps:
             self._maps[shard] = self._open(shard)
-        view: NDArray[Any] = self._maps[shard][self._row[index]]
-        return view
+        return self._maps[shard]
 
     def _open(self, shard: int) -> NDArray[Any]:
         path = self.folder / shard_name(shard)
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} cannot be read ({error}): prepare the store again") from error
         if array.shape[1:] != self.shape or array.dtype != np.dtype(self.spec.dtype):
             raise DataError(f"{path}: {array.shape[1:]} {array.dtype}, expected {self.shape} {self.spec.dtype}")
-        return array
+        # As a plain array: every index into a memmap object costs its constructor.
+        return array.view(np.ndarray)
 
     def verify(self) -> None:
         """Checks the sha256 of every part that dataset.json lists.

@@ -5,7 +5,7 @@ data_prep and predict both call `preprocess_image`, so a model sees at the bedsi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import cv2
@@ -63,6 +63,9 @@ class PreprocessSpec:
             DataError: an unknown or missing field (written by another version).
         """
         try:
+            absent = {f.name for f in fields(cls)} - set(content)
+            if absent:
+                raise KeyError(*sorted(absent))
             windows = tuple((float(c), float(w)) for c, w in content["windows_hu"])
             low, high = content["percentiles"]
             return cls(**content | {"windows_hu": windows, "percentiles": (float(low), float(high))})

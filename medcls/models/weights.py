@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from medcls.files import sha256_file
 
 WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
 IMAGENET = "imagenet"
+_TIMEOUT_SECONDS = 20.0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -93,6 +95,9 @@ def _imagenet_url(architecture: str) -> str:
 
 
 def _download(url: str, path: Path, *, folder: Path | None) -> Path:
+    # torch sets none: behind a firewall that drops packets it would wait for ever.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_expected_prefix(path), progress=True)
@@ -102,6 +107,8 @@ def _download(url: str, path: Path, *, folder: Path | None) -> Path:
             f"model.weights=imagenet: {path.name} is neither in {place} nor can it be downloaded ({_reason(error)}): "
             f"put it into {place} (weights_dir=DIR), or choose model.weights=null to train without it"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     return path
 
 

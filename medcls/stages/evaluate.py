@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ from medcls.config import EvaluateJob
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
-from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import encode_targets
-from medcls.errors import DataError, MissingInputError
+from medcls.errors import ConfigError, MissingInputError
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.report import Evaluation, write_report
 from medcls.files import (
@@ -30,46 +27,25 @@ from medcls.files import (
     LABELS,
     METRICS_LOG,
     MODEL,
-    PATIENTS,
     append_json_line,
     read_json,
     read_json_lines,
     sha256_file,
-    sha256_json,
     write_json,
 )
 from medcls.models.heads import compute_scores
-from medcls.stages.training_data import read_store_labels
+from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.training.checkpoint import ModelCard, read_card, read_model
 from medcls.training.engine import NonFiniteError, StepRules, predict_logits
 from medcls.training.precision import choose_device, choose_precision
 
 PREDICTIONS = "predictions.parquet"
 OPENED = "opened.jsonl"
-KEY = b"medcls.inputs_sha256"
+INPUTS = "inputs.json"
 HEADLINES = frozenset(
     {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
     | {"quadratic_kappa", "mae", "mse", "rmse", "r2", "pearson", "spearman", "brier", "log_loss", "ece"}
 )
-
-
-@dataclass(slots=True)
-class Opened:
-    """The rows that are evaluated.
-
-    Attributes:
-        store: Where they lie.
-        rows: Manifest rows with a label of the task.
-        targets: (N, T) of them.
-        certificate: Of the split; {} for split=all of a store without one.
-        notes: What a reader of the report has to know.
-    """
-
-    store: Store
-    rows: NDArray[np.int64]
-    targets: NDArray[np.float64]
-    certificate: dict[str, Any]
-    notes: list[str]
 
 
 def evaluate(job: EvaluateJob) -> None:
@@ -80,6 +56,7 @@ def evaluate(job: EvaluateJob) -> None:
     card = read_card(run / MODEL)
     opened = open_rows(job, run, card)
     folder = Path(job.out) if job.out else run / "evaluation" / f"{opened.store.name}-{job.split}"
+    check_folder(folder, opened.store)
     folder.mkdir(parents=True, exist_ok=True)
     key = {
         "model_sha256": sha256_file(run / MODEL),
@@ -96,81 +73,39 @@ def evaluate(job: EvaluateJob) -> None:
     write_results(job, run, folder=folder, opened=opened, card=card, logits=logits, key=key, log=log)
 
 
-def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
-    """Opens the store and the split that the run remembers, or the other store asked for, and checks both."""
-    folder = Path(job.store or card.training["store"])
-    if job.store is None and not folder.is_dir():
-        raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
-    store = Store(folder)
-    store.verify()
-    external = store.sha256 != card.store_sha256
-    if external and job.store is None:
-        raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
-    notes = check_same_preprocessing(store, card)
-    certificate: dict[str, Any] = {}
-    if external and job.split == "all":
-        rows = np.arange(len(store), dtype=np.int64)
-    else:
-        splits, certificate = read_split(store, card.split_name)
-        if not external and certificate["split_sha256"] != card.split_sha256:
-            raise DataError(f"split {card.split_name} of {folder} has changed since this run was trained: restore it")
-        rows = rows_of(store, splits, job.split)
-    if external:
-        check_no_shared_patients(store, rows, run)
-        notes.append(f"external store {store.name}: no patient of it was trained or selected on")
-    elif sha256_file(store.folder / LABELS) != card.labels_sha256:
-        notes.append("the store's labels have changed since this run was trained")
-    labels = read_store_labels(store)
-    targets, known = encode_targets(card.task, labels.take(rows))
-    if not known.any():
-        raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")
-    if not known.all():
-        notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
-    if any("synthetic" in (name or "").lower() for name in store.column("manufacturer")):
-        notes.append("synthetic images: the figures say nothing about patients")
-    return Opened(store, rows[known], targets[known], certificate, notes)
-
-
-def check_same_preprocessing(store: Store, card: ModelCard) -> list[str]:
-    """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
-    trained, here = card.preprocess.to_json(), store.spec.to_json()
-    changed = [f"{name}: {trained[name]} -> {here[name]}" for name in trained if trained[name] != here[name]]
-    if changed:
-        raise DataError(
-            f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
-            "the same image settings"
-        )
-    return []
-
-
-def check_no_shared_patients(store: Store, rows: NDArray[np.int64], run: Path) -> None:
-    """Raises DataError where patients of an external store were trained or selected on by this run."""
-    seen = set(column_list(read_table(run / PATIENTS, columns=("patient_id",)), "patient_id"))
-    patients = store.column("patient_id")
-    shared = sorted({patients[row] for row in rows} & seen)
-    if shared:
-        raise DataError(
-            f"{len(shared)} patients of store={store.folder} were trained or selected on by this run, the first "
-            f"{shared[0]!r}: leave them out of the external store"
-        )
+def check_folder(folder: Path, store: Store) -> None:
+    """Raises ConfigError where the folder holds the results of another store, which may have the same name."""
+    if (folder / INPUTS).is_file() and read_json(folder / INPUTS)["store_sha256"] != store.sha256:
+        raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
 
 def predict_once(
     job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, key: dict[str, Any], log: Path
 ) -> NDArray[np.float64]:
     """Returns the logits; those made before from the very same inputs are reused."""
-    if (folder / PREDICTIONS).is_file():
+    if is_repetition(folder, key):
+        say(f"predictions of {folder}: the same inputs as before; reused")
         table = read_table(folder / PREDICTIONS, columns=("logits",))
-        if (table.schema.metadata or {}).get(KEY) == sha256_json(key).encode():
-            say(f"predictions of {folder}: the same inputs as before; reused")
-            return np.array(column_list(table, "logits"), dtype=np.float64)
+        return np.array(column_list(table, "logits"), dtype=np.float64)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
     append_json_line(log, {"key": key, "split": job.split})
     if job.split in ("test", "all"):
-        count = len(read_json_lines(log))
+        count = count_openings(log, opened.store)
         say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
     return compute_logits(job, run, opened)
+
+
+def count_openings(log: Path, store: Store) -> int:
+    """Returns how often the split was opened: stores of one name share a log, and are told apart by checksum."""
+    return sum(row["key"]["store_sha256"] == store.sha256 for row in read_json_lines(log))
+
+
+def is_repetition(folder: Path, key: dict[str, Any]) -> bool:
+    """Returns whether the predictions there are whole and were made from the very same inputs."""
+    if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
+        return False
+    return read_json(folder / INPUTS) == key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}
 
 
 def compute_logits(job: EvaluateJob, run: Path, opened: Opened) -> NDArray[np.float64]:
@@ -220,7 +155,7 @@ def write_results(
     )
     metrics |= {"n_images": len(patients), "n_patients": len(set(patients))}
     write_json(folder / "metrics.json", metrics)
-    openings = len(read_json_lines(log))
+    openings = count_openings(log, opened.store)
     notes = [
         *opened.notes,
         f"split {job.split} was opened {openings} time{'s' if openings != 1 else ''} by this run",
@@ -270,8 +205,8 @@ def write_predictions(
         "logits": logits.tolist(),
         "y_score": scores.tolist(),
     }
-    table = pa.table(columns).replace_schema_metadata({KEY: sha256_json(key)})
-    write_table(folder / PREDICTIONS, table)
+    write_table(folder / PREDICTIONS, pa.table(columns))
+    write_json(folder / INPUTS, key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)})
 
 
 def format_metrics(metrics: dict[str, Any], *, split: str) -> str:

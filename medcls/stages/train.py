@@ -19,15 +19,18 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
+from medcls.data.splits import read_split
+from medcls.data.store import Store
+from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, MODEL, PATIENTS
+from medcls.files import CONTACT_SHEET, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.network import build_model
-from medcls.stages.training_data import TrainingData, open_data, write_patients
-from medcls.training.checkpoint import ModelCard, write_model
+from medcls.stages.training_data import TrainingData, open_data, read_domain, write_patients
+from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
     Best,
     EpochResult,
@@ -49,6 +52,7 @@ def train(job: TrainJob) -> None:
     """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
     run, finished = claim_run(job)
     if finished:
+        check_same_data(job, run)
         say(f"run {run}: finished already with these settings; nothing to do")
         return
     device = choose_device(job.device)
@@ -72,6 +76,24 @@ def train(job: TrainJob) -> None:
     modes = partial(set_train_mode, model, plans)
     best = fit(job, run, data=data, learner=learner, set_modes=modes, rules=rules)
     write_best(job, run, data=data, best=best, ancestors=ancestors)
+
+
+def check_same_data(job: TrainJob, run: Path) -> None:
+    """Raises ConfigError where the store of a finished run has other content now; a store that is gone is none."""
+    if not Path(job.store or "").is_dir():
+        return
+    store, card = Store(Path(job.store or "")), read_card(run / MODEL)
+    now = {
+        "images": (card.store_sha256, store.sha256),
+        "labels": (card.labels_sha256, sha256_file(store.folder / LABELS)),
+        "splits": (card.split_sha256, read_split(store, job.split.name)[1]["split_sha256"]),
+    }
+    changed = [name for name, (before, after) in now.items() if before != after]
+    if changed:
+        raise ConfigError(
+            f"run={run} was trained on other {', '.join(changed)} than store={store.folder} has now: "
+            "choose another run="
+        )
 
 
 def look_at_data(run: Path, data: TrainingData) -> None:
@@ -266,6 +288,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "train_images": len(data.train),
             "val_images": len(data.val),
         },
+        domain=read_domain(data),
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

@@ -20,6 +20,7 @@ from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
 from medcls.errors import DataError
 from medcls.files import LABELS, sha256_file
+from medcls.imaging.domain import Domain, summarize_domain
 
 
 @dataclass(slots=True)
@@ -56,6 +57,7 @@ def open_data(job: TrainJob) -> TrainingData:
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
         kept, targets = select_labelled(task, labels, rows, split=name)
         check_classes_present(task, targets, split=name)
+        check_grades(task, targets, split=name)
         chosen = augmentation if name == TRAIN else None
         datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, seed=job.seed)
     say(describe_data(store, task, datasets))
@@ -73,6 +75,14 @@ def read_store_labels(store: Store) -> pa.Table:
     if column_list(labels, "image_id") != store.image_ids:
         raise DataError(f"{store.folder / LABELS}: its rows are not the store's images; write it again by data_prep")
     return labels
+
+
+def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
+    """Raises DataError where a value is none of the grades 0 … K - 1 that the training rows have."""
+    wrong = sorted(set(targets[:, 0].tolist()) - set(range(task.num_classes))) if task.grades else []
+    if wrong:
+        known = f"0 to {task.num_classes - 1}"
+        raise DataError(f"{split}: grade {wrong[0]:g} is none of those in training ({known}); correct labels or splits")
 
 
 def select_labelled(
@@ -100,3 +110,10 @@ def write_patients(path: Path, data: TrainingData) -> None:
     rows = sorted({(patients[row], split) for split, d in (("train", data.train), ("val", data.val)) for row in d.rows})
     table = {"patient_id": [p for p, _ in rows], "split": [s for _, s in rows]}
     write_table(path, pa.table(table))
+
+
+def read_domain(data: TrainingData) -> Domain:
+    """Returns the kinds of images in the training rows: predict refuses others."""
+    rows = data.store.manifest.take(data.train.rows)
+    spacings = column_list(rows, "spacing_row_mm") + column_list(rows, "spacing_column_mm")
+    return summarize_domain(column_list(rows, "modality"), column_list(rows, "photometric"), spacings_mm=spacings)

@@ -16,6 +16,7 @@ from torch import Tensor
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
 from medcls.files import write_bytes
+from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.classifier import Classifier, build_classifier
 
@@ -41,6 +42,7 @@ class ModelCard:
         labels_sha256: Of labels.parquet.
         ancestors: Where the weights started: {"weights": …, "sha256": …}.
         training: Epoch, metric and settings in short.
+        domain: Kinds of images trained on; None in files from before it was recorded.
     """
 
     architecture: str
@@ -55,6 +57,7 @@ class ModelCard:
     labels_sha256: str
     ancestors: list[dict[str, str]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
+    domain: Domain | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -65,7 +68,8 @@ class ModelCard:
         """Returns the card that `to_json` wrote; raises KeyError or TypeError for anything else."""
         rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
         preprocess = PreprocessSpec.from_json(content["preprocess"])
-        return cls(**rest | {"task": Task(**content["task"]), "preprocess": preprocess})
+        domain = Domain(**content["domain"]) if content.get("domain") is not None else None
+        return cls(**rest | {"task": Task(**content["task"]), "preprocess": preprocess, "domain": domain})
 
     def build(self) -> Classifier:
         """Returns the network with random weights."""

@@ -60,9 +60,7 @@ def test_labels_have_the_columns_and_every_file(demo_set: Path) -> None:
     assert rows[1]["path"] == "images/000001-R.dcm"
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_images(
-    demo_set: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_images(demo_set: Path, tmp_path: Path) -> None:
     demo.write_demo(tmp_path / "again", num_images=8, seed=3)
     demo.write_demo(tmp_path / "other", num_images=8, seed=4)
     whole, part, other = digests(demo_set), digests(tmp_path / "again"), digests(tmp_path / "other")
@@ -196,9 +194,7 @@ def test_left_and_right_are_mirrored() -> None:
     assert same > unflipped
 
 
-def test_an_interrupted_set_is_not_complete_and_is_redone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_set_is_not_complete_and_is_redone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, written = demo.build_dicom, []
 
     def fail_at_third(*args: object, **kwargs: object) -> object:
@@ -217,9 +213,7 @@ def test_an_interrupted_set_is_not_complete_and_is_redone(
     assert len(written) == 3 + 4
 
 
-def test_a_complete_set_is_reused_and_another_one_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_complete_set_is_reused_and_another_one_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo.write_demo(tmp_path, num_images=4)
     first = (tmp_path / "images" / "000000-L.dcm").stat().st_mtime_ns
     demo.write_demo(tmp_path, num_images=4)

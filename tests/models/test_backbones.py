@@ -58,8 +58,10 @@ def test_vgg_blocks_have_the_convolutions_of_the_paper(name: str, blocks: tuple[
 def test_torchvisions_last_layer_on_the_features_gives_torchvisions_logits(name: str) -> None:
     torch.manual_seed(0)
     reference = torchvision.models.get_model(name, weights=None, num_classes=5).eval()
-    backbone = build_backbone(name).eval()
-    backbone.body.load_state_dict(reference.state_dict(), strict=False)
+    with torch.device("meta"):
+        backbone = build_backbone(name).eval()
+    missing, unexpected = backbone.body.load_state_dict(reference.state_dict(), strict=False, assign=True)
+    assert (missing, len(unexpected)) == ([], 2)
     last = reference.fc if name.startswith("resnet") else reference.classifier[6]
     images = torch.randn(2, 3, 40, 33)
     with torch.inference_mode():

@@ -77,5 +77,5 @@ def test_dropout_stands_once_before_the_last_layer(build_meta: Callable[..., Cla
 
 
 def test_two_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="the store has 2 channels: resnet18 takes 1 .* or 3"):
+    with pytest.raises(ConfigError, match=r"the store has 2 channels: resnet18 takes 1 .* or 3"):
         build_classifier("resnet18", kind="binary", num_classes=2, in_channels=2)

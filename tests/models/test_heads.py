@@ -93,5 +93,5 @@ def test_head_starts_near_the_prior() -> None:
 def test_counts_of_logits() -> None:
     kinds = ("binary", "multiclass", "multilabel", "ordinal", "regression")
     assert [count_logits(kind, 5) for kind in kinds] == [1, 5, 5, 4, 1]
-    with pytest.raises(ConfigError, match="task.kind=ranking: expected one of binary"):
+    with pytest.raises(ConfigError, match=r"task.kind=ranking: expected one of binary"):
         count_logits("ranking", 5)

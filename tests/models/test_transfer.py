@@ -118,7 +118,7 @@ def test_frozen_optimises_the_head_alone(build_meta: Build) -> None:
 
 
 def test_layers_that_the_file_lacks_are_never_frozen_at_random_values(build_meta: Build) -> None:
-    model = build_meta("vgg16", dropout=0.5)
+    model = build_meta("vgg16_bn", dropout=0.5)
     plans = plan(model, "frozen", fresh={"fc6", "fc7"})
     set_train_mode(model, plans)
     assert [p.name for p in plans if p.lr_scale] == ["fc6", "fc7", "head"]
@@ -126,6 +126,7 @@ def test_layers_that_the_file_lacks_are_never_frozen_at_random_values(build_meta
         "classifier"
     }
     assert all(m.training for m in model.modules() if isinstance(m, nn.Dropout))
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
 def test_the_plan_is_printed_with_its_rates(build_meta: Build) -> None:

@@ -1,0 +1,99 @@
+"""The rows that an evaluation may open: of the run's own store, or of another one that is proven apart from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.config import EvaluateJob
+from medcls.data.manifest import column_list, read_table
+from medcls.data.splits import read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.targets import encode_targets
+from medcls.errors import DataError, MissingInputError
+from medcls.files import LABELS, PATIENTS, sha256_file
+from medcls.stages.training_data import check_grades, read_store_labels
+from medcls.training.checkpoint import ModelCard
+
+
+@dataclass(slots=True)
+class Opened:
+    """The rows that are evaluated.
+
+    Attributes:
+        store: Where they lie.
+        rows: Manifest rows with a label of the task.
+        targets: (N, T) of them.
+        certificate: Of the split; {} for split=all of a store without one.
+        notes: What a reader of the report has to know.
+    """
+
+    store: Store
+    rows: NDArray[np.int64]
+    targets: NDArray[np.float64]
+    certificate: dict[str, Any]
+    notes: list[str]
+
+
+def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
+    """Opens the store and the split that the run remembers, or the other store asked for, and checks both."""
+    folder = Path(job.store or card.training["store"])
+    if job.store is None and not folder.is_dir():
+        raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
+    store = Store(folder)
+    store.verify()
+    external = store.sha256 != card.store_sha256
+    if external and job.store is None:
+        raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
+    notes = check_same_preprocessing(store, card)
+    certificate: dict[str, Any] = {}
+    if external and job.split == "all":
+        rows = np.arange(len(store), dtype=np.int64)
+    else:
+        splits, certificate = read_split(store, card.split_name)
+        if not external and certificate["split_sha256"] != card.split_sha256:
+            raise DataError(f"split {card.split_name} of {folder} has changed since this run was trained: restore it")
+        rows = rows_of(store, splits, job.split)
+    if external:
+        check_no_shared_patients(store, rows, run)
+        notes.append(f"external store {store.name}: no patient of it was trained or selected on")
+    elif sha256_file(store.folder / LABELS) != card.labels_sha256:
+        notes.append("the store's labels have changed since this run was trained")
+    labels = read_store_labels(store)
+    targets, known = encode_targets(card.task, labels.take(rows))
+    if not known.any():
+        raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")
+    check_grades(card.task, targets[known], split=job.split)
+    if not known.all():
+        notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
+    if any("synthetic" in (name or "").lower() for name in store.column("manufacturer")):
+        notes.append("synthetic images: the figures say nothing about patients")
+    return Opened(store, rows[known], targets[known], certificate, notes)
+
+
+def check_same_preprocessing(store: Store, card: ModelCard) -> list[str]:
+    """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
+    trained, here = card.preprocess.to_json(), store.spec.to_json()
+    changed = [f"{name}: {trained[name]} -> {here[name]}" for name in trained if trained[name] != here[name]]
+    if changed:
+        raise DataError(
+            f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
+            "the same image settings"
+        )
+    return []
+
+
+def check_no_shared_patients(store: Store, rows: NDArray[np.int64], run: Path) -> None:
+    """Raises DataError where patients of an external store were trained or selected on by this run."""
+    seen = set(column_list(read_table(run / PATIENTS, columns=("patient_id",)), "patient_id"))
+    patients = store.column("patient_id")
+    shared = sorted({patients[row] for row in rows} & seen)
+    if shared:
+        raise DataError(
+            f"{len(shared)} patients of store={store.folder} were trained or selected on by this run, the first "
+            f"{shared[0]!r}: leave them out of the external store"
+        )

@@ -1,0 +1,188 @@
+"""The prediction stage: raw images and one or several runs to scores by class, or a reason, for every file.
+
+The pixels come from imaging.decode, which filled the store that the runs were trained on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from medcls.command_line import say
+from medcls.config import PredictJob
+from medcls.data.dataset import Batch
+from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
+from medcls.files import MODEL, sha256_file, sha256_json
+from medcls.identity import read_identity
+from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
+from medcls.imaging.domain import find_unseen
+from medcls.imaging.source import choose_identity, is_image, list_files
+from medcls.imaging.worker import run_limited
+from medcls.models.classifier import Classifier
+from medcls.models.heads import compute_scores
+from medcls.stages.prediction_table import (
+    OK,
+    REFUSED,
+    SKIPPED,
+    Case,
+    build_rows,
+    summarize,
+    write_identity_map,
+    write_rows,
+)
+from medcls.training.checkpoint import ModelCard, read_card, read_model
+from medcls.training.engine import StepRules, predict_logits
+from medcls.training.precision import choose_device, choose_precision
+
+INTENDED_USE = "research use; not a medical device"
+
+
+@dataclass(slots=True)
+class Ensemble:
+    """One or several runs of the same task and preprocessing.
+
+    Attributes:
+        models: In evaluation mode, on their device.
+        cards: Of each.
+        rules: Device and precision.
+    """
+
+    models: list[Classifier]
+    cards: list[ModelCard]
+    rules: StepRules
+
+
+def predict(job: PredictJob) -> None:
+    """Predicts every file of the source and writes one row each.
+
+    Raises:
+        DataError: no file ended in state ok; the table with the reasons is written all the same.
+        MissingInputError, ConfigError, WriteError: as the message says.
+    """
+    out = Path(job.out or "")
+    if out.is_dir() or (out.is_file() and is_image(out)):
+        raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
+    cards = read_cards(job)
+    root, files = find_files(Path(job.source or ""))
+    identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
+    cases = [judge_file(root, path, skip) for path, skip in files]
+    origin = {
+        "model_sha256": "+".join(sha256_file(run / MODEL) for run in job.runs),
+        "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
+    }
+    images = [case for case in cases if case.state == OK]
+    if images:
+        predict_cases(images, job, root=root, cards=cards)
+    rows = build_rows(cases, task=cards[0].task, identity=identity, origin=origin)
+    if identity.kind == "hmac":
+        path = out.with_name(f"{out.name}.identity-map.csv")
+        write_identity_map(path, cases, identity)
+        say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
+    write_rows(out, rows, task=cards[0].task, form=job.format)
+    line = f"{summarize(cases)}; {out}; {INTENDED_USE}"
+    if not any(case.state == OK for case in cases):
+        raise DataError(f"no image could be classified: {line}")
+    print(line)
+
+
+def read_cards(job: PredictJob) -> list[ModelCard]:
+    """Returns the cards of the runs, all of the same task and preprocessing and with a known domain."""
+    for run in job.runs:
+        if not run.is_dir():
+            raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+    cards = [read_card(run / MODEL) for run in job.runs]
+    for run, card in zip(job.runs, cards, strict=True):
+        different = [name for name in ("task", "preprocess") if getattr(card, name) != getattr(cards[0], name)]
+        if different:
+            raise ConfigError(
+                f"run={run} has another {' and '.join(different)} than run={job.runs[0]}: only runs of the same "
+                "classes and preprocessing are averaged"
+            )
+        if card.domain is None and job.out_of_domain == "refuse":
+            raise DataError(
+                f"run={run} does not say which images it was trained on (an older version wrote it): train it again, "
+                "or say out_of_domain=allow"
+            )
+    return cards
+
+
+def find_files(source: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """Returns the folder and its files with their skip reasons; of a single file its folder and that file."""
+    if source.is_file():
+        return source.parent, [(source.name, "")]
+    if not source.is_dir():
+        raise MissingInputError(f"source={source} is not there: expected a folder of images, or one image")
+    files = list(list_files(source))
+    if not files:
+        raise DataError(f"source={source} has no files: expected a folder of images, or one image")
+    return source, files
+
+
+def judge_file(root: Path, path: str, skip: str) -> Case:
+    """Returns the case of a file before it is decoded: to be read, or skipped."""
+    reason = skip or ("" if is_image(root / path) else "no_image")
+    return Case(path, SKIPPED if reason else OK, reason)
+
+
+def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, cards: list[ModelCard]) -> None:
+    """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
+    ensemble = load_models(job, cards)
+    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
+    tasks = (DecodeTask(root / case.path, None, cards[0].preprocess) for case in cases)
+    outcomes = run_limited(decode_image, tasks, workers=workers)
+    pending: list[tuple[Case, NDArray[Any]]] = []
+    bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)
+    for case, outcome in bar:
+        if isinstance(outcome, ImageRefusedError):
+            case.state, case.reason, case.detail = REFUSED, outcome.reason, outcome.detail
+            continue
+        judge_image(case, outcome, cards=cards, refuse=job.out_of_domain == "refuse")
+        if case.state == OK:
+            pending.append((case, outcome.prepared.pixels))
+        if len(pending) == job.batch_size:
+            score(pending, ensemble)
+            pending = []
+    if pending:
+        score(pending, ensemble)
+
+
+def load_models(job: PredictJob, cards: list[ModelCard]) -> Ensemble:
+    """Returns the networks of the runs on the chosen device."""
+    device = choose_device(job.device)
+    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
+    return Ensemble([read_model(run / MODEL)[0].to(device) for run in job.runs], cards, rules)
+
+
+def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:
+    """Notes what any of the runs never saw in training, and refuses the image for it unless told to go on."""
+    case.headers = image.headers
+    unseen: dict[str, str] = {}
+    for card in cards:
+        unseen |= find_unseen(image, card.domain) if card.domain else {}
+    if unseen:
+        case.reason, case.detail = next(iter(unseen)), "; ".join(unseen.values())
+        case.state = REFUSED if refuse else OK
+
+
+def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> None:
+    """Fills in logits and scores of one batch; the scores of several runs are averaged."""
+    images = torch.from_numpy(np.stack([pixels for _, pixels in pending]))
+    batch = Batch(images, torch.empty(len(pending), 0), torch.arange(len(pending)))
+    logits = np.stack([predict_logits(model, [batch], ensemble.rules) for model in ensemble.models])
+    kind = ensemble.cards[0].task.kind
+    scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
+    for i, (case, _) in enumerate(pending):
+        if not np.isfinite(logits[:, i]).all():
+            detail = "the network's outputs are not finite: try precision=fp32"
+            case.state, case.reason, case.detail = REFUSED, "not_finite", detail
+            continue
+        case.scores = scores[i].tolist()
+        case.logits = logits[0, i].tolist() if len(logits) == 1 else None

@@ -1,0 +1,147 @@
+"""Labels as written become the targets of each kind of task; what does not fit is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
+from medcls.errors import ConfigError, DataError
+
+
+def table(**columns: list[str | None]) -> pa.Table:
+    rows = len(next(iter(columns.values())))
+    schema = pa.schema([("image_id", pa.string()), *((name, pa.string()) for name in columns)])
+    return pa.table({"image_id": [f"i{i}" for i in range(rows)], **columns}, schema=schema)
+
+
+def encode(task: Task, labels: pa.Table) -> tuple[list[list[float]], list[bool]]:
+    targets, known = encode_targets(task, labels)
+    assert (targets.dtype, known.dtype) == (np.float64, np.bool_)
+    return targets.tolist(), known.tolist()
+
+
+def test_classes_are_the_training_labels_in_natural_order() -> None:
+    assert build_task("multiclass", table(label=["10", "9", "b", "1.5", "a", None])).class_names == [
+        "1.5",
+        "9",
+        "10",
+        "a",
+        "b",
+    ]
+
+
+def test_class_indices_follow_the_names() -> None:
+    task = build_task("multiclass", table(label=["b", "a", "c"]))
+    targets, known = encode(task, table(label=["c", "a", None, "new"]))
+    assert targets[:2] == [[2.0], [0.0]]
+    assert known == [True, True, False, False]
+
+
+def test_classes_may_join_labels_and_leave_some_out() -> None:
+    labels = table(label=["0", "1", "2", "3", "4"])
+    task = build_task("binary", labels, classes={0: 0, 1: 0, 3: 1, "4": 1})
+    assert task.class_names == ["0+1", "3+4"]
+    targets, known = encode(task, labels)
+    assert known == [True, True, False, True, True]
+    assert [t for [t], k in zip(targets, known, strict=True) if k] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("spelling", [("true", "false"), ("True", "False"), ("TRUE", "FALSE")])
+def test_truth_values_of_yaml_find_the_label_as_written(spelling: tuple[str, str]) -> None:
+    yes, no = spelling
+    task = build_task("binary", table(label=[yes, no]), classes={False: 0, True: 1})
+    assert task.mapping == {no: 0, yes: 1}
+
+
+def test_a_label_column_by_its_name() -> None:
+    labels = table(label_effusion=["0", "1"], label_grade=["a", "b"])
+    assert build_task("multiclass", labels, label="grade").columns == ["label_grade"]
+    assert build_task("multiclass", labels, label="label_grade").columns == ["label_grade"]
+
+
+def test_multilabel_keeps_unknown_apart_from_absent() -> None:
+    labels = table(label_a=["0", "1", None, "1.0"], label_b=["1", None, None, "0.0"])
+    task = build_task("multilabel", labels)
+    assert task.class_names == ["a", "b"]
+    targets, known = encode_targets(task, labels)
+    np.testing.assert_array_equal(targets, [[0, 1], [1, np.nan], [np.nan, np.nan], [1, 0]])
+    assert known.tolist() == [True, True, False, True]
+    assert build_task("multilabel", labels, labels=["b"]).columns == ["label_b"]
+
+
+def test_regression_of_a_number_and_of_a_grade() -> None:
+    labels = table(label=["0", "2", "3", None])
+    plain = build_task("regression", labels)
+    assert (plain.class_names, plain.num_classes) == ([], 0)
+    graded = build_task("regression", labels, grades=True)
+    assert (graded.class_names, graded.num_classes) == (["0", "1", "2", "3"], 4)
+    targets, known = encode_targets(plain, table(label=["1.5", None]))
+    np.testing.assert_array_equal(targets, [[1.5], [np.nan]])
+    assert known.tolist() == [True, False]
+
+
+def test_ordinal_classes_are_in_order() -> None:
+    task = build_task("ordinal", table(label=["2", "0", "10", "1"]))
+    assert task.class_names == ["0", "1", "2", "10"]
+
+
+WRONG: list[tuple[str, dict[str, list[str | None]], dict[str, Any], type[Exception], str]] = [
+    ("multiclass", {"label_a": ["x", "y"]}, {}, DataError, "the store's labels have label_a.*multilabel takes"),
+    ("multiclass", {"label": ["x", "y"]}, {"label": "lable"}, DataError, "nearest: label"),
+    ("multiclass", {"label": [None, None]}, {}, DataError, "no image of the training split has one"),
+    ("multiclass", {"label": ["x", "x"]}, {}, DataError, r"one class only \(x\)"),
+    ("multiclass", {"label": ["x", "y"]}, {"classes": {"x": 0, "z": 1}}, DataError, "names z: .* it has x, y"),
+    ("binary", {"label": ["0", "1", "2"]}, {}, ConfigError, r"task\.classes='\{0: 0, 1: 1, 2: 1\}'"),
+    ("multilabel", {"label": ["x", "y"]}, {}, DataError, "no column label_NAME"),
+    ("multilabel", {"label_a": ["0", "1"]}, {"labels": ["b"]}, DataError, "no column label_b; the store has"),
+    ("regression", {"label": ["1", "x"]}, {}, DataError, "label='x' is no number"),
+    ("regression", {"label": ["1", "1.5"]}, {"grades": True}, DataError, "whole grades from 0 up"),
+    ("regression", {"label": ["1", "-1"]}, {"grades": True}, DataError, "label='-1'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "columns", "arguments", "error", "part"), WRONG, ids=[w[4] for w in WRONG])
+def test_what_makes_no_task_is_refused(
+    kind: str, columns: dict[str, list[str | None]], arguments: dict[str, Any], error: type[Exception], part: str
+) -> None:
+    with pytest.raises(error, match=part):
+        build_task(kind, table(**columns), **arguments)
+
+
+def test_values_that_a_task_cannot_take() -> None:
+    task = build_task("multilabel", table(label_a=["0", "1"]))
+    with pytest.raises(DataError, match="label_a='2': task=multilabel takes 0, 1 or blank"):
+        encode_targets(task, table(label_a=["2"]))
+    with pytest.raises(DataError, match="no column label_a; they have image_id, label"):
+        encode_targets(task, table(label=["1"]))
+    with pytest.raises(DataError, match="label='nan' is no number"):
+        encode_targets(build_task("regression", table(label=["1"])), table(label=["nan"]))
+
+
+def test_no_rows_have_no_targets() -> None:
+    for kind, columns in (("multiclass", {"label": ["x", "y"]}), ("multilabel", {"label_a": ["0"], "label_b": ["1"]})):
+        task = build_task(kind, table(**columns))
+        targets, known = encode_targets(task, table(**{name: [] for name in columns}))
+        assert (targets.shape, known.shape) == ((0, len(columns)), (0,))
+
+
+def test_a_class_without_an_image_is_named_with_its_split() -> None:
+    task = build_task("multiclass", table(label=["a", "b", "c"]))
+    check_classes_present(task, np.array([[0.0], [1], [2]]), split="val")
+    with pytest.raises(DataError, match="classes without an image in the val split: b, c"):
+        check_classes_present(task, np.array([[0.0]]), split="val")
+
+
+def test_a_label_needs_both_sides() -> None:
+    task = build_task("multilabel", table(label_a=["0", "1"], label_b=["0", "1"]))
+    check_classes_present(task, np.array([[0.0, 1], [1, 0]]), split="train")
+    with pytest.raises(DataError, match="labels without both 0 and 1 in the train split: b"):
+        check_classes_present(task, np.array([[0.0, 1], [1, np.nan]]), split="train")
+
+
+def test_regression_has_no_classes_to_miss() -> None:
+    check_classes_present(build_task("regression", table(label=["1"])), np.array([[1.0]]), split="val")

@@ -1,0 +1,317 @@
+"""Labels files and class-named folders: every kind of bad row is found, all of them at once, nothing is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.labels import LabelRow, PatientRule, read_class_folders, read_labels
+from medcls.errors import ConfigError, DataError, MissingInputError
+
+DECLARED = PatientRule()
+HEADER = "path,patient_id,label"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/c d.png"):
+        (folder / name).touch()
+    return folder
+
+
+def read(
+    source: Path,
+    text: str | bytes,
+    *,
+    rule: PatientRule = DECLARED,
+    columns: tuple[str, ...] = (),
+    encoding: str = "utf-8",
+) -> list[LabelRow]:
+    path = source.parent / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
+    return read_labels(path, source=source, rule=rule, columns=columns)
+
+
+def test_a_row_with_everything(source: Path) -> None:
+    header = "path,patient_id,label,split,sex,age_years,side,roi_x,roi_y,roi_w,roi_h,site,other"
+    (row,) = read(source, f"{header}\n sub/c d.png , P1,severe,val,F,61.5,L,1,2,3,4,north,x\n", columns=("site",))
+    assert row == LabelRow(
+        number=2,
+        path="sub/c d.png",
+        patient_id="P1",
+        labels={"label": "severe"},
+        split="val",
+        sex="F",
+        age_years=61.5,
+        side="L",
+        roi=(1, 2, 3, 4),
+        extra={"site": "north"},
+    )
+    assert row.key == "sub/c d.png@1,2,3,4"
+
+
+def test_blanks_are_unknown(source: Path) -> None:
+    text = "path,patient_id,label_a,label_b,sex,age_years,side,split\na.png,P1,1,,,,,\nb.png,P2,,0,,,,\n"
+    rows = read(source, text)
+    assert [row.labels for row in rows] == [{"label_a": "1", "label_b": None}, {"label_a": None, "label_b": "0"}]
+    assert {(row.sex, row.age_years, row.side, row.split, row.roi) for row in rows} == {(None,) * 5}
+
+
+def test_two_regions_of_one_file_are_two_rows(source: Path) -> None:
+    text = f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,0,0,8,8\na.png,P1,y,8,0,8,8\na.png,P1,z,,,,\n"
+    assert [row.key for row in read(source, text)] == ["a.png@0,0,8,8", "a.png@8,0,8,8", "a.png"]
+
+
+def test_paths_with_backslashes_dots_and_quoted_commas(source: Path) -> None:
+    (source / "e,f.png").touch()
+    rows = read(source, f'{HEADER}\nsub\\c d.png,P1,x\n./a.png,P1,x\n"e,f.png",P1,x\n')
+    assert [row.path for row in rows] == ["sub/c d.png", "a.png", "e,f.png"]
+
+
+def test_numbers_are_lines_of_the_file(source: Path) -> None:
+    rows = read(source, f'{HEADER}\n\na.png,P1,"two\nlines"\n\nb.png,P2,x\n')
+    assert [row.number for row in rows] == [4, 6]
+
+
+def test_none_may_be_a_grade(source: Path) -> None:
+    assert read(source, f"{HEADER}\na.png,P1,none\n")[0].labels == {"label": "none"}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(source: Path) -> None:
+    assert len(read(source, f"{HEADER}\na.png,P1,x\n", encoding="utf-8-sig")) == 1
+
+
+BAD_ROWS = [
+    ("", "P1", "x", "path is blank"),
+    ("../a.png", "P1", "x", "path leaves the source folder"),
+    ("sub/../../a.png", "P1", "x", "path leaves the source folder"),
+    ("/etc/passwd", "P1", "x", "path leaves the source folder"),
+    ("\\\\server\\share\\a.png", "P1", "x", "path leaves the source folder"),
+    ("C:\\a.png", "P1", "x", "path leaves the source folder"),
+    ("sub", "P1", "x", "no file sub"),
+    ("A.png", "P1", "x", "no file A.png"),
+    ("a.png\0", "P1", "x", ""),
+    ("a.png", "", "x", "patient_id is blank"),
+    ("a.png", "nan", "x", "patient_id is blank"),
+    ("a.png", "P1", "NaN", "label='NaN': leave it blank where it is unknown"),
+    ("a.png", "P1", "None", "label='None'"),
+    ("a.png", "P1", "inf", "label='inf'"),
+]
+
+
+@pytest.mark.parametrize(("path", "patient", "label", "part"), BAD_ROWS)
+def test_a_bad_row_is_named(path: str, patient: str, label: str, part: str, source: Path) -> None:
+    with pytest.raises((DataError, MissingInputError)) as error:
+        read(source, f"{HEADER}\nb.png,P2,x\n{path},{patient},{label}\n")
+    assert part in str(error.value)
+    assert "1 bad rows of 2: row 3: " in str(error.value) or "not CSV" in str(error.value)
+
+
+BAD_CELLS = [
+    ("split", "training", "split='training': expected one of train, val, test or blank"),
+    ("sex", "female", "sex='female': expected one of M, F, O"),
+    ("side", "left", "side='left': expected one of L, R"),
+    ("age_years", "old", "age_years: expected a number from 0 to 130"),
+    ("age_years", "nan", "age_years: expected a number from 0 to 130"),
+    ("age_years", "-1", "age_years: expected a number from 0 to 130"),
+    ("age_years", "131", "age_years: expected a number from 0 to 130"),
+    ("label_b", "null", "label_b='null': leave it blank"),
+]
+
+
+@pytest.mark.parametrize(("column", "value", "part"), BAD_CELLS)
+def test_a_bad_cell_is_named(column: str, value: str, part: str, source: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read(source, f"{HEADER},{column}\na.png,P1,x,{value}\n")
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("roi", "part"),
+    [
+        ("1,2,3,", "four whole numbers or four blanks"),
+        ("1,2,3,4.5", "four whole numbers"),
+        ("-1,0,8,8", "expected x, y >= 0"),
+        ("0,0,0,8", "w, h >= 1"),
+    ],
+)
+def test_a_bad_region_is_named(roi: str, part: str, source: Path) -> None:
+    with pytest.raises(DataError, match=part):
+        read(source, f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,{roi}\n")
+
+
+def test_all_bad_rows_are_reported_at_once(source: Path) -> None:
+    text = f"{HEADER},sex\na.png,,x,\nb.png,P1,nan,\n../c,P1,x,\nmissing.png,P2,x,\na.png,P1,x,Q\nb.png,P1,x\n"
+    with pytest.raises(DataError) as error:
+        read(source, text)
+    message = str(error.value)
+    assert "6 bad rows of 6" in message
+    assert [f"row {number}: " in message for number in range(2, 8)] == [True] * 6
+    assert "3 cells where the header has 4" in message
+    assert f"relative to source={source}" in message
+    assert "\n" not in message
+
+
+def test_ten_bad_rows_are_shown_and_the_others_counted(source: Path) -> None:
+    with pytest.raises(DataError, match=r"23 bad rows of 23: .*; and 13 more") as error:
+        read(source, f"{HEADER}\n" + "a.png,,x\n" * 23)
+    assert str(error.value).count("row ") == 10
+
+
+def test_missing_files_alone_are_missing_input(source: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"2 bad rows of 3: row 2: no file x\.png; row 4: no file y\.png"):
+        read(source, f"{HEADER}\nx.png,P1,a\na.png,P1,a\ny.png,P1,a\n")
+
+
+def test_a_message_shows_the_pseudonym_of_a_path(source: Path) -> None:
+    labels = source.parent / "labels.csv"
+    labels.write_text(f"{HEADER}\nDoe_John.png,P1,a\n")
+    with pytest.raises(MissingInputError, match="no file 9f3a") as error:
+        read_labels(labels, source=source, rule=DECLARED, show=lambda path: "9f3a")
+    assert "Doe" not in str(error.value)
+
+
+def test_the_same_image_twice_is_refused(source: Path) -> None:
+    with pytest.raises(DataError, match="row 2: the same image and region as another row; row 4: the same"):
+        read(source, f"{HEADER}\na.png,P1,x\nb.png,P1,x\n./a.png,P2,y\n")
+
+
+def test_a_split_is_given_to_all_or_none(source: Path) -> None:
+    with pytest.raises(DataError, match="row 3: split is blank; fill all or none"):
+        read(source, f"{HEADER},split\na.png,P1,x,train\nb.png,P2,x,\n")
+
+
+def test_links_out_of_the_source_and_inside_it_are_refused(source: Path) -> None:
+    (source.parent / "secret.png").touch()
+    (source / "out.png").symlink_to(source.parent / "secret.png")
+    (source / "in.png").symlink_to(source / "a.png")
+    (source / "folder").symlink_to(source / "sub")
+    with pytest.raises(DataError) as error:
+        read(source, f"{HEADER}\nout.png,P1,x\nin.png,P1,x\nfolder/c d.png,P1,x\n")
+    message = str(error.value)
+    assert "row 2: path is a link that leaves the source folder" in message
+    assert "row 3: path is or passes a symbolic link" in message
+    assert "row 4: path is or passes a symbolic link" in message
+
+
+def test_a_source_that_is_reached_by_a_link_is_fine(source: Path) -> None:
+    (source.parent / "link").symlink_to(source)
+    path = source.parent / "labels.csv"
+    path.write_text(f"{HEADER}\na.png,P1,x\n")
+    assert len(read_labels(path, source=source.parent / "link", rule=DECLARED)) == 1
+
+
+BAD_HEADERS = [
+    ("patient_id,label", "missing columns path"),
+    ("path,label", "missing columns patient_id"),
+    ("path,label", "patients=per_image or patient_id.pattern=REGEX replace patient_id"),
+    ("path,patient_id", r"missing columns label \(or label_NAME\)"),
+    ("path,patient,label", r"missing columns patient_id \(nearest: patient\)"),
+    ("path;patient_id;label", "separated by ; or tabs"),
+    ("path\tpatient_id\tlabel", "separated by ; or tabs"),
+    ("path,patient_id,label,label", "columns label stand in it twice"),
+    ("path,patient_id,label,roi_x,roi_y", "a region needs all of .*; missing roi_w, roi_h"),
+]
+
+
+@pytest.mark.parametrize(("header", "part"), BAD_HEADERS)
+def test_a_bad_header_says_what_is_missing(header: str, part: str, source: Path) -> None:
+    with pytest.raises(DataError, match=part):
+        read(source, f"{header}\n")
+
+
+def test_a_column_asked_for_must_be_there(source: Path) -> None:
+    with pytest.raises(DataError, match=r"missing columns sitee \(nearest: site\)"):
+        read(source, f"{HEADER},site\na.png,P1,x,n\n", columns=("sitee",))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", f"{HEADER}\n".encode()])
+def test_a_file_without_rows_is_refused(content: bytes, source: Path) -> None:
+    with pytest.raises(DataError):
+        read(source, content)
+
+
+@pytest.mark.parametrize("content", [f"{HEADER}\na.png,P1,mäßig\n".encode("latin-1"), "path".encode("utf-16")])
+def test_another_encoding_is_refused(content: bytes, source: Path) -> None:
+    with pytest.raises(DataError, match="not CSV in UTF-8"):
+        read(source, content)
+
+
+def test_a_labels_file_that_is_missing_or_a_folder(source: Path) -> None:
+    for path in (source / "none.csv", source):
+        with pytest.raises(MissingInputError, match="labels="):
+            read_labels(path, source=source, rule=DECLARED)
+
+
+def test_a_rule_never_overrules_declared_patients(source: Path) -> None:
+    for rule in (PatientRule("per_image"), PatientRule(pattern="^(.)")):
+        with pytest.raises(ConfigError, match=r"has patient_id, and .* would overrule it"):
+            read(source, f"{HEADER}\na.png,P1,x\n", rule=rule)
+
+
+def test_a_pattern_finds_the_patient_in_the_path(source: Path) -> None:
+    rows = read(source, "path,label\na.png,x\nsub/c d.png,y\n", rule=PatientRule(pattern=r"([a-z]) ?d?\.png$"))
+    assert [row.patient_id for row in rows] == ["a", "c"]
+
+
+def test_a_pattern_that_does_not_match_is_a_bad_row(source: Path) -> None:
+    with pytest.raises(DataError, match=r"row 3: patient_id\.pattern does not match its path"):
+        read(source, "path,label\na.png,x\nb.png,y\n", rule=PatientRule(pattern="^(a)"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "patients", "part"),
+    [
+        ("(", "declared", "is no regular expression"),
+        ("[0-9]+", "declared", "expected one group"),
+        ("([0-9]+)", "per_image", "leave one of the two out"),
+    ],
+)
+def test_a_wrong_rule_is_refused(pattern: str, patients: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        PatientRule(patients, pattern)
+
+
+FILES = ["healthy/p1_1.png", "healthy/p1_2.png", "ill/deep/p2_1.png"]
+
+
+def test_class_folders_need_a_rule_for_patients(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a guess would leak .* patient_id\.pattern=REGEX .* patients=per_image"):
+        read_class_folders(tmp_path, files=FILES, rule=DECLARED)
+
+
+def test_class_folders_become_labels(tmp_path: Path) -> None:
+    rows = read_class_folders(tmp_path, files=FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
+    assert [(row.path, row.patient_id, row.labels["label"]) for row in rows] == [
+        ("healthy/p1_1.png", "p1", "healthy"),
+        ("healthy/p1_2.png", "p1", "healthy"),
+        ("ill/deep/p2_1.png", "p2", "ill"),
+    ]
+    each = read_class_folders(tmp_path, files=FILES, rule=PatientRule("per_image"))
+    assert [row.patient_id for row in each] == FILES
+
+
+def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("healthy", "ill", "unsure", ".cache"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="class folders without an image: unsure"):
+        read_class_folders(tmp_path, files=FILES, rule=PatientRule("per_image"))
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "part"),
+    [
+        (["x.png", *FILES], "(p.)", "1 images lie outside class folders"),
+        (FILES[:2], "(p.)", "has 1 class folders with images; expected at least 2"),
+        ([], "(p.)", "has 0 class folders"),
+        (FILES, "(p1)", "does not match 1 of 3 paths"),
+    ],
+)
+def test_class_folders_that_cannot_be_read_are_refused(
+    files: list[str], pattern: str, part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=part):
+        read_class_folders(tmp_path, files=files, rule=PatientRule(pattern=pattern))

@@ -1,0 +1,191 @@
+"""The split of a store: obeyed or made, searched for leaks, certified."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from medcls.data.splits import ORDER, read_split
+from medcls.data.store import Store
+from medcls.errors import DataError
+
+Rows = list[dict[str, Any]]
+Prepare = Callable[..., Store]
+WriteSource = Callable[..., Path]
+
+
+def give_splits(rows: Rows) -> Rows:
+    """Patients 0-11 train, 12-17 val, 18-23 test: four or two of each class."""
+    names = ["train"] * 24 + ["val"] * 12 + ["test"] * 12
+    return [row | {"split": name} for row, name in zip(rows, names, strict=True)]
+
+
+@pytest.fixture
+def given(write_source: WriteSource, tmp_path: Path) -> Callable[..., Path]:
+    """A source with a split column; `change` edits its rows."""
+    return lambda change=list: write_source(tmp_path / "raw", rewrite=lambda rows: change(give_splits(rows)))
+
+
+def certificate_of(store: Store) -> dict[str, Any]:
+    return read_split(store, "default")[1]
+
+
+def test_a_split_is_made_by_patient_with_every_class(small_store: Store) -> None:
+    splits, certificate = read_split(small_store, "default")
+    where: dict[str, set[str]] = {}
+    for patient, image_id in zip(small_store.column("patient_id"), small_store.image_ids, strict=True):
+        where.setdefault(patient, set()).add(splits[image_id])
+    assert all(len(names) == 1 for names in where.values())
+    assert certificate["source"] == "random by patient, stratified by label"
+    assert certificate["seed"] == 0
+    assert set(certificate["strata"]) == set(ORDER)
+    assert all(count > 0 for counts in certificate["strata"].values() for count in counts.values())
+    assert certificate["patients_in_several_splits"] == {}
+    assert certificate["images_in_several_splits"] == []
+    assert sum(certificate["images"].values()) == 48
+    assert sum(certificate["patients"].values()) == 24
+
+
+def test_a_given_split_is_obeyed(given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path) -> None:
+    store = run_prepare(given(), tmp_path / "store", "split.test=0.5")
+    splits, certificate = read_split(store, "default")
+    assert [splits[image_id] for image_id in store.image_ids] == ["train"] * 24 + ["val"] * 12 + ["test"] * 12
+    assert (certificate["source"], certificate["seed"], certificate["fractions"]) == ("labels file", None, None)
+
+
+def two_splits(rows: Rows) -> Rows:
+    rows[1]["split"] = "test"
+    return rows
+
+
+def test_a_patient_in_two_splits_is_refused_by_name(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="1 patients are in more than one split: 'p00' in train and test"):
+        run_prepare(given(two_splits), tmp_path / "store")
+    assert not (tmp_path / "store" / "splits").exists()
+
+
+def test_a_patient_in_two_splits_is_dropped_from_training(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=drop")
+    splits, certificate = read_split(store, "default")
+    assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("dropped", "test")
+    assert certificate["dropped"] == 1
+    assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
+
+
+def test_a_patient_in_two_splits_is_reported(given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path) -> None:
+    store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=report")
+    splits, certificate = read_split(store, "default")
+    assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("train", "test")
+    assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
+
+
+def copy_image(raw: Path, *, brightness: float = 1.0) -> None:
+    """Patient 18 (test) gets patient 0's (train) left image."""
+    source, target = raw / "images" / "p00L.png", raw / "images" / "p18L.png"
+    if brightness == 1.0:
+        shutil.copy(source, target)
+        return
+    picture = cv2.imread(str(source), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(target), np.clip(picture * brightness, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("brightness", "how"), [(1.0, "identical"), (0.9, "correlation 1.000")])
+def test_an_image_in_two_splits_is_refused_with_both_names(
+    brightness: float, how: str, given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    raw = given()
+    copy_image(raw, brightness=brightness)
+    with pytest.raises(DataError) as error:
+        run_prepare(raw, tmp_path / "store")
+    assert f"images/p00L.png (train) = images/p18L.png (test), {how}" in str(error.value)
+    assert "split.on_leak=drop" in str(error.value)
+
+
+def test_an_image_in_two_splits_is_dropped_from_training(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    raw = given()
+    copy_image(raw)
+    store = run_prepare(raw, tmp_path / "store", "split.on_leak=drop")
+    splits, certificate = read_split(store, "default")
+    assert (splits["images/p00L.png"], splits["images/p18L.png"]) == ("dropped", "test")
+    assert certificate["images"]["test"] == 12
+    assert certificate["images_in_several_splits"][0]["identical"] is True
+
+
+def test_a_copy_within_one_split_is_only_counted(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    raw = given()
+    shutil.copy(raw / "images" / "p00L.png", raw / "images" / "p03L.png")
+    store = run_prepare(raw, tmp_path / "store")
+    assert certificate_of(store)["linked_patients_in_one_split"] == 1
+
+
+def test_a_burnt_in_border_does_not_hide_a_copy(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    """The same stored pixels, once with the border in the file and once padded while storing."""
+    raw = given()
+    picture = np.random.default_rng(0).integers(1, 255, (32, 16), np.uint8)
+    cv2.imwrite(str(raw / "images" / "p00L.png"), picture)
+    cv2.imwrite(str(raw / "images" / "p18L.png"), np.pad(picture, ((0, 0), (8, 8))))
+    with pytest.raises(DataError, match=r"images/p00L\.png \(train\) = images/p18L\.png \(test\), identical"):
+        run_prepare(raw, tmp_path / "store")
+
+
+def test_a_class_missing_from_a_given_split(given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path) -> None:
+    def change(rows: Rows) -> Rows:
+        return [row for row in rows if (row["split"], row["label"]) != ("val", "severe")]
+
+    raw = given(change)
+    with pytest.raises(DataError, match="classes missing from a split: val has no image of severe: more patients"):
+        run_prepare(raw, tmp_path / "store")
+    store = run_prepare(raw, tmp_path / "store", "split.on_missing=report")
+    assert certificate_of(store)["classes_missing"] == {"val": ["severe"]}
+
+
+def test_a_class_too_rare_for_all_splits(write_source: WriteSource, run_prepare: Prepare, tmp_path: Path) -> None:
+    def rewrite(rows: Rows) -> Rows:
+        return [row | {"label": "rare" if row["patient_id"] == "p00" else "common"} for row in rows]
+
+    raw = write_source(tmp_path / "raw", rewrite=rewrite)
+    with pytest.raises(DataError, match="val has no image of rare; test has no image of rare"):
+        run_prepare(raw, tmp_path / "store")
+
+
+@pytest.mark.parametrize("patients", [1, 2])
+def test_too_few_patients(patients: int, write_source: WriteSource, run_prepare: Prepare, tmp_path: Path) -> None:
+    raw = write_source(tmp_path / "raw", patients=patients)
+    with pytest.raises(DataError, match=rf"{patients} patients?.*3"):
+        run_prepare(raw, tmp_path / "store")
+
+
+def test_a_share_of_zero_makes_no_such_split(source: Path, run_prepare: Prepare, tmp_path: Path) -> None:
+    store = run_prepare(source, tmp_path / "store", "split.val=0")
+    assert set(read_split(store, "default")[0].values()) == {"train", "test"}
+
+
+def test_the_certificate_follows_new_labels(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, read_labels_csv: Any, write_labels: Any
+) -> None:
+    raw = given()
+    store = run_prepare(raw, tmp_path / "store")
+    before = (store.folder / "splits" / "default.parquet").read_bytes()
+    rows = [
+        row | {"label": "ill" if row["label"] == "severe" else "well"} for row in read_labels_csv(raw / "labels.csv")
+    ]
+    write_labels(raw / "labels.csv", rows)
+    run_prepare(raw, tmp_path / "store")
+    assert certificate_of(store)["strata"]["train"] == {"ill": 8, "well": 16}
+    assert (store.folder / "splits" / "default.parquet").read_bytes() == before

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from medcls.data.splits import read_split, rows_of
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.evaluation.report import Evaluation
+from medcls.files import read_json, read_json_lines
+from medcls.models.heads import compute_scores
+from medcls.stages import evaluate as stage
+from medcls.training.checkpoint import read_model, write_model
+from medcls.training.engine import NonFiniteError
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture
+def count_predictions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengthens by one at each pass through the network."""
+    passes: list[int] = []
+    original = stage.predict_logits
+
+    def count(*args: Any) -> Any:
+        passes.append(1)
+        return original(*args)
+
+    monkeypatch.setattr(stage, "predict_logits", count)
+    return passes
+
+
+@pytest.fixture
+def real_report() -> None:
+    """For tests that look at report.html itself; it takes seconds."""
+
+
+@pytest.fixture(autouse=True)
+def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes a report of its notes alone."""
+
+    def write_notes(folder: Path, evaluation: Evaluation) -> Path:
+        (folder / "report.html").write_text("\n".join(evaluation.notes))
+        return folder / "report.html"
+
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr(stage, "write_report", write_notes)
+
+
+@pytest.fixture
+def other_store(
+    write_source: Callable[..., Path],
+    run_prepare: Callable[..., Store],
+    draw_picture: Callable[..., Any],
+    tmp_path: Path,
+) -> Callable[..., Path]:
+    """A store of another hospital: other patients, other images, the same grades."""
+
+    def make(*arguments: str, prefix: str = "x", name: str = "external") -> Path:
+        def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return [row | {"patient_id": prefix + row["patient_id"][1:]} for row in rows]
+
+        raw = write_source(tmp_path / f"{name}-raw", patients=9, classes=("0", "1", "2"), rewrite=rename)
+        for number, path in enumerate(sorted((raw / "images").iterdir())):
+            cv2.imwrite(str(path), draw_picture(number // 2 % 3, 1000 + number))
+        store = run_prepare(raw, tmp_path / name, "split.test=0.34", "split.val=0.33", *arguments)
+        return store.folder
+
+    return make
+
+
+# --- what is written
+
+
+def test_predictions_have_one_row_for_each_image_of_the_split(run_copy: Path, run_evaluate: Run, store: Store) -> None:
+    table = pq.read_table(run_evaluate(run_copy, "split=test") / "predictions.parquet")
+    assert table.column_names == ["image_id", "patient_id", "y_true", "logits", "y_score"]
+    splits, _ = read_split(store, "default")
+    rows = rows_of(store, splits, "test")
+    assert table.column("image_id").to_pylist() == [store.image_ids[row] for row in rows]
+    assert table.column("patient_id").to_pylist() == [store.column("patient_id")[row] for row in rows]
+    labels = pq.read_table(store.folder / "labels.parquet").column("label").to_pylist()
+    assert table.column("y_true").to_pylist() == [[float(labels[row])] for row in rows]
+    model, card = read_model(run_copy / "model.safetensors")
+    images = torch.from_numpy(np.stack([store.image(row) for row in rows]))
+    with torch.inference_mode():
+        logits = model(images).double()
+    np.testing.assert_allclose(table.column("logits").to_pylist(), logits, atol=1e-5)
+    expected = compute_scores(card.task.kind, torch.tensor(table.column("logits").to_pylist()))
+    np.testing.assert_allclose(table.column("y_score").to_pylist(), expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("real_report")
+def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    metrics = read_json(folder / "metrics.json")
+    counts = {key: value for key, value in metrics.items() if key.startswith("n_")}
+    assert counts == {"n_images": 12, "n_patients": 6}
+    assert {"auc", "accuracy", "balanced_accuracy", "average_precision", "brier", "auc_0"} <= set(metrics)
+    for name in set(metrics) - set(counts):
+        assert set(metrics[name]) - {"reason"} == {"value", "low", "high"}, name
+    brier = metrics["brier"]
+    assert 0 <= brier["low"] < brier["value"] < brier["high"] <= 2
+    printed = capsys.readouterr().out
+    assert f"report: {folder / 'report.html'}" in printed
+    assert "test: 12 images of 6 patients" in printed
+    assert "was opened 1 time by this run" in (folder / "report.html").read_text()
+    assert folder == run_copy / "evaluation" / "store-test"
+
+
+def test_seed_and_replicates_change_the_intervals_only(
+    run_copy: Path, run_evaluate: Run, count_predictions: list[int]
+) -> None:
+    first = read_json(run_evaluate(run_copy, "split=val") / "metrics.json")
+    second = read_json(run_evaluate(run_copy, "split=val", "seed=4") / "metrics.json")
+    assert first["brier"]["value"] == second["brier"]["value"]
+    assert first["brier"]["low"] != second["brier"]["low"]
+    assert len(count_predictions) == 1
+
+
+# --- openings
+
+
+def test_unchanged_repetition_reuses_the_predictions_and_opens_nothing(
+    run_copy: Path, run_evaluate: Run, count_predictions: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    before = (folder / "predictions.parquet").read_bytes()
+    assert "opening number 1" in capsys.readouterr().err
+    run_evaluate(run_copy, "split=test")
+    assert "reused" in capsys.readouterr().err
+    assert (len(count_predictions), len(read_json_lines(folder / "opened.jsonl"))) == (1, 1)
+    assert (folder / "predictions.parquet").read_bytes() == before
+
+
+def retrain(run: Path) -> None:
+    """Another model in the run, as if it had been trained again."""
+    model, card = read_model(run / "model.safetensors")
+    state = model.state_dict()
+    state["head.linear.bias"] += 1.5 * torch.arange(3)
+    write_model(run / "model.safetensors", state, card)
+
+
+def test_another_model_opens_again(run_copy: Path, run_evaluate: Run, count_predictions: list[int]) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    before = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
+    retrain(run_copy)
+    run_evaluate(run_copy, "split=test")
+    after = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
+    np.testing.assert_allclose(np.array(after) - before, np.tile([0, 1.5, 3], (12, 1)), atol=1e-5)
+    assert (len(count_predictions), len(read_json_lines(folder / "opened.jsonl"))) == (2, 2)
+    assert "was opened 2 times by this run" in (folder / "report.html").read_text()
+
+
+def test_predictions_of_another_model_are_not_reused_after_an_interruption(
+    run_copy: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    before = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
+    retrain(run_copy)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "predict_logits", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluate(run_copy, "split=test")
+    assert len(read_json_lines(folder / "opened.jsonl")) == 2  # broken off, and an opening all the same
+    run_evaluate(run_copy, "split=test")
+    assert pq.read_table(folder / "predictions.parquet").column("logits").to_pylist() != before
+    assert len(read_json_lines(folder / "opened.jsonl")) == 3
+
+
+def test_predictions_changed_by_hand_are_made_anew(
+    run_copy: Path, run_evaluate: Run, count_predictions: list[int]
+) -> None:
+    folder = run_evaluate(run_copy, "split=val")
+    before = (folder / "predictions.parquet").read_bytes()
+    table = pq.read_table(folder / "predictions.parquet")
+    better = [[0.0 + 9 * (k == y) for k in range(3)] for (y,) in table.column("y_true").to_pylist()]
+    pq.write_table(table.set_column(3, "logits", [better]), folder / "predictions.parquet")
+    run_evaluate(run_copy, "split=val")
+    assert len(count_predictions) == 2
+    assert (folder / "predictions.parquet").read_bytes() == before
+
+
+def test_results_elsewhere_are_counted_in_the_run(run_copy: Path, run_evaluate: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = run_evaluate(run_copy, "split=test", f"out={tmp_path / name}")
+        assert {"predictions.parquet", "metrics.json", "report.html"} <= {path.name for path in folder.iterdir()}
+    rows = read_json_lines(run_copy / "evaluation" / "store-test" / "opened.jsonl")
+    assert len(rows) == 2
+    assert set(rows[0]["key"]) >= {"model_sha256", "store_sha256", "split_sha256", "labels_sha256"}
+    assert not (tmp_path / "a" / "opened.jsonl").exists()
+
+
+def test_validation_is_the_default_and_lies_apart(run_copy: Path, run_evaluate: Run) -> None:
+    assert run_evaluate(run_copy).name == "store-val"
+    assert not (run_copy / "evaluation" / "store-test").exists()
+
+
+# --- another store
+
+
+def test_external_store_is_evaluated_whole(run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]) -> None:
+    folder = run_evaluate(run_copy, f"store={other_store()}", "split=all")
+    assert folder == run_copy / "evaluation" / "external-all"
+    assert read_json(folder / "metrics.json")["n_images"] == 18
+    assert "no patient of it was trained or selected on" in (folder / "report.html").read_text()
+    assert len(read_json_lines(folder / "opened.jsonl")) == 1
+
+
+def test_external_store_has_splits_of_its_own(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    folder = run_evaluate(run_copy, f"store={other_store()}", "split=test")
+    assert read_json(folder / "metrics.json")["n_images"] == 6
+
+
+def test_patients_that_were_trained_on_are_refused(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    external = other_store(prefix="p")
+    with pytest.raises(DataError, match=r"patients of store=.*external were trained or selected on by this run"):
+        run_evaluate(run_copy, f"store={external}", "split=all")
+    assert not (run_copy / "evaluation").exists()
+
+
+def test_other_preprocessing_is_refused_and_named(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    external = other_store("image.size=40", "image.fit=stretch")
+    with pytest.raises(DataError, match="preprocessed otherwise") as caught:
+        run_evaluate(run_copy, f"store={external}", "split=all")
+    assert "height: 32 -> 40; width: 32 -> 40; fit: pad -> stretch" in str(caught.value)
+
+
+def test_copy_of_the_same_store_is_not_external(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], store: Store
+) -> None:
+    folder = run_evaluate(run_copy, f"store={copy_store('moved')}", "split=test")
+    assert read_json(folder / "metrics.json")["n_images"] == 12
+    assert "external" not in (folder / "report.html").read_text()
+
+
+def test_label_that_is_no_class_of_the_task_is_left_out_and_said(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    path = other_store() / "labels.parquet"
+    table = pq.read_table(path)
+    labels = table.column("label").to_pylist()
+    labels[0], labels[1] = "7", None
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
+    folder = run_evaluate(run_copy, f"store={path.parent}", "split=all")
+    assert read_json(folder / "metrics.json")["n_images"] == 16
+    assert "2 of 18 images are left out" in (folder / "report.html").read_text()
+
+
+def test_another_store_of_the_same_name_overwrites_nothing(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    before = (folder / "metrics.json").read_bytes()
+    namesake = other_store(name="store")
+    with pytest.raises(ConfigError, match="holds the results of another store: choose a folder with out=DIR"):
+        run_evaluate(run_copy, f"store={namesake}", "split=test")
+    other = run_evaluate(run_copy, f"store={namesake}", "split=test", f"out={tmp_path / 'other'}")
+    assert (folder / "metrics.json").read_bytes() == before
+    assert "was opened 1 time by this run" in (other / "report.html").read_text()
+    assert len(read_json_lines(folder / "opened.jsonl")) == 2
+
+
+# --- what has changed since
+
+
+def remember(run: Path, folder: Path) -> None:
+    """Makes the run remember a copy of its store."""
+    model, card = read_model(run / "model.safetensors")
+    card.training["store"] = str(folder)
+    write_model(run / "model.safetensors", model.state_dict(), card)
+
+
+def test_changed_store(run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]) -> None:
+    folder = copy_store()
+    remember(run_copy, folder)
+    content = bytearray((folder / "shard-00000.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "shard-00000.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"changed since it was written: shard-00000.npy"):
+        run_evaluate(run_copy, "split=test")
+
+
+def test_store_made_anew(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], certify: Callable[[Path], None]
+) -> None:
+    folder = copy_store()
+    remember(run_copy, folder)
+    pixels = np.load(folder / "shard-00000.npy")
+    pixels[0, 0, 0, 0] ^= 1
+    np.save(folder / "shard-00000.npy", pixels)
+    certify(folder)
+    with pytest.raises(DataError, match="has changed since this run was trained"):
+        run_evaluate(run_copy, "split=test")
+    with pytest.raises(DataError, match="were trained or selected on by this run"):
+        run_evaluate(run_copy, f"store={folder}", "split=all")
+
+
+def test_store_that_is_gone_names_its_checksum(run_copy: Path, run_evaluate: Run, tmp_path: Path, store: Store) -> None:
+    remember(run_copy, tmp_path / "gone")
+    with pytest.raises(MissingInputError, match=f"{store.sha256}\\) is gone: say store=DIR") as caught:
+        run_evaluate(run_copy, "split=test")
+    assert caught.value.exit_code == 66
+
+
+def test_changed_split(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], certify: Callable[[Path], None]
+) -> None:
+    folder = copy_store()
+    remember(run_copy, folder)
+    path = folder / "splits" / "default.parquet"
+    table = pq.read_table(path)
+    splits = ["dropped" if split == "test" else split for split in table.column("split").to_pylist()]
+    pq.write_table(table.set_column(1, "split", [splits]), path)
+    with pytest.raises(DataError, match="has changed since its certificate was written"):
+        run_evaluate(run_copy, "split=test")
+    certify(folder)
+    with pytest.raises(DataError, match=r"split default of .* has changed since this run was trained"):
+        run_evaluate(run_copy, "split=test")
+
+
+def test_changed_labels_are_noted_and_predicted_anew(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+) -> None:
+    folder = copy_store()
+    remember(run_copy, folder)
+    first = run_evaluate(run_copy, "split=test")
+    assert "labels have changed" not in (first / "report.html").read_text()
+    table = pq.read_table(folder / "labels.parquet")
+    labels = [{"0": "1", "1": "2", "2": "0"}[label] for label in table.column("label").to_pylist()]
+    index = table.column_names.index("label")
+    pq.write_table(table.set_column(index, "label", [labels]), folder / "labels.parquet")
+    second = run_evaluate(run_copy, "split=test")
+    assert "labels have changed since this run was trained" in (second / "report.html").read_text()
+    assert len(read_json_lines(second / "opened.jsonl")) == 2
+
+
+def test_labels_in_another_order_are_refused(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+) -> None:
+    folder = copy_store()
+    table = pq.read_table(folder / "labels.parquet")
+    pq.write_table(table.take(list(reversed(range(table.num_rows)))), folder / "labels.parquet")
+    with pytest.raises(DataError, match="its rows are not the store's images"):
+        run_evaluate(run_copy, f"store={folder}", "split=test")
+
+
+# --- what goes wrong
+
+
+def test_run_that_is_none_and_run_that_is_not_finished(run_copy: Path, run_evaluate: Run, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"is not a folder: python -m medcls.train"):
+        run_evaluate(tmp_path / "nowhere")
+    (run_copy / "model.safetensors").unlink()
+    with pytest.raises(MissingInputError, match="the training of this run has not finished"):
+        run_evaluate(run_copy)
+
+
+def test_damaged_model_is_refused_before_an_image_is_read(
+    run_copy: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = bytearray((run_copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run_copy / "model.safetensors").write_bytes(content)
+    monkeypatch.setattr(Store, "image", None)
+    with pytest.raises(DataError, match="is damaged: its weights have changed"):
+        run_evaluate(run_copy, "split=test")
+
+
+def test_outputs_that_are_not_finite_are_refused(
+    run_copy: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.zeros((12, 3))
+    logits[2, 1] = np.nan
+    monkeypatch.setattr(stage, "predict_logits", lambda *_: logits)
+    with pytest.raises(NonFiniteError, match=r"the outputs for 1 of 12 images are not finite: try precision=fp32"):
+        run_evaluate(run_copy, "split=val")
+
+
+def test_headlines_are_printed_with_their_intervals() -> None:
+    metrics = {
+        "auc": {"value": 0.91234, "low": 0.8, "high": 0.95},
+        "f1": {"value": None, "low": None, "high": None, "reason": "no positive"},
+        "auc_0": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "brier": {"value": 0.2, "low": None, "high": None},
+        "n_images": 4,
+        "n_patients": 3,
+    }
+    lines = stage.format_metrics(json.loads(json.dumps(metrics)), split="test").splitlines()
+    assert lines[0] == "test: 4 images of 3 patients, 95 % intervals over patients"
+    assert [line.split() for line in lines[1:]] == [
+        ["auc", "0.912", "[0.800,", "0.950]"], ["f1", "undefined:", "no", "positive"], ["brier", "0.200"],
+    ]  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_gpu_and_cpu_agree(run_copy: Path, run_evaluate: Run, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    logits = []
+    for device in ("cpu", "cuda"):
+        folder = run_evaluate(run_copy, f"device={device}", "precision=fp32", f"out={tmp_path / device}")
+        logits.append(pq.read_table(folder / "predictions.parquet").column("logits").to_pylist())
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-3)
+    shutil.rmtree(tmp_path / "cuda")

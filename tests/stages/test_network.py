@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from medcls.config import TrainJob
+from medcls.data.targets import Task
+from medcls.errors import ConfigError
+from medcls.models.backbones import build_backbone
+from medcls.stages.network import build_model, check_size
+
+Compose = Callable[..., TrainJob]
+
+
+@dataclass
+class Data:
+    """What build_model needs of the data."""
+
+    task: Task
+    shape: tuple[int, int, int] = (1, 32, 32)
+    dtype: str = "uint8"
+
+    @property
+    def store(self) -> Any:
+        return SimpleNamespace(shape=self.shape, spec=SimpleNamespace(channels=self.shape[0], dtype=self.dtype))
+
+    @property
+    def train(self) -> Any:
+        return SimpleNamespace(targets=torch.tensor([[20.0], [30.0]]))
+
+
+GRADES = Task("multiclass", ["0", "1", "2"], ["label"])
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """An offline folder with the convolutional base of a VGG-11, and nothing else."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    with torch.device("meta"):
+        features = build_backbone("vgg11").body.features.state_dict()
+    state = {f"features.{name}": torch.zeros(value.shape) for name, value in features.items()}
+    save_file(state, folder / "vgg11-imagenet-features.safetensors")
+    return folder
+
+
+def test_convolutional_base_is_said_and_its_new_layers_are_never_frozen(
+    compose_train: Compose, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["model=vgg11", "model.weights=imagenet", f"weights_dir={base}", "transfer=frozen"]
+    model, plans, ancestors = build_model(compose_train(tmp_path / "run", *settings), Data(GRADES))  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "notice: the file has the convolutional base only; random: classifier.0.bias" in said
+    assert [plan.name for plan in plans if plan.lr_scale] == ["fc6", "fc7", "head"]
+    trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "head" not in name}
+    assert trained == {"classifier"}
+    assert ancestors[0]["file"] == "vgg11-imagenet-features.safetensors"
+
+
+def test_random_numbers_that_stay_are_said(
+    compose_train: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, ancestors = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))  # type: ignore[arg-type]
+    said = capsys.readouterr().err
+    assert "weights: none; resnet18 starts from random numbers" in said
+    assert "notice: transfer=frozen keeps these random numbers" in said
+    assert "head" in said.splitlines()[-1]
+    assert ancestors == []
+
+
+def test_network_fits_store_and_task(compose_train: Compose, tmp_path: Path) -> None:
+    data = Data(Task("regression", [], ["label"]), shape=(3, 48, 40), dtype="uint16")
+    model, _, _ = build_model(compose_train(tmp_path / "run", "task=regression"), data)  # type: ignore[arg-type]
+    assert model.normalize.max_value == 65535
+    assert (float(model.head.shift), float(model.head.scale)) == (25.0, 5.0)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("vgg11", (1, 31, 200)), ("vgg16_bn", (3, 64, 16))])
+def test_images_too_small_for_a_vgg_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=f"model.name={name} takes images of 32 pixels and more"):
+        check_size(name, shape)
+    check_size("resnet18", shape)
+    check_size(name, (1, 32, 32))

@@ -1,0 +1,474 @@
+"""Raw files to scores: the store's own pixels, evaluate's own logits, and a reason for everything else."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from data_prep.demo import write_demo
+from medcls.config import PredictJob
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.files import MODEL, sha256_file, sha256_json
+from medcls.identity import Identity, write_key
+from medcls.predict import main
+from medcls.stages import evaluate as evaluate_stage
+from medcls.stages import predict as stage
+from medcls.training.checkpoint import ModelCard, read_card, read_model, write_model
+
+Rows = list[dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_stage, "write_report", lambda folder, evaluation: folder / "report.html")
+
+
+@pytest.fixture
+def raw(store: Store) -> Path:
+    """The files that `store` was made of: 48 PNG and labels.csv; do not write into it."""
+    return store.folder.parent / "raw"
+
+
+@pytest.fixture
+def few(raw: Path, tmp_path: Path) -> Path:
+    """Three of them, in a folder that may be changed."""
+    folder = tmp_path / "few"
+    (folder / "images").mkdir(parents=True)
+    for name in ("p00L.png", "p01L.png", "p02L.png"):
+        shutil.copy(raw / "images" / name, folder / "images")
+    return folder
+
+
+@pytest.fixture
+def predict(compose_job: Callable[..., Any], tmp_path: Path) -> Callable[..., Rows]:
+    """Predicts in this process and returns the rows: predict(run, source, "out_of_domain=allow")."""
+
+    def run(folder: object, source: Path, *arguments: str) -> Rows:
+        out = tmp_path / "predictions.parquet"
+        given = (f"run={folder}", f"source={source}", f"out={out}", "workers=0", "device=cpu", *arguments)
+        job: PredictJob = compose_job("predict", *given)
+        stage.predict(job)
+        return read_rows(Path(job.out or ""))
+
+    return run
+
+
+def read_rows(out: Path) -> Rows:
+    rows: Rows = pq.read_table(out).to_pylist()
+    return rows
+
+
+def by_image(rows: Rows) -> dict[str, dict[str, Any]]:
+    return {row["image_id"]: row for row in rows}
+
+
+@pytest.fixture
+def seen_pixels(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
+    """Every image that the network was given, in order."""
+    seen: list[NDArray[Any]] = []
+    original = stage.predict_logits
+
+    def record(model: Any, batches: Any, rules: Any) -> Any:
+        batches = list(batches)
+        seen.extend(image for batch in batches for image in batch.images.numpy())
+        return original(model, batches, rules)
+
+    monkeypatch.setattr(stage, "predict_logits", record)
+    return seen
+
+
+def check_pixels(store: Store, rows: Rows, seen: list[NDArray[Any]]) -> None:
+    classified = [row for row in rows if row["state"] == "ok"]
+    assert len(classified) == len(seen) == len(store)
+    for row, pixels in zip(classified, seen, strict=True):
+        stored = store.image(store.index[row["image_id"]])
+        assert pixels.dtype == stored.dtype
+        assert np.array_equal(pixels, stored)
+
+
+def check_logits(folder: Path, rows: Rows) -> None:
+    expected = read_rows(folder / "predictions.parquet")
+    found = by_image(rows)
+    assert expected
+    logits = [found[row["image_id"]]["logits"] for row in expected]
+    np.testing.assert_allclose(logits, [row["logits"] for row in expected], rtol=0, atol=1e-5)
+
+
+def test_png_pixels_are_the_stores_and_logits_those_of_evaluate(
+    predict: Callable[..., Rows],
+    run_copy: Path,
+    raw: Path,
+    store: Store,
+    run_evaluate: Callable[..., Path],
+    seen_pixels: list[NDArray[Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = predict(run_copy, raw, "batch_size=7")
+    check_pixels(store, rows, seen_pixels)
+    check_logits(run_evaluate(run_copy, "split=val"), rows)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "files:" in line]
+    assert line.startswith("49 files: 48 ok, 0 refused, 1 skipped (1 skipped: no_image); ")
+    assert line.endswith("research use; not a medical device")
+    assert len({tuple(row["logits"]) for row in rows if row["logits"]}) == 48  # no row has another's scores
+
+
+def test_a_row_says_what_and_by_what(predict: Callable[..., Rows], trained: Path, few: Path) -> None:
+    (few / "note.txt").write_text("no image")
+    rows = by_image(predict(trained, few))
+    row = rows["images/p01L.png"]
+    card = read_card(trained / MODEL)
+    assert row["model_sha256"] == sha256_file(trained / MODEL)
+    assert row["preprocess_sha256"] == sha256_json(card.preprocess.to_json())
+    # A PNG names no patient, study or series.
+    assert [row[name] for name in ("patient_id", "study_id", "series_id", "reason", "detail")] == [None] * 5
+    scores = [row[f"score_{name}"] for name in ("0", "1", "2")]
+    assert scores == pytest.approx(torch.tensor(row["logits"]).double().softmax(0).tolist())
+    assert row["predicted"] == str(int(np.argmax(scores)))
+    assert (rows["note.txt"]["state"], rows["note.txt"]["reason"]) == ("skipped", "no_image")
+    assert rows["note.txt"]["logits"] is rows["note.txt"]["score_0"] is rows["note.txt"]["predicted"] is None
+
+
+@pytest.fixture(scope="module")
+def dicom(
+    tmp_path_factory: pytest.TempPathFactory, run_prepare: Callable[..., Store], run_train: Callable[..., Path]
+) -> tuple[Path, Store, Path]:
+    """A demo set of DICOM files, its pseudonymous store, a run on it; the key lies beside them in key.txt."""
+    folder = tmp_path_factory.mktemp("dicom")
+    write_key(folder / "key.txt")
+    write_demo(folder / "raw", num_images=12)
+    split = ("split.test=0.34", "split.val=0.33", "split.on_missing=report")
+    key = f"deidentify.key_file={folder / 'key.txt'}"
+    store = run_prepare(folder / "raw", folder / "store", "image.size=48", key, *split)
+    return folder / "raw", store, run_train(folder / "run", "task=regression", f"store={store.folder}")
+
+
+def test_dicom_pixels_ids_and_logits_are_those_of_the_store(
+    predict: Callable[..., Rows],
+    dicom: tuple[Path, Store, Path],
+    run_evaluate: Callable[..., Path],
+    seen_pixels: list[NDArray[Any]],
+    tmp_path: Path,
+) -> None:
+    raw, store, run = dicom
+    key = f"deidentify.key_file={raw.parent / 'key.txt'}"
+    rows = predict(run, raw, key, "out_of_domain=allow")
+    check_pixels(store, rows, seen_pixels)
+    check_logits(run_evaluate(run, "split=val"), rows)
+    found = by_image(rows)
+    for name in ("patient_id", "study_id", "series_id"):
+        assert None not in store.column(name)
+        assert [found[image_id][name] for image_id in store.image_ids] == store.column(name)
+    assert all(row["predicted"] == row["logits"][0] for row in rows if row["state"] == "ok")
+
+    # Neither a path nor a patient's id is in the table; the map beside it has both.
+    content = (tmp_path / "predictions.parquet").read_bytes()
+    path = tmp_path / "predictions.parquet.identity-map.csv"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with path.open(newline="") as file:
+        names = list(csv.DictReader(file))
+    assert {name["image_id"] for name in names} == set(found)
+    images = [name for name in names if name["path"].endswith(".dcm")]
+    assert len(images) == 12
+    for name in images:
+        assert name["patient_id"].encode() not in content
+        assert name["path"].encode() not in content
+        assert found[name["image_id"]]["patient_id"] == name["patient_pseudonym"]
+
+
+def test_dicom_without_a_key_names_the_command_that_makes_one(
+    predict: Callable[..., Rows], dicom: tuple[Path, Store, Path], no_key: None, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"python -m data_prep\.key out=FILE") as error:
+        predict(dicom[2], dicom[0])
+    assert error.value.exit_code == 78
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_a_single_dicom_file_with_its_ids_as_they_are(
+    predict: Callable[..., Rows], dicom: tuple[Path, Store, Path], no_key: None
+) -> None:
+    raw, _, run = dicom
+    (row,) = predict(run, raw / "images" / "000003-R.dcm", "deidentify=declared", "out_of_domain=allow")
+    with (raw / "labels.csv").open(newline="") as file:
+        (label,) = [label for label in csv.DictReader(file) if label["path"] == "images/000003-R.dcm"]
+    assert (row["image_id"], row["state"]) == ("000003-R.dcm", "ok")
+    assert row["patient_id"] == label["patient_id"]
+
+
+def test_every_file_ends_in_one_row_with_its_reason(
+    predict: Callable[..., Rows], trained: Path, few: Path, tmp_path: Path
+) -> None:
+    (few / "broken.png").write_bytes((few / "images/p00L.png").read_bytes()[:200])
+    (few / "text.png").write_text("no image")
+    (few / "link.png").symlink_to(few / "images/p00L.png")
+    (few / ".hidden.png").write_bytes((few / "images/p00L.png").read_bytes())
+    colour = np.zeros((32, 32, 3), np.uint8)
+    colour[:, :16] = (0, 0, 255)
+    cv2.imwrite(str(few / "colour.png"), colour)
+    rows = by_image(predict(trained, few))
+    assert len(rows) == 8
+    assert {name: row["state"] for name, row in rows.items() if row["state"] != "ok"} == {
+        ".hidden.png": "skipped",
+        "broken.png": "refused",
+        "colour.png": "refused",
+        "link.png": "skipped",
+        "text.png": "refused",
+    }
+    reasons = {name: row["reason"] for name, row in rows.items()}
+    assert (reasons["colour.png"], reasons["link.png"], reasons[".hidden.png"]) == ("colour", "symbolic_link", "hidden")
+    assert reasons["broken.png"]
+    assert reasons["text.png"]
+
+
+def rewrite_card(run: Path, **changes: Any) -> None:
+    model, card = read_model(run / MODEL)
+    write_model(run / MODEL, model.state_dict(), dataclasses.replace(card, **changes))
+
+
+def narrow(card: ModelCard, **changes: Any) -> dict[str, Any]:
+    assert card.domain is not None
+    return {"domain": dataclasses.replace(card.domain, **changes)}
+
+
+def test_training_records_what_it_saw(trained: Path, dicom: tuple[Path, Store, Path]) -> None:
+    domain = read_card(trained / MODEL).domain
+    assert domain is not None
+    assert (domain.modalities, domain.photometrics, domain.spacing_mm) == ([""], ["L"], [])
+    _, store, run = dicom
+    domain = read_card(run / MODEL).domain
+    assert domain is not None
+    split = {row["image_id"]: row["split"] for row in read_rows(store.folder / "splits/default.parquet")}
+    train = [split[image_id] == "train" for image_id in store.image_ids]
+    spacings = np.array([store.column("spacing_row_mm"), store.column("spacing_column_mm")])[:, train]
+    assert domain.spacing_mm == [spacings.min(), spacings.max()]
+    assert domain.modalities == sorted({m for m, seen in zip(store.column("modality"), train, strict=True) if seen})
+    assert not all(train)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "word"),
+    [
+        ("unseen_modality", {"modalities": ["CT"]}, "training had CT"),
+        ("unseen_photometric", {"photometrics": ["RGB"]}, "training had RGB"),
+        ("unseen_spacing", {"spacing_mm": [9.0, 9.0]}, "training had 9 to 9 mm"),
+        ("unseen_spacing", {"spacing_mm": [0.001, 0.001]}, "training had 0.001 to 0.001 mm"),
+    ],
+)
+def test_what_training_never_saw_is_refused_unless_allowed(
+    reason: str,
+    changes: dict[str, Any],
+    word: str,
+    predict: Callable[..., Rows],
+    dicom: tuple[Path, Store, Path],
+    tmp_path: Path,
+) -> None:
+    raw, _, original = dicom
+    run = Path(shutil.copytree(original, tmp_path / "run"))
+    # First everything this film has, so that the one change alone decides.
+    film = raw / "images" / "000000-L.dcm"
+    wide: dict[str, Any] = {
+        "modalities": ["CR", "DX"],
+        "photometrics": ["MONOCHROME1", "MONOCHROME2"],
+        "spacing_mm": [0.01, 99.0],
+    }
+    rewrite_card(run, **narrow(read_card(run / MODEL), **wide))
+    (row,) = predict(run, film, "deidentify=declared")
+    assert (row["state"], row["reason"]) == ("ok", None)
+
+    rewrite_card(run, **narrow(read_card(run / MODEL), **changes))
+    with pytest.raises(DataError, match=f"1 refused: {reason}") as error:
+        predict(run, film, "deidentify=declared")
+    assert error.value.exit_code == 65
+    (refused,) = read_rows(tmp_path / "predictions.parquet")
+    assert (refused["state"], refused["reason"], refused["logits"]) == ("refused", reason, None)
+    assert word in refused["detail"]
+    assert refused["patient_id"] == row["patient_id"]
+
+    (allowed,) = predict(run, film, "deidentify=declared", "out_of_domain=allow")
+    assert (allowed["state"], allowed["reason"], allowed["detail"]) == ("ok", reason, refused["detail"])
+    assert allowed["logits"] == row["logits"]
+
+
+@pytest.mark.parametrize("factor", [1.49, 1.51, 1 / 1.49, 1 / 1.51])
+def test_spacing_may_differ_by_half(
+    factor: float, predict: Callable[..., Rows], dicom: tuple[Path, Store, Path], tmp_path: Path
+) -> None:
+    raw, store, original = dicom
+    run = Path(shutil.copytree(original, tmp_path / "run"))
+    spacing = store.column("spacing_row_mm")[0]
+    (film,) = [file for file in (raw / "images").iterdir() if name_image(raw, file) == store.image_ids[0]]
+    wide = {"modalities": ["CR", "DX"], "photometrics": ["MONOCHROME1", "MONOCHROME2"]}
+    rewrite_card(run, **narrow(read_card(run / MODEL), **wide, spacing_mm=[spacing * factor] * 2))
+    if 1 / 1.5 < factor < 1.5:
+        assert predict(run, film, "deidentify=declared")[0]["state"] == "ok"
+    else:
+        with pytest.raises(DataError, match="unseen_spacing"):
+            predict(run, film, "deidentify=declared")
+
+
+def name_image(raw: Path, file: Path) -> str:
+    key = bytes.fromhex((raw.parent / "key.txt").read_text())
+    return Identity("hmac", key).name("image", file.relative_to(raw).as_posix())
+
+
+def test_a_run_from_before_domains_were_recorded(
+    predict: Callable[..., Rows], run_copy: Path, few: Path, trained: Path
+) -> None:
+    rewrite_card(run_copy, domain=None)
+    with pytest.raises(DataError, match=r"does not say which images it was trained on.*out_of_domain=allow"):
+        predict(run_copy, few)
+    allowed = predict(run_copy, few, "out_of_domain=allow")
+    assert [row["logits"] for row in allowed] == [row["logits"] for row in predict(trained, few)]
+
+
+@pytest.fixture
+def second_run(run_train: Callable[..., Path], tmp_path: Path) -> Path:
+    return run_train(tmp_path / "second run", "seed=1")
+
+
+def test_several_runs_are_averaged(predict: Callable[..., Rows], trained: Path, second_run: Path, few: Path) -> None:
+    alone = [by_image(predict(run, few)) for run in (trained, second_run)]
+    together = by_image(predict(f"[{trained}, {second_run}]", few))
+    for image_id, row in together.items():
+        for name in ("score_0", "score_1", "score_2"):
+            values = [rows[image_id][name] for rows in alone]
+            assert values[0] != values[1]
+            assert row[name] == pytest.approx(sum(values) / 2, abs=1e-12)
+        assert row["logits"] is None
+        assert row["model_sha256"] == "+".join(rows[image_id]["model_sha256"] for rows in alone)
+
+
+@pytest.mark.parametrize("field", ["task", "preprocess"])
+def test_runs_that_do_not_belong_together_are_refused(
+    field: str, predict: Callable[..., Rows], trained: Path, run_copy: Path, few: Path
+) -> None:
+    card = read_card(trained / MODEL)
+    change = {"task": {"class_names": ["0", "1", "x"]}, "preprocess": {"fit": "crop"}}[field]
+    rewrite_card(run_copy, **{field: dataclasses.replace(getattr(card, field), **change)})
+    with pytest.raises(ConfigError, match=f"another {field} than"):
+        predict(f"[{trained},{run_copy}]", few)
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "columns"),
+    [
+        ("binary", ["task.classes={0: 0, 1: 1, 2: 1}"], ["score_0", "score_1+2"]),
+        ("ordinal", [], ["score_0", "score_1", "score_2"]),
+        ("multilabel", ["task.labels=[bright,low]"], ["score_bright", "score_low"]),
+    ],
+)
+def test_every_task_names_its_scores(
+    task: str,
+    arguments: list[str],
+    columns: list[str],
+    predict: Callable[..., Rows],
+    run_train: Callable[..., Path],
+    few: Path,
+    tmp_path: Path,
+) -> None:
+    run = run_train(tmp_path / "run", f"task={task}", *arguments)
+    for row in predict(run, few):
+        assert [name for name in row if name.startswith("score_")] == columns
+        scores = [row[name] for name in columns]
+        if task == "multilabel":
+            sigmoid = 1 / (1 + np.exp(-np.array(row["logits"])))
+            assert scores == pytest.approx(sigmoid.tolist())
+            above = [name.removeprefix("score_") for name, score in zip(columns, scores, strict=True) if score >= 0.5]
+            assert row["predicted"] == ";".join(above)
+        else:
+            assert sum(scores) == pytest.approx(1)
+            assert row[f"score_{row['predicted']}"] == max(scores)
+
+
+def test_json_has_the_same_rows(predict: Callable[..., Rows], trained: Path, few: Path, tmp_path: Path) -> None:
+    (few / "text.png").write_text("no image")
+    rows = predict(trained, few)
+    out = tmp_path / "rows.json"
+    with pytest.raises(Exception, match="parquet"):  # read_rows of the fixture reads parquet alone
+        predict(trained, few, "format=json", f"out={out}")
+    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
+
+
+def test_outputs_that_are_not_finite_cost_their_row(
+    predict: Callable[..., Rows], trained: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = stage.predict_logits
+
+    def overflow(*args: Any) -> Any:
+        logits = original(*args)
+        logits[1, 0] = np.inf
+        return logits
+
+    monkeypatch.setattr(stage, "predict_logits", overflow)
+    rows = predict(trained, few)
+    assert [row["state"] for row in rows] == ["ok", "refused", "ok"]
+    assert (rows[1]["reason"], rows[1]["logits"]) == ("not_finite", None)
+
+
+def test_wrong_inputs_are_named(predict: Callable[..., Rows], trained: Path, few: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"run=.*gone is not a folder"):
+        predict(tmp_path / "gone", few)
+    with pytest.raises(MissingInputError, match=r"source=.*gone is not there"):
+        predict(trained, tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="has no files"):
+        predict(trained, tmp_path / "empty")
+    with pytest.raises(ConfigError, match="is a folder"):
+        predict(trained, few, f"out={few}")
+    image = few / "images" / "p00L.png"
+    before = image.read_bytes()
+    with pytest.raises(ConfigError, match="is an image"):
+        predict(trained, few, f"out={image}")
+    assert image.read_bytes() == before
+
+
+def test_runs_are_written_as_typed(compose_job: Callable[..., Any]) -> None:
+    assert compose_job("predict", "run=2024_05(1)").runs == [Path("2024_05(1)")]
+    assert compose_job("predict", "run=[a b(1), 1.10,c=d]").runs == [Path("a b(1)"), Path("1.10"), Path("c=d")]
+    assert PredictJob(run=["a,b", "c"]).runs == [Path("a,b"), Path("c")]
+    with pytest.raises(ConfigError, match="expected a run folder"):
+        compose_job("predict", "run=[]")
+
+
+def test_the_command_predicts_in_worker_processes(trained: Path, few: Path, tmp_path: Path) -> None:
+    (few / "text.png").write_text("no image")
+    out = tmp_path / "new folder" / "out.parquet"
+    command = [sys.executable, "-m", "medcls.predict", f"run={trained}", f"source={few}", f"out={out}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "workers=1", "device=cpu"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("4 files: 3 ok, 1 refused, 0 skipped")
+    assert [row["state"] for row in read_rows(out)] == ["ok", "ok", "ok", "refused"]
+
+
+def test_the_entry_point_starts_without_torch_and_names_what_is_missing() -> None:
+    code = "import sys, medcls.predict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=60).returncode == 0
+    with pytest.raises(UsageError, match="source= and out= missing"):
+        main(PredictJob(run="x"))

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medcls.config import TrainJob
+from medcls.data.splits import read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.targets import Task
+from medcls.errors import DataError, MissingInputError
+from medcls.stages.training_data import check_grades, open_data, read_store_labels, select_labelled
+
+Compose = Callable[..., TrainJob]
+GRADES = Task("regression", ["0", "1", "2"], ["label"], grades=True)
+
+
+def test_train_and_val_are_opened_and_only_train_is_augmented(
+    compose_train: Compose, store: Store, tmp_path: Path
+) -> None:
+    data = open_data(compose_train(tmp_path / "run", "augment=radiograph", "seed=3"))
+    splits, certificate = read_split(store, "default")
+    assert data.train.rows.tolist() == rows_of(store, splits, "train").tolist()
+    assert data.val.rows.tolist() == rows_of(store, splits, "val").tolist()
+    assert data.train.augmentation is not None
+    assert data.val.augmentation is None
+    assert data.train.seed == 3
+    assert data.certificate == certificate
+    labels = pq.read_table(store.folder / "labels.parquet").column("label").to_pylist()
+    assert data.val.targets[:, 0].tolist() == [float(labels[row]) for row in data.val.rows]
+
+
+def test_classes_come_from_the_training_rows(
+    compose_train: Compose, copy_store: Callable[..., Path], store: Store, tmp_path: Path
+) -> None:
+    path = copy_store() / "labels.parquet"
+    splits, _ = read_split(store, "default")
+    table = pq.read_table(path)
+    pairs = zip(table.column("image_id").to_pylist(), table.column("label").to_pylist(), strict=True)
+    labels = ["5" if splits[image] == "test" else label for image, label in pairs]
+    pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
+    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    assert data.task.class_names == ["0", "1", "2"]
+
+
+def test_images_without_a_label_of_the_task_are_left_out_and_said(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task("binary", ["0", "1"], ["label"], {"0": 0, "1": 1})
+    rows, targets = select_labelled(task, read_store_labels(store), np.arange(len(store)), split="train")
+    assert (len(rows), targets.shape) == (32, (32, 1))
+    assert "train: 16 of 48 images are left out" in capsys.readouterr().err
+    with pytest.raises(DataError, match="val: no image has a label of this task"):
+        select_labelled(Task("binary", ["x"], ["label"], {"x": 0}), read_store_labels(store), rows, split="val")
+
+
+@pytest.mark.parametrize("grade", [3.0, 1.5, -1.0])
+def test_grade_that_training_does_not_know_is_refused(grade: float) -> None:
+    targets = np.array([[0.0], [grade], [2.0]])
+    with pytest.raises(DataError, match=f"val: grade {grade:g} is none of those in training \\(0 to 2\\)"):
+        check_grades(GRADES, targets, split="val")
+    check_grades(GRADES, targets[[0, 2]], split="val")
+    check_grades(Task("regression", [], ["label"]), targets, split="val")
+
+
+def test_missing_split_and_empty_split(
+    compose_train: Compose,
+    write_source: Callable[..., Path],
+    run_prepare: Callable[..., Store],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(MissingInputError, match=r"split.name=fold1: store has default"):
+        open_data(compose_train(tmp_path / "run", "split.name=fold1"))
+    raw = write_source(tmp_path / "raw", patients=12)
+    whole = run_prepare(raw, tmp_path / "whole", "split.test=0.5", "split.val=0")
+    with pytest.raises(DataError, match="12 train and 0 val images: both needed"):
+        open_data(compose_train(tmp_path / "run", f"store={whole.folder}"))

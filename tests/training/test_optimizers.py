@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from medcls.errors import ConfigError
+from medcls.training.optimizers import build_optimizer, build_schedule, lr_factor
+
+
+def build(name: str = "cosine", *, epochs: int = 4, steps_per_epoch: int = 5, **more: object) -> LambdaLR:
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
+    optimizer = build_optimizer("sgd", groups, lr=0.1)
+    return build_schedule(optimizer, name=name, epochs=epochs, steps_per_epoch=steps_per_epoch, **more)  # type: ignore[arg-type]
+
+
+def walk(schedule: LambdaLR, steps: int) -> list[list[float]]:
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr())
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizers_by_name_keep_each_groups_own_settings(name: str, kind: type) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": [parameters[0]], "lr": 0.5, "weight_decay": 0.1}, {"params": [parameters[1]]}]
+    optimizer = build_optimizer(name, groups, lr=0.25, momentum=0.8)
+    assert type(optimizer) is kind
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    if name == "sgd":
+        assert (optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["nesterov"]) == (0.8, True)
+
+
+def test_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.name=lamb: expected sgd, adam or adamw"):
+        build_optimizer("lamb", [], lr=0.1)
+
+
+def test_cosine_falls_from_one_to_zero_at_its_end() -> None:
+    factors = [lr_factor(step, name="cosine", total_steps=20) for step in range(21)]
+    assert factors == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 20)) for step in range(21)])
+    assert (factors[0], factors[20], lr_factor(99, name="cosine", total_steps=20)) == (1.0, 0.0, 0.0)
+
+
+def test_warmup_rises_linearly_to_the_full_rate() -> None:
+    factors = [lr_factor(step, name="cosine", total_steps=20, warmup_steps=4) for step in range(20)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert lr_factor(20, name="cosine", total_steps=20, warmup_steps=4) == pytest.approx(0, abs=1e-12)
+
+
+def test_steps_and_constant() -> None:
+    settings = {"name": "step", "total_steps": 9, "milestones": [3, 6], "step_factor": 0.1}
+    factors = [lr_factor(step, **settings) for step in range(9)]  # type: ignore[arg-type]
+    assert factors == pytest.approx([1] * 3 + [0.1] * 3 + [0.01] * 3)
+    assert {lr_factor(step, name="constant", total_steps=9) for step in range(20)} == {1.0}
+
+
+def test_every_group_follows_the_same_factor_of_its_own_rate() -> None:
+    rates = walk(build(warmup_epochs=1), 20)
+    expected = [lr_factor(step, name="cosine", total_steps=20, warmup_steps=5) for step in range(20)]
+    assert [first for first, _ in rates] == pytest.approx([0.1 * factor for factor in expected])
+    assert [second for _, second in rates] == pytest.approx([0.01 * factor for factor in expected])
+
+
+def test_rate_is_a_function_of_the_step_alone() -> None:
+    walked = walk(build("step", step_epochs=[1.5], step_factor=0.5), 20)
+    jumped = build("step", step_epochs=[1.5], step_factor=0.5)
+    jumped.optimizer.step()
+    state = jumped.state_dict() | {"last_epoch": 12}
+    jumped.load_state_dict(state)
+    jumped.step()
+    assert jumped.get_last_lr() == walked[13]
+    assert [first for first, _ in walked] == pytest.approx([0.1] * 8 + [0.05] * 12)
+
+
+def test_training_ends_at_the_end_of_the_schedule() -> None:
+    schedule = build(epochs=3, steps_per_epoch=4, warmup_epochs=1)
+    walk(schedule, 12)
+    assert schedule.get_last_lr() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_short_trainings_are_not_all_warmup() -> None:
+    assert walk(build(epochs=1, steps_per_epoch=4, warmup_epochs=1), 4)[-1][0] == pytest.approx(0.1)
+    assert walk(build(epochs=1, steps_per_epoch=1, warmup_epochs=1), 1) == [[0.1, 0.01]]
+
+
+def test_warmup_longer_than_the_training_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.warmup_epochs=5: trainer.epochs=4 ends before it"):
+        build(warmup_epochs=5)

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medcls.config import OptimizerConfig, TaskConfig, TrainJob
+from medcls.errors import ConfigError, UsageError
+from medcls.files import read_json
+from medcls.training.run_folder import claim_run, start_run
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> TrainJob:
+    task = TaskConfig(kind="multiclass", classes={0: 0, 1: 0, 2: 1})
+    return TrainJob(store="store", run=str(tmp_path / "run"), task=task)
+
+
+def finish(job: TrainJob) -> Path:
+    run, _ = claim_run(job)
+    start_run(run, job, environment={})
+    (run / "model.safetensors").write_bytes(b"")
+    return run
+
+
+def test_new_and_empty_folders_are_free(job: TrainJob, tmp_path: Path) -> None:
+    assert claim_run(job) == (tmp_path / "run", False)
+    (tmp_path / "run").mkdir()
+    assert claim_run(job) == (tmp_path / "run", False)
+
+
+def test_without_a_folder_there_is_no_run() -> None:
+    with pytest.raises(UsageError, match="run=DIR is missing"):
+        claim_run(TrainJob(store="store"))
+
+
+def test_finished_run_of_the_same_settings_is_known(job: TrainJob) -> None:
+    # task.classes={0: 0, …} has numbers for keys, which JSON turns into text.
+    run = finish(job)
+    assert claim_run(job) == (run, True)
+    assert claim_run(replace(job, workers=7, weights_dir="/elsewhere")) == (run, True)
+
+
+def test_unfinished_run_of_the_same_settings_starts_again(job: TrainJob) -> None:
+    run = finish(job)
+    (run / "model.safetensors").unlink()
+    (run / "metrics.jsonl").write_text("{}\n")
+    (run / "tensorboard").mkdir()
+    assert claim_run(job) == (run, False)
+    start_run(run, job, environment={"python": "3.11"})
+    assert sorted(path.name for path in run.iterdir()) == ["config", "environment.json"]
+    assert read_json(run / "environment.json")["python"] == "3.11"
+
+
+@pytest.mark.parametrize(("finished", "state"), [(True, "a finished"), (False, "an unfinished")])
+def test_other_settings_are_refused_and_named(job: TrainJob, finished: bool, state: str) -> None:
+    run = finish(job)
+    if not finished:
+        (run / "model.safetensors").unlink()
+    other = replace(job, seed=3, optimizer=OptimizerConfig(lr=0.5))
+    with pytest.raises(ConfigError, match=f"holds {state} run with other settings") as caught:
+        claim_run(other)
+    assert "(optimizer.lr: 0.001 -> 0.5; seed: 0 -> 3)" in str(caught.value)
+    assert caught.value.exit_code == 78
+
+
+def test_other_classes_are_named(job: TrainJob) -> None:
+    finish(job)
+    with pytest.raises(ConfigError, match=r"task\.classes\.1: 0 -> 1"):
+        claim_run(replace(job, task=TaskConfig(classes={0: 0, 1: 1, 2: 1})))
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "model.safetensors"])
+def test_folder_of_somebody_else_is_left_alone(job: TrainJob, name: str) -> None:
+    run = Path(str(job.run))
+    run.mkdir()
+    (run / name).write_text("mine")
+    with pytest.raises(ConfigError, match="no run: choose an empty folder"):
+        claim_run(job)
+    assert (run / name).read_text() == "mine"
+
+
+def test_starting_again_deletes_nothing_that_is_not_ours(job: TrainJob) -> None:
+    run = finish(job)
+    (run / "model.safetensors").unlink()
+    (run / "notes.txt").write_text("mine")
+    start_run(run, job, environment={})
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_file_in_the_place_of_the_folder_is_refused(job: TrainJob) -> None:
+    Path(str(job.run)).write_text("")
+    with pytest.raises(ConfigError, match="is a file: choose a folder"):
+        claim_run(job)
+
+
+def test_configuration_is_written_as_it_was_composed(job: TrainJob, compose_job: Callable[..., Any]) -> None:
+    from omegaconf import OmegaConf
+
+    run = finish(job)
+    content = OmegaConf.load(run / "config" / "config.yaml")
+    assert (content.store, content.optimizer.lr, dict(content.task.classes)) == ("store", 0.001, {0: 0, 1: 0, 2: 1})
+    assert "run" not in read_json(run / "config" / "settings.json")
