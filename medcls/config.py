@@ -208,6 +208,8 @@ class TaskConfig:
             raise ConfigError(f"task.classes is set: task.kind={self.kind} takes no classes")
         if self.grades and self.kind != "regression":
             raise ConfigError(f"task.grades=true: only task.kind=regression has it, this is {self.kind}")
+        if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
+            raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
         if self.classes:
             self._check_classes(self.classes)
 

@@ -16,6 +16,7 @@ from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import DataError, MissingInputError
 from medcls.files import LABELS, PATIENTS, sha256_file
+from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades, read_store_labels
 from medcls.training.checkpoint import ModelCard
 
@@ -41,7 +42,7 @@ class Opened:
 
 def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     """Opens the store and the split that the run remembers, or the other store asked for, and checks both."""
-    folder = Path(job.store or card.training["store"])
+    folder = Path(job.store) if job.store else read_store_folder(run)
     if job.store is None and not folder.is_dir():
         raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
     store = Store(folder)

@@ -74,6 +74,7 @@ def predict(job: PredictJob) -> None:
     root, files = find_files(Path(job.source or ""))
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
     cases = [judge_file(root, path, skip) for path, skip in files]
+    # What every row was made by; read before the networks are, so that it is theirs.
     origin = {
         "model_sha256": "+".join(sha256_file(run / MODEL) for run in job.runs),
         "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
@@ -178,7 +179,7 @@ def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> N
     batch = Batch(images, torch.empty(len(pending), 0), torch.arange(len(pending)))
     logits = np.stack([predict_logits(model, [batch], ensemble.rules) for model in ensemble.models])
     kind = ensemble.cards[0].task.kind
-    scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
+    scores = np.max([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
     for i, (case, _) in enumerate(pending):
         if not np.isfinite(logits[:, i]).all():
             detail = "the network's outputs are not finite: try precision=fp32"

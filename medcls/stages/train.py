@@ -29,6 +29,7 @@ from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.network import build_model
+from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_patients
 from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
@@ -43,7 +44,6 @@ from medcls.training.engine import (
 from medcls.training.losses import Loss, balanced_weights, build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
-from medcls.training.run_folder import claim_run, start_run
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
 
@@ -279,7 +279,6 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         labels_sha256=data.labels_sha256,
         ancestors=ancestors,
         training={
-            "store": str(data.store.folder.resolve()),
             "transfer": job.transfer.kind,
             "seed": job.seed,
             "epoch": best.epoch,

@@ -347,6 +347,7 @@ def test_several_labels_with_blanks(write_source: WriteSource, tmp_path: Path, r
     assert Counter(column_list(labels, "label_b")) == {None: 16, "0": 16, "1": 16}
     strata = read_split(store, "default")[1]["strata"]
     assert sum(counts["label_a"] for counts in strata.values()) == 32
+    assert {name for counts in strata.values() for name in counts} == {"label_a", "label_b", "unknown"}
     assert sum(counts["label_b"] for counts in strata.values()) == 16
 
 

@@ -146,9 +146,7 @@ def test_it_works_under_python_dash_m(tmp_path: Path) -> None:
     (package / "work.py").write_text("def double(item):\n    return 2 * item\n")
     (package / "__main__.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "9900\n", "")
 
 
@@ -160,8 +158,6 @@ def test_a_function_that_workers_cannot_import_ends_in_one_error(tmp_path: Path)
     script = SCRIPT.replace("from stage.work import double", "def double(item):\n    return 2 * item\n")
     (package / "__main__.py").write_text(script)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "MedclsError: workers died 4 times before doing any work" in done.stderr

@@ -172,9 +172,11 @@ def test_average_of_the_weights_is_what_is_kept(
     monkeypatch.setattr(stage, "fit", record)
     run = run_train(tmp_path / "run", "trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.epochs=1")
     (learner,) = seen
-    kept = read_model(run / "model.safetensors")[0].head.linear.weight
-    assert torch.equal(kept, learner.average.module.head.linear.weight)
-    assert not torch.equal(kept, learner.model.head.linear.weight)
+    kept = read_model(run / "model.safetensors")[0].state_dict()
+    averaged, last = learner.average.module.state_dict(), learner.model.state_dict()
+    assert all(torch.equal(value, averaged[name]) for name, value in kept.items())
+    for name in ("head.linear.weight", "backbone.body.bn1.running_mean"):
+        assert not torch.equal(kept[name], last[name]), name
 
 
 def test_half_precision_with_accumulation_and_clipping_runs(run_train: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from medcls.config import OptimizerConfig, TaskConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import read_json
-from medcls.training.run_folder import claim_run, start_run
+from medcls.stages.run_folder import claim_run, start_run
 
 
 @pytest.fixture

@@ -64,9 +64,22 @@ def claim_run(job: TrainJob) -> tuple[Path, bool]:
 
 
 def _settings_of(job: TrainJob) -> dict[str, Any]:
-    """As they come back from JSON, where the keys of task.classes={0: 0, 1: 1} are strings."""
+    """As they come back from JSON, where the keys of task.classes={0: 0, 1: 1} are strings.
+
+    The store's folder is absolute: evaluate finds it from any working folder.
+    """
     settings: dict[str, Any] = json.loads(json.dumps(asdict(job)))
+    settings["store"] = str(Path(job.store or "").resolve())
     return {key: value for key, value in settings.items() if key not in _FREE}
+
+
+def read_store_folder(run: Path) -> Path:
+    """Returns the folder of the store that a run was trained on; it stands here, not in the model file, which travels.
+
+    Raises:
+        MissingInputError: the run has no settings.
+    """
+    return Path(str(read_json(run / SETTINGS)["store"]))
 
 
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:

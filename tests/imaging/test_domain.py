@@ -1,0 +1,62 @@
+"""What training saw, and what of an image it never saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medcls.imaging.decode import DecodedImage
+from medcls.imaging.domain import Domain, find_unseen, summarize_domain
+from medcls.imaging.preprocess import PreparedImage
+
+DOMAIN = Domain(["CR", "DX"], ["MONOCHROME2"], [0.5, 1.0])
+
+
+def image(
+    *, modality: str = "DX", photometric: str = "MONOCHROME2", spacing_mm: tuple[float, float] | None = (0.5, 1.0)
+) -> DecodedImage:
+    prepared = PreparedImage(np.zeros((1, 4, 4), np.uint8), (0, 0, 4, 4), spacing_mm)
+    return DecodedImage(prepared, (4, 4), "", photometric, {"Modality": modality})
+
+
+def test_a_domain_holds_each_kind_once_and_the_range_of_known_spacings() -> None:
+    domain = summarize_domain(["DX", None, "CR", "DX"], ["L", "L", "RGB"], spacings_mm=[0.7, None, 0.2, 0.9])
+    assert domain == Domain(["", "CR", "DX"], ["L", "RGB"], [0.2, 0.9])
+    assert summarize_domain([None], ["L"], spacings_mm=[None]).spacing_mm == []
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (image(), {}),
+        (image(spacing_mm=None), {}),
+        (image(spacing_mm=(0.34, 1.49)), {}),
+        (image(modality="CT"), {"unseen_modality": "modality CT, training had CR, DX"}),
+        (image(modality=""), {"unseen_modality": "modality none, training had CR, DX"}),
+        (
+            image(photometric="RGB"),
+            {"unseen_photometric": "photometric kind RGB, training had MONOCHROME2"},
+        ),
+        (
+            image(spacing_mm=(0.32, 0.6)),
+            {"unseen_spacing": "stored pixels of 0.32 x 0.6 mm, training had 0.5 to 1 mm"},
+        ),
+        (
+            image(spacing_mm=(0.6, 1.51)),
+            {"unseen_spacing": "stored pixels of 0.6 x 1.51 mm, training had 0.5 to 1 mm"},
+        ),
+    ],
+)
+def test_what_training_never_saw_is_named(seen: DecodedImage, expected: dict[str, str]) -> None:
+    assert find_unseen(seen, DOMAIN) == expected
+
+
+def test_everything_unseen_is_named_and_text_that_is_no_code_is_not_repeated() -> None:
+    unseen = find_unseen(image(modality="Doe^Jane", photometric="RGB", spacing_mm=(9.0, 9.0)), DOMAIN)
+    assert list(unseen) == ["unseen_modality", "unseen_photometric", "unseen_spacing"]
+    assert unseen["unseen_modality"] == "modality of no code, training had CR, DX"
+
+
+def test_without_any_spacing_in_training_none_is_judged() -> None:
+    domain = Domain(["DX"], ["MONOCHROME2"], [])
+    assert find_unseen(image(spacing_mm=(99.0, 99.0)), domain) == {}
