@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
 # Build:  docker build -t medcls .
-# Run:    docker run --rm -v "$PWD/work:/work" medcls                       (python -m medcls.train: the demo)
-#         docker run --rm --gpus all -v "$PWD/work:/work" medcls -m medcls.train store=/work/store run=/work/run
+# Run:    docker run --rm medcls                                              (python -m medcls.train: the demo)
+#         docker run --rm --gpus all --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD/work:/work" medcls \
+#             -m medcls.train store=/work/store run=/work/run                 (as you, who own ./work)
 FROM python:3.11-slim AS build
 ARG PIP_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1

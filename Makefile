@@ -1,5 +1,5 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each makes the environment first if there is none.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
@@ -10,7 +10,8 @@ WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(PY) || (command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV))
+	@$(PY) -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
+		{ echo "no virtual environment: Python 3.11 with venv is needed (Debian: python3.11-venv), or PYTHON=path"; exit 1; }
 	@echo "installing the pinned environment into $(VENV); the first time takes some minutes (torch is large)"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

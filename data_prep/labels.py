@@ -171,13 +171,12 @@ def _check_header(path: Path, header: Sequence[str], *, rule: PatientRule, colum
     if not any(name == "label" or name.startswith("label_") for name in header):
         missing.append("label (or label_NAME)")
     if missing:
-        hints = "".join(nearest(name.split(" ")[0], [h for h in header if h not in _KNOWN]) for name in missing)
+        others = [name for name in header if name not in _KNOWN]
+        listed = ", ".join(name + nearest(name.split(" ")[0], others) for name in missing)
         advice = (
             "; patients=per_image or patient_id.pattern=REGEX replace patient_id" if "patient_id" in missing else ""
         )
-        raise DataError(
-            f"labels={path}: missing columns {', '.join(missing)}{hints}; it has {', '.join(header) or 'none'}{advice}"
-        )
+        raise DataError(f"labels={path}: missing columns {listed}; it has {', '.join(header) or 'none'}{advice}")
     partial = [name for name in _ROI if name not in header]
     if partial and len(partial) < len(_ROI):
         raise DataError(f"labels={path}: a region needs all of {', '.join(_ROI)}; missing {', '.join(partial)}")

@@ -29,6 +29,7 @@ from medcls.files import (
     MANIFEST,
     SPLITS,
     TEMPORARY,
+    lock_folder,
     sha256_file,
     write_bytes,
     write_json,
@@ -59,14 +60,15 @@ def prepare(job: PrepareJob) -> Store:
     if folder.resolve() == source.resolve() or folder.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"store={folder} lies inside source={source}: choose a folder outside it")
     _check_columns(job)
-    files = list(list_files(source))
-    identity = read_identity(choose_identity(job.deidentify.kind, source, files), key_file=job.deidentify.key_file)
-    rows = _read_rows(job, source=source, files=files, identity=identity)
-    store = _open_or_decode(job, folder=folder, source=source, rows=rows, files=files, identity=identity)
-    stored = _keep_stored(store, rows, identity)
-    # The split first: where it is refused, the store keeps the labels and splits that it had.
-    split_store(store, stored, job.split)
-    _write_labels(store, stored)
+    with lock_folder(folder):
+        files = list(list_files(source))
+        identity = read_identity(choose_identity(job.deidentify.kind, source, files), key_file=job.deidentify.key_file)
+        rows = _read_rows(job, source=source, files=files, identity=identity)
+        store = _open_or_decode(job, folder=folder, source=source, rows=rows, files=files, identity=identity)
+        stored = _keep_stored(store, rows, identity)
+        # The split first: where it is refused, the store keeps the labels and splits that it had.
+        split_store(store, stored, job.split)
+        _write_labels(store, stored)
     return store
 
 

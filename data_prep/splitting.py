@@ -14,6 +14,7 @@ from medcls.config import SplitConfig
 from medcls.data.duplicates import DuplicatePair, find_duplicates
 from medcls.data.manifest import column_list, read_table
 from medcls.data.splits import (
+    BIN,
     DROPPED,
     ORDER,
     assign_splits,
@@ -95,7 +96,7 @@ def _assigned(
 
 
 def _fractions(config: SplitConfig) -> dict[str, float]:
-    return {"train": 1 - config.test - config.val, "val": config.val, "test": config.test}
+    return {"train": round(1 - config.test - config.val, 9), "val": config.val, "test": config.test}
 
 
 def _strata(rows: Sequence[LabelRow | None]) -> list[list[str]]:
@@ -141,15 +142,24 @@ def _check_classes(
 ) -> dict[str, list[str]]:
     """Returns the strata missing from each split that should have images; refuses unless told to report."""
     wanted = [s for s in ORDER if s in splits or (not given and _fractions(config)[s] > 0)]
-    every = {label for split, labels in zip(splits, strata, strict=True) if split != DROPPED for label in labels}
+    empty = [name for name in wanted if name not in splits]
+    if empty:
+        raise DataError(
+            f"no image is in the split {', '.join(empty)}: more patients, or a larger split.val, split.test"
+        )
+    named = [[label for label in labels if not label.startswith(BIN)] for labels in strata]
+    every = {label for split, labels in zip(splits, named, strict=True) if split != DROPPED for label in labels}
     missing = {}
     for name in wanted:
-        here = {label for split, labels in zip(splits, strata, strict=True) if split == name for label in labels}
+        here = {label for split, labels in zip(splits, named, strict=True) if split == name for label in labels}
         if every - here:
             missing[name] = sorted(every - here)
     if missing and config.on_missing == "refuse":
         listed = "; ".join(f"{name} has no image of {', '.join(labels)}" for name, labels in missing.items())
-        raise DataError(f"classes missing from a split: {listed}: more patients, or split.on_missing=report")
+        raise DataError(
+            f"classes missing from a split: {listed}: more patients, a larger split.val, another "
+            "split.seed, or split.on_missing=report (to evaluate only: training needs every class in train and val)"
+        )
     return missing
 
 

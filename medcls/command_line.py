@@ -6,9 +6,9 @@ and its own errors exit 1 without a hint (docs/decisions/0003-command-line.md).
 
 from __future__ import annotations
 
-import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -30,7 +30,6 @@ PATH_KEYS = frozenset(
 )
 LIST_KEYS = frozenset({"columns", "task.labels"})
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
-_CANNOT_ACCESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def quote_value(key: str, value: str) -> str:
@@ -68,14 +67,16 @@ def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> 
     arguments = list(arguments)
     sweeping = bool({"-m", "--multirun"} & set(arguments))
     prepared: list[str] = []
+    flags: list[str] = []
     previous = ""
     for argument in arguments:
         if argument.startswith("-") or previous in _VALUE_FLAGS:
-            prepared.append(argument)
+            flags.append(argument)
         else:
             prepared.append(_prepare_one(argument, schema=schema, conf=conf, sweeping=sweeping))
         previous = argument
-    return prepared
+    # argparse stops taking overrides at the first flag.
+    return prepared + flags
 
 
 def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> str:
@@ -153,6 +154,8 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         # A single job runs after Hydra has returned, so that an error is ours alone to print.
         main(load(cfg)) if sweeping else composed.append(cfg)
 
+    # A batch system's end comes as SIGTERM: the same way out as Ctrl-C, so that half-written files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         conf = conf_folder()
         arguments = sys.argv[1:] or ([default] if default else [])
@@ -168,7 +171,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     except OSError as error:
         return _explain_os_error(program, error)
     except KeyboardInterrupt:
-        return _say(program, "interrupted", 75)
+        return _say(program, "interrupted: run the same command again", 75)
     except SystemExit as stop:
         return UsageError.exit_code if stop.code == 2 else int(stop.code or 0)
     except Exception:
@@ -182,10 +185,10 @@ def _explain_os_error(program: str, error: OSError) -> int:
         # The reader has seen enough (… | head); Python would complain once more while closing the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if error.errno in _CANNOT_ACCESS:
-        return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
-    traceback.print_exception(error)
-    return 70
+    if error.strerror is None:
+        traceback.print_exception(error)
+        return 70
+    return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
 
 
 def _one_line(error: BaseException) -> str:

@@ -41,6 +41,12 @@ class WriteError(MedclsError):
     exit_code = 74
 
 
+class BusyError(MedclsError):
+    """Another process is at work on the same folder: run the command again when it has ended."""
+
+    exit_code = 75
+
+
 class ConfigError(MedclsError):
     """A configuration value is unknown, of the wrong type, out of range or contradicts another."""
 

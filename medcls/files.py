@@ -7,6 +7,7 @@ reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medcls.errors import DataError, MissingInputError, WriteError
+from medcls.errors import BusyError, ConfigError, DataError, MissingInputError, WriteError
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.parquet"
@@ -25,6 +26,7 @@ SPLITS = "splits"
 MODEL = "model.safetensors"
 METRICS_LOG = "metrics.jsonl"
 PATIENTS = "patients.parquet"
+IMAGES = "images.parquet"
 CONTACT_SHEET = "contact_sheet.png"
 ENVIRONMENT = "environment.json"
 CONFIG = "config/config.yaml"
@@ -42,6 +44,8 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     Raises:
         WriteError: the disk is full, the folder read-only or gone.
     """
+    if path.exists() and not path.is_file():
+        raise WriteError(f"cannot write {path}: it is a folder or a device; choose a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
@@ -60,6 +64,35 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and holds it against other processes while the block runs; an empty one is removed again.
+
+    The lock lies on the folder itself (flock): it leaves no file, and ends with the process, however that ends.
+
+    Raises:
+        BusyError: another process holds it.
+        ConfigError: it is a file.
+        WriteError: it cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: choose a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise BusyError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
+    finally:
+        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _umask() -> int:

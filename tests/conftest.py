@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# Before numpy and torch start: equal bits need equal threads, in fixtures of a session as in tests.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import hydra

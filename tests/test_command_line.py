@@ -145,8 +145,14 @@ def test_other_values_are_left_to_hydra() -> None:
 
 
 def test_a_sweep_over_paths_stays_a_sweep() -> None:
-    arguments = ["-m", "store=a,b", "model=vgg11,vgg13"]
+    arguments = ["store=a,b", "model=vgg11,vgg13", "-m"]
     assert prepare_overrides(arguments, schema=SCHEMAS["train"], conf=conf_folder()) == arguments
+
+
+def test_flags_go_last_where_argparse_wants_them() -> None:
+    arguments = ["--cfg", "job", "seed=1", "--multirun", "trainer.epochs=2"]
+    expected = ["seed=1", "trainer.epochs=2", "--cfg", "job", "--multirun"]
+    assert prepare_overrides(arguments, schema=SCHEMAS["train"], conf=conf_folder()) == expected
 
 
 WRONG = [
@@ -312,3 +318,14 @@ def test_the_real_commands_say_one_line_from_any_folder(
     assert part in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_systems_end_is_75(tmp_path: Path) -> None:
+    """SIGTERM takes the way of Ctrl-C, and says what to do."""
+    code = (
+        "import os, signal; from medcls.command_line import run_command; "
+        "run_command('show', lambda job: os.kill(os.getpid(), signal.SIGTERM), program='show')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (75, "show: interrupted: run the same command again\n")

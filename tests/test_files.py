@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from medcls import files
-from medcls.errors import DataError, MissingInputError, WriteError
+from medcls.errors import BusyError, ConfigError, DataError, MissingInputError, WriteError
 from medcls.files import (
     append_json_line,
     atomic_file,
+    lock_folder,
     read_json,
     read_json_lines,
     sha256_file,
@@ -179,3 +180,32 @@ def test_the_names_of_the_contract() -> None:
         "patients.parquet",
         "metrics.jsonl",
     )
+
+
+def test_a_device_or_folder_is_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="it is a folder or a device"):
+        write_bytes(Path("/dev/null"), b"x")
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(WriteError, match="it is a folder or a device"):
+        write_bytes(tmp_path, b"x")
+
+
+def test_a_locked_folder_is_busy_until_it_is_released(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with lock_folder(folder):
+        (folder / "kept").write_text("")
+        with pytest.raises(BusyError, match="in use by another process") as caught, lock_folder(folder):
+            pass
+        assert caught.value.exit_code == 75
+    with lock_folder(folder):
+        pass
+    assert (folder / "kept").is_file()
+
+
+def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="boom"), lock_folder(tmp_path / "run"):
+        raise ValueError("boom")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"), lock_folder(tmp_path / "file"):
+        pass

@@ -65,10 +65,14 @@ def assign_splits(
     return [chosen[patient] for patient in patient_ids]
 
 
+BIN = "bin "
+
+
 def stratify(labels: Sequence[str | None], *, bins: int = 10) -> list[list[str]]:
     """Returns the strata of single labels: the label itself, or its quantile bin where labels are continuous.
 
-    Labels count as continuous where all are numbers and more than 20 of them differ.
+    Labels count as continuous where all are numbers and more than 20 of them differ. A bin then holds at least 20
+    images, so that a split of a tenth has some of each.
     """
     known = {label for label in labels if label is not None}
     try:
@@ -77,8 +81,9 @@ def stratify(labels: Sequence[str | None], *, bins: int = 10) -> list[list[str]]
         numbers = {}
     if len(numbers) <= 20:
         return [[] if label is None else [label] for label in labels]
+    bins = max(1, min(bins, sum(label is not None for label in labels) // 20))
     edges = np.quantile([numbers[label] for label in labels if label is not None], np.linspace(0, 1, bins + 1)[1:-1])
-    return [[] if x is None else [f"bin {int(np.searchsorted(edges, numbers[x]))}"] for x in labels]
+    return [[] if x is None else [f"{BIN}{int(np.searchsorted(edges, numbers[x]))}"] for x in labels]
 
 
 def find_shared_patients(patient_ids: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:

@@ -216,6 +216,11 @@ class Store:
             DataError: a part has changed; all changed parts are named.
             MissingInputError: a part is gone.
         """
+        gone = [name for name in self.info["sha256"] if not (self.folder / name).is_file()]
+        if gone:
+            raise MissingInputError(
+                f"store={self.folder} lacks {', '.join(gone)}: restore them, or remove the folder and prepare it again"
+            )
         changed = [name for name, sha in self.info["sha256"].items() if sha256_file(self.folder / name) != sha]
         if changed:
             raise DataError(

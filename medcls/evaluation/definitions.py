@@ -78,8 +78,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "brier": Definition(
         "Brier score",
-        "Mean squared error of the probabilities; two classes: of P(class 1), 0 to 1; more: summed over the "
-        "classes, 0 to 2.",
+        "Mean squared error of the probabilities; one probability (binary, each label): 0 to "
+        "1; one for each class (multiclass, ordinal): summed over the classes, 0 to 2.",
         "Brier 1950",
         "low",
     ),

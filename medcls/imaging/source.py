@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +16,11 @@ def list_files(source: Path) -> Iterator[tuple[str, str]]:
     Links are listed and not followed: one that leaves the source would read somebody else's files.
 
     Raises:
-        DataError: a name is not UTF-8; no table could hold it.
+        DataError: a folder may not be read, or a name is not UTF-8, which no table could hold.
     """
+    closed = [folder for folder, _, _ in os.walk(source) if not os.access(folder, os.R_OK | os.X_OK)]
+    if closed:
+        raise DataError(f"source={source} has {len(closed)} folders that may not be read: change their permissions")
     for path in sorted(source.rglob("*"), key=lambda p: p.relative_to(source).as_posix()):
         name = path.relative_to(source).as_posix()
         if any("\ud800" <= letter <= "\udfff" for letter in name):

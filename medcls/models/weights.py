@@ -47,7 +47,7 @@ def find_weights(
         weights: "imagenet" or a path to .safetensors or a torchvision .pth file.
         architecture: torchvision's name of the network.
         weights_dir: Offline folder, or None.
-        sha256: Expected checksum, hexadecimal, or None.
+        sha256: Expected checksum, hexadecimal; None takes that of FILE.sha256 beside the file, where there is one.
 
     Raises:
         MissingInputError: not there and not to be had; names the file and the folder to put it in.
@@ -58,7 +58,7 @@ def find_weights(
     if not path.is_file():
         raise MissingInputError(f"model.weights={weights} is not there: give a file, imagenet, or null for none")
     found = sha256_file(path)
-    expected = sha256 or _expected_prefix(path)
+    expected = sha256 or _pinned(path) or _expected_prefix(path)
     if expected and not found.startswith(expected.lower()):
         raise DataError(
             f"{path}: sha256 {found}, expected {expected}: the file is damaged or another one; fetch it again"
@@ -114,6 +114,13 @@ def _download(url: str, path: Path, *, folder: Path | None) -> Path:
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _pinned(path: Path) -> str | None:
+    """FILE.sha256 beside a weights file pins it, in sha256sum's own form."""
+    pin = path.with_name(path.name + ".sha256")
+    words = pin.read_text(encoding="ascii", errors="replace").split() if pin.is_file() else []
+    return words[0] if words else None
 
 
 def _expected_prefix(path: Path) -> str | None:

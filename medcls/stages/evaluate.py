@@ -87,6 +87,9 @@ def predict_once(
         say(f"predictions of {folder}: the same inputs as before; reused")
         table = read_table(folder / PREDICTIONS, columns=("logits",))
         return np.array(column_list(table, "logits"), dtype=np.float64)
+    # A model or device that cannot be used is found before the split is opened.
+    read_model(run / MODEL)
+    choose_device(job.device)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
     append_json_line(log, {"key": key, "split": job.split})

@@ -15,7 +15,7 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import DataError, MissingInputError
-from medcls.files import LABELS, PATIENTS, sha256_file
+from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades, read_store_labels
 from medcls.training.checkpoint import ModelCard
@@ -57,11 +57,14 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     else:
         splits, certificate = read_split(store, card.split_name)
         if not external and certificate["split_sha256"] != card.split_sha256:
-            raise DataError(f"split {card.split_name} of {folder} has changed since this run was trained: restore it")
+            raise DataError(
+                f"split {card.split_name} of {folder} is not the one this run was trained on: restore it, or give the "
+                "run's own store"
+            )
         rows = rows_of(store, splits, job.split)
     if external:
-        check_no_shared_patients(store, rows, run)
-        notes.append(f"external store {store.name}: no patient of it was trained or selected on")
+        check_unseen(store, rows, run)
+        notes.append(f"external store {store.name}: no patient id and no image of it was trained or selected on")
     elif sha256_file(store.folder / LABELS) != card.labels_sha256:
         notes.append("the store's labels have changed since this run was trained")
     labels = read_store_labels(store)
@@ -88,13 +91,17 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> list[str]:
     return []
 
 
-def check_no_shared_patients(store: Store, rows: NDArray[np.int64], run: Path) -> None:
-    """Raises DataError where patients of an external store were trained or selected on by this run."""
-    seen = set(column_list(read_table(run / PATIENTS, columns=("patient_id",)), "patient_id"))
-    patients = store.column("patient_id")
-    shared = sorted({patients[row] for row in rows} & seen)
-    if shared:
-        raise DataError(
-            f"{len(shared)} patients of store={store.folder} were trained or selected on by this run, the first "
-            f"{shared[0]!r}: leave them out of the external store"
-        )
+def check_unseen(store: Store, rows: NDArray[np.int64], run: Path) -> None:
+    """Raises DataError where patients or images of an external store were trained or selected on by this run.
+
+    Images are compared too: two sites' ids, or two keys' pseudonyms, never agree.
+    """
+    for file, column, what in ((PATIENTS, "patient_id", "patients"), (IMAGES, "pixel_sha256", "images")):
+        seen = set(column_list(read_table(run / file, columns=(column,)), column))
+        values = store.column(column)
+        shared = sorted({values[row] for row in rows} & seen)
+        if shared:
+            raise DataError(
+                f"{len(shared)} {what} of store={store.folder} were trained or selected on by this run, the first "
+                f"{shared[0]!r}: leave them out of the external store"
+            )

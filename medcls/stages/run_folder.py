@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from medcls.files import (
     CONFIG,
     CONTACT_SHEET,
     ENVIRONMENT,
+    IMAGES,
     METRICS_LOG,
     MODEL,
     PATIENTS,
@@ -28,7 +30,18 @@ from medcls.files import (
 SETTINGS = "config/settings.json"
 # They do not change what is learnt.
 _FREE = ("run", "workers", "weights_dir", "demo")
-_OURS = {"config", "checkpoints", "evaluation", "tensorboard", METRICS_LOG, PATIENTS, MODEL, ENVIRONMENT, CONTACT_SHEET}
+_OURS = {
+    "config",
+    "checkpoints",
+    "evaluation",
+    "tensorboard",
+    METRICS_LOG,
+    PATIENTS,
+    IMAGES,
+    MODEL,
+    ENVIRONMENT,
+    CONTACT_SHEET,
+}
 
 
 def claim_run(job: TrainJob) -> tuple[Path, bool]:
@@ -51,7 +64,7 @@ def claim_run(job: TrainJob) -> tuple[Path, bool]:
     if not (run / SETTINGS).is_file():
         strangers = sorted(path.name for path in run.iterdir() if path.name not in _OURS)
         raise ConfigError(
-            f"run={run} holds {', '.join(strangers) or 'a broken run'} and no run: choose an empty folder"
+            f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
     before = read_json(run / SETTINGS)
     changed = sorted(_changes(before, settings))
@@ -61,6 +74,12 @@ def claim_run(job: TrainJob) -> tuple[Path, bool]:
             f"run={run} holds {state} run with other settings ({'; '.join(changed)}): choose another run="
         )
     return run, (run / MODEL).is_file()
+
+
+def list_some(names: Sequence[str], *, shown: int = 5) -> str:
+    """Returns the first names in one line, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _settings_of(job: TrainJob) -> dict[str, Any]:

@@ -23,14 +23,14 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, LABELS, MODEL, PATIENTS, sha256_file
+from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.network import build_model
 from medcls.stages.run_folder import claim_run, start_run
-from medcls.stages.training_data import TrainingData, open_data, read_domain, write_patients
+from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
     Best,
@@ -50,6 +50,11 @@ from medcls.training.tracking import Tracker
 
 def train(job: TrainJob) -> None:
     """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
+    with lock_folder(Path(job.run or "")):
+        _train(job)
+
+
+def _train(job: TrainJob) -> None:
     run, finished = claim_run(job)
     if finished:
         check_same_data(job, run)
@@ -71,7 +76,7 @@ def train(job: TrainJob) -> None:
     # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
     score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
     start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
-    write_patients(run / PATIENTS, data)
+    write_seen(run, data)
     look_at_data(run, data)
     modes = partial(set_train_mode, model, plans)
     best = fit(job, run, data=data, learner=learner, set_modes=modes, rules=rules)

@@ -19,7 +19,7 @@ from medcls.data.splits import TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
 from medcls.errors import DataError
-from medcls.files import LABELS, sha256_file
+from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
 
 
@@ -104,12 +104,13 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
     return f"store {store.folder}: {sizes} images {store.shape}; task {task.kind}: {classes}"
 
 
-def write_patients(path: Path, data: TrainingData) -> None:
-    """Writes who was trained and selected on: a later run or store is checked against it."""
-    patients = data.store.column("patient_id")
-    rows = sorted({(patients[row], split) for split, d in (("train", data.train), ("val", data.val)) for row in d.rows})
-    table = {"patient_id": [p for p, _ in rows], "split": [s for _, s in rows]}
-    write_table(path, pa.table(table))
+def write_seen(run: Path, data: TrainingData) -> None:
+    """Writes which patients and images were trained and selected on: other stores are checked against them."""
+    splits = [(name, row) for name, d in (("train", data.train), ("val", data.val)) for row in d.rows]
+    for file, column in ((PATIENTS, "patient_id"), (IMAGES, "pixel_sha256")):
+        values = data.store.column(column)
+        rows = sorted({(values[row], name) for name, row in splits})
+        write_table(run / file, pa.table({column: [v for v, _ in rows], "split": [name for _, name in rows]}))
 
 
 def read_domain(data: TrainingData) -> Domain:

@@ -116,8 +116,10 @@ def test_few_labels_are_strata_and_many_numbers_are_binned() -> None:
     assert stratify(["1", None, "x"]) == [["1"], [], ["x"]]
     assert stratify([str(i) for i in range(20)])[3] == ["3"]
     assert stratify([f"name{i}" for i in range(50)])[3] == ["name3"]
-    bins = stratify([*(str(i / 7) for i in range(100)), None])
-    assert Counter(label for labels in bins for label in labels) == {f"bin {i}": 10 for i in range(10)}
+    bins = stratify([*(str(i / 7) for i in range(400)), None])
+    assert Counter(label for labels in bins for label in labels) == {f"bin {i}": 40 for i in range(10)}
+    few = stratify([str(i / 7) for i in range(100)])
+    assert Counter(label for labels in few for label in labels) == {f"bin {i}": 20 for i in range(5)}
     assert bins[-1] == []
     assert bins[0] == ["bin 0"]
 

@@ -146,7 +146,7 @@ def test_all_changed_parts_are_named(fresh_store: Store) -> None:
 
 def test_a_part_that_is_gone_is_missing_input(fresh_store: Store) -> None:
     (fresh_store.folder / "shard-00000.npy").unlink()
-    with pytest.raises(MissingInputError, match=r"shard-00000\.npy is missing"):
+    with pytest.raises(MissingInputError, match=r"lacks shard-00000\.npy: restore them"):
         fresh_store.verify()
 
 

@@ -14,6 +14,7 @@ import pytest
 from medcls.data.splits import ORDER, read_split
 from medcls.data.store import Store
 from medcls.errors import DataError
+from medcls.files import read_json
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., Store]
@@ -189,3 +190,15 @@ def test_the_certificate_follows_new_labels(
     run_prepare(raw, tmp_path / "store")
     assert certificate_of(store)["strata"]["train"] == {"ill": 8, "well": 16}
     assert (store.folder / "splits" / "default.parquet").read_bytes() == before
+
+
+def test_continuous_labels_of_few_patients_fill_every_split(
+    write_source: WriteSource, run_prepare: Prepare, tmp_path: Path
+) -> None:
+    """Quantile bins only guide the split: a user never hears of them, and no split stays empty."""
+    raw = write_source(
+        tmp_path / "raw", rewrite=lambda rows: [row | {"label": str(i / 7)} for i, row in enumerate(rows)]
+    )
+    certificate = read_json(run_prepare(raw, tmp_path / "store").folder / "splits" / "default.json")
+    assert min(certificate["images"][name] for name in ("train", "val", "test")) > 0
+    assert certificate["classes_missing"] == {}

@@ -216,7 +216,7 @@ def test_external_store_is_evaluated_whole(run_copy: Path, run_evaluate: Run, ot
     folder = run_evaluate(run_copy, f"store={other_store()}", "split=all")
     assert folder == run_copy / "evaluation" / "external-all"
     assert read_json(folder / "metrics.json")["n_images"] == 18
-    assert "no patient of it was trained or selected on" in (folder / "report.html").read_text()
+    assert "no patient id and no image of it was trained or selected on" in (folder / "report.html").read_text()
     assert len(read_json_lines(folder / "opened.jsonl")) == 1
 
 
@@ -234,6 +234,23 @@ def test_patients_that_were_trained_on_are_refused(
     with pytest.raises(DataError, match=r"patients of store=.*external were trained or selected on by this run"):
         run_evaluate(run_copy, f"store={external}", "split=all")
     assert not (run_copy / "evaluation").exists()
+
+
+def test_images_that_were_trained_on_are_refused_under_other_names(
+    run_copy: Path,
+    run_evaluate: Run,
+    write_source: Callable[..., Path],
+    run_prepare: Callable[..., Store],
+    tmp_path: Path,
+) -> None:
+    """Two sites' ids never agree; the pixels do."""
+
+    def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"patient_id": f"other-{row['patient_id']}"} for row in rows]
+
+    same = run_prepare(write_source(tmp_path / "raw", rewrite=rename), tmp_path / "same")
+    with pytest.raises(DataError, match=r"images of store=.*same were trained or selected on by this run"):
+        run_evaluate(run_copy, f"store={same.folder}", "split=all")
 
 
 def test_other_preprocessing_is_refused_and_named(
@@ -333,7 +350,7 @@ def test_changed_split(
     with pytest.raises(DataError, match="has changed since its certificate was written"):
         run_evaluate(run_copy, "split=test")
     certify(folder)
-    with pytest.raises(DataError, match=r"split default of .* has changed since this run was trained"):
+    with pytest.raises(DataError, match="is not the one this run was trained on"):
         run_evaluate(run_copy, "split=test")
 
 

@@ -53,8 +53,8 @@ def test_every_task_runs_from_store_to_report(run_train: Run, run_evaluate: Run,
 def test_run_folder_has_what_the_design_says(trained: Path, store: Store) -> None:
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert names == {
-        "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json", "metrics.jsonl",
-        "model.safetensors", "patients.parquet",
+        "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json", "images.parquet",
+        "metrics.jsonl", "model.safetensors", "patients.parquet",
     }  # fmt: skip
     card = read_card(trained / "model.safetensors")
     assert (card.store_sha256, card.architecture, card.ancestors) == (store.sha256, "resnet18", [])
@@ -100,13 +100,18 @@ def test_no_row_of_the_test_split_is_read(
     run_train: Run, tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: set[int] = set()
-    original = Store.image
+    one, many = Store.image, Store.images
 
-    def record(self: Store, index: int) -> np.ndarray:
+    def record_one(self: Store, index: int) -> np.ndarray:
         read.add(int(index))
-        return original(self, index)
+        return one(self, index)
 
-    monkeypatch.setattr(Store, "image", record)
+    def record_many(self: Store, indices: np.ndarray) -> np.ndarray:
+        read.update(indices.tolist())
+        return many(self, indices)
+
+    monkeypatch.setattr(Store, "image", record_one)
+    monkeypatch.setattr(Store, "images", record_many)
     run_train(tmp_path / "run", "trainer.max_steps=3", "trainer.epochs=1")
     splits, _ = read_split(store, "default")
     rows = {name: set(rows_of(store, splits, name).tolist()) for name in ("train", "val", "test")}
