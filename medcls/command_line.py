@@ -18,7 +18,7 @@ from typing import Any, NoReturn, get_origin, get_type_hints
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
@@ -159,6 +159,9 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     try:
         conf = conf_folder()
         arguments = sys.argv[1:] or ([default] if default else [])
+        if {"-h", "--help"} & set(arguments):
+            print(format_help(name, conf))
+            return 0
         overrides = prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
         sys.argv = [sys.argv[0], *overrides]
         hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(task)()
@@ -178,6 +181,24 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         traceback.print_exc()
         return 70
     return 0
+
+
+def format_help(name: str, conf: Path) -> str:
+    """Returns what --help prints: what the command does, its groups with their options, and every setting.
+
+    Hydra's own help composes each option of each group to list their names, which takes seconds.
+    """
+    names = {f.name for f in fields(SCHEMAS[name])} | ({"experiment"} if name == "train" else set())
+    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
+    lines = [f"{g.name}: {', '.join(sorted(path.stem for path in g.glob('*.yaml')))}" for g in groups]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        settings = OmegaConf.to_yaml(hydra.compose(name))
+    listed = "Groups (choose with group=option)\n" + "\n".join(lines) + "\n\n" if lines else ""
+    return (
+        f"{OmegaConf.load(conf / f'{name}.yaml').hydra.help.header}\n{listed}"
+        f"All settings (change with key=value)\n{settings}\n"
+        "Flags: --cfg job prints the composed settings and stops; --multirun runs a sweep (seed=1,2,3)."
+    )
 
 
 def _explain_os_error(program: str, error: OSError) -> int:
