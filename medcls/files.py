@@ -85,10 +85,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
         yield
-    except BlockingIOError as error:
-        raise BusyError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
     finally:
         os.close(descriptor)
         with contextlib.suppress(OSError):

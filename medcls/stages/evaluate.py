@@ -33,6 +33,7 @@ from medcls.files import (
     sha256_file,
     write_json,
 )
+from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.training.checkpoint import ModelCard, read_card, read_model
@@ -88,15 +89,15 @@ def predict_once(
         table = read_table(folder / PREDICTIONS, columns=("logits",))
         return np.array(column_list(table, "logits"), dtype=np.float64)
     # A model or device that cannot be used is found before the split is opened.
-    read_model(run / MODEL)
-    choose_device(job.device)
+    model, _ = read_model(run / MODEL)
+    device = choose_device(job.device)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
     append_json_line(log, {"key": key, "split": job.split})
     if job.split in ("test", "all"):
         count = count_openings(log, opened.store)
         say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
-    return compute_logits(job, run, opened)
+    return compute_logits(job, opened, model=model, device=device)
 
 
 def count_openings(log: Path, store: Store) -> int:
@@ -111,11 +112,9 @@ def is_repetition(folder: Path, key: dict[str, Any]) -> bool:
     return read_json(folder / INPUTS) == key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}
 
 
-def compute_logits(job: EvaluateJob, run: Path, opened: Opened) -> NDArray[np.float64]:
+def compute_logits(job: EvaluateJob, opened: Opened, *, model: Classifier, device: str) -> NDArray[np.float64]:
     """Returns the model's logits (N, L) of the opened rows."""
-    device = choose_device(job.device)
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    model, _ = read_model(run / MODEL)
     model.to(device)
     dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)

@@ -50,7 +50,8 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     external = store.sha256 != card.store_sha256
     if external and job.store is None:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
-    notes = check_same_preprocessing(store, card)
+    check_same_preprocessing(store, card)
+    notes: list[str] = []
     certificate: dict[str, Any] = {}
     if external and job.split == "all":
         rows = np.arange(len(store), dtype=np.int64)
@@ -79,7 +80,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     return Opened(store, rows[known], targets[known], certificate, notes)
 
 
-def check_same_preprocessing(store: Store, card: ModelCard) -> list[str]:
+def check_same_preprocessing(store: Store, card: ModelCard) -> None:
     """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
     trained, here = card.preprocess.to_json(), store.spec.to_json()
     changed = [f"{name}: {trained[name]} -> {here[name]}" for name in trained if trained[name] != here[name]]
@@ -88,7 +89,6 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> list[str]:
             f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
             "the same image settings"
         )
-    return []
 
 
 def check_unseen(store: Store, rows: NDArray[np.int64], run: Path) -> None:
