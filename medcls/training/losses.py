@@ -106,7 +106,8 @@ def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
 def _corn_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Logit k learns P(y > k) on the images with y > k - 1 only."""
     steps = torch.arange(logits.shape[1], device=logits.device)
-    losses = F.binary_cross_entropy_with_logits(logits.float(), (targets > steps).float(), reduction="none")
+    # log-sigmoid of the signed logit: torch's own form subtracts two large numbers and loses small losses.
+    losses = -F.logsigmoid(torch.where(targets > steps, logits.float(), -logits.float()))
     return _mean(losses, (targets >= steps).float())
 
 

@@ -1,21 +1,13 @@
-"""One thread, so that the tests do not fight for the cores; networks without memory for questions of structure."""
+"""Networks without memory for questions of structure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from medcls.models.classifier import Classifier, build_classifier
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

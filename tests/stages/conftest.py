@@ -30,11 +30,8 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def settings_of_torch() -> Iterator[None]:
-    """One thread; and what seed_everything asks of torch is taken back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """What seed_everything asks of torch is taken back."""
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
 
