@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo test test-slow lint bench clean-demo
+.PHONY: env demo test test-slow fuzz lint bench clean-demo
 
 env: $(STAMP)
 
@@ -29,6 +29,10 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Broken files by the thousand through the reader: make fuzz CASES=200000 SEED=1
+fuzz: $(STAMP)
+	$(PY) -m tests.imaging.fuzz --cases $(or $(CASES),10000) --seed $(or $(SEED),0)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.plain import Header
 
 _YBR_TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)
 
@@ -38,7 +38,7 @@ def expand_422(data: bytes, rows: int, columns: int) -> NDArray[np.uint8]:
     return samples
 
 
-def apply_palette(indices: NDArray[np.integer], dataset: Dataset, *, little_endian: bool) -> NDArray[np.float32]:
+def apply_palette(indices: NDArray[np.integer], dataset: Header, *, little_endian: bool) -> NDArray[np.float32]:
     """RGB (3, H, W) in [0, 1] of PALETTE COLOR values (H, W); values off the table take its ends.
 
     Raises:
@@ -56,7 +56,7 @@ def apply_palette(indices: NDArray[np.integer], dataset: Dataset, *, little_endi
     return np.stack([table[position] for _, table in tables])
 
 
-def read_palette(dataset: Dataset, colour: str, *, little_endian: bool) -> tuple[int, NDArray[np.float32]]:
+def read_palette(dataset: Header, colour: str, *, little_endian: bool) -> tuple[int, NDArray[np.float32]]:
     """The first value mapped and the table of one colour, float32 in [0, 1].
 
     Raises:
@@ -67,7 +67,7 @@ def read_palette(dataset: Dataset, colour: str, *, little_endian: bool) -> tuple
         raise ImageRefusedError("palette", f"{colour} has no descriptor of three values")
     length, first, bits = (int(value) for value in descriptor)
     length = (length & 0xFFFF) or 1 << 16  # 65,536 does not fit and is written as 0
-    if not dataset.PixelRepresentation:
+    if not dataset.get("PixelRepresentation"):
         first &= 0xFFFF
     if bits not in (8, 16):
         raise ImageRefusedError("palette", f"{bits} bits an entry; expected 8 or 16")

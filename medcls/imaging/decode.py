@@ -1,12 +1,20 @@
-"""One file to one stored image, as worker processes do it: the one way in for data_prep and predict."""
+"""One image or volume to its stored array, as worker processes do it: the one way in for data_prep and predict."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from medcls.imaging.burnt_in import may_show_face
+from medcls.imaging.nifti import read_nifti
 from medcls.imaging.preprocess import Box, PreparedImage, PreprocessSpec, preprocess_image
-from medcls.imaging.readers import read_image
+from medcls.imaging.readers import is_dicom, read_image
+from medcls.imaging.volume import RawVolume, read_volume
+from medcls.imaging.volume_preprocess import PreparedVolume, preprocess_volume
+from medcls.imaging.volume_spec import VolumeSpec
+
+Spec: TypeAlias = PreprocessSpec | VolumeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +22,14 @@ class DecodeTask:
     """One image to decode.
 
     Attributes:
-        file: Where it lies.
-        roi: (x, y, width, height) of its region in pixels of the file; None for the whole image.
+        files: Where it lies: one file, or all files of a volume, in any order.
+        roi: (x, y, width, height) of its region in pixels of the file; None for the whole image and for volumes.
         spec: What is done to it.
     """
 
-    file: Path
+    files: tuple[Path, ...]
     roi: Box | None
-    spec: PreprocessSpec
+    spec: Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +38,31 @@ class DecodedImage:
 
     Attributes:
         prepared: The stored pixels with their geometry.
-        source_size: (rows, columns) of the file.
+        source_size: (rows, columns) of the file; (slices, rows, columns) of a volume.
         spacing_source: The attribute that the spacing came from, "" when unknown.
         photometric: PhotometricInterpretation, or "L" or "RGB" for other formats.
         headers: Allow-listed DICOM attributes by keyword ("" absent); {} for other formats.
+        volume: Further manifest columns of a volume (manifest.VOLUME_COLUMNS); {} for images.
     """
 
-    prepared: PreparedImage
-    source_size: tuple[int, int]
+    prepared: PreparedImage | PreparedVolume
+    source_size: tuple[int, ...]
     spacing_source: str
     photometric: str
     headers: dict[str, str]
+    volume: dict[str, Any] = field(default_factory=dict)
 
 
 def decode_image(task: DecodeTask) -> DecodedImage:
-    """Returns one image as stored. Runs in a worker process: no torch, nothing global.
+    """Returns one image or volume as stored. Runs in a worker process: no torch, nothing global.
 
     Raises:
-        ImageRefusedError: as of read_image and preprocess_image.
+        ImageRefusedError: as of read_image and preprocess_image, or read_volume, read_nifti and preprocess_volume.
     """
-    image = read_image(task.file, options=task.spec.read_options)
+    if isinstance(task.spec, VolumeSpec):
+        return _decode_volume(task.files, task.spec)
+    (file,) = task.files
+    image = read_image(file, options=task.spec.read_options)
     return DecodedImage(
         prepared=preprocess_image(image, task.spec, roi=task.roi),
         source_size=(image.pixels.shape[1], image.pixels.shape[2]),
@@ -57,3 +70,28 @@ def decode_image(task: DecodeTask) -> DecodedImage:
         photometric=image.photometric,
         headers=image.headers,
     )
+
+
+def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
+    raw = _read(files, spec)
+    prepared = preprocess_volume(raw, spec)
+    return DecodedImage(
+        prepared=prepared,
+        source_size=(raw.values.shape[0], raw.values.shape[1], raw.values.shape[2]),
+        spacing_source="affine",
+        photometric=raw.photometric or "L",
+        headers=raw.headers,
+        volume={
+            "affine": prepared.affine.ravel().tolist(),
+            "slices_removed": raw.slices_removed,
+            "notes": " ".join(raw.notes) or None,
+            "may_show_face": may_show_face(raw.headers),
+        },
+    )
+
+
+def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:
+    """NIfTI is one file that is no DICOM."""
+    if len(files) == 1 and not is_dicom(files[0]):
+        return read_nifti(files[0])
+    return read_volume(files, rule=spec.stack)

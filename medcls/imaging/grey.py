@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.colour import read_lut_words
 from medcls.imaging.headers import read_numbers
+from medcls.imaging.plain import Header
 from medcls.imaging.stored import StoredFrame
 
 Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -61,7 +61,7 @@ class Modality:
         return low, high
 
 
-def read_modality(source: Dataset, *, signed: bool, little_endian: bool) -> Modality:
+def read_modality(source: Header, *, signed: bool, little_endian: bool) -> Modality:
     """The modality transform of a dataset or of an item of the pixel value transformation macro.
 
     Raises:
@@ -87,7 +87,7 @@ def read_modality(source: Dataset, *, signed: bool, little_endian: bool) -> Moda
     return Modality(*factors, table, unit, stated)
 
 
-def read_table(item: Dataset, *, signed: bool, little_endian: bool) -> LookupTable:
+def read_table(item: Header, *, signed: bool, little_endian: bool) -> LookupTable:
     """The table of a modality or VOI LUT item.
 
     Args:
@@ -142,7 +142,7 @@ def build_window(function: str, center: float, width: float) -> Display:
 
 
 def choose_display(
-    source: Dataset,
+    source: Header,
     stored: StoredFrame,
     modality: Modality,
     *,
@@ -182,7 +182,7 @@ def choose_display(
     return _build_range(low, high)
 
 
-def _read_windows(source: Dataset) -> list[tuple[str, float, float]]:
+def _read_windows(source: Header) -> list[tuple[str, float, float]]:
     """Function, centre and width of every window of the file."""
     centers, widths = read_numbers(source, "WindowCenter"), read_numbers(source, "WindowWidth")
     if len(centers) != len(widths):

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 
-from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.part10 import HEADER_KEYWORDS
+from medcls.imaging.plain import Header
 
+_IMAGE_REGIONS = {1, 2, 3}  # 2-D, M-mode and spectra; not wave forms, graphics and grey bars
+_REGION_ENDS = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
-def read_headers(dataset: Dataset) -> dict[str, str]:
+def read_headers(dataset: Header) -> dict[str, str]:
     """Allow-listed attributes by keyword, several values joined by a backslash, "" where absent."""
     return {keyword: _read_text(dataset, keyword) for keyword in HEADER_KEYWORDS}
 
 
-def _read_text(dataset: Dataset, keyword: str) -> str:
+def _read_text(dataset: Header, keyword: str) -> str:
     """One attribute as printable text."""
     value = dataset.get(keyword)
     if value is None:
         return ""
-    parts = value if isinstance(value, MultiValue) else [value]
-    text = "\\".join(str(part).strip() for part in parts)
-    return "".join(letter for letter in text if letter.isprintable())
+    parts = value if isinstance(value, MultiValue | list) else [value]
+    text = "\\".join([str(part).strip() for part in parts])
+    return text if text.isprintable() else "".join(filter(str.isprintable, text))
 
 
-def read_numbers(dataset: Dataset, keyword: str) -> list[float]:
+def read_numbers(dataset: Header, keyword: str) -> list[float]:
     """The finite numbers of an element, [] where it is absent or empty.
 
     Raises:
@@ -46,7 +48,7 @@ def read_numbers(dataset: Dataset, keyword: str) -> list[float]:
     return numbers
 
 
-def find_macro(dataset: Dataset, keyword: str, *, frame: int = 0) -> Dataset:
+def find_macro(dataset: Header, keyword: str, *, frame: int = 0) -> Header:
     """The item of a functional group macro of a frame; the dataset itself where there is none.
 
     Source: PS3.3 C.7.6.16: per-frame groups go before shared ones.
@@ -56,12 +58,12 @@ def find_macro(dataset: Dataset, keyword: str, *, frame: int = 0) -> Dataset:
     for groups in (*per_frame[frame : frame + 1], *shared[:1]):
         items = groups.get(keyword)
         if items:
-            found: Dataset = items[0]
+            found: Header = items[0]
             return found
     return dataset
 
 
-def read_spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, str]:
+def read_spacing(dataset: Header) -> tuple[tuple[float, float] | None, str]:
     """Distance of rows and of columns in mm with the attribute it came from; (None, "") where unknown.
 
     PixelSpacing lies in the patient (or is calibrated), ImagerPixelSpacing at the detector, in front of which
@@ -78,7 +80,7 @@ def read_spacing(dataset: Dataset) -> tuple[tuple[float, float] | None, str]:
     return None, ""
 
 
-def read_aspect(dataset: Dataset, spacing_mm: tuple[float, float] | None) -> float:
+def read_aspect(dataset: Header, spacing_mm: tuple[float, float] | None) -> float:
     """Height over width of a pixel: of the spacing, else of PixelAspectRatio, else 1.
 
     Source: PS3.3 C.7.6.3.1.7 (vertical size first).
@@ -87,7 +89,26 @@ def read_aspect(dataset: Dataset, spacing_mm: tuple[float, float] | None) -> flo
     return pair[0] / pair[1] if pair else 1.0
 
 
-def _read_positive_pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
+def read_ultrasound_regions(dataset: Header) -> list[tuple[int, int, int, int]]:
+    """The ultrasound regions that hold image data, (x, y, width, height) in pixels; [] where none is declared.
+
+    Raises:
+        ImageRefusedError: malformed_element where a corner is missing or the corners are the wrong way round.
+
+    Source: PS3.3 C.8.5.5.1.1 (spatial format), C.8.5.5.1.14 (both corners belong to the region).
+    """
+    regions = []
+    for item in dataset.get("SequenceOfUltrasoundRegions") or []:
+        if not _IMAGE_REGIONS.intersection(read_numbers(item, "RegionSpatialFormat")):
+            continue
+        ends = [int(n) for end in _REGION_ENDS for n in read_numbers(item, f"RegionLocation{end}")]
+        if len(ends) != 4 or ends[2] < ends[0] or ends[3] < ends[1]:
+            raise ImageRefusedError("malformed_element", "an ultrasound region has no two corners")
+        regions.append((ends[0], ends[1], ends[2] - ends[0] + 1, ends[3] - ends[1] + 1))
+    return regions
+
+
+def _read_positive_pair(dataset: Header, keyword: str) -> tuple[float, float] | None:
     """Two positive numbers, or None: an impossible spacing is unknown, the pixels are right without it."""
     try:
         numbers = read_numbers(dataset, keyword)

@@ -13,24 +13,33 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import config, uid
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
 from medcls.errors import ImageRefusedError, MedclsError
+from medcls.imaging.plain import (
+    ITEM,
+    PIXEL_TAGS,
+    SEQUENCE_END,
+    UNDEFINED_LENGTH,
+    Header,
+    PixelElement,
+    index_keywords,
+    read_plain,
+)
 
 _HEADER_WORDS = """
     PatientID StudyInstanceUID SeriesInstanceUID SOPInstanceUID SOPClassUID FrameOfReferenceUID Modality
     ImageType PatientSex PatientAge Manufacturer ManufacturerModelName BodyPartExamined ViewPosition
     Laterality ImageLaterality BurnedInAnnotation RecognizableVisualFeatures PresentationIntentType
-    RescaleType LossyImageCompression PhotometricInterpretation
+    RescaleType LossyImageCompression PhotometricInterpretation ConversionType
 """
 HEADER_KEYWORDS = tuple(_HEADER_WORDS.split())
 """Attributes that RawImage.headers may carry: codes and identifiers; no names, dates or free text."""
@@ -48,33 +57,28 @@ _PIXEL_WORDS = """
     SegmentedBluePaletteColorLookupTableData PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing
     PixelAspectRatio CineRate FrameTime FrameTimeVector SharedFunctionalGroupsSequence
     PerFrameFunctionalGroupsSequence TotalPixelMatrixColumns TotalPixelMatrixRows ExtendedOffsetTable
-    ExtendedOffsetTableLengths
+    ExtendedOffsetTableLengths SequenceOfUltrasoundRegions
 """
 _PIXEL_KEYWORDS = tuple(_PIXEL_WORDS.split())
 KEYWORDS = (*HEADER_KEYWORDS, *_PIXEL_KEYWORDS)
 
-_TAGS: list[BaseTag | int] = [tag for keyword in KEYWORDS if (tag := tag_for_keyword(keyword)) is not None]
-_PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-UNDEFINED_LENGTH = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_WANTED = index_keywords(KEYWORDS)
+_TAGS: list[BaseTag | int] = list(_WANTED)
 _LOGGER = logging.getLogger("pydicom")
-
-
-@dataclass(frozen=True, slots=True)
-class PixelElement:
-    """Where the pixel element stands: keyword, value representation, length, offset of its value."""
-
-    keyword: str
-    vr: str
-    length: int
-    offset: int
+_SILENT = ContextVar("silent", default=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DicomFile:
-    """An open file after its header was read; valid inside the `open_dicom` block."""
+    """An open file after its header was read; valid inside the `open_dicom` block.
 
-    dataset: Dataset
+    Attributes:
+        dataset: Header elements of KEYWORDS that the file has.
+        syntax: Its transfer syntax.
+        element: Where its pixels stand.
+    """
+
+    dataset: Header
     syntax: uid.UID
     element: PixelElement
     _stream: BinaryIO
@@ -102,9 +106,9 @@ class DicomFile:
         items: list[bytes] = []
         while True:
             tag, length = _unpack_item(_read_exactly(self._stream, 8))
-            if tag == _SEQUENCE_END:
+            if tag == SEQUENCE_END:
                 break
-            if tag != _ITEM or length == UNDEFINED_LENGTH:
+            if tag != ITEM or length == UNDEFINED_LENGTH:
                 raise ImageRefusedError("pixel_length", "expected an item of compressed pixel data")
             items.append(_read_exactly(self._stream, length))
         if len(items) < 2:
@@ -127,8 +131,13 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
     Source: PS3.10 7.1, PS3.5 annex A.
     """
     with refusing_parser_errors(), BoundedReader(path) as stream:
-        _skip_preamble(stream)
-        syntax = _read_transfer_syntax(stream)
+        plain = read_plain(stream, _WANTED)
+        if plain is not None:
+            yield DicomFile(*plain, stream)
+            return
+        stream.seek(0)
+        skip_preamble(stream)
+        syntax = read_transfer_syntax(stream)
         body = _inflate(stream, max_inflated_bytes) if syntax.is_deflated else stream
         yield _read_header(body, syntax)
 
@@ -137,7 +146,7 @@ def is_dicom(path: Path) -> bool:
     """True for a file with DICOM's file meta group, whatever it is called; the preamble may be missing."""
     with path.open("rb") as stream:
         try:
-            _skip_preamble(stream)
+            skip_preamble(stream)
         except ImageRefusedError:
             return False
     return True
@@ -146,22 +155,32 @@ def is_dicom(path: Path) -> bool:
 @contextmanager
 def refusing_parser_errors() -> Iterator[None]:
     """Turns whatever a parser raises into a refusal and keeps its messages, which quote values, unsaid."""
+    with nullcontext() if _SILENT.get() else _silence_parsers():
+        try:
+            yield
+        except (MedclsError, MemoryError):
+            raise
+        except RecursionError as error:
+            raise ImageRefusedError("nested_too_deep", "sequences nested too deep to be meant") from error
+        except (struct.error, EOFError) as error:
+            raise ImageRefusedError("truncated", f"an element ends early: {_describe(error)}") from error
+        except Exception as error:
+            raise ImageRefusedError("unreadable", _describe(error)) from error
+
+
+@contextmanager
+def _silence_parsers() -> Iterator[None]:
+    """Keeps pydicom's warnings and log records unsaid; once is enough for blocks that stand in one another."""
     was_disabled = _LOGGER.disabled
     _LOGGER.disabled = True
+    _SILENT.set(True)
     try:
         with warnings.catch_warnings(), config.disable_value_validation():
             warnings.simplefilter("ignore")
             yield
-    except (MedclsError, MemoryError):
-        raise
-    except RecursionError as error:
-        raise ImageRefusedError("nested_too_deep", "sequences nested too deep to be meant") from error
-    except (struct.error, EOFError) as error:
-        raise ImageRefusedError("truncated", f"an element ends early: {_describe(error)}") from error
-    except Exception as error:
-        raise ImageRefusedError("unreadable", _describe(error)) from error
     finally:
         _LOGGER.disabled = was_disabled
+        _SILENT.set(False)
 
 
 def _describe(error: Exception) -> str:
@@ -188,7 +207,7 @@ class BoundedReader(io.BufferedReader):
         return super().read(size)
 
 
-def _skip_preamble(stream: BinaryIO) -> None:
+def skip_preamble(stream: BinaryIO) -> None:
     """Leaves the stream at the file meta group, which some writers put at the very start."""
     start = stream.read(132)
     if start[128:] == b"DICM":
@@ -199,7 +218,7 @@ def _skip_preamble(stream: BinaryIO) -> None:
     raise ImageRefusedError("not_dicom", "no file meta group at the start or behind a preamble")
 
 
-def _read_transfer_syntax(stream: BinaryIO) -> uid.UID:
+def read_transfer_syntax(stream: BinaryIO) -> uid.UID:
     """The transfer syntax of the file meta group, which leaves the stream at the dataset."""
     meta = read_dataset(
         stream,
@@ -235,8 +254,8 @@ def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
     found: list[PixelElement] = []
 
     def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in _PIXEL_TAGS:
-            found.append(PixelElement(_PIXEL_TAGS[tag], vr or "OW", length, stream.tell()))
+        if tag in PIXEL_TAGS:
+            found.append(PixelElement(PIXEL_TAGS[tag], vr or "OW", length, stream.tell()))
         return bool(found)
 
     dataset = read_dataset(

@@ -5,7 +5,7 @@ data_prep and predict both call `preprocess_image`, so a model sees at the bedsi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import cv2
@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import DataError, ImageRefusedError
+from medcls.imaging.burnt_in import Box, BurntInRule
 from medcls.imaging.readers import RawImage, ReadOptions
 
-Box = tuple[int, int, int, int]
+__all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preprocess_image", "stretch_range"]
+
 # Grey images saved as colour JPEG differ by a few levels between their channels; colour differs by far more.
 _GREY_TOLERANCE = 8 / 255
 
@@ -36,6 +38,7 @@ class PreprocessSpec:
         percentiles: (low, high) in percent, for intensity="percentile".
         window_index: Which of a file's several VOI windows.
         windows_hu: (centre, width) in HU, each one channel, instead of the file's window.
+        burnt_in: What is done about text in the pixels.
     """
 
     height: int = 224
@@ -47,35 +50,54 @@ class PreprocessSpec:
     percentiles: tuple[float, float] = (0.5, 99.5)
     window_index: int = 0
     windows_hu: tuple[tuple[float, float], ...] = ()
+    burnt_in: BurntInRule = field(default_factory=BurntInRule)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of every stored image."""
+        return self.channels, self.height, self.width
+
+    @property
+    def spatial_dims(self) -> int:
+        """Number of spatial axes: 2."""
+        return 2
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form that `from_json` reads."""
         return asdict(self) | {
             "percentiles": list(self.percentiles),
             "windows_hu": [list(w) for w in self.windows_hu],
+            "burnt_in": self.burnt_in.to_json(),
+            "spatial_dims": 2,
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PreprocessSpec:
         """Returns the spec that `to_json` wrote.
 
+        A record of version 0.1.0 has neither spatial_dims nor a burnt-in rule: it is 2-D, and "allow" is what was done.
+
         Raises:
             DataError: an unknown or missing field (written by another version).
         """
+        record: dict[str, Any] = {"burnt_in": BurntInRule("allow").to_json(), "spatial_dims": 2} | content
         try:
-            absent = {f.name for f in fields(cls)} - set(content)
+            if record.pop("spatial_dims") != 2:
+                raise ValueError("spatial_dims is not 2")
+            absent = {f.name for f in fields(cls)} - set(record)
             if absent:
                 raise KeyError(*sorted(absent))
-            windows = tuple((float(c), float(w)) for c, w in content["windows_hu"])
-            low, high = content["percentiles"]
-            return cls(**content | {"windows_hu": windows, "percentiles": (float(low), float(high))})
+            low, high = record["percentiles"]
+            record["percentiles"] = (float(low), float(high))
+            record["windows_hu"] = tuple((float(c), float(w)) for c, w in record["windows_hu"])
+            return cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"preprocessing record {content}: not of this version of medcls ({error})") from error
 
     @property
     def read_options(self) -> ReadOptions:
         """The part of the spec that acts while reading a file."""
-        return ReadOptions(window_index=self.window_index, windows_hu=self.windows_hu)
+        return ReadOptions(window_index=self.window_index, windows_hu=self.windows_hu, burnt_in=self.burnt_in)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +121,8 @@ def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None =
     Args:
         image: What readers.read_image returned; pixels (C, H, W), float32, [0, 1].
         spec: The store's preprocessing.
-        roi: (x, y, width, height) in pixels of the file; the rest is cut away first.
+        roi: (x, y, width, height) in pixels of the file; the rest is cut away first. Without one, the black
+            margins that the burnt-in rule left are cut away.
 
     Raises:
         ImageRefusedError: the region leaves the image, a colour image meets a grey store, or the image is flat
@@ -108,15 +131,15 @@ def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None =
     Source: own choice, docs/decisions/0005-preprocessing.md; resampling by area averaging (OpenCV INTER_AREA)
     when shrinking and bilinear when enlarging.
     """
-    pixels, mask = _crop(image, roi)
+    pixels, mask = _crop(image, roi or image.kept_box)
     pixels = match_channels(_rescale(pixels, mask, spec), spec.channels)
-    if mask is not None:
+    if mask is not None and spec.intensity != "display":  # display values are 0 under the mask already
         pixels = np.where(mask, np.float32(0), pixels)
     frame, extent, zoom = _fit(pixels, image.aspect, spec)
     spacing = image.spacing_mm and (image.spacing_mm[0] / zoom[0], image.spacing_mm[1] / zoom[1])
-    top = np.iinfo(spec.dtype).max
-    stored = np.rint(np.clip(frame, 0, 1) * top).astype(spec.dtype)
-    return PreparedImage(stored, extent, spacing)
+    levels = np.clip(frame, 0, 1)
+    levels *= np.iinfo(spec.dtype).max
+    return PreparedImage(np.rint(levels, out=levels).astype(spec.dtype), extent, spacing)
 
 
 def _crop(image: RawImage, roi: Box | None) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
@@ -133,13 +156,23 @@ def _crop(image: RawImage, roi: Box | None) -> tuple[NDArray[np.float32], NDArra
 def _rescale(pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, spec: PreprocessSpec) -> NDArray[np.float32]:
     if spec.intensity == "display":
         return pixels
+    return stretch_range(pixels, mask, limits=(0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles)
+
+
+def stretch_range(
+    pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, *, limits: tuple[float, float]
+) -> NDArray[np.float32]:
+    """Returns pixels (C, *spatial) scaled so that percentiles `limits` of what is not masked become 0 and 1, clipped.
+
+    Raises:
+        ImageRefusedError: all_padding, or flat where there is no range.
+    """
     valid = pixels if mask is None else pixels[:, ~mask]
     if valid.size == 0:
         raise ImageRefusedError("all_padding", "no pixel outside the padding")
-    limits = (0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles
     low, high = np.percentile(valid, limits)
     if not high > low:
-        raise ImageRefusedError("flat", f"image.intensity={spec.intensity} needs a range, all values are {low:g}")
+        raise ImageRefusedError("flat", f"image.intensity needs a range, all values are {low:g}")
     stretched: NDArray[np.float32] = np.clip((pixels - np.float32(low)) / np.float32(high - low), 0, 1)
     return stretched
 
@@ -170,6 +203,8 @@ def _fit(
     zoom = (fill[0] * aspect, fill[1]) if scale is None else (scale * aspect, scale)
     size = (max(1, round(rows * zoom[0])), max(1, round(columns * zoom[1])))
     resized = _resize(pixels, size)
+    if size == (spec.height, spec.width):
+        return resized, (0, 0, *size), (size[0] / rows, size[1] / columns)
     # One of the two differences is zero or both are of one sign: padding and cropping are never mixed.
     top, left = (spec.height - size[0]) // 2, (spec.width - size[1]) // 2
     frame = np.zeros((pixels.shape[0], spec.height, spec.width), np.float32)
@@ -185,4 +220,5 @@ def _resize(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
         return pixels
     method = cv2.INTER_AREA if size[0] < rows or size[1] < columns else cv2.INTER_LINEAR
     planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method) for plane in pixels]
-    return np.stack(planes).astype(np.float32, copy=False)
+    resized = planes[0][None] if len(planes) == 1 else np.stack(planes)
+    return resized.astype(np.float32, copy=False)

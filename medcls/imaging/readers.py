@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom import compute_display, read_frame
-from medcls.imaging.headers import read_aspect, read_headers, read_spacing
+from medcls.imaging.burnt_in import Box, BurntInRule, find_hidden, find_kept_box
+from medcls.imaging.dicom import DicomFrame, compute_display, read_frame
+from medcls.imaging.headers import read_aspect, read_headers, read_spacing, read_ultrasound_regions
 from medcls.imaging.part10 import is_dicom, refusing_parser_errors
 from medcls.imaging.raster import read_raster
 
@@ -28,11 +29,13 @@ class ReadOptions:
         max_pixels: Limit of rows x columns x frames x samples, checked before decoding.
         window_index: Which of several VOI LUTs and windows of a DICOM file, LUTs counted first.
         windows_hu: CT: (centre, width) in HU, each becoming one channel, instead of the file's VOI.
+        burnt_in: What is done about text in the pixels.
     """
 
     max_pixels: int = 1 << 28
     window_index: int = 0
     windows_hu: tuple[tuple[float, float], ...] = ()
+    burnt_in: BurntInRule = field(default_factory=BurntInRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,14 @@ class RawImage:
     Attributes:
         pixels: (C, H, W), float32, display values in [0, 1], 0 black (MONOCHROME1 is inverted already); C is
             1 for grey, 3 for RGB, or the number of windows asked for.
-        mask: (H, W), True where the pixel is padding (its value is 0); None when there is none.
+        mask: (H, W), True where the pixel is padding or blacked out (its value is 0); None when there is none.
         spacing_mm: Distance of rows and of columns; None when unknown.
         spacing_source: The attribute spacing_mm came from, "" when unknown.
         aspect: Height over width of one pixel, 1.0 when square or unknown.
         bits: Bits that a sample really holds (BitsStored, or the depth of the file).
         photometric: PhotometricInterpretation, or "L" or "RGB" for other formats.
         headers: Allow-listed DICOM attributes by keyword ("" absent); {} for other formats.
+        kept_box: (x, y, width, height) around what the burnt-in rule left, pixels; None where it hid nothing.
     """
 
     pixels: NDArray[np.float32]
@@ -59,6 +63,7 @@ class RawImage:
     bits: int
     photometric: str
     headers: dict[str, str]
+    kept_box: Box | None = None
 
 
 _DEFAULTS = ReadOptions()
@@ -69,10 +74,10 @@ def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
 
     Args:
         path: File to read.
-        options: Limits, and which window.
+        options: Limits, which window, and what is done about text in the pixels.
 
     Returns:
-        Right pixels; anything else is refused by name.
+        Right pixels, black where the burnt-in rule hides them; anything else is refused by name.
 
     Raises:
         ImageRefusedError: reason is a fixed word; detail has no path and no identifying value.
@@ -85,17 +90,25 @@ def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
             return _read_dicom(path, options)
         if options.windows_hu:
             raise ImageRefusedError("not_hounsfield", "windows in HU need a CT in DICOM")
-        samples, bits = read_raster(path, max_pixels=options.max_pixels)
-        return RawImage(
-            pixels=samples,
-            mask=None,
-            spacing_mm=None,
-            spacing_source="",
-            aspect=1.0,
-            bits=bits,
-            photometric="L" if len(samples) == 1 else "RGB",
-            headers={},
-        )
+        return _read_other(path, options)
+
+
+def _read_other(path: Path, options: ReadOptions) -> RawImage:
+    """A PNG, JPEG, TIFF or .npy file; it has no header, so only the boxes of the burnt-in rule act on it."""
+    samples, bits = read_raster(path, max_pixels=options.max_pixels)
+    shape = (samples.shape[1], samples.shape[2])
+    hidden = find_hidden({}, regions=(), shape=shape, rule=options.burnt_in)
+    return RawImage(
+        pixels=_black_out(samples, hidden),
+        mask=hidden,
+        spacing_mm=None,
+        spacing_source="",
+        aspect=1.0,
+        bits=bits,
+        photometric="L" if len(samples) == 1 else "RGB",
+        headers={},
+        kept_box=None if hidden is None else find_kept_box(hidden),
+    )
 
 
 def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
@@ -103,8 +116,12 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
     frame = read_frame(path, max_pixels=options.max_pixels)
     spacing_mm, source = read_spacing(frame.dataset)
     headers = read_headers(frame.dataset)
+    hidden = _find_hidden(frame, headers, options.burnt_in)
+    # Before the display: where the file has no window, the range of the values must not see the text.
+    frame = replace(frame, mask=_join(frame.mask, hidden))
+    pixels = compute_display(frame, window_index=options.window_index, windows_hu=options.windows_hu)
     return RawImage(
-        pixels=compute_display(frame, window_index=options.window_index, windows_hu=options.windows_hu),
+        pixels=_black_out(pixels, hidden),
         mask=frame.mask,
         spacing_mm=spacing_mm,
         spacing_source=source,
@@ -112,4 +129,21 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
         bits=frame.stored.bits,
         photometric=headers["PhotometricInterpretation"],
         headers=headers,
+        kept_box=None if hidden is None else find_kept_box(hidden),
     )
+
+
+def _find_hidden(frame: DicomFrame, headers: dict[str, str], rule: BurntInRule) -> NDArray[np.bool_] | None:
+    wanted = rule.policy == "ultrasound_regions"
+    regions = read_ultrasound_regions(frame.dataset) if wanted else []
+    rows, columns = frame.stored.values.shape[:2]
+    return find_hidden(headers, regions=regions, shape=(rows, columns), rule=rule)
+
+
+def _join(mask: NDArray[np.bool_] | None, hidden: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """True where either is; all True is left to the caller who needs a range."""
+    return mask if hidden is None else hidden if mask is None else mask | hidden
+
+
+def _black_out(pixels: NDArray[np.float32], hidden: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    return pixels if hidden is None else np.where(hidden, np.float32(0), pixels)

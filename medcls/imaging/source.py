@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medcls.errors import DataError
 from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
 
+SKIP_REASONS = ("symbolic_link", "special_file", "hidden")
+"""Why files are listed and not read."""
+
 
 def list_files(source: Path) -> Iterator[tuple[str, str]]:
     """Yields (relative path with /, skip reason or "") for every file under `source`, in sorted order.
 
-    Links are listed and not followed: one that leaves the source would read somebody else's files.
+    Links are listed and not followed: one that leaves the source would read somebody else's files. Pipes, sockets
+    and devices are listed and never opened: they may not end. No more than the open folders is held in memory.
 
     Raises:
         DataError: a folder may not be read, or a name is not UTF-8, which no table could hold.
     """
-    closed = [folder for folder, _, _ in os.walk(source) if not os.access(folder, os.R_OK | os.X_OK)]
-    if closed:
-        raise DataError(f"source={source} has {len(closed)} folders that may not be read: change their permissions")
-    for path in sorted(source.rglob("*"), key=lambda p: p.relative_to(source).as_posix()):
-        name = path.relative_to(source).as_posix()
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise DataError(f"source={source} has names that are not UTF-8: find them by LC_ALL=C.UTF-8 grep -axv '.*'")
-        if path.is_symlink():
-            yield name, "symbolic_link"
-        elif path.is_file():
-            hidden = any(part.startswith(".") for part in Path(name).parts)
-            yield name, "hidden" if hidden else ""
+    pending = [_list_folder(source, "")]
+    while pending:
+        for name, entry in pending[-1]:
+            if entry is None:
+                pending.append(_list_folder(source, name))
+                break
+            yield name, _skip_reason(name, entry)
+        else:
+            pending.pop()
+
+
+def _list_folder(source: Path, folder: str) -> Iterator[tuple[str, os.DirEntry[str] | None]]:
+    """(path, entry) of each file and (path with a last /, None) of each folder in one folder.
+
+    A folder is sorted as "name/", so that the walk comes in the order of whole paths: "a-b" before "a/c".
+    """
+    try:
+        with os.scandir(source / folder) as entries:
+            found = {f"{folder}{e.name}/" if e.is_dir(follow_symlinks=False) else folder + e.name: e for e in entries}
+        if not os.access(source / folder, os.X_OK):  # it lists names, and opens none of them
+            raise PermissionError
+        "".join(found).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"source={source} has names that are not UTF-8: find them by LC_ALL=C.UTF-8 grep -axv '.*'"
+        ) from error
+    except PermissionError as error:
+        raise DataError(
+            f"source={source} has folders that may not be read: find them by find … -type d ! -readable "
+            "-o -type d ! -executable, and change their permissions"
+        ) from error
+    except OSError as error:
+        raise DataError(f"source={source} has a folder that cannot be listed: {error.strerror}") from error
+    for name in sorted(found):
+        yield name, None if name.endswith("/") else found[name]
+
+
+def _skip_reason(name: str, entry: os.DirEntry[str]) -> str:
+    """Why a file is not to be read, "" where it is."""
+    if entry.is_symlink():
+        return "symbolic_link"
+    if not entry.is_file(follow_symlinks=False):
+        return "special_file"
+    return "hidden" if name.startswith(".") or "/." in name else ""
 
 
 def is_image(path: Path) -> bool:
@@ -37,7 +73,7 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path)
 
 
-def choose_identity(kind: str, source: Path, files: Sequence[tuple[str, str]]) -> str:
+def choose_identity(kind: str, source: Path, files: Iterable[tuple[str, str]]) -> str:
     """Returns "hmac" or "declared" for deidentify=auto, and any other kind as it is.
 
     auto: pseudonyms wherever a DICOM file is met, since its ids are real until somebody says otherwise.

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging import codecs
 from medcls.imaging.colour import expand_422
-from medcls.imaging.part10 import UNDEFINED_LENGTH, DicomFile
+from medcls.imaging.part10 import DicomFile
+from medcls.imaging.plain import UNDEFINED_LENGTH, Header
 
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
+_TERMS = (*_GREY, *_COLOUR, "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB", "HSV", "ARGB", "CMYK")
 _FLOAT_DTYPES = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
 
 
@@ -63,8 +64,9 @@ def read_pixel_module(file: DicomFile) -> PixelModule:
     samples = read_integer(ds, "SamplesPerPixel")
     known = _GREY if samples == 1 else _COLOUR if samples == 3 else ()
     if photometric not in known:
-        name = photometric if photometric.replace("_", "").replace(" ", "").isalnum() else "?"
-        raise ImageRefusedError("unsupported_colour", f"{samples} samples of {name[:16]}")
+        # Of a word that is no term of the standard nothing is repeated: it may be anything, a name even.
+        name = photometric if photometric in _TERMS else "an unknown kind"
+        raise ImageRefusedError("unsupported_colour", f"{samples} samples of {name}")
     is_float = file.element.keyword in _FLOAT_DTYPES
     allocated = read_integer(ds, "BitsAllocated")
     stored = allocated if is_float else read_integer(ds, "BitsStored")
@@ -84,7 +86,7 @@ def read_pixel_module(file: DicomFile) -> PixelModule:
     return module
 
 
-def read_integer(dataset: Dataset, keyword: str, *, default: int | None = None) -> int:
+def read_integer(dataset: Header, keyword: str, *, default: int | None = None) -> int:
     """The single whole number of an element.
 
     Raises:

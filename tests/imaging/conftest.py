@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ def build_dataset(pixels: np.ndarray, **elements: Any) -> Dataset:
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID = generate_uid(), generate_uid()
-    ds.Modality, ds.PatientID = "OT", "P1"
+    ds.Modality, ds.PatientID, ds.BurnedInAnnotation = "OT", "P1", "NO"
     colour = pixels.ndim == 3
     ds.Rows, ds.Columns = pixels.shape[:2]
     ds.SamplesPerPixel = 3 if colour else 1
@@ -88,3 +90,14 @@ def join(fragments: list[bytes]) -> bytes:
     items = [b"", *fragments]
     body = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
     return body + b"\xfe\xff\xdd\xe0\0\0\0\0"
+
+
+@pytest.fixture(scope="session")
+def series() -> ModuleType:
+    """The builders of synthetic series, build_series.py beside this file."""
+    spec = importlib.util.spec_from_file_location("build_series", Path(__file__).parent / "build_series.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

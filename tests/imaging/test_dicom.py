@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, p
 from pydicom.sequence import Sequence
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging import dicom
 from medcls.imaging.dicom import read_modality_values
 from medcls.imaging.readers import ReadOptions, read_image
+from medcls.imaging.stored import StoredFrame
 
 Write = Callable[..., Path]
 RNG = np.random.default_rng(0)
@@ -229,6 +232,28 @@ def test_contradicting_modality_transforms_are_refused(
     write_dicom: Write, elements: dict[str, object], why: str
 ) -> None:
     assert reason(write_dicom(ramp("u2"), **elements)) == why
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "i4"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_tables_give_what_the_function_gives(monkeypatch: pytest.MonkeyPatch, dtype: str, fast: bool) -> None:
+    monkeypatch.setattr(dicom, "_LUT_TAKES_WORDS", fast and dicom._LUT_TAKES_WORDS)
+    info = np.iinfo(dtype)
+    low, high = max(info.min, -(1 << 15)), min(info.max, (1 << 15) - 1)
+    calls: list[int] = []
+
+    def double(values: np.ndarray) -> np.ndarray:
+        calls.append(values.size)
+        return values * 2.5 + 1
+
+    for first, last in ((low, high), (low, low + 50), (high - 50, high), (low // 2, high // 3)):
+        stored = StoredFrame(RNG.integers(first, last + 1, (300, 300)).astype(dtype), 16, info.min < 0, "MONOCHROME2")
+        found = dicom.map_values(stored, double)
+        assert found.dtype == np.float32
+        assert_array_equal(found, (stored.values * 2.5 + 1).astype(np.float32))
+        turned = dicom.map_values(replace(stored, values=stored.values.T), double)
+        assert_array_equal(turned, found.T)
+    assert max(calls) <= 1 << 16  # one call for each value of the range, not for each pixel
 
 
 def test_dose_grid_scaling_is_a_slope(write_dicom: Write) -> None:
@@ -547,13 +572,13 @@ def test_headers_are_an_allow_list(write_dicom: Write) -> None:
         PatientSex="F",
         PatientAge="070Y",
         ImageType=["DERIVED", "PRIMARY"],
-        BurnedInAnnotation="YES",
+        BurnedInAnnotation="NO",
     )
     headers = read_image(path).headers
     assert headers["PatientID"] == "P1"
     assert headers["PatientSex"] == "F"
     assert headers["ImageType"] == "DERIVED\\PRIMARY"
-    assert headers["BurnedInAnnotation"] == "YES"
+    assert headers["BurnedInAnnotation"] == "NO"
     assert headers["ViewPosition"] == ""
     joined = " ".join(f"{key}={value}" for key, value in headers.items())
     assert "Probe" not in joined

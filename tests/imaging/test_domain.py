@@ -57,6 +57,22 @@ def test_everything_unseen_is_named_and_text_that_is_no_code_is_not_repeated() -
     assert unseen["unseen_modality"] == "modality of no code, training had CR, DX"
 
 
+@pytest.mark.parametrize(
+    ("part", "known", "expected"),
+    [
+        ("KNEE", ["CHEST", "KNEE"], ""),
+        ("HEAD", ["CHEST", "KNEE"], "body part HEAD, training had CHEST, KNEE"),
+        ("", ["KNEE"], ""),
+        ("HEAD", [], ""),
+    ],
+)
+def test_a_body_part_is_judged_where_both_name_one(part: str, known: list[str], expected: str) -> None:
+    seen = image()
+    seen.headers["BodyPartExamined"] = part
+    domain = summarize_domain(["DX"], ["MONOCHROME2"], spacings_mm=[0.7], body_parts=[*known, None])
+    assert find_unseen(seen, domain).get("unseen_body_part", "") == expected
+
+
 def test_without_any_spacing_in_training_none_is_judged() -> None:
     domain = Domain(["DX"], ["MONOCHROME2"], [])
     assert find_unseen(image(spacing_mm=(99.0, 99.0)), domain) == {}

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medcls.errors import DataError, ImageRefusedError
+from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec, match_channels, preprocess_image
 from medcls.imaging.readers import RawImage
 
@@ -206,13 +207,31 @@ def test_the_raw_image_is_not_changed(make_raw: MakeRaw) -> None:
 
 
 def test_the_record_comes_back_from_json() -> None:
-    given = spec(dtype="uint16", windows_hu=((40.0, 400.0), (0.0, 80.0)), percentiles=(1.0, 99.0), channels=3)
+    given = spec(
+        dtype="uint16",
+        windows_hu=((40.0, 400.0), (0.0, 80.0)),
+        percentiles=(1.0, 99.0),
+        channels=3,
+        burnt_in=BurntInRule("ultrasound_regions", ((0, 0, 8, 2),), (0, 0, 16, 16)),
+    )
     assert PreprocessSpec.from_json(json.loads(json.dumps(given.to_json()))) == given
     assert given.read_options.windows_hu == ((40.0, 400.0), (0.0, 80.0))
 
 
+def test_a_record_of_version_0_1_0_reads_as_what_was_done_then() -> None:
+    content = spec().to_json()
+    del content["burnt_in"], content["spatial_dims"]
+    old = PreprocessSpec.from_json(content)
+    assert old == spec(burnt_in=BurntInRule("allow"))
+    assert (old.shape, old.spatial_dims) == ((1, 16, 16), 2)
+    assert spec().burnt_in == BurntInRule("refuse")
+    assert spec().read_options.burnt_in == BurntInRule("refuse")
+    fields = "height width channels dtype fit intensity percentiles window_index windows_hu"
+    assert set(content) == set(fields.split())
+
+
 @pytest.mark.parametrize(
-    "change", [{"windows_hu": None}, {"percentiles": [1]}, {"new_field": 1}, {"windows_hu": [[1]]}]
+    "change", [{"windows_hu": None}, {"percentiles": [1]}, {"new_field": 1}, {"windows_hu": [[1]]}, {"burnt_in": {}}]
 )
 def test_the_record_of_another_version_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="not of this version"):

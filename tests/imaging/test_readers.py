@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps
 from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.dicom import read_modality_values
 from medcls.imaging.readers import SUPPORTED_SUFFIXES, RawImage, ReadOptions, is_dicom, read_image
 
@@ -305,13 +307,13 @@ def test_hounsfield_windows_need_dicom(tmp_path: Path) -> None:
 
 
 EXPECTED = Path(__file__).parent / "expected"
-HU = ReadOptions(windows_hu=((40.0, 400.0),))
+ALL = ReadOptions(burnt_in=BurntInRule("allow"))  # how pixels are read, whatever text they may hold
 
 
 def describe(path: Path) -> str:
     """How a file ends: ok with shape, bits and spacing source, or the reason of its refusal."""
     try:
-        image = read_image(path)
+        image = read_image(path, options=ALL)
     except ImageRefusedError as error:
         return error.reason
     shape = "x".join(map(str, image.pixels.shape))
@@ -336,10 +338,10 @@ def compare_with_pydicom(path: Path) -> bool:
                 return False  # pydicom does not swap palettes of 8 bits
             colours = apply_color_lut(theirs, ds)
             full = np.iinfo(colours.dtype).max
-            assert_allclose(read_image(path).pixels, np.moveaxis(colours, -1, 0) / full, atol=1e-6)
+            assert_allclose(read_image(path, options=ALL).pixels, np.moveaxis(colours, -1, 0) / full, atol=1e-6)
         else:  # decoders may round a colour to one level beside ours
             full = (1 << ds.BitsStored) - 1
-            assert_allclose(read_image(path).pixels, np.moveaxis(theirs, -1, 0) / full, atol=1.01 / 255)
+            assert_allclose(read_image(path, options=ALL).pixels, np.moveaxis(theirs, -1, 0) / full, atol=1.01 / 255)
     return True
 
 
@@ -370,6 +372,38 @@ def test_every_file_of_the_shared_corpus() -> None:
         pytest.skip("MEDCLS_SHARED is not set")
     skip = lambda path: path.suffix in {".nii", ".json"}
     assert check_corpus(Path(shared) / "data/dicom", EXPECTED / "shared_dicom.txt", skip) >= 70
+
+
+def count_refused(root: Path, expected: Path, policy: str) -> dict[str, int]:
+    """How the DICOM files that can be read end under a burnt-in policy: "ok" or a reason, each with its count."""
+    found: Counter[str] = Counter()
+    for line in expected.read_text().splitlines():
+        name, outcome = line.split("\t")
+        if outcome.startswith("ok") and is_dicom(root / name):
+            try:
+                read_image(root / name, options=ReadOptions(burnt_in=BurntInRule(policy)))
+                found["ok"] += 1
+            except ImageRefusedError as error:
+                found[error.reason] += 1
+    return dict(found)
+
+
+def test_half_of_pydicom_s_wheel_is_of_kinds_with_text() -> None:
+    """43 secondary captures and 4 ultrasound images; the one with regions was cut after they were written."""
+    root, expected = Path(pydicom.__file__).parent / "data", EXPECTED / "pydicom_wheel.txt"
+    assert count_refused(root, expected, "refuse") == {"ok": 45, "burnt_in": 47}
+    assert count_refused(root, expected, "ultrasound_regions") == {"ok": 45, "burnt_in": 47}
+
+
+@pytest.mark.data
+def test_what_of_the_shared_corpus_is_of_kinds_with_text() -> None:
+    """51 secondary captures, 11 ultrasound images, 2 marked YES, 1 from a workstation; 5 ultrasound have regions."""
+    shared = os.environ.get("MEDCLS_SHARED")
+    if not shared:
+        pytest.skip("MEDCLS_SHARED is not set")
+    root, expected = Path(shared) / "data/dicom", EXPECTED / "shared_dicom.txt"
+    assert count_refused(root, expected, "refuse") == {"ok": 71, "burnt_in": 65}
+    assert count_refused(root, expected, "ultrasound_regions") == {"ok": 76, "burnt_in": 60}
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -137,6 +138,33 @@ from stage.work import double
 if __name__ == "__main__":
     print(sum(run_limited(double, range(100), workers=2)))
 """
+
+
+def count_page_faults(item: int) -> int:
+    """Fresh pages that a second image takes where the first has just been freed."""
+    import resource
+
+    [bytearray(item) for _ in range(6)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [bytearray(item) for _ in range(6)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_a_worker_keeps_the_pages_of_one_image_for_the_next() -> None:
+    (faults,) = run_limited(count_page_faults, [1 << 21], workers=1, limits=SMALL)
+    assert isinstance(faults, int)
+    assert faults < 100  # 3,000 without
+
+
+def test_opencv_takes_one_thread_in_a_worker() -> None:
+    assert list(run_limited(count_opencv_threads, [0], workers=1, limits=SMALL)) == [1]
+
+
+def count_opencv_threads(item: int) -> int:
+    import cv2
+
+    return int(cv2.getNumThreads())
 
 
 def test_it_works_under_python_dash_m(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""The index of a source folder: one row a file, what its header says; built once, read by many jobs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from medcls.errors import DataError, ImageRefusedError, MissingInputError
+from medcls.files import atomic_file
+from medcls.imaging.instances import Instance, scan_file
+from medcls.imaging.source import SKIP_REASONS, list_files
+from medcls.imaging.worker import Limits, run_limited
+
+BATCH_ROWS = 8192
+_LIMITS = Limits(memory_bytes=1 << 30, seconds=30.0)
+_VERSION_KEY, _VERSION = b"medcls_index", b"1"
+_TYPES: dict[str, pa.DataType] = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "tuple[float, ...]": pa.list_(pa.float64()),
+    "float | None": pa.float64(),
+}
+INDEX = pa.schema(
+    [pa.field(f.name, _TYPES[str(f.type)], nullable=str(f.type) == "float | None") for f in fields(Instance)]
+)
+"""The columns of an index: the fields of Instance, in their order."""
+
+_NAMES = INDEX.names
+_LISTS = tuple(name for name in _NAMES if pa.types.is_list(INDEX.field(name).type))
+
+
+def build_index(source: Path, files: Iterable[tuple[str, str]], *, workers: int) -> pa.Table:
+    """Returns one row (INDEX) for every file, sorted by path; the same for any number of workers.
+
+    Args:
+        source: The folder.
+        files: (path, skip reason or "") in sorted order, as source.list_files yields them; consumed lazily. A file
+            with a skip reason is not opened: the reason becomes its problem.
+        workers: Processes that read headers; 0 reads here, without limits of memory and time.
+
+    Raises:
+        ValueError: the paths are not in sorted order, or one is there twice.
+    """
+    return pa.Table.from_batches(scan_batches(source, files, workers=workers), schema=INDEX)
+
+
+def scan_batches(source: Path, files: Iterable[tuple[str, str]], *, workers: int) -> Iterator[pa.RecordBatch]:
+    """Yields the rows of `build_index` in batches of BATCH_ROWS, for indices that memory does not hold."""
+    pending: list[tuple[str, str]] = []
+
+    def note(items: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        last = ""
+        for item in items:
+            if item[0] <= last:
+                raise ValueError("files must come in sorted order, each path once")
+            last = item[0]
+            pending.append(item)
+            yield item
+
+    outcomes = run_limited(partial(_scan_item, source), note(files), workers=workers, limits=_LIMITS)
+    while chunk := list(islice(outcomes, BATCH_ROWS)):
+        items, pending[: len(chunk)] = pending[: len(chunk)], []
+        yield _build_batch(
+            [
+                _stand_in(source, path, outcome) if isinstance(outcome, ImageRefusedError) else outcome
+                for (path, _), outcome in zip(items, chunk, strict=True)
+            ]
+        )
+
+
+def _scan_item(source: Path, item: tuple[str, str]) -> Instance:
+    """One row; runs in a worker."""
+    path, skip = item
+    return Instance(path=path, kind="other", problem=skip) if skip else scan_file(source / path, name=path)
+
+
+def _stand_in(source: Path, path: str, refusal: ImageRefusedError) -> Instance:
+    """The row of a file that its worker did not survive."""
+    return Instance(path=path, kind="other", size_bytes=(source / path).lstat().st_size, problem=refusal.reason)
+
+
+def _build_batch(instances: list[Instance]) -> pa.RecordBatch:
+    return pa.record_batch([[getattr(each, name) for each in instances] for name in _NAMES], schema=INDEX)
+
+
+def instances_of(table: pa.Table) -> Iterator[Instance]:
+    """Yields the rows of an index, or of a slice, filter or take of one, as Instances."""
+    for batch in table.select(_NAMES).to_batches(max_chunksize=BATCH_ROWS):
+        columns = batch.to_pydict()
+        for name in _LISTS:
+            columns[name] = list(map(tuple, columns[name]))
+        for row in zip(*columns.values(), strict=True):
+            yield Instance(*row)
+
+
+def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
+    """Writes an index as Parquet that only its owner can read (mode 0600: the identifiers are real).
+
+    Returns:
+        The number of rows; one batch at a time is in memory.
+
+    Raises:
+        WriteError: the disk is full, the folder read-only or gone.
+    """
+    rows = 0
+    schema = INDEX.with_metadata({_VERSION_KEY: _VERSION})
+    with (
+        atomic_file(path, private=True) as file,
+        pq.ParquetWriter(file, schema, compression="zstd", store_schema=True) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            rows += batch.num_rows
+    return rows
+
+
+def read_index(path: Path, *, source: Path) -> pa.Table:
+    """Returns the index in a file, after comparing it with the names and sizes of the files that are there now.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: not an index of this version, with paths that leave the source, or stale.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"index={path} is missing: python -m data_prep.index source={source} out={path}")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"index={path} is not a Parquet file: {_remedy(source, path)}") from error
+    version = (table.schema.metadata or {}).get(_VERSION_KEY)
+    if version != _VERSION or not table.schema.equals(INDEX, check_metadata=False):
+        raise DataError(f"index={path} is no index of this version of medcls: {_remedy(source, path)}")
+    if counts := _compare(table, source):
+        found = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
+        raise DataError(f"index={path} is stale, {found}: {_remedy(source, path)}")
+    return table
+
+
+def _remedy(source: Path, path: Path) -> str:
+    return f"python -m data_prep.index source={source} out={path} builds it again"
+
+
+def _compare(table: pa.Table, source: Path) -> Counter[str]:
+    """What differs between an index and its folder, in one walk along both: they are sorted, and neither is held."""
+    counts: Counter[str] = Counter()
+    rows, files = _rows_of(table), list_files(source)
+    row, file = next(rows, None), next(files, None)
+    while row or file:
+        if row is None or (file is not None and file[0] < row[0]):
+            counts["new files"] += 1
+            file = next(files, None)
+        elif file is None or row[0] < file[0]:
+            counts["missing files"] += 1
+            row = next(rows, None)
+        else:
+            counts["changed files"] += not _is_as_before(source / row[0], row, file[1])
+            row, file = next(rows, None), next(files, None)
+    return +counts
+
+
+def _rows_of(table: pa.Table) -> Iterator[tuple[str, str, int]]:
+    """Path, problem and size of every row; whoever edits an index could send us anywhere."""
+    last = ""
+    for batch in table.select(["path", "problem", "size_bytes"]).to_batches(max_chunksize=BATCH_ROWS):
+        for path, problem, size in zip(*batch.to_pydict().values(), strict=True):
+            pure = PurePosixPath(path)
+            if path <= last or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+                raise DataError("the index has paths that are not sorted or leave the source folder: build it again")
+            last = path
+            yield path, problem, size
+
+
+def _is_as_before(file: Path, row: tuple[str, str, int], skip: str) -> bool:
+    _, problem, size = row
+    if skip or problem in SKIP_REASONS:
+        return problem == skip
+    return file.lstat().st_size == size

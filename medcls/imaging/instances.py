@@ -1,0 +1,200 @@
+"""What the header of one file says, read without its pixels: the row of the index, and what stacks are built from."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.dicom_scan import scan_dicom
+from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
+from medcls.imaging.readers import SUPPORTED_SUFFIXES
+
+KINDS = ("dicom", "nifti", "raster", "other")
+
+_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_NIFTI_PARTS = {
+    348: ((40, "8h"), (76, "8f"), (123, "B")),
+    540: ((16, "8q"), (104, "8d"), (500, "i")),
+}
+"""By the size of the header: place and form of dim, pixdim and xyzt_units (nifti1.h, nifti2.h)."""
+
+_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+_START_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One file of a source folder. It holds real identifiers: it stays in memory, outputs carry pseudonyms.
+
+    Attributes:
+        path: Relative to the source folder, with /.
+        kind: "dicom", "nifti", "raster" (PNG, JPEG, TIFF, .npy) or "other".
+        size_bytes: Of the file.
+        problem: Fixed reason word where the file cannot be an image ("" where it can): truncated, no_pixel_data …
+        patient_id: PatientID; "" where absent, as in all texts below.
+        patient_sex: PatientSex.
+        patient_age: PatientAge ("061Y").
+        laterality: ImageLaterality, else Laterality.
+        study_uid: StudyInstanceUID.
+        series_uid: SeriesInstanceUID.
+        sop_uid: SOPInstanceUID.
+        sop_class_uid: SOPClassUID.
+        frame_uid: FrameOfReferenceUID.
+        modality: Modality.
+        image_type: ImageType, joined by a backslash.
+        series_description: SeriesDescription, free text: for selection rules alone, never in an output.
+        body_part: BodyPartExamined.
+        manufacturer: Manufacturer.
+        transfer_syntax: TransferSyntaxUID.
+        photometric: PhotometricInterpretation.
+        rows: Rows; 0 where absent, as in the numbers below.
+        columns: Columns.
+        frames: NumberOfFrames, 1 where absent.
+        samples: SamplesPerPixel.
+        bits_stored: BitsStored.
+        orientation: ImageOrientationPatient, six direction cosines (row, then column); () where absent.
+        position: ImagePositionPatient, mm; () where absent.
+        pixel_spacing_mm: PixelSpacing (distance of rows, of columns); () where absent.
+        slice_thickness_mm: SliceThickness; None where absent. Never the distance of slices.
+        stack_key: What tells volumes of one series apart besides geometry: echo, time, b-value …, canonical text.
+    """
+
+    path: str
+    kind: str
+    size_bytes: int = 0
+    problem: str = ""
+    patient_id: str = ""
+    patient_sex: str = ""
+    patient_age: str = ""
+    laterality: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    sop_uid: str = ""
+    sop_class_uid: str = ""
+    frame_uid: str = ""
+    modality: str = ""
+    image_type: str = ""
+    series_description: str = ""
+    body_part: str = ""
+    manufacturer: str = ""
+    transfer_syntax: str = ""
+    photometric: str = ""
+    rows: int = 0
+    columns: int = 0
+    frames: int = 1
+    samples: int = 1
+    bits_stored: int = 0
+    orientation: tuple[float, ...] = ()
+    position: tuple[float, ...] = ()
+    pixel_spacing_mm: tuple[float, ...] = ()
+    slice_thickness_mm: float | None = None
+    stack_key: str = ""
+
+
+def scan_file(path: Path, *, name: str) -> Instance:
+    """What a file's header says; nothing is decoded, and a bad file is an Instance with its problem.
+
+    Args:
+        path: The file; links, pipes, sockets and devices are not opened.
+        name: What Instance.path becomes.
+
+    Returns:
+        The kind is told by the content, and by the suffix where the content is nothing known. Texts are those of
+        readers.read_image, so that an id of the index is the id of the decoded image.
+
+    Source: PS3.3 for attributes; grouping in docs/decisions/0011-index-and-selection.md.
+    """
+    found: dict[str, Any] = {"kind": "other"}
+    try:
+        with refusing_parser_errors():
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                found["problem"] = "symbolic_link" if stat.S_ISLNK(status.st_mode) else "special_file"
+            else:
+                found["size_bytes"] = status.st_size
+                with BoundedReader(path) as stream:
+                    _scan_stream(stream, found, suffixes=[suffix.lower() for suffix in path.suffixes])
+    except ImageRefusedError as error:
+        found["problem"] = error.reason
+    return Instance(path=name, **found)
+
+
+def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]) -> None:
+    """Fills found; what is known before a refusal stays."""
+    start = stream.read(_START_BYTES)
+    stream.seek(0)
+    head = start[128:132] == b"DICM" or _starts_with_group(start, 2)
+    picture = next((name for magic, name in _PICTURES.items() if start.startswith(magic)), "")
+    if head:
+        found["kind"] = "dicom"
+        scan_dicom(stream, found)
+    elif picture:
+        found["kind"] = "raster"
+        _scan_picture(stream, found, picture)
+    elif start.startswith(b"\x93NUMPY"):
+        found["kind"] = "raster"
+    elif nifti := _nifti_header(start):
+        found["kind"] = "nifti"
+        found |= _describe_nifti(nifti)
+    else:
+        _explain_unknown(start, found, suffixes)
+
+
+def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -> None:
+    """A file that is no image is "other"; one that is called an image, or nearly is one, has a problem."""
+    last = suffixes[-1] if suffixes else ""
+    if _starts_with_group(start, 8):
+        found |= {"kind": "dicom", "problem": "no_file_meta"}
+    elif last == ".nii" or suffixes[-2:] == [".nii", ".gz"]:
+        found |= {"kind": "nifti", "problem": "unknown_format" if start else "empty_file"}
+    elif last in SUPPORTED_SUFFIXES:
+        dicom = last in (".dcm", ".dicom", ".ima")
+        found |= {"kind": "dicom" if dicom else "raster", "problem": "unknown_format" if start else "empty_file"}
+
+
+def _starts_with_group(start: bytes, group: int) -> bool:
+    """Whether a dataset begins here: a low element of the group, in explicit or implicit little endian."""
+    return len(start) >= 8 and start[:2] == bytes((group, 0)) and start[3:4] == b"\0"
+
+
+def _scan_picture(stream: BinaryIO, found: dict[str, Any], kind: str) -> None:
+    """Size and channels of a PNG, JPEG or TIFF."""
+    try:
+        with Image.open(stream, formats=(kind,)) as image:
+            found |= {"rows": image.height, "columns": image.width, "samples": len(image.getbands())}
+    except Image.DecompressionBombError as error:
+        raise ImageRefusedError("too_large") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageRefusedError("damaged") from error
+
+
+def _nifti_header(start: bytes) -> bytes:
+    """The inflated header where a file starts as NIfTI-1 or -2 do, plain or in gzip; b"" elsewhere."""
+    if start.startswith(b"\x1f\x8b"):
+        try:
+            start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START_BYTES)
+        except zlib.error:
+            return b""
+    known = start[344:348] in (b"n+1\0", b"ni1\0") or start[4:8] in (b"n+2\0", b"ni2\0")
+    return start if known else b""
+
+
+def _describe_nifti(header: bytes) -> dict[str, Any]:
+    """Size and in-plane spacing; a damaged header leaves them unknown, and reading the file says why."""
+    for order in "<>":
+        parts = _NIFTI_PARTS.get(struct.unpack_from(f"{order}i", header)[0], ())
+        if parts and len(header) >= 504:
+            dim, pixdim, units = (struct.unpack_from(order + form, header, place) for place, form in parts)
+            scale = _MILLIMETRES.get(units[0] & 7, 0.0)
+            size = {"columns": dim[1], "rows": dim[2], "frames": dim[3]}
+            spacing = (abs(pixdim[2]) * scale, abs(pixdim[1]) * scale)
+            known = all(0 < count < 2**31 for count in size.values()) and all(0 < mm < 1e6 for mm in spacing)
+            return size | {"pixel_spacing_mm": spacing} if known else {}
+    return {}

@@ -1,0 +1,188 @@
+"""A NIfTI file to a volume with its affine in DICOM's patient coordinates, or a named refusal."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.geometry import compute_spacing
+from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
+from medcls.imaging.volume import RawVolume
+
+_VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header", 4, b"n+2\0", b"ni2\0")}
+"""By the size of the header: nibabel's class, place of the magic, of one file, of a header beside its image."""
+
+_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ANGLE = 1e-3
+_MAX_HEADER_BYTES = 1 << 24
+_AGREEMENT = 0.5
+"""Fraction of the smallest voxel edge by which two affines of one file may place a corner differently."""
+
+
+def read_nifti(path: Path, *, max_voxels: int = 1 << 28) -> RawVolume:
+    """The volume of a NIfTI-1 or NIfTI-2 file, compressed or not, known by its content and not its name.
+
+    Args:
+        path: One file with header and image (.nii, .nii.gz).
+        max_voxels: Limit of voxels, checked in the header before any data is read.
+
+    Returns:
+        Axes d, h, w are the file's third, second and first; scl_slope and scl_inter applied; NaN is masked; the affine
+        leads to LPS+ where the file's leads to RAS+. No unit: NIfTI states none.
+
+    Raises:
+        ImageRefusedError: not_nifti, nifti_pair, time, vector, zero_pixels, too_few_slices, too_large, colour,
+            complex_values, bit_depth, rescale, not_finite, all_padding, truncated, no_affine, affine_conflict,
+            orientation.
+
+    Source: nifti1.h of 2005, "METHOD 1 to 3" and scl_slope; choice of the affine in docs/decisions/0008-volumes.md.
+    """
+    with refusing_parser_errors(), BoundedReader(path) as raw:
+        compressed = raw.peek(2)[:2] == b"\x1f\x8b"
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if compressed else raw)
+        header = _read_header(stream)
+        shape = _find_shape(header)
+        if math.prod(shape) > max_voxels:
+            raise ImageRefusedError("too_large", f"{math.prod(shape)} voxels; the limit is {max_voxels}")
+        affine = _find_affine(header, shape)
+        values, mask = _read_values(stream, header, shape)
+        return RawVolume(
+            values=values,
+            mask=mask,
+            affine=affine,
+            unit="",
+            spacing_mm=compute_spacing(affine),
+            photometric="",
+            headers={},
+        )
+
+
+def _read_header(stream: IO[bytes]) -> Any:
+    """The header object of nibabel, unchecked: its own checks repair in silence or print what they find."""
+    import nibabel  # here and not above: 40 ms of every worker's start, for those who have NIfTI
+
+    start = stream.read(4)
+    size = int.from_bytes(start, "little")
+    size = size if size in _VERSIONS else int.from_bytes(start, "big")
+    if size not in _VERSIONS:
+        raise ImageRefusedError("not_nifti", "no NIfTI header")
+    name, place, single, pair = _VERSIONS[size]
+    start += stream.read(size - 4)
+    magic = start[place : place + 4]
+    if magic == pair:
+        raise ImageRefusedError("nifti_pair", "header and image in two files; convert to one .nii")
+    if len(start) < size or magic != single:
+        raise ImageRefusedError("truncated" if len(start) < size else "not_nifti", "no whole NIfTI header")
+    return getattr(nibabel, name).from_fileobj(io.BytesIO(start), check=False)
+
+
+def _find_shape(header: Any) -> tuple[int, int, int]:
+    """Voxels along i, j, k of an image that has no other axes."""
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise ImageRefusedError("not_nifti", f"{count} axes; expected 1 to 7")
+    sizes = [int(size) for size in header["dim"][1 : count + 1]] + [1] * (7 - count)
+    if min(sizes) < 1:
+        raise ImageRefusedError("zero_pixels", f"axes of {sizes[:count]} voxels")
+    if sizes[3] > 1:
+        raise ImageRefusedError("time", f"{sizes[3]} volumes in one file; expected one")
+    if max(sizes[4:]) > 1:
+        raise ImageRefusedError("vector", f"{max(sizes[4:])} values a voxel; expected one")
+    if min(sizes[:3]) < 2:
+        raise ImageRefusedError("too_few_slices", f"{sizes[0]} x {sizes[1]} x {sizes[2]} voxels are no volume")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _read_values(
+    stream: IO[bytes], header: Any, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Values (k, j, i) after the rescale, and where they are none."""
+    dtype = _find_dtype(header)
+    slope, intercept = _find_rescale(header)
+    behind = int(header["vox_offset"]) - int(header["sizeof_hdr"])
+    if not 0 <= behind <= _MAX_HEADER_BYTES:
+        raise ImageRefusedError("malformed_element", f"the image starts {behind} bytes behind the header")
+    size = math.prod(shape) * dtype.itemsize
+    if len(stream.read(behind)) < behind or len(data := stream.read(size)) < size:
+        raise ImageRefusedError("truncated", f"{size} bytes of voxels expected, fewer are there")
+    stream.read(1)  # the end of a gzip stream is where its checksum is compared
+    stored = np.frombuffer(data, dtype).reshape(shape[::-1])
+    values = np.empty(stored.shape, np.float32)
+    for plane, rows in enumerate(stored):  # plane by plane: doubles of a whole volume are large
+        values[plane] = rows.astype(np.float64) * slope + intercept
+    mask = np.isnan(values)
+    if np.isinf(values).any():
+        raise ImageRefusedError("not_finite", "voxels hold infinity")
+    if mask.all():
+        raise ImageRefusedError("all_padding", "every voxel is NaN")
+    if not mask.any():
+        return values, None
+    values[mask] = values[~mask].min()
+    return values, mask
+
+
+def _find_dtype(header: Any) -> np.dtype[Any]:
+    """Integers and floats of up to 64 bits."""
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except Exception as error:
+        raise ImageRefusedError("bit_depth", f"data type {int(header['datatype'])} is unknown") from error
+    if dtype.names:
+        raise ImageRefusedError("colour", "RGB voxels; expected grey values")
+    if dtype.kind == "c":
+        raise ImageRefusedError("complex_values", "complex voxels; expected grey values")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise ImageRefusedError("bit_depth", f"voxels of {dtype.name}; expected integers or floats up to 64 bits")
+    return dtype
+
+
+def _find_rescale(header: Any) -> tuple[float, float]:
+    """Slope and intercept; a slope of 0 or NaN says that there is none (nifti1.h, scl_slope)."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or math.isnan(slope):
+        return 1.0, 0.0
+    if not math.isfinite(slope) or not math.isfinite(intercept):
+        raise ImageRefusedError("rescale", f"scl_slope {slope:g}, scl_inter {intercept:g}")
+    return slope, intercept
+
+
+def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Voxel (k, j, i, 1) to mm, LPS+; sform before qform, and only where they say the same."""
+    known = [each for each in (header.get_sform(coded=True), header.get_qform(coded=True)) if each[1] > 0]
+    if not known:
+        raise ImageRefusedError("no_affine", "sform_code and qform_code are 0: where the voxels lie is not known")
+    affines = [np.asarray(affine, np.float64) for affine, _ in known]
+    if not all(np.isfinite(affine).all() for affine in affines):
+        raise ImageRefusedError("orientation", "the affine is not finite")
+    chosen = affines[0]
+    edges = np.linalg.norm(chosen[:3, :3], axis=0)
+    _check_axes(chosen, edges)
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    apart = [np.linalg.norm((corners @ (other - chosen).T)[:, :3], axis=1).max() for other in affines[1:]]
+    if apart and apart[0] > _AGREEMENT * edges.min():
+        raise ImageRefusedError("affine_conflict", f"sform and qform place a corner {apart[0]:.4g} mm apart")
+    if np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() > 0.01:
+        raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
+    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
+    if scale is None:
+        raise ImageRefusedError("malformed_element", "xyzt_units is no unit of length")
+    lps: NDArray[np.float64] = _RAS_TO_LPS @ np.diag([scale, scale, scale, 1.0]) @ chosen
+    return lps[:, [2, 1, 0, 3]]
+
+
+def _check_axes(affine: NDArray[np.float64], edges: NDArray[np.float64]) -> None:
+    """Axes must have a length and stand at right angles; either hand is right, the affine knows which."""
+    if edges.min() <= 0:
+        raise ImageRefusedError("orientation", "an axis of the affine has no length")
+    unit = affine[:3, :3] / edges
+    cosine = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    if cosine > _ANGLE:
+        raise ImageRefusedError("orientation", f"axes are not at right angles, product {cosine:.4g}")

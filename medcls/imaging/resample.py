@@ -1,0 +1,89 @@
+"""A volume on another grid along its own axes, linear in the values and without aliasing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+_NO_BLUR = 1e-6
+
+
+def build_weights(positions: NDArray[np.float64], *, size: int, step: float) -> Any:
+    """Weights (len(positions), size), sparse, float32, rows of sum 1: old samples of one axis to new ones.
+
+    A new sample is the mean of the linear interpolant of the old ones over a box of step - 1 old samples: linear
+    interpolation where step <= 1 (the old samples themselves where positions are whole), a low-pass filter as
+    wide as the new sample where it shrinks. Values that are linear along the axis stay exactly so; the box is cut
+    off at the ends of the axis.
+
+    Args:
+        positions: Where the new samples lie, in old samples, each within [-0.5, size - 0.5].
+        size: Number of old samples.
+        step: Distance of new samples, in old samples, > 0.
+
+    Source: own choice, docs/decisions/0009-volume-preprocessing.md.
+    """
+    box = max(0.0, step - 1)
+    first = np.floor(positions - box / 2).astype(np.int64)
+    index = first[:, None] + np.arange(int(np.ceil(box)) + 2)
+    distance = positions[:, None] - index
+    if box > _NO_BLUR:
+        weights = (_integrate_hat(distance + box / 2) - _integrate_hat(distance - box / 2)) / box
+    else:
+        weights = np.maximum(0, 1 - np.abs(distance))
+    weights[(index < 0) | (index >= size)] = 0
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.arange(0, index.size + 1, index.shape[1])
+    shape = (len(positions), size)
+    matrix = csr_array((weights.ravel().astype(np.float32), np.clip(index, 0, size - 1).ravel(), rows), shape=shape)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _integrate_hat(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integral of max(0, 1 - |t|) from minus infinity to x."""
+    near = np.clip(x, -1, 1)
+    return 0.5 + near - np.sign(near) * near**2 / 2
+
+
+def resample(values: NDArray[np.float32], weights: Sequence[Any]) -> NDArray[np.float32]:
+    """Values (D, H, W) float32 on the grid of the weights of each axis; the axis that shrinks most goes first.
+
+    Every result is a sum in a fixed order, so it does not depend on threads or on the number of workers.
+    """
+    for axis in sorted(range(3), key=lambda a: (weights[a].shape[0] / weights[a].shape[1], a)):
+        matrix = weights[axis]
+        if axis == 0:
+            rest = values.shape[1:]
+            values = (matrix @ values.reshape(values.shape[0], -1)).reshape(-1, *rest)
+        elif axis == 1:
+            values = np.stack([matrix @ plane for plane in values])
+        else:
+            values = np.stack([(matrix @ plane.T).T for plane in values])
+    return np.ascontiguousarray(values)
+
+
+def resample_masked(
+    values: NDArray[np.float32], mask: NDArray[np.bool_] | None, weights: Sequence[Any]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
+    """Values and mask on the grid of the weights; masked values take no part in the mean of their neighbours.
+
+    Args:
+        values: (D, H, W), float32.
+        mask: (D, H, W), True where the value means nothing; None when there is none.
+        weights: Of the three axes (build_weights).
+
+    Returns:
+        The values, 0 where masked, and the mask: True where less than half of the weight is unmasked.
+    """
+    if mask is None:
+        return resample(values, weights), None
+    seen = resample((~mask).astype(np.float32), weights)
+    padding = seen < 0.5
+    sums = resample(np.where(mask, np.float32(0), values), weights)
+    found: NDArray[np.float32] = np.where(padding, np.float32(0), sums / np.where(padding, np.float32(1), seen))
+    return found, padding if padding.any() else None

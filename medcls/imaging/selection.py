@@ -1,0 +1,246 @@
+"""Which series of a study are taken, by a rule in the configuration; the others have a reason."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from math import hypot
+from operator import mul
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from medcls.errors import ConfigError, DataError
+from medcls.imaging.instances import Instance
+
+SeriesKey: TypeAlias = tuple[str, str, str]
+"""(patient_id, study_uid, series_uid); a UID alone is used twice by broken exports."""
+
+PLANES = ("axial", "coronal", "sagittal", "oblique")
+PREFERENCES = ("all", "most_slices", "fewest_slices", "thinnest", "first")
+
+_AXIS_COSINE = 0.8
+"""A normal farther from an axis than this (37 degrees) is oblique, as in pixelmed's plane labels."""
+
+_SAME_MM = 1e-3
+_LISTS = ("modality", "image_type", "not_image_type", "body_part", "plane")
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesRule:
+    """Which series are taken; an empty field asks nothing. Words and patterns know no upper and lower case.
+
+    Attributes:
+        modality: One of these.
+        description: Regular expression that is found somewhere in SeriesDescription; ^(?!.*scout) excludes.
+        image_type: Words that ImageType has, all of them.
+        not_image_type: Words of which ImageType has none.
+        body_part: One of these; a series without BodyPartExamined is not.
+        plane: One of axial, coronal, sagittal, oblique.
+        min_slices: Slices (frames) at least.
+        max_slices: Slices at most; None for no limit.
+        per_study: "all" that remain, or one of a study: "most_slices", "fewest_slices", "thinnest" (smallest slice
+            distance, unknown ones last) or "first"; ties go to the first by SeriesInstanceUID.
+
+    Raises:
+        ConfigError: an unknown plane or preference, numbers that contradict, or no regular expression.
+    """
+
+    modality: tuple[str, ...] = ()
+    description: str = ""
+    image_type: tuple[str, ...] = ()
+    not_image_type: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
+    plane: tuple[str, ...] = ()
+    min_slices: int = 1
+    max_slices: int | None = None
+    per_study: str = "all"
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.plane if name.lower() not in PLANES]
+        if unknown:
+            raise ConfigError(f"series.plane={unknown[0]}: expected some of {', '.join(PLANES)}")
+        if self.per_study not in PREFERENCES:
+            raise ConfigError(f"series.per_study={self.per_study}: expected one of {', '.join(PREFERENCES)}")
+        if self.min_slices < 1 or (self.max_slices is not None and self.max_slices < self.min_slices):
+            raise ConfigError(
+                f"series.min_slices={self.min_slices}, max_slices={self.max_slices}: expected 1 <= min <= max"
+            )
+        try:
+            re.compile(self.description)
+        except re.error as error:
+            raise ConfigError(f"series.description={self.description}: no regular expression ({error})") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON form that `from_json` reads."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> SeriesRule:
+        """Returns the rule that `to_json` wrote.
+
+        Raises:
+            DataError: an unknown or missing field (written by another version).
+        """
+        known = {f.name for f in fields(cls)}
+        if set(content) != known:
+            raise DataError(f"series rule {content}: expected the fields {', '.join(sorted(known))}")
+        return cls(**content | {name: tuple(content[name]) for name in _LISTS})
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What the headers of one series say together. It holds real identifiers, as Instance does.
+
+    Attributes:
+        key: Patient, study and series.
+        modality: Of most slices, as all the texts below.
+        description: SeriesDescription.
+        image_type: ImageType, joined by a backslash.
+        body_part: BodyPartExamined.
+        plane: "axial", "coronal", "sagittal", "oblique", or "" where no orientation is known.
+        slices: Frames of all files that can be images.
+        distance_mm: Median distance of neighbouring slices; None where it is unknown.
+    """
+
+    key: SeriesKey
+    modality: str = ""
+    description: str = ""
+    image_type: str = ""
+    body_part: str = ""
+    plane: str = ""
+    slices: int = 0
+    distance_mm: float | None = None
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of one series while its instances pass; eight bytes a slice."""
+
+    texts: tuple[Counter[str], ...] = field(default_factory=lambda: tuple(Counter() for _ in range(5)))
+    slices: int = 0
+    places: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, instance: Instance) -> None:
+        plane = name_plane(instance.orientation)
+        seen = (instance.modality, instance.series_description, instance.image_type, instance.body_part, plane)
+        for counter, text in zip(self.texts, seen, strict=True):
+            counter[text] += instance.frames
+        self.slices += instance.frames
+        if instance.frames == 1 and len(instance.position) == 3 and plane:
+            self.places.append(sum(map(mul, _normal(instance.orientation), instance.position)))
+
+    def close(self, key: SeriesKey) -> Series:
+        modality, description, image_type, body_part, plane = map(_most_common, self.texts)
+        return Series(
+            key, modality, description, image_type, body_part, plane, self.slices, _median_distance(self.places)
+        )
+
+
+def series_key(instance: Instance) -> SeriesKey:
+    """Returns what a series is known by."""
+    return instance.patient_id, instance.study_uid, instance.series_uid
+
+
+def summarize_series(instances: Iterable[Instance]) -> list[Series]:
+    """Returns the series of DICOM instances, sorted by key; memory grows with series, not with instances.
+
+    A series of files that cannot be images is there with 0 slices.
+    """
+    tallies: dict[SeriesKey, _Tally] = {}
+    for instance in instances:
+        if instance.kind == "dicom" and (instance.series_uid or not instance.problem):
+            tally = tallies.setdefault(series_key(instance), _Tally())
+            if not instance.problem:
+                tally.add(instance)
+    return [tallies[key].close(key) for key in sorted(tallies)]
+
+
+def select_series(series: Iterable[Series], rule: SeriesRule) -> tuple[list[Series], dict[SeriesKey, str]]:
+    """Returns the series that are taken, sorted by key, and the reason for each other one.
+
+    Reasons, the first that applies: no_image, wrong_modality, wrong_description, wrong_image_type, wrong_body_part,
+    wrong_plane, too_few_slices, too_many_slices, and for what the preference leaves over: not_preferred.
+
+    Source: own choice, docs/decisions/0011-index-and-selection.md.
+    """
+    pattern = re.compile(rule.description, re.IGNORECASE)
+    taken: list[Series] = []
+    skipped: dict[SeriesKey, str] = {}
+    for each in sorted(series, key=lambda s: s.key):
+        if reason := _find_reason(each, rule, pattern):
+            skipped[each.key] = reason
+        else:
+            taken.append(each)
+    if rule.per_study == "all":
+        return taken, skipped
+    best: dict[tuple[str, str], Series] = {}
+    for each in sorted(taken, key=lambda s: (_rank(s, rule.per_study), s.key)):
+        best.setdefault(each.key[:2], each)
+    kept = {each.key for each in best.values()}
+    skipped |= {each.key: "not_preferred" for each in taken if each.key not in kept}
+    return [each for each in taken if each.key in kept], skipped
+
+
+def _find_reason(series: Series, rule: SeriesRule, pattern: re.Pattern[str]) -> str:
+    words = series.image_type.lower().split("\\")
+    checks = (
+        ("no_image", series.slices > 0),
+        ("wrong_modality", _is_one_of(series.modality, rule.modality)),
+        ("wrong_description", pattern.search(series.description) is not None),
+        ("wrong_image_type", all(word.lower() in words for word in rule.image_type)),
+        ("wrong_image_type", not any(word.lower() in words for word in rule.not_image_type)),
+        ("wrong_body_part", _is_one_of(series.body_part, rule.body_part)),
+        ("wrong_plane", _is_one_of(series.plane, rule.plane)),
+        ("too_few_slices", series.slices >= rule.min_slices),
+        ("too_many_slices", rule.max_slices is None or series.slices <= rule.max_slices),
+    )
+    return next((reason for reason, passed in checks if not passed), "")
+
+
+def _is_one_of(value: str, allowed: Sequence[str]) -> bool:
+    return not allowed or value.lower() in {each.lower() for each in allowed}
+
+
+def _rank(series: Series, preference: str) -> float:
+    """Smaller is better."""
+    if preference == "thinnest":
+        return float("inf") if series.distance_mm is None else round(series.distance_mm, 3)
+    return {"most_slices": -series.slices, "fewest_slices": series.slices, "first": 0}[preference]
+
+
+def name_plane(orientation: Sequence[float]) -> str:
+    """Returns the plane of a slice by its normal: "axial", "coronal", "sagittal" or "oblique"; "" where unknown.
+
+    Args:
+        orientation: ImageOrientationPatient, six cosines.
+
+    Source: PS3.3 C.7.6.2.1.1; the limit is pixelmed's.
+    """
+    if len(orientation) != 6:
+        return ""
+    normal = [abs(each) for each in _normal(orientation)]
+    length = hypot(*normal)
+    if not 0.5 < length < 2:
+        return ""
+    axis = normal.index(max(normal))
+    return ("sagittal", "coronal", "axial")[axis] if normal[axis] >= _AXIS_COSINE * length else "oblique"
+
+
+def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
+    """The cross product of row and column, in plain Python: it is called for every file of an index."""
+    a, b, c, x, y, z = orientation
+    return b * z - c * y, c * x - a * z, a * y - b * x
+
+
+def _median_distance(places: array[float]) -> float | None:
+    steps = np.diff(np.sort(np.array(places)))
+    steps = steps[steps > _SAME_MM]  # two echoes of one slice are no distance
+    return float(np.median(steps)) if len(steps) else None
+
+
+def _most_common(counter: Counter[str]) -> str:
+    return min(counter, key=lambda text: (-counter[text], text), default="")

@@ -1,0 +1,235 @@
+"""The files of one stack to a volume in the modality's unit with its affine, or a named refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.burnt_in import TEXT_KEYWORDS, find_text_risk
+from medcls.imaging.dicom import DicomFrame, decode_frame, map_values
+from medcls.imaging.frames import describe_frames, split_frames
+from medcls.imaging.geometry import StackGeometry
+from medcls.imaging.headers import read_headers
+from medcls.imaging.instances import Instance, scan_file
+from medcls.imaging.part10 import open_dicom, refusing_parser_errors
+from medcls.imaging.restack import resample_depth, shear_slices
+from medcls.imaging.stacks import StackRule, build_stacks, find_fault, fit_instances
+from medcls.imaging.stored import read_pixel_module
+
+_HEADER_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class RawVolume:
+    """A volume as it was measured.
+
+    Attributes:
+        values: (D, H, W), float32, in the modality's unit (HU …); the smallest measured value where the mask is True.
+        mask: (D, H, W), True where the voxel is padding or lies outside what was measured; None where none is.
+        affine: (4, 4), float64: voxel (d, h, w, 1) -> mm, patient LPS+.
+        unit: RescaleType ("HU", "US" …), "HU" for a CT with rescale that names none, "" where unknown.
+        spacing_mm: Distance of slices, rows, columns; the lengths of the affine's columns.
+        photometric: PhotometricInterpretation; MONOCHROME1 is not inverted. "" for NIfTI.
+        headers: Allow-listed attributes of the first slice by keyword, and of one that may show text those that say
+            so; {} for NIfTI.
+        slices_removed: Identical duplicates that were left out.
+        notes: Fixed words: sheared, resampled_gap, resampled_jitter, resampled_spacing, dropped_duplicates,
+            dropped_localizers.
+    """
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_] | None
+    affine: NDArray[np.float64]
+    unit: str
+    spacing_mm: tuple[float, float, float]
+    photometric: str
+    headers: dict[str, str]
+    slices_removed: int = 0
+    notes: tuple[str, ...] = ()
+
+
+_Frame: TypeAlias = tuple[Instance, Path, int]
+"""A frame, its file, and which frame of the file it is."""
+
+
+def read_volume(files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 << 28) -> RawVolume:
+    """The volume that the DICOM files of one stack are the slices of.
+
+    Args:
+        files: Of one stack, any order; or one enhanced multi-frame file.
+        rule: What is repaired and what is refused.
+        max_voxels: Limit of all pixels to decode and of the volume that they become.
+
+    Returns:
+        Slices in order of their position along row x column, each with its own rescale and padding.
+
+    Raises:
+        ImageRefusedError: the reasons of build_stacks; several_series, several_volumes, duplicate_position,
+            mixed_units, too_large, no_files, and those of dicom.decode_frame and frames.split_frames.
+
+    Source: PS3.3 C.7.6.2 (plane), C.7.6.16 (functional groups); docs/decisions/0008-volumes.md.
+    """
+    with refusing_parser_errors():
+        instances = _scan(files, max_voxels)
+        chosen, notes = _choose(instances, rule)
+        geometry = fit_instances([instance for instance, _, _ in chosen], rule)
+        _check_size(geometry, chosen[0][0], max_voxels)
+        decoded = _decode(chosen, geometry, rule=rule, max_voxels=max_voxels)
+        values, mask, affine = _restack(decoded, geometry)
+        return RawVolume(
+            values=values,
+            mask=mask,
+            affine=affine,
+            unit=_name_unit(decoded),
+            spacing_mm=geometry.spacing_mm,
+            photometric=decoded.headers["PhotometricInterpretation"],
+            headers=decoded.headers,
+            slices_removed=decoded.removed,
+            notes=(*notes, *(("dropped_duplicates",) if decoded.dropped else ()), *geometry.notes),
+        )
+
+
+def _scan(files: Sequence[Path], max_voxels: int) -> list[_Frame]:
+    """Every frame of the files, by its header; nothing is decoded yet."""
+    if not files:
+        raise ImageRefusedError("no_files", "a volume needs files")
+    found: list[_Frame] = []
+    asked = 0
+    for number, file in enumerate(sorted(files)):
+        instance = scan_file(file, name=f"{number:08}")
+        asked += instance.rows * instance.columns * max(1, instance.frames)
+        if asked > max_voxels:
+            raise ImageRefusedError("too_large", f"more than {max_voxels} pixels to decode")
+        _check_instance(instance)
+        if instance.frames > 1:
+            with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
+                frames = describe_frames(opened.dataset, instance)
+        else:
+            frames = [instance]
+        for index, each in enumerate(frames):
+            _check_instance(each)
+            found.append((each, file, index))
+    if len({instance.series_uid for instance, _, _ in found}) > 1:
+        raise ImageRefusedError("several_series", "the files are of more than one SeriesInstanceUID")
+    return found
+
+
+def _check_instance(instance: Instance) -> None:
+    """Names the fault of one slice before the gap that it would leave."""
+    fault = find_fault(instance)
+    if fault and fault[0] == "quarantined":
+        raise ImageRefusedError(fault[1])
+
+
+def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[str, ...]]:
+    """The frames of the one stack in order, and a note where localizers were left out."""
+    stacks, leftovers = build_stacks([instance for instance, _, _ in found], rule)
+    for _, state, reason, detail in leftovers:
+        if state == "quarantined" or not stacks:
+            raise ImageRefusedError(reason, detail)
+    if len(stacks) != 1:
+        sizes = ", ".join(str(len(stack.instances)) for stack in stacks)
+        raise ImageRefusedError("several_volumes", f"stacks of {sizes} slices; name the files of one")
+    frame_of = {(instance.path, instance.sop_uid): frame for frame in found for instance in frame[:1]}
+    chosen = [frame_of[instance.path, instance.sop_uid] for instance in stacks[0].instances]
+    return chosen, ("dropped_localizers",) if leftovers else ()
+
+
+def _check_size(geometry: StackGeometry, first: Instance, max_voxels: int) -> None:
+    """A shear and filled gaps make the volume larger than its files."""
+    above, below, left, right = geometry.margins_px
+    voxels = geometry.depth * (first.rows + above + below) * (first.columns + left + right)
+    if voxels > max_voxels:
+        raise ImageRefusedError("too_large", f"{voxels} voxels; the limit is {max_voxels}")
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """Slices at their positions, before shear and resampling."""
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    filled: NDArray[np.bool_]
+    headers: dict[str, str]
+    units: set[tuple[str, bool]]
+    removed: int = 0
+    dropped: int = 0
+
+    def add(self, frame: DicomFrame, level: int, *, rule: StackRule) -> None:
+        """Puts a slice at its position, or compares it with the one that is there."""
+        if frame.modality is None:
+            raise ImageRefusedError("not_grey", "a colour image has no modality values")
+        self.units.add((frame.modality.unit, frame.modality.stated))
+        values = map_values(frame.stored, frame.modality.apply)
+        mask = np.zeros(values.shape, bool) if frame.mask is None else frame.mask
+        if not self.filled[level]:
+            self.values[level], self.mask[level], self.filled[level] = values, mask, True
+        elif np.array_equal(values, self.values[level]) and np.array_equal(mask, self.mask[level]):
+            self.removed += 1
+        elif rule.duplicate == "drop":
+            self.dropped += 1
+        else:
+            raise ImageRefusedError("duplicate_position", "two slices at one position have different pixels")
+
+
+def _decode(chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, max_voxels: int) -> _Decoded:
+    """Every slice, each file opened once."""
+    level_of = {index: level for level, indices in enumerate(geometry.levels) for index in indices}
+    wanted: dict[Path, dict[int, int]] = {}
+    for index, (_, file, frame) in enumerate(chosen):
+        wanted.setdefault(file, {})[frame] = level_of[index]
+    shape = (len(geometry.levels), chosen[0][0].rows, chosen[0][0].columns)
+    decoded = _Decoded(np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape[0], bool), {}, set())
+    for file, levels in wanted.items():
+        with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
+            module = read_pixel_module(opened)
+            if (module.rows, module.columns) != shape[1:] or module.frames <= max(levels):
+                raise ImageRefusedError("size_mismatch", "the header says one size to the index and another here")
+            for frame, part in enumerate(split_frames(opened, module)):
+                if frame in levels:
+                    decoded.add(decode_frame(part, replace(module, frames=1), frame=frame), levels[frame], rule=rule)
+            headers = read_headers(opened.dataset)
+            decoded.headers = decoded.headers or headers
+            if find_text_risk(headers):
+                # One slice with text in it is a volume with text in it.
+                decoded.headers = decoded.headers | {n: headers[n] for n in TEXT_KEYWORDS}
+    if decoded.dropped > shape[0] // 2:
+        raise ImageRefusedError("duplicate_position", f"{decoded.dropped} of {shape[0]} positions are taken twice")
+    return decoded
+
+
+def _name_unit(decoded: _Decoded) -> str:
+    """The unit of all slices; a CT's rescale without a type is to Hounsfield units (PS3.3 C.8.2.1.1.2)."""
+    if len(decoded.units) > 1:
+        names = ", ".join(
+            sorted(f"{unit or 'none'}{'' if stated else ' (no rescale)'}" for unit, stated in decoded.units)
+        )
+        raise ImageRefusedError("mixed_units", f"slices are in different units: {names}")
+    (unit, stated) = next(iter(decoded.units))
+    return "HU" if decoded.headers["Modality"] == "CT" and stated and not unit else unit
+
+
+def _restack(
+    decoded: _Decoded, geometry: StackGeometry
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, NDArray[np.float64]]:
+    """Values, mask and affine of the regular volume."""
+    values, mask, affine = decoded.values, decoded.mask, geometry.affine.copy()
+    if "sheared" in geometry.notes:
+        above, _, left, _ = geometry.margins_px
+        values, mask = shear_slices(values, mask, shifts_px=geometry.shifts_px, margins_px=geometry.margins_px)
+        affine[:3, 3] -= affine[:3, 1] * above + affine[:3, 2] * left
+    if any(note.startswith("resampled") for note in geometry.notes):
+        regular = np.arange(geometry.depth, dtype=np.float64) * geometry.spacing_mm[0]
+        values, mask = resample_depth(values, mask, distances_mm=geometry.distances_mm, wanted_mm=regular)
+    if not mask.any():
+        return values, None, affine
+    if mask.all():
+        raise ImageRefusedError("all_padding", "every voxel is padding")
+    values[mask] = values[~mask].min()
+    return values, mask, affine

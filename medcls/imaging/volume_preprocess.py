@@ -1,0 +1,251 @@
+"""One raw volume to one stored array: a pure function of (volume, VolumeSpec).
+
+Every step is a linear map from new voxel indices to old ones; the affine of the stored voxels is the product of
+these maps behind the affine of the file, so it cannot fall out of step with the voxels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.burnt_in import check_burnt_in
+from medcls.imaging.geometry import compute_spacing
+from medcls.imaging.grey import build_window
+from medcls.imaging.preprocess import stretch_range
+from medcls.imaging.resample import build_weights, resample_masked
+from medcls.imaging.volume import RawVolume
+from medcls.imaging.volume_spec import HU_RANGE, VolumeSpec, read_spec
+
+__all__ = ["PreparedVolume", "VolumeSpec", "preprocess_volume", "read_spec"]
+
+Floats = NDArray[np.float32]
+Affine = NDArray[np.float64]
+_MAX_VOXELS = 1 << 28
+_ALIGNED = 1e-4  # of a direction cosine: 0.006 degrees, 0.05 mm over a 500 mm field of view
+_ROUNDING = 1e-6  # of a voxel
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedVolume:
+    """One volume as stored.
+
+    Attributes:
+        pixels: (C, D, H, W), spec.dtype; d runs to superior, h to posterior, w to the patient's left.
+        valid_extent: (z, y, x, depth, height, width) of the field of view inside the frame, voxels; around it the
+            lowest value stands (0, or HU_RANGE[0]).
+        spacing_mm: (D, H, W) distance of the stored voxels, mm.
+        affine: (4, 4), float64: stored voxel index (d, h, w, 1) to mm in the patient's LPS+ axes.
+    """
+
+    pixels: NDArray[Any]
+    valid_extent: tuple[int, int, int, int, int, int]
+    spacing_mm: tuple[float, float, float]
+    affine: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """One axis of the stored grid: stored index j lies at offset + step * j old voxels, for first <= j < end."""
+
+    step: float
+    offset: float
+    first: int
+    end: int
+
+    @property
+    def positions(self) -> NDArray[np.float64]:
+        return self.offset + self.step * np.arange(self.first, self.end, dtype=np.float64)
+
+
+def preprocess_volume(raw: RawVolume, spec: VolumeSpec) -> PreparedVolume:
+    """Returns the stored form of `raw`: turned to canonical orientation, resampled, scaled, cropped or padded.
+
+    Args:
+        raw: What volume.read_volume or nifti.read_nifti returned.
+        spec: The store's preprocessing.
+
+    Raises:
+        ImageRefusedError: burnt_in; bad_affine; too_large or too_small for the spacing asked for; field_of_view,
+            which fit="pad" would have to cut; not_hounsfield; not_finite; all_padding; flat.
+
+    Source: own choice, docs/decisions/0009-volume-preprocessing.md; patient axes PS3.3 C.7.6.2.1.1.
+    """
+    check_burnt_in(raw.headers, spec.burnt_in)
+    _check_unit(raw, spec)
+    raw = to_canonical(raw)
+    if spec.patient_axes:
+        raw = to_patient_axes(raw)
+    axes = _plan_axes(raw, spec)
+    weights = [build_weights(a.positions, size=n, step=a.step) for a, n in zip(axes, raw.values.shape, strict=True)]
+    values, mask = resample_masked(raw.values, raw.mask, weights)
+    stored = _quantise(_scale(values, mask, raw, spec), mask, spec)
+    _check_stored(values, stored, mask)
+    frame = np.full(spec.shape, _lowest(spec), spec.dtype)
+    frame[(slice(None), *(slice(a.first, a.end) for a in axes))] = stored
+    z, y, x = axes
+    affine = raw.affine @ _index_map([a.step for a in axes], [a.offset for a in axes])
+    extent = (z.first, y.first, x.first, z.end - z.first, y.end - y.first, x.end - x.first)
+    return PreparedVolume(frame, extent, compute_spacing(affine), affine)
+
+
+def to_canonical(raw: RawVolume) -> RawVolume:
+    """Returns the volume with its axes permuted and flipped to the nearest patient axes; no value is changed.
+
+    d runs from inferior to superior, h from anterior to posterior, w from right to left. Of two equally near
+    orders (45 degrees) the first in the order of the file's axes is taken.
+
+    Raises:
+        ImageRefusedError: bad_affine.
+
+    Source: own choice; the axial convention of PS3.3 C.7.6.2.1.1 with slices upwards.
+    """
+    linear = raw.affine[:3, :3]
+    if raw.affine.shape != (4, 4) or not np.isfinite(raw.affine).all() or not np.abs(np.linalg.det(linear)) > 1e-9:
+        raise ImageRefusedError("bad_affine", "the voxels do not span a volume")
+    cosines = (linear / np.linalg.norm(linear, axis=0))[::-1]  # rows z, y, x, as d, h, w shall run
+    near = [sum(abs(cosines[row, axis]) for row, axis in enumerate(order)) for order in permutations(range(3))]
+    order = list(permutations(range(3)))[int(np.argmax(np.round(near, 9)))]
+    flips = [bool(cosines[row, axis] < 0) for row, axis in enumerate(order)]
+    index_map = np.zeros((4, 4))
+    index_map[3, 3] = 1
+    for row, (axis, flip) in enumerate(zip(order, flips, strict=True)):
+        index_map[axis, row] = -1 if flip else 1
+        index_map[axis, 3] = raw.values.shape[axis] - 1 if flip else 0
+    turn = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
+    mask = None if raw.mask is None else raw.mask.transpose(order)[turn]
+    return _put(raw, raw.values.transpose(order)[turn], mask, raw.affine @ index_map)
+
+
+def to_patient_axes(raw: RawVolume) -> RawVolume:
+    """Returns a canonical volume on a grid along the patient's axes, with the same spacing, around all of it.
+
+    By trilinear interpolation; what the file does not cover is masked. One that is aligned already comes back.
+
+    Raises:
+        ImageRefusedError: too_large.
+    """
+    spacing = np.array(compute_spacing(raw.affine))
+    straight = np.zeros((3, 3))
+    straight[[2, 1, 0], [0, 1, 2]] = spacing
+    if np.abs(raw.affine[:3, :3] - straight).max() <= _ALIGNED * spacing.min():
+        return raw
+    last = np.array(raw.values.shape) - 1
+    corners = np.array([[*(last * bits), 1] for bits in np.ndindex(2, 2, 2)]) @ raw.affine.T
+    low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
+    shape = np.floor((high - low)[::-1] / spacing + _ROUNDING).astype(int) + 1
+    if np.prod(shape, dtype=float) > _MAX_VOXELS:
+        raise ImageRefusedError("too_large", f"{shape.tolist()} voxels along the patient's axes; limit {_MAX_VOXELS}")
+    affine = np.eye(4)
+    affine[:3, :3] = straight
+    affine[:3, 3] = (low + high) / 2 - straight @ ((shape - 1) / 2)
+    back = np.linalg.inv(raw.affine) @ affine
+    grid = {"matrix": back[:3, :3], "offset": back[:3, 3], "output_shape": tuple(shape), "order": 1}
+    grid["mode"] = "grid-constant"  # zeros beyond the edge: the weight falls to a half where the last voxel ends
+    seen = np.ones(raw.values.shape, np.float32) if raw.mask is None else (~raw.mask).astype(np.float32)
+    weight = affine_transform(seen, **grid)
+    outside = weight < 0.5
+    values = affine_transform(raw.values * seen, **grid) / np.where(outside, np.float32(1), weight)
+    return _put(raw, np.where(outside, np.float32(0), values), outside if outside.any() else None, affine)
+
+
+def _put(raw: RawVolume, values: Floats, mask: NDArray[np.bool_] | None, affine: Affine) -> RawVolume:
+    """The volume on another grid."""
+    return replace(raw, values=values, mask=mask, affine=affine, spacing_mm=compute_spacing(affine))
+
+
+def _index_map(steps: list[float], offsets: list[float]) -> Affine:
+    """Old index = step * new index + offset, as a matrix."""
+    matrix = np.diag([*steps, 1.0])
+    matrix[:3, 3] = offsets
+    return matrix
+
+
+def _plan_axes(raw: RawVolume, spec: VolumeSpec) -> list[_Axis]:
+    """The stored grid along each axis, with the middle of the field of view in the middle of the frame."""
+    old, frame = np.array(raw.values.shape), np.array(spec.shape[1:])
+    spacing = np.array(compute_spacing(raw.affine))
+    if spec.spacing_mm is None:
+        steps = _fit_steps(old, frame, spacing, spec.fit)
+        sizes = np.maximum(1, np.rint(old / steps).astype(int))
+    else:
+        steps = np.array(spec.spacing_mm) / spacing
+        sizes = np.rint(old / steps).astype(int)
+    extent = " x ".join(f"{each:.4g}" for each in old * spacing)
+    if sizes.min() < 1:
+        raise ImageRefusedError("too_small", f"{extent} mm is less than a voxel of image.spacing_mm")
+    if spec.fit == "pad" and (sizes > frame).any():
+        detail = f"{extent} mm need {sizes.tolist()} voxels, image.size is {frame.tolist()}; image.fit=crop cuts"
+        raise ImageRefusedError("field_of_view", detail)
+    axes = zip(old.tolist(), frame.tolist(), steps.tolist(), sizes.tolist(), strict=True)
+    return [_plan_axis(*each) for each in axes]
+
+
+def _fit_steps(old: NDArray[Any], frame: NDArray[Any], spacing: Affine, fit: str) -> Affine:
+    """Old voxels a stored voxel, so that the slices fill the depth, and rows and columns fit by one scale."""
+    steps: Affine = old / frame
+    if fit != "stretch":
+        in_plane = steps[1:] * spacing[1:]
+        steps[1:] = (in_plane.max() if fit == "pad" else in_plane.min()) / spacing[1:]
+    return steps
+
+
+def _plan_axis(old: int, frame: int, step: float, size: int) -> _Axis:
+    """Of `size` new voxels over `old` ones, those that the frame holds."""
+    start = (frame - size) // 2
+    offset = (old - 1) / 2 - step * (start + (size - 1) / 2)
+    return _Axis(step, offset, max(0, start), min(frame, start + size))
+
+
+def _check_unit(raw: RawVolume, spec: VolumeSpec) -> None:
+    """Windows in HU, and HU kept, need a CT; one without RescaleType is in HU (PS3.3 C.11.1.1.2)."""
+    if spec.intensity in ("window", "hounsfield"):
+        modality = raw.headers.get("Modality", "")
+        if (modality, raw.unit) not in (("CT", "HU"), ("CT", ""), ("", "HU")):
+            raise ImageRefusedError("not_hounsfield", f"image.intensity={spec.intensity} needs a CT in HU")
+
+
+def _scale(values: Floats, mask: NDArray[np.bool_] | None, raw: RawVolume, spec: VolumeSpec) -> Floats:
+    """(C, D, H, W): HU, or [0, 1]."""
+    if not np.isfinite(values).all():
+        raise ImageRefusedError("not_finite", "voxels hold NaN or infinity")
+    if mask is not None and mask.all():
+        raise ImageRefusedError("all_padding", "no voxel outside the padding")
+    if spec.intensity == "hounsfield":
+        return values[None]
+    if spec.intensity == "window":
+        displays = [build_window("LINEAR", center, width) for center, width in spec.windows_hu]
+        return np.stack([display(values.astype(np.float64)) for display in displays]).astype(np.float32)
+    limits = (0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles
+    stretched = stretch_range(values[None], mask, limits=limits)
+    return 1 - stretched if raw.photometric == "MONOCHROME1" else stretched
+
+
+def _lowest(spec: VolumeSpec) -> int:
+    return HU_RANGE[0] if spec.intensity == "hounsfield" else 0
+
+
+def _quantise(scaled: Floats, mask: NDArray[np.bool_] | None, spec: VolumeSpec) -> NDArray[Any]:
+    """Values as stored, the lowest where masked."""
+    if spec.intensity == "hounsfield":
+        stored = np.clip(np.rint(scaled), *HU_RANGE)
+    elif spec.dtype == "float16":
+        stored = np.clip(scaled, 0, 1)
+    else:
+        stored = np.rint(np.clip(scaled, 0, 1) * np.iinfo(spec.dtype).max)
+    if mask is not None:
+        stored = np.where(mask, np.float32(_lowest(spec)), stored)
+    return stored.astype(spec.dtype)
+
+
+def _check_stored(values: Floats, stored: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
+    """Refuses a volume of which nothing but one value would be stored in any channel."""
+    valid = stored if mask is None else stored[:, ~mask]
+    if (valid.reshape(len(valid), -1).min(axis=1) == valid.reshape(len(valid), -1).max(axis=1)).all():
+        raise ImageRefusedError("flat", f"one value everywhere, of values from {values.min():g} to {values.max():g}")

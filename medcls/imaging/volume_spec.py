@@ -1,0 +1,176 @@
+"""What is done to every volume of a store: part of the store, of the run and of the model file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from medcls.errors import ConfigError, DataError
+from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.preprocess import PreprocessSpec
+from medcls.imaging.selection import SeriesRule
+from medcls.imaging.stacks import StackRule
+
+WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft_tissue": (50.0, 400.0)}
+"""(centre, width) in HU by name. Source: Murphy et al., Windowing (CT), Radiopaedia.org rID-52108."""
+
+HU_RANGE = (-1024, 3071)
+"""What intensity="hounsfield" keeps: the range of a 12-bit CT with the usual intercept. Own choice."""
+
+_FITS = ("pad", "crop", "stretch")
+_INTENSITIES = ("percentile", "minmax", "window", "hounsfield")
+_DTYPES = ("uint8", "uint16", "int16", "float16")
+_MAX_VOXELS = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """What is done to every volume of a store.
+
+    Attributes:
+        depth: Stored slices, from inferior to superior.
+        height: Stored rows, from anterior to posterior.
+        width: Stored columns, from the patient's right to left.
+        spacing_mm: (D, H, W) distance of stored voxels, mm. None fits each volume to the frame: rows and columns by
+            one scale, slices by their own so that they fill the depth.
+        fit: "pad" keeps the whole field of view, and with spacing_mm refuses one larger than the frame; "crop"
+            keeps the middle; "stretch" (without spacing_mm) fills the frame and changes the proportions in plane.
+        intensity: "percentile" and "minmax" stretch every volume to its own range, over the stored part of its
+            field of view without padding; "window" shows windows_hu; "hounsfield" keeps whole HU within HU_RANGE.
+        percentiles: (low, high) in percent, for intensity="percentile".
+        windows_hu: CT: (centre, width) in HU, each one channel, for intensity="window".
+        dtype: "uint8", "uint16" or "float16" of [0, 1]; "int16" is that of intensity="hounsfield".
+        patient_axes: Turn oblique volumes to the patient's axes; else they stay oblique, as their affine says.
+        burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
+        stack: How the slices of a series become volumes.
+        series: Which series of a study are taken.
+
+    Raises:
+        ConfigError: values out of range or that contradict one another.
+    """
+
+    depth: int = 64
+    height: int = 128
+    width: int = 128
+    spacing_mm: tuple[float, float, float] | None = None
+    fit: str = "pad"
+    intensity: str = "percentile"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    windows_hu: tuple[tuple[float, float], ...] = ()
+    dtype: str = "uint8"
+    patient_axes: bool = False
+    burnt_in: BurntInRule = field(default_factory=BurntInRule)
+    stack: StackRule = field(default_factory=StackRule)
+    series: SeriesRule = field(default_factory=SeriesRule)
+
+    def __post_init__(self) -> None:
+        for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"image.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
+        channels, *size = self.shape
+        if min(size) < 1 or channels * size[0] * size[1] * size[2] > _MAX_VOXELS:
+            raise ConfigError(f"image.size={size}: expected [depth, height, width], at most {_MAX_VOXELS} voxels")
+        if self.spacing_mm is not None and not all(0 < each < 1000 for each in self.spacing_mm):
+            raise ConfigError(f"image.spacing_mm={list(self.spacing_mm)}: expected [D, H, W] in mm, > 0")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ConfigError(f"image.percentiles={[low, high]}: expected [low, high] within 0 to 100")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Values that are right alone and wrong together."""
+        if (self.intensity == "window") != bool(self.windows_hu):
+            raise ConfigError("image.windows_hu goes with image.intensity=window, and that needs at least one")
+        if not all(width > 1 for _, width in self.windows_hu):
+            raise ConfigError(
+                f"image.windows_hu={[list(w) for w in self.windows_hu]}: expected [[center, width > 1], …]"
+            )
+        if (self.intensity == "hounsfield") != (self.dtype == "int16"):
+            raise ConfigError("image.intensity=hounsfield and image.dtype=int16 go together, one alone does not")
+        if self.fit == "stretch" and self.spacing_mm is not None:
+            raise ConfigError("image.fit=stretch contradicts image.spacing_mm; take pad or crop")
+        rule = self.burnt_in
+        if rule.policy == "ultrasound_regions" or rule.mask_boxes or rule.keep_box:
+            raise ConfigError("image.burnt_in: volumes take refuse or allow, and no mask_boxes or keep_box")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, D, H, W) of every stored volume."""
+        return max(1, len(self.windows_hu)), self.depth, self.height, self.width
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: one a window, else 1."""
+        return self.shape[0]
+
+    @property
+    def spatial_dims(self) -> int:
+        """Number of spatial axes: 3."""
+        return 3
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON form that `from_json` reads."""
+        return asdict(self) | {
+            "spacing_mm": list(self.spacing_mm) if self.spacing_mm else None,
+            "percentiles": list(self.percentiles),
+            "windows_hu": [list(w) for w in self.windows_hu],
+            "burnt_in": self.burnt_in.to_json(),
+            "stack": self.stack.to_json(),
+            "series": self.series.to_json(),
+            "spatial_dims": 3,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> VolumeSpec:
+        """Returns the spec that `to_json` wrote.
+
+        Raises:
+            DataError: an unknown or missing field (written by another version).
+        """
+        record = dict(content)
+        try:
+            if record.pop("spatial_dims") != 3:
+                raise ValueError("spatial_dims is not 3")
+            absent = {f.name for f in fields(cls)} - set(record)
+            if absent:
+                raise KeyError(*sorted(absent))
+            low, high = record["percentiles"]
+            record["percentiles"] = (float(low), float(high))
+            record["windows_hu"] = tuple((float(c), float(w)) for c, w in record["windows_hu"])
+            if record["spacing_mm"] is not None:
+                d, h, w = record["spacing_mm"]
+                record["spacing_mm"] = (float(d), float(h), float(w))
+            rules: dict[str, Any] = {"burnt_in": BurntInRule, "stack": StackRule, "series": SeriesRule}
+            return cls(**record | {name: rule.from_json(record[name]) for name, rule in rules.items()})
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
+            raise DataError(f"preprocessing record {content}: not of this version of medcls ({error})") from error
+
+
+def read_spec(content: dict[str, Any]) -> PreprocessSpec | VolumeSpec:
+    """Returns the spec that either kind's `to_json` wrote; a record without spatial_dims is 2-D (version 0.1.0).
+
+    Raises:
+        DataError: neither 2 nor 3 spatial axes, or a record of another version.
+    """
+    dims = content.get("spatial_dims", 2)
+    if dims not in (2, 3):
+        raise DataError(f"preprocessing record with spatial_dims={dims}: expected 2 or 3")
+    return VolumeSpec.from_json(content) if dims == 3 else PreprocessSpec.from_json(content)
+
+
+def find_windows(entries: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+    """Returns (centre, width) in HU of each entry, which is a pair of numbers or a name of WINDOWS_HU.
+
+    Raises:
+        ConfigError: an unknown name, or no pair.
+    """
+    windows = []
+    for entry in entries:
+        if isinstance(entry, str) and entry not in WINDOWS_HU:
+            raise ConfigError(f"image.windows_hu has {entry}: expected one of {', '.join(WINDOWS_HU)}")
+        pair = WINDOWS_HU[entry] if isinstance(entry, str) else entry
+        if len(pair) != 2:
+            raise ConfigError(f"image.windows_hu has {pair}: expected [center, width] in HU")
+        windows.append((float(pair[0]), float(pair[1])))
+    return tuple(windows)

@@ -1,0 +1,273 @@
+"""NIfTI files: the array and place that the header states, or a named refusal."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from medcls.errors import ImageRefusedError
+from medcls.imaging.dicom import read_modality_values
+from medcls.imaging.geometry import StackRule
+from medcls.imaging.nifti import read_nifti
+from medcls.imaging.volume import read_volume
+
+AFFINE = np.array([[-0.6, 0, 0, 30], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Writes an array (i, j, k) as NIfTI; change(header) acts on what is written."""
+
+    def run(
+        data: Any,
+        affine: np.ndarray | None = AFFINE,
+        *,
+        change: Callable[[Any], object] | None = None,
+        name: str = "image.nii",
+        kind: type = nib.Nifti1Image,
+    ) -> Path:
+        image = kind(data, affine)
+        image.header.set_xyzt_units("mm")
+        if affine is not None:
+            image.set_sform(affine, code=1)
+            image.set_qform(affine, code=1)
+        path = tmp_path / name
+        image.to_filename(path)
+        if change:  # behind nibabel's back, which sets the affine right when it writes
+            whole = path.read_bytes()
+            header = type(image.header)(whole[: image.header.structarr.nbytes], check=False)
+            change(header)
+            path.write_bytes(header.binaryblock + whole[len(header.binaryblock) :])
+        return path
+
+    return run
+
+
+def patch(path: Path, offset: int, form: str, *values: Any) -> Path:
+    """Overwrites header fields, so that nibabel cannot set them right."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into(form, data, offset, *values)
+    path.write_bytes(data)
+    return path
+
+
+def reason(path: Path, **options: Any) -> str:
+    with pytest.raises(ImageRefusedError) as caught:
+        read_nifti(path, **options)
+    return caught.value.reason
+
+
+def paint(series: ModuleType, shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """The phantom of build_series at the places that a RAS affine gives to voxels (i, j, k)."""
+    return series.phantom(series.locate(affine, shape) * (-1, -1, 1))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_values_and_places(save: Save, series: ModuleType, kind: type, name: str) -> None:
+    data = paint(series, (7, 6, 5), AFFINE).astype(np.float32)
+    volume = read_nifti(save(data, name=name, kind=kind))
+    assert volume.values.shape == (5, 6, 7)
+    assert volume.values.dtype == np.float32
+    assert series.find_error(volume) < 1e-4
+    assert_allclose(volume.spacing_mm, (2.5, 0.8, 0.6), rtol=1e-6)
+    assert (volume.mask, volume.unit, volume.photometric, volume.headers) == (None, "", "", {})
+
+
+@pytest.mark.parametrize("hand", [1, -1])
+def test_oblique_affines_of_either_hand(save: Save, series: ModuleType, hand: int) -> None:
+    turned = np.array(series.rotate(17, -35, 61)).reshape(2, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([turned[0] * 0.6, turned[1] * 0.8, hand * 2.5 * np.cross(*turned)])
+    affine[:3, 3] = 3, -40, 11
+    volume = read_nifti(save(paint(series, (7, 6, 5), affine).astype(np.float32), affine))
+    assert series.find_error(volume) < 1e-3
+
+
+def test_the_name_does_not_matter(save: Save) -> None:
+    path = save(np.ones((3, 3, 3), np.int16), name="a.nii.gz")
+    renamed = path.rename(path.with_name("scan"))
+    assert read_nifti(renamed).values.sum() == 27
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", ">i2", "<u2", "<i4", ">f4", "<f8"])
+def test_stored_types(save: Save, dtype: str) -> None:
+    data = np.arange(60).reshape(3, 4, 5).astype(dtype)
+    header = nib.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    header.set_data_dtype(np.dtype(dtype))
+    path = save(data, kind=lambda array, affine: nib.Nifti1Image(array, affine, header))
+    assert_array_equal(read_nifti(path).values, np.arange(60).reshape(3, 4, 5).T)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "wanted"), [(2.0, -1000.0, -980.0), (0.0, 5.0, 10.0), (np.nan, np.nan, 10.0)]
+)
+def test_rescale(save: Save, slope: float, intercept: float, wanted: float) -> None:
+    path = patch(save(np.full((2, 2, 2), 10, np.int16)), 112, "<2f", slope, intercept)
+    assert (read_nifti(path).values == wanted).all()
+
+
+def test_rescale_that_is_no_number(save: Save) -> None:
+    path = save(np.ones((2, 2, 2), np.int16))
+    assert reason(patch(path, 112, "<2f", np.inf, 0)) == "rescale"
+    assert reason(patch(path, 112, "<2f", 2, np.nan)) == "rescale"
+
+
+def test_not_a_number_is_masked_and_infinity_refused(save: Save) -> None:
+    data = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    data[1, 0, 1] = np.nan
+    volume = read_nifti(save(data))
+    assert volume.mask is not None
+    assert np.argwhere(volume.mask).tolist() == [[1, 0, 1]]
+    assert volume.values[1, 0, 1] == 0
+    data[0, 0, 0] = np.inf
+    assert reason(save(data)) == "not_finite"
+    assert reason(save(np.full((2, 2, 2), np.nan, np.float32))) == "all_padding"
+
+
+def test_other_axes(save: Save) -> None:
+    assert reason(save(np.zeros((3, 3, 3, 4), np.int16))) == "time"
+    assert reason(save(np.zeros((3, 3, 3, 1, 3), np.int16))) == "vector"
+    assert reason(save(np.zeros((3, 3, 1), np.int16))) == "too_few_slices"
+    assert reason(save(np.zeros((3, 3), np.int16))) == "too_few_slices"
+    assert read_nifti(save(np.zeros((3, 4, 5, 1), np.int16))).values.shape == (5, 4, 3)
+    path = save(np.zeros((3, 3, 3), np.int16))
+    assert reason(patch(path, 40, "<8h", 3, 3, -3, 3, 1, 1, 1, 1)) == "zero_pixels"
+    assert reason(patch(path, 40, "<8h", 9, 3, 3, 3, 1, 1, 1, 1)) == "not_nifti"
+
+
+def test_kinds_of_voxels(save: Save) -> None:
+    colour = np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    assert reason(save(colour)) == "colour"
+    assert reason(save(np.zeros((3, 3, 3), np.complex64))) == "complex_values"
+    assert reason(patch(save(np.zeros((3, 3, 3), np.int16)), 70, "<h", 1)) == "bit_depth"
+    assert reason(patch(save(np.zeros((3, 3, 3), np.int16)), 70, "<h", 9999)) == "bit_depth"
+
+
+def test_which_affine(save: Save) -> None:
+    data = np.zeros((4, 5, 6), np.int16)
+    moved = AFFINE.copy()
+    moved[:3, 3] += 0.15  # less than half the smallest voxel
+    near = read_nifti(save(data, change=lambda header: header.set_qform(moved, code=1)))
+    assert_allclose(near.affine[:3, 3], [-30, 20, 5])
+    moved[:3, 3] += 1.0
+    assert reason(save(data, change=lambda header: header.set_qform(moved, code=1))) == "affine_conflict"
+    flipped = AFFINE @ np.diag([-1, 1, 1, 1])
+    assert reason(save(data, change=lambda header: header.set_qform(flipped, code=1))) == "affine_conflict"
+
+    def only_q(header: Any) -> None:
+        header.set_qform(moved, code=1)
+        header["sform_code"] = 0
+
+    assert_allclose(read_nifti(save(data, change=only_q)).affine[:3, 3], [-31.15, 18.85, 6.15], rtol=1e-6)
+    path = save(data)
+    assert reason(patch(path, 252, "<2h", 0, 0)) == "no_affine"
+    path = patch(save(data), 252, "<2h", 0, 1)
+    assert reason(patch(path, 80, "<3f", 1.0, 0.8, 2.5)) == "affine_conflict"  # pixdim
+
+
+def test_affines_that_are_no_place(save: Save) -> None:
+    data = np.zeros((4, 5, 6), np.int16)
+    sheared = AFFINE.copy()
+    sheared[1, 0] = 0.1
+
+    def set_sform(affine: np.ndarray) -> Callable[[Any], None]:
+        def change(header: Any) -> None:
+            header.set_sform(affine, code=1)
+            header["qform_code"] = 0
+
+        return change
+
+    assert reason(save(data, change=set_sform(sheared))) == "orientation"
+    assert reason(save(data, change=set_sform(np.diag([0.0, 1, 1, 1])))) == "orientation"
+    assert reason(save(data, change=set_sform(np.diag([np.nan, 1, 1, 1])))) == "orientation"
+
+
+def test_units_of_length(save: Save) -> None:
+    data = np.zeros((4, 5, 6), np.int16)
+    micron = read_nifti(save(data, change=lambda header: header.set_xyzt_units("micron")))
+    assert_allclose(micron.spacing_mm, (0.0025, 0.0008, 0.0006), rtol=1e-5)
+    assert reason(patch(save(data), 123, "<B", 7)) == "malformed_element"
+
+
+def test_limits_hold_before_the_data_is_read(tmp_path: Path, save: Save) -> None:
+    path = save(np.zeros((4, 5, 6), np.int16))
+    assert read_nifti(path, max_voxels=120).values.size == 120
+    assert reason(path, max_voxels=119) == "too_large"
+    # A bomb: a header that promises much or little, and zeros without end behind it.
+    header = bytearray(path.read_bytes()[:352])
+    bombs = []
+    for dims, offset in (((1024, 1024, 2048), 352.0), ((4, 5, 6), 352.0), ((4, 5, 6), 2.0e9)):
+        struct.pack_into("<8h", header, 40, 3, *dims, 1, 1, 1, 1)
+        struct.pack_into("<f", header, 108, offset)
+        bombs.append(tmp_path / f"{len(bombs)}.nii.gz")
+        bombs[-1].write_bytes(gzip.compress(bytes(header) + bytes(1 << 25)))
+    tracemalloc.start()
+    assert reason(bombs[0]) == "too_large"
+    assert read_nifti(bombs[1]).values.sum() == 0
+    assert reason(bombs[2]) == "malformed_element"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_broken_files(save: Save, tmp_path: Path) -> None:
+    path = save(np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    data = path.read_bytes()
+    for length in range(0, len(data), 13):
+        path.write_bytes(data[:length])
+        assert reason(path) in {"not_nifti", "truncated"}
+    packed = gzip.compress(data)
+    for length in range(10, len(packed) - 1, 17):
+        path.write_bytes(packed[:length])
+        assert reason(path) in {"truncated", "unreadable"}
+    path.write_bytes(packed[:-6] + bytes([packed[-6] ^ 1]) + packed[-5:])
+    assert reason(path) == "unreadable"  # the checksum
+    path.write_bytes(data[:344] + b"ni1\0" + data[348:])
+    assert reason(path) == "nifti_pair"
+    path.write_bytes(data[:344] + b"\0\0\0\0" + data[348:])
+    assert reason(path) == "not_nifti"  # ANALYZE 7.5 has no place in the patient
+
+
+def test_the_same_scan_in_dicom(save: Save, series: ModuleType, tmp_path: Path) -> None:
+    slices = series.build_slices(orientation=series.rotate(17, -35, 61))
+    dicom = read_volume(series.write_series(tmp_path / "dicom", slices), rule=StackRule())
+    ras = np.diag([-1, -1, 1, 1]) @ dicom.affine[:, [2, 1, 0, 3]]
+    nifti = read_nifti(save(dicom.values.T, ras))
+    assert_array_equal(nifti.values, dicom.values)
+    assert_allclose(nifti.affine, dicom.affine, atol=1e-5)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("number", range(1, 10))
+def test_real_pairs(number: int) -> None:
+    """Siemens mosaics in nine transfer syntaxes beside the NIfTI that dcm2niix made of them."""
+    shared = os.environ.get("MEDCLS_SHARED")
+    if not shared:
+        pytest.skip("MEDCLS_SHARED is not set")
+    folder = Path(shared) / "data" / "dicom" / "dcm_qa_ts"
+    volume = read_nifti(folder / "Ref" / f"{number}.nii")
+    mosaic = read_modality_values(folder / "In" / f"{number}.dcm").values
+    tiles = mosaic.reshape(6, 64, 6, 64).swapaxes(1, 2).reshape(36, 64, 64)[:35]
+    # dcm2niix turns rows about; columns and slices stay.
+    assert_array_equal(volume.values, tiles[:, ::-1])
+    assert not mosaic.reshape(6, 64, 6, 64).swapaxes(1, 2).reshape(36, 64, 64)[35].any()
+    # The header's position is that of the mosaic's corner: the first tile's lies half of the rest further in.
+    column = np.array([0, 0.99415096409965, -0.1079993545339])
+    corner = np.array([-624, -661.82658862211, -6.5255017698948]) + 3.25 * 160 * (np.array([1, 0, 0]) + column)
+    turned = volume.affine @ [0, 63, 0, 1]
+    assert_allclose(turned[:3], corner, atol=1e-3)
+    assert_allclose(volume.affine[:3, 0], 3.6 * np.cross([1, 0, 0], column), atol=1e-4)
+    assert_allclose(volume.affine[:3, 1], -3.25 * column, atol=1e-4)
