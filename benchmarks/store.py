@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.images import make_store
 from medcls.data.dataset import StoreDataset
-from medcls.data.store import shard_name
+from medcls.data.shards import shard_name
 
 _BATCH, _BATCHES, _ROUNDS = 32, 64, 5
 

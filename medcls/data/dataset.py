@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """What a loader yields.
 
     Attributes:
-        images: (N, C, H, W), the store's integer dtype.
+        images: (N, C, *spatial), the store's integer dtype.
         targets: (N, T), float32; NaN = unknown.
         positions: (N,), int64: places in the dataset.
     """
@@ -57,24 +57,20 @@ class StoreDataset(Dataset[Batch]):
     ) -> None:
         self.store, self.rows, self.seed, self.augmentation = store, rows, seed, augmentation
         self.targets = torch.as_tensor(targets, dtype=torch.float32)
+        # Arrow, not Python strings: also forked workers share it instead of copying it count by count.
+        self._image_ids = None if augmentation is None else store.read("image_id", rows=rows).column(0)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def image_ids(self) -> list[str]:
-        """Of each position."""
-        return [self.store.image_ids[row] for row in self.rows]
-
     def augment(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
-        """Returns one image (C, H, W), augmented where an augmentation was given."""
-        if self.augmentation is None:
+        """Returns one image (C, *spatial), augmented where an augmentation was given."""
+        if self.augmentation is None or self._image_ids is None:
             return image
-        image_id = self.store.image_ids[int(self.rows[position])]
-        return self.augmentation(image, draw_seed(self.seed, epoch, image_id))
+        return self.augmentation(image, draw_seed(self.seed, epoch, self._image_ids[position].as_py()))
 
     def read_image(self, epoch: int, position: int) -> NDArray[Any]:
-        """Returns the image at a position as an epoch sees it, (C, H, W)."""
+        """Returns the image at a position as an epoch sees it, (C, *spatial)."""
         return self.augment(self.store.image(int(self.rows[position])), epoch=epoch, position=position)
 
     def __getitem__(self, position: Position) -> Batch:

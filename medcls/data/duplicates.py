@@ -7,8 +7,9 @@ share a 64-bit hash. So a 256-bit hash only proposes candidates, and the pixels 
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.data.columns import Words, find_repeats
+
 _THUMB = 64
-_BLOCK = 512
+_THUMBS = 4096  # kept at once, 16 KiB each
+_BLOCK = 64, 4096  # pairs compared at once: what they need fits the processor's cache
+# A hash's middle rows hold the anatomy and differ most: its words 1 and 2 are compared first.
+_TELLING, _OTHERS = (1, 2), (0, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,57 +86,81 @@ def compute_thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def find_duplicates(
-    patient_ids: Sequence[str],
+    patients: NDArray[np.integer[Any]],
     *,
-    sha256: Sequence[str],
-    dhash: Sequence[bytes],
+    checksums: Words,
+    hashes: Words,
     read_pixels: Callable[[int], NDArray[Any]],
     max_bits: int,
     min_correlation: float,
 ) -> list[DuplicatePair]:
     """Returns the pairs of identical or near-identical images of different patients, in row order.
 
+    All pairs of hashes are compared, in blocks: the memory grows with the rows, the time with their square.
+
     Args:
-        patient_ids: Of each row.
-        sha256: hash_pixels of each row.
-        dhash: compute_dhash of each row.
+        patients: (N,) code of each row's patient.
+        checksums: hash_pixels of each row.
+        hashes: compute_dhash of the rows that have one; the others are compared by checksum alone.
         read_pixels: Row -> (C, H, W) without padding; called for candidates only.
         max_bits: Largest Hamming distance of a candidate, 0 to 255.
         min_correlation: Smallest correlation of a near duplicate.
     """
-    patients = np.unique(np.asarray(patient_ids, dtype=object).astype(str), return_inverse=True)[1]
-    codes = np.unique(np.asarray(sha256), return_inverse=True)[1]
-    thumbnails: dict[int, NDArray[np.float32]] = {}
 
+    @functools.lru_cache(_THUMBS)
     def thumbnail(row: int) -> NDArray[np.float32]:
-        if row not in thumbnails:
-            thumbnails[row] = compute_thumbnail(read_pixels(row))
-        return thumbnails[row]
+        return compute_thumbnail(read_pixels(row))
 
-    found = []
-    for first, second in _candidates(dhash, codes, patients, max_bits=max_bits):
-        identical = bool(codes[first] == codes[second])
-        correlation = 1.0 if identical else float(thumbnail(first) @ thumbnail(second))
-        if identical or correlation >= min_correlation:
-            found.append(DuplicatePair(first, second, correlation, identical))
-    return found
+    repeated, values = find_repeats(checksums)
+    found = [DuplicatePair(i, j, 1.0, identical=True) for i, j in _identical_pairs(repeated, values, patients)]
+    same = dict(zip(repeated.tolist(), values.tolist(), strict=True))
+    for first, second in _near_pairs(hashes, patients[hashes.rows], max_bits=max_bits):
+        if first in same and same[first] == same.get(second):
+            continue
+        correlation = float(thumbnail(first) @ thumbnail(second))
+        if correlation >= min_correlation:
+            found.append(DuplicatePair(first, second, correlation, identical=False))
+    return sorted(found, key=lambda pair: (pair.first, pair.second))
 
 
-def _candidates(
-    dhash: Sequence[bytes], codes: NDArray[Any], patients: NDArray[Any], *, max_bits: int
+def _identical_pairs(
+    rows: NDArray[np.int64], values: NDArray[np.int64], patients: NDArray[np.integer[Any]]
 ) -> Iterator[tuple[int, int]]:
-    """Pairs of different patients within max_bits, or of identical pixels.
+    """Pairs of different patients among the rows of each value.
 
     A copy with its black border burnt in has the same stored pixels, and another hash: its valid extent differs.
     """
-    words = np.frombuffer(b"".join(dhash), np.uint64).reshape(-1, 4)
-    for start in range(0, len(words), _BLOCK):
-        block = words[start : start + _BLOCK]
-        distance = np.zeros((len(block), len(words) - start), np.uint16)
-        for word in range(4):
-            distance += np.bitwise_count(block[:, word, None] ^ words[None, start:, word])
-        like = (distance <= max_bits) | (codes[start : start + _BLOCK, None] == codes[None, start:])
-        near = like & (patients[start : start + _BLOCK, None] != patients[None, start:])
-        for i, j in zip(*np.nonzero(near), strict=True):
-            if i < j:
-                yield start + int(i), start + int(j)
+    order = np.argsort(values, kind="stable")
+    for group in np.split(rows[order], np.flatnonzero(np.diff(values[order])) + 1):
+        for place, first in enumerate(group):
+            others = group[place + 1 :]
+            for second in others[patients[others] != patients[first]]:
+                yield int(first), int(second)
+
+
+def _near_pairs(hashes: Words, patients: NDArray[np.integer[Any]], *, max_bits: int) -> Iterator[tuple[int, int]]:
+    """Pairs of rows of different patients whose hashes differ in at most max_bits."""
+    height, width = _BLOCK
+    words, count = np.ascontiguousarray(hashes.words.T), len(hashes.rows)
+    scratch = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8)
+    for top in range(0, count, height):
+        for left in range(top, count, width):
+            i, j = _compare(words[:, top : top + height], words[:, left : left + width], scratch, max_bits)
+            i, j = top + i, left + j
+            wanted = (i < j) & (patients[i] != patients[j])
+            yield from zip(hashes.rows[i[wanted]].tolist(), hashes.rows[j[wanted]].tolist(), strict=True)
+
+
+def _compare(
+    first: NDArray[np.uint64], second: NDArray[np.uint64], scratch: tuple[NDArray[Any], ...], max_bits: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places (i, j) within max_bits of words (4, n) and (4, m): two words rule most pairs out, exactly."""
+    unlike, bits, more = (array[: first.shape[1], : second.shape[1]] for array in scratch)
+    for word, out in zip(_TELLING, (bits, more), strict=True):
+        np.bitwise_xor(first[word][:, None], second[word], out=unlike)
+        np.bitwise_count(unlike, out=out)
+    np.add(bits, more, out=bits)
+    i, j = np.divmod(np.flatnonzero(bits <= max_bits), bits.shape[1])
+    rest = sum(np.bitwise_count(first[word, i] ^ second[word, j]).astype(np.int64) for word in _OTHERS)
+    near = bits[i, j] + rest <= max_bits
+    return i[near], j[near]

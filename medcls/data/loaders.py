@@ -53,8 +53,10 @@ class EpochSampler(Sampler[list[Position]]):
             order = generator.choice(self.num_samples, self.num_samples, p=self.weights)
         else:
             order = generator.permutation(self.num_samples) if self.shuffle else np.arange(self.num_samples)
-        for part in np.array_split(order, len(self)):
-            yield [(self.epoch, int(position)) for position in part]
+        size, larger = divmod(self.num_samples, max(1, len(self)))
+        for batch in range(len(self)):
+            start = batch * size + min(batch, larger)
+            yield [(self.epoch, position) for position in order[start : start + size + (batch < larger)].tolist()]
 
 
 def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:

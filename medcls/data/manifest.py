@@ -30,19 +30,34 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("spacing_source", pa.string()),
     ("modality", pa.string()),
     ("photometric", pa.string()),
+    ("body_part", pa.string()),
     ("side", pa.string()),
     ("sex", pa.string()),
     ("age_years", pa.float64()),
     ("manufacturer", pa.string()),
     ("pixel_sha256", pa.string()),
     ("pixel_dhash", pa.binary(32)),
+    ("declared_sha256", pa.string()),
 ]
 COLUMNS = pa.schema(_FIELDS)
 
+_VOLUME_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("source_depth", pa.int32()),
+    ("valid_z", pa.int32()),
+    ("valid_depth", pa.int32()),
+    ("spacing_slice_mm", pa.float64()),
+    ("affine", pa.list_(pa.float64(), 16)),
+    ("slices_removed", pa.int32()),
+    ("notes", pa.string()),
+    ("may_show_face", pa.bool_()),
+]
+VOLUME_COLUMNS = pa.schema(_VOLUME_FIELDS)
+"""What volumes have beside COLUMNS: affine (4 x 4 by rows) takes (d, h, w, 1) of the stored voxels to patient mm."""
 
-def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = ()) -> pa.Table:
+
+def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = (), volumes: bool = False) -> pa.Table:
     """Returns the manifest of `rows`, in their order, with the string columns `extra` appended."""
-    schema = COLUMNS
+    schema = pa.schema([*COLUMNS, *(VOLUME_COLUMNS if volumes else ())])
     for name in extra:
         schema = schema.append(pa.field(name, pa.string()))
     return pa.Table.from_pylist(list(rows), schema=schema)

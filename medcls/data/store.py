@@ -8,115 +8,31 @@ store/
 
 from __future__ import annotations
 
-import contextlib
-import os
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from medcls.data.manifest import column_list, read_table
-from medcls.errors import DataError, MissingInputError, WriteError
-from medcls.files import DATASET, MANIFEST, TEMPORARY, read_json, sha256_file, sha256_json, sync_folder
-from medcls.imaging.preprocess import PreprocessSpec
+from medcls.data.columns import Codes, Words, compute_checksum, read_codes, read_columns, read_names, read_words
+from medcls.data.manifest import column_list
+from medcls.data.shards import shard_name
+from medcls.errors import DataError, MissingInputError
+from medcls.files import DATASET, MANIFEST, read_json, sha256_file, sha256_json
+from medcls.imaging.volume_spec import read_spec
 
-SCHEMA_VERSION = 1
-SHARD_BYTES = 1 << 30
+SCHEMA_VERSION = 2
 
-
-def shard_name(shard: int) -> str:
-    """Returns the file name of a shard."""
-    return f"shard-{shard:05d}.npy"
-
-
-class ShardWriter:
-    """Writes images of one shape one after another into .npy shards; a shard is renamed when it is whole.
-
-    A context manager: its end completes the last shard, an error leaves that one under its temporary name.
-
-    Args:
-        folder: The store.
-        shape: (C, H, W) of every image.
-        dtype: Of every image.
-        shard_bytes: A new shard begins beyond this size.
-    """
-
-    def __init__(
-        self, folder: Path, *, shape: tuple[int, ...], dtype: DTypeLike, shard_bytes: int = SHARD_BYTES
-    ) -> None:
-        self.folder, self.shape, self.dtype = folder, shape, np.dtype(dtype)
-        self._rows_per_shard = max(1, shard_bytes // (int(np.prod(shape)) * self.dtype.itemsize))
-        self._shard, self._row = 0, 0
-        self._file: Any = None
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if kind is None:
-                self.close()
-        finally:
-            # What is still buffered may meet the same full disk; it is lost anyway.
-            with contextlib.suppress(OSError):
-                if self._file is not None:
-                    self._file.close()
-
-    def append(self, image: NDArray[Any]) -> tuple[int, int]:
-        """Writes one image and returns its (shard, row).
-
-        Raises:
-            ValueError: another shape or dtype.
-            WriteError: no space left.
-        """
-        if image.shape != self.shape or image.dtype != self.dtype:
-            raise ValueError(f"image {image.shape} {image.dtype}: expected {self.shape} {self.dtype}")
-        try:
-            if self._file is None:
-                self._file = self._temporary.open("wb")
-                self._write_header()
-            self._file.write(np.ascontiguousarray(image).data)
-            place = (self._shard, self._row)
-            self._row += 1
-            if self._row == self._rows_per_shard:
-                self._finish_shard()
-        except OSError as error:
-            raise WriteError(f"cannot write {self.folder}: {error.strerror}; free or change store=") from error
-        return place
-
-    def close(self) -> None:
-        """Completes the last shard."""
-        try:
-            self._finish_shard()
-        except OSError as error:
-            raise WriteError(f"cannot write {self.folder}: {error.strerror}; free or change store=") from error
-
-    @property
-    def _temporary(self) -> Path:
-        return self.folder / f"{TEMPORARY}{shard_name(self._shard)}"
-
-    def _write_header(self) -> None:
-        # numpy pads the header so that the first axis can grow in place: the final count fits the same bytes.
-        header = {"shape": (self._row, *self.shape), "fortran_order": False, "descr": self.dtype.str}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def _finish_shard(self) -> None:
-        if self._file is None:
-            return
-        self._file.seek(0)
-        self._write_header()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self.folder / shard_name(self._shard))
-        sync_folder(self.folder)
-        self._file, self._shard, self._row = None, self._shard + 1, 0
+Rows = NDArray[np.int64] | Sequence[int]
 
 
 class Store:
     """A complete store, opened for reading.
+
+    It holds where each image lies, 12 bytes an image; other columns of the manifest are read when asked for.
 
     Args:
         folder: The store's folder.
@@ -141,12 +57,9 @@ class Store:
         absent = [name for name in ("preprocess", "counts", "deidentify", "sha256") if name not in self.info]
         if absent:
             raise DataError(f"{folder / DATASET}: no {', '.join(absent)}; it was changed: prepare the store again")
-        self.spec = PreprocessSpec.from_json(self.info["preprocess"])
-        self.manifest: pa.Table = read_table(folder / MANIFEST)
-        self.image_ids: list[str] = column_list(self.manifest, "image_id")
-        self.index = {image_id: i for i, image_id in enumerate(self.image_ids)}
-        self._shard = self.manifest.column("shard").to_numpy()
-        self._row = self.manifest.column("row").to_numpy()
+        self.spec = read_spec(self.info["preprocess"])
+        place = self.read("shard", "row")
+        self._shard, self._row = (place.column(name).to_numpy() for name in ("shard", "row"))
         self._maps: dict[int, NDArray[Any]] = {}
 
     @property
@@ -160,28 +73,61 @@ class Store:
         return self.folder.resolve().name
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every stored image."""
-        return self.spec.channels, self.spec.height, self.spec.width
+    def shape(self) -> tuple[int, ...]:
+        """(C, *spatial) of every stored image."""
+        return self.spec.shape
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self._row)
 
     def __getstate__(self) -> dict[str, Any]:
         """Memory maps are opened again in a worker process instead of being copied into it."""
         return self.__dict__ | {"_maps": {}}
 
-    def column(self, name: str) -> list[Any]:
-        """Returns one manifest column as Python values."""
-        return column_list(self.manifest, name)
+    @property
+    def column_names(self) -> list[str]:
+        """Of the manifest."""
+        return read_names(self.folder / MANIFEST)
+
+    def read(self, *names: str, rows: Rows | None = None, coded: bool = False) -> pa.Table:
+        """Returns columns of the manifest, read from disk at each call.
+
+        Args:
+            names: Of the columns.
+            rows: Manifest rows; None = all.
+            coded: Strings come as dictionaries: 4 bytes a row, and each different text once.
+        """
+        table = read_columns(self.folder / MANIFEST, *names, coded=coded)
+        return table if rows is None else table.take(pa.array(rows, pa.int64()))
+
+    def column(self, name: str, rows: Rows | None = None) -> list[Any]:
+        """Returns a column of the manifest as Python values (None where null): for some rows, not for millions."""
+        return column_list(self.read(name, rows=rows), name)
+
+    def codes(self, name: str) -> Codes:
+        """Returns a column of strings that repeat, such as patient_id, coded."""
+        return read_codes(self.folder / MANIFEST, name)
+
+    def words(self, name: str) -> Words:
+        """Returns pixel_sha256 or pixel_dhash as 64-bit words."""
+        return read_words(self.folder / MANIFEST, name)
+
+    @functools.cached_property
+    def images_checksum(self) -> str:
+        """Checksum of the image_ids and their order."""
+        return compute_checksum(self.folder / MANIFEST, "image_id")
+
+    def has_images_of(self, path: Path) -> bool:
+        """Returns whether a parquet file has the store's image_ids in the store's order."""
+        return compute_checksum(path, "image_id") == self.images_checksum
 
     def image(self, index: int) -> NDArray[Any]:
-        """Returns one stored image, (C, H, W), read-only view of the memory map."""
+        """Returns one stored image, (C, *spatial), read-only view of the memory map."""
         view: NDArray[Any] = self._map(int(self._shard[index]))[self._row[index]]
         return view
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Returns stored images, (N, C, H, W), copied in one go for each shard."""
+        """Returns stored images, (N, C, *spatial), copied in one go for each shard."""
         shards, rows = self._shard[indices], self._row[indices]
         first = int(shards[0]) if len(shards) else 0
         if (shards == first).all():

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.config import nearest
-from medcls.data.manifest import column_list
+from medcls.data.columns import code_column
 from medcls.errors import ConfigError, DataError
 
 _LABEL = "label"
@@ -67,7 +67,7 @@ def build_task(
     if kind == "multilabel":
         return _build_multilabel(train_labels, labels)
     column = _find_column(train_labels, label)
-    found = sorted({v for v in column_list(train_labels, column) if v is not None}, key=_natural)
+    found = sorted(map(str, code_column(train_labels.column(column)).texts.to_pylist()), key=_natural)
     if not found:
         raise DataError(f"task.label={label}: no image of the training split has one")
     if kind == "regression":
@@ -159,27 +159,26 @@ def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], N
     missing = [name for name in task.columns if name not in labels.column_names]
     if missing:
         raise DataError(f"the store's labels have no column {missing[0]}; they have {', '.join(labels.column_names)}")
-    columns = [column_list(labels, name) for name in task.columns]
-    encode = {"multilabel": _encode_flag, "regression": _encode_value}.get(task.kind)
-    if encode is None:
-        targets = [[float(task.mapping.get(v, np.nan)) if v is not None else np.nan for v in columns[0]]]
-    else:
-        targets = [[encode(v, name) for v in c] for c, name in zip(columns, task.columns, strict=True)]
-    array = np.array(targets, dtype=np.float64).T.reshape(labels.num_rows, len(task.columns))
+    array = np.empty((labels.num_rows, len(task.columns)), dtype=np.float64)
+    for i, name in enumerate(task.columns):
+        codes = code_column(labels.column(name))
+        # Each text is encoded once; null has the code -1, the last place.
+        values = [_encode(task, str(text), name) for text in codes.texts.to_pylist()]
+        array[:, i] = np.array([*values, np.nan])[codes.values]
     known = np.asarray(~np.isnan(array).all(axis=1), dtype=np.bool_)
     return array, known
 
 
-def _encode_flag(value: str | None, column: str) -> float:
-    if value is None:
-        return np.nan
+def _encode(task: Task, text: str, column: str) -> float:
+    if task.kind == "multilabel":
+        return _encode_flag(text, column)
+    return _number(text, column) if task.kind == "regression" else float(task.mapping.get(text, np.nan))
+
+
+def _encode_flag(value: str, column: str) -> float:
     if value not in ("0", "1", "0.0", "1.0"):
         raise DataError(f"{column}={value!r}: task=multilabel takes 0, 1 or blank (unknown)")
     return float(value)
-
-
-def _encode_value(value: str | None, column: str) -> float:
-    return np.nan if value is None else _number(value, column)
 
 
 def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
@@ -187,10 +186,11 @@ def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: st
     if task.kind == "regression":
         return
     if task.kind == "multilabel":
-        absent = [n for i, n in enumerate(task.class_names) if not {0.0, 1.0} <= set(targets[:, i].tolist())]
+        absent = [n for i, n in enumerate(task.class_names) if not np.isin([0, 1], targets[:, i]).all()]
         what = "labels without both 0 and 1"
     else:
-        absent = [n for i, n in enumerate(task.class_names) if i not in set(targets[:, 0].tolist())]
+        found = np.unique(targets[:, 0])
+        absent = [n for i, n in enumerate(task.class_names) if i not in found]
         what = "classes without an image"
     if absent:
         raise DataError(f"{what} in the {split} split: {', '.join(absent)}; more patients, or other classes or splits")

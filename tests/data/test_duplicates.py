@@ -14,7 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from medcls.config import SplitConfig
-from medcls.data.duplicates import DuplicatePair, compute_dhash, compute_thumbnail, find_duplicates, hash_pixels
+from medcls.data.columns import Words
+from medcls.data.duplicates import (
+    DuplicatePair,
+    _near_pairs,
+    compute_dhash,
+    compute_thumbnail,
+    find_duplicates,
+    hash_pixels,
+)
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
 from medcls.imaging.readers import read_image
 
@@ -29,17 +37,26 @@ def blob(seed: int, size: int = 96) -> Image:
     return np.clip(coarse + fine, 0, 255).astype(np.uint8)[None]
 
 
+def as_words(values: Sequence[bytes | None]) -> Words:
+    rows = np.array([row for row, value in enumerate(values) if value is not None], dtype=np.int64)
+    words = np.frombuffer(b"".join(filter(None, values)), ">u8").reshape(-1, 4).astype(np.uint64)
+    return Words(rows, words)
+
+
 def search(
-    images: Sequence[NDArray[Any]], patients: Sequence[str] | None = None, **changes: Any
+    images: Sequence[NDArray[Any]], patients: Sequence[str] | None = None, *, hashed: bool = True, **changes: Any
 ) -> list[DuplicatePair]:
     """find_duplicates with the thresholds that data_prep uses by default."""
     config = SplitConfig()
-    rules = {"max_bits": config.near_duplicate_bits, "min_correlation": config.near_duplicate_correlation}
+    rules = {
+        "max_bits": config.near_duplicate_bits,
+        "min_correlation": config.near_duplicate_correlation,
+        "read_pixels": lambda row: images[row],
+    }
     return find_duplicates(
-        patients or [f"p{i}" for i in range(len(images))],
-        sha256=[hash_pixels(image) for image in images],
-        dhash=[compute_dhash(image) for image in images],
-        read_pixels=lambda row: images[row],
+        np.arange(len(images)) if patients is None else np.unique(patients, return_inverse=True)[1],
+        checksums=as_words([bytes.fromhex(hash_pixels(image)) for image in images]),
+        hashes=as_words([compute_dhash(image) if hashed else None for image in images]),
         **rules | changes,
     )
 
@@ -111,7 +128,7 @@ def test_pairs_are_found_across_blocks_of_the_search(monkeypatch: pytest.MonkeyP
     images = [blob(seed % 9) for seed in range(18)]
     expected = [(i, i + 9) for i in range(9)]
     assert [(d.first, d.second) for d in search(images)] == expected
-    monkeypatch.setattr("medcls.data.duplicates._BLOCK", 4)
+    monkeypatch.setattr("medcls.data.duplicates._BLOCK", (3, 4))
     assert [(d.first, d.second) for d in search(images)] == expected
 
 
@@ -123,15 +140,43 @@ def test_pixels_are_read_for_candidates_alone() -> None:
         read.append(row)
         return images[row]
 
-    find_duplicates(
-        ["a", "b", "c"],
-        sha256=[hash_pixels(image) for image in images],
-        dhash=[compute_dhash(image) for image in images],
-        read_pixels=read_pixels,
-        max_bits=48,
-        min_correlation=0.95,
-    )
+    search(images, read_pixels=read_pixels)
     assert sorted(read) == [0, 2]
+
+
+@pytest.mark.parametrize("max_bits", [0, 10, 48, 100, 127, 128, 129, 200, 255])
+def test_candidates_are_exactly_the_pairs_within_the_distance(max_bits: int) -> None:
+    """Against all pairs, bit by bit; hashes near one another, so that every distance occurs."""
+    generator = np.random.default_rng(max_bits)
+    flipped = generator.random((60, 256)) < generator.uniform(0, 0.7, (60, 1))
+    hashes = [np.packbits(bits).tobytes() for bits in flipped]
+    hashes[7] = hashes[30] = None
+    patients = generator.integers(0, 40, 60)
+    read: set[tuple[int, int]] = set()
+    found = _near_pairs(as_words(hashes), np.delete(patients, [7, 30]), max_bits=max_bits)
+    for first, second in found:
+        assert (first, second) not in read
+        read.add((first, second))
+    expected = {
+        (i, j)
+        for i in range(60)
+        for j in range(i + 1, 60)
+        if not {i, j} & {7, 30} and patients[i] != patients[j] and (flipped[i] != flipped[j]).sum() <= max_bits
+    }
+    assert read == expected
+
+
+def test_images_without_a_hash_are_compared_by_their_pixels_alone() -> None:
+    """As volumes are."""
+    images = [np.zeros((1, 2, 3, 4), np.int16), np.ones((1, 2, 3, 4), np.int16), np.zeros((1, 2, 3, 4), np.int16)]
+    assert search(images, hashed=False) == [DuplicatePair(0, 2, 1.0, identical=True)]
+
+
+def test_every_pair_of_many_identical_images_is_found_once_and_in_order() -> None:
+    images = [blob(seed) for seed in (1, 0, 1, 0, 1)]
+    expected = [(0, 2), (0, 4), (1, 3)]
+    assert [(d.first, d.second) for d in search(images, ["a", "b", "c", "d", "e"])] == [*expected, (2, 4)]
+    assert [(d.first, d.second) for d in search(images, ["a", "b", "c", "d", "c"])] == expected
 
 
 def test_no_images_have_no_duplicates() -> None:

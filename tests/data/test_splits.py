@@ -1,127 +1,54 @@
-"""Splits: disjoint by patient, stratified, the same whatever the row order; leaks found; certificates checked."""
+"""Splits: leaks found and resolved; certificates checked."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcls.data.columns import Codes, code_column
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.manifest import write_table
 from medcls.data.splits import (
     DROPPED,
     ORDER,
-    assign_splits,
-    count_by_split,
+    SPLIT_NAMES,
+    Splits,
+    code_splits,
     find_shared_patients,
     read_split,
     resolve_leaks,
     rows_of,
-    stratify,
     write_split,
 )
 from medcls.data.store import Store
 from medcls.errors import DataError, MissingInputError
-
-FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
-
-# One patient: the labels of its images.
-PATIENT = st.lists(st.sampled_from("abc"), min_size=1, max_size=4)
-COHORT = st.lists(PATIENT, min_size=1, max_size=30)
+from medcls.files import sha256_file
 
 
-def spread(cohort: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    pairs = [(f"p{number}", [label]) for number, labels in enumerate(cohort) for label in labels]
-    return [patient for patient, _ in pairs], [labels for _, labels in pairs]
+def code(texts: Sequence[str | None]) -> Codes:
+    return code_column(pa.chunked_array([pa.array(texts, pa.string())]))
 
 
-@settings(max_examples=60, deadline=None)
-@given(cohort=COHORT, seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
-def test_a_split_is_disjoint_and_does_not_depend_on_the_row_order(cohort, seed, order) -> None:
-    patients, strata = spread(cohort)
-    splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=seed)
-    assert find_shared_patients(patients, splits) == {}
-    assert set(splits) <= set(ORDER)
-    shuffled = list(range(len(patients)))
-    order.shuffle(shuffled)
-    again = assign_splits(
-        [patients[i] for i in shuffled], [strata[i] for i in shuffled], fractions=FRACTIONS, seed=seed
-    )
-    assert again == [splits[i] for i in shuffled]
+def as_codes(names: Sequence[str | None]) -> Splits:
+    return code_splits(code(names))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
-    counts=st.dictionaries(st.sampled_from("abcde"), st.integers(20, 80), min_size=2),
-    images=st.integers(1, 3),
-    seed=st.integers(0, 100),
-)
-def test_every_stratum_is_shared_out_in_proportion(counts: dict[str, int], images: int, seed: int) -> None:
-    cohort = [[label] * images for label, number in counts.items() for _ in range(number)]
-    patients, strata = spread(cohort)
-    splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=seed)
-    for label, number in counts.items():
-        got = Counter(split for split, labels in zip(splits, strata, strict=True) if labels == [label])
-        for name, share in FRACTIONS.items():
-            # Patients are whole: at most two of them off the exact share.
-            assert abs(got[name] / images - share * number) <= 2, (label, name, got)
+def shared(patients: Sequence[str], splits: Sequence[str]) -> dict[str, list[str]]:
+    return find_shared_patients(code(patients), as_codes(splits))
 
 
-def test_rare_labels_of_several_are_shared_out_too() -> None:
-    generator = np.random.default_rng(0)
-    shares = {"a": 0.5, "b": 0.3, "rare": 0.05}
-    strata = [[label for label in shares if generator.random() < shares[label]] for _ in range(600)]
-    patients = [f"p{i // 2}" for i in range(600)]
-    splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=0)
-    total = Counter(label for labels in strata for label in labels)
-    for name, share in FRACTIONS.items():
-        got = Counter(label for s, labels in zip(splits, strata, strict=True) if s == name for label in labels)
-        assert {label: abs(got[label] - share * total[label]) <= 3 for label in total} == dict.fromkeys(total, True)
-
-
-def test_the_seed_changes_the_split_and_nothing_else_does() -> None:
-    patients, strata = spread([["a"], ["b"]] * 20)
-    first = assign_splits(patients, strata, fractions=FRACTIONS, seed=0)
-    assert first == assign_splits(patients, strata, fractions=FRACTIONS, seed=0)
-    assert len({tuple(assign_splits(patients, strata, fractions=FRACTIONS, seed=s)) for s in range(10)}) > 5
-
-
-def test_a_split_is_the_same_on_every_machine() -> None:
-    """Written down once: a changed recipe would move patients between the splits of finished studies."""
-    patients, strata = spread([["a"], ["b"]] * 5)
-    splits = assign_splits(patients, strata, fractions={"train": 0.5, "test": 0.5}, seed=0)
-    assert "".join(split[1] for split in splits) == EXPECTED
-
-
-EXPECTED = "erreerreer"
-
-
-def test_unlabelled_images_are_shared_out() -> None:
-    splits = assign_splits([f"p{i}" for i in range(100)], [[]] * 100, fractions=FRACTIONS, seed=0)
-    assert Counter(splits) == {"train": 70, "val": 10, "test": 20}
-
-
-def test_a_share_of_zero_gets_none() -> None:
-    splits = assign_splits(list("abcdef"), [["x"]] * 6, fractions={"train": 1.0, "val": 0.0, "test": 0.0}, seed=0)
-    assert set(splits) == {"train"}
-
-
-def test_few_labels_are_strata_and_many_numbers_are_binned() -> None:
-    assert stratify(["1", None, "x"]) == [["1"], [], ["x"]]
-    assert stratify([str(i) for i in range(20)])[3] == ["3"]
-    assert stratify([f"name{i}" for i in range(50)])[3] == ["name3"]
-    bins = stratify([*(str(i / 7) for i in range(400)), None])
-    assert Counter(label for labels in bins for label in labels) == {f"bin {i}": 40 for i in range(10)}
-    few = stratify([str(i / 7) for i in range(100)])
-    assert Counter(label for labels in few for label in labels) == {f"bin {i}": 20 for i in range(5)}
-    assert bins[-1] == []
-    assert bins[0] == ["bin 0"]
+def test_names_become_codes_and_null_is_dropped() -> None:
+    splits = as_codes(["test", None, "train", "dropped", "val"])
+    assert (splits.dtype, splits.tolist()) == (np.int8, [2, 3, 0, 3, 1])
+    with pytest.raises(ValueError, match="holdout"):
+        as_codes(["holdout"])
 
 
 def pair(first: int, second: int) -> DuplicatePair:
@@ -129,10 +56,18 @@ def pair(first: int, second: int) -> DuplicatePair:
 
 
 def resolve(splits: list[str], patients: list[str], duplicates: list[DuplicatePair], on_leak: str):
-    ids = [f"i{i}" for i in range(len(splits))]
-    return resolve_leaks(splits, patient_ids=patients, image_ids=ids, duplicates=duplicates, on_leak=on_leak)
+    """The function under test, given and giving lists."""
+    result, found = resolve_leaks(
+        as_codes(splits),
+        patients=code(patients),
+        name_images=lambda rows: [f"i{row}" for row in rows],
+        duplicates=duplicates,
+        on_leak=on_leak,
+    )
+    return [SPLIT_NAMES[split] for split in result], found
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(st.sampled_from(ORDER), st.integers(0, 5)), min_size=2, max_size=20),
     data=st.data(),
@@ -143,7 +78,7 @@ def test_drop_leaves_no_leak_and_the_most_held_out_split_whole(rows, data) -> No
     pairs = data.draw(st.lists(st.tuples(index, index).filter(lambda p: p[0] < p[1]), unique=True))
     duplicates = [pair(i, j) for i, j in pairs if patients[i] != patients[j]]
     result, found = resolve(splits, patients, duplicates, "drop")
-    assert find_shared_patients(patients, result) == {}
+    assert shared(patients, result) == {}
     for d in duplicates:
         assert DROPPED in (result[d.first], result[d.second]) or result[d.first] == result[d.second]
     assert [r for r, s in zip(result, splits, strict=True) if s == "test"] == ["test"] * splits.count("test")
@@ -176,27 +111,20 @@ def test_pairs_within_one_split_and_of_dropped_images_are_no_leak() -> None:
     assert (found["linked_patients_in_one_split"], found["images_in_several_splits"]) == (1, [])
 
 
-def test_counts() -> None:
-    assert count_by_split(["train", "test", "train"], ["a", "b", "a"]) == {
-        "train": {"a": 2, "b": 0},
-        "test": {"a": 0, "b": 1},
-    }
-
-
 def test_rows_of_a_split(small_store: Store) -> None:
     splits, _ = read_split(small_store, "default")
-    rows = {name: rows_of(small_store, splits, name) for name in (*ORDER, "all")}
+    rows = {name: rows_of(splits, name) for name in (*ORDER, "all")}
     assert sorted(np.concatenate([rows[name] for name in ORDER])) == list(range(48)) == rows["all"].tolist()
-    assert all(splits[small_store.image_ids[row]] == "val" for row in rows["val"])
-    without = splits | {small_store.image_ids[0]: DROPPED}
-    assert rows_of(small_store, without, "all").tolist() == list(range(1, 48))
+    assert all(SPLIT_NAMES[splits[row]] == "val" for row in rows["val"])
+    splits[0] = SPLIT_NAMES.index(DROPPED)
+    assert rows_of(splits, "all").tolist() == list(range(1, 48))
 
 
 def test_a_written_split_is_read_and_checked(small_store: Store) -> None:
     splits, certificate = read_split(small_store, "default")
     assert certificate["name"] == "default"
     assert certificate["store_sha256"] == small_store.sha256
-    assert set(splits) == set(small_store.image_ids)
+    assert (len(splits), certificate["images"]) == (48, {n: (splits == i).sum() for i, n in enumerate(ORDER)})
 
 
 def test_an_unknown_split_lists_those_there_are(small_store: Store) -> None:
@@ -204,15 +132,16 @@ def test_an_unknown_split_lists_those_there_are(small_store: Store) -> None:
         read_split(small_store, "second")
 
 
-def move_patient(store: Store, splits: dict[str, str]) -> dict[str, str]:
+def move_image(splits: Splits) -> Splits:
     """One image of a training patient goes to test."""
-    first = next(i for i in store.image_ids if splits[i] == "train")
-    return splits | {first: "test"}
+    moved = splits.copy()
+    moved[np.flatnonzero(splits == ORDER.index("train"))[0]] = ORDER.index("test")
+    return moved
 
 
 def test_a_tampered_split_is_refused(fresh_store: Store) -> None:
-    splits = move_patient(fresh_store, read_split(fresh_store, "default")[0])
-    table = pa.table({"image_id": list(splits), "split": list(splits.values())})
+    splits = move_image(read_split(fresh_store, "default")[0])
+    table = pa.table({"image_id": fresh_store.column("image_id"), "split": [SPLIT_NAMES[code] for code in splits]})
     write_table(fresh_store.folder / "splits" / "default.parquet", table)
     with pytest.raises(DataError, match="has changed since its certificate was written"):
         read_split(fresh_store, "default")
@@ -220,20 +149,39 @@ def test_a_tampered_split_is_refused(fresh_store: Store) -> None:
 
 def test_a_leak_with_a_certificate_is_refused_all_the_same(fresh_store: Store) -> None:
     splits, certificate = read_split(fresh_store, "default")
-    write_split(fresh_store, "forged", splits=list(move_patient(fresh_store, splits).values()), certificate=certificate)
+    write_split(fresh_store, "forged", splits=move_image(splits), certificate=certificate)
     with pytest.raises(DataError, match=r"patient_id 'p.*' is in train and test; splits must be disjoint by patient"):
         read_split(fresh_store, "forged")
 
 
-def test_identical_pixels_in_two_splits_are_refused(fresh_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def change_manifest(store: Store, **columns: list[str]) -> Store:
+    """The store with other columns, certified as if they had always been so."""
+    path = store.folder / "manifest.parquet"
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    write_table(path, table)
+    return Store(store.folder)
+
+
+def test_identical_pixels_in_two_splits_are_refused(fresh_store: Store) -> None:
     splits, certificate = read_split(fresh_store, "default")
-    same = ["0" * 64] * len(fresh_store)
-    column = fresh_store.column
-    monkeypatch.setattr(fresh_store, "column", lambda name: same if name == "pixel_sha256" else column(name))
-    with pytest.raises(DataError, match="pixel_sha256"):
-        read_split(fresh_store, "default")
-    write_split(fresh_store, "known", splits=list(splits.values()), certificate=certificate | {"on_leak": "report"})
-    assert read_split(fresh_store, "known")[0] == splits
+    train, test = (int(rows_of(splits, name)[0]) for name in ("train", "test"))
+    values = fresh_store.column("pixel_sha256")
+    values[train] = values[test]
+    store = change_manifest(fresh_store, pixel_sha256=values)
+    with pytest.raises(DataError, match=f"pixel_sha256 '{values[test]}' is in train and test"):
+        read_split(store, "default")
+    write_split(store, "known", splits=splits, certificate=certificate | {"on_leak": "report"})
+    assert (read_split(store, "known")[0] == splits).all()
+
+
+def test_identical_pixels_in_one_split_are_none_of_a_leak(fresh_store: Store) -> None:
+    splits, _ = read_split(fresh_store, "default")
+    first, second = rows_of(splits, "train")[:2].tolist()
+    values = fresh_store.column("pixel_sha256")
+    values[first] = values[second]
+    assert (read_split(change_manifest(fresh_store, pixel_sha256=values), "default")[0] == splits).all()
 
 
 def test_the_split_of_another_store_is_refused(fresh_store: Store, make_store: Callable[..., Store]) -> None:
@@ -254,13 +202,19 @@ def test_a_tampered_store_does_not_fit_its_split(fresh_store: Store) -> None:
         read_split(Store(fresh_store.folder), "default")
 
 
-def test_a_split_of_other_images_is_refused(fresh_store: Store) -> None:
+@pytest.mark.parametrize("change", [lambda ids: [f"{i}x" for i in ids], lambda ids: ids[::-1], lambda ids: ids[1:]])
+def test_a_split_of_other_images_or_another_order_is_refused(
+    change: Callable[..., list[str]], fresh_store: Store
+) -> None:
     _, certificate = read_split(fresh_store, "default")
-    fresh_store.image_ids = [f"{image_id}x" for image_id in fresh_store.image_ids]
-    write_split(fresh_store, "other", splits=["train"] * 48, certificate=certificate)
+    path = write_split(fresh_store, "other", splits=np.zeros(48, np.int8), certificate=certificate)
+    ids = change(fresh_store.column("image_id"))
+    write_table(path, pa.table({"image_id": ids, "split": ["train"] * len(ids)}))
+    content = json.loads(path.with_suffix(".json").read_text()) | {"split_sha256": sha256_file(path)}
+    path.with_suffix(".json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="its images are not the store's"):
         read_split(Store(fresh_store.folder), "other")
 
 
 def test_a_dropped_image_shares_no_patient() -> None:
-    assert find_shared_patients(["p", "p", "q", "q"], ["train", DROPPED, "test", "val"]) == {"q": ["val", "test"]}
+    assert shared(["p", "p", "q", "q"], ["train", DROPPED, "test", "val"]) == {"q": ["val", "test"]}

@@ -1,18 +1,21 @@
-"""Shards are whole or not there; a store is complete, unchanged and of this version, or refused."""
+"""A store is complete, unchanged and of this version, or refused."""
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from medcls.data.store import ShardWriter, Store, shard_name
-from medcls.errors import DataError, MissingInputError, WriteError
+from medcls.data.manifest import build_table, write_table
+from medcls.data.shards import shard_name
+from medcls.data.store import SCHEMA_VERSION, Store
+from medcls.errors import DataError, MissingInputError
+from medcls.imaging.volume_spec import VolumeSpec
 
 SHAPE = (1, 4, 6)
 
@@ -21,83 +24,13 @@ def images(count: int, dtype: str = "uint8") -> np.ndarray:
     return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (count, *SHAPE)).astype(dtype)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_shards_hold_what_was_appended_in_order(dtype: str, tmp_path: Path) -> None:
-    given = images(7, dtype)
-    size = given[0].nbytes
-    with ShardWriter(tmp_path, shape=SHAPE, dtype=dtype, shard_bytes=3 * size) as writer:
-        places = [writer.append(image) for image in given]
-    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
-    shards = [np.load(tmp_path / shard_name(i), allow_pickle=False) for i in range(3)]
-    assert [len(shard) for shard in shards] == [3, 3, 1]
-    assert shards[0].dtype == dtype
-    assert (np.concatenate(shards) == given).all()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [shard_name(i) for i in range(3)]
-
-
-def test_a_full_last_shard_is_not_followed_by_an_empty_one(tmp_path: Path) -> None:
-    given = images(2)
-    with ShardWriter(tmp_path, shape=SHAPE, dtype="uint8", shard_bytes=given.nbytes) as writer:
-        for image in given:
-            writer.append(image)
-    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.npy"]
-
-
-def test_an_image_larger_than_a_shard_gets_its_own(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, shape=SHAPE, dtype="uint8", shard_bytes=1) as writer:
-        assert [writer.append(image) for image in images(2)] == [(0, 0), (1, 0)]
-
-
-def test_a_shard_has_its_name_only_when_whole(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, shape=SHAPE, dtype="uint8") as writer:
-        writer.append(images(1)[0])
-        assert [p.name for p in tmp_path.iterdir()] == [".partial-shard-00000.npy"]
-    assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.npy"]
-
-
-def test_an_error_leaves_no_shard(tmp_path: Path) -> None:
-    def fail() -> None:
-        with ShardWriter(tmp_path, shape=SHAPE, dtype="uint8") as writer:
-            writer.append(images(1)[0])
-            raise DataError("elsewhere")
-
-    with pytest.raises(DataError, match="elsewhere"):
-        fail()
-    assert not (tmp_path / "shard-00000.npy").exists()
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((1, 6, 4), np.uint8), np.zeros(SHAPE, np.uint16)])
-def test_another_shape_or_dtype_is_refused(wrong: np.ndarray, tmp_path: Path) -> None:
-    with (
-        ShardWriter(tmp_path, shape=SHAPE, dtype="uint8") as writer,
-        pytest.raises(ValueError, match=r"expected \(1, 4, 6\) uint8"),
-    ):
-        writer.append(wrong)
-
-
-def test_no_space_is_a_write_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with ShardWriter(tmp_path, shape=SHAPE, dtype="uint8") as writer:
-        monkeypatch.setattr(Path, "open", full)
-        with pytest.raises(WriteError, match="No space left on device; free or change store="):
-            writer.append(images(1)[0])
-
-
-def test_a_folder_that_is_gone_is_a_write_error(tmp_path: Path) -> None:
-    with (
-        ShardWriter(tmp_path / "gone", shape=SHAPE, dtype="uint8") as writer,
-        pytest.raises(WriteError, match="cannot write"),
-    ):
-        writer.append(images(1)[0])
-
-
 def test_reading(small_store: Store) -> None:
     assert len(small_store) == 48
     assert small_store.shape == (1, 32, 32)
     assert small_store.name == "store"
-    assert small_store.index[small_store.image_ids[5]] == 5
+    ids = small_store.column("image_id")
+    assert ids == pq.read_table(small_store.folder / "manifest.parquet").column("image_id").to_pylist()
+    assert small_store.column("image_id", [5, 2]) == [ids[5], ids[2]]
     image = small_store.image(5)
     assert (image.shape, image.dtype) == ((1, 32, 32), np.uint8)
     with pytest.raises(ValueError, match="read-only"):
@@ -160,7 +93,7 @@ def test_a_store_that_is_not_there_or_half_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"schema_version": 2}, "schema_version 2, expected 1"),
+        ({"schema_version": 99}, f"schema_version 99, expected {SCHEMA_VERSION}"),
         ({"preprocess": None}, "no preprocess"),
         ({"preprocess": {"height": 32}}, "not of this version"),
         ({"sha256": None}, "no sha256"),
@@ -190,3 +123,46 @@ def test_a_shard_of_another_shape_is_a_data_error(fresh_store: Store) -> None:
     np.save(fresh_store.folder / "shard-00000.npy", np.zeros((48, 1, 16, 16), np.uint8))
     with pytest.raises(DataError, match="expected"):
         fresh_store.image(0)
+
+
+@pytest.mark.parametrize(("intensity", "dtype"), [("percentile", "uint16"), ("hounsfield", "int16")])
+def test_volumes_are_served_as_stored(intensity: str, dtype: str, tmp_path: Path) -> None:
+    """Three volumes (1, 3, 4, 5) in two shards."""
+    spec = VolumeSpec(depth=3, height=4, width=5, intensity=intensity, dtype=dtype)
+    given = np.random.default_rng(0).integers(0, 999, (3, *spec.shape)).astype(dtype)
+    np.save(tmp_path / shard_name(0), given[:2])
+    np.save(tmp_path / shard_name(1), given[2:])
+    places = [{"image_id": f"v{i}", "patient_id": "p", "shard": i // 2, "row": i % 2} for i in range(3)]
+    write_table(tmp_path / "manifest.parquet", build_table(places, volumes=True))
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "preprocess": spec.to_json(),
+        "counts": {},
+        "deidentify": {},
+        "sha256": {},
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    store = Store(tmp_path)
+    assert (store.shape, store.spec.spatial_dims, len(store)) == ((1, 3, 4, 5), 3, 3)
+    assert store.image(2).dtype == dtype
+    assert (store.image(2) == given[2]).all()
+    assert (store.images(np.array([2, 0])) == given[[2, 0]]).all()
+    assert len(store.words("pixel_dhash").rows) == 0
+
+
+def test_columns_are_read_for_the_rows_asked_for(small_store: Store) -> None:
+    table = small_store.read("side", "patient_id", rows=[1, 0])
+    assert table.to_pylist() == [{"side": "R", "patient_id": "p00"}, {"side": "L", "patient_id": "p00"}]
+    assert small_store.codes("patient_id").texts.to_pylist() == [f"p{i:02d}" for i in range(24)]
+    assert small_store.column_names == build_table([]).column_names
+
+
+def test_the_images_of_another_file_are_compared_in_their_order(small_store: Store, tmp_path: Path) -> None:
+    table = small_store.read("image_id")
+    for name, rows, same in (
+        ("same", range(48), True),
+        ("turned", range(47, -1, -1), False),
+        ("part", range(9), False),
+    ):
+        write_table(tmp_path / name, table.take(list(rows)))
+        assert small_store.has_images_of(tmp_path / name) is same
