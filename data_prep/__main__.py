@@ -7,12 +7,12 @@ from medcls.config import PrepareJob
 
 
 def main(job: PrepareJob) -> None:
-    """Prepares the store and says where it is."""
-    from data_prep.prepare import prepare
+    """Prepares the store, or this job's share of it, and says where it is."""
+    from data_prep.prepare import describe_store, prepare
 
     store = prepare(job)
-    states = ", ".join(f"{count} {state}" for state, count in store.info["counts"]["states"].items())
-    say(f"store {store.folder}: {len(store)} images; files: {states}")
+    if store is not None:
+        say(describe_store(store))
 
 
 if __name__ == "__main__":

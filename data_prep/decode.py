@@ -1,164 +1,274 @@
-"""Files to shards: decode in limited workers, write in the order of the rows, account for every file."""
+"""Shards of the plan to shards of the store: decoded in limited workers, each file accounted for, resumable.
+
+A finished shard leaves a part in store/parts/: its manifest rows, its ledger entries, and a JSON file with their
+checksums, written last. A run that is interrupted goes on with the first shard whose part is not there or not whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep.labels import LabelRow
-from data_prep.ledger import OK, QUARANTINED, SKIPPED, Entry
+import medcls
+from data_prep.ledger import OK, QUARANTINED, Entry, build_entries
+from data_prep.manifest_rows import StoredImage, build_row
+from data_prep.plan import ShardPlan, Unit
+from data_prep.reuse import Earlier, Previous
 from medcls.data.duplicates import compute_dhash, hash_pixels
-from medcls.data.store import ShardWriter
+from medcls.data.manifest import build_table, write_table
+from medcls.data.shards import ShardFile, Slot, shard_name, write_slot
 from medcls.errors import DataError, ImageRefusedError, MissingInputError
-from medcls.files import sha256_file
+from medcls.files import sha256_file, write_json
 from medcls.identity import Identity
-from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
-from medcls.imaging.preprocess import PreprocessSpec
+from medcls.imaging.decode import DecodeTask, Spec, decode_image
+from medcls.imaging.preprocess import PreparedImage
 from medcls.imaging.worker import run_limited
 
+PARTS = "parts"
 # A few bad files are life; many mean a wrong folder or a wrong setting.
 _ALLOWED_ANYWAY = 1
 _SHOWN = 5
-_AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True, slots=True)
-class HashedImage:
-    """A decoded image, and the checksums of its stored pixels and of its file."""
+class Setting:
+    """What all shards of a store share.
 
-    image: DecodedImage
-    pixel_sha256: str
-    pixel_dhash: bytes
-    file_sha256: str
+    Attributes:
+        source: Folder of the raw files.
+        folder: The store.
+        spec: What is done to every image.
+        identity: How ids are written.
+        columns: Extra manifest columns.
+        workers: Processes; 0 decodes in this one.
+        earlier: A complete store whose unchanged images are copied, or None.
+    """
+
+    source: Path
+    folder: Path
+    spec: Spec
+    identity: Identity
+    columns: Sequence[str] = ()
+    workers: int = 0
+    earlier: Earlier | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what decides the content of a shard besides its units."""
+        return {
+            "medcls": medcls.__version__,
+            "preprocess": self.spec.to_json(),
+            "key_fingerprint": self.identity.fingerprint,
+            "columns": list(self.columns),
+        }
 
 
-def decode_and_hash(task: DecodeTask) -> HashedImage:
-    """Returns one image as stored. Runs in a worker process: no torch, nothing global."""
-    image = decode_image(task)
+@dataclass(frozen=True, slots=True)
+class StoreTask:
+    """One image to decode into its slot; `previous` is where an earlier store has it, if the files are the same."""
+
+    decode: DecodeTask
+    slot: Slot
+    previous: Previous | None = None
+
+
+def store_image(task: StoreTask) -> StoredImage:
+    """Writes one image into its slot and says what it is. Runs in a worker process: no torch, nothing global."""
+    files = tuple(sha256_file(file) for file in task.decode.files)
+    if task.previous is not None and task.previous.file_sha256 == files:
+        write_slot(task.slot, task.previous.read())
+        return StoredImage(None, "", None, files)
+    image = decode_image(task.decode)
     pixels = image.prepared.pixels
-    y, x, height, width = image.prepared.valid_extent
-    return HashedImage(
-        image=image,
-        pixel_sha256=hash_pixels(pixels),
-        pixel_dhash=compute_dhash(pixels[:, y : y + height, x : x + width]),
-        file_sha256=sha256_file(task.file),
-    )
+    write_slot(task.slot, pixels)
+    dhash = None
+    if isinstance(image.prepared, PreparedImage):
+        y, x, height, width = image.prepared.valid_extent
+        dhash = compute_dhash(pixels[:, y : y + height, x : x + width])
+    # The pixels are in the shard: they need not travel to the parent, too.
+    bare: Any = replace(image.prepared, pixels=pixels[:0])
+    return StoredImage(replace(image, prepared=bare), hash_pixels(pixels), dhash, files)
 
 
-def decode_rows(
-    rows: Sequence[LabelRow],
-    *,
-    source: Path,
-    spec: PreprocessSpec,
-    writer: ShardWriter,
-    identity: Identity,
-    workers: int,
-    max_quarantined: float,
-) -> tuple[list[dict[str, Any]], dict[str, Entry]]:
-    """Decodes every row into an open `writer`; returns the manifest rows and an entry for each file by its path.
+@dataclass(slots=True)
+class Refusals:
+    """Counts refused images and stops where there are too many.
+
+    Attributes:
+        allowed: At most so many.
+        total: Images planned.
+        count: Refused so far.
+        shown: The first of them, as a message names them.
+    """
+
+    allowed: int
+    total: int
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, max_quarantined: float, total: int) -> Refusals:
+        """Returns the counter for a share of the images; one bad file is allowed unless the share is 0."""
+        return cls(max(_ALLOWED_ANYWAY, int(max_quarantined * total)) if max_quarantined else 0, total)
+
+    def add(self, messages: Sequence[str]) -> None:
+        """Counts these.
+
+        Raises:
+            DataError: more than allowed; the first of them are named.
+        """
+        self.count += len(messages)
+        self.shown += messages[: _SHOWN - len(self.shown)]
+        if self.count > self.allowed:
+            raise DataError(
+                f"more than {self.allowed} of {self.total} images are unreadable: {'; '.join(self.shown)}; mend or "
+                "remove them, or allow more by max_quarantined=0.2"
+            )
+
+
+def decode_shards(plans: Iterator[ShardPlan], setting: Setting, *, refusals: Refusals, total: int) -> None:
+    """Decodes shards one after another, all by one pool of workers, and writes each one's part when it is whole.
+
+    Args:
+        plans: The shards to decode.
+        setting: What they share.
+        refusals: Counts over all shards.
+        total: Units in all of `plans`, for the progress bar.
 
     Raises:
-        DataError: more than max_quarantined of the images are refused; the reasons are counted.
+        DataError: too many refused images.
+        WriteError: no space left.
     """
-    allowed = max(_ALLOWED_ANYWAY, int(max_quarantined * len(rows))) if max_quarantined else 0
-    tasks = (DecodeTask(source / row.path, row.roi, spec) for row in rows)
-    manifest: list[dict[str, Any]] = []
-    entries: dict[str, Entry] = {}
-    refused: list[str] = []
-    outcomes = run_limited(decode_and_hash, tasks, workers=workers)
-    bar = tqdm(zip(rows, outcomes, strict=True), total=len(rows), desc="decode", unit="image", mininterval=0.5)
-    for row, outcome in bar:
-        shown = identity.name("path", row.path)
+    (setting.folder / PARTS).mkdir(parents=True, exist_ok=True)
+    pending: deque[tuple[ShardPlan, ShardFile]] = deque()
+
+    def tasks() -> Iterator[StoreTask]:
+        for plan in plans:
+            shard = ShardFile(
+                setting.folder,
+                plan.number,
+                shape=setting.spec.shape,
+                dtype=setting.spec.dtype,
+                slots=len(plan.units),
+            )
+            shard.create()
+            pending.append((plan, shard))
+            yield from build_tasks(plan, shard, setting)
+
+    outcomes = run_limited(store_image, tasks(), workers=setting.workers)
+    with tqdm(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
+        for first in outcomes:
+            plan, shard = pending.popleft()
+            result = _Part(plan, setting)
+            result.add(0, first, refusals)
+            bar.update()
+            for index in range(1, len(plan.units)):
+                result.add(index, next(outcomes), refusals)
+                bar.update()
+            shard.finish(result.kept)
+            result.write()
+
+
+def build_tasks(plan: ShardPlan, shard: ShardFile, setting: Setting) -> Iterator[StoreTask]:
+    """Yields a task for each unit of a shard."""
+    earlier = setting.earlier
+    for index, unit in enumerate(plan.units):
+        files = tuple(setting.source / path for path in unit.files)
+        previous = earlier.find(unit, setting.identity) if earlier else None
+        yield StoreTask(DecodeTask(files, unit.roi, setting.spec), shard.slot(index), previous)
+
+
+class _Part:
+    """What is known of a shard while its images come back."""
+
+    def __init__(self, plan: ShardPlan, setting: Setting) -> None:
+        self.plan, self.setting = plan, setting
+        self.kept: list[int] = []
+        self._rows: list[dict[str, Any]] = []
+        self._entries: list[Entry] = []
+        self._refused: list[str] = []
+
+    def add(self, index: int, outcome: StoredImage | ImageRefusedError, refusals: Refusals) -> None:
+        unit, identity = self.plan.units[index], self.setting.identity
+        image_id = identity.name("image", unit.key)
+        paths = [identity.name("path", path) for path in unit.files]
         if isinstance(outcome, ImageRefusedError):
-            where = f"row {row.number}" if row.number else ""
-            refused.append(" ".join(filter(None, (where, shown, str(outcome)))))
-            if len(refused) > allowed:
-                raise DataError(_too_many(refused, allowed, len(rows)))
-            # Of a refused file, too: one that is mended later is another file.
-            sha, images = _checksum(source / row.path), (identity.name("image", row.key),)
-            entry = Entry(shown, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=images)
-        else:
-            shard, index = writer.append(outcome.image.prepared.pixels)
-            manifest.append(_manifest_row(row, outcome, place=(shard, index), identity=identity))
-            entry = Entry(shown, OK, images=1, file_sha256=outcome.file_sha256)
-        entries[row.path] = entries[row.path].add(entry) if row.path in entries else entry
-    if not manifest:
-        raise DataError(f"no image could be read: {'; '.join(refused[:_SHOWN])}")
-    return manifest, entries
+            # Of refused files, too: one that is mended later is another file.
+            checksums = [checksum(self.setting.source / path) for path in unit.files]
+            self._entries += [
+                Entry(path, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=image_id)
+                for path, sha in zip(paths, checksums, strict=True)
+            ]
+            self._refused.append(describe_refusal(unit.number, paths[0], outcome.reason, outcome.detail))
+            refusals.add(self._refused[-1:])
+            return
+        place = (self.plan.number, len(self.kept))
+        self.kept.append(index)
+        self._rows.append(self._row(unit, outcome, place))
+        self._entries += [
+            Entry(path, OK, images=int(i == 0), file_sha256=sha)
+            for i, (path, sha) in enumerate(zip(paths, outcome.file_sha256, strict=True))
+        ]
+
+    def _row(self, unit: Unit, stored: StoredImage, place: tuple[int, int]) -> dict[str, Any]:
+        if stored.image is None and self.setting.earlier is not None:
+            row = self.setting.earlier.row(unit, self.setting.identity)
+            return row | {"shard": place[0], "row": place[1], **unit.extra}
+        return build_row(unit, stored, place=place, identity=self.setting.identity)
+
+    def write(self) -> None:
+        """Writes the part; its JSON file is last."""
+        names = part_names(self.plan.number)
+        folder = self.setting.folder
+        volumes = self.setting.spec.spatial_dims == 3
+        write_table(folder / names["manifest"], build_table(self._rows, extra=self.setting.columns, volumes=volumes))
+        write_table(folder / names["ledger"], build_entries(self._entries))
+        shard = shard_name(self.plan.number)
+        written = [names["manifest"], names["ledger"], *([shard] if self.kept else [])]
+        write_json(
+            folder / names["json"],
+            {
+                "plan_sha256": self.plan.sha256,
+                "images": len(self.kept),
+                "refused": self._refused,
+                "sha256": {name: sha256_file(folder / name) for name in written},
+            },
+        )
 
 
-def _checksum(file: Path) -> str:
+def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
+    """Returns "row 3 a.png truncated: …", without a row where there is no labels file."""
+    where = f"row {number} " if number else ""
+    return f"{where}{path} {ImageRefusedError(reason, detail)}"
+
+
+def part_names(number: int) -> dict[str, str]:
+    """Returns the names of a shard's part inside the store, by what they hold."""
+    stem = f"{PARTS}/{number:05d}"
+    return {"json": f"{stem}.json", "manifest": f"{stem}.manifest.parquet", "ledger": f"{stem}.ledger.parquet"}
+
+
+def read_part(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
+    """Returns the JSON of a whole part of this very plan; None where it must be decoded (again)."""
+    path = folder / part_names(plan.number)["json"]
+    try:
+        part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if part["plan_sha256"] != plan.sha256:
+            return None
+        whole = all(sha256_file(folder / name) == sha for name, sha in part["sha256"].items())
+    except (OSError, ValueError, KeyError, AttributeError, MissingInputError):
+        return None
+    return part if whole else None
+
+
+def checksum(file: Path) -> str:
     """The sha256 of a refused file, "" where not even its bytes can be read."""
     try:
         return sha256_file(file)
     except (OSError, MissingInputError):
         return ""
-
-
-def _too_many(refused: Sequence[str], allowed: int, total: int) -> str:
-    return (
-        f"more than {allowed} of {total} images are unreadable: {'; '.join(refused[:_SHOWN])}; mend or remove them, "
-        "or allow more by max_quarantined=0.2"
-    )
-
-
-def _manifest_row(row: LabelRow, hashed: HashedImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
-    image = hashed.image
-    headers, prepared = image.headers, image.prepared
-    y, x, height, width = prepared.valid_extent
-    spacing = prepared.spacing_mm or (None, None)
-    age = row.age_years if row.age_years is not None else parse_age_years(headers.get("PatientAge", ""))
-    return {
-        "image_id": identity.name("image", row.key),
-        "patient_id": identity.name("patient", row.patient_id),
-        "study_id": identity.name("study", headers.get("StudyInstanceUID", "")) or None,
-        "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
-        "shard": place[0],
-        "row": place[1],
-        "source_height": image.source_size[0],
-        "source_width": image.source_size[1],
-        "valid_y": y,
-        "valid_x": x,
-        "valid_height": height,
-        "valid_width": width,
-        "spacing_row_mm": spacing[0],
-        "spacing_column_mm": spacing[1],
-        "spacing_source": image.spacing_source or None,
-        "modality": headers.get("Modality") or None,
-        "photometric": image.photometric or None,
-        "side": row.side or _allowed(headers, "ImageLaterality", "LRBU") or _allowed(headers, "Laterality", "LR"),
-        "sex": row.sex or _allowed(headers, "PatientSex", "MFO"),
-        "age_years": identity.age_years(age),
-        "manufacturer": headers.get("Manufacturer") or None,
-        "pixel_sha256": hashed.pixel_sha256,
-        "pixel_dhash": hashed.pixel_dhash,
-        **row.extra,
-    }
-
-
-def _allowed(headers: dict[str, str], keyword: str, codes: str) -> str | None:
-    """The value of a coded attribute where it is one of its codes; free text may hold anything, so None."""
-    value = headers.get(keyword, "")
-    return value if value and value in tuple(codes) else None
-
-
-def parse_age_years(text: str) -> float | None:
-    """Returns the years of a DICOM age such as "057Y" or "006M"; None where it is none.
-
-    Source: PS3.5 6.2, value representation AS.
-    """
-    if len(text) == 4 and text[:3].isdecimal() and text[3] in _AGE_UNITS:
-        return round(int(text[:3]) * _AGE_UNITS[text[3]], 2)
-    return None
-
-
-def account(files: Iterable[tuple[str, str]], decoded: dict[str, Entry], *, identity: Identity) -> list[Entry]:
-    """Returns an entry for every file of the source: the decoded ones, and the others as skipped."""
-    return [
-        decoded.get(path) or Entry(identity.name("path", path), SKIPPED, reason or "not_in_labels")
-        for path, reason in files
-    ]

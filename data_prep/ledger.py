@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 OK, SKIPPED, QUARANTINED = "ok", "skipped", "quarantined"
 
@@ -17,23 +19,26 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("detail", pa.string()),
     ("images", pa.int32()),
     ("file_sha256", pa.string()),
-    ("refused", pa.list_(pa.string())),
 ]
-_SCHEMA = pa.schema(_FIELDS)
+ENTRIES = pa.schema([*_FIELDS, ("refused", pa.string())])
+"""One row a file and image, as shards write them."""
+
+LEDGER = pa.schema([*_FIELDS, ("refused", pa.list_(pa.string()))])
+"""One row a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one file.
+    """What became of one file on behalf of one image.
 
     Attributes:
         path: Relative path, or its pseudonym.
         state: "ok", "skipped" or "quarantined".
         reason: Fixed word; "" for ok.
         detail: What was found and expected; no identifying value.
-        images: Images of it in the store (regions count one each).
+        images: Images of it in the store; of a volume's files the first counts it.
         file_sha256: Of the file's bytes; "" where it was not read.
-        refused: image_id of each image of it that could not be stored.
+        refused: image_id of the image that could not be stored; None where it is stored.
     """
 
     path: str
@@ -42,20 +47,43 @@ class Entry:
     detail: str = ""
     images: int = 0
     file_sha256: str = ""
-    refused: tuple[str, ...] = ()
-
-    def add(self, other: Entry) -> Entry:
-        """Returns one entry for two regions of a file: quarantined where either is, in any order."""
-        worse = other if self.state == OK else self
-        return replace(worse, images=self.images + other.images, refused=self.refused + other.refused)
+    refused: str | None = None
 
 
-def build_ledger(entries: Sequence[Entry]) -> pa.Table:
-    """Returns the ledger's table, sorted by path."""
-    return pa.Table.from_pylist([asdict(e) for e in sorted(entries, key=lambda e: e.path)], schema=_SCHEMA)
+def build_entries(entries: Sequence[Entry]) -> pa.Table:
+    """Returns the entries as a table, in their order."""
+    return pa.Table.from_pylist([asdict(entry) for entry in entries], schema=ENTRIES)
 
 
-def count_states(entries: Sequence[Entry]) -> dict[str, int]:
+def build_ledger(entries: pa.Table) -> pa.Table:
+    """Returns one row a path, sorted by path; a file is quarantined where any image of it is.
+
+    Args:
+        entries: Table of ENTRIES; a file with several regions has several rows.
+    """
+    good = pc.cast(pc.not_equal(entries.column("state"), QUARANTINED), pa.int8())
+    keys = entries.select(["path"]).append_column("good", good)
+    order = pc.sort_indices(keys, sort_keys=[("path", "ascending"), ("good", "ascending")])  # stable
+    paths = entries.column("path").take(order).combine_chunks()
+    starts = np.flatnonzero(np.append(True, pc.not_equal(paths[1:], paths[:-1]))) if len(paths) else np.empty(0, int)
+    refused = entries.column("refused").take(order)
+    before = np.append(0, np.cumsum(pc.is_valid(refused)))
+    offsets: Any = pa.array(before[np.append(starts, len(paths))].astype(np.int32))
+    images: Any = np.add.reduceat(entries.column("images").take(order).to_numpy(), starts) if len(paths) else []
+    columns: dict[str, Any] = {
+        **{name: entries.column(name).take(order.take(pa.array(starts))) for name, _ in _FIELDS},
+        "images": images,
+        "refused": pa.ListArray.from_arrays(offsets, pc.drop_null(refused).combine_chunks()),
+    }
+    return pa.table(columns).cast(LEDGER).combine_chunks()
+
+
+def count_states(ledger: pa.Table) -> dict[str, int]:
     """Returns how many files ended in each state, reasons apart: {"ok": n, "quarantined: truncated": n, …}."""
-    counts = Counter(f"{e.state}: {e.reason}" if e.reason else e.state for e in entries)
-    return dict(sorted(counts.items()))
+    counts = ledger.group_by(["state", "reason"]).aggregate([([], "count_all")])
+    return dict(sorted(_named(counts)))
+
+
+def _named(counts: pa.Table) -> Iterator[tuple[str, int]]:
+    for row in counts.to_pylist():
+        yield f"{row['state']}: {row['reason']}" if row["reason"] else row["state"], row["count_all"]

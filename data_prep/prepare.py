@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-import medcls
-from data_prep.decode import account, decode_rows
-from data_prep.labels import LabelRow, PatientRule, read_class_folders, read_labels
-from data_prep.ledger import Entry, build_ledger, count_states
+from data_prep.assemble import assemble_store
+from data_prep.decode import PARTS, Refusals, Setting, decode_shards, read_part
+from data_prep.identity_map import write_identity_map
+from data_prep.plan import Plan, ShardPlan
+from data_prep.planning import build_plan, build_spec, list_source, listed_files
+from data_prep.reuse import Earlier
 from data_prep.splitting import split_store
 from medcls.command_line import say
 from medcls.config import PrepareJob
-from medcls.data.manifest import COLUMNS, build_table, column_list, read_table, write_table
-from medcls.data.store import SCHEMA_VERSION, ShardWriter, Store
+from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, read_table, write_table
+from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import (
-    DATASET,
-    LABELS,
-    LEDGER,
-    MANIFEST,
-    SPLITS,
-    TEMPORARY,
-    lock_folder,
-    sha256_file,
-    write_bytes,
-    write_json,
-)
+from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder, sha256_file
 from medcls.identity import Identity, read_identity
-from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.source import choose_identity, is_image, list_files
+from medcls.imaging.source import choose_identity
 
-Files = Sequence[tuple[str, str]]
+_BATCH = 65536
 
 
-def prepare(job: PrepareJob) -> Store:
+def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
     """Runs the whole stage and returns the store; a complete store with the same pixels is reused.
+
+    Args:
+        job: What to do. With shard.count above 1 only this job's shards are decoded, and None comes back.
+        decode: False joins what other jobs have decoded, and decodes nothing.
 
     Raises:
         UsageError: source= or store= is missing.
-        MissingInputError, DataError, ConfigError, WriteError: as the message says.
+        MissingInputError, DataError, ConfigError, WriteError, BusyError: as the message says.
     """
+    source, folder = _check_folders(job)
+    _check_columns(job)
+    alone = job.shard.count == 1 or not decode
+    with lock_folder(folder, shared=not alone):
+        listing = list_source(source)
+        found = choose_identity("auto", source, listed_files(listing))
+        kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
+        identity = read_identity(kind, key_file=job.deidentify.key_file)
+        plan = build_plan(job, source=source, listing=listing, identity=identity, has_dicom=found == "hmac")
+        setting = _setting(job, source=source, folder=folder, identity=identity)
+        if (folder / DATASET).is_file():
+            store = _reopen(plan, setting)
+        elif alone:
+            store = _make(job, plan, setting, listing=listing, decode=decode)
+        else:
+            _decode_share(job, plan, setting)
+            return None
+        labels = align_labels(plan, store, identity)
+        # The split first: where it is refused, the store keeps the labels and splits that it had.
+        split_store(store, labels, job.split)
+        _write_labels(store, labels)
+    return store
+
+
+def describe_store(store: Store) -> str:
+    """Returns what is in a store and what became of the files, for the terminal."""
+    states = ", ".join(f"{count} {state}" for state, count in store.info["counts"]["states"].items())
+    lines = [f"store {store.folder}: {len(store)} images; files: {states}"]
+    faces = store.info["counts"].get("may_show_face", 0)
+    if faces:
+        lines.append(
+            f"{faces} volumes may show a face (heads, or no body part named): a face can be recognised from a volume; "
+            "deface or skull-strip before you share the store"
+        )
+    return "\n".join(lines)
+
+
+def _check_folders(job: PrepareJob) -> tuple[Path, Path]:
     if job.source is None or job.store is None:
         raise UsageError(
             "source=DIR and store=DIR are needed: python -m data_prep source=DIR labels=FILE.csv store=DIR"
@@ -59,195 +89,176 @@ def prepare(job: PrepareJob) -> Store:
         raise ConfigError(f"store={folder} is a file: expected a folder, new or of an earlier call")
     if folder.resolve() == source.resolve() or folder.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"store={folder} lies inside source={source}: choose a folder outside it")
-    _check_columns(job)
-    with lock_folder(folder):
-        files = list(list_files(source))
-        identity = read_identity(choose_identity(job.deidentify.kind, source, files), key_file=job.deidentify.key_file)
-        rows = _read_rows(job, source=source, files=files, identity=identity)
-        store = _open_or_decode(job, folder=folder, source=source, rows=rows, files=files, identity=identity)
-        stored = _keep_stored(store, rows, identity)
-        # The split first: where it is refused, the store keeps the labels and splits that it had.
-        split_store(store, stored, job.split)
-        _write_labels(store, stored)
-    return store
+    return source, folder
 
 
 def _check_columns(job: PrepareJob) -> None:
     """Columns of the user's own; patient_id or path would carry what deidentify takes out."""
     if job.columns and job.labels is None:
         raise ConfigError(f"columns={job.columns} needs labels=FILE.csv: class-named folders have no columns")
-    taken = [c for c in job.columns if c in (*COLUMNS.names, "path") or job.columns.count(c) > 1]
+    taken = [c for c in job.columns if c in (*COLUMNS.names, *VOLUME_COLUMNS.names, "path") or job.columns.count(c) > 1]
     if taken:
         raise ConfigError(f"columns={job.columns}: {taken[0]} is there twice, or a name of the store's own: rename it")
 
 
-def build_spec(job: PrepareJob) -> PreprocessSpec:
-    """Returns the preprocessing that the image group describes."""
-    size = job.image.size if isinstance(job.image.size, list) else [job.image.size] * 2
-    height, width = (size * 2)[:2]
-    return PreprocessSpec(
-        height=height,
-        width=width,
-        channels=job.image.channels,
-        dtype=job.image.dtype,
-        fit=job.image.fit,
-        intensity=job.image.intensity,
-        percentiles=(job.image.percentiles[0], job.image.percentiles[1]),
-        window_index=job.image.window_index,
-        windows_hu=tuple((float(center), float(width)) for center, width in job.image.windows_hu),
+def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity) -> Setting:
+    spec = build_spec(job)
+    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
+    complete = (folder / DATASET).is_file()
+    reuse = Path(job.reuse) if job.reuse and not complete else None
+    earlier = Earlier(reuse, spec=spec, identity=identity, columns=job.columns) if reuse else None
+    return Setting(source, folder, spec, identity, tuple(job.columns), workers, earlier)
+
+
+def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, decode: bool) -> Store:
+    """A store of all shards: those that earlier runs have left whole are not decoded again."""
+    _clear_rubbish(setting.folder)
+    if decode:
+        _decode(job, plan, setting, numbers=range(plan.shards))
+    assemble_store(plan, setting, listing=listing, max_quarantined=job.max_quarantined)
+    if setting.identity.kind == "hmac":
+        path = setting.folder.parent / f"{setting.folder.name}.identity-map.csv"
+        write_identity_map(path, plan, setting.identity)
+        say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
+    return Store(setting.folder)
+
+
+def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
+    """Decodes every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
+    index, count = job.shard.index, job.shard.count
+    with lock_folder(setting.folder / f"{PARTS}-{index}-of-{count}"):
+        _decode(job, plan, setting, numbers=range(index, plan.shards, count))
+    mine = len(range(index, plan.shards, count))
+    say(
+        f"store {setting.folder}: job {index} of {count} has done its {mine} of {plan.shards} shards; when all jobs "
+        "have, the same command as python -m data_prep.merge (without shard.index) completes the store"
     )
 
 
-def _read_rows(job: PrepareJob, *, source: Path, files: Files, identity: Identity) -> list[LabelRow]:
-    rule = PatientRule(job.patients, job.patient_id.pattern)
-    if job.labels is not None:
-        return read_labels(
-            Path(job.labels),
-            source=source,
-            rule=rule,
-            columns=job.columns,
-            show=lambda path: identity.name("path", path),
-        )
-    images = [path for path, skip in files if not skip and is_image(source / path)]
-    return read_class_folders(source, files=images, rule=rule)
+def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) -> None:
+    """Decodes those of the shards that are not whole yet."""
+    refusals = Refusals.of(job.max_quarantined, len(plan))
+    missing = []
+    for number in numbers:
+        part = read_part(setting.folder, _shard(plan, setting, number))
+        if part is None:
+            missing.append(number)
+        else:
+            refusals.add(part["refused"])
+    if len(missing) < len(numbers):
+        say(f"store {setting.folder}: {len(numbers) - len(missing)} of {len(numbers)} shards are decoded already")
+    if not missing:
+        return
+    if job.executor == "ray":
+        from data_prep.ray_executor import decode_on_ray
+
+        decode_on_ray([_shard(plan, setting, n) for n in missing], setting, job=job, refusals=refusals)
+        return
+    plans = (_shard(plan, setting, n) for n in missing)
+    decode_shards(plans, setting, refusals=refusals, total=sum(map(plan.count, missing)))
 
 
-def _open_or_decode(
-    job: PrepareJob,
-    *,
-    folder: Path,
-    source: Path,
-    rows: Sequence[LabelRow],
-    files: Files,
-    identity: Identity,
-) -> Store:
-    spec = build_spec(job)
-    if (folder / DATASET).is_file():
-        store = Store(folder)
-        _check_reusable(store, spec=spec, identity=identity, columns=job.columns)
-        _check_same_files(store, source=source, rows=rows, identity=identity)
-        say(f"store {folder}: complete, {len(store)} images; nothing to decode")
-        return store
-    _clear_partial(folder)
-    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
-    with ShardWriter(folder, shape=(spec.channels, spec.height, spec.width), dtype=spec.dtype) as writer:
-        manifest, decoded = decode_rows(
-            rows,
-            source=source,
-            spec=spec,
-            writer=writer,
-            identity=identity,
-            workers=workers,
-            max_quarantined=job.max_quarantined,
-        )
-    entries = account(files, decoded, identity=identity)
-    if identity.kind == "hmac":
-        _write_identity_map(folder, rows, identity)
-    _write_store(folder, manifest=manifest, entries=entries, spec=spec, identity=identity, columns=job.columns)
-    return Store(folder)
+def _shard(plan: Plan, setting: Setting, number: int) -> ShardPlan:
+    return plan.shard(number, source=setting.source, setting=setting.to_json())
 
 
-def _clear_partial(folder: Path) -> None:
-    """An interrupted run leaves only files of known names; anything else is somebody's and stops us."""
+def _clear_rubbish(folder: Path) -> None:
+    """Removes half-written files of an interrupted run; parts stay. Anything unknown is somebody's and stops us."""
     folder.mkdir(parents=True, exist_ok=True)
-    known = {MANIFEST, LEDGER, LABELS, SPLITS}
     for path in sorted(folder.iterdir()):
-        ours = path.name in known or path.name.startswith(TEMPORARY) or path.match("shard-?????.npy")
-        if not ours:
+        ours = path.name in {MANIFEST, LEDGER, LABELS, SPLITS} or path.name.startswith((TEMPORARY, PARTS))
+        if not ours and not path.match("shard-?????.npy"):
             raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
     for path in folder.iterdir():
+        if path.name == PARTS or path.match("shard-?????.npy"):
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _write_store(
-    folder: Path,
-    *,
-    manifest: list[dict[str, Any]],
-    entries: list[Entry],
-    spec: PreprocessSpec,
-    identity: Identity,
-    columns: Sequence[str],
-) -> None:
-    table = build_table(manifest, extra=columns)
-    write_table(folder / MANIFEST, table)
-    write_table(folder / LEDGER, build_ledger(entries))
-    shards = sorted(path.name for path in folder.glob("shard-*.npy"))
-    write_json(
-        folder / DATASET,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "medcls": medcls.__version__,
-            "preprocess": spec.to_json(),
-            "counts": {
-                "files": len(entries),
-                "states": count_states(entries),
-                "images": table.num_rows,
-                "patients": len(set(column_list(table, "patient_id"))),
-            },
-            "deidentify": {"kind": identity.kind, "key_fingerprint": identity.fingerprint},
-            "sha256": {name: sha256_file(folder / name) for name in (MANIFEST, LEDGER, *shards)},
-        },
-    )
+def _reopen(plan: Plan, setting: Setting) -> Store:
+    """A complete store, if it is of these settings and files; it is immutable."""
+    store = Store(setting.folder)
+    shutil.rmtree(setting.folder / PARTS, ignore_errors=True)
+    _check_reusable(store, setting)
+    _check_same_files(store, plan, setting)
+    say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")
+    return store
 
 
-def _write_identity_map(folder: Path, rows: Sequence[LabelRow], identity: Identity) -> None:
-    """The only file with both names; outside the store, readable by its owner alone."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["image_id", "patient_pseudonym", "path_id", "path", "patient_id"])
-    for row in rows:
-        pseudonyms = (identity.name("image", row.key), identity.name("patient", row.patient_id))
-        writer.writerow([*pseudonyms, identity.name("path", row.path), row.path, row.patient_id])
-    path = folder.parent / f"{folder.name}.identity-map.csv"
-    write_bytes(path, text.getvalue().encode(), private=True)
-    say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
-
-
-def _check_reusable(store: Store, *, spec: PreprocessSpec, identity: Identity, columns: Sequence[str]) -> None:
+def _check_reusable(store: Store, setting: Setting) -> None:
     """A store is immutable: other pixels, another key or other columns need another store."""
     where = f"store={store.folder} is complete and immutable"
-    if store.spec != spec:
-        before, now = store.spec.to_json(), spec.to_json()
-        changed = [f"image.{k}: {before[k]} -> {now[k]}" for k in now if before[k] != now[k]]
+    if store.spec != setting.spec:
+        before, now = store.spec.to_json(), setting.spec.to_json()
+        names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        changed = [f"image.{k}: {before.get(k)} -> {now.get(k)}" for k in names]
         raise ConfigError(f"{where}, with other settings ({', '.join(changed)}): choose another store=")
+    identity = setting.identity
     if store.info["deidentify"] != {"kind": identity.kind, "key_fingerprint": identity.fingerprint}:
         raise ConfigError(f"{where}, with other identities ({store.info['deidentify']}): choose another store=")
-    absent = [name for name in columns if name not in store.manifest.column_names]
+    absent = [name for name in setting.columns if name not in store.column_names]
     if absent:
         raise ConfigError(f"{where}, without the columns {', '.join(absent)}: choose another store=")
     store.verify()
 
 
-def _check_same_files(store: Store, *, source: Path, rows: Sequence[LabelRow], identity: Identity) -> None:
+def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
     """Every image of the labels is in the store or was refused before, from a file that has not changed."""
     ledger = read_table(store.folder / LEDGER)
-    known = set(store.image_ids).union(*column_list(ledger, "refused"))
-    before = dict(zip(column_list(ledger, "path"), column_list(ledger, "file_sha256"), strict=True))
-    new = sum(identity.name("image", row.key) not in known for row in rows)
-    paths = {row.path for row in rows if before.get(identity.name("path", row.path))}
-    changed = sum(sha256_file(source / path) != before[identity.name("path", path)] for path in paths)
+    planned = _pseudonyms(plan.table.column("key"), "image", setting.identity)
+    known = pa.chunked_array(
+        [*store.read("image_id").column(0).chunks, *pc.list_flatten(ledger.column("refused")).chunks], pa.string()
+    )
+    new = len(planned) - pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py()
+    changed = sum(_changed(batch, ledger, setting) for batch in plan.table.select(["files"]).to_batches(_BATCH))
     if new or changed:
         raise DataError(
             f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
-            f"{changed} files have changed: choose another store="
+            f"{changed} files have changed: choose another store=, with reuse={store.folder} only these are decoded"
         )
 
 
-def _keep_stored(store: Store, rows: Sequence[LabelRow], identity: Identity) -> list[LabelRow | None]:
-    """The label row of each stored image, in the store's order; None for an image without one."""
-    of_image = {identity.name("image", row.key): row for row in rows}
-    kept = [of_image.get(image_id) for image_id in store.image_ids]
-    patients = store.column("patient_id")
-    moved = sum(
-        row is not None and identity.name("patient", row.patient_id) != patients[i] for i, row in enumerate(kept)
+def _changed(batch: pa.RecordBatch, ledger: pa.Table, setting: Setting) -> int:
+    """Files of the batch whose checksum is another than the ledger's."""
+    paths = pc.unique(pc.list_flatten(batch.column("files")))
+    shown = _pseudonyms(paths, "path", setting.identity)
+    places = pc.index_in(shown, value_set=ledger.column("path").combine_chunks())
+    before = ledger.column("file_sha256").take(places).to_pylist()
+    now = (
+        sha256_file(setting.source / path) if sha else "" for path, sha in zip(paths.to_pylist(), before, strict=True)
     )
+    return sum(bool(sha) and sha != found for sha, found in zip(before, now, strict=True))
+
+
+def _pseudonyms(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:
+    """The column as outputs show it; pseudonyms are made piece by piece."""
+    if identity.kind == "declared":
+        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    named = [pa.array([identity.name(domain, value.as_py()) for value in chunk], pa.string()) for chunk in chunks]
+    return pa.concat_arrays(named or [pa.array([], pa.string())])
+
+
+def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
+    """Returns what the labels file says of each stored image, in the store's order.
+
+    Returns:
+        image_id, listed (False where the labels file no longer names the image), split, label or label_NAME …
+
+    Raises:
+        DataError: an image has another patient than when it was stored.
+    """
+    stored = store.read("image_id", "patient_id")
+    image_ids = stored.column("image_id").combine_chunks()
+    place = pc.index_in(image_ids, value_set=_pseudonyms(plan.table.column("key"), "image", identity))
+    patients = _pseudonyms(plan.table.column("patient_id"), "patient", identity).take(place)
+    moved = pc.sum(pc.not_equal(patients, stored.column("patient_id").combine_chunks())).as_py()
     if moved:
         raise DataError(f"store={store.folder}: {moved} images have another patient_id than before: another store=")
-    return kept
+    names = sorted(n for n in plan.table.column_names if n == "label" or n.startswith("label_"))
+    labels = {name: plan.table.column(name).take(place) for name in ["split", *names]}
+    return pa.table({"image_id": image_ids, "listed": pc.is_valid(place), **labels})
 
 
-def _write_labels(store: Store, rows: Sequence[LabelRow | None]) -> None:
-    names = sorted({name for row in rows if row for name in row.labels})
-    columns = {name: [row.labels.get(name) if row else None for row in rows] for name in names}
-    schema = pa.schema([("image_id", pa.string()), *((name, pa.string()) for name in names)])
-    write_table(store.folder / LABELS, pa.table({"image_id": store.image_ids, **columns}, schema=schema))
+def _write_labels(store: Store, labels: pa.Table) -> None:
+    write_table(store.folder / LABELS, labels.drop_columns(["listed", "split"]).combine_chunks())

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from data_prep.labels import LabelRow
 from medcls.command_line import say
 from medcls.config import SplitConfig
+from medcls.data.columns import Codes, code_column, read_codes
 from medcls.data.duplicates import DuplicatePair, find_duplicates
-from medcls.data.manifest import column_list, read_table
-from medcls.data.splits import (
-    BIN,
-    DROPPED,
-    ORDER,
-    assign_splits,
-    count_by_split,
-    resolve_leaks,
-    stratify,
-    write_split,
-)
+from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, Splits, code_splits, resolve_leaks, write_split
 from medcls.data.store import Store
+from medcls.data.stratification import BIN, Strata, assign_splits, stratify
 from medcls.errors import ConfigError, DataError
 from medcls.files import SPLITS, read_json
 
 
-def split_store(store: Store, rows: Sequence[LabelRow | None], config: SplitConfig) -> None:
+def split_store(store: Store, labels: pa.Table, config: SplitConfig) -> None:
     """Makes or obeys the split, searches it for leaks, and writes it with its certificate.
 
     Args:
         store: The images.
-        rows: The label row of each stored image; None where it has none (its image is left out).
+        labels: One row for each stored image, in the store's order: "listed" (bool: the image has a label row; one
+            without is left out), "split" (string, null where none is given), and "label" or "label_NAME" (strings,
+            null = unknown).
         config: Fractions, seed and policies.
 
     Raises:
         DataError: too few patients, a class missing from a split, or a leak under on_leak="refuse".
         ConfigError: a split of this name is there already and differs.
     """
-    strata = _strata(rows)
-    given = any(row is not None and row.split is not None for row in rows)
-    patients = store.column("patient_id")
-    splits = _given(rows) if given else _assigned(rows, patients=patients, strata=strata, config=config)
-    duplicates = _find_duplicates(store, config)
+    strata = _strata(labels)
+    given = labels.column("split").null_count < labels.num_rows
+    patients = store.codes("patient_id")
+    splits = _given(labels) if given else _assigned(labels, patients=patients, strata=strata, config=config)
     splits, found = resolve_leaks(
         splits,
-        patient_ids=patients,
-        image_ids=store.image_ids,
-        duplicates=duplicates,
+        patients=patients,
+        name_images=lambda rows: store.column("image_id", rows),
+        duplicates=_find_duplicates(store, patients, config),
         on_leak=config.on_leak,
     )
     empty = _check_classes(splits, strata, config=config, given=given)
+    used = [(name, splits == code) for code, name in enumerate(SPLIT_NAMES) if (splits == code).any()]
     certificate = {
         "source": "labels file" if given else "random by patient, stratified by label",
         "seed": None if given else config.seed,
@@ -64,96 +57,85 @@ def split_store(store: Store, rows: Sequence[LabelRow | None], config: SplitConf
         },
         **found,
         "classes_missing": empty,
-        "images": dict(Counter(splits)),
-        "patients": {s: len({p for p, x in zip(patients, splits, strict=True) if x == s}) for s in set(splits)},
+        "images": {name: int(chosen.sum()) for name, chosen in used},
+        "patients": {name: patients.count(chosen) for name, chosen in used},
         "strata": _count_strata(splits, strata),
     }
     _write_split_once(store, config.name, splits=splits, certificate=certificate)
     _say_split(config.name, certificate)
 
 
-def _given(rows: Sequence[LabelRow | None]) -> list[str]:
-    return [row.split if row is not None and row.split is not None else DROPPED for row in rows]
+def _given(labels: pa.Table) -> Splits:
+    return code_splits(code_column(labels.column("split")))
 
 
-def _assigned(
-    rows: Sequence[LabelRow | None],
-    *,
-    patients: Sequence[str],
-    strata: Sequence[Sequence[str]],
-    config: SplitConfig,
-) -> list[str]:
-    labelled = [i for i, row in enumerate(rows) if row is not None]
+def _assigned(labels: pa.Table, *, patients: Codes, strata: Strata, config: SplitConfig) -> Splits:
+    listed = labels.column("listed").to_numpy()
     fractions = _fractions(config)
-    _check_patients([patients[i] for i in labelled], fractions)
-    assigned = assign_splits(
-        [patients[i] for i in labelled], [strata[i] for i in labelled], fractions=fractions, seed=config.seed
-    )
-    splits = [DROPPED] * len(rows)
-    for i, split in zip(labelled, assigned, strict=True):
-        splits[i] = split
-    return splits
+    _check_patients(patients.count(listed), fractions)
+    return assign_splits(patients, strata, fractions=fractions, seed=config.seed, listed=listed)
 
 
 def _fractions(config: SplitConfig) -> dict[str, float]:
     return {"train": round(1 - config.test - config.val, 9), "val": config.val, "test": config.test}
 
 
-def _strata(rows: Sequence[LabelRow | None]) -> list[list[str]]:
-    names = sorted({name for row in rows if row for name in row.labels})
-    if names == ["label"] or "label" in names:
-        return stratify([row.labels["label"] if row else None for row in rows])
-    return [[s for n in names if (s := _stratum(n, row.labels.get(n) if row else None))] for row in rows]
+def _strata(labels: pa.Table) -> Strata:
+    if "label" in labels.column_names:
+        return stratify(code_column(labels.column("label")))
+    code_of: dict[str, int] = {}
+    rows, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for column in sorted(name for name in labels.column_names if name.startswith("label_")):
+        values = code_column(labels.column(column))
+        for value, text in enumerate(values.texts.to_pylist()):
+            if stratum := _stratum(column, str(text)):
+                rows.append(np.flatnonzero(values.values == value))
+                codes.append(np.full(len(rows[-1]), code_of.setdefault(stratum, len(code_of)), np.int32))
+    return Strata(list(code_of), np.concatenate(rows), np.concatenate(codes))
 
 
-def _stratum(name: str, value: str | None) -> str:
+def _stratum(name: str, value: str) -> str:
     """A label_NAME that is 1 counts under its name, one that is 0 or unknown not at all, any other by its value."""
-    if value in (None, "0", "0.0"):
+    if value in ("0", "0.0"):
         return ""
     return name if value in ("1", "1.0") else f"{name}={value}"
 
 
-def _check_patients(patients: Sequence[str], fractions: dict[str, float]) -> None:
+def _check_patients(found: int, fractions: dict[str, float]) -> None:
     needed = sum(share > 0 for share in fractions.values())
-    found = len(set(patients))
     if found < needed:
         raise DataError(f"{found} patients cannot fill {needed} splits: more patients, or split.test=0 or split.val=0")
 
 
-def _find_duplicates(store: Store, config: SplitConfig) -> list[DuplicatePair]:
-    extents = list(zip(*(store.column(f"valid_{n}") for n in ("y", "x", "height", "width")), strict=True))
+def _find_duplicates(store: Store, patients: Codes, config: SplitConfig) -> list[DuplicatePair]:
+    extents = store.read("valid_y", "valid_x", "valid_height", "valid_width")
 
-    def read_pixels(row: int) -> Any:
-        y, x, height, width = extents[row]
+    def read_pixels(row: int) -> NDArray[Any]:
+        y, x, height, width = (column[row].as_py() for column in extents.columns)
         return np.asarray(store.image(row))[:, y : y + height, x : x + width]
 
     return find_duplicates(
-        store.column("patient_id"),
-        sha256=store.column("pixel_sha256"),
-        dhash=store.column("pixel_dhash"),
+        patients.values,
+        checksums=store.words("pixel_sha256"),
+        hashes=store.words("pixel_dhash"),
         read_pixels=read_pixels,
         max_bits=config.near_duplicate_bits,
         min_correlation=config.near_duplicate_correlation,
     )
 
 
-def _check_classes(
-    splits: Sequence[str], strata: Sequence[Sequence[str]], *, config: SplitConfig, given: bool
-) -> dict[str, list[str]]:
+def _check_classes(splits: Splits, strata: Strata, *, config: SplitConfig, given: bool) -> dict[str, list[str]]:
     """Returns the strata missing from each split that should have images; refuses unless told to report."""
-    wanted = [s for s in ORDER if s in splits or (not given and _fractions(config)[s] > 0)]
-    empty = [name for name in wanted if name not in splits]
+    images = dict(zip(SPLIT_NAMES, np.bincount(splits, minlength=len(SPLIT_NAMES)).tolist(), strict=True))
+    wanted = [s for s in ORDER if images[s] or (not given and _fractions(config)[s] > 0)]
+    empty = [name for name in wanted if not images[name]]
     if empty:
         raise DataError(
             f"no image is in the split {', '.join(empty)}: more patients, or a larger split.val, split.test"
         )
-    named = [[label for label in labels if not label.startswith(BIN)] for labels in strata]
-    every = {label for split, labels in zip(splits, named, strict=True) if split != DROPPED for label in labels}
-    missing = {}
-    for name in wanted:
-        here = {label for split, labels in zip(splits, named, strict=True) if split == name for label in labels}
-        if every - here:
-            missing[name] = sorted(every - here)
+    counts = _count_by_name(splits, strata)
+    every = {label for name in ORDER for label in counts[name] if not label.startswith(BIN)}
+    missing = {name: sorted(every - counts[name].keys()) for name in wanted if every - counts[name].keys()}
     if missing and config.on_missing == "refuse":
         listed = "; ".join(f"{name} has no image of {', '.join(labels)}" for name, labels in missing.items())
         raise DataError(
@@ -163,19 +145,35 @@ def _check_classes(
     return missing
 
 
-def _count_strata(splits: Sequence[str], strata: Sequence[Sequence[str]]) -> dict[str, dict[str, int]]:
-    pairs = [(s, label) for s, labels in zip(splits, strata, strict=True) for label in (labels or ["unknown"])]
-    return count_by_split([s for s, _ in pairs], [label for _, label in pairs])
+def _count_by_name(splits: Splits, strata: Strata) -> dict[str, dict[str, int]]:
+    """Split -> label -> images, where there are any."""
+    return {
+        split: {label: count for label, count in zip(strata.names, row, strict=True) if count}
+        for split, row in zip(SPLIT_NAMES, strata.count(splits).tolist(), strict=True)
+    }
 
 
-def _write_split_once(store: Store, name: str, *, splits: Sequence[str], certificate: dict[str, Any]) -> None:
+def _count_strata(splits: Splits, strata: Strata) -> dict[str, dict[str, int]]:
+    """Split -> label -> images; those without a label count as "unknown"."""
+    counts = _count_by_name(splits, strata)
+    unlabelled = np.ones(len(splits), dtype=np.bool_)
+    unlabelled[strata.rows] = False
+    for split, of_label in counts.items():
+        unknown = int((splits[unlabelled] == SPLIT_NAMES.index(split)).sum())
+        if unknown:
+            of_label["unknown"] = of_label.get("unknown", 0) + unknown
+    kinds = sorted({label for of_label in counts.values() for label in of_label})
+    return {split: {kind: of_label.get(kind, 0) for kind in kinds} for split, of_label in counts.items() if of_label}
+
+
+def _write_split_once(store: Store, name: str, *, splits: Splits, certificate: dict[str, Any]) -> None:
     """Runs are tied to a split by its checksum, so a split of one name never changes."""
     path = store.folder / SPLITS / f"{name}.parquet"
     if path.is_file() and path.with_suffix(".json").is_file():
-        before = dict(zip(*(column_list(read_table(path), n) for n in ("image_id", "split")), strict=True))
         written = read_json(path.with_suffix(".json"))
         same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
-        if not same_policy or before != dict(zip(store.image_ids, splits, strict=True)):
+        same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
+        if not same_policy or not same:
             raise ConfigError(f"split.name={name} is in the store already, made otherwise: choose another split.name=")
     write_split(store, name, splits=splits, certificate=certificate)
 

@@ -25,10 +25,11 @@ from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
 from medcls.errors import ConfigError, MedclsError, UsageError
 
 PATH_KEYS = frozenset(
-    {"source", "store", "run", "out", "labels", "weights_dir", "deidentify.key_file", "model.weights"}
-    | {"patient_id.pattern", "split.name", "task.label", "label"}
+    {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against"}
+    | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
+    | {"patient_id.pattern", "split.name", "task.label", "label", "series.description"}
 )
-LIST_KEYS = frozenset({"columns", "task.labels"})
+LIST_KEYS = frozenset({"columns", "task.labels", "subgroups", "shortcuts", "images"})
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 

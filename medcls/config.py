@@ -50,7 +50,9 @@ def check_range(
 class ImageConfig:
     """conf/image: how one file becomes one stored array (imaging.preprocess.PreprocessSpec)."""
 
+    kind: str = "image"
     size: Any = 224
+    spacing_mm: Any = None
     channels: int = 1
     dtype: str = "uint8"
     fit: str = "pad"
@@ -58,22 +60,40 @@ class ImageConfig:
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
     windows_hu: list[Any] = field(default_factory=list)
+    patient_axes: bool = False
+    burnt_in: str = "refuse"
+    mask_boxes: list[list[int]] = field(default_factory=list)
+    keep_box: list[int] | None = None
 
     def __post_init__(self) -> None:
-        sizes = self.size if isinstance(self.size, list) else [self.size]
-        if not all(isinstance(n, int) and 8 <= n <= 8192 for n in sizes) or len(sizes) not in (1, 2):
-            raise ConfigError(f"image.size={self.size}: expected a number or [height, width], 8 to 8192 pixels")
-        check_choice("image.dtype", self.dtype, ("uint8", "uint16"))
+        check_choice("image.kind", self.kind, ("image", "volume"))
         check_choice("image.fit", self.fit, ("pad", "crop", "stretch"))
-        check_choice("image.intensity", self.intensity, ("display", "minmax", "percentile"))
-        if self.channels not in (1, 3):
-            raise ConfigError(f"image.channels={self.channels}: expected 1 (grey) or 3 (colour)")
+        check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
+        sizes, axes = self.sizes, 3 if self.kind == "volume" else 2
+        if not all(isinstance(n, int) and 8 <= n <= 8192 for n in sizes) or len(sizes) != axes:
+            expected = "[depth, height, width]" if axes == 3 else "[height, width]"
+            raise ConfigError(f"image.size={self.size}: expected a number or {expected}, 8 to 8192 pixels")
+        if self.kind == "image":
+            self._check_image()
         low, high = self.percentiles if len(self.percentiles) == 2 else (1.0, 0.0)
         if not 0 <= low < high <= 100:
             raise ConfigError(f"image.percentiles={self.percentiles}: expected [low, high] within 0 to 100")
+        if not all(isinstance(window, str) or _is_window(window) for window in self.windows_hu):
+            raise ConfigError(f"image.windows_hu={self.windows_hu}: expected [[center, width > 1], …] in HU, or names")
+
+    @property
+    def sizes(self) -> list[int]:
+        """One size an axis."""
+        return self.size if isinstance(self.size, list) else [self.size] * (3 if self.kind == "volume" else 2)
+
+    def _check_image(self) -> None:
+        check_choice("image.dtype", self.dtype, ("uint8", "uint16"))
+        check_choice("image.intensity", self.intensity, ("display", "minmax", "percentile"))
+        if self.channels not in (1, 3):
+            raise ConfigError(f"image.channels={self.channels}: expected 1 (grey) or 3 (colour)")
+        if self.spacing_mm is not None or self.patient_axes:
+            raise ConfigError("image.spacing_mm and image.patient_axes are of volumes: image=ct_volume or mr_volume")
         check_range("image.window_index", self.window_index, low=0)
-        if not all(_is_window(window) for window in self.windows_hu):
-            raise ConfigError(f"image.windows_hu={self.windows_hu}: expected [[center, width > 1], …] in HU")
         if self.windows_hu and len(self.windows_hu) != self.channels:
             raise ConfigError(
                 f"image.windows_hu has {len(self.windows_hu)} windows: expected image.channels={self.channels}"
@@ -293,23 +313,76 @@ class TrainerConfig:
 
 
 @dataclass(slots=True)
+class SeriesConfig:
+    """Which series become volumes (imaging.selection.SeriesRule, which checks the values)."""
+
+    modality: list[str] = field(default_factory=list)
+    description: str = ""
+    image_type: list[str] = field(default_factory=list)
+    not_image_type: list[str] = field(default_factory=list)
+    body_part: list[str] = field(default_factory=list)
+    plane: list[str] = field(default_factory=list)
+    min_slices: int = 1
+    max_slices: int | None = None
+    per_study: str = "all"
+
+
+@dataclass(slots=True)
+class StackConfig:
+    """What is done about irregular slices (imaging.geometry.StackRule, which checks the values)."""
+
+    gap: str = "refuse"
+    jitter: str = "refuse"
+    mixed_spacing: str = "refuse"
+    tilt: str = "shear"
+    duplicate: str = "refuse"
+    tolerance: float = 0.01
+    max_gap_mm: float = 10.0
+    min_slices: int = 3
+
+
+@dataclass(slots=True)
+class ShardConfig:
+    """How the work is cut: this job's share of the store's shards, and how many images a shard holds at most."""
+
+    index: int = 0
+    count: int = 1
+    rows: int = 4096
+
+    def __post_init__(self) -> None:
+        check_range("shard.count", self.count, low=1)
+        check_range("shard.index", self.index, low=0, high=self.count - 1)
+        check_range("shard.rows", self.rows, low=1, high=1 << 20)
+
+
+@dataclass(slots=True)
 class PrepareJob:
     """python -m data_prep: raw files to a store."""
 
     source: str | None = None
     labels: str | None = None
     store: str | None = None
+    reuse: str | None = None
+    index: str | None = None
     patients: str = "declared"
     patient_id: PatientConfig = field(default_factory=PatientConfig)
     columns: list[str] = field(default_factory=list)
+    compare: list[str] = field(default_factory=lambda: ["patient", "study", "sex", "age", "side"])
     workers: int = -1
+    executor: str = "local"
     max_quarantined: float = 0.05
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    series: SeriesConfig = field(default_factory=SeriesConfig)
+    stack: StackConfig = field(default_factory=StackConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
 
     def __post_init__(self) -> None:
         check_choice("patients", self.patients, ("declared", "per_image"))
+        check_choice("executor", self.executor, ("local", "ray"))
+        for name in self.compare:
+            check_choice("compare", name, ("patient", "study", "sex", "age", "side"))
         check_range("workers", self.workers, low=-1, high=256)
         check_range("max_quarantined", self.max_quarantined, low=0, high=1)
 
@@ -361,6 +434,18 @@ class EvaluateJob:
     workers: int = -1
     replicates: int = 2000
     seed: int = 0
+    # Chosen on the validation split and frozen there; null = as frozen, or else the defaults.
+    sensitivity_at_least: list[float] | None = None
+    specificity_at_least: list[float] | None = None
+    miss_costs: list[float] | None = None
+    alpha: float | None = None
+    prevalences: list[float] = field(default_factory=list)
+    subgroups: list[str] = field(default_factory=lambda: ["sex", "age", "manufacturer", "modality", "side"])
+    least_patients: int = 20
+    against: str | None = None
+    gallery: int = 12
+    robustness: bool = False
+    shortcuts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check_choice("split", self.split, (*SPLITS, "all"))
@@ -370,6 +455,17 @@ class EvaluateJob:
         check_range("workers", self.workers, low=-1, high=256)
         check_range("replicates", self.replicates, low=100)
         check_range("seed", self.seed, low=0)
+        for name in ("sensitivity_at_least", "specificity_at_least", "prevalences"):
+            for value in getattr(self, name) or []:
+                check_range(name, value, low=0, high=1, open_low=True)
+        for value in self.miss_costs or []:
+            check_range("miss_costs", value, low=0, open_low=True)
+        if self.alpha is not None:
+            check_range("alpha", self.alpha, low=0.001, high=0.5)
+        if any(value >= 1 for value in self.prevalences):
+            raise ConfigError(f"prevalences={self.prevalences}: expected shares between 0 and 1")
+        check_range("least_patients", self.least_patients, low=2)
+        check_range("gallery", self.gallery, low=0, high=60)
 
 
 @dataclass(slots=True)
@@ -407,6 +503,56 @@ class PredictJob:
 
 
 @dataclass(slots=True)
+class ExplainJob:
+    """python -m medcls.explain: run and store to maps of where the answers come from, and whether they are true."""
+
+    run: str | None = None
+    store: str | None = None
+    split: str = "val"
+    out: str | None = None
+    method: str = "gradcam"
+    images: list[str] = field(default_factory=list)
+    worst: int = 20
+    target: str = "auto"
+    stage: str | None = None
+    background: str = "auto"
+    superpixels: str = "slic"
+    num_superpixels: int = 50
+    num_samples: int = 1000
+    num_features: int | None = 10
+    steps: int = 64
+    window: float = 0.15
+    boxes: str | None = None
+    sanity_images: int = 5
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, (*SPLITS, "all"))
+        check_choice("method", self.method, ("lime", "gradcam", "gradcam++", "integrated_gradients", "occlusion"))
+        check_choice("background", self.background, ("auto", "blur", "mean", "black", "segment"))
+        check_choice("superpixels", self.superpixels, ("slic", "quickshift", "grid"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("worst", self.worst, low=1, high=1000)
+        check_range("num_superpixels", self.num_superpixels, low=2, high=5000)
+        check_range("num_samples", self.num_samples, low=10)
+        check_range("steps", self.steps, low=1)
+        check_range("window", self.window, low=0, high=0.9, open_low=True)
+        check_range("sanity_images", self.sanity_images, low=0)
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("seed", self.seed, low=0)
+        if self.num_features is not None:
+            check_range("num_features", self.num_features, low=1)
+        if self.background == "segment" and self.method != "lime":
+            raise ConfigError(f"background=segment: only method=lime has superpixels, this is {self.method}")
+        if self.stage is not None and not self.method.startswith("gradcam"):
+            raise ConfigError(f"stage={self.stage}: only method=gradcam and gradcam++ look into a stage")
+
+
+@dataclass(slots=True)
 class ShowJob:
     """python -m data_prep.show: store to a contact sheet."""
 
@@ -421,12 +567,28 @@ class ShowJob:
         check_range("per_class", self.per_class, low=1, high=64)
 
 
+@dataclass(slots=True)
+class IndexJob:
+    """python -m data_prep.index: what a folder holds, from the headers alone."""
+
+    source: str | None = None
+    out: str | None = None
+    workers: int = -1
+    lines: int = 40
+
+    def __post_init__(self) -> None:
+        check_range("workers", self.workers, low=-1, high=256)
+        check_range("lines", self.lines, low=0)
+
+
 SCHEMAS: dict[str, type] = {
+    "index": IndexJob,
     "train": TrainJob,
     "prepare": PrepareJob,
     "evaluate": EvaluateJob,
     "show": ShowJob,
     "predict": PredictJob,
+    "explain": ExplainJob,
 }
 
 

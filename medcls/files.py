@@ -67,10 +67,14 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Makes `folder`, and holds it against other processes while the block runs; an empty one is removed again.
 
     The lock lies on the folder itself (flock): it leaves no file, and ends with the process, however that ends.
+
+    Args:
+        folder: To hold.
+        shared: Others may hold it too, if they share it as well.
 
     Raises:
         BusyError: another process holds it.
@@ -86,7 +90,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
         yield

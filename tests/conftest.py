@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from data_prep.prepare import prepare
 from medcls.command_line import prepare_overrides
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
+from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
 from medcls.imaging.readers import RawImage
 
@@ -147,6 +148,17 @@ def small_store(make_store: Callable[..., Store]) -> Store:
 def fresh_store(make_store: Callable[..., Store]) -> Store:
     """A store that a test may damage."""
     return make_store()
+
+
+@pytest.fixture(scope="session")
+def split_names() -> Callable[..., dict[str, str]]:
+    """The split of each image by its image_id: split_names(store, "default")."""
+
+    def read(store: Store, name: str = "default") -> dict[str, str]:
+        splits = [SPLIT_NAMES[code] for code in read_split(store, name)[0]]
+        return dict(zip(store.column("image_id"), splits, strict=True))
+
+    return read
 
 
 @pytest.fixture(scope="session")

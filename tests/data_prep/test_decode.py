@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.decode import account, decode_rows, parse_age_years
-from data_prep.labels import LabelRow
-from data_prep.ledger import OK, QUARANTINED, SKIPPED, Entry
-from medcls.data.store import ShardWriter
+from data_prep.decode import Refusals, Setting, decode_shards, part_names, read_part
+from data_prep.ledger import OK, QUARANTINED
+from data_prep.plan import ShardPlan, Unit
+from medcls.data.manifest import read_table
 from medcls.errors import DataError
 from medcls.files import sha256_file
 from medcls.identity import Identity
@@ -21,11 +21,13 @@ from medcls.imaging.preprocess import Box, PreprocessSpec
 
 DECLARED = Identity()
 SPEC = PreprocessSpec(height=16, width=16)
-Decode = Callable[..., tuple[list[dict[str, Any]], dict[str, Entry]]]
+Rows = list[dict[str, Any]]
+Decode = Callable[..., tuple[Rows, Rows]]
 
 
-def row(path: str, *, number: int = 2, roi: Box | None = None, **changes: Any) -> LabelRow:
-    return LabelRow(number=number, path=path, patient_id="P1", labels={"label": "x"}, roi=roi, **changes)
+def unit(path: str, *, number: int = 2, roi: Box | None = None, **changes: Any) -> Unit:
+    key = path if roi is None else f"{path}@{','.join(map(str, roi))}"
+    return Unit(key=key, files=(path,), patient_id="P1", number=number, roi=roi, **changes)
 
 
 @pytest.fixture
@@ -42,29 +44,26 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def decode(source: Path, tmp_path: Path) -> Decode:
-    """Decodes rows of `source` into a new store folder."""
+    """Decodes units of `source` as shard 0 of a store; returns the rows of its manifest and its ledger entries."""
 
     def run(
-        rows: list[LabelRow], *, workers: int = 0, max_quarantined: float = 0.05, identity: Identity = DECLARED
-    ) -> tuple[list[dict[str, Any]], dict[str, Entry]]:
-        store = tmp_path / "store"
-        store.mkdir()
-        with ShardWriter(store, shape=(1, 16, 16), dtype="uint8") as writer:
-            return decode_rows(
-                rows,
-                source=source,
-                spec=SPEC,
-                writer=writer,
-                identity=identity,
-                workers=workers,
-                max_quarantined=max_quarantined,
-            )
+        units: list[Unit], *, workers: int = 0, max_quarantined: float = 0.05, identity: Identity = DECLARED
+    ) -> tuple[Rows, Rows]:
+        columns = tuple(units[0].extra)
+        setting = Setting(source, tmp_path / "store", SPEC, identity, columns, workers)
+        refusals = Refusals.of(max_quarantined, len(units))
+        plan = ShardPlan(0, units, "plan")
+        decode_shards(iter([plan]), setting, refusals=refusals, total=len(units))
+        names = part_names(0)
+        assert read_part(setting.folder, plan) is not None
+        manifest, entries = (read_table(setting.folder / names[kind]).to_pylist() for kind in ("manifest", "ledger"))
+        return manifest, entries
 
     return run
 
 
 def test_the_manifest_says_what_is_known(decode: Decode, source: Path) -> None:
-    manifest, entries = decode([row("a.png", sex="F", age_years=50.0, side="L", extra={"site": "n"})])
+    manifest, entries = decode([unit("a.png", sex="F", age_years=50.0, side="L", extra={"site": "n"})])
     (found,) = manifest
     expected = {
         "image_id": "a.png",
@@ -78,45 +77,40 @@ def test_the_manifest_says_what_is_known(decode: Decode, source: Path) -> None:
         "valid_width": 16,
         "spacing_row_mm": None,
         "photometric": "L",
+        "body_part": None,
         "side": "L",
         "sex": "F",
         "age_years": 50.0,
         "site": "n",
     }
     assert {name: found[name] for name in expected} == expected
-    assert entries == {"a.png": Entry("a.png", OK, images=1, file_sha256=sha256_file(source / "a.png"))}
+    (entry,) = entries
+    assert (entry["path"], entry["state"], entry["images"]) == ("a.png", OK, 1)
+    assert entry["file_sha256"] == sha256_file(source / "a.png")
 
 
 def test_a_broken_file_is_quarantined_and_the_rest_goes_on(decode: Decode, source: Path, tmp_path: Path) -> None:
-    manifest, entries = decode([row("a.png"), row("bad.png", number=3), row("c.png", number=4)])
+    manifest, entries = decode([unit("a.png"), unit("bad.png", number=3), unit("c.png", number=4)])
     assert [(m["image_id"], m["row"]) for m in manifest] == [("a.png", 0), ("c.png", 1)]
-    bad = entries["bad.png"]
-    assert (bad.state, bad.reason, bad.images, bad.refused) == (QUARANTINED, "truncated", 0, ("bad.png",))
-    assert bad.file_sha256 == sha256_file(source / "bad.png")
-    assert np.load(tmp_path / "store" / "shard-00000.npy").shape == (2, 1, 16, 16)
-
-
-@pytest.mark.parametrize("good_first", [True, False])
-def test_one_good_and_one_refused_region_in_either_order(good_first: bool, decode: Decode) -> None:
-    rows = [row("a.png", roi=(0, 0, 10, 10)), row("a.png", roi=(25, 0, 10, 10)), row("b.png"), row("c.png")]
-    manifest, entries = decode(rows if good_first else [rows[1], rows[0], *rows[2:]])
-    assert entries["a.png"].state == QUARANTINED
-    assert (entries["a.png"].reason, entries["a.png"].images) == ("roi_outside", 1)
-    assert entries["a.png"].refused == ("a.png@25,0,10,10",)
-    assert sum(entry.images for entry in entries.values()) == len(manifest) == 3
+    bad = entries[1]
+    assert (bad["state"], bad["reason"], bad["images"], bad["refused"]) == (QUARANTINED, "truncated", 0, "bad.png")
+    assert bad["file_sha256"] == sha256_file(source / "bad.png")
+    shard = np.load(tmp_path / "store" / "shard-00000.npy")
+    assert shard.shape == (2, 1, 16, 16)
+    assert (shard[0] != shard[1]).any()
 
 
 def test_two_good_regions_are_two_images_of_one_file(decode: Decode) -> None:
-    manifest, entries = decode([row("a.png", roi=(0, 0, 15, 20)), row("a.png", roi=(15, 0, 15, 20))])
+    manifest, entries = decode([unit("a.png", roi=(0, 0, 15, 20)), unit("a.png", roi=(15, 0, 15, 20))])
     assert [m["image_id"] for m in manifest] == ["a.png@0,0,15,20", "a.png@15,0,15,20"]
     assert manifest[0]["pixel_sha256"] != manifest[1]["pixel_sha256"]
-    assert (entries["a.png"].state, entries["a.png"].images) == (OK, 2)
+    assert [(e["path"], e["images"]) for e in entries] == [("a.png", 1)] * 2
 
 
 def test_too_many_broken_files_stop_with_their_rows_and_reasons(decode: Decode) -> None:
-    rows = [row("a.png"), row("bad.png", number=3), row("text.png", number=4), row("b.png", number=5)]
+    units = [unit("a.png"), unit("bad.png", number=3), unit("text.png", number=4), unit("b.png", number=5)]
     with pytest.raises(DataError) as error:
-        decode(rows)
+        decode(units)
     message = str(error.value)
     assert "more than 1 of 4 images are unreadable" in message
     assert "row 3 bad.png truncated" in message
@@ -125,64 +119,51 @@ def test_too_many_broken_files_stop_with_their_rows_and_reasons(decode: Decode) 
 
 
 def test_more_may_be_allowed(decode: Decode) -> None:
-    rows = [row("a.png"), row("bad.png", number=3), row("text.png", number=4), row("b.png", number=5)]
-    assert len(decode(rows, max_quarantined=0.5)[0]) == 2
+    units = [unit("a.png"), unit("bad.png", number=3), unit("text.png", number=4), unit("b.png", number=5)]
+    assert len(decode(units, max_quarantined=0.5)[0]) == 2
 
 
 def test_none_may_be_allowed(decode: Decode) -> None:
     with pytest.raises(DataError, match="more than 0 of 2 images are unreadable"):
-        decode([row("a.png"), row("bad.png", number=3)], max_quarantined=0)
-
-
-def test_nothing_readable_is_an_error(decode: Decode) -> None:
-    with pytest.raises(DataError, match=r"no image could be read: row 2 bad\.png truncated"):
-        decode([row("bad.png")])
+        decode([unit("a.png"), unit("bad.png", number=3)], max_quarantined=0)
 
 
 def test_under_pseudonyms_a_refusal_shows_no_path(decode: Decode) -> None:
     identity = Identity("hmac", bytes(32))
     with pytest.raises(DataError) as error:
-        decode([row("bad.png")], identity=identity)
+        decode([unit("bad.png")], identity=identity, max_quarantined=0)
     assert "bad.png" not in str(error.value)
     assert identity.name("path", "bad.png") in str(error.value)
 
 
 def test_workers_and_this_process_give_the_same(decode: Decode, tmp_path: Path) -> None:
-    rows = [row("a.png"), row("bad.png", number=3), row("c.png", number=4)]
-    inside = decode(rows, workers=0)
+    units = [unit("a.png"), unit("bad.png", number=3), unit("c.png", number=4)]
+    inside = decode(units, workers=0)
     shard = (tmp_path / "store" / "shard-00000.npy").read_bytes()
     (tmp_path / "store").rename(tmp_path / "first")
-    assert decode(rows, workers=1) == inside
+    assert decode(units, workers=2) == inside
     assert (tmp_path / "store" / "shard-00000.npy").read_bytes() == shard
 
 
-@pytest.mark.parametrize(
-    ("text", "years"),
-    [
-        ("057Y", 57.0),
-        ("006M", 0.5),
-        ("052W", 1.0),
-        ("100D", 0.27),
-        ("", None),
-        ("57Y", None),
-        ("0570Y", None),
-        ("abcY", None),
-        ("057X", None),
-        ("²²²Y", None),
-        ("-57Y", None),
-    ],
-)
-def test_dicom_ages(text: str, years: float | None) -> None:
-    assert parse_age_years(text) == years
+@pytest.mark.parametrize("name", ["shard-00000.npy", part_names(0)["manifest"], part_names(0)["ledger"]])
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_part_that_is_not_whole_is_decoded_again(name: str, damage: str, decode: Decode, tmp_path: Path) -> None:
+    units = [unit("a.png"), unit("b.png")]
+    decode(units)
+    path = tmp_path / "store" / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "bit":
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    assert read_part(tmp_path / "store", ShardPlan(0, units, "plan")) is None
 
 
-def test_every_file_is_accounted_for_once() -> None:
-    files = [("a.png", ""), (".hidden", "hidden"), ("labels.csv", ""), ("link", "symbolic_link")]
-    decoded = {"a.png": Entry("a.png", OK, images=1)}
-    entries = account(files, decoded, identity=Identity())
-    assert [(e.path, e.state, e.reason) for e in entries] == [
-        ("a.png", OK, ""),
-        (".hidden", SKIPPED, "hidden"),
-        ("labels.csv", SKIPPED, "not_in_labels"),
-        ("link", SKIPPED, "symbolic_link"),
-    ]
+def test_a_part_of_another_plan_is_decoded_again(decode: Decode, tmp_path: Path) -> None:
+    units = [unit("a.png")]
+    decode(units)
+    assert read_part(tmp_path / "store", ShardPlan(0, units, "plan")) is not None
+    assert read_part(tmp_path / "store", ShardPlan(0, units, "another plan")) is None

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from data_prep.labels import LabelRow, PatientRule, read_class_folders, read_labels
-from medcls.errors import ConfigError, DataError, MissingInputError
+from data_prep.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
+from data_prep.labels import (
+    PatientRule,
+    read_class_folder_table,
+    read_label_table,
+    with_folders,
+)
+from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
+from medcls.imaging.preprocess import Box
+from medcls.imaging.source import list_files
 
 DECLARED = PatientRule()
+HEADERS = PatientRule(headers=True)
 HEADER = "path,patient_id,label"
 
 
@@ -22,17 +35,86 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def read(
+def list_paths(source: Path) -> pa.Array:
+    return pa.array([path for path, skip in list_files(source) if skip != "symbolic_link"], pa.string())
+
+
+def read_table(
     source: Path,
     text: str | bytes,
     *,
     rule: PatientRule = DECLARED,
     columns: tuple[str, ...] = (),
     encoding: str = "utf-8",
-) -> list[LabelRow]:
+) -> pa.Table:
+    """The table; or its error: the same whether paths are looked up on disk or in the list of the source's files."""
     path = source.parent / "labels.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    return read_labels(path, source=source, rule=rule, columns=columns)
+    outcomes: list[pa.Table | MedclsError] = []
+    for listed in (None, list_paths(source)):
+        try:
+            outcomes.append(read_label_table(path, source=source, rule=rule, columns=columns, listed=listed))
+        except MedclsError as error:
+            outcomes.append(error)
+    if isinstance(outcomes[0], MedclsError):
+        assert [repr(error) for error in outcomes] == [repr(outcomes[0])] * 2
+        raise outcomes[0]
+    assert outcomes[0].equals(outcomes[1])
+    return outcomes[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One image to classify: a file, or a region of one.
+
+    Attributes:
+        number: Line of the labels file, 1 = header; 0 for class-named folders.
+        path: Relative to the source folder, with /.
+        patient_id: As declared.
+        labels: Column name ("label" or "label_NAME") -> value; None = unknown.
+        split: "train", "val", "test" or None.
+        sex: "M", "F", "O" or None.
+        age_years: Years, or None.
+        side: "L", "R" or None.
+        roi: (x, y, width, height) in pixels of the file, or None for the whole image.
+        extra: Further columns asked for by columns=[…].
+    """
+
+    number: int
+    path: str
+    patient_id: str
+    labels: dict[str, str | None]
+    split: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    side: str | None = None
+    roi: Box | None = None
+    extra: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Names the image: its path, and its region where it has one."""
+        return self.path if self.roi is None else "{}@{},{},{},{}".format(self.path, *self.roi)
+
+
+def table_rows(table: pa.Table) -> Iterator[LabelRow]:
+    """The rows of a table of labels as objects, which a test can compare."""
+    labels = [name for name in table.column_names if is_label(name)]
+    extras = [name for name in table.column_names if name not in OWN_COLUMNS and name not in labels]
+    for batch in table.to_batches(max_chunksize=CHUNK_ROWS):
+        for record in batch.to_pylist():
+            roi = None if record["roi_x"] is None else tuple(record[name] for name in ROI)
+            yield LabelRow(
+                **{name: record[name] for name in ("number", "path", "patient_id")},
+                labels={name: record[name] for name in labels},
+                **{name: record[name] for name in ("split", "sex", "age_years", "side")},
+                roi=roi,
+                extra={name: record[name] for name in extras},
+            )
+
+
+def read(source: Path, text: str | bytes, **options: Any) -> list[LabelRow]:
+    return list(table_rows(read_table(source, text, **options)))
 
 
 def test_a_row_with_everything(source: Path) -> None:
@@ -170,7 +252,7 @@ def test_a_message_shows_the_pseudonym_of_a_path(source: Path) -> None:
     labels = source.parent / "labels.csv"
     labels.write_text(f"{HEADER}\nDoe_John.png,P1,a\n")
     with pytest.raises(MissingInputError, match="no file 9f3a") as error:
-        read_labels(labels, source=source, rule=DECLARED, show=lambda path: "9f3a")
+        read_label_table(labels, source=source, rule=DECLARED, show=lambda path: "9f3a")
     assert "Doe" not in str(error.value)
 
 
@@ -201,7 +283,8 @@ def test_a_source_that_is_reached_by_a_link_is_fine(source: Path) -> None:
     (source.parent / "link").symlink_to(source)
     path = source.parent / "labels.csv"
     path.write_text(f"{HEADER}\na.png,P1,x\n")
-    assert len(read_labels(path, source=source.parent / "link", rule=DECLARED)) == 1
+    for listed in (None, list_paths(source.parent / "link")):
+        assert len(read_label_table(path, source=source.parent / "link", rule=DECLARED, listed=listed)) == 1
 
 
 BAD_HEADERS = [
@@ -243,7 +326,7 @@ def test_another_encoding_is_refused(content: bytes, source: Path) -> None:
 def test_a_labels_file_that_is_missing_or_a_folder(source: Path) -> None:
     for path in (source / "none.csv", source):
         with pytest.raises(MissingInputError, match="labels="):
-            read_labels(path, source=source, rule=DECLARED)
+            read_label_table(path, source=source, rule=DECLARED)
 
 
 def test_a_rule_never_overrules_declared_patients(source: Path) -> None:
@@ -275,30 +358,160 @@ def test_a_wrong_rule_is_refused(pattern: str, patients: str, part: str) -> None
         PatientRule(patients, pattern)
 
 
+UID_HEADERS = [
+    ("series_uid", "series_uid"),
+    ("SeriesInstanceUID", "series_uid"),
+    ("study_uid", "study_uid"),
+    ("StudyInstanceUID", "study_uid"),
+    ("PatientID", "dicom_patient_id"),
+    ("dicom_patient_id", "dicom_patient_id"),
+]
+
+
+@pytest.mark.parametrize(("spelled", "column"), UID_HEADERS)
+def test_images_are_named_by_path_series_study_or_patient(spelled: str, column: str, source: Path) -> None:
+    table = read_table(source, f"{spelled},label\n1.2.3,x\n1.2.4,y\n", rule=HEADERS)
+    assert table[column].to_pylist() == ["1.2.3", "1.2.4"]
+    others = {"path", "series_uid", "study_uid", "dicom_patient_id", "patient_id"} - {column}
+    assert all(table[name].null_count == 2 for name in others)
+
+
+@pytest.mark.parametrize("spelled", [spelled for spelled, _ in UID_HEADERS])
+def test_an_id_that_is_blank_or_there_twice_is_a_bad_row(spelled: str, source: Path) -> None:
+    with pytest.raises(DataError, match=f"row 3: {spelled} is blank; row 4: {spelled} is blank; row 2: the same "):
+        read(source, f"{spelled},label\n1.2.3,x\n,y\nnan,y\n1.2.3,y\n", rule=HEADERS)
+
+
+def test_ids_of_headers_need_headers(source: Path) -> None:
+    with pytest.raises(DataError, match="names images by StudyInstanceUID, and no headers are read here"):
+        read(source, "StudyInstanceUID,patient_id,label\n1.2,P1,x\n")
+
+
+AMBIGUOUS = [
+    ("path,SeriesInstanceUID", "path and SeriesInstanceUID all name images, expected one of them: keep path"),
+    ("StudyInstanceUID,series_uid", "series_uid and StudyInstanceUID all name images"),
+    ("series_uid,SeriesInstanceUID", "series_uid and SeriesInstanceUID all name images"),
+    ("path,PatientID", "keep path, the most exact, and call PatientID patient_id where it says whose image it is"),
+]
+
+
+@pytest.mark.parametrize(("header", "part"), AMBIGUOUS)
+def test_two_ways_to_name_the_images_are_refused(header: str, part: str, source: Path) -> None:
+    with pytest.raises(DataError, match=part):
+        read(source, f"{header},patient_id,label\na.png,1.2,P1,x\n")
+
+
+@pytest.mark.parametrize("rule", [PatientRule("per_image"), PatientRule(pattern="(.)")])
+def test_a_rule_on_paths_needs_paths(rule: PatientRule, source: Path) -> None:
+    with pytest.raises(ConfigError, match=r"names images by PatientID; patients=per_image .* work on path"):
+        read(source, "PatientID,label\nP1,x\n", rule=rule)
+
+
+def test_headers_may_name_the_patient(source: Path) -> None:
+    rule = HEADERS
+    assert read_table(source, "path,label\na.png,x\n", rule=rule)["patient_id"].to_pylist() == [None]
+    assert read(source, f"{HEADER}\na.png,P1,x\n", rule=rule)[0].patient_id == "P1"
+    with pytest.raises(DataError, match="row 2: patient_id is blank"):
+        read(source, f"{HEADER}\na.png,,x\n", rule=rule)
+
+
+@pytest.mark.parametrize("name", ["path", "patient_id", "PatientID", "StudyInstanceUID", "number", "label", "roi_w"])
+def test_a_column_of_our_own_is_no_further_column(name: str, source: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is read anyway, or a name of our own"):
+        read(source, f"{HEADER}\na.png,P1,x\n", columns=(name,))
+
+
+def test_the_table_has_the_columns_and_types_of_its_contract(source: Path) -> None:
+    table = read_table(source, f"{HEADER}_b,label_a,site\na.png,P1,x,y,n\n", columns=("site",))
+    whole = {"number": pa.int64(), "age_years": pa.float64()}
+    whole |= {name: pa.int32() for name in ("roi_x", "roi_y", "roi_w", "roi_h")}
+    ids = ["number", "path", "series_uid", "study_uid", "dicom_patient_id", "patient_id"]
+    others = ["split", "sex", "age_years", "side", "roi_x", "roi_y", "roi_w", "roi_h"]
+    assert table.schema.names == [*ids, "label_b", "label_a", *others, "site"]
+    assert all(field.type == whole.get(field.name, pa.string()) for field in table.schema)
+
+
+def test_pieces_of_a_long_file_make_one_table(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"{HEADER},roi_x,roi_y,roi_w,roi_h\n" + "".join(f"a.png,P1,x,{i},0,1,1\n" for i in range(100))
+    rows = read(source, text)
+    bad = text + "a.png,P1,x,3,0,1,1\nb.png,,x,,,,\n"
+    with pytest.raises(DataError) as whole:
+        read(source, bad)
+    for module in ("labels", "label_paths", "label_rows"):
+        monkeypatch.setattr(f"data_prep.{module}.CHUNK_ROWS", 7)
+    assert read(source, text) == rows
+    assert [row.number for row in rows] == list(range(2, 102))
+    with pytest.raises(DataError) as pieces:
+        read(source, bad)
+    assert str(pieces.value) == str(whole.value)
+    assert "row 103: patient_id is blank; row 5: the same image and region as another row; row 102: the" in str(
+        pieces.value
+    )
+
+
+def test_a_listed_folder_may_be_named(source: Path) -> None:
+    labels = source.parent / "labels.csv"
+    labels.write_text(f"{HEADER}\nsub/,P1,x\n")
+    folders = with_folders(list_paths(source))
+    assert sorted(folders.to_pylist()) == ["a.png", "b.png", "sub", "sub/c d.png"]
+    table = read_label_table(labels, source=source, rule=DECLARED, listed=folders)
+    assert table["path"].to_pylist() == ["sub"]
+
+
+def test_with_folders_finds_every_folder_above_a_file() -> None:
+    files = pa.chunked_array([["a/b/c/1", "a/b/2"], ["a/b/c/3", "4", "d/e f/5\n6"]])
+    assert sorted(with_folders(files).to_pylist()) == sorted([*files.to_pylist(), "a", "a/b", "a/b/c", "d", "d/e f"])
+
+
+def test_a_file_that_was_not_listed_is_none_of_this_run(source: Path) -> None:
+    listed = list_paths(source)
+    (source / "late.png").touch()
+    labels = source.parent / "labels.csv"
+    labels.write_text(f"{HEADER}\nlate.png,P1,x\n")
+    with pytest.raises(MissingInputError, match=r"row 2: no file late\.png"):
+        read_label_table(labels, source=source, rule=DECLARED, listed=listed)
+
+
+def test_a_region_beyond_all_pictures_is_a_bad_row(source: Path) -> None:
+    with pytest.raises(DataError, match="all below 2\\^31"):
+        read(source, f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,0,0,1,{2**31}\n")
+
+
 FILES = ["healthy/p1_1.png", "healthy/p1_2.png", "ill/deep/p2_1.png"]
+
+
+def read_folders(source: Path, files: list[str], *, rule: PatientRule) -> list[LabelRow]:
+    return list(table_rows(read_class_folder_table(source, files=pa.array(files, pa.string()), rule=rule)))
 
 
 def test_class_folders_need_a_rule_for_patients(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a guess would leak .* patient_id\.pattern=REGEX .* patients=per_image"):
-        read_class_folders(tmp_path, files=FILES, rule=DECLARED)
+        read_folders(tmp_path, FILES, rule=DECLARED)
 
 
 def test_class_folders_become_labels(tmp_path: Path) -> None:
-    rows = read_class_folders(tmp_path, files=FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
+    rows = read_folders(tmp_path, FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
     assert [(row.path, row.patient_id, row.labels["label"]) for row in rows] == [
         ("healthy/p1_1.png", "p1", "healthy"),
         ("healthy/p1_2.png", "p1", "healthy"),
         ("ill/deep/p2_1.png", "p2", "ill"),
     ]
-    each = read_class_folders(tmp_path, files=FILES, rule=PatientRule("per_image"))
+    each = read_folders(tmp_path, FILES, rule=PatientRule("per_image"))
     assert [row.patient_id for row in each] == FILES
+
+
+def test_class_folders_leave_patients_to_the_headers(tmp_path: Path) -> None:
+    files = pa.chunked_array([FILES[:1], FILES[1:]])
+    table = read_class_folder_table(tmp_path, files=files, rule=HEADERS)
+    assert table["patient_id"].null_count == 3
+    assert table["label"].to_pylist() == ["healthy", "healthy", "ill"]
 
 
 def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
     for name in ("healthy", "ill", "unsure", ".cache"):
         (tmp_path / name).mkdir()
     with pytest.raises(DataError, match="class folders without an image: unsure"):
-        read_class_folders(tmp_path, files=FILES, rule=PatientRule("per_image"))
+        read_folders(tmp_path, FILES, rule=PatientRule("per_image"))
 
 
 @pytest.mark.parametrize(
@@ -314,4 +527,4 @@ def test_class_folders_that_cannot_be_read_are_refused(
     files: list[str], pattern: str, part: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=part):
-        read_class_folders(tmp_path, files=files, rule=PatientRule(pattern=pattern))
+        read_folders(tmp_path, files, rule=PatientRule(pattern=pattern))

@@ -39,6 +39,13 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+def splits_of(store: Store, name: str) -> dict[str, str]:
+    """After the check of its certificate."""
+    read_split(store, name)
+    table = read_table(store.folder / "splits" / f"{name}.parquet")
+    return dict(zip(column_list(table, "image_id"), column_list(table, "split"), strict=True))
+
+
 @pytest.fixture
 def raw(source: Path, tmp_path: Path) -> Path:
     """A copy of the source that a test may change."""
@@ -53,7 +60,7 @@ def forbid_decoding(fresh_store: Store, monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("something was decoded")
 
-    monkeypatch.setattr(stage, "decode_rows", fail)
+    monkeypatch.setattr(stage, "decode_shards", fail)
 
 
 def test_a_store_has_the_parts_of_the_contract(small_store: Store) -> None:
@@ -74,16 +81,16 @@ def test_a_store_has_the_parts_of_the_contract(small_store: Store) -> None:
 
 def test_the_stored_pixels_are_the_images(small_store: Store, source: Path) -> None:
     for index in (0, 17, 47):
-        picture = cv2.imread(str(source / small_store.image_ids[index]), cv2.IMREAD_UNCHANGED)
+        picture = cv2.imread(str(source / small_store.column("image_id")[index]), cv2.IMREAD_UNCHANGED)
         assert (small_store.image(index)[0] == picture).all()
 
 
 def test_labels_stand_beside_the_pixels(small_store: Store, source: Path) -> None:
     labels = read_table(small_store.folder / "labels.parquet")
     assert labels.column_names == ["image_id", "label"]
-    assert column_list(labels, "image_id") == small_store.image_ids
+    assert column_list(labels, "image_id") == small_store.column("image_id")
     assert Counter(column_list(labels, "label")) == {"mild": 16, "none": 16, "severe": 16}
-    assert "label" not in small_store.manifest.column_names
+    assert "label" not in small_store.column_names
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -113,7 +120,7 @@ def test_a_new_seed_is_a_new_split_without_decoding(fresh_store: Store, source: 
     run_prepare(source, fresh_store.folder, "split.seed=1", "split.name=second")
     after = digests(fresh_store.folder)
     assert {name: after[name] for name in before} == before
-    first, second = (read_split(fresh_store, name)[0] for name in ("default", "second"))
+    first, second = (splits_of(fresh_store, name) for name in ("default", "second"))
     assert first != second
 
 
@@ -128,7 +135,7 @@ def test_new_labels_are_taken_without_decoding(
     run_prepare(raw, fresh_store.folder, "split.name=two")
     labels = column_list(read_table(fresh_store.folder / "labels.parquet"), "label")
     assert Counter(labels) == {"healthy": 14, "ill": 32, None: 2}
-    splits, _ = read_split(fresh_store, "two")
+    splits = splits_of(fresh_store, "two")
     assert [splits["images/p00L.png"], splits["images/p00R.png"]] == ["dropped", "dropped"]
 
 
@@ -278,7 +285,7 @@ def test_an_unreadable_image_is_quarantined_and_counted(raw: Path, tmp_path: Pat
     store = run_prepare(raw, tmp_path / "store")
     ledger = read_table(store.folder / "ledger.parquet")
     assert store.info["counts"]["states"] == {"ok": 47, "quarantined: truncated": 1, "skipped: not_in_labels": 1}
-    assert "images/p03L.png" not in store.index
+    assert "images/p03L.png" not in store.column("image_id")
     assert sum(column_list(ledger, "images")) == len(store) == 47
     before = digests(store.folder)
     run_prepare(raw, store.folder)
@@ -326,7 +333,9 @@ def test_two_regions_of_one_film_and_a_refused_one(
         "skipped: not_in_labels": 1,
     }
     picture = cv2.imread(str(raw / "images" / "p01L.png"), cv2.IMREAD_UNCHANGED)
-    assert (store.image(store.index["images/p01L.png@16,0,16,32"])[0, :, 8:24] == picture[:, 16:]).all()
+    assert (
+        store.image(store.column("image_id").index("images/p01L.png@16,0,16,32"))[0, :, 8:24] == picture[:, 16:]
+    ).all()
     before = digests(store.folder)
     run_prepare(raw, store.folder)  # the refused region is not taken for a new one
     assert digests(store.folder) == before
@@ -372,12 +381,12 @@ HEADERS = {"PatientID": "Doe^Id-7", "PatientSex": "Doe^Sex", "PatientAge": "093Y
 
 def write_dicom(path: Path, pixels: NDArray[np.uint8]) -> None:
     from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = SecondaryCaptureImageStorage
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3.4"
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.Modality = "1.2.3.99", "1.2.3.98", "DX"
     dataset.Rows, dataset.Columns = pixels.shape
@@ -420,7 +429,7 @@ def test_no_declared_id_or_path_is_in_any_store_file(
             assert secret.decode() not in said.err + said.out, secret
     assert store.column("age_years")[0] == 90.0
     assert (store.column("sex")[0], store.column("side")[0]) == (None, "L")
-    assert all(len(image_id) == 32 for image_id in store.image_ids)
+    assert all(len(image_id) == 32 for image_id in store.column("image_id"))
     assert store.info["counts"]["patients"] == 24
 
 
@@ -440,7 +449,7 @@ def test_the_way_back_is_outside_the_store_and_private(
     path = tmp_path / "store.identity-map.csv"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     rows = read_labels_csv(path)
-    assert {row["image_id"] for row in rows} == set(store.image_ids)
+    assert {row["image_id"] for row in rows} == set(store.column("image_id"))
     assert {row["patient_id"] for row in rows} == {f"p{i:02d}" for i in range(24)}
     monkeypatch.setenv(KEY_VARIABLE, "43" * 32)
     with pytest.raises(ConfigError, match="with other identities"):

@@ -19,6 +19,7 @@ from medcls.files import read_json
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., Store]
 WriteSource = Callable[..., Path]
+SplitNames = Callable[..., dict[str, str]]
 
 
 def give_splits(rows: Rows) -> Rows:
@@ -37,11 +38,11 @@ def certificate_of(store: Store) -> dict[str, Any]:
     return read_split(store, "default")[1]
 
 
-def test_a_split_is_made_by_patient_with_every_class(small_store: Store) -> None:
-    splits, certificate = read_split(small_store, "default")
+def test_a_split_is_made_by_patient_with_every_class(small_store: Store, split_names: SplitNames) -> None:
+    certificate = certificate_of(small_store)
     where: dict[str, set[str]] = {}
-    for patient, image_id in zip(small_store.column("patient_id"), small_store.image_ids, strict=True):
-        where.setdefault(patient, set()).add(splits[image_id])
+    for patient, name in zip(small_store.column("patient_id"), split_names(small_store).values(), strict=True):
+        where.setdefault(patient, set()).add(name)
     assert all(len(names) == 1 for names in where.values())
     assert certificate["source"] == "random by patient, stratified by label"
     assert certificate["seed"] == 0
@@ -53,10 +54,12 @@ def test_a_split_is_made_by_patient_with_every_class(small_store: Store) -> None
     assert sum(certificate["patients"].values()) == 24
 
 
-def test_a_given_split_is_obeyed(given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path) -> None:
+def test_a_given_split_is_obeyed(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+) -> None:
     store = run_prepare(given(), tmp_path / "store", "split.test=0.5")
-    splits, certificate = read_split(store, "default")
-    assert [splits[image_id] for image_id in store.image_ids] == ["train"] * 24 + ["val"] * 12 + ["test"] * 12
+    certificate = certificate_of(store)
+    assert list(split_names(store).values()) == ["train"] * 24 + ["val"] * 12 + ["test"] * 12
     assert (certificate["source"], certificate["seed"], certificate["fractions"]) == ("labels file", None, None)
 
 
@@ -74,18 +77,20 @@ def test_a_patient_in_two_splits_is_refused_by_name(
 
 
 def test_a_patient_in_two_splits_is_dropped_from_training(
-    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
 ) -> None:
     store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=drop")
-    splits, certificate = read_split(store, "default")
+    splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("dropped", "test")
     assert certificate["dropped"] == 1
     assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
 
 
-def test_a_patient_in_two_splits_is_reported(given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path) -> None:
+def test_a_patient_in_two_splits_is_reported(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+) -> None:
     store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=report")
-    splits, certificate = read_split(store, "default")
+    splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("train", "test")
     assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
 
@@ -113,12 +118,12 @@ def test_an_image_in_two_splits_is_refused_with_both_names(
 
 
 def test_an_image_in_two_splits_is_dropped_from_training(
-    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
 ) -> None:
     raw = given()
     copy_image(raw)
     store = run_prepare(raw, tmp_path / "store", "split.on_leak=drop")
-    splits, certificate = read_split(store, "default")
+    splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p18L.png"]) == ("dropped", "test")
     assert certificate["images"]["test"] == 12
     assert certificate["images_in_several_splits"][0]["identical"] is True
@@ -172,9 +177,11 @@ def test_too_few_patients(patients: int, write_source: WriteSource, run_prepare:
         run_prepare(raw, tmp_path / "store")
 
 
-def test_a_share_of_zero_makes_no_such_split(source: Path, run_prepare: Prepare, tmp_path: Path) -> None:
+def test_a_share_of_zero_makes_no_such_split(
+    source: Path, run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+) -> None:
     store = run_prepare(source, tmp_path / "store", "split.val=0")
-    assert set(read_split(store, "default")[0].values()) == {"train", "test"}
+    assert set(split_names(store).values()) == {"train", "test"}
 
 
 def test_the_certificate_follows_new_labels(

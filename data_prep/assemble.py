@@ -1,0 +1,141 @@
+"""The parts of all shards to one complete store: joined in order, every file of the source accounted for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+import medcls
+from data_prep.decode import PARTS, Refusals, Setting, part_names, read_part
+from data_prep.ledger import QUARANTINED, SKIPPED, build_ledger, count_states
+from data_prep.plan import Plan
+from medcls.data.manifest import read_table, write_table
+from medcls.data.store import SCHEMA_VERSION
+from medcls.errors import DataError, MedclsError, MissingInputError
+from medcls.files import DATASET, LEDGER, MANIFEST, sha256_file, write_json
+
+_BATCH = 8192
+
+
+def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quarantined: float) -> None:
+    """Writes manifest, ledger and dataset.json of a store whose shards are all decoded, and removes the parts.
+
+    Args:
+        plan: All units.
+        setting: What the shards share.
+        listing: path, skip: every file of the source.
+        max_quarantined: Share of refused images that is accepted.
+
+    Raises:
+        MissingInputError: a shard is not decoded yet, or not from these files; they are named.
+        DataError: too many refused images, or none stored.
+    """
+    folder = setting.folder
+    numbers = range(plan.shards)
+    parts = [read_part(folder, plan.shard(n, source=setting.source, setting=setting.to_json())) for n in numbers]
+    absent = [n for n, part in enumerate(parts) if part is None]
+    if absent:
+        raise MissingInputError(
+            f"store={folder}: {len(absent)} of {plan.shards} shards are not decoded from these files: "
+            f"{_ranges(absent)}; run python -m data_prep with shard.index= of those jobs (number modulo shard.count)"
+        )
+    whole: list[dict[str, Any]] = [part for part in parts if part is not None]
+    refusals = Refusals.of(max_quarantined, len(plan))
+    for part in whole:
+        refusals.add(part["refused"])
+    manifest = pa.concat_tables(read_table(folder / part_names(n)["manifest"]) for n in numbers)
+    if not manifest.num_rows:
+        raise DataError(f"no image could be read: {'; '.join(refusals.shown)}")
+    ledger = _account(plan, setting, listing)
+    if pc.sum(ledger.column("images")).as_py() != manifest.num_rows or ledger.num_rows != listing.num_rows:
+        raise MedclsError(
+            f"store={folder}: {listing.num_rows} files and {manifest.num_rows} images, but the ledger has "
+            f"{ledger.num_rows} and {pc.sum(ledger.column('images')).as_py()}: files changed while they were read; "
+            "run the same command again"
+        )
+    write_table(folder / MANIFEST, manifest)
+    write_table(folder / LEDGER, ledger)
+    sums = {name: sha for part in whole for name, sha in part["sha256"].items() if not name.startswith(PARTS)}
+    for path in folder.glob("shard-*.npy"):
+        if path.name not in sums:  # of an earlier, longer plan
+            path.unlink()
+    write_json(folder / DATASET, _describe(manifest, ledger, setting, sums))
+    shutil.rmtree(folder / PARTS)
+
+
+def _account(plan: Plan, setting: Setting, listing: pa.Table) -> pa.Table:
+    """The ledger: the parts' entries, and every other file of the source as skipped or refused before decoding."""
+    tables = [read_table(setting.folder / part_names(n)["ledger"]) for n in range(plan.shards)]
+    entries = pa.concat_tables(tables)
+    planned = pc.list_flatten(plan.table.column("files"))
+    rest = listing.filter(pc.invert(pc.is_in(listing.column("path"), value_set=planned.combine_chunks())))
+    return build_ledger(pa.concat_tables([entries, *_rest(rest, plan, setting, entries.schema)]))
+
+
+def _rest(rest: pa.Table, plan: Plan, setting: Setting, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The files that no image was planned of, under the names that outputs may show."""
+    early = pa.concat_tables([plan.skipped, plan.refused])
+    for start in range(0, rest.num_rows, _BATCH):
+        batch = rest.slice(start, _BATCH)
+        place = pc.index_in(batch.column("path"), value_set=early.column("path").combine_chunks())
+        reason = pc.coalesce(early.column("reason").take(place), _not_blank(batch.column("skip")), "not_in_labels")
+        state = pc.if_else(pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows), QUARANTINED, SKIPPED)
+        rows = len(place)
+        yield pa.table(
+            {
+                "path": [setting.identity.name("path", path) for path in batch.column("path").to_pylist() if path],
+                "state": state,
+                "reason": reason,
+                "detail": pc.fill_null(early.column("detail").take(place), ""),
+                "images": [0] * rows,
+                "file_sha256": [""] * rows,
+                "refused": pa.nulls(rows, pa.string()),
+            }
+        ).cast(schema)
+
+
+def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
+    known: pa.ChunkedArray[Any] = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    return known
+
+
+def _describe(manifest: pa.Table, ledger: pa.Table, setting: Setting, shards: dict[str, str]) -> dict[str, Any]:
+    """The content of dataset.json."""
+    folder, identity = setting.folder, setting.identity
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "medcls": medcls.__version__,
+        "preprocess": setting.spec.to_json(),
+        "counts": {
+            "files": ledger.num_rows,
+            "states": count_states(ledger),
+            "images": manifest.num_rows,
+            "patients": pc.count_distinct(manifest.column("patient_id")).as_py(),
+            **_count_faces(manifest),
+        },
+        "deidentify": {"kind": identity.kind, "key_fingerprint": identity.fingerprint},
+        "sha256": {name: sha256_file(folder / name) for name in (MANIFEST, LEDGER)} | shards,
+    }
+
+
+def _count_faces(manifest: pa.Table) -> dict[str, int]:
+    """A head that is not skull-stripped can be rendered as a face: whoever shares the store has to know."""
+    if "may_show_face" not in manifest.column_names:
+        return {}
+    return {"may_show_face": pc.sum(manifest.column("may_show_face")).as_py() or 0}
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as text: 3, 5-9, …."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:10]]
+    return ", ".join(shown) + (", …" if len(runs) > 10 else "")

@@ -1,0 +1,41 @@
+"""python -m data_prep.index: what a folder holds, from the headers alone: patients, series, geometry, problems."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from medcls.command_line import run_command, say
+from medcls.config import IndexJob
+from medcls.errors import ConfigError, MissingInputError, UsageError
+
+
+def main(job: IndexJob) -> None:
+    """Prints the overview of a source folder, and writes its index where `out` says."""
+    if job.source is None:
+        raise UsageError("source=DIR is missing: python -m data_prep.index source=DIR")
+    source, out = Path(job.source), Path(job.out) if job.out else None
+    if not source.is_dir():
+        raise MissingInputError(f"source={source} is not a folder")
+    if out is not None and out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"out={out} lies inside source={source}: choose a file outside it")
+    from tqdm import tqdm
+
+    from data_prep.overview import describe_folder
+    from medcls.imaging.index import build_index, write_index
+    from medcls.imaging.source import list_files
+
+    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
+    total = sum(1 for _ in list_files(source))  # before hours of work: a closed folder ends it here
+    files = tqdm(list_files(source), total=total, desc="index", unit="file", mininterval=0.5, file=sys.stderr)
+    table = build_index(source, files, workers=workers)
+    for line in describe_folder(table, lines=job.lines):
+        print(line)
+    if out is not None:
+        rows = write_index(out, table.to_batches())
+        say(f"{out}: {rows} rows with the real identifiers (mode 0600): keep it where the images are kept")
+
+
+if __name__ == "__main__":
+    run_command("index", main, program="python -m data_prep.index")

@@ -1,0 +1,230 @@
+"""Labels joined with what the headers say: a row for each image or volume, and a refusal where the two disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.contradictions import CHECKS, find_contradictions, find_split
+from data_prep.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_label, name_place
+from data_prep.matching import Rows, match_paths, match_values
+from medcls.errors import ConfigError, DataError
+
+# The table of series: a row for every volume, and a row for files together that became none. It may have more.
+SERIES = pa.schema(
+    [
+        ("key", pa.string()),
+        ("files", pa.large_list(pa.string())),
+        ("series_uid", pa.string()),
+        ("study_uid", pa.string()),
+        ("patient_id", pa.string()),
+        ("chosen", pa.bool_()),
+    ]
+)
+# Columns of the headers by their names beside the labels.
+_HEADERS = {
+    "header_series": "series_uid",
+    "header_study": "study_uid",
+    "header_patient": "patient_id",
+    "header_sex": "patient_sex",
+    "header_age": "patient_age",
+    "header_side": "laterality",
+}
+_HEADER_OF = {"series_uid": "header_series", "study_uid": "header_study", "dicom_patient_id": "header_patient"}
+
+
+def join_files(
+    labels: pa.Table,
+    index: pa.Table,
+    *,
+    show: Callable[[str], str] = str,
+    compare: Collection[str] = CHECKS,
+) -> pa.Table:
+    """Returns the labels of a 2-D store: the columns of `labels`, a row for each image file (or region of one).
+
+    A row that names a series, study or patient stands for every file of it that can be an image.
+
+    Args:
+        labels: `read_label_table` or `read_class_folder_table`.
+        index: Columns path, problem, series_uid, study_uid, patient_id, and where it has them patient_sex,
+            patient_age ("061Y") and laterality; real identifiers, "" where absent, one row a file.
+        show: What an error message may show of a path.
+        compare: What labels and headers have to agree on, of CHECKS; leave out what the headers only pretend to say.
+
+    Returns:
+        In the order of `labels`, then of `index`. path and patient_id are filled in every row; series_uid,
+        study_uid and dicom_patient_id come from the header, null where it has none.
+
+    Raises:
+        DataError: rows that name no file, contradictions, patients that nobody names; all counted, ten shown.
+    """
+    key = _used_key(labels)
+    label_rows, image_rows = _match(labels, index, key=key) if key != "path" else match_values(labels[key], index[key])
+    bad = BadRows()
+    _add_unmatched(labels, label_rows, key=key, show=show, bad=bad)
+    if key != "path":
+        # A named file that is broken gets its reason from the decoder; a report in a named study is just no image.
+        usable = np.asarray(pc.equal(index["problem"], pa.scalar("")))[image_rows]
+        label_rows, image_rows = label_rows[usable], image_rows[usable]
+    images = _headers(index, image_rows)
+    joined = _replace(labels.take(label_rows), path=index["path"].take(image_rows))
+    return _finish(joined, images, show=show, compare=compare, bad=bad)
+
+
+def join_series(
+    labels: pa.Table,
+    series: pa.Table,
+    *,
+    rule: PatientRule,
+    show: Callable[[str], str] = str,
+    compare: Collection[str] = CHECKS,
+) -> pa.Table:
+    """Returns the labels of a store of volumes: the columns of `labels`, key and files, a row for each volume.
+
+    A path is a file or a folder with all below. Several rows may name one volume (a row a slice) where they agree
+    and together name all its files.
+
+    Args:
+        labels: `read_label_table` or `read_class_folder_table`, without regions.
+        series: SERIES, and where it has them patient_sex, patient_age, laterality. Every file that could be part of
+            a volume stands in one row: with `chosen` where it is a volume to decode (series_uid is "" for NIfTI),
+            without where the selection, a localizer or a gap left it out: such files satisfy a label row, no more.
+        rule: That the labels were read by: under per_image every volume is another patient.
+        show: What an error message may show of a path.
+        compare: What labels and headers have to agree on, of CHECKS.
+
+    Returns:
+        In the order of `labels`, then of `series`; number is of the first line that names the volume, path its
+        first file, key and files are of `series`. The rest as `join_files`.
+
+    Raises:
+        ConfigError: the labels have regions.
+        DataError: as `join_files`; and volumes that are named in part, or by rows that differ.
+    """
+    if labels["roi_x"].null_count < labels.num_rows:
+        raise ConfigError("labels of volumes cannot have roi_x …, regions of a picture: remove these columns")
+    if rule.patients == "per_image":
+        labels = _replace(labels, patient_id=pa.nulls(labels.num_rows, pa.string()))
+    bad = BadRows()
+    label_rows, series_rows = _match_series(labels, series, show=show, bad=bad)
+    _add_differing(labels, label_rows, series_rows, show=show, bad=bad)
+    series_rows, first = np.unique(series_rows, return_index=True)  # the first label row of each
+    order = np.lexsort((series_rows, label_rows[first]))
+    label_rows, series_rows = label_rows[first][order], series_rows[order]
+    volumes = series.select(["key", "files"]).take(series_rows)
+    joined = _replace(labels.take(label_rows), path=pc.list_element(volumes["files"], 0))
+    if rule.patients == "per_image":
+        joined = _replace(joined, patient_id=volumes["key"])
+    _add_same_key(joined, volumes["key"], show=show, bad=bad)
+    table = _finish(joined, _headers(series, series_rows), show=show, compare=compare, bad=bad)
+    return table.append_column("key", volumes["key"]).append_column("files", volumes["files"])
+
+
+def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], str], bad: BadRows) -> tuple[Rows, Rows]:
+    """Pairs of label row and chosen series, each once, sorted by series, then label row."""
+    key = _used_key(labels)
+    if key != "path":
+        label_rows, series_rows = _match(labels, series, key=key)
+    else:
+        sizes = np.asarray(pc.list_value_length(series["files"]))
+        label_rows, file_rows = match_paths(labels["path"], pc.list_flatten(series["files"]))
+        series_rows = np.repeat(np.arange(len(sizes)), sizes)[file_rows]
+        named = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[np.unique(file_rows)], minlength=len(sizes))
+    _add_unmatched(labels, label_rows, key=key, show=show, bad=bad)
+    chosen = np.asarray(series["chosen"])[series_rows]
+    pairs = np.unique(np.stack([series_rows[chosen], label_rows[chosen]], axis=1), axis=0)
+    series_rows, label_rows = pairs[:, 0], pairs[:, 1]
+    if key == "path":
+        every, first = np.unique(series_rows, return_index=True)
+        for row, at in zip(every, first, strict=True):
+            if named[row] < sizes[row]:
+                where = name_place(labels, int(label_rows[at]), show)
+                bad.add(f"{where}: {named[row]} of the {sizes[row]} files of a volume are named; name its folder")
+    return label_rows, series_rows
+
+
+def _add_differing(
+    labels: pa.Table, label_rows: Rows, series_rows: Rows, *, show: Callable[[str], str], bad: BadRows
+) -> None:
+    """Finds volumes whose label rows do not say the same."""
+    _, counts = np.unique(series_rows, return_counts=True)
+    several = np.repeat(counts > 1, counts)
+    if not several.any():
+        return
+    label_rows, series_rows = label_rows[several], series_rows[several]
+    content = [n for n in labels.column_names if is_label(n) or n not in OWN_COLUMNS]
+    for name in ("patient_id", *content, "split", "sex", "age_years", "side"):
+        values: Any = {"series": series_rows, "at": label_rows, name: labels[name].take(label_rows)}
+        for ends in find_split(pa.table(values), "series", name):
+            first, other = (name_place(labels, at, show) for at in ends)
+            bad.add(f"{first} and {other}: one volume in two rows that differ in {name}")
+
+
+def _add_same_key(joined: pa.Table, keys: Any, *, show: Callable[[str], str], bad: BadRows) -> None:
+    """Finds volumes that nothing tells apart: two of them would be one image of the store."""
+    rows = np.arange(joined.num_rows)
+    for ends in find_split(pa.table({"at": rows, "key": keys, "row": rows}), "key", "row"):
+        first, other = (name_place(joined, at, show) for at in ends)
+        bad.add(f"{first} and {other}: two volumes of one SeriesInstanceUID, in two studies or patients")
+
+
+def _finish(
+    joined: pa.Table, headers: pa.Table, *, show: Callable[[str], str], compare: Collection[str], bad: BadRows
+) -> pa.Table:
+    """The joined table with all that the headers say, once nothing is bad."""
+    ids: dict[str, Any] = {
+        name: pc.if_else(pc.equal(headers[header], pa.scalar("")), pa.scalar(None, pa.string()), headers[header])
+        for name, header in _HEADER_OF.items()
+    }
+    joined = _replace(joined, **ids, patient_id=pc.coalesce(joined["patient_id"], ids["dicom_patient_id"]))
+    for at in np.flatnonzero(np.asarray(pc.is_null(joined["patient_id"]))):
+        bad.add(f"{name_place(joined, int(at), show)}: no patient_id, and its header has no PatientID")
+    both = pa.table({**{n: joined[n] for n in joined.column_names}, **{n: headers[n] for n in headers.column_names}})
+    find_contradictions(both, compare=compare, show=show, bad=bad)
+    if bad.count:
+        checked = ", ".join(name for name in CHECKS if name in compare) or "nothing"
+        raise DataError(
+            f"labels and source do not fit: {bad.count} problems: {bad.describe()} (labels and headers are "
+            f"compared by: {checked}; compare=[…] leaves out what the headers only pretend to say)"
+        )
+    return joined
+
+
+def _used_key(labels: pa.Table) -> str:
+    """The column that names the images: the one that is filled."""
+    return next((key for key in KEYS if labels[key].null_count < labels.num_rows), "path")
+
+
+def _match(labels: pa.Table, images: pa.Table, *, key: str) -> tuple[Rows, Rows]:
+    return match_values(labels[key], _trim(images[_HEADERS[_HEADER_OF[key]]]))
+
+
+def _headers(images: pa.Table, rows: Rows) -> pa.Table:
+    """What the headers of the images say, trimmed, "" where they do not."""
+    known = {name: column for name, column in _HEADERS.items() if column in images.column_names}
+    return pa.table({name: _trim(images[column].take(rows)) for name, column in known.items()})
+
+
+def _trim(texts: Any) -> Any:
+    return pc.utf8_trim_whitespace(pc.fill_null(pc.cast(texts, pa.string()), ""))
+
+
+def _replace(table: pa.Table, **columns: Any) -> pa.Table:
+    for name, column in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
+
+
+def _add_unmatched(labels: pa.Table, label_rows: Rows, *, key: str, show: Callable[[str], str], bad: BadRows) -> None:
+    """Finds lines that name nothing; a class folder may hold files that are no image."""
+    alone = np.ones(labels.num_rows, dtype=bool)
+    alone[label_rows] = False
+    spelled = KEYS[key][-1]
+    zeros = "; spreadsheets drop leading zeros" if key == "dicom_patient_id" else ""
+    for at in np.flatnonzero(alone & (np.asarray(labels["number"]) > 0)):
+        what = "no image is there" if key == "path" else f"no file of the source has this {spelled}{zeros}"
+        bad.add(f"{name_place(labels, int(at), show)}: {what}")

@@ -1,0 +1,109 @@
+"""One manifest row: what the labels file declares and what the file itself says, and nothing else of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.plan import Unit
+from medcls.files import sha256_json
+from medcls.identity import Identity
+from medcls.imaging.decode import DecodedImage
+
+_AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What a worker says of an image that it has written: all but the pixels.
+
+    Attributes:
+        image: The decoded image without its pixels; None where it was copied from an earlier store.
+        pixel_sha256: Of the stored pixels.
+        pixel_dhash: 32 bytes; None for volumes.
+        file_sha256: Of each file, in the order of the task.
+    """
+
+    image: DecodedImage | None
+    pixel_sha256: str
+    pixel_dhash: bytes | None
+    file_sha256: tuple[str, ...]
+
+
+def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
+    """Returns the manifest row of a stored image; ids as `identity` writes them, no free text, no dates.
+
+    Args:
+        unit: What was planned.
+        stored: What was decoded.
+        place: (shard, row).
+        identity: Of the store.
+    """
+    image = stored.image
+    if image is None:
+        raise ValueError("a copied image has the row of the store that it was copied from")
+    headers, prepared = image.headers, image.prepared
+    age = unit.age_years if unit.age_years is not None else parse_age_years(headers.get("PatientAge", ""))
+    return {
+        "image_id": identity.name("image", unit.key),
+        "patient_id": identity.name("patient", unit.patient_id),
+        "study_id": identity.name("study", headers.get("StudyInstanceUID", "")) or None,
+        "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
+        "shard": place[0],
+        "row": place[1],
+        **_geometry(image.source_size, prepared.valid_extent, prepared.spacing_mm),
+        "spacing_source": image.spacing_source or None,
+        "modality": headers.get("Modality") or None,
+        "photometric": image.photometric or None,
+        "body_part": _code(headers.get("BodyPartExamined", "")),
+        "side": unit.side or _allowed(headers, "ImageLaterality", "LRBU") or _allowed(headers, "Laterality", "LR"),
+        "sex": unit.sex or _allowed(headers, "PatientSex", "MFO"),
+        "age_years": identity.age_years(age),
+        "manufacturer": headers.get("Manufacturer") or None,
+        "pixel_sha256": stored.pixel_sha256,
+        "pixel_dhash": stored.pixel_dhash,
+        "declared_sha256": declared_sha256(unit, identity),
+        **image.volume,
+        **unit.extra,
+    }
+
+
+def declared_sha256(unit: Unit, identity: Identity) -> str:
+    """Returns a (keyed) checksum of what the labels file says of an image: equal where nothing of it has changed."""
+    return identity.pseudonym("declared", sha256_json(unit.declared))
+
+
+def _geometry(
+    source_size: tuple[int, ...], extent: tuple[int, ...], spacing_mm: tuple[float, ...] | None
+) -> dict[str, Any]:
+    """Columns of the last two axes of an image, or of all three of a volume."""
+    n = len(source_size)
+    columns: dict[str, Any] = {}
+    names = list(zip(("depth", "height", "width"), "zyx", ("slice", "row", "column"), strict=True))[-n:]
+    for i, (size, place, distance) in enumerate(names):
+        columns[f"source_{size}"] = source_size[i]
+        columns[f"valid_{place}"], columns[f"valid_{size}"] = extent[i], extent[n + i]
+        columns[f"spacing_{distance}_mm"] = spacing_mm[i] if spacing_mm else None
+    return columns
+
+
+def _code(text: str) -> str | None:
+    """A code string as it is; what is none may hold anything, so None (PS3.5 6.2, CS)."""
+    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else None
+
+
+def _allowed(headers: dict[str, str], keyword: str, codes: str) -> str | None:
+    """The value of a coded attribute where it is one of its codes; free text may hold anything, so None."""
+    value = headers.get(keyword, "")
+    return value if value and value in tuple(codes) else None
+
+
+def parse_age_years(text: str) -> float | None:
+    """Returns the years of a DICOM age such as "057Y" or "006M"; None where it is none.
+
+    Source: PS3.5 6.2, value representation AS.
+    """
+    if len(text) == 4 and text[:3].isdecimal() and text[3] in _AGE_UNITS:
+        return round(int(text[:3]) * _AGE_UNITS[text[3]], 2)
+    return None

@@ -1,0 +1,223 @@
+"""The overview of an index: what a person wants to know of a folder, without a word that names a patient."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medcls.imaging.index import instances_of
+from medcls.imaging.instances import Instance
+from medcls.imaging.selection import SeriesKey, summarize_series
+from medcls.imaging.stacks import Stack, StackRule, build_stacks, fit_instances
+
+_KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
+_SYNTAXES = {
+    "1.2.840.10008.1.2": "implicit",
+    "1.2.840.10008.1.2.1": "explicit",
+    "1.2.840.10008.1.2.1.99": "deflated",
+    "1.2.840.10008.1.2.2": "big endian",
+    "1.2.840.10008.1.2.5": "RLE",
+    "1.2.840.10008.1.2.4.50": "JPEG",
+    "1.2.840.10008.1.2.4.51": "JPEG 12 bit",
+    "1.2.840.10008.1.2.4.57": "JPEG lossless",
+    "1.2.840.10008.1.2.4.70": "JPEG lossless",
+    "1.2.840.10008.1.2.4.80": "JPEG-LS",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS lossy",
+    "1.2.840.10008.1.2.4.90": "JPEG 2000",
+    "1.2.840.10008.1.2.4.91": "JPEG 2000 lossy",
+    "1.2.840.10008.1.2.4.201": "HTJ2K",
+    "1.2.840.10008.1.2.4.202": "HTJ2K",
+    "1.2.840.10008.1.2.4.203": "HTJ2K lossy",
+}
+_MEANINGS = {
+    "damaged": "a picture whose header cannot be read",
+    "dicomdir": "the directory of a disc",
+    "empty_file": "no bytes",
+    "hidden": "a name that begins with a dot",
+    "no_file_meta": "DICOM without its file meta group: the transfer syntax is unknown",
+    "no_pixel_data": "DICOM without an image: reports, plans, bare headers",
+    "no_transfer_syntax": "DICOM that does not say how it is written",
+    "not_an_image": "segmentations: labels drawn on other images",
+    "special_file": "a pipe, socket or device",
+    "symbolic_link": "a link, not followed",
+    "truncated": "the file ends early",
+    "unknown_format": "called an image, and none",
+    "unreadable": "no parser makes sense of it",
+    "unsupported_transfer_syntax": "a transfer syntax that is private or unknown",
+}
+_NO_GEOMETRY = frozenset({"no_orientation", "no_position", "no_spacing"})
+_WORDS = {
+    "not_grey": "colour",
+    "sheared": "tilt",
+    "resampled_gap": "gap",
+    "resampled_jitter": "jitter",
+    "resampled_spacing": "mixed_spacing",
+}
+_RULE = StackRule()
+_HEADINGS = ("patient", "study", "series", "modality", "body part", "plane", "images", "size", "spacing mm", "syntax")
+_RIGHT = frozenset({"images"})
+_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
+
+
+def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
+    """Yields the lines of the overview: counts, one line a series, problems by reason.
+
+    Args:
+        table: From index.build_index.
+        lines: Series to show at most; 0 shows all.
+    """
+    rows = _group_by_series(table)
+    yield from _describe_counts(table, rows)
+    described = [(*names, *_describe_series(table.take(pa.array(rows[key])))) for key, names in _number_series(rows)]
+    if described:
+        shown = described[: lines or None]
+        yield ""
+        yield from _align([(*_HEADINGS, "geometry"), *_blank_repeats(shown)])
+        if len(described) > len(shown):
+            yield f"… and {len(described) - len(shown)} more series: lines=0 shows all"
+            counts = Counter(line[-1] for line in described)
+            yield "geometry of all series: " + "; ".join(f"{n} {word}" for word, n in counts.most_common())
+    yield from _describe_problems(table)
+
+
+def _group_by_series(table: pa.Table) -> dict[SeriesKey, array[int]]:
+    """The row numbers of every series with an identifier or an image."""
+    rows: dict[SeriesKey, array[int]] = {}
+    names = ("kind", "problem", "patient_id", "study_uid", "series_uid")
+    number = 0
+    for batch in table.select(names).to_batches():
+        for kind, problem, *key in zip(*batch.to_pydict().values(), strict=True):
+            if kind == "dicom" and (key[2] or not problem):
+                rows.setdefault((key[0], key[1], key[2]), array("q")).append(number)
+            number += 1
+    return rows
+
+
+def _number_series(keys: Iterable[SeriesKey]) -> Iterator[tuple[SeriesKey, tuple[str, str, str]]]:
+    """Every series with the running numbers of patient, study and series that stand for it, in their order.
+
+    They count by first appearance; a patient without PatientID is "-", for it may be several.
+    """
+    tree: dict[str, dict[str, list[SeriesKey]]] = {}
+    for key in keys:
+        tree.setdefault(key[0], {}).setdefault(key[1], []).append(key)
+    for patient, name in enumerate(sorted(tree, key=lambda name: not name), start=1):
+        for study, of_study in enumerate(tree[name].values(), start=1):
+            for series, key in enumerate(of_study, start=1):
+                yield key, (f"P{patient}" if name else "-", str(study), f"S{series}")
+
+
+def _describe_counts(table: pa.Table, rows: Iterable[SeriesKey]) -> Iterator[str]:
+    kinds = Counter(table.column("kind").to_pylist())
+    listed = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in _KINDS.items() if kinds[kind])
+    keys = list(rows)
+    patients, studies = {key[0] for key in keys if key[0]}, {key[:2] for key in keys}
+    nameless = sum(not patient for patient, _ in studies)
+    yield f"files     {table.num_rows:>9,}   {listed}".rstrip()
+    yield f"patients  {len(patients):>9,}" + (f"   and {nameless:,} studies without PatientID" if nameless else "")
+    yield f"studies   {len(studies):>9,}"
+    yield f"series    {len(keys):>9,}"
+    for kind in ("raster", "nifti"):
+        if kinds[kind]:
+            yield f"{_KINDS[kind]:<9} {kinds[kind]:>9,}   {_sizes(table, kind)}".rstrip()
+
+
+def _sizes(table: pa.Table, kind: str) -> str:
+    """The most frequent sizes of files without series."""
+    chosen = table.filter(pc.equal(table.column("kind"), kind)).select(["rows", "columns", "frames"])
+    sizes = Counter(zip(*chosen.to_pydict().values(), strict=True))
+    known = [(size, count) for size, count in sizes.most_common() if size[0]]
+    shown = [f"{count:,} of {_times(size if size[2] > 1 else size[:2])}" for size, count in known[:3]]
+    return ", ".join(shown + (["…"] if len(known) > 3 else []))
+
+
+def _times(numbers: Iterable[float | str]) -> str:
+    return " x ".join(str(number) for number in numbers)
+
+
+def _describe_series(table: pa.Table) -> tuple[str, ...]:
+    """One line of the table, from modality to geometry."""
+    instances = list(instances_of(table))
+    images = [each for each in instances if not each.problem]
+    summary = summarize_series(instances)[0]
+    return (
+        _code(summary.modality or instances[0].modality),
+        _code(summary.body_part),
+        summary.plane or "-",
+        f"{summary.slices:,}",
+        _only(_times((each.rows, each.columns)) for each in images),
+        _spacing(images, summary.distance_mm),
+        _only(_SYNTAXES.get(each.transfer_syntax, "other") for each in instances),
+        judge_geometry(images),
+    )
+
+
+def _code(text: str) -> str:
+    """A code of the standard; free text in its place may name somebody."""
+    return (text if _CODE.fullmatch(text) else "(text)") if text else "-"
+
+
+def _only(texts: Iterable[str]) -> str:
+    distinct = set(texts)
+    return distinct.pop() if len(distinct) == 1 else "mixed" if distinct else "-"
+
+
+def _spacing(images: Sequence[Instance], distance_mm: float | None) -> str:
+    """Rows, columns and, where several positions are known, slices."""
+    pairs = _only(_times(f"{mm:.3g}" for mm in each.pixel_spacing_mm) or "-" for each in images)
+    return f"{pairs} x {distance_mm:.3g}" if distance_mm is not None and pairs != "-" else pairs
+
+
+def judge_geometry(images: Sequence[Instance]) -> str:
+    """Returns what volumes can be built of one series: "ok", "2 volumes", "gap", "ok, tilt" or "2-D"."""
+    if not images:
+        return "no image"
+    if sum(each.frames for each in images) == 1:
+        return "single"
+    stacks, leftovers = build_stacks(images, _RULE)
+    reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers)
+    if not stacks and set(reasons) <= _NO_GEOMETRY:
+        return "2-D"
+    words = [] if not stacks else ["ok" if len(stacks) == 1 else f"{len(stacks)} volumes"]
+    words += sorted({note for stack in stacks for note in _notes(stack)})
+    words += [f"{reason} ({count})" if stacks else reason for reason, count in sorted(reasons.items())]
+    return ", ".join(words)
+
+
+def _notes(stack: Stack) -> Iterator[str]:
+    if stack.instances[0].frames == 1:
+        geometry = fit_instances(stack.instances, _RULE)
+        yield from (_WORDS.get(note, note) for note in geometry.notes)
+        if any(len(level) > 1 for level in geometry.levels):
+            yield "duplicates"
+
+
+def _blank_repeats(lines: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    """Patient and study are said once, so that the eye sees where the next begins."""
+    patient, study = "", ""
+    for line in lines:
+        same = line[0] == patient
+        yield ("" if same else line[0], "" if same and line[1] == study else line[1], *line[2:])
+        patient, study = line[:2]
+
+
+def _align(table: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    rows = list(table)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(rows[0], row, widths, strict=True)
+        yield "  ".join(c.rjust(w) if name in _RIGHT else c.ljust(w) for name, c, w in cells).rstrip()
+
+
+def _describe_problems(table: pa.Table) -> Iterator[str]:
+    counts = Counter(str(problem) for problem in table.column("problem").to_pylist() if problem)
+    if counts:
+        yield ""
+        yield "no images"
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        yield from _align([(f"{n:>6,}", reason, _MEANINGS.get(reason, "")) for reason, n in ordered])

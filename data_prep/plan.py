@@ -1,0 +1,148 @@
+"""What is to be decoded, in order: one row an image, cut into the shards that the store will have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from medcls.files import sha256_json
+from medcls.imaging.preprocess import Box
+
+SHARD_BYTES = 1 << 28
+ROI = ("roi_x", "roi_y", "roi_w", "roi_h")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One image to decode: a file, a region of one, or the files of a volume.
+
+    Attributes:
+        key: Names the image; its pseudonym is the image_id.
+        files: Relative paths; several for a volume of single-frame files.
+        patient_id: As declared, or of the header.
+        number: Line of the labels file, 0 where there is none.
+        roi: (x, y, width, height) in pixels of the file, or None.
+        sex: "M", "F", "O" or None, as the labels file says; likewise age_years and side.
+        age_years: Years, or None.
+        side: "L", "R" or None.
+        extra: Columns asked for by columns=[…].
+    """
+
+    key: str
+    files: tuple[str, ...]
+    patient_id: str
+    number: int = 0
+    roi: Box | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    side: str | None = None
+    extra: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def declared(self) -> dict[str, Any]:
+        """What the manifest's row owes to the labels file and not to the image."""
+        return {"patient_id": self.patient_id, "sex": self.sex, "age_years": self.age_years, "side": self.side}
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """The units of one shard of the store.
+
+    Attributes:
+        number: Of the shard.
+        units: In order.
+        sha256: Of all that decides the shard's content: units, size and time of their files, settings.
+    """
+
+    number: int
+    units: list[Unit]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All units, as columns: millions of them are no Python objects.
+
+    Attributes:
+        table: key, files (list of paths), number, patient_id, sex, age_years, side, roi_x …, split, labels, extra.
+        skipped: path, reason: files of images that a rule left out (another series, a localizer).
+        refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
+        columns: Names of the extra columns.
+        rows_per_shard: Units in every shard but the last.
+    """
+
+    table: pa.Table
+    skipped: pa.Table
+    refused: pa.Table
+    columns: Sequence[str]
+    rows_per_shard: int
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, at least one image planned in each."""
+        return -(-len(self) // self.rows_per_shard)
+
+    def count(self, number: int) -> int:
+        """Returns how many units a shard has."""
+        return min(self.rows_per_shard, len(self) - number * self.rows_per_shard)
+
+    def shard(self, number: int, *, source: Path, setting: dict[str, Any]) -> ShardPlan:
+        """Returns one shard's units, bound to their files as they are now and to the settings."""
+        rows = self.table.slice(number * self.rows_per_shard, self.rows_per_shard)
+        units = list(_units(rows, self.columns))
+        stamps = [_stamp(source / path) for unit in units for path in unit.files]
+        content = [{k: v for k, v in asdict(unit).items() if k != "number"} for unit in units]
+        return ShardPlan(number, units, sha256_json({"units": content, "stamps": stamps, "setting": setting}))
+
+
+def rows_per_shard(shape: Sequence[int], dtype: str, *, most: int) -> int:
+    """Returns how many images a shard holds: at most `most`, and at most 256 MiB of pixels."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return max(1, min(most, SHARD_BYTES // nbytes))
+
+
+def plan_images(labels: pa.Table) -> pa.Table:
+    """Returns the label table with the columns key and files: a unit for every file or region."""
+    path = labels.column("path")
+    corners = [pc.cast(labels.column(name), pa.string()) for name in ROI]
+    region = pc.binary_join_element_wise(*corners, ",")
+    key = pc.coalesce(pc.binary_join_element_wise(path, region, "@"), path)
+    offsets: Any = pa.array(np.arange(labels.num_rows + 1, dtype=np.int64))
+    files = pa.LargeListArray.from_arrays(
+        offsets, pa.concat_arrays(path.cast(pa.string()).chunks or [pa.array([], pa.string())])
+    )
+    return labels.append_column("key", key).append_column("files", files)
+
+
+def _units(rows: pa.Table, columns: Sequence[str]) -> Iterator[Unit]:
+    for row in rows.to_pylist():
+        roi: Any = tuple(row[name] for name in ROI)
+        yield Unit(
+            key=row["key"],
+            files=tuple(row["files"]),
+            patient_id=row["patient_id"],
+            number=row["number"],
+            roi=None if roi[0] is None else roi,
+            sex=row["sex"],
+            age_years=row["age_years"],
+            side=row["side"],
+            extra={name: row[name] for name in columns},
+        )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of a file: enough to notice that it is another since a run was interrupted."""
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

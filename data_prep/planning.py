@@ -1,0 +1,167 @@
+"""From a job's source and labels to the plan: which images there are, of whom, and under which label."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.class_folders import read_class_folder_table
+from data_prep.joining import join_files, join_series
+from data_prep.label_paths import with_folders
+from data_prep.label_rows import PatientRule
+from data_prep.labels import read_label_table
+from data_prep.plan import Plan, plan_images, rows_per_shard
+from data_prep.series import LEFT_OUT, find_volumes, left_out_table, series_table
+from medcls.config import ImageConfig, PrepareJob
+from medcls.identity import Identity
+from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.decode import Spec
+from medcls.imaging.geometry import StackRule
+from medcls.imaging.index import build_index, read_index
+from medcls.imaging.preprocess import Box, PreprocessSpec
+from medcls.imaging.selection import SeriesRule
+from medcls.imaging.source import is_image, list_files
+from medcls.imaging.volume_spec import VolumeSpec, find_windows
+
+_BATCH = 8192
+_LISTING = pa.schema([("path", pa.string()), ("skip", pa.string())])
+
+
+def list_source(source: Path) -> pa.Table:
+    """Returns path and skip ("" or a reason) of every file under `source`, sorted by path."""
+    return pa.Table.from_batches(_list_batches(source), schema=_LISTING)
+
+
+def _list_batches(source: Path) -> Iterator[pa.RecordBatch]:
+    files = list_files(source)
+    while batch := list(islice(files, _BATCH)):
+        yield pa.record_batch([list(column) for column in zip(*batch, strict=True)], schema=_LISTING)
+
+
+def listed_files(listing: pa.Table) -> Iterator[tuple[str, str]]:
+    """Yields (path, skip) of a listing, one batch at a time as Python objects."""
+    for batch in listing.to_batches(max_chunksize=_BATCH):
+        yield from zip(batch.column("path").to_pylist(), batch.column("skip").to_pylist(), strict=True)
+
+
+def build_spec(job: PrepareJob) -> Spec:
+    """Returns the preprocessing that the groups image, series and stack describe.
+
+    Raises:
+        ConfigError: values out of range or that contradict one another.
+    """
+    image = job.image
+    if image.kind == "image":
+        height, width = image.sizes
+        return PreprocessSpec(
+            height=height, width=width, channels=image.channels, window_index=image.window_index, **_shared(image)
+        )
+    depth, height, width = image.sizes
+    spacing = [image.spacing_mm] * 3 if isinstance(image.spacing_mm, int | float) else image.spacing_mm
+    series: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in asdict(job.series).items()}
+    return VolumeSpec(
+        depth=depth,
+        height=height,
+        width=width,
+        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if spacing else None,
+        patient_axes=image.patient_axes,
+        stack=StackRule(**asdict(job.stack)),
+        series=SeriesRule(**series),
+        **_shared(image),
+    )
+
+
+def _shared(image: ImageConfig) -> dict[str, Any]:
+    """What images and volumes have both."""
+    boxes: list[Box] = [(x, y, width, height) for x, y, width, height in image.mask_boxes]
+    keep = image.keep_box
+    return {
+        "dtype": image.dtype,
+        "fit": image.fit,
+        "intensity": image.intensity,
+        "percentiles": (image.percentiles[0], image.percentiles[1]),
+        "windows_hu": find_windows(image.windows_hu),
+        "burnt_in": BurntInRule(
+            image.burnt_in, tuple(boxes), (keep[0], keep[1], keep[2], keep[3]) if keep is not None else None
+        ),
+    }
+
+
+def build_plan(
+    job: PrepareJob, *, source: Path, listing: pa.Table, identity: Identity, has_dicom: bool = False
+) -> Plan:
+    """Returns what is to be decoded, in the order of the labels file or of the paths.
+
+    Where the source has DICOM files or volumes are asked for, the headers of all files are read first: labels can
+    then name series, studies and patients, and what contradicts the headers is refused before hours of decoding.
+
+    Raises:
+        MissingInputError, DataError, ConfigError: the labels file, the class folders or the headers are wrong.
+    """
+    spec = build_spec(job)
+    volumes = isinstance(spec, VolumeSpec)
+    headers = volumes or has_dicom or job.index is not None
+    index = _read_headers(job, source=source, listing=listing) if headers else None
+
+    def show(path: str) -> str:
+        return identity.name("path", path)
+
+    rule = PatientRule(job.patients, job.patient_id.pattern, headers=index is not None)
+    if job.labels is None:
+        images = _images(source, listing) if index is None else _images_of(index, volumes=volumes)
+        labels = read_class_folder_table(source, files=images, rule=rule)
+    else:
+        labels = _read_labels(job, source=source, listing=listing, rule=rule, show=show)
+    skipped = refused = LEFT_OUT.empty_table()
+    if index is not None and isinstance(spec, VolumeSpec):
+        found = find_volumes(index, series=spec.series, stack=spec.stack)
+        skipped, refused = left_out_table(found.skipped), left_out_table(found.refused)
+        table = join_series(labels, series_table(found), rule=rule, show=show, compare=job.compare)
+    elif index is not None:
+        table = plan_images(join_files(labels, index, show=show, compare=job.compare))
+    else:
+        table = plan_images(labels)
+    most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
+    return Plan(table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most)
+
+
+def _read_headers(job: PrepareJob, *, source: Path, listing: pa.Table) -> pa.Table:
+    if job.index is not None:
+        return read_index(Path(job.index), source=source)
+    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
+    return build_index(source, listed_files(listing), workers=workers)
+
+
+def _read_labels(
+    job: PrepareJob, *, source: Path, listing: pa.Table, rule: PatientRule, show: Callable[[str], str]
+) -> pa.Table:
+    real = listing.filter(pc.not_equal(listing.column("skip"), "symbolic_link")).column("path")
+    return read_label_table(
+        Path(str(job.labels)),
+        source=source,
+        rule=rule,
+        columns=job.columns,
+        show=show,
+        listed=with_folders(real) if job.image.kind == "volume" else real,
+    )
+
+
+def _images(source: Path, listing: pa.Table) -> pa.ChunkedArray[Any]:
+    """The paths of the files that are images by name or content, hidden ones and links apart."""
+    seen = listing.filter(pc.equal(listing.column("skip"), "")).column("path")
+    worth = [pa.array([is_image(source / path.as_py()) for path in chunk], pa.bool_()) for chunk in seen.chunks]
+    return seen.filter(pa.chunked_array(worth, pa.bool_()))
+
+
+def _images_of(index: pa.Table, *, volumes: bool) -> pa.ChunkedArray[Any]:
+    """The paths of the files that may be images of the kind asked for, by their headers."""
+    kinds = ["dicom", "nifti"] if volumes else ["dicom", "raster"]
+    wanted = pc.is_in(index["kind"], value_set=pa.array(kinds))
+    return index.filter(pc.and_(wanted, pc.not_equal(index["problem"], "hidden")))["path"]

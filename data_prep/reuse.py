@@ -1,0 +1,111 @@
+"""What an earlier store has already: images whose files, declaration and settings have not changed are copied."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+import medcls
+from data_prep.manifest_rows import declared_sha256
+from data_prep.plan import Unit
+from medcls.data.manifest import read_table
+from medcls.data.shards import shard_name
+from medcls.data.store import Store
+from medcls.errors import ConfigError
+from medcls.files import LEDGER, MANIFEST
+from medcls.identity import Identity
+from medcls.imaging.decode import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """Where an earlier store has an image, and the checksums of the files that it came from."""
+
+    shard: Path
+    row: int
+    file_sha256: tuple[str, ...]
+
+    def read(self) -> NDArray[Any]:
+        """Returns the stored pixels, (C, *spatial)."""
+        pixels: NDArray[Any] = np.load(self.shard, mmap_mode="r", allow_pickle=False)[self.row]
+        return pixels
+
+
+class Lookup:
+    """Rows of a table by the values of one column, without a Python object for each."""
+
+    def __init__(self, column: pa.ChunkedArray[Any]) -> None:
+        self._values = column.cast(pa.large_string()).combine_chunks()
+        self._order = pc.sort_indices(self._values).to_numpy()
+
+    def find(self, value: str) -> int | None:
+        """Returns the row that holds `value`, None where there is none."""
+        place = bisect_left(self._order, value, key=lambda row: self._values[row].as_py())
+        if place == len(self._order) or self._values[self._order[place]].as_py() != value:
+            return None
+        return int(self._order[place])
+
+
+class Earlier:
+    """A complete store to copy from.
+
+    Args:
+        folder: The store; every part is verified.
+        spec: Of the new store.
+        identity: Of the new store.
+        columns: Of the new store, for the message alone: extra columns are taken from the labels anew.
+
+    Raises:
+        ConfigError: it was made with other settings, another key or another version, so nothing could be copied.
+        DataError, MissingInputError: it is damaged or not there.
+    """
+
+    def __init__(self, folder: Path, *, spec: Spec, identity: Identity, columns: Sequence[str] = ()) -> None:
+        store = Store(folder)
+        store.verify()
+        expected = {
+            "version": medcls.__version__,
+            "preprocessing": spec.to_json(),
+            "key": identity.fingerprint,
+        }
+        found = {
+            "version": store.info["medcls"],
+            "preprocessing": store.info["preprocess"],
+            "key": store.info["deidentify"]["key_fingerprint"],
+        }
+        different = [name for name in expected if expected[name] != found[name]]
+        if different:
+            raise ConfigError(f"reuse={folder} was made with another {' and '.join(different)}: leave reuse= out")
+        self._folder, self._manifest = folder, read_table(folder / MANIFEST)
+        self._columns = [n for n in self._manifest.column_names if n not in columns]
+        ledger = read_table(folder / LEDGER)
+        self._images = Lookup(self._manifest.column("image_id"))
+        self._paths = Lookup(ledger.column("path"))
+        self._checksums = ledger.column("file_sha256")
+
+    def find(self, unit: Unit, identity: Identity) -> Previous | None:
+        """Returns where the image is stored; None where it is not, or the labels file says something else of it."""
+        row = self._images.find(identity.name("image", unit.key))
+        if row is None or self._cell("declared_sha256", row) != declared_sha256(unit, identity):
+            return None
+        places = [self._paths.find(identity.name("path", path)) for path in unit.files]
+        checksums = tuple(self._checksums[place].as_py() if place is not None else "" for place in places)
+        return Previous(self._folder / shard_name(self._cell("shard", row)), self._cell("row", row), checksums)
+
+    def row(self, unit: Unit, identity: Identity) -> dict[str, Any]:
+        """Returns the manifest row of an image that `find` found."""
+        place = self._images.find(identity.name("image", unit.key))
+        if place is None:
+            raise KeyError(unit.key)
+        return {name: self._cell(name, place) for name in self._columns}
+
+    def _cell(self, name: str, row: int) -> Any:
+        return self._manifest.column(name)[row].as_py()
