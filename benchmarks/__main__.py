@@ -1,4 +1,4 @@
-"""python -m benchmarks [throughput loader store startup]: prints one table; `make bench` runs all.
+"""python -m benchmarks [SUITE …]: prints one table of the suites named, or of all; `make bench` runs all.
 
 Every row compares two things within one run on this machine: a busy machine slows both.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import loader, startup, store, throughput
+from benchmarks import dicom, evaluation, loader, memory, startup, store, throughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,9 @@ SUITES = {
     "loader": Suite(loader.measure),
     "store": Suite(store.measure),
     "startup": Suite(startup.measure),
+    "memory": Suite(memory.measure),
+    "dicom": Suite(dicom.measure),
+    "evaluation": Suite(evaluation.measure),
 }
 
 

@@ -134,7 +134,7 @@ def compute_slope_and_intercept(probability: Floats, outcome: Floats, *, weights
 def _fit(design: Floats, offset: Floats, outcome: Floats, weights: Floats) -> Floats:
     """Logistic regression of every replicate by Newton's method; (R, P), NaN where it does not converge."""
     coefficients = np.zeros((len(weights), len(design)))
-    products = design[:, None, :] * design[None, :, :]
+    products = (design[:, None, :] * design[None, :, :]).reshape(len(design) ** 2, -1)
     open_ = _has_both_classes(outcome, weights)
     coefficients[~open_] = np.nan
     running = np.flatnonzero(open_)
@@ -154,7 +154,7 @@ def _newton_step(
 ) -> tuple[Floats, NDArray[np.bool_]]:
     fitted = 1 / (1 + np.exp(-np.clip(coefficients @ design + offset, -500, 500)))
     gradient = (weights * (outcome - fitted)) @ design.T
-    curvature = np.einsum("rn,pqn->rpq", weights * fitted * (1 - fitted), products)
+    curvature = ((weights * fitted * (1 - fitted)) @ products.T).reshape(-1, len(design), len(design))
     singular = np.abs(np.linalg.det(curvature)) < 1e-10
     curvature[singular] = np.eye(len(design))
     return np.where(singular[:, None], 0.0, np.linalg.solve(curvature, gradient[..., None])[..., 0]), singular

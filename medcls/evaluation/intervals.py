@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.metrics import Estimates, build_estimator
+from medcls.evaluation.metrics import Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
@@ -55,15 +55,49 @@ def compute_intervals(
     """
     predictions = check_predictions(kind, y_true, y_score, class_names=class_names, grades=grades)
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
+    return summarize(
+        build_estimator(predictions),
+        patients,
+        replicates=replicates,
+        seed=seed,
+        level=level,
+        explain=lambda name: explain_undefined(name, predictions),
+    )
+
+
+def explain_plainly(name: str) -> str:
+    """Why a metric has no value where nothing is known but its name."""
+    reasons = [reason for stem, reason in _REASONS.items() if name.startswith(stem)]
+    return reasons[0] if reasons else "undefined for these rows"
+
+
+def summarize(
+    estimate: Estimator,
+    patients: Integers,
+    *,
+    replicates: int,
+    seed: int,
+    level: float = 0.95,
+    explain: Callable[[str], str] = explain_plainly,
+) -> dict[str, dict[str, Any]]:
+    """Value and interval of everything that `estimate` answers, as `compute_intervals` describes them.
+
+    Args:
+        estimate: Weights (R, N) to numbers (R,) by name; NaN = undefined.
+        patients: (N,) patient number of each row, 0 … P-1, each present.
+        replicates: Number of bootstrap samples, > 0.
+        seed: Decides the samples.
+        level: Nominal coverage, in (0, 1).
+        explain: Name to the reason why it is undefined.
+    """
     if replicates < 1 or not 0 < level < 1:
         raise ValueError(f"replicates is {replicates} and level {level}; expected >= 1 and between 0 and 1")
-    estimate = build_estimator(predictions)
     values = estimate(np.ones((1, len(patients))))
     chunks = draw_replicates(patients, replicates=replicates, seed=seed)
     drawn = _concatenate([estimate(weights) for weights in chunks])
-    single = patients.max() == 0
+    single = bool(patients.max() == 0)
     return {
-        name: _describe(name, float(value[0]), drawn[name], level=level, single=single, predictions=predictions)
+        name: _describe(name, float(value[0]), drawn[name], level=level, single=single, explain=explain)
         for name, value in values.items()
     }
 
@@ -104,11 +138,11 @@ def _concatenate(chunks: list[Estimates]) -> Estimates:
 
 
 def _describe(
-    name: str, value: float, drawn: Floats, *, level: float, single: bool, predictions: Predictions
+    name: str, value: float, drawn: Floats, *, level: float, single: bool, explain: Callable[[str], str]
 ) -> dict[str, Any]:
     """One entry of metrics.json."""
     if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "reason": explain_undefined(name, predictions)}
+        return {"value": None, "low": None, "high": None, "reason": explain(name)}
     defined = drawn[np.isfinite(drawn)]
     if single:
         reason = "one patient only: there is nothing to resample"
@@ -136,8 +170,7 @@ def explain_undefined(name: str, predictions: Predictions) -> str:
     absent = find_absent_classes(predictions)
     if absent:
         return f"no image {', '.join(absent)}"
-    reasons = [reason for stem, reason in _REASONS.items() if name.startswith(stem)]
-    return reasons[0] if reasons else "undefined for these rows"
+    return explain_plainly(name)
 
 
 _REASONS = {

@@ -14,15 +14,17 @@ from medcls.evaluation import figures as plots
 from medcls.evaluation.agreement import compute_confusion
 from medcls.evaluation.calibration import NUM_BINS, compute_confidence
 from medcls.evaluation.comparison import compute_area_interval, compute_delong
+from medcls.evaluation.conformal import compute_risk_coverage
 from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.definitions import DEFINITIONS
 from medcls.evaluation.drawing import Draw, write_figure
-from medcls.evaluation.intervals import number_patients
 from medcls.evaluation.predictions import Integers, Predictions
+from medcls.evaluation.strength_figures import draw_risk, draw_strengths
 from medcls.evaluation.tables import format_number, format_value
 
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20
+MOST_DECISIONS = 4
 RISING = {name for name, definition in DEFINITIONS.items() if definition.ideal == "high"}
 
 
@@ -44,60 +46,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """Figures that answer one question.
-
-    Attributes:
-        anchor: For links; also the start of the names of the files.
-        title: Its heading.
-        panels: At least one.
-    """
-
-    anchor: str
-    title: str
-    panels: list[Panel]
-
-
-def build_sections(
-    predictions: Predictions,
-    patient_ids: Sequence[str],
-    *,
-    metrics: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    seed: int,
-    figures: Path,
-) -> list[Section]:
-    """The sections that this task has, each figure also written as PNG.
-
-    Args:
-        predictions: Of N rows.
-        patient_ids: (N,).
-        metrics: As in metrics.json, for the legends.
-        history: Rows of metrics.jsonl.
-        seed: Of the bands.
-        figures: Folder of the PNG files.
-    """
-    patients = number_patients(patient_ids, rows=len(predictions.y_score))
-    planned = [
-        (
-            "discrimination",
-            "Does it rank cases rightly?",
-            _plan_ranking(predictions, patients, metrics, seed),
-        ),
-        ("classes", "Which classes does it confuse?", _plan_classes(predictions)),
-        ("values", "How far off are the values?", _plan_values(predictions)),
-        ("calibration", "Are its probabilities true?", _plan_calibration(predictions, patients, seed)),
-        ("training", "How was it trained?", _plan_history(history)),
-    ]
-    return [
-        Section(anchor, title, [_write_panel(plan, figures) for plan in plans])
-        for anchor, title, plans in planned
-        if plans
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """A figure before it is drawn."""
 
     file: str
@@ -108,12 +57,41 @@ class _Plan:
     height: float = 4.4
 
 
-def _write_panel(plan: _Plan, figures: Path) -> Panel:
+def write_panel(plan: Plan, figures: Path) -> Panel:
+    """The drawn figure, also written as PNG into the folder."""
     image = write_figure(plan.draw, figures / f"{plan.file}.png", width=plan.width, height=plan.height)
     return Panel(plan.title, plan.caption, image, round(105 * plan.width))
 
 
-def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping[str, Any], seed: int) -> list[_Plan]:
+def plan_panels(
+    predictions: Predictions,
+    patients: Integers,
+    *,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    seed: int,
+) -> dict[str, list[Plan]]:
+    """The figures that this task has, by the section they belong to.
+
+    Args:
+        predictions: Of N rows.
+        patients: (N,) patient number of each row.
+        metrics: As in metrics.json, for the legends.
+        history: Rows of metrics.jsonl.
+        seed: Of the bands.
+    """
+    return {
+        "discrimination": _plan_ranking(predictions, patients, metrics, seed),
+        "classes": _plan_classes(predictions),
+        "values": _plan_values(predictions),
+        "calibration": _plan_calibration(predictions, patients, seed),
+        "certainty": _plan_certainty(predictions),
+        "robustness": _plan_robustness(metrics.get("robustness")),
+        "training": _plan_history(history),
+    }
+
+
+def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping[str, Any], seed: int) -> list[Plan]:
     """ROC and precision-recall of the questions that have both answers."""
     answered = [q for q in list_questions(predictions) if 0 < q.positive.sum() < len(q.positive)]
     questions = answered[:MOST_CURVES]
@@ -122,12 +100,12 @@ def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping
     left_out = f" The first {MOST_CURVES} of {len(answered)} are drawn." if len(answered) > MOST_CURVES else ""
     roc = plots.draw_roc(questions, _label(questions, metrics, "auc"), patients=patients, seed=seed)
     delong = _say_delong(questions[0], patients) if len(questions) == 1 else ""
-    plans = [_Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{delong}{left_out}", roc)]
+    plans = [Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{delong}{left_out}", roc)]
     if predictions.kind != "regression":
         labels = _label(questions, metrics, "average_precision")
         draw = plots.draw_precision_recall(questions, labels)
         caption = f"Legend: average precision with 95 % interval; dotted: prevalence.{left_out}"
-        plans.append(_Plan("precision_recall", "Precision and recall", caption, draw))
+        plans.append(Plan("precision_recall", "Precision and recall", caption, draw))
     return plans
 
 
@@ -151,7 +129,7 @@ def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str)
     return labels
 
 
-def _plan_classes(predictions: Predictions) -> list[_Plan]:
+def _plan_classes(predictions: Predictions) -> list[Plan]:
     """Confusion matrix, where every row has one class."""
     names = predictions.class_names
     if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
@@ -164,11 +142,11 @@ def _plan_classes(predictions: Predictions) -> list[_Plan]:
     rule = rules.get(predictions.kind, "the most probable")
     caption = f"Images, and share of the true class. Predicted class: {rule}."
     draw = plots.draw_confusion(counts, names)
-    matrix = _Plan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
+    matrix = Plan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
     return [matrix, _plan_scores(predictions)] if predictions.kind == "binary" else [matrix]
 
 
-def _plan_values(predictions: Predictions) -> list[_Plan]:
+def _plan_values(predictions: Predictions) -> list[Plan]:
     """Predicted against true values, and residuals."""
     if predictions.kind != "regression":
         return []
@@ -176,26 +154,27 @@ def _plan_values(predictions: Predictions) -> list[_Plan]:
     if predictions.grades:
         caption = "Each dot an image; boxes: quartiles and median; dashed: perfect."
         draw = plots.draw_by_grade(true, value, predictions.class_names)
-        first = _Plan("values_by_grade", "Prediction by true grade", caption, draw)
+        first = Plan("values_by_grade", "Prediction by true grade", caption, draw)
     else:
         draw = plots.draw_scatter(true, value)
-        first = _Plan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
+        first = Plan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
     caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
-    return [first, _Plan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
+    return [first, Plan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
 
 
-def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[_Plan]:
+def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[Plan]:
     """Reliability curve, and beside it what the probabilities are good for."""
     if predictions.kind == "regression":
         return []
     questions = [question for question in list_questions(predictions) if len(question.score)]
     if predictions.kind == "multilabel":
         forecasts = [(q.name, q.score, q.positive.astype(np.float64)) for q in questions[:MOST_CURVES]]
-        return [_plan_reliability(forecasts, "P(label)")] if forecasts else []
+        decisions = [plan for q in questions[:MOST_DECISIONS] for plan in _plan_decision(q, patients, seed)]
+        return [_plan_reliability(forecasts, "P(label)"), *decisions] if forecasts else []
     forecast, outcome = compute_confidence(predictions.grade_true, predictions.y_score)
     binary = predictions.kind == "binary"
     reliability = _plan_reliability([("all", forecast, outcome)], _name_score(predictions))
-    beside = _plan_decision(questions[0], patients, seed) if binary else [_plan_scores(predictions)]
+    beside = _plan_decision(questions[0], patients, seed, alone=True) if binary else [_plan_scores(predictions)]
     return [reliability, *beside]
 
 
@@ -203,7 +182,7 @@ def _name_score(predictions: Predictions) -> str:
     return f"P({predictions.class_names[1]})" if predictions.kind == "binary" else "Highest probability"
 
 
-def _plan_scores(predictions: Predictions) -> _Plan:
+def _plan_scores(predictions: Predictions) -> Plan:
     """Distribution of the score: of both classes, or of right and wrong predictions."""
     right = predictions.grade_true == predictions.grade_predicted
     groups = [("wrong", ~right), ("right", right)]
@@ -216,27 +195,57 @@ def _plan_scores(predictions: Predictions) -> _Plan:
         limits=(0.0, 1.0),
     )
     caption = "Shares of each group; where groups overlap, the score cannot tell them apart."
-    return _Plan("scores", "Scores by group", caption, draw)
+    return Plan("scores", "Scores by group", caption, draw)
 
 
-def _plan_reliability(forecasts: list[Any], axis_label: str) -> _Plan:
+def _plan_reliability(forecasts: list[Any], axis_label: str) -> Plan:
     caption = f"{NUM_BINS} equal-width bins; dots sized by the number of images; dashed: perfect."
     if len(forecasts) == 1:
         caption += " Bars: 95 % Wilson intervals, images taken as independent."
     draw = plots.draw_reliability(forecasts, axis_label=axis_label)
-    return _Plan("reliability", "Reliability", caption, draw)
+    return Plan("reliability", "Reliability", caption, draw)
 
 
-def _plan_decision(question: Question, patients: Integers, seed: int) -> list[_Plan]:
-    """Decision curve of a yes-or-no task with both answers."""
+def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: bool = False) -> list[Plan]:
+    """Decision curve of a yes-or-no question with both answers."""
     if question.positive.all() or not question.positive.any():
         return []
     caption = "Net benefit per image over the threshold at which one would act (Vickers & Elkin 2006)."
     draw = plots.draw_decision(question, patients=patients, seed=seed)
-    return [_Plan("decision", "Decision curve", caption, draw)]
+    if alone:
+        return [Plan("decision", "Decision curve", caption, draw)]
+    stem = "".join(letter if letter.isalnum() else "_" for letter in question.name)
+    return [Plan(f"decision_{stem}", f"Decision curve: {question.name}", caption, draw)]
 
 
-def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[_Plan]:
+def _plan_certainty(predictions: Predictions) -> list[Plan]:
+    """What would be left wrong if the least certain images went to a reader."""
+    if predictions.kind in ("multilabel", "regression"):
+        return []
+    kept, wrong = compute_risk_coverage(predictions)
+    caption = "Share of wrong classes among the images that the model keeps, most certain first."
+    return [Plan("risk_coverage", "Errors left when the least certain are referred", caption, draw_risk(kept, wrong))]
+
+
+def _plan_robustness(measured: Mapping[str, Any] | None) -> list[Plan]:
+    """One curve for each perturbation."""
+    if not measured:
+        return []
+    title, unchanged = DEFINITIONS[measured["metric"]].title, measured["unchanged"]["value"]
+    return [
+        Plan(
+            f"robustness_{name}",
+            name.capitalize(),
+            f"{title} with 95 % interval; dotted: unchanged images.",
+            draw_strengths(curve["points"], unchanged=unchanged, x_label=curve["unit"], y_label=title),
+            4.2,
+            3.6,
+        )
+        for name, curve in measured["curves"].items()
+    ]
+
+
+def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[Plan]:
     """Losses, validation metrics and learning rates over the epochs."""
     rows = [_flatten(row) for row in history if plots.is_number(row.get("epoch"))]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if plots.is_number(value)))
@@ -251,7 +260,7 @@ def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[_Plan]:
         ("learning_rate", "Learning rate", rates),
     ]
     return [
-        _Plan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
+        Plan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
         for file, title, chosen in groups
         if chosen
     ]

@@ -80,6 +80,31 @@ def compute_areas(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
     return auc, np.where(np.isnan(auc), np.nan, average)
 
 
+def compute_auc(ranking: Ranking, weights: Floats) -> Floats:
+    """The AUC of `compute_areas` alone, several times faster; (R,), NaN where a class is absent.
+
+    Only the positives are counted by level; every other row looks up how many of them it loses to.
+
+    Args:
+        ranking: Of N rows.
+        weights: (R, N) multiplicities.
+
+    Source: Hanley & McNeil 1982.
+    """
+    areas = np.empty(len(weights))
+    for number, drawn in enumerate(weights):
+        hits = np.bincount(ranking.level, weights=drawn[ranking.positives], minlength=ranking.num_levels)
+        # Slot 2k + 1 ties with the k-th level and loses to those above; slot 2k loses to the k-th level, too.
+        above = np.zeros(2 * ranking.num_levels + 1)
+        above[:-1:2] = hits[::-1].cumsum()[::-1]
+        above[1::2] = above[:-1:2] - 0.5 * hits
+        taking_part = drawn if ranking.rows is None else drawn[ranking.rows]
+        positive, total = hits.sum(), taking_part.sum()
+        wins = taking_part @ above.take(ranking.slot) - 0.5 * positive**2
+        areas[number] = ratio(wins, positive * (total - positive))
+    return areas
+
+
 class Curve(NamedTuple):
     """Counts at every distinct score, from the strictest threshold down; all (T,).
 

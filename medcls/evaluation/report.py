@@ -2,72 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import base64
+import hashlib
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import ArrayLike
 
+from medcls.evaluation.documents import write_documents
 from medcls.evaluation.drawing import embed_image
-from medcls.evaluation.panels import build_sections
+from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.predictions import check_predictions
+from medcls.evaluation.sections import build_sections
+from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
 from medcls.files import write_bytes
 
-INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a report is made of.
-
-    Attributes:
-        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
-        class_names: K names.
-        y_true: (N,) or (N, K), as in `metrics.compute_metrics`.
-        y_score: (N, 1) or (N, K), as there.
-        patient_ids: (N,) patient of each row.
-        metrics: What `intervals.compute_intervals` answers; counts such as "n_images" may stand beside it.
-        split: Name of the split that was opened.
-        store_name: Name of the store.
-        grades: The classes are ordered grades.
-        seed: Of the intervals; the bands of the curves take it too.
-        certificate: What was checked about the split (dataset.json).
-        config_yaml: The composed configuration.
-        environment: Versions and hardware.
-        history: Rows of metrics.jsonl.
-        notes: What a reader must know first: "synthetic data", "opened 2 times".
-        intended_use: The line at the top.
-        contact_sheets: Title and image file of each.
-    """
-
-    kind: str
-    class_names: Sequence[str]
-    y_true: ArrayLike
-    y_score: ArrayLike
-    patient_ids: Sequence[str]
-    metrics: Mapping[str, Any]
-    split: str
-    store_name: str
-    grades: bool = False
-    seed: int = 0
-    certificate: Mapping[str, Any] = field(default_factory=dict)
-    config_yaml: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = ()
-    intended_use: str = INTENDED_USE
-    contact_sheets: Mapping[str, Path] = field(default_factory=dict)
+_SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> Path:
-    """The path of report.html; the figures stand beside it in figures/ as PNG.
+    """The path of report.html; beside it figures/ as PNG, MODEL_CARD.md, claim.json and tripod_ai.json.
 
-    The page needs no network and no script, follows the reader's light or dark scheme, and shows no patient
-    or image identifier.
+    The page needs no network, runs no script but its own (the threshold slider), follows the reader's light or dark
+    scheme, and shows no patient or image identifier.
 
     Args:
         folder: Is made if missing.
@@ -86,6 +46,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         class_names=evaluation.class_names,
         grades=evaluation.grades,
     )
+    slider = build_slider(predictions, evaluation.metrics.get("operating_points", []))
     page = _load_template().render(
         evaluation=evaluation,
         graded=predictions.has_grades,
@@ -100,11 +61,19 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
             history=evaluation.history,
             seed=evaluation.seed,
             figures=folder / "figures",
+            kept=[*(["operating"] if slider else []), *(["failures"] if evaluation.gallery else [])],
         ),
+        slider=slider,
+        # A browser unescapes nothing inside <script>: the escape of JSON keeps a class name from ending it.
+        slider_json=json.dumps(slider).replace("<", "\\u003c"),
+        script=_SCRIPT,
+        script_sha256=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
+        demographic_rows=list(dict.fromkeys(fact for facts in evaluation.demographics.values() for fact in facts)),
         contact_sheets={title: embed_image(path) for title, path in evaluation.contact_sheets.items()},
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
+    write_documents(folder, evaluation)
     return path
 
 

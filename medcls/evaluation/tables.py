@@ -48,12 +48,16 @@ class MetricRow:
     better: str
 
 
-def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """The headline numbers of this kind of task, in the order of their weight."""
+def choose_headlines(predictions: Predictions) -> tuple[str, ...]:
+    """Names of the headline numbers of this kind of task, in the order of their weight."""
     graded_values = predictions.kind == "regression" and predictions.grades
     graded_classes = predictions.kind == "multiclass" and predictions.grades
-    names = GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]
-    return [_build_row(name, metrics[name]) for name in names if name in metrics]
+    return GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]
+
+
+def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
+    """The headline numbers of this kind of task, in the order of their weight."""
+    return [_build_row(name, metrics[name]) for name in choose_headlines(predictions) if name in metrics]
 
 
 def build_metric_table(metrics: Mapping[str, Any]) -> list[MetricRow]:

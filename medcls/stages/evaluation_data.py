@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medcls.config import EvaluateJob
-from medcls.data.manifest import column_list, read_table
+from medcls.data.columns import read_columns
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
@@ -62,7 +63,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
                 f"split {card.split_name} of {folder} is not the one this run was trained on: restore it, or give the "
                 "run's own store"
             )
-        rows = rows_of(store, splits, job.split)
+        rows = rows_of(splits, job.split)
     if external:
         check_unseen(store, rows, run)
         notes.append(f"external store {store.name}: no patient id and no image of it was trained or selected on")
@@ -75,7 +76,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     check_grades(card.task, targets[known], split=job.split)
     if not known.all():
         notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
-    if any("synthetic" in (name or "").lower() for name in store.column("manufacturer")):
+    if any("synthetic" in str(name).lower() for name in store.codes("manufacturer").texts.to_pylist()):
         notes.append("synthetic images: the figures say nothing about patients")
     return Opened(store, rows[known], targets[known], certificate, notes)
 
@@ -97,11 +98,11 @@ def check_unseen(store: Store, rows: NDArray[np.int64], run: Path) -> None:
     Images are compared too: two sites' ids, or two keys' pseudonyms, never agree.
     """
     for file, column, what in ((PATIENTS, "patient_id", "patients"), (IMAGES, "pixel_sha256", "images")):
-        seen = set(column_list(read_table(run / file, columns=(column,)), column))
-        values = store.column(column)
-        shared = sorted({values[row] for row in rows} & seen)
-        if shared:
+        seen = read_columns(run / file, column).column(column)
+        values = store.read(column, rows=rows).column(column)
+        shared = values.filter(pc.is_in(values, value_set=seen)).unique().sort()
+        if len(shared):
             raise DataError(
                 f"{len(shared)} {what} of store={store.folder} were trained or selected on by this run, the first "
-                f"{shared[0]!r}: leave them out of the external store"
+                f"{shared[0].as_py()!r}: leave them out of the external store"
             )

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from medcls.evaluation.ranking import (
     build_ranking,
     compute_areas,
+    compute_auc,
     compute_curve,
     compute_precision_recall,
     compute_roc,
@@ -37,6 +38,17 @@ def test_areas_agree_with_scikit_learn_and_with_repeated_rows(rows):
     truth, value = np.repeat(positive, weights), np.repeat(score, weights)
     assert auc[0] == pytest.approx(roc_auc_score(truth, value), abs=1e-12)
     assert average[0] == pytest.approx(average_precision_score(truth, value), abs=1e-12)
+    assert compute_auc(build_ranking(positive, score), weights[None].astype(float)) == pytest.approx(auc, abs=1e-12)
+
+
+def test_the_area_alone_takes_some_rows_and_has_nan_where_a_class_was_not_drawn():
+    generator = np.random.default_rng(0)
+    positive, score = generator.random(50) < 0.3, generator.integers(0, 9, 50) / 9
+    ranking = build_ranking(positive, score, rows=np.flatnonzero(generator.random(50) < 0.7))
+    weights = generator.integers(0, 3, (20, 50)).astype(float)
+    weights[0, positive] = 0
+    np.testing.assert_allclose(compute_auc(ranking, weights), compute_areas(ranking, weights)[0], atol=1e-12)
+    assert np.isnan(compute_auc(ranking, weights)[0])
 
 
 def test_equal_scores_have_an_area_of_one_half():

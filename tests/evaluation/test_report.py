@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import cv2
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating
+from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.gallery import Picture, choose_worst
 from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.predictions import KINDS
-from medcls.evaluation.report import Evaluation, write_report
+from medcls.evaluation.paired import compare_predictions
+from medcls.evaluation.predictions import KINDS, check_predictions
+from medcls.evaluation.report import write_report
+from medcls.evaluation.slider import build_slider
+from medcls.evaluation.thresholds import list_rules
 
+CLASSES = {"roc", "precision_recall", "confusion", "scores", "reliability", "risk_coverage"}
 FIGURES = {
-    "binary": {"roc", "precision_recall", "confusion", "scores", "reliability", "decision"},
-    "multiclass": {"roc", "precision_recall", "confusion", "scores", "reliability"},
-    "ordinal": {"roc", "precision_recall", "confusion", "scores", "reliability"},
-    "multilabel": {"roc", "precision_recall", "reliability"},
+    "binary": CLASSES | {"decision"},
+    "multiclass": CLASSES,
+    "ordinal": CLASSES,
+    "multilabel": {"roc", "precision_recall", "reliability", *(f"decision_KL{k}" for k in range(4))},
     "regression": {"roc", "confusion", "values_by_grade", "residuals"},
 }
 TRAINING = {"history_loss", "history_validation", "history_learning_rate"}
@@ -33,7 +43,7 @@ HISTORY = [
 class Page(HTMLParser):
     """Collects what a test asks about a page."""
 
-    VOID = frozenset(("meta", "img", "br", "link"))
+    VOID = frozenset(("meta", "img", "br", "link", "input"))
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -72,7 +82,7 @@ def write(tmp_path_factory, make_task, make_patients):
         metrics = compute_intervals(
             kind, task["y_true"], task["y_score"], grades=task.get("grades", False), replicates=50, **settings
         )
-        metrics |= {"n_images": 60, "n_patients": 30}
+        metrics |= {"n_images": 60, "n_patients": 30} | change.pop("extra", {})
         evaluation = Evaluation(**({"metrics": metrics, "split": "test", "store_name": "demo"} | task | change))
         path = write_report(tmp_path_factory.mktemp("report"), evaluation)
         return path, Page(path.read_text(encoding="utf-8")), metrics
@@ -97,13 +107,19 @@ def test_every_task_gets_its_page_and_its_figures(pages, kind):
     assert f"{metrics['accuracy']['low']:.3f} – {metrics['accuracy']['high']:.3f}" in page.text
 
 
-def test_nothing_is_loaded_and_nothing_runs(write, tmp_path):
+def test_nothing_is_loaded_and_no_script_runs_but_its_own(write, tmp_path):
     (tmp_path / "sheet.png").write_bytes(b"\x89PNG")
-    _, page, _ = write("binary", history=HISTORY, contact_sheets={"Stored images": tmp_path / "sheet.png"})
+    path, page, _ = write("binary", history=HISTORY, contact_sheets={"Stored images": tmp_path / "sheet.png"})
     inner = {link for link in page.links if not link.startswith("data:image/")}
     assert inner
     assert all(link.startswith("#") and link[1:] in page.anchors for link in inner)
-    assert not page.tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not page.tags & {"link", "iframe", "object", "embed", "base", "form"}
+    text = path.read_text(encoding="utf-8")
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert [f"script-src 'sha256-{digest}'" for digest in digests] == [policy.split("; ")[-1]]
+    assert "default-src 'none'" in policy
 
 
 def test_no_patient_is_named(pages):
@@ -167,25 +183,171 @@ def test_a_contact_sheet_must_be_an_image(write, tmp_path):
         write("binary", contact_sheets={"Sheet": tmp_path / "notes.txt"})
 
 
-@pytest.mark.oracle
-@pytest.mark.parametrize(("scheme", "darkest", "brightest"), [("1", 200, 255), ("0", 0, 60)])
-def test_a_browser_shows_it_light_and_dark(pages, tmp_path, scheme, darkest, brightest):
-    """The page and the figures inside it follow the scheme: the background of both is what one expects."""
+JPEG = cv2.imencode(".jpg", np.full((8, 8), 90, np.uint8))[1].tobytes()
+
+
+def assess_all(rows, *, seed=0):
+    """Everything that metrics.json can hold beside the metrics, with the numbers of another run."""
+    rules = list_rules(sensitivity=[0.9], specificity=[0.9], cost=[3.0])
+    operating, calibration = choose_operating(rows, rules=rules), choose_calibration(rows, alpha=0.2, seed=0)
+    columns = {"sex": ["F", "M"] * 30, "site": ["rare <b>"] * 4 + ["large"] * 56}
+    found = assess(
+        rows, operating=operating, calibration=calibration, columns=columns, prevalences=[0.05], least_patients=10,
+        replicates=50,
+    )  # fmt: skip
+    compared = compare_predictions(rows.predictions, rows.predictions, rows.patients, replicates=50)
+    curve = {"unit": "degrees", "points": [{"strength": 2.0, "value": 0.8, "low": 0.7, "high": 0.9}]}
+    robust = {"metric": "auc", "unchanged": {"value": 0.85, "low": 0.8, "high": 0.9}, "curves": {"rotation": curve}}
+    where = {"where": "val (60 images of 30 patients)"}
+    told = {"values": {"GE": 9, "Philips": 8}, "features": {"value": 0.913, "low": 0.8, "high": 0.95}}
+    told["labels"] = {"value": 0.517, "low": 0.4, "high": 0.6}
+    return found | {
+        "shortcuts": {"manufacturer": told, "site": {"reason": "the store has no such column"}},
+        "comparison": {"first": "run_a", "second": "run_b", **compared}, "robustness": robust, "chosen_on": where,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def full_pages(write, make_task, make_patients):
+    """A page with everything, for each kind of task."""
+    made = {}
+    for kind in KINDS:
+        predictions, patients = check_predictions(**make_task(kind)), make_patients(60)
+        extra = assess_all(Rows(predictions, patients, [f"study-{row // 2}" for row in range(60)]))
+        made[kind] = write(
+            kind,
+            history=HISTORY,
+            extra=extra,
+            flow=[
+                {"title": "Files found", "files": 70, "left_out": [("skipped: no_image", 10)]},
+                {"title": "Evaluated", "images": 60, "patients": 30, "left_out": []},
+            ],
+            demographics={"train": {"images": 5, "sex": "F 5"}, "test": {"images": 60, "age": "61 (50–70)"}},
+            gallery=[Picture(worst, JPEG) for worst in choose_worst(predictions, count=3)],
+        )
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_with_everything_shows_everything(full_pages, kind):
+    path, page, metrics = full_pages[kind]
+    assert page.open == []
+    shown = ["Operating points: images", "Chosen on val (60 images of 30 patients) and frozen", "Subgroups"]
+    # The two images of a patient have different classes here: only ordered ones can be joined.
+    level = "every unit has images of several classes" if kind == "multiclass" else "Operating points: patient level"
+    shown += [level, "Images, studies, patients", "run_a against run_b", "site: rare <b>"]
+    shown += [
+        "fewer than 10 patients: suppressed",
+        "10 skipped: no_image",
+        "61 (50–70)",
+        "Rotation",
+        "Move the threshold",
+    ]
+    shown += ["Most uncertain"] if kind != "regression" else ["Worst"]
+    if kind != "regression":
+        shown += ["Recalibration", "Conformal sets and referral", "Sets promise to hold the true class in 80 %"]
+    assert [text for text in shown if text not in page.text] == []
+    point = metrics["operating_points"][0]
+    assert f"{point['threshold']:.4g}" in page.text
+    assert f"{point['rates']['specificity']['value']:.3f}" in page.text
+    assert (path.parent / "figures" / "robustness_rotation.png").is_file()
+    assert "patient-" not in path.read_text(encoding="utf-8")
+
+
+def test_the_slider_counts_as_the_scores_do(make_task):
+    predictions = check_predictions(**make_task("binary"))
+    (question,) = build_slider(predictions, [])["questions"]
+    score, ill = predictions.y_score[:, 0], predictions.y_true == 1
+    for step in (0, 137, 500, 1000):
+        assert question["true_positives"][step] == ((score >= step / 1000) & ill).sum()
+        assert question["false_positives"][step] == ((score >= step / 1000) & ~ill).sum()
+    assert (question["positives"], question["start"]) == (ill.sum(), 0.5)
+    all_well = check_predictions(**make_task("binary") | {"y_true": np.zeros(60)})
+    assert build_slider(all_well, []) is None
+
+
+def test_a_class_name_does_not_end_the_script(write):
+    path, page, _ = write("binary", class_names=("</script><img src=x onerror=alert(1)>", "ill </script>"))
+    assert page.open == []
+    assert "x" not in page.links
+    data = re.search(r'id="slider-data">(.*?)</script>', path.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert json.loads(data)["questions"][0]["name"] == "ill </script>"
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """Runs headless Chromium on a page; answers what it wrote to its output and to its log."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("chromium is not installed")
+
+    def run(*arguments):
+        switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
+        switches += " --disable-background-networking --disable-sync --hide-scrollbars --window-size=1200,1600"
+        command = [browser, *switches.split(), f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+        done = subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=180, text=True)
+        return done.stdout, done.stderr
+
+    return run
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("scheme", "darkest", "brightest"), [("1", 200, 255), ("0", 0, 60)])
+def test_a_browser_shows_it_light_and_dark(pages, browse, tmp_path, scheme, darkest, brightest):
+    """The page and the figures inside it follow the scheme: the background of both is what one expects."""
     path, _, _ = pages["binary"]
     picture = tmp_path / "page.png"
-    switches = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-component-update"
-    switches += " --disable-background-networking --disable-sync --hide-scrollbars --window-size=1200,1600"
-    command = [browser, *switches.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
-    command += [f"--blink-settings=preferredColorScheme={scheme}", path.as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    browse(f"--screenshot={picture}", f"--blink-settings=preferredColorScheme={scheme}", path.as_uri())
     pixels = 255 * imread(picture)[..., :3]
     assert darkest <= np.median(pixels) <= brightest
     roc = pixels[900:1200, 100:500]  # inside the first figure
     assert darkest <= np.median(roc) <= brightest
     assert roc.std() > 5
+
+
+def read_cell(dom, name):
+    return re.search(rf'id="slider-{name}"[^>]*>([^<]*)<', dom)[1]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_the_slider_moves_the_tables(full_pages, browse, kind, make_task):
+    path, _, metrics = full_pages[kind]
+    predictions = check_predictions(**make_task(kind))
+    known = ~np.isnan(predictions.y_true[:, 0]) if kind == "multilabel" else np.ones(60, dtype=bool)
+    true = (predictions.y_true[known, 0] if kind == "multilabel" else predictions.y_true) == 1
+    score = predictions.y_score[known, 0]
+    for threshold in (0.2, 0.7):
+        dom, _ = browse("--dump-dom", f"{path.as_uri()}#threshold={threshold}")
+        called = score >= threshold
+        cells = {"tp": called & true, "fp": called & ~true, "fn": ~called & true, "tn": ~called & ~true}
+        assert {name: int(read_cell(dom, name)) for name in cells} == {n: int(c.sum()) for n, c in cells.items()}
+        assert read_cell(dom, "sensitivity") == f"{(called & true).sum() / true.sum():.3f}"
+        assert read_cell(dom, "threshold") == f"{threshold:.3f}"
+    dom, _ = browse("--dump-dom", path.as_uri())
+    assert read_cell(dom, "threshold") == f"{metrics['operating_points'][0]['threshold']:.3f}"
+
+
+def find_requests(log):
+    """Addresses that the page itself asked for, out of the browser's network log; the browser's own are left out."""
+    found = re.findall(r'"initiator":"([^"]*)".*?"url":"([^"]*)"', log.read_text(encoding="utf-8"))
+    return [url for initiator, url in found if initiator != "not an origin" and not url.startswith("file:")]
+
+
+@pytest.mark.oracle
+def test_the_page_loads_without_errors_and_asks_nothing_of_the_network(full_pages, browse, tmp_path):
+    (tmp_path / "bad.html").write_text('<img src="http://example.invalid/x.png"><script>missing()</script>')
+    pages = [tmp_path / "bad.html", full_pages["binary"][0], full_pages["multilabel"][0]]
+    found = []
+    for path in pages:
+        log = tmp_path / "network.json"
+        dom, messages = browse(f"--log-net-log={log}", "--dump-dom", path.as_uri())
+        assert len(dom) > 50
+        found.append((find_requests(log), [line for line in messages.splitlines() if ":CONSOLE" in line]))
+    # What would be an error is seen as one: the first page has both.
+    assert found[0][0] == ["http://example.invalid/x.png"]
+    assert "missing is not defined" in found[0][1][0]
+    assert found[1:] == [([], []), ([], [])]
 
 
 def test_figures_carry_a_dark_scheme(pages):

@@ -15,10 +15,11 @@ import torch
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.evaluation.report import Evaluation
+from medcls.evaluation.evaluation import Evaluation
 from medcls.files import read_json, read_json_lines, write_json
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
+from medcls.stages import split_predictions
 from medcls.training.checkpoint import read_model, write_model
 from medcls.training.engine import NonFiniteError
 
@@ -26,16 +27,16 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture
-def count_predictions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Lengthens by one at each pass through the network."""
-    passes: list[int] = []
-    original = stage.predict_logits
+def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The split of each pass through the network, in order."""
+    passes: list[str] = []
+    original = split_predictions.compute_logits
 
-    def count(*args: Any) -> Any:
-        passes.append(1)
-        return original(*args)
+    def note(job: Any, *args: Any, **options: Any) -> Any:
+        passes.append(job.split)
+        return original(job, *args, **options)
 
-    monkeypatch.setattr(stage, "predict_logits", count)
+    monkeypatch.setattr(split_predictions, "compute_logits", note)
     return passes
 
 
@@ -85,9 +86,9 @@ def test_predictions_have_one_row_for_each_image_of_the_split(run_copy: Path, ru
     table = pq.read_table(run_evaluate(run_copy, "split=test") / "predictions.parquet")
     assert table.column_names == ["image_id", "patient_id", "y_true", "logits", "y_score"]
     splits, _ = read_split(store, "default")
-    rows = rows_of(store, splits, "test")
-    assert table.column("image_id").to_pylist() == [store.image_ids[row] for row in rows]
-    assert table.column("patient_id").to_pylist() == [store.column("patient_id")[row] for row in rows]
+    rows = rows_of(splits, "test")
+    assert table.column("image_id").to_pylist() == store.column("image_id", rows)
+    assert table.column("patient_id").to_pylist() == store.column("patient_id", rows)
     labels = pq.read_table(store.folder / "labels.parquet").column("label").to_pylist()
     assert table.column("y_true").to_pylist() == [[float(labels[row])] for row in rows]
     model, card = read_model(run_copy / "model.safetensors")
@@ -106,7 +107,10 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     counts = {key: value for key, value in metrics.items() if key.startswith("n_")}
     assert counts == {"n_images": 12, "n_patients": 6}
     assert {"auc", "accuracy", "balanced_accuracy", "average_precision", "brier", "auc_0"} <= set(metrics)
-    for name in set(metrics) - set(counts):
+    beside = {"openings", "chosen_on", "operating_points", "levels", "subgroups", "recalibration", "conformal"}
+    assert beside <= set(metrics)
+    assert metrics["openings"] == 1
+    for name in set(metrics) - set(counts) - beside:
         assert set(metrics[name]) - {"reason"} == {"value", "low", "high"}, name
     brier = metrics["brier"]
     assert 0 <= brier["low"] < brier["value"] < brier["high"] <= 2
@@ -117,28 +121,26 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     assert folder == run_copy / "evaluation" / "store-test"
 
 
-def test_seed_and_replicates_change_the_intervals_only(
-    run_copy: Path, run_evaluate: Run, count_predictions: list[int]
-) -> None:
+def test_seed_and_replicates_change_the_intervals_only(run_copy: Path, run_evaluate: Run, predicted: list[str]) -> None:
     first = read_json(run_evaluate(run_copy, "split=val") / "metrics.json")
     second = read_json(run_evaluate(run_copy, "split=val", "seed=4") / "metrics.json")
     assert first["brier"]["value"] == second["brier"]["value"]
     assert first["brier"]["low"] != second["brier"]["low"]
-    assert len(count_predictions) == 1
+    assert predicted == ["val"]
 
 
 # --- openings
 
 
 def test_unchanged_repetition_reuses_the_predictions_and_opens_nothing(
-    run_copy: Path, run_evaluate: Run, count_predictions: list[int], capsys: pytest.CaptureFixture[str]
+    run_copy: Path, run_evaluate: Run, predicted: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = run_evaluate(run_copy, "split=test")
     before = (folder / "predictions.parquet").read_bytes()
     assert "opening number 1" in capsys.readouterr().err
     run_evaluate(run_copy, "split=test")
     assert "reused" in capsys.readouterr().err
-    assert (len(count_predictions), len(read_json_lines(folder / "opened.jsonl"))) == (1, 1)
+    assert (predicted, len(read_json_lines(folder / "opened.jsonl"))) == (["val", "test"], 1)
     assert (folder / "predictions.parquet").read_bytes() == before
 
 
@@ -150,14 +152,15 @@ def retrain(run: Path) -> None:
     write_model(run / "model.safetensors", state, card)
 
 
-def test_another_model_opens_again(run_copy: Path, run_evaluate: Run, count_predictions: list[int]) -> None:
+def test_another_model_opens_again(run_copy: Path, run_evaluate: Run, predicted: list[str]) -> None:
     folder = run_evaluate(run_copy, "split=test")
     before = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
     retrain(run_copy)
     run_evaluate(run_copy, "split=test")
     after = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
     np.testing.assert_allclose(np.array(after) - before, np.tile([0, 1.5, 3], (12, 1)), atol=1e-5)
-    assert (len(count_predictions), len(read_json_lines(folder / "opened.jsonl"))) == (2, 2)
+    assert predicted == ["val", "test", "val", "test"]  # thresholds of another model are chosen anew
+    assert len(read_json_lines(folder / "opened.jsonl")) == 2
     assert "was opened 2 times by this run" in (folder / "report.html").read_text()
 
 
@@ -168,11 +171,15 @@ def test_predictions_of_another_model_are_not_reused_after_an_interruption(
     before = pq.read_table(folder / "predictions.parquet").column("logits").to_pylist()
     retrain(run_copy)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    original = split_predictions.compute_logits
+
+    def interrupt(job: Any, *args: Any, **options: Any) -> Any:
+        if job.split == "test":
+            raise KeyboardInterrupt
+        return original(job, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "predict_logits", interrupt)
+        patch.setattr(split_predictions, "compute_logits", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_evaluate(run_copy, "split=test")
     assert len(read_json_lines(folder / "opened.jsonl")) == 2  # broken off, and an opening all the same
@@ -181,16 +188,14 @@ def test_predictions_of_another_model_are_not_reused_after_an_interruption(
     assert len(read_json_lines(folder / "opened.jsonl")) == 3
 
 
-def test_predictions_changed_by_hand_are_made_anew(
-    run_copy: Path, run_evaluate: Run, count_predictions: list[int]
-) -> None:
+def test_predictions_changed_by_hand_are_made_anew(run_copy: Path, run_evaluate: Run, predicted: list[str]) -> None:
     folder = run_evaluate(run_copy, "split=val")
     before = (folder / "predictions.parquet").read_bytes()
     table = pq.read_table(folder / "predictions.parquet")
     better = [[0.0 + 9 * (k == y) for k in range(3)] for (y,) in table.column("y_true").to_pylist()]
     pq.write_table(table.set_column(3, "logits", [better]), folder / "predictions.parquet")
     run_evaluate(run_copy, "split=val")
-    assert len(count_predictions) == 2
+    assert predicted == ["val", "val"]
     assert (folder / "predictions.parquet").read_bytes() == before
 
 
@@ -407,7 +412,7 @@ def test_outputs_that_are_not_finite_are_refused(
 ) -> None:
     logits = np.zeros((12, 3))
     logits[2, 1] = np.nan
-    monkeypatch.setattr(stage, "predict_logits", lambda *_: logits)
+    monkeypatch.setattr(split_predictions, "predict_logits", lambda *_: logits)
     with pytest.raises(NonFiniteError, match=r"the outputs for 1 of 12 images are not finite: try precision=fp32"):
         run_evaluate(run_copy, "split=val")
 

@@ -99,7 +99,7 @@ def check_pixels(store: Store, rows: Rows, seen: list[NDArray[Any]]) -> None:
     classified = [row for row in rows if row["state"] == "ok"]
     assert len(classified) == len(seen) == len(store)
     for row, pixels in zip(classified, seen, strict=True):
-        stored = store.image(store.index[row["image_id"]])
+        stored = store.image(store.column("image_id").index(row["image_id"]))
         assert pixels.dtype == stored.dtype
         assert np.array_equal(pixels, stored)
 
@@ -175,7 +175,7 @@ def test_dicom_pixels_ids_and_logits_are_those_of_the_store(
     found = by_image(rows)
     for name in ("patient_id", "study_id", "series_id"):
         assert None not in store.column(name)
-        assert [found[image_id][name] for image_id in store.image_ids] == store.column(name)
+        assert [found[image_id][name] for image_id in store.column("image_id")] == store.column(name)
     assert all(row["predicted"] == row["logits"][0] for row in rows if row["state"] == "ok")
 
     # Neither a path nor a patient's id is in the table; the map beside it has both.
@@ -256,7 +256,7 @@ def test_training_records_what_it_saw(trained: Path, dicom: tuple[Path, Store, P
     domain = read_card(run / MODEL).domain
     assert domain is not None
     split = {row["image_id"]: row["split"] for row in read_rows(store.folder / "splits/default.parquet")}
-    train = [split[image_id] == "train" for image_id in store.image_ids]
+    train = [split[image_id] == "train" for image_id in store.column("image_id")]
     spacings = np.array([store.column("spacing_row_mm"), store.column("spacing_column_mm")])[:, train]
     assert domain.spacing_mm == [spacings.min(), spacings.max()]
     assert domain.modalities == sorted({m for m, seen in zip(store.column("modality"), train, strict=True) if seen})

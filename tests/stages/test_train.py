@@ -65,11 +65,13 @@ def test_run_folder_has_what_the_design_says(trained: Path, store: Store) -> Non
     }  # fmt: skip
 
 
-def test_patients_of_train_and_val_are_recorded_and_those_of_test_are_not(trained: Path, store: Store) -> None:
-    splits, _ = read_split(store, "default")
+def test_patients_of_train_and_val_are_recorded_and_those_of_test_are_not(
+    trained: Path, store: Store, split_names: Callable[..., dict[str, str]]
+) -> None:
+    splits = split_names(store).values()
     patients = store.column("patient_id")
     table = pq.read_table(trained / "patients.parquet").to_pylist()
-    expected = {(p, splits[i]) for p, i in zip(patients, store.image_ids, strict=True) if splits[i] != TEST}
+    expected = {(p, name) for p, name in zip(patients, splits, strict=True) if name != TEST}
     assert {(row["patient_id"], row["split"]) for row in table} == expected
     assert len(table) == len(expected) == 18
 
@@ -114,7 +116,7 @@ def test_no_row_of_the_test_split_is_read(
     monkeypatch.setattr(Store, "images", record_many)
     run_train(tmp_path / "run", "trainer.max_steps=3", "trainer.epochs=1")
     splits, _ = read_split(store, "default")
-    rows = {name: set(rows_of(store, splits, name).tolist()) for name in ("train", "val", "test")}
+    rows = {name: set(rows_of(splits, name).tolist()) for name in ("train", "val", "test")}
     assert rows["train"] | rows["val"] == read
     assert len(rows["test"]) == 12
     assert not read & rows["test"]
@@ -126,7 +128,7 @@ def test_other_pixels_and_labels_in_the_test_split_change_no_bit_of_the_model(
     folder = copy_store()
     opened = Store(folder)
     splits, _ = read_split(opened, "default")
-    test_rows = rows_of(opened, splits, TEST)
+    test_rows = rows_of(splits, TEST)
     shard = np.load(folder / "shard-00000.npy")
     shard[test_rows] = np.random.default_rng(0).integers(0, 256, shard[test_rows].shape, dtype=np.uint8)
     np.save(folder / "shard-00000.npy", shard)
@@ -339,10 +341,14 @@ def test_split_that_leaks_is_refused_although_certified(
 
 
 def test_class_missing_from_validation_is_refused(
-    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], store: Store
+    run_train: Run,
+    tmp_path: Path,
+    copy_store: Callable[..., Path],
+    store: Store,
+    split_names: Callable[..., dict[str, str]],
 ) -> None:
     path = copy_store() / "labels.parquet"
-    splits, _ = read_split(store, "default")
+    splits = split_names(store)
     table = pq.read_table(path)
     labels = [
         "1" if splits[image] == "val" else label

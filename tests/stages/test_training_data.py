@@ -23,8 +23,8 @@ def test_train_and_val_are_opened_and_only_train_is_augmented(
 ) -> None:
     data = open_data(compose_train(tmp_path / "run", "augment=radiograph", "seed=3"))
     splits, certificate = read_split(store, "default")
-    assert data.train.rows.tolist() == rows_of(store, splits, "train").tolist()
-    assert data.val.rows.tolist() == rows_of(store, splits, "val").tolist()
+    assert data.train.rows.tolist() == rows_of(splits, "train").tolist()
+    assert data.val.rows.tolist() == rows_of(splits, "val").tolist()
     assert data.train.augmentation is not None
     assert data.val.augmentation is None
     assert data.train.seed == 3
@@ -34,10 +34,14 @@ def test_train_and_val_are_opened_and_only_train_is_augmented(
 
 
 def test_classes_come_from_the_training_rows(
-    compose_train: Compose, copy_store: Callable[..., Path], store: Store, tmp_path: Path
+    compose_train: Compose,
+    copy_store: Callable[..., Path],
+    store: Store,
+    split_names: Callable[..., dict[str, str]],
+    tmp_path: Path,
 ) -> None:
     path = copy_store() / "labels.parquet"
-    splits, _ = read_split(store, "default")
+    splits = split_names(store)
     table = pq.read_table(path)
     pairs = zip(table.column("image_id").to_pylist(), table.column("label").to_pylist(), strict=True)
     labels = ["5" if splits[image] == "test" else label for image, label in pairs]

@@ -1,0 +1,219 @@
+"""The tables of the report beyond the plain metrics: thresholds, levels, calibration, sets, subgroups, two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medcls.evaluation.definitions import DEFINITIONS, find_definition
+from medcls.evaluation.recalibration import METHODS
+from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.evaluation.thresholds import Rule
+
+Cell = Number | str | None
+MOST_ROWS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table of the report.
+
+    Attributes:
+        title: Its heading.
+        caption: What a reader needs to know to read it.
+        columns: Headings, the first of the row names.
+        rows: Name of each row, and its other cells.
+    """
+
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[tuple[str, list[Cell]]]
+
+
+def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """The frozen thresholds on these images, and on studies and patients."""
+    chosen = metrics.get("chosen_on") or {}
+    where = f"Chosen on {chosen['where']} and frozen; intervals over patients." if chosen else ""
+    found = [("images", metrics.get("operating_points", []))]
+    found += [
+        (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()
+    ]
+    return [table for name, points in found if points for table in _build_operating(name, points, where)]
+
+
+def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str) -> list[Table]:
+    """Rates at each threshold, and where prevalences are stated a second table of the predictive values there."""
+    rates = ["sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative"]
+    stated = list(dict.fromkeys(rate for point in points for rate in point.get("rates", {}) if "_at_" in rate))
+    several = len({point["question"] for point in points}) > 1
+    rows: list[tuple[str, list[Cell]]] = []
+    stated_rows: list[tuple[str, list[Cell]]] = []
+    for point in points[:MOST_ROWS]:
+        title = Rule(point["kind"], point["target"]).title
+        head = f"{point['question']}: {title}" if several else title
+        if "rates" not in point:
+            rows.append((head, [Number("—", "", str(point.get("reason", "")), None)]))
+            continue
+        counts = point["counts"]
+        cells: list[Cell] = [f"{point['threshold']:.4g}"]
+        cells += [f"{counts['tp']} / {counts['fn']}", f"{counts['fp']} / {counts['tn']}"]
+        rows.append((head, cells + [format_number(rate, point["rates"][rate]) for rate in rates]))
+        stated_rows.append((head, [format_number(rate, point["rates"][rate]) for rate in stated]))
+    columns = ["Rule", "Threshold", "Found / missed", "False / cleared", *(DEFINITIONS[rate].title for rate in rates)]
+    tables = [Table(f"Operating points: {name}", where, columns, rows)]
+    if stated and stated_rows:
+        columns = ["Rule", *(_name_stated(rate) for rate in stated)]
+        caption = "PPV and NPV where cases are as frequent as stated, by Bayes' theorem."
+        tables.append(Table(f"At a stated prevalence: {name}", caption, columns, stated_rows))
+    return tables
+
+
+def _name_stated(rate: str) -> str:
+    name, prevalence = rate.split("_at_")
+    return f"{DEFINITIONS[name].title} at prevalence {prevalence}"
+
+
+def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> list[Table]:
+    """The headline numbers of images, studies and patients."""
+    levels = metrics.get("levels", {})
+    names = [name for name in headlines if name in metrics]
+    if not levels or not names:
+        return []
+    rows: list[tuple[str, list[Cell]]] = [
+        ("image", ["—", str(metrics["n_images"]), *(format_number(name, metrics[name]) for name in names)])
+    ]
+    for level, entry in levels.items():
+        if "metrics" not in entry:
+            rows.append((level, [Number("—", "", entry["reason"], None)]))
+            continue
+        rule = entry["rule"].replace("_", "-") + ("" if entry["chosen"] else " (not chosen)")
+        size = f"{entry['n_units']}" + (
+            f" ({entry['left_out']} of several classes left out)" if entry["left_out"] else ""
+        )
+        rows.append((level, [rule, size, *(format_number(name, entry["metrics"][name]) for name in names)]))
+    caption = "How images are joined was chosen on the validation split (mean, highest or noisy-or of the scores)."
+    columns = ["Level", "Joined by", "Number", *(DEFINITIONS[name].title for name in names)]
+    return [Table("Images, studies, patients", caption, columns, rows)]
+
+
+def build_recalibration_table(metrics: Mapping[str, Any]) -> list[Table]:
+    """Calibration metrics before and after each frozen map; several labels show the means over them."""
+    measured = metrics.get("recalibration")
+    if not measured:
+        return []
+    methods, chosen = measured["methods"], measured["chosen"]["method"]
+    names = [name for name in methods["none"] if name in DEFINITIONS]
+    rows: list[tuple[str, list[Cell]]] = [
+        (
+            ("as it is" if method == "none" else method) + (" (chosen)" if method == chosen else ""),
+            [format_number(name, methods[method][name]) for name in names],
+        )
+        for method in METHODS
+    ]
+    caption = (
+        "Fitted on the validation split and frozen. The chosen one has the lowest log loss there on held-out patients. "
+        "All other numbers of this report are of the scores as they are."
+    )
+    return [Table("Recalibration", caption, ["Map", *(DEFINITIONS[name].title for name in names)], rows)]
+
+
+def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Coverage and size of the sets, and what is left when images without a single class are referred."""
+    measured = metrics.get("conformal")
+    if not measured:
+        return []
+    promise = f"{1 - measured['alpha']:.0%}".replace("%", " %")
+    tables = []
+    for problem in measured["problems"]:
+        label = f": {problem['label']}" if problem["label"] else ""
+        rows: list[tuple[str, list[Cell]]] = []
+        for name in ("", *problem["classes"]):
+            suffix = f"_{name}" if name else ""
+            marginal, by_class = problem["marginal"], problem["by_class"]
+            cells = [marginal[f"coverage{suffix}"], by_class[f"coverage{suffix}"]]
+            cells += [by_class[f"{what}{suffix}"] for what in ("referred", "right_if_kept")]
+            rows.append((name or "all", [format_number("recall", cell) for cell in cells]))
+        size = "; ".join(
+            f"{title} {format_value(problem[kind]['size']['value'])}"
+            for title, kind in (("one bound for all", "marginal"), ("a bound for each class", "by_class"))
+        )
+        caption = (
+            f"Sets promise to hold the true class in {promise}. {measured['assumption']} Each patient weighs one. An "
+            f"image is referred where the set with a bound for each class does not hold exactly one. Mean size: {size}."
+        )
+        columns = ["True class", "Coverage, one bound", "Coverage, bound by class", "Referred", "Right if kept"]
+        tables.append(Table(f"Conformal sets and referral{label}", caption, columns, rows))
+    return tables
+
+
+def build_subgroup_table(metrics: Mapping[str, Any]) -> list[Table]:
+    """Sizes and main numbers of each group; small ones without numbers."""
+    groups = metrics.get("subgroups", [])
+    names = list(dict.fromkeys(name for group in groups for name in group["metrics"]))
+    rows: list[tuple[str, list[Cell]]] = []
+    for group in groups:
+        cells: list[Cell] = [str(group["n_images"]), str(group.get("n_patients", "—"))]
+        if group["metrics"]:
+            cells += [format_number(name, group["metrics"][name]) for name in names]
+        else:
+            cells.append(Number("—", "", group["reason"], None))
+        rows.append((f"{group['column']}: {group['value']}".rstrip(": "), cells))
+    titles = [definition.title for definition in (find_definition(name) for name in names) if definition]
+    caption = "Differences between groups within their intervals are no evidence; several groups raise the odds of one."
+    columns = ["Group", "Images", "Patients", *titles]
+    return [Table("Subgroups", caption, columns, rows[:MOST_ROWS])] if rows else []
+
+
+def build_shortcut_table(metrics: Mapping[str, Any]) -> list[Table]:
+    """How well columns such as the manufacturer are told from the features."""
+    rows: list[tuple[str, list[Cell]]] = []
+    for name, found in metrics.get("shortcuts", {}).items():
+        if "reason" in found:
+            rows.append((name, [Number("—", "", found["reason"], None)]))
+            continue
+        values = ", ".join(f"{value} ({count})" for value, count in found["values"].items())
+        rows.append((name, [values, *(format_number("auc", found[side]) for side in ("features", "labels"))]))
+    caption = (
+        "AUC on held-out patients, one value against the rest. Features that tell the site, beyond what the labels "
+        "tell of it, leave room for a shortcut; they do not prove that the model takes it."
+    )
+    columns = ["Column", "Values (patients)", "AUC from the features", "AUC from the labels alone"]
+    return [Table("Site in the features", caption, columns, rows)] if rows else []
+
+
+def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """Paired differences of two runs."""
+    compared = metrics.get("comparison")
+    if not compared:
+        return []
+    one, two = compared["first"], compared["second"]
+    columns = ["Number", one, two, "Difference", "p", "p (Holm)"]
+    rows = [(DEFINITIONS[name].title, _difference(name, entry)) for name, entry in compared["metrics"].items()]
+    caption = f"{one} less {two}; intervals and p values by paired bootstrap over patients; Holm over this table."
+    tables = [Table(f"{one} against {two}", caption, columns, rows)]
+    areas = [(name, _difference("auc", entry)[2:]) for name, entry in compared["auc"].items()]
+    if areas:
+        caption = "Paired DeLong test, patients as the unit; Holm over this table."
+        tables.append(Table("AUC by DeLong", caption, ["Question", "Difference", "p", "p (Holm)"], areas))
+    if "mcnemar" in compared:
+        found = compared["mcnemar"]
+        cells: list[Cell] = [str(found["only_first"]), str(found["only_second"]), _p(found["p_value"]), found["method"]]
+        columns = ["Right or wrong", f"only {one} right", f"only {two} right", "p", "Test"]
+        tables.append(
+            Table("McNemar", "Images on which one run alone has the class right.", columns, [("images", cells)])
+        )
+    return tables
+
+
+def _difference(name: str, entry: Mapping[str, Any]) -> list[Cell]:
+    both: list[Cell] = [format_value(entry.get("first")), format_value(entry.get("second"))]
+    number = format_number("difference", {"value": entry["difference"], **{k: entry[k] for k in ("low", "high")}})
+    return [*both, number, _p(entry["p_value"]), _p(entry["p_holm"])]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,197 @@
+"""What is chosen on one split, and everything that is then measured on another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation.aggregation import aggregate, choose_aggregation
+from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
+from medcls.evaluation.intervals import compute_intervals, number_patients
+from medcls.evaluation.predictions import Integers, Predictions
+from medcls.evaluation.recalibration import METHODS, apply_recalibration, choose_recalibration, fit_recalibration
+from medcls.evaluation.subgroups import compute_subgroups
+from medcls.evaluation.thresholds import Rule, apply_operating_points, choose_operating_points
+
+IMAGE, STUDY, PATIENT = "image", "study", "patient"
+CALIBRATION_METRICS = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept", "auc")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Predictions of images, and whose they are.
+
+    Attributes:
+        predictions: Of N images.
+        patient_ids: (N,).
+        study_ids: (N,), None where not recorded; () where nothing is known of studies.
+    """
+
+    predictions: Predictions
+    patient_ids: Sequence[str]
+    study_ids: Sequence[str | None] = ()
+
+    @property
+    def patients(self) -> Integers:
+        """Patient number of each row, 0 … P-1; (N,)."""
+        return number_patients(self.patient_ids, rows=len(self.predictions.y_score))
+
+    def list_units(self) -> dict[str, Integers]:
+        """Unit number of each row at every level above the image that differs from those below it."""
+        patients, levels = self.patients, {}
+        if len(self.study_ids) == len(patients) and all(self.study_ids):
+            joined = [f"{patient} {study}" for patient, study in zip(self.patient_ids, self.study_ids, strict=True)]
+            studies = number_patients(joined, rows=len(patients))
+            if studies.max() + 1 < len(patients) and studies.max() > patients.max():
+                levels[STUDY] = studies
+        if patients.max() + 1 < len(patients):
+            levels[PATIENT] = patients
+        return levels
+
+
+def choose_operating(rows: Rows, *, rules: Sequence[Rule]) -> dict[str, Any]:
+    """What operating_points.json keeps: thresholds at every level, and how images become studies and patients."""
+    levels: dict[str, Any] = {IMAGE: {"points": choose_operating_points(rows.predictions, rules)}}
+    for level, units in rows.list_units().items():
+        try:
+            chosen = choose_aggregation(rows.predictions, units)
+        except ValueError as error:
+            levels[level] = {"reason": str(error), "points": []}
+            continue
+        merged = aggregate(rows.predictions, units, rule=chosen["rule"]).predictions
+        levels[level] = {"aggregation": chosen, "points": choose_operating_points(merged, rules)}
+    return {"levels": levels}
+
+
+def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, Any]:
+    """What calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
+    if rows.predictions.kind == "regression":
+        return {"reason": "a regression has no probabilities"}
+    return {
+        "chosen": choose_recalibration(rows.predictions, rows.patients, seed=seed),
+        "maps": [fit_recalibration(method, rows.predictions) for method in METHODS],
+        "conformal": calibrate_conformal(rows.predictions, rows.patients, alpha=alpha),
+    }
+
+
+def assess(
+    rows: Rows,
+    *,
+    operating: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+    columns: Mapping[str, Sequence[Any]],
+    prevalences: Sequence[float] = (),
+    least_patients: int = 20,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything that is measured beside the plain metrics: what metrics.json has under names of its own.
+
+    Args:
+        rows: Of the split that is opened.
+        operating: Of `choose_operating`, on the split that choices are made on; {} where there is none.
+        calibration: Of `choose_calibration`, likewise.
+        columns: For subgroups: name to the value of each row.
+        prevalences: As in `apply_operating_points`.
+        least_patients: As in `compute_subgroups`.
+        replicates: Bootstrap samples.
+        seed: Of the bootstrap.
+    """
+    sampling: dict[str, Any] = {"replicates": replicates, "seed": seed}
+    levels = operating.get("levels", {})
+    points = levels.get(IMAGE, {}).get("points", [])
+    answer: dict[str, Any] = {
+        "operating_points": apply_operating_points(
+            rows.predictions, points, rows.patients, prevalences=prevalences, **sampling
+        ),
+        "levels": _assess_levels(rows, levels, prevalences=prevalences, **sampling),
+        "subgroups": compute_subgroups(
+            rows.predictions,
+            rows.patient_ids,
+            columns,
+            threshold=find_threshold(points) if rows.predictions.kind == "binary" else None,
+            least_patients=least_patients,
+            **sampling,
+        ),
+    }
+    if "maps" in calibration:
+        answer["recalibration"] = _assess_recalibration(rows, calibration, **sampling)
+        frozen = calibration["conformal"]
+        answer["conformal"] = {
+            "alpha": frozen["alpha"],
+            "assumption": frozen["assumption"],
+            "problems": evaluate_conformal(rows.predictions, frozen, rows.patient_ids, **sampling),
+        }
+    return answer
+
+
+def find_threshold(points: Sequence[Mapping[str, Any]], *, rule: str = "youden") -> float | None:
+    """The first threshold that this rule chose; None where it chose none."""
+    return next((point["threshold"] for point in points if point["kind"] == rule), None)
+
+
+def _assess_levels(
+    rows: Rows, frozen: Mapping[str, Any], *, prevalences: Sequence[float], replicates: int, seed: int
+) -> dict[str, Any]:
+    """Metrics of studies and patients, by the frozen rule; mean where the level did not occur when it was chosen."""
+    answer: dict[str, Any] = {}
+    ids = np.asarray(rows.patient_ids, dtype=str)
+    for level, units in rows.list_units().items():
+        chosen = frozen.get(level, {})
+        rule = chosen.get("aggregation", {}).get("rule", "mean")
+        try:
+            merged = aggregate(rows.predictions, units, rule=rule)
+        except ValueError as error:
+            answer[level] = {"reason": str(error)}
+            continue
+        patient_ids = ids[merged.first].tolist()
+        one = merged.predictions
+        metrics = compute_intervals(
+            one.kind,
+            one.y_true,
+            one.y_score,
+            patient_ids=patient_ids,
+            class_names=one.class_names,
+            grades=one.grades,
+            replicates=replicates,
+            seed=seed,
+        )
+        answer[level] = {
+            "rule": rule,
+            "chosen": "aggregation" in chosen,
+            "n_units": len(patient_ids),
+            "left_out": merged.left_out,
+            "metrics": metrics,
+            "operating_points": apply_operating_points(
+                one,
+                chosen.get("points", []),
+                number_patients(patient_ids, rows=len(patient_ids)),
+                prevalences=prevalences,
+                replicates=replicates,
+                seed=seed,
+            ),
+        }
+    return answer
+
+
+def _assess_recalibration(rows: Rows, calibration: Mapping[str, Any], *, replicates: int, seed: int) -> dict[str, Any]:
+    """Calibration metrics of the scores as they are and after each frozen map."""
+    methods = {}
+    for fitted in calibration["maps"]:
+        mapped = apply_recalibration(fitted, rows.predictions)
+        metrics = compute_intervals(
+            mapped.kind,
+            mapped.y_true,
+            mapped.y_score,
+            patient_ids=rows.patient_ids,
+            class_names=mapped.class_names,
+            grades=mapped.grades,
+            replicates=replicates,
+            seed=seed,
+        )
+        wanted = [name for name in metrics if name.startswith(CALIBRATION_METRICS)]
+        methods[fitted["method"]] = {name: metrics[name] for name in wanted}
+    return {"chosen": calibration["chosen"], "methods": methods}

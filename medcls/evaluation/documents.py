@@ -1,0 +1,142 @@
+"""MODEL_CARD.md, claim.json and tripod_ai.json: what the machine knows, in the form that journals ask for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
+from medcls.evaluation.definitions import DEFINITIONS, HEADLINES
+from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.tables import format_value
+from medcls.files import write_bytes, write_json
+
+LEFT = "*Left to the authors.*"
+
+
+def write_documents(folder: Path, evaluation: Evaluation) -> None:
+    """Writes the three files into the folder.
+
+    Source: Mitchell et al. 2019 (model cards); the checklists name theirs.
+    """
+    facts = describe_facts(evaluation)
+    write_json(folder / "claim.json", fill_checklist(CLAIM, facts, source=CLAIM_SOURCE))
+    write_json(folder / "tripod_ai.json", fill_checklist(TRIPOD, facts, source=TRIPOD_SOURCE))
+    write_bytes(folder / "MODEL_CARD.md", write_card(evaluation, facts).encode())
+
+
+def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
+    """What is known of the study without asking anyone, by the names that `checklists` uses."""
+    model, metrics = evaluation.model, evaluation.metrics
+    chosen = metrics.get("chosen_on") or {}
+    external = any(note.startswith("external store") for note in evaluation.notes)
+    headline = describe_headlines(evaluation)
+    here = f"split {evaluation.split} of store {evaluation.store_name}"
+    facts: dict[str, Any] = {
+        "missing": "Images without a label of the task are left out and counted; an unknown label of several is no row "
+        "of that label. Unreadable files are quarantined with a reason.",
+        "metrics": sorted(name for name in DEFINITIONS if name in metrics),
+        "uncertainty": "95 % percentile bootstrap over patients, each with all images; DeLong over patients for AUCs; "
+        "Holm where two runs are compared.",
+        "performance": headline,
+        "flow": [dict(step) for step in evaluation.flow],
+        "demographics": {name: dict(facts) for name, facts in evaluation.demographics.items()},
+        "numbers": {"images": metrics.get("n_images"), "patients": metrics.get("n_patients")},
+        "accuracy": [
+            {"rule": point["kind"], "target": point["target"], "question": point["question"], **point["rates"]}
+            for point in metrics.get("operating_points", [])
+            if "rates" in point
+        ],
+        "failures": f"report.html shows {len(evaluation.gallery)} of the worst and most uncertain images"
+        if evaluation.gallery
+        else "",
+        "internal": "" if external else f"{here}, disjoint from training by patient",
+        "external": f"{here}: another store than the model was trained on" if external else "",
+        "robustness": metrics.get("robustness", ""),
+        "subgroups": metrics.get("subgroups", ""),
+        "subgroups_method": "The main metrics in each subgroup with intervals, groups of few patients suppressed."
+        if metrics.get("subgroups")
+        else "",
+        "recalibration": metrics.get("recalibration", ""),
+        "recalibration_method": "Temperature, Platt and isotonic maps fitted on validation, frozen before this split."
+        if metrics.get("recalibration")
+        else "",
+        "thresholds": f"Chosen on {chosen['where']} and frozen" if chosen else "",
+        "software": {key: evaluation.environment[key] for key in sorted(evaluation.environment)},
+        "partitions": dict(evaluation.certificate),
+        "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") else "",
+    }
+    return facts | (_describe_model(model) if model else {}) | dict(evaluation.facts)
+
+
+def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    task, training = model["task"], model["training"]
+    names = ", ".join(task["class_names"])
+    transfer = str(training.get("transfer", ""))
+    return {
+        "technology": f"deep learning: {model['architecture']}, {task['kind']}" + (f" ({names})" if names else ""),
+        "preprocessing": model["preprocess"],
+        "input": f"{model['in_channels']}-channel images, prepared as recorded in the model file",
+        "model": {key: model[key] for key in ("architecture", "dropout", "in_channels", "max_value", "task")},
+        "initialization": model["ancestors"] or "random",
+        "training": {"transfer": transfer, **training},
+        "selection": f"epoch {training.get('epoch')} by validation {training.get('metric')}",
+        "ensembling": "none",
+        "input_checks": "predict refuses images of kinds not seen in training (modality, photometric interpretation, "
+        "spacing), and files that cannot be decoded",
+    }
+
+
+def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
+    """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there."""
+    found = {}
+    for name in HEADLINES[evaluation.kind]:
+        entry = evaluation.metrics.get(name)
+        if entry is None:
+            continue
+        interval = "" if entry["low"] is None else f" ({format_value(entry['low'])} – {format_value(entry['high'])})"
+        found[DEFINITIONS[name].title] = f"{format_value(entry['value'])}{interval}"
+    return found
+
+
+def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
+    """The model card as Markdown."""
+    lines = ["# Model card", "", evaluation.intended_use, ""]
+    lines += [f"> {note}" for note in evaluation.notes] + [""]
+    lines += ["## Model", "", *_list(facts, "technology", "initialization", "selection", "model")]
+    lines += ["## Intended use", "", f"{evaluation.intended_use} {LEFT}", ""]
+    lines += ["## Factors", "", "Subgroups that were measured are in report.html and metrics.json. " + LEFT, ""]
+    where = f"split {evaluation.split} of store {evaluation.store_name}"
+    lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
+    lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
+    lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
+    lines += [f"| {title} | {text} |" for title, text in facts["performance"].items()]
+    points = facts["accuracy"]
+    if points:
+        lines += ["", f"Thresholds: {facts['thresholds']}.", "", "| Question | Rule | Sensitivity | Specificity |"]
+        lines += ["|---|---|---|---|", *(_card_row(point) for point in points)]
+    lines += ["", "## Training data", "", *_list(facts, "training", "preprocessing", "disjoint")]
+    lines += ["## Ethical considerations", "", LEFT, "", "## Limitations", "", LEFT, ""]
+    return "\n".join(lines)
+
+
+def _card_row(point: Mapping[str, Any]) -> str:
+    rule = point["rule"] + (f" {point['target']}" if point["target"] is not None else "")
+    rates = " | ".join(format_value(point[name]["value"]) for name in ("sensitivity", "specificity"))
+    return f"| {_escape(str(point['question']))} | {rule} | {rates} |"
+
+
+def _list(facts: Mapping[str, Any], *names: str) -> list[str]:
+    known = [(name, facts[name]) for name in names if facts.get(name)]
+    return [f"- {name}: {_escape(value if isinstance(value, str) else _dump(value))}" for name, value in known] + [""]
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _escape(text: str) -> str:
+    """Class names are the user's: no HTML and no table border may come of them."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")

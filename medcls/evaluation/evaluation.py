@@ -1,0 +1,69 @@
+"""All that one evaluation found, as the report and the documents beside it take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from medcls.evaluation.gallery import Picture
+
+INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a report is made of.
+
+    Attributes:
+        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
+        class_names: K names.
+        y_true: (N,) or (N, K), as in `metrics.compute_metrics`.
+        y_score: (N, 1) or (N, K), as there.
+        patient_ids: (N,) patient of each row.
+        metrics: What `intervals.compute_intervals` answers; counts such as "n_images" may stand beside it.
+        split: Name of the split that was opened.
+        store_name: Name of the store.
+        grades: The classes are ordered grades.
+        seed: Of the intervals; the bands of the curves take it too.
+        certificate: What was checked about the split (dataset.json).
+        config_yaml: The composed configuration.
+        environment: Versions and hardware.
+        history: Rows of metrics.jsonl.
+        notes: What a reader must know first: "synthetic data", "opened 2 times".
+        intended_use: The line at the top.
+        contact_sheets: Title and image file of each.
+        flow: Steps from files to evaluated images: "title", "files" or "images" and "patients", "left_out".
+        demographics: Split to what is known of its patients.
+        gallery: Worst and most uncertain images.
+        operating: operating_points.json.
+        model: The metadata of the model file.
+        facts: What else is known for the checklists, by the names that `checklists` uses.
+    """
+
+    kind: str
+    class_names: Sequence[str]
+    y_true: ArrayLike
+    y_score: ArrayLike
+    patient_ids: Sequence[str]
+    metrics: Mapping[str, Any]
+    split: str
+    store_name: str
+    grades: bool = False
+    seed: int = 0
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+    config_yaml: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    intended_use: str = INTENDED_USE
+    contact_sheets: Mapping[str, Path] = field(default_factory=dict)
+    flow: Sequence[Mapping[str, Any]] = ()
+    demographics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gallery: Sequence[Picture] = ()
+    operating: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)

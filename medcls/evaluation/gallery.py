@@ -1,0 +1,104 @@
+"""Which images a reader should look at: the worst and the most uncertain."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import numpy as np
+
+from medcls.evaluation.calibration import SMALLEST_PROBABILITY
+from medcls.evaluation.predictions import Floats, Predictions
+
+WORST, UNCERTAIN = "worst", "uncertain"
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """One row that is shown.
+
+    Attributes:
+        row: Its number in predictions.parquet: the only name it gets.
+        why: "worst" or "uncertain".
+        true: The truth in words.
+        predicted: What the model said, in words.
+    """
+
+    row: int
+    why: str
+    true: str
+    predicted: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A row and its image.
+
+    Attributes:
+        worst: The row.
+        jpeg: Bytes of a small JPEG.
+    """
+
+    worst: Worst
+    jpeg: bytes
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return f"data:image/jpeg;base64,{base64.b64encode(self.jpeg).decode()}"
+
+
+def choose_worst(predictions: Predictions, *, count: int) -> list[Worst]:
+    """The rows with the largest loss, and of the others those nearest to a tie, at most `count` of each.
+
+    Loss: minus log probability of the truth (several labels: their mean), or the absolute error of a number, which
+    has no ties. Rows that are right are not among the worst of a classification.
+
+    Args:
+        predictions: Of N rows.
+        count: Of each kind, >= 0.
+
+    Source: own choice.
+    """
+    loss, tie, wrong = _judge(predictions)
+    worst = [int(row) for row in np.argsort(-loss, kind="stable") if wrong[row]][:count]
+    near = [] if tie is None else np.argsort(tie, kind="stable").tolist()
+    uncertain = [int(row) for row in near if row not in set(worst)][:count]
+    named = [(row, WORST) for row in worst] + [(row, UNCERTAIN) for row in uncertain]
+    return [Worst(row, why, *_describe(predictions, row)) for row, why in named]
+
+
+def _judge(predictions: Predictions) -> tuple[Floats, Floats | None, Floats]:
+    """Loss, distance to a tie (None of a number), and whether the row is wrong; three (N,)."""
+    true, score = predictions.y_true, predictions.y_score
+    if predictions.kind == "regression":
+        error = np.abs(score[:, 0] - true)
+        return error, None, error > 0
+    if predictions.kind == "multilabel":
+        known = ~np.isnan(true)
+        given = np.where(true == 1, score, 1 - score)
+        logs = np.where(known, -np.log(np.clip(given, SMALLEST_PROBABILITY, 1)), 0.0)
+        wrong = (known & ((score >= 0.5) != (true == 1))).any(axis=1)
+        return logs.sum(axis=1) / np.maximum(known.sum(axis=1), 1), np.abs(score - 0.5).min(axis=1), wrong
+    two = np.concatenate([1 - score, score], axis=1) if predictions.kind == "binary" else score
+    loss = -np.log(np.clip(two[np.arange(len(two)), predictions.grade_true], SMALLEST_PROBABILITY, 1))
+    ordered = np.sort(two, axis=1)
+    return loss, ordered[:, -1] - ordered[:, -2], predictions.grade_true != predictions.grade_predicted
+
+
+def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
+    """Truth and prediction of a row in words."""
+    names, score = predictions.class_names, predictions.y_score[row]
+    if predictions.kind == "regression":
+        truth = float(predictions.y_true[row])
+        return names[int(truth)] if predictions.grades else f"{truth:g}", f"{score[0]:.2f}"
+    if predictions.kind == "multilabel":
+        true = predictions.y_true[row]
+        present = [name for name, value in zip(names, true, strict=True) if value == 1]
+        said = [f"{name} {p:.2f}" for name, p, t in zip(names, score, true, strict=True) if p >= 0.5 or t == 1]
+        return ", ".join(present) or "none", ", ".join(said) or "none"
+    truth_name = names[int(predictions.grade_true[row])]
+    if predictions.kind == "binary":
+        return truth_name, f"P({names[1]}) {score[0]:.3f}"
+    best = int(np.argmax(score))
+    return truth_name, f"{names[best]} {score[best]:.2f}"

@@ -1,0 +1,101 @@
+"""Images as a worse scanner, another archive or a hurried hand would have made them, at five strengths each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Name: what the strength is, and its five values.
+PERTURBATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "noise": ("standard deviation, share of the range", (0.01, 0.02, 0.05, 0.1, 0.2)),
+    "blur": ("Gaussian sigma, pixels", (0.5, 1.0, 1.5, 2.0, 3.0)),
+    "window": ("grey level shifted, share of the range", (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "resampling": ("stored at 1 / this size", (1.5, 2.0, 3.0, 4.0, 6.0)),
+    "jpeg": ("100 less the quality", (20.0, 40.0, 60.0, 80.0, 90.0)),
+    "rotation": ("degrees", (2.0, 5.0, 10.0, 15.0, 20.0)),
+}
+
+
+def perturb(image: NDArray[Any], name: str, *, strength: float, seed: int) -> NDArray[Any]:
+    """The perturbed image, same shape and dtype.
+
+    Signs (of the grey shift and the rotation) and noise are drawn from the seed.
+
+    Args:
+        image: (C, H, W) uint8 or uint16.
+        name: One of `PERTURBATIONS`.
+        strength: In the unit that stands there.
+        seed: One for each image.
+
+    Raises:
+        ValueError: Unknown name.
+
+    Source: after Hendrycks & Dietterich 2019 (corruptions at five strengths); kinds and values: own choice.
+    """
+    if name not in PERTURBATIONS:
+        raise ValueError(f"perturbation {name!r}: expected one of {', '.join(PERTURBATIONS)}")
+    top = float(np.iinfo(image.dtype).max)
+    generator = np.random.default_rng(seed)
+    changed = _CHANGES[name](image.astype(np.float32) / top, strength, generator)
+    return np.round(np.clip(changed, 0.0, 1.0) * top).astype(image.dtype)
+
+
+Change = Callable[[NDArray[np.float32], float, np.random.Generator], NDArray[np.float32]]
+
+
+def _by_channel(image: NDArray[np.float32], change: Callable[[NDArray[np.float32]], Any]) -> NDArray[np.float32]:
+    return np.stack([np.asarray(change(np.ascontiguousarray(channel)), dtype=np.float32) for channel in image])
+
+
+def _add_noise(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    return image + strength * generator.standard_normal(image.shape, dtype=np.float32)
+
+
+def _blur(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    return _by_channel(image, lambda channel: cv2.GaussianBlur(channel, (0, 0), strength))
+
+
+def _shift(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    return image + np.float32(strength * generator.choice([-1, 1]))
+
+
+def _resample(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    height, width = image.shape[1:]
+    small = (max(1, round(width / strength)), max(1, round(height / strength)))
+
+    def change(channel: NDArray[np.float32]) -> Any:
+        return cv2.resize(cv2.resize(channel, small, interpolation=cv2.INTER_AREA), (width, height))
+
+    return _by_channel(image, change)
+
+
+def _compress(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    """JPEG knows eight bits only: sixteen are reduced first."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, round(100 - strength)]
+
+    def change(channel: NDArray[np.float32]) -> Any:
+        _, coded = cv2.imencode(".jpg", np.round(channel * 255).astype(np.uint8), quality)
+        return np.asarray(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE), dtype=np.float32) / 255
+
+    return _by_channel(image, change)
+
+
+def _rotate(image: NDArray[np.float32], strength: float, generator: np.random.Generator) -> NDArray[np.float32]:
+    height, width = image.shape[1:]
+    angle = float(strength * generator.choice([-1, 1]))
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    return _by_channel(image, lambda channel: cv2.warpAffine(channel, matrix, (width, height)))
+
+
+_CHANGES: dict[str, Change] = {
+    "noise": _add_noise,
+    "blur": _blur,
+    "window": _shift,
+    "resampling": _resample,
+    "jpeg": _compress,
+    "rotation": _rotate,
+}

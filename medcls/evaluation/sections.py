@@ -1,0 +1,85 @@
+"""The report's sections in their order: what each asks, and the figures and tables that answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medcls.evaluation import assessed_tables as tables
+from medcls.evaluation.assessed_tables import Table
+from medcls.evaluation.intervals import number_patients
+from medcls.evaluation.panels import Panel, plan_panels, write_panel
+from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.tables import choose_headlines
+
+TITLES = {
+    "discrimination": "Does it rank cases rightly?",
+    "operating": "What does a threshold do?",
+    "classes": "Which classes does it confuse?",
+    "values": "How far off are the values?",
+    "calibration": "Are its probabilities true?",
+    "certainty": "When should a reader decide?",
+    "levels": "What of whole patients?",
+    "subgroups": "Is it as good for everyone?",
+    "comparison": "Is it better than the other run?",
+    "robustness": "Does it bear worse images?",
+    "failures": "Where does it fail?",
+    "training": "How was it trained?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures and tables that answer one question.
+
+    Attributes:
+        anchor: For links.
+        title: Its heading.
+        panels: Figures.
+        tables: Below them.
+    """
+
+    anchor: str
+    title: str
+    panels: list[Panel] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def build_sections(
+    predictions: Predictions,
+    patient_ids: Sequence[str],
+    *,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    seed: int,
+    figures: Path,
+    kept: Sequence[str] = (),
+) -> list[Section]:
+    """The sections that have something to show, each figure also written as PNG.
+
+    Args:
+        predictions: Of N rows.
+        patient_ids: (N,).
+        metrics: As in metrics.json.
+        history: Rows of metrics.jsonl.
+        seed: Of the bands.
+        figures: Folder of the PNG files.
+        kept: Anchors of sections whose content the page adds itself.
+    """
+    patients = number_patients(patient_ids, rows=len(predictions.y_score))
+    plans = plan_panels(predictions, patients, metrics=metrics, history=history, seed=seed)
+    answers = {
+        "operating": tables.build_operating_tables(metrics),
+        "calibration": tables.build_recalibration_table(metrics),
+        "certainty": tables.build_conformal_tables(metrics),
+        "levels": tables.build_level_table(metrics, choose_headlines(predictions)),
+        "subgroups": [*tables.build_subgroup_table(metrics), *tables.build_shortcut_table(metrics)],
+        "comparison": tables.build_comparison_tables(metrics),
+    }
+    return [
+        Section(anchor, title, [write_panel(plan, figures) for plan in plans.get(anchor, [])], answers.get(anchor, []))
+        for anchor, title in TITLES.items()
+        if plans.get(anchor) or answers.get(anchor) or anchor in kept
+    ]

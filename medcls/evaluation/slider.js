@@ -1,0 +1,69 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("slider-data").textContent);
+  const element = (id) => document.getElementById(id);
+  const range = element("slider-range"), choice = element("slider-question"), prevalence = element("slider-prevalence");
+  const marks = element("slider-marks");
+  const share = (above, below) => (below > 0 ? above / below : NaN);
+  const format = (value) => (Number.isFinite(value) ? value.toFixed(3) : "—");
+  // 95 % Wilson interval of a share; images taken as independent.
+  const wilson = (hits, total) => {
+    if (!(total > 0)) return "";
+    const z = 1.959964, p = hits / total, scale = 1 + z * z / total;
+    const middle = (p + z * z / (2 * total)) / scale;
+    const reach = (z / scale) * Math.sqrt(p * (1 - p) / total + z * z / (4 * total * total));
+    return `${Math.max(0, middle - reach).toFixed(3)} – ${Math.min(1, middle + reach).toFixed(3)}`;
+  };
+  const question = () => data.questions[choice ? Number(choice.value) : 0];
+  const put = (id, value, interval = "") => {
+    element(id).textContent = typeof value === "number" ? format(value) : value;
+    const beside = element(`${id}-interval`);
+    if (beside) beside.textContent = interval;
+  };
+  const update = () => {
+    const q = question(), step = Number(range.value);
+    const threshold = q.low + (q.high - q.low) * step / data.steps;
+    const tp = q.true_positives[step], fp = q.false_positives[step], fn = q.positives - tp, tn = q.negatives - fp;
+    const sensitivity = share(tp, q.positives), specificity = share(tn, q.negatives);
+    const p = Number(prevalence.value) / 100;
+    put("slider-threshold", threshold.toFixed(3));
+    for (const [id, count] of [["tp", tp], ["fp", fp], ["fn", fn], ["tn", tn]]) {
+      put(`slider-${id}`, String(count));
+      const row = id === "tp" || id === "fn" ? q.positives : q.negatives;
+      element(`slider-${id}`).parentElement.style.setProperty("--share", String(share(count, row) || 0));
+    }
+    put("slider-sensitivity", sensitivity, wilson(tp, q.positives));
+    put("slider-specificity", specificity, wilson(tn, q.negatives));
+    put("slider-ppv", share(tp, tp + fp), wilson(tp, tp + fp));
+    put("slider-npv", share(tn, tn + fn), wilson(tn, tn + fn));
+    put("slider-ppv-stated", share(sensitivity * p, sensitivity * p + (1 - specificity) * (1 - p)));
+    put("slider-npv-stated", share(specificity * (1 - p), specificity * (1 - p) + (1 - sensitivity) * p));
+    put("slider-lr-positive", share(sensitivity, 1 - specificity));
+    put("slider-lr-negative", share(1 - sensitivity, specificity));
+    put("slider-called", `${tp + fp} of ${q.positives + q.negatives}`);
+  };
+  const move = (threshold) => {
+    const q = question();
+    range.value = String(Math.round(data.steps * (threshold - q.low) / (q.high - q.low)));
+    update();
+  };
+  const choose = () => {
+    const q = question();
+    marks.replaceChildren(...q.frozen.map((mark) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = `${mark.title}: ${mark.threshold.toFixed(3)}`;
+      button.addEventListener("click", () => move(mark.threshold));
+      return button;
+    }));
+    prevalence.value = (100 * q.positives / (q.positives + q.negatives)).toFixed(1);
+    move(q.start);
+  };
+  range.addEventListener("input", update);
+  prevalence.addEventListener("input", update);
+  if (choice) choice.addEventListener("change", choose);
+  choose();
+  // report.html#threshold=0.3 opens the page at that threshold.
+  const asked = /^#threshold=([0-9.]+)$/.exec(location.hash);
+  if (asked) move(Number(asked[1]));
+})();

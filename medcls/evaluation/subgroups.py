@@ -1,0 +1,111 @@
+"""The same numbers for parts of the patients, where they are enough to say anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation.intervals import explain_undefined, number_patients, summarize
+from medcls.evaluation.metrics import Estimates, build_estimator
+from medcls.evaluation.predictions import Floats, Integers, Predictions
+
+UNKNOWN = "not recorded"
+AGE_BANDS = (0, 18, 40, 60, 80)
+MOST_VALUES = 20
+SHOWN = {
+    "binary": ("auc", "sensitivity", "specificity", "brier"),
+    "multilabel": ("auc", "balanced_accuracy", "brier"),
+    "multiclass": ("auc", "balanced_accuracy", "accuracy", "brier"),
+    "ordinal": ("quadratic_kappa", "auc", "balanced_accuracy", "mae"),
+    "regression": ("mae", "r2", "spearman"),
+}
+
+
+def name_age_band(age_years: float | None) -> str | None:
+    """The band as "40–59" or "80+"; None where the age is not known.
+
+    Source: own choice: children, and adults in steps of twenty years.
+    """
+    if age_years is None or not np.isfinite(age_years) or age_years < 0:
+        return None
+    start = max(bound for bound in AGE_BANDS if bound <= age_years)
+    later = [bound for bound in AGE_BANDS if bound > start]
+    return f"{start}–{later[0] - 1}" if later else f"{start}+"
+
+
+def compute_subgroups(
+    predictions: Predictions,
+    patient_ids: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    *,
+    threshold: float | None = None,
+    least_patients: int = 20,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One entry for each value of each column: sizes, and the main metrics with intervals, or why there are none.
+
+    Args:
+        predictions: Of N rows.
+        patient_ids: (N,).
+        columns: Name to the value of each row; None = not recorded. A column with one value only is no subgroup.
+        threshold: Frozen threshold for sensitivity and specificity of a binary task, instead of 0.5.
+        least_patients: Groups with fewer patients show their size alone.
+        replicates: Bootstrap samples.
+        seed: Of the bootstrap.
+    """
+    ids = np.asarray(patient_ids, dtype=str)
+    entries: list[dict[str, Any]] = []
+    for column, values in columns.items():
+        named = np.array([UNKNOWN if value in (None, "") else str(value) for value in values])
+        groups = sorted(set(named.tolist()), key=lambda name: (name == UNKNOWN, name))
+        if len(groups) > MOST_VALUES:
+            reason = f"{len(groups)} values: more than {MOST_VALUES} are no groups"
+            entries.append({"column": column, "value": "", "n_images": len(ids), "reason": reason, "metrics": {}})
+            continue
+        for group in groups if len(groups) > 1 else []:
+            rows = named == group
+            entry = {
+                "column": column,
+                "value": group,
+                "n_images": int(rows.sum()),
+                "n_patients": len(np.unique(ids[rows])),
+                "metrics": {},
+            }
+            if entry["n_patients"] < least_patients:
+                entry["reason"] = f"fewer than {least_patients} patients: suppressed"
+            else:
+                part = replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
+                patients = number_patients(ids[rows].tolist(), rows=int(rows.sum()))
+                entry["metrics"] = _summarize(part, patients, threshold, replicates=replicates, seed=seed)
+            entries.append(entry)
+    return entries
+
+
+def _summarize(
+    predictions: Predictions, patients: Integers, threshold: float | None, *, replicates: int, seed: int
+) -> dict[str, Any]:
+    names = SHOWN["ordinal"] if predictions.grades else SHOWN[predictions.kind]
+    everything = build_estimator(predictions)
+    at_threshold = predictions
+    if predictions.kind == "binary" and threshold is not None:
+        called = (predictions.y_score >= threshold).astype(np.float64)
+        at_threshold = replace(predictions, y_score=called)
+    rates = build_estimator(at_threshold)
+
+    def estimate(weights: Floats) -> Estimates:
+        numbers = everything(weights)
+        if at_threshold is not predictions:
+            numbers |= {name: value for name, value in rates(weights).items() if name in ("sensitivity", "specificity")}
+        return {name: numbers[name] for name in names if name in numbers}
+
+    return summarize(
+        estimate,
+        patients,
+        replicates=replicates,
+        seed=seed,
+        explain=lambda name: explain_undefined(name, predictions),
+    )

@@ -1,0 +1,167 @@
+"""Thresholds that turn a score into yes or no: chosen on one split, applied unchanged to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation.curves import Question, list_questions
+from medcls.evaluation.intervals import summarize
+from medcls.evaluation.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
+from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.evaluation.ranking import compute_curve
+
+RULES = ("youden", "sensitivity", "specificity", "cost")
+ONE_CLASS = ("no case where it was chosen", "nothing but cases where it was chosen")
+NEVER = "only calling nobody positive meets this rule where it was chosen"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a threshold is chosen.
+
+    Attributes:
+        kind: "youden", "sensitivity" or "specificity" (at least `target`), or "cost" (a missed case costs `target`
+            false alarms).
+        target: None for "youden".
+    """
+
+    kind: str
+    target: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The rule as a reader sees it."""
+        named = {"youden": "Youden", "cost": f"a miss = {self.target:g} false alarms" if self.target else ""}
+        return named.get(self.kind, f"{self.kind} ≥ {self.target}")
+
+
+def list_rules(
+    *, sensitivity: Sequence[float], specificity: Sequence[float], cost: Sequence[float]
+) -> tuple[Rule, ...]:
+    """Youden's rule, and one for each target."""
+    asked = {"sensitivity": sensitivity, "specificity": specificity, "cost": cost}
+    return (Rule("youden"), *(Rule(kind, float(target)) for kind, targets in asked.items() for target in targets))
+
+
+def choose_threshold(question: Question, rule: Rule) -> float | None:
+    """The score from which a row is called positive; None where only "call nobody" meets the rule.
+
+    Of equally good thresholds the strictest is taken, except for a specificity, where the laxest is: each rule
+    gives away no more of the other rate than it must.
+
+    Args:
+        question: Rows of both classes.
+        rule: What to reach, or what to make as large as possible.
+
+    Raises:
+        ValueError: A class is absent.
+
+    Source: Youden 1950; cost: minimum of target * misses + false alarms on these rows, after Metz 1978.
+    """
+    curve = compute_curve(question.positive, question.score)
+    positives, negatives = curve.true_positives[-1], curve.false_positives[-1]
+    if not positives or not negatives:
+        raise ValueError(f"{question.name}: no {'negative' if positives else 'positive'} row to choose a threshold on")
+    sensitivity, specificity = curve.true_positives / positives, 1 - curve.false_positives / negatives
+    match rule.kind:
+        case "youden":
+            best = int(np.argmax(np.round(sensitivity + specificity, 12)))
+        case "sensitivity":
+            best = int(np.flatnonzero(sensitivity >= _need(rule) - 1e-12)[0])
+        case "specificity":
+            best = int(np.flatnonzero(specificity >= _need(rule) - 1e-12)[-1])
+        case "cost":
+            best = int(np.argmin(_need(rule) * (positives - curve.true_positives) + curve.false_positives))
+        case _:
+            raise ValueError(f"rule is {rule.kind!r}; expected one of {', '.join(RULES)}")
+    threshold = float(curve.thresholds[best])
+    return threshold if np.isfinite(threshold) else None
+
+
+def _need(rule: Rule) -> float:
+    if rule.target is None:
+        raise ValueError(f"rule {rule.kind!r} needs a target")
+    return rule.target
+
+
+def choose_operating_points(predictions: Predictions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
+    """One entry for each yes-or-no question and rule, as it is kept in operating_points.json.
+
+    Args:
+        predictions: Of the split that thresholds are chosen on (validation).
+        rules: At least one.
+    """
+    points: list[dict[str, Any]] = []
+    for question in list_questions(predictions):
+        both = 0 < question.positive.sum() < len(question.positive)
+        for rule in rules:
+            point: dict[str, Any] = {"question": question.name, **asdict(rule), "threshold": None}
+            if not both:
+                points.append(point | {"reason": ONE_CLASS[bool(question.positive.any())]})
+                continue
+            threshold = choose_threshold(question, rule)
+            point |= {"threshold": threshold} | ({} if threshold is not None else {"reason": NEVER})
+            points.append(point | {"seen": _rates_at(question, np.inf if threshold is None else threshold)})
+    return points
+
+
+def _rates_at(question: Question, threshold: float) -> dict[str, float]:
+    counts = count_at_thresholds(question.positive, question.score, thresholds=[threshold])
+    rates = compute_operating_rates(counts)
+    return {name: float(rates[name][0, 0]) for name in ("sensitivity", "specificity")}
+
+
+def apply_operating_points(
+    predictions: Predictions,
+    points: Sequence[Mapping[str, Any]],
+    patients: Integers,
+    *,
+    prevalences: Sequence[float] = (),
+    replicates: int = 2000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """What the frozen thresholds do on these rows: counts, and every rate with its interval over patients.
+
+    Args:
+        predictions: Of N rows.
+        points: Of `choose_operating_points`, on other rows.
+        patients: (N,) patient number of each row.
+        prevalences: Shares of cases for which PPV and NPV are given beside those of these rows.
+        replicates: Bootstrap samples.
+        seed: Of the bootstrap.
+    """
+    questions = {question.name: question for question in list_questions(predictions)}
+    applied = []
+    for point in points:
+        if point["threshold"] is None or point["question"] not in questions:
+            applied.append(dict(point))
+            continue
+        question = questions[point["question"]]
+        counts = count_at_thresholds(question.positive, question.score, thresholds=[point["threshold"]])
+        hits, alarms = int(counts.true_positives[0, 0]), int(counts.false_positives[0, 0])
+        positives, negatives = int(question.positive.sum()), int((~question.positive).sum())
+        rates = summarize(
+            _build_rates(question, float(point["threshold"]), prevalences), patients, replicates=replicates, seed=seed
+        )
+        cells = {"tp": hits, "fn": positives - hits, "fp": alarms, "tn": negatives - alarms}
+        applied.append(dict(point) | {"counts": cells, "rates": rates})
+    return applied
+
+
+def _build_rates(question: Question, threshold: float, prevalences: Sequence[float]) -> Any:
+    """Estimator of the rates at one threshold, PPV and NPV also at each stated prevalence."""
+
+    def estimate(weights: Floats) -> dict[str, Floats]:
+        drawn = weights[:, question.rows]
+        counts = count_at_thresholds(question.positive, question.score, thresholds=[threshold], weights=drawn)
+        rates = {name: value[:, 0] for name, value in compute_operating_rates(counts).items()}
+        for prevalence in prevalences:
+            values = compute_predictive_values(rates["sensitivity"], rates["specificity"], prevalence=prevalence)
+            rates |= {f"{name}_at_{prevalence:g}": value for name, value in zip(("ppv", "npv"), values, strict=True)}
+        return rates
+
+    return estimate

@@ -1,0 +1,140 @@
+"""What is chosen on the validation split and kept in the run, before a test split is opened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medcls.command_line import say
+from medcls.config import EvaluateJob
+from medcls.data.splits import VAL
+from medcls.errors import ConfigError
+from medcls.evaluation.assessment import choose_calibration, choose_operating
+from medcls.evaluation.thresholds import Rule, list_rules
+from medcls.files import MODEL, read_json, sha256_file, write_json
+from medcls.stages.evaluation_data import Opened, open_rows
+from medcls.stages.run_folder import read_store_folder
+from medcls.stages.split_predictions import SplitPredictions, count_test_openings, predict_split
+from medcls.training.checkpoint import ModelCard
+
+OPERATING_POINTS = "operating_points.json"
+CALIBRATION = "calibration.json"
+_FORMAT = 1
+# Where nothing is asked for and nothing is frozen yet.
+_SENSITIVITY, _SPECIFICITY, _ALPHA = (0.95,), (0.95,), 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The two files as they stand in the run; {} both where the run's own store is out of reach.
+
+    Attributes:
+        operating: Of operating_points.json.
+        calibration: Of calibration.json.
+        notes: What a reader of the report has to know.
+    """
+
+    operating: dict[str, Any]
+    calibration: dict[str, Any]
+    notes: list[str]
+
+
+def freeze_choices(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> Choices:
+    """Returns what was chosen on the validation split for this model; chosen and written now where it was not yet.
+
+    Raises:
+        ConfigError: other rules are asked for than those that were frozen before a test split was opened.
+    """
+    model_sha256 = sha256_file(run / MODEL)
+    before = read_choices(run, model_sha256=model_sha256)
+    openings = count_test_openings(run, model_sha256)
+    asked = _ask(job)
+    if before is not None:
+        changed = _list_changes(before.operating["settings"], asked)
+        if not changed:
+            return before
+        if openings:
+            raise ConfigError(
+                f"{run / OPERATING_POINTS} was frozen with other settings ({'; '.join(changed)}) and a test split has "
+                "been opened since: evaluate with the frozen ones (leave the option out), or train another run"
+            )
+        asked = before.operating["settings"] | asked
+    validation = _predict_validation(job, run, card=card, opened=opened)
+    if validation is None:
+        return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
+    return _choose(job, validation, settings=_DEFAULTS | asked, openings=openings)
+
+
+_DEFAULTS: dict[str, Any] = {
+    "sensitivity": list(_SENSITIVITY),
+    "specificity": list(_SPECIFICITY),
+    "cost": [],
+    "alpha": _ALPHA,
+}
+
+
+def _ask(job: EvaluateJob) -> dict[str, Any]:
+    """The settings that the command line gives; the others are as frozen, or the defaults."""
+    given = {
+        "sensitivity": job.sensitivity_at_least,
+        "specificity": job.specificity_at_least,
+        "cost": job.miss_costs,
+        "alpha": job.alpha,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _list_changes(frozen: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    return [f"{name}: {frozen[name]} -> {value}" for name, value in asked.items() if frozen[name] != value]
+
+
+def read_choices(run: Path, *, model_sha256: str) -> Choices | None:
+    """Returns the frozen choices; None where there are none, or those of another model."""
+    if not (run / OPERATING_POINTS).is_file() or not (run / CALIBRATION).is_file():
+        return None
+    operating, calibration = read_json(run / OPERATING_POINTS), read_json(run / CALIBRATION)
+    shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
+    if shas != {model_sha256} or operating.get("format") != _FORMAT or operating["settings"] != calibration["settings"]:
+        return None
+    return Choices(operating, calibration, _describe(operating))
+
+
+def _predict_validation(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions | None:
+    """Predictions of the validation split of the run's own store; None where that store is not here."""
+    own = opened.store.folder if opened.store.sha256 == card.store_sha256 else read_store_folder(run)
+    if not own.is_dir():
+        return None
+    inner = replace(job, store=str(own), split=VAL, out=None)
+    return predict_split(inner, run, card=card, opened=open_rows(inner, run, card))
+
+
+def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[str, Any], openings: int) -> Choices:
+    rows, run = validation.rows, validation.run
+    rules: tuple[Rule, ...] = list_rules(**{k: settings[k] for k in ("sensitivity", "specificity", "cost")})
+    chosen_on = {key: validation.key[key] for key in ("model_sha256", "store_sha256", "split", "split_sha256")}
+    chosen_on |= {
+        "labels_sha256": validation.key["labels_sha256"],
+        "n_images": len(rows.patient_ids),
+        "n_patients": len(set(rows.patient_ids)),
+        "test_openings_before": openings,
+    }
+    shared = {"format": _FORMAT, "chosen_on": chosen_on, "settings": settings}
+    operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules)
+    calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
+    write_json(run / CALIBRATION, calibration)
+    write_json(run / OPERATING_POINTS, operating)
+    say(f"chosen on {rows_in_words(chosen_on)} and frozen: {run / OPERATING_POINTS}, {run / CALIBRATION}")
+    return Choices(operating, calibration, _describe(operating))
+
+
+def rows_in_words(chosen_on: dict[str, Any]) -> str:
+    """Returns "val (40 images of 20 patients)"."""
+    return f"{chosen_on['split']} ({chosen_on['n_images']} images of {chosen_on['n_patients']} patients)"
+
+
+def _describe(operating: dict[str, Any]) -> list[str]:
+    late = operating["chosen_on"]["test_openings_before"]
+    if not late:
+        return []
+    return [f"operating points were chosen on validation after a test split had been opened {late} times"]

@@ -1,0 +1,138 @@
+"""What a report tells beside the numbers: who came in and who was left out, who they are, and the worst images."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.data.columns import read_columns
+from medcls.data.splits import ORDER, SPLIT_NAMES, read_split, rows_of
+from medcls.data.store import Store
+from medcls.evaluation.gallery import Picture, Worst
+from medcls.evaluation.subgroups import name_age_band
+from medcls.files import LEDGER, read_json
+from medcls.stages.run_folder import SETTINGS
+from medcls.stages.split_predictions import SplitPredictions, values_of
+
+THUMBNAIL = 192
+AGE = "age"
+
+
+def read_subgroup_columns(
+    predictions: SplitPredictions, names: Sequence[str]
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Returns the value of each row by column, and the columns asked for that the store does not have.
+
+    "age" stands for bands of age_years.
+    """
+    columns: dict[str, list[Any]] = {}
+    absent: list[str] = []
+    for name in names:
+        source = "age_years" if name == AGE else name
+        if source not in predictions.opened.store.column_names:
+            absent.append(name)
+            continue
+        values = values_of(predictions.opened, source)
+        columns[name] = [name_age_band(value) for value in values] if name == AGE else values
+    return columns, absent
+
+
+def describe_study(predictions: SplitPredictions) -> dict[str, str]:
+    """Returns what the store and the run's settings say for the checklists: "deidentification", "imbalance"."""
+    kinds = {
+        "hmac": "patient, study and file names replaced by keyed pseudonyms (HMAC)",
+        "declared": "ids as declared in the labels file; no header is kept but the manifest's columns",
+    }
+    kind = str(predictions.opened.store.info["deidentify"]["kind"])
+    task = read_json(predictions.run / SETTINGS)["task"]
+    return {
+        "deidentification": kinds.get(kind, kind),
+        "imbalance": f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}",
+    }
+
+
+def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, Any]]:
+    """Returns the steps from files to evaluated images: title, counts, and what was left out before the next."""
+    opened = predictions.opened
+    store = opened.store
+    steps: list[dict[str, Any]] = []
+    if (store.folder / LEDGER).is_file():
+        ledger = read_columns(store.folder / LEDGER, "state", "reason", coded=True)
+        counted = ledger.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        out = [(f"{row['state']}: {row['reason']}", row["count_all"]) for row in counted if row["state"] != "ok"]
+        steps.append({"title": "Files found", "files": ledger.num_rows, "left_out": sorted(out)})
+    everyone = np.arange(len(store), dtype=np.int64)
+    steps.append({"title": "Images stored", **_count(store, everyone)})
+    if opened.certificate:
+        splits, _ = read_split(store, predictions.card.split_name)
+        here = rows_of(splits, split)
+        sizes = [(name, int((splits == code).sum())) for code, name in enumerate(SPLIT_NAMES)]
+        others = [(f"split {name}", size) for name, size in sizes if size and name != split]
+        steps[-1]["left_out"] = [other for other in others if split != "all" or other[0] == "split dropped"]
+        steps.append({"title": f"Split {split}", **_count(store, here)})
+    else:
+        here = everyone
+    without = len(here) - len(opened.rows)
+    steps[-1]["left_out"] = [*steps[-1].get("left_out", []), *([("no label of this task", without)] if without else [])]
+    return [*steps, {"title": "Evaluated", **_count(store, opened.rows), "left_out": []}]
+
+
+def _count(store: Store, rows: NDArray[np.int64]) -> dict[str, int]:
+    return {"images": len(rows), "patients": store.codes("patient_id").count(_mask(store, rows))}
+
+
+def _mask(store: Store, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    chosen = np.zeros(len(store), dtype=np.bool_)
+    chosen[rows] = True
+    return chosen
+
+
+def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
+    """Returns images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
+    opened = predictions.opened
+    if not opened.certificate:
+        return {"evaluated": _describe_patients(opened.store, opened.rows)}
+    splits, _ = read_split(opened.store, predictions.card.split_name)
+    rows = {name: rows_of(splits, name) for name in ORDER}
+    return {name: _describe_patients(opened.store, chosen) for name, chosen in rows.items() if len(chosen)}
+
+
+def _describe_patients(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    first = rows[np.unique(store.codes("patient_id").values[rows], return_index=True)[1]]
+    facts: dict[str, Any] = {"images": len(rows), "patients": len(first)}
+    ages = [age for age in store.column("age_years", first) if age is not None]
+    if ages:
+        low, middle, high = np.quantile(ages, [0.25, 0.5, 0.75])
+        known = f" (of {len(ages)})" if len(ages) < len(first) else ""
+        facts["age, median (quartiles)"] = f"{middle:.0f} ({low:.0f}–{high:.0f}){known}"
+    for column in ("sex", "manufacturer", "modality"):
+        counts = Counter(value or "not recorded" for value in store.column(column, first))
+        facts[column] = ", ".join(f"{name} {count} ({count / len(first):.0%})" for name, count in counts.most_common(6))
+    return facts
+
+
+def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[Picture]:
+    """Returns the pictures of the chosen rows, small and without any identifier."""
+    opened = predictions.opened
+    return [Picture(one, encode_thumbnail(opened.store.image(int(opened.rows[one.row])))) for one in worst]
+
+
+def encode_thumbnail(image: NDArray[Any], *, size: int = THUMBNAIL) -> bytes:
+    """Returns a JPEG, at most `size` pixels high and wide, of a stored image (C, H, W); the first of several windows.
+
+    Of a volume (C, D, H, W) the middle slice.
+    """
+    flat = image[:, image.shape[1] // 2] if image.ndim == 4 else image
+    integers = flat.dtype.kind == "u"
+    low, high = (0.0, float(np.iinfo(flat.dtype).max)) if integers else (float(flat.min()), float(flat.max()))
+    pixels = np.round((flat.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
+    picture = np.ascontiguousarray(pixels.transpose(1, 2, 0)[..., ::-1]) if len(pixels) == 3 else pixels[0]
+    scale = size / max(picture.shape[:2])
+    shape = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    small = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())

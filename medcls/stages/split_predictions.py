@@ -1,0 +1,175 @@
+"""The predictions of one run on one split: made once, kept, counted, and reused while nothing has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from medcls.command_line import say
+from medcls.config import EvaluateJob
+from medcls.data.dataset import StoreDataset
+from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.data.manifest import column_list, read_table, write_table
+from medcls.data.store import Store
+from medcls.errors import ConfigError
+from medcls.evaluation.assessment import Rows
+from medcls.evaluation.predictions import check_predictions
+from medcls.files import LABELS, MODEL, append_json_line, read_json, read_json_lines, sha256_file, write_json
+from medcls.models.classifier import Classifier
+from medcls.models.heads import compute_scores
+from medcls.stages.evaluation_data import Opened
+from medcls.training.checkpoint import ModelCard, read_model
+from medcls.training.engine import NonFiniteError, StepRules, predict_logits
+from medcls.training.precision import choose_device, choose_precision
+
+PREDICTIONS = "predictions.parquet"
+OPENED = "opened.jsonl"
+INPUTS = "inputs.json"
+EVALUATION = "evaluation"
+TESTS = ("test", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPredictions:
+    """What a run says about the images of a split.
+
+    Attributes:
+        run: The run's folder.
+        card: Of its model.
+        opened: The rows.
+        rows: Scores and truth, and whose they are.
+        folder: Of the results.
+        log: opened.jsonl.
+        key: Checksums of all that the predictions follow from.
+    """
+
+    run: Path
+    card: ModelCard
+    opened: Opened
+    rows: Rows
+    folder: Path
+    log: Path
+    key: dict[str, Any]
+
+    @property
+    def openings(self) -> int:
+        """How often this split of this store was opened by the run."""
+        return count_openings(self.log, self.opened.store)
+
+
+def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions:
+    """Returns the predictions of the opened rows and keeps them as predictions.parquet, one row an image."""
+    # Counted in the run, wherever the results go: out= makes no opening uncounted.
+    own = run / EVALUATION / f"{opened.store.name}-{job.split}"
+    folder = Path(job.out) if job.out else own
+    check_folder(folder, opened.store)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = {
+        "model_sha256": sha256_file(run / MODEL),
+        "store_sha256": opened.store.sha256,
+        "split": job.split,
+        "split_sha256": opened.certificate.get("split_sha256"),
+        "labels_sha256": sha256_file(opened.store.folder / LABELS),
+        "precision": job.precision,
+        "device": job.device,
+    }
+    logits = predict_once(job, run, folder=folder, opened=opened, key=key, log=own / OPENED)
+    task = card.task
+    scores = compute_scores(task.kind, torch.from_numpy(logits)).numpy()
+    predictions = check_predictions(
+        task.kind,
+        opened.targets if task.kind == "multilabel" else opened.targets[:, 0],
+        scores,
+        class_names=task.class_names,
+        grades=task.grades,
+    )
+    rows = Rows(predictions, values_of(opened, "patient_id"), values_of(opened, "study_id"))
+    write_predictions(folder, opened, rows=rows, logits=logits, key=key)
+    return SplitPredictions(run, card, opened, rows, folder, own / OPENED, key)
+
+
+def values_of(opened: Opened, column: str) -> list[Any]:
+    """Returns the values of a manifest column at the opened rows (None where null)."""
+    return opened.store.column(column, opened.rows)
+
+
+def check_folder(folder: Path, store: Store) -> None:
+    """Raises ConfigError where the folder holds the results of another store, which may have the same name."""
+    if (folder / INPUTS).is_file() and read_json(folder / INPUTS)["store_sha256"] != store.sha256:
+        raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
+
+
+def predict_once(
+    job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, key: dict[str, Any], log: Path
+) -> NDArray[np.float64]:
+    """Returns the logits; those made before from the very same inputs are reused."""
+    if is_repetition(folder, key):
+        say(f"predictions of {folder}: the same inputs as before; reused")
+        table = read_table(folder / PREDICTIONS, columns=("logits",))
+        return np.array(column_list(table, "logits"), dtype=np.float64)
+    # A model or device that cannot be used is found before the split is opened.
+    model, _ = read_model(run / MODEL)
+    device = choose_device(job.device)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Counted before the first image is read: an evaluation that is broken off was an opening, too.
+    append_json_line(log, {"key": key, "split": job.split})
+    if job.split in TESTS:
+        count = count_openings(log, opened.store)
+        say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
+    return compute_logits(job, opened, model=model, device=device)
+
+
+def count_openings(log: Path, store: Store) -> int:
+    """Returns how often the split was opened: stores of one name share a log, and are told apart by checksum."""
+    return sum(row["key"]["store_sha256"] == store.sha256 for row in read_json_lines(log))
+
+
+def count_test_openings(run: Path, model_sha256: str) -> int:
+    """Returns how often a test split, of any store, was opened with this model."""
+    logs = sorted((run / EVALUATION).glob(f"*/{OPENED}"))
+    keys = [row["key"] for log in logs for row in read_json_lines(log)]
+    return sum(key["model_sha256"] == model_sha256 and key["split"] in TESTS for key in keys)
+
+
+def is_repetition(folder: Path, key: dict[str, Any]) -> bool:
+    """Returns whether the predictions there are whole and were made from the very same inputs."""
+    if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
+        return False
+    return read_json(folder / INPUTS) == key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}
+
+
+def compute_logits(job: EvaluateJob, opened: Opened, *, model: Classifier, device: str) -> NDArray[np.float64]:
+    """Returns the model's logits (N, L) of the opened rows."""
+    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
+    model.to(device)
+    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets)
+    sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
+    workers = choose_workers(job.workers, device=device)
+    loader = build_loader(dataset, sampler, workers=workers, device=device)
+    logits = predict_logits(model, tqdm(loader, desc=f"predict {job.split}", unit="batch"), rules)
+    if not np.isfinite(logits).all():
+        wrong = int((~np.isfinite(logits).all(axis=1)).sum())
+        raise NonFiniteError(f"the outputs for {wrong} of {len(logits)} images are not finite: try precision=fp32")
+    return logits
+
+
+def write_predictions(
+    folder: Path, opened: Opened, *, rows: Rows, logits: NDArray[np.float64], key: dict[str, Any]
+) -> None:
+    """Writes one row an image (image_id, patient_id, y_true, logits, y_score), and what they were made from."""
+    columns = {
+        "image_id": values_of(opened, "image_id"),
+        "patient_id": list(rows.patient_ids),
+        "y_true": opened.targets.tolist(),
+        "logits": logits.tolist(),
+        "y_score": rows.predictions.y_score.tolist(),
+    }
+    write_table(folder / PREDICTIONS, pa.table(columns))
+    write_json(folder / INPUTS, key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)})

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medcls.evaluation.checklists import CLAIM, TRIPOD, fill_checklist
+from medcls.evaluation.documents import describe_facts, write_documents
+from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.intervals import compute_intervals
+
+MODEL = {
+    "architecture": "resnet18",
+    "dropout": 0.0,
+    "in_channels": 1,
+    "max_value": 255,
+    "task": {"kind": "binary", "class_names": ["healthy", "ill <b>|"]},
+    "preprocess": {"height": 64},
+    "ancestors": [],
+    "training": {"transfer": "scratch", "epoch": 3, "metric": "auc"},
+}
+
+
+@pytest.fixture
+def make_evaluation(make_task, make_patients):
+    """An evaluation as the stage makes it, with what a test changes."""
+
+    def make(**change):
+        task, patients = make_task("binary"), make_patients(60)
+        settings = {"patient_ids": patients, "class_names": task["class_names"]}
+        metrics = compute_intervals("binary", task["y_true"], task["y_score"], replicates=100, **settings)
+        metrics |= {"n_images": 60, "n_patients": 30}
+        given = {"split": "test", "store_name": "knees", "certificate": {"on_leak": "refuse"}, "model": MODEL}
+        return Evaluation(**{**task, **settings, "metrics": metrics, **given, **change})
+
+    return make
+
+
+@pytest.mark.parametrize(("items", "number"), [(CLAIM, 44), (TRIPOD, 52)])
+def test_every_item_stands_once_filled_or_left(items, number, make_evaluation):
+    answer = fill_checklist(items, describe_facts(make_evaluation()), source="x")
+    numbers = [entry["item"] for entry in answer["filled"]] + [entry["item"] for entry in answer["left_to_the_authors"]]
+    assert sorted(numbers) == sorted(number for number, _, _ in items)
+    assert len(set(numbers)) == number
+    assert answer["filled"]
+    assert answer["left_to_the_authors"]
+
+
+def test_every_fact_that_an_item_asks_for_can_be_known(make_evaluation):
+    """A misspelt fact would leave its item to the authors for ever."""
+    known = set(describe_facts(make_evaluation(facts={"deidentification": "hmac", "imbalance": "none"})))
+    assert {fact for _, _, fact in CLAIM + TRIPOD if fact} == known & {fact for _, _, fact in CLAIM + TRIPOD if fact}
+
+
+def test_what_is_not_known_is_left_to_the_authors(make_evaluation):
+    def left(evaluation):
+        answer = fill_checklist(CLAIM, describe_facts(evaluation), source="x")
+        return {entry["item"] for entry in answer["left_to_the_authors"]}
+
+    assert {"2", "5", "14", "44", "30", "33", "38"} <= left(make_evaluation())
+    assert "22" in left(make_evaluation(model={})) - left(make_evaluation())
+    assert "33" not in left(make_evaluation(notes=["external store knees: …"]))
+    assert "20" in left(make_evaluation(certificate={"on_leak": "report"}))
+
+
+def test_the_files_are_written_and_the_card_is_escaped(make_evaluation, tmp_path):
+    point = {"question": "ill|x", "kind": "sensitivity", "target": 0.9, "threshold": 0.4}
+    rate = {"value": 0.91234, "low": 0.8, "high": 0.95}
+    evaluation = make_evaluation()
+    metrics = dict(evaluation.metrics) | {
+        "operating_points": [{**point, "rates": {"sensitivity": rate, "specificity": rate}}],
+        "chosen_on": {"where": "val (9 images of 8 patients)"},
+    }
+    write_documents(tmp_path, make_evaluation(metrics=metrics, notes=["opened 1 time"]))
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert "Chosen on val (9 images of 8 patients) and frozen" in card
+    assert "| ill\\|x | sensitivity 0.9 | 0.912 | 0.912 |" in card
+    assert "ill &lt;b>\\|" in card
+    assert "> opened 1 time" in card
+    assert f"{metrics['auc']['value']:.3f}" in card
+    assert "60 images of 30 patients" in card
+    claim = json.loads((tmp_path / "claim.json").read_text())
+    accuracy = next(entry for entry in claim["filled"] if entry["item"] == "38")["filled"]
+    assert accuracy[0]["sensitivity"]["value"] == 0.91234
+    assert (tmp_path / "tripod_ai.json").is_file()

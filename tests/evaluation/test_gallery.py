@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medcls.evaluation.gallery import Picture, Worst, choose_worst
+from medcls.evaluation.predictions import KINDS, check_predictions
+
+NAMES = ("well", "ill")
+
+
+def test_the_worst_are_the_surest_errors_and_the_uncertain_the_nearest_to_a_tie():
+    predictions = check_predictions("binary", [1, 1, 0, 0, 1], [0.1, 0.45, 0.3, 0.52, 0.9], class_names=NAMES)
+    chosen = choose_worst(predictions, count=2)
+    assert [(one.row, one.why) for one in chosen] == [(0, "worst"), (1, "worst"), (3, "uncertain"), (2, "uncertain")]
+    assert (chosen[0].true, chosen[0].predicted) == ("ill", "P(ill) 0.100")
+
+
+def test_right_rows_are_not_among_the_worst():
+    predictions = check_predictions("binary", [1, 0], [0.9, 0.2], class_names=NAMES)
+    assert [one.why for one in choose_worst(predictions, count=5)] == ["uncertain", "uncertain"]
+    assert choose_worst(predictions, count=0) == []
+
+
+def test_several_classes_and_labels_are_said_in_words():
+    multiclass = check_predictions("multiclass", [2], [[0.7, 0.2, 0.1]], class_names=("a", "b", "c"))
+    assert (choose_worst(multiclass, count=1)[0].true, choose_worst(multiclass, count=1)[0].predicted) == (
+        "c",
+        "a 0.70",
+    )
+    labels = check_predictions("multilabel", [[1, 0, np.nan]], [[0.2, 0.8, 0.9]], class_names=("a", "b", "c"))
+    assert choose_worst(labels, count=1)[0].true == "a"
+    assert choose_worst(labels, count=1)[0].predicted == "a 0.20, b 0.80, c 0.90"
+
+
+def test_values_have_no_ties_and_the_largest_error_first():
+    predictions = check_predictions("regression", [1.0, 2.0, 3.0], [1.0, 4.0, 3.5], class_names=())
+    assert [(one.row, one.true, one.predicted) for one in choose_worst(predictions, count=9)] == [
+        (1, "2", "4.00"), (2, "3", "3.50"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_task_has_a_gallery_without_repetition(kind, make_task):
+    chosen = choose_worst(check_predictions(**make_task(kind)), count=5)
+    assert len({one.row for one in chosen}) == len(chosen) > 0
+
+
+def test_a_picture_is_a_data_uri():
+    assert Picture(Worst(0, "worst", "a", "b"), b"\xff\xd8").uri == "data:image/jpeg;base64,/9g="

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, chi2
+
+from medcls.evaluation.comparison import compare_areas
+from medcls.evaluation.metrics import compute_metrics
+from medcls.evaluation.paired import adjust_holm, compare_predictions, compute_mcnemar
+from medcls.evaluation.predictions import KINDS, check_predictions
+
+
+def right(only_first, only_second, both=5):
+    """Whether each of two models has each row right."""
+    one = [True] * only_first + [False] * only_second + [True] * both
+    return one, [False] * only_first + [True] * only_second + [True] * both
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 12), (10, 10), (40, 21), (700, 800)])
+def test_mcnemar_is_the_binomial_test(b, c):
+    one, two = right(b, c)
+    found = compute_mcnemar(one, two, patients=np.arange(len(one)))
+    expected = binomtest(b, b + c).pvalue if b + c else 1.0
+    assert found[:2] == (b, c)
+    assert found.p_value == pytest.approx(expected, rel=1e-9)
+    assert found.method == "exact"
+
+
+def test_mcnemar_over_patients_is_the_classical_one_where_differences_stand_alone():
+    one, two = right(30, 12)
+    patients = np.append(np.arange(46), 45)  # the last patient has two rows that both models have right
+    found = compute_mcnemar(one, two, patients=patients)
+    assert found.p_value == pytest.approx(chi2.sf((30 - 12) ** 2 / (30 + 12), df=1))
+
+
+def test_copies_of_a_patient_bring_no_certainty():
+    one, two = (np.repeat(values, 8) for values in right(9, 3, both=0))
+    alone = compute_mcnemar(one, two, patients=np.arange(96)).p_value
+    joined = compute_mcnemar(one, two, patients=np.arange(96) // 8).p_value
+    assert joined == pytest.approx(chi2.sf(36 / 12, df=1))
+    assert alone < 0.001 < joined
+
+
+def test_holm_is_that_of_r():
+    """p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    with_gap = adjust_holm([0.01, float("nan"), 0.04])
+    assert with_gap[0] == pytest.approx(0.02)
+    assert np.isnan(with_gap[1])
+    assert adjust_holm([0.6, 0.7]) == [1.0, 1.0]
+    assert adjust_holm([]) == []
+
+
+def pair(make_task, kind, *, noise=0.4):
+    """The task's predictions and worse ones of the same rows."""
+    task = make_task(kind)
+    first = check_predictions(**task)
+    generator = np.random.default_rng(4)
+    if kind == "regression":
+        return first, replace(first, y_score=first.y_score + generator.normal(0, 1.0, first.y_score.shape))
+    other = generator.random(first.y_score.shape)
+    if kind in ("multiclass", "ordinal"):
+        other /= other.sum(axis=1, keepdims=True)
+    return first, replace(first, y_score=(1 - noise) * first.y_score + noise * other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_differences_are_those_of_the_metrics_and_turn_round(kind, make_task):
+    first, second = pair(make_task, kind)
+    patients = np.arange(60) // 2
+    there = compare_predictions(first, second, patients, replicates=200)
+    back = compare_predictions(second, first, patients, replicates=200)
+    json.dumps(there, allow_nan=False)
+    plain = [
+        compute_metrics(kind, p.y_true, p.y_score, class_names=p.class_names, grades=p.grades) for p in (first, second)
+    ]
+    for name, entry in there["metrics"].items():
+        assert entry["difference"] == pytest.approx(plain[0][name] - plain[1][name])
+        assert entry["difference"] == pytest.approx(-back["metrics"][name]["difference"])
+        assert entry["low"] == pytest.approx(-back["metrics"][name]["high"])
+        assert entry["p_value"] == back["metrics"][name]["p_value"] <= entry["p_holm"]
+    assert ("mcnemar" in there) == (kind != "multilabel")
+
+
+def test_questions_are_compared_by_delong(make_task):
+    first, second = pair(make_task, "binary")
+    patients = np.arange(60) // 2
+    entry = compare_predictions(first, second, patients, replicates=100)["auc"]["ill"]
+    expected = compare_areas(first.y_true, first.y_score[:, 0], second.y_score[:, 0], patients=patients)
+    assert (entry["difference"], entry["p_value"]) == (expected.difference, expected.p_value)
+
+
+def test_a_run_against_itself_is_no_difference(make_task):
+    first = check_predictions(**make_task("binary"))
+    found = compare_predictions(first, first, np.arange(60), replicates=100)
+    assert all(entry["difference"] == 0 and entry["p_value"] == 1 for entry in found["metrics"].values())
+    assert found["auc"]["ill"]["p_value"] == 1
+    assert found["mcnemar"]["p_value"] == 1
+
+
+def test_other_rows_or_tasks_are_refused(make_task):
+    first = check_predictions(**make_task("binary"))
+    flipped = replace(first, y_true=1 - first.y_true)
+    with pytest.raises(ValueError, match="not of the same task, rows and labels"):
+        compare_predictions(first, flipped, np.arange(60))
+    with pytest.raises(ValueError, match="not of the same task, rows and labels"):
+        compare_predictions(first, check_predictions(**make_task("multiclass")), np.arange(60))
+
+
+def test_an_absent_class_is_null_with_a_reason(make_task):
+    first, second = (replace(p, y_true=0 * p.y_true) for p in pair(make_task, "binary"))
+    found = compare_predictions(first, second, np.arange(60), replicates=100)
+    assert found["metrics"]["auc"]["difference"] is None
+    assert found["metrics"]["auc"]["p_holm"] is None
+    assert "fewer than two independent positive rows" in found["auc"]["ill"]["reason"]
+
+
+def count_false_alarms(times, *, rows=60, seed=0):
+    """Share of comparisons of two equally good models that come out below 0.05, by bootstrap of the AUC."""
+    generator = np.random.default_rng(seed)
+    alarms = 0
+    for _ in range(times):
+        true = np.tile([0, 1], rows // 2)
+        scores = 1 / (1 + np.exp(-(true[:, None] + generator.normal(size=(rows, 2)))))
+        both = [check_predictions("binary", true, scores[:, k], class_names=("well", "ill")) for k in (0, 1)]
+        found = compare_predictions(*both, np.arange(rows), replicates=300, seed=int(generator.integers(1 << 30)))
+        alarms += found["metrics"]["auc"]["p_value"] < 0.05
+    return alarms / times
+
+
+@pytest.mark.slow
+def test_equally_good_models_differ_in_one_of_twenty():
+    assert 0.03 <= count_false_alarms(600) <= 0.075

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from medcls.evaluation.shortcuts import _fit_ridge, compute_shortcut
+
+ROWS = 240
+PATIENTS = [f"p{row // 2}" for row in range(ROWS)]
+SITE = np.array(["A", "B", "C"])[np.arange(ROWS) // 2 % 3]
+
+
+def draw_features(*, seen):
+    """Noise, and if asked a trace of the site."""
+    features = np.random.default_rng(0).normal(size=(ROWS, 8))
+    features[:, 0] += 3 * (SITE == "B") * seen
+    features[:, 1] += 3 * (SITE == "C") * seen
+    return features
+
+
+def test_a_site_that_shows_is_found_and_one_that_does_not_is_chance():
+    true = np.random.default_rng(1).integers(2, size=(ROWS, 1)).astype(float)
+    shown, hidden = (
+        compute_shortcut(draw_features(seen=seen), true, SITE, PATIENTS, replicates=100) for seen in (1, 0)
+    )
+    assert shown["values"] == {"A": 40, "B": 40, "C": 40}
+    assert shown["features"]["low"] > 0.85
+    assert hidden["features"]["low"] < 0.5 < hidden["features"]["high"] + 0.03
+    assert abs(shown["labels"]["value"] - 0.5) < 0.12
+
+
+def test_labels_that_differ_between_sites_explain_it():
+    true = (SITE == "A").astype(float)[:, None]
+    found = compute_shortcut(draw_features(seen=0), true, SITE, PATIENTS, replicates=100)
+    assert found["labels"]["value"] > 0.7
+
+
+def test_patients_are_held_out_whole():
+    """Two copies of each row of pure noise: known copies would give the site away."""
+    noise = np.random.default_rng(2).normal(size=(ROWS // 2, 200)).repeat(2, axis=0)
+    site = np.random.default_rng(3).choice(["A", "B"], ROWS // 2).repeat(2)
+    true = np.zeros((ROWS, 1))
+    whole = compute_shortcut(noise, true, site, PATIENTS, replicates=100)["features"]["value"]
+    mixed = compute_shortcut(noise, true, site, [str(row) for row in range(ROWS)], replicates=100)["features"]["value"]
+    assert whole < 0.65 < 0.8 < mixed
+
+
+def test_values_of_few_patients_and_unknown_ones_are_left_out():
+    site = ["A"] * 100 + [None] * 40 + ["B"] * 80 + ["rare"] * 20
+    true, features = np.zeros((ROWS, 1)), draw_features(seen=0)
+    assert compute_shortcut(features, true, site, PATIENTS, replicates=100)["values"] == {"A": 50, "B": 40}
+    found = compute_shortcut(features, true, ["A"] * ROWS, PATIENTS)
+    assert found["reason"] == "1 values with 20 patients or more: nothing to tell apart"
+
+
+@pytest.mark.parametrize("columns", [5, 60])
+def test_ridge_is_that_of_scikit_learn(columns):
+    generator = np.random.default_rng(4)
+    known, new, target = (
+        generator.normal(size=(40, columns)),
+        generator.normal(size=(7, columns)),
+        np.eye(2)[[0, 1] * 20],
+    )
+    mean, spread = known.mean(axis=0), known.std(axis=0)
+    oracle = Ridge(alpha=40.0).fit((known - mean) / spread, target)
+    np.testing.assert_allclose(_fit_ridge(known, target, new), oracle.predict((new - mean) / spread), atol=1e-9)

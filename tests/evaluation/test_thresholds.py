@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, roc_curve
+
+from medcls.evaluation.curves import Question
+from medcls.evaluation.predictions import check_predictions
+from medcls.evaluation.thresholds import (
+    NEVER,
+    Rule,
+    apply_operating_points,
+    choose_operating_points,
+    choose_threshold,
+    list_rules,
+)
+
+
+def ask(positive, score):
+    positive = np.asarray(positive, dtype=bool)
+    return Question("ill", "", positive, np.asarray(score, dtype=float), np.arange(len(positive)))
+
+
+def draw(seed, *, rows=80, ties=False):
+    generator = np.random.default_rng(seed)
+    positive = generator.random(rows) < 0.4
+    score = generator.normal(size=rows) + positive
+    return positive, np.round(score) if ties else score
+
+
+def rates(positive, score, threshold):
+    called = score >= threshold
+    return (called & positive).sum() / positive.sum(), (~called & ~positive).sum() / (~positive).sum()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_each_rule_is_the_best_of_all_thresholds_that_meet_it(seed, ties):
+    positive, score = draw(seed, ties=ties)
+    everything = [(t, *rates(positive, score, t)) for t in [np.inf, *np.unique(score)]]
+    question = ask(positive, score)
+
+    youden = choose_threshold(question, Rule("youden"))
+    assert sum(rates(positive, score, youden)) == pytest.approx(max(se + sp for _, se, sp in everything))
+
+    found = rates(positive, score, choose_threshold(question, Rule("sensitivity", 0.9)))
+    assert found[0] >= 0.9
+    assert found[1] == max(sp for _, se, sp in everything if se >= 0.9)
+
+    threshold = choose_threshold(question, Rule("specificity", 0.9))
+    found = rates(positive, score, np.inf if threshold is None else threshold)
+    assert found[1] >= 0.9
+    assert found[0] == max(se for _, se, sp in everything if sp >= 0.9)
+
+    threshold = choose_threshold(question, Rule("cost", 5.0))
+    cost = [5 * (1 - se) * positive.sum() + (1 - sp) * (~positive).sum() for _, se, sp in everything]
+    se, sp = rates(positive, score, np.inf if threshold is None else threshold)
+    assert 5 * (1 - se) * positive.sum() + (1 - sp) * (~positive).sum() == pytest.approx(min(cost))
+
+
+def test_youden_is_that_of_scikit_learn():
+    positive, score = draw(7, rows=400)
+    false_positive_rate, sensitivity, thresholds = roc_curve(positive, score, drop_intermediate=False)
+    expected = thresholds[np.argmax(sensitivity - false_positive_rate)]
+    assert choose_threshold(ask(positive, score), Rule("youden")) == expected
+
+
+def test_a_dearer_miss_lowers_the_threshold():
+    question = ask(*draw(3, rows=300))
+    cheap, dear = (choose_threshold(question, Rule("cost", cost)) for cost in (0.5, 10.0))
+    assert dear < cheap
+
+
+def test_no_threshold_where_only_calling_nobody_meets_the_rule():
+    question = ask([0, 1, 0], [0.9, 0.5, 0.1])
+    assert choose_threshold(question, Rule("specificity", 0.99)) is None
+    predictions = check_predictions("binary", [0, 1, 0], [0.9, 0.5, 0.1], class_names=("well", "ill"))
+    (point,) = choose_operating_points(predictions, [Rule("specificity", 0.99)])
+    assert (point["threshold"], point["reason"]) == (None, NEVER)
+    assert point["seen"] == {"sensitivity": 0.0, "specificity": 1.0}
+
+
+def test_an_absent_class_has_no_threshold_but_a_reason():
+    with pytest.raises(ValueError, match="no negative row to choose a threshold on"):
+        choose_threshold(ask([1, 1], [0.2, 0.3]), Rule("youden"))
+    predictions = check_predictions("binary", [1, 1], [0.2, 0.3], class_names=("well", "ill"))
+    (point,) = choose_operating_points(predictions, [Rule("youden")])
+    assert (point["threshold"], point["reason"]) == (None, "nothing but cases where it was chosen")
+
+
+def test_unknown_rule_and_missing_target():
+    question = ask([0, 1], [0.2, 0.3])
+    with pytest.raises(ValueError, match="expected one of youden"):
+        choose_threshold(question, Rule("best"))
+    with pytest.raises(ValueError, match="needs a target"):
+        choose_threshold(question, Rule("sensitivity"))
+
+
+def test_the_frozen_threshold_is_applied_unchanged(make_task, make_patients):
+    rules = list_rules(sensitivity=[0.9], specificity=[0.9], cost=[2.0])
+    chosen = choose_operating_points(check_predictions(**make_task("binary", seed=1)), rules)
+    here = check_predictions(**make_task("binary", seed=2, rows=90))
+    patients = np.unique(make_patients(90), return_inverse=True)[1]
+    applied = apply_operating_points(here, json.loads(json.dumps(chosen)), patients, prevalences=[0.1], replicates=100)
+    assert [point["threshold"] for point in applied] == [point["threshold"] for point in chosen]
+    for point in applied:
+        called = here.y_score[:, 0] >= point["threshold"]
+        tn, fp, fn, tp = confusion_matrix(here.y_true, called).ravel().tolist()
+        assert point["counts"] == {"tp": tp, "fn": fn, "fp": fp, "tn": tn}
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        entry = point["rates"]["sensitivity"]
+        assert entry["value"] == pytest.approx(sensitivity)
+        assert entry["low"] <= entry["value"] <= entry["high"]
+        expected = sensitivity * 0.1 / (sensitivity * 0.1 + (1 - specificity) * 0.9)
+        assert point["rates"]["ppv_at_0.1"]["value"] == pytest.approx(expected)
+
+
+def test_rates_without_cases_are_null_with_a_reason(make_task, make_patients):
+    chosen = choose_operating_points(check_predictions(**make_task("binary")), [Rule("youden")])
+    task = make_task("binary")
+    here = check_predictions(**task | {"y_true": np.zeros(60)})
+    (point,) = apply_operating_points(here, chosen, np.arange(60), replicates=100)
+    assert point["rates"]["sensitivity"]["value"] is None
+    assert point["rates"]["sensitivity"]["reason"]
+    assert point["rates"]["specificity"]["value"] is not None
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal", "multilabel", "regression"])
+def test_every_yes_or_no_question_gets_its_own(kind, make_task):
+    predictions = check_predictions(**make_task(kind))
+    points = choose_operating_points(predictions, list_rules(sensitivity=[0.8], specificity=[], cost=[]))
+    questions = 3 if kind == "regression" else 4
+    assert len(points) == 2 * questions
+    assert len({point["question"] for point in points}) == questions

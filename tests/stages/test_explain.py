@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medcls.data.store import Store
+from medcls.data.targets import Task
+from medcls.errors import ConfigError, DataError
+from medcls.files import read_json, read_json_lines
+from medcls.models.classifier import build_classifier
+from medcls.stages.explain import explain, file_name
+from medcls.stages.explanation_checks import Subject, check_sanity, judge_sanity, read_boxes
+from medcls.stages.explanation_method import Explained
+from medcls.stages.explanation_report import describe_sanity
+from medcls.stages.explanation_target import Target, choose_target
+
+RunExplain = Callable[..., Path]
+QUICK = ("device=cpu", "worst=2", "sanity_images=1", "num_samples=40", "num_superpixels=8", "steps=4")
+
+
+@pytest.fixture
+def run_explain(compose_job: Callable[..., Any], tmp_path: Path) -> RunExplain:
+    """Explains and returns the folder: run_explain(run, "method=lime")."""
+
+    def run(folder: Path, *arguments: str, out: str = "explained") -> Path:
+        given = {a.partition("=")[0]: a for a in (*QUICK, *arguments)}
+        explain(compose_job("explain", f"run={folder}", f"out={tmp_path / out}", *given.values()))
+        return tmp_path / out
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["lime", "gradcam", "gradcam++", "integrated_gradients", "occlusion"])
+def test_every_method_writes_maps_pictures_figures_and_a_page(
+    run_copy: Path, run_explain: RunExplain, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_explain(run_copy, f"method={method}")
+    found = read_json(folder / "explanations.json")
+    assert len(found["images"]) == 2
+    for row in found["images"]:
+        heat = np.load(folder / "maps" / f"{file_name(row['image_id'])}.npy")
+        assert heat.shape == (32, 32)
+        assert heat.dtype == np.float32
+        assert np.isfinite(heat).all()
+        assert (folder / "images" / f"{file_name(row['image_id'])}.png").is_file()
+        assert 0 <= row["score"] <= 1
+        assert (method == "lime") == ("r2" in row)
+        assert ("completeness_gap" in row) == (method == "integrated_gradients")
+    levels = found["summary"]["sanity"]["levels"]
+    assert levels[0]["scrambled"] == ["head"]
+    assert levels[-1]["scrambled"][-1] == "stem"
+    page = (folder / "explanation.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "<script" not in page
+    assert "Weight-randomisation check" in page
+    printed = capsys.readouterr().out
+    assert found["found"][0] in printed
+    assert "explanation.html" in printed
+
+
+def test_same_seed_same_bytes_and_old_pictures_go(run_copy: Path, run_explain: RunExplain) -> None:
+    first = run_explain(run_copy, "method=lime", out="a")
+    second = run_explain(run_copy, "method=lime", out="b")
+    for path in sorted((first / "maps").iterdir()):
+        assert path.read_bytes() == (second / "maps" / path.name).read_bytes()
+    ids = [row["image_id"] for row in read_json(first / "explanations.json")["images"]]
+    run_explain(run_copy, "method=lime", f"images=[{ids[1]}]", out="a")
+    assert [path.stem for path in (first / "maps").iterdir()] == [file_name(ids[1])]
+
+
+def test_folder_with_other_files_is_refused(run_copy: Path, run_explain: RunExplain, tmp_path: Path) -> None:
+    (tmp_path / "explained").mkdir()
+    (tmp_path / "explained" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds thesis\.txt"):
+        run_explain(run_copy)
+
+
+def test_unknown_image_is_named(run_copy: Path, run_explain: RunExplain) -> None:
+    with pytest.raises(DataError, match="nobody not in split=val"):
+        run_explain(run_copy, "images=[nobody]")
+
+
+def test_opening_of_the_test_split_is_counted(run_copy: Path, run_explain: RunExplain) -> None:
+    run_explain(run_copy, "split=test")
+    run_explain(run_copy, "split=test")
+    log = next((run_copy / "evaluation").glob("*-test/opened.jsonl"))
+    assert len(read_json_lines(log)) == 1  # the second time the predictions were reused
+
+
+def test_boxes_are_placed_in_stored_pixels_and_measured(
+    run_copy: Path, run_explain: RunExplain, store: Store, tmp_path: Path
+) -> None:
+    with (tmp_path / "boxes.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image_id", "box_y", "box_x", "box_h", "box_w"])
+        writer.writerows([name, 4, 6, 8, 20] for name in store.column("image_id"))
+    boxes = read_boxes(tmp_path / "boxes.csv", store)
+    assert set(boxes.values()) == {(4, 6, 8, 20)}
+    folder = run_explain(run_copy, f"boxes={tmp_path / 'boxes.csv'}", "sanity_images=0")
+    found = read_json(folder / "explanations.json")
+    assert found["summary"]["n_boxes"] == 2
+    assert found["summary"]["mean"]["box_share"] == pytest.approx(8 * 20 / 32**2)
+    assert found["summary"]["sanity"] is None
+    assert "was not made" in found["found"][0]
+
+
+def test_boxes_of_nobody_are_refused(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("image_id,box_y,box_x,box_h,box_w\nnobody,1,1,2,2\n")
+    with pytest.raises(DataError, match="no image_id in it is an image_id of the store"):
+        read_boxes(tmp_path / "boxes.csv", store)
+    (tmp_path / "boxes.csv").write_text("image_id,box_y\na,1\n")
+    with pytest.raises(DataError, match="missing columns box_x, box_h, box_w"):
+        read_boxes(tmp_path / "boxes.csv", store)
+
+
+def test_map_drawn_from_the_image_alone_fails_the_check() -> None:
+    """Edges look like an explanation and do not know the network: the reason for the check."""
+    image = np.random.default_rng(0).integers(0, 255, (1, 32, 32)).astype(np.uint8)
+    subject = Subject("a", image, Target("binary", 1, ""), "", "")
+
+    def edges(model: Any, image: Any, **_: Any) -> Explained:
+        return Explained(np.abs(np.gradient(image[0].astype(np.float32))[0]))
+
+    def weights(model: Any, image: Any, **_: Any) -> Explained:
+        values = model.state_dict()["backbone.body.conv1.weight"].flatten()[:1024]
+        return Explained(values.reshape(32, 32).numpy().copy())
+
+    model = build_classifier("resnet18", kind="binary", num_classes=2)
+    verdicts = []
+    for draw in (edges, weights):
+        method: Any = SimpleNamespace(explain=draw, job=SimpleNamespace(seed=0))
+        verdicts.append(check_sanity(method, model, [subject], [draw(model, image)])["verdict"])
+    assert verdicts == ["failed", "passed"]
+
+
+def test_failed_check_says_so() -> None:
+    levels = [{"scrambled": ["head"], "rank_correlation": 0.97}, {"scrambled": ["head", "a"], "rank_correlation": 0.8}]
+    assert judge_sanity(levels) == "failed"
+    sanity = {"levels": levels, "limit": 0.5, "images": 3, "verdict": "failed"}
+    assert "FAILED the weight-randomisation check" in describe_sanity(sanity)
+    assert "do not use them" in describe_sanity(sanity)
+    levels[-1]["rank_correlation"] = 0.2
+    assert judge_sanity(levels) == "passed"
+    levels[-1]["rank_correlation"] = None
+    assert judge_sanity(levels) == "undecided"
+
+
+LOGITS = torch.tensor([[0.3, -0.8], [2.0, 1.0]])
+
+
+def test_target_of_each_task() -> None:
+    names = ["none", "mild", "severe"]
+    probabilities = LOGITS.double().sigmoid()
+    expected = choose_target(Task("ordinal", names, ["label"]), np.array([0.2, 0.5, 0.3]))
+    assert expected.words == "expected grade"
+    above = probabilities.cumprod(dim=1)
+    torch.testing.assert_close(expected.score(LOGITS), above.sum(dim=1))
+    severe = choose_target(Task("ordinal", names, ["label"]), np.zeros(3), target="severe")
+    torch.testing.assert_close(severe.score(LOGITS), above[:, 1])
+    torch.testing.assert_close(severe.slope(LOGITS).sigmoid(), above[:, 1])
+    grades = Task("multiclass", names, ["label"])
+    predicted = choose_target(grades, np.array([0.1, 0.7, 0.2]))
+    assert (predicted.index, predicted.words) == (1, "probability of mild")
+    torch.testing.assert_close(predicted.score(LOGITS), LOGITS.double().softmax(dim=1)[:, 1])
+    torch.testing.assert_close(predicted.slope(LOGITS), LOGITS[:, 1])
+    finding = choose_target(Task("multilabel", ["a", "b"], ["label_a", "label_b"]), np.zeros(2), target="b")
+    torch.testing.assert_close(finding.score(LOGITS), probabilities[:, 1])
+    one = LOGITS[:, :1]
+    two = Task("binary", ["no", "yes"], ["label"])
+    torch.testing.assert_close(choose_target(two, np.zeros(1)).score(one), probabilities[:, 0])
+    no = choose_target(two, np.zeros(1), target="no")
+    torch.testing.assert_close(no.score(one), 1 - probabilities[:, 0])
+    torch.testing.assert_close(no.slope(one), -one[:, 0])
+    value = choose_target(Task("regression", [], ["label"]), np.zeros(1))
+    torch.testing.assert_close(value.slope(one), one[:, 0])
+    assert value.score(one).tolist() == pytest.approx(one[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        ("ordinal", "none", "every image has this grade"),
+        ("multiclass", "sever", r"target=sever: expected auto or one of none, mild, severe \(nearest: severe\)"),
+        ("regression", "mild", "has one value"),
+    ],
+)
+def test_targets_without_a_score_are_refused(kind: str, target: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        choose_target(Task(kind, ["none", "mild", "severe"], ["label"]), np.zeros(3), target=target)
+
+
+def test_ordinal_expected_grade_is_differentiable() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    (slopes,) = torch.autograd.grad(Target("ordinal", -1, "").slope(logits).sum(), logits)
+    assert (slopes > 0).all()
+
+
+def test_file_names_are_plain_and_apart() -> None:
+    assert file_name("a3f9") == "a3f9"
+    assert file_name("images/p1.png").startswith("images_p1.png-")
+    assert file_name("images/p1") != file_name("images_p1")
+    assert "/" not in file_name("../../etc/passwd")
+    assert not file_name("../x").startswith(".")

@@ -1,0 +1,204 @@
+"""What is chosen on validation is chosen before a test split is opened, and never after."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from medcls.errors import ConfigError, DataError, UsageError
+from medcls.files import read_json, read_json_lines, sha256_file, write_json
+from medcls.stages import evaluate as stage
+from medcls.stages import split_predictions
+from medcls.training.checkpoint import read_model, write_model
+
+Run = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page takes seconds and is not what these tests are about; its notes stand in for it."""
+
+    def write_notes(folder: Path, evaluation: Any) -> Path:
+        (folder / "report.html").write_text("\n".join(evaluation.notes))
+        return folder / "report.html"
+
+    monkeypatch.setattr(stage, "write_report", write_notes)
+
+
+def change_model(run: Path) -> None:
+    """Another model in the run, as if it had been trained again."""
+    model, card = read_model(run / "model.safetensors")
+    state = model.state_dict()
+    state["head.linear.bias"] += 0.5 * torch.arange(3)
+    write_model(run / "model.safetensors", state, card)
+
+
+@pytest.fixture
+def other_run(trained: Path, tmp_path: Path) -> Path:
+    """A run with other weights, trained on the same split."""
+    run = Path(shutil.copytree(trained, tmp_path / "other"))
+    change_model(run)
+    return run
+
+
+def read_thresholds(folder: Path) -> list[float | None]:
+    return [point["threshold"] for point in read_json(folder / "metrics.json")["operating_points"]]
+
+
+def test_test_applies_what_was_frozen_on_validation(run_copy: Path, run_evaluate: Run) -> None:
+    run_evaluate(run_copy, "split=val", "sensitivity_at_least=[0.8,0.9]", "alpha=0.2")
+    frozen = {name: (run_copy / name).read_bytes() for name in ("operating_points.json", "calibration.json")}
+    folder = run_evaluate(run_copy, "split=test")
+    assert {name: (run_copy / name).read_bytes() for name in frozen} == frozen
+    operating = read_json(run_copy / "operating_points.json")
+    assert operating["settings"] == {"sensitivity": [0.8, 0.9], "specificity": [0.95], "cost": [], "alpha": 0.2}
+    points = operating["levels"]["image"]["points"]
+    assert read_thresholds(folder) == [point["threshold"] for point in points]
+    assert len(points) == 3 * 4
+    chosen_on = operating["chosen_on"]
+    assert chosen_on["model_sha256"] == sha256_file(run_copy / "model.safetensors")
+    assert (chosen_on["split"], chosen_on["test_openings_before"]) == ("val", 0)
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["conformal"]["alpha"] == 0.2
+    assert metrics["recalibration"]["chosen"] == read_json(run_copy / "calibration.json")["chosen"]
+    assert metrics["chosen_on"]["where"] == "val (12 images of 6 patients)"
+
+
+def test_nothing_frozen_is_chosen_on_validation_before_test_is_opened(
+    run_copy: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the test images are read, the choices lie in the run already."""
+    seen: list[tuple[str, bool]] = []
+    original = split_predictions.compute_logits
+
+    def note(job: Any, *args: Any, **options: Any) -> Any:
+        seen.append((job.split, (run_copy / "operating_points.json").is_file()))
+        return original(job, *args, **options)
+
+    monkeypatch.setattr(split_predictions, "compute_logits", note)
+    run_evaluate(run_copy, "split=test")
+    assert seen == [("val", False), ("test", True)]
+    val = run_copy / "evaluation" / "store-val"
+    assert len(read_json_lines(val / "opened.jsonl")) == 1
+    run_evaluate(run_copy, "split=val")  # its predictions are there already
+    assert len(seen) == 2
+    assert len(read_json_lines(val / "opened.jsonl")) == 1
+
+
+def test_other_rules_are_free_before_test_and_refused_after(run_copy: Path, run_evaluate: Run) -> None:
+    run_evaluate(run_copy, "split=val", "miss_costs=[3]")
+    run_evaluate(run_copy, "split=val", "alpha=0.3")
+    settings = read_json(run_copy / "operating_points.json")["settings"]
+    assert (settings["cost"], settings["alpha"]) == ([3.0], 0.3)
+    folder = run_evaluate(run_copy, "split=test", "miss_costs=[3]")
+    before = (run_copy / "operating_points.json").read_bytes()
+    for split in ("val", "test"):
+        with pytest.raises(ConfigError, match=r"frozen with other settings \(cost: \[3.0\] -> \[9.0\]\)"):
+            run_evaluate(run_copy, f"split={split}", "miss_costs=[9]")
+    assert (run_copy / "operating_points.json").read_bytes() == before
+    assert len(read_json_lines(folder / "opened.jsonl")) == 1
+
+
+def test_choices_of_another_model_are_not_applied(run_copy: Path, run_evaluate: Run) -> None:
+    first = read_thresholds(run_evaluate(run_copy, "split=test"))
+    change_model(run_copy)
+    second = read_thresholds(run_evaluate(run_copy, "split=test"))
+    assert first != second
+    operating = read_json(run_copy / "operating_points.json")
+    assert operating["chosen_on"]["model_sha256"] == sha256_file(run_copy / "model.safetensors")
+    assert operating["chosen_on"]["test_openings_before"] == 0  # of this model
+
+
+def test_choosing_after_test_was_opened_is_said(run_copy: Path, run_evaluate: Run) -> None:
+    run_evaluate(run_copy, "split=test")
+    (run_copy / "operating_points.json").unlink()
+    folder = run_evaluate(run_copy, "split=test")
+    note = "operating points were chosen on validation after a test split had been opened 1 time"
+    assert note in (folder / "report.html").read_text()
+
+
+def test_without_the_runs_own_store_there_are_none_and_it_is_said(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    moved = copy_store("moved")
+    folder = run_evaluate(run_copy, f"store={moved}", "split=test")
+    assert read_thresholds(folder)  # a copy serves as well
+    settings = read_json(run_copy / "config" / "settings.json")
+    write_json(run_copy / "config" / "settings.json", settings | {"store": str(tmp_path / "gone")})
+    change_model(run_copy)
+    folder = run_evaluate(run_copy, f"store={moved}", "split=test")
+    assert read_thresholds(folder)
+
+
+# --- two runs
+
+
+def test_two_runs_are_compared_on_the_same_images(run_copy: Path, other_run: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, f"against={other_run}", "split=test")
+    compared = read_json(folder / "metrics.json")["comparison"]
+    assert (compared["first"], compared["second"]) == ("run", "other")
+    alone = read_json(run_evaluate(other_run, "split=test") / "metrics.json")
+    assert compared["metrics"]["brier"]["second"] == alone["brier"]["value"]
+    assert compared["metrics"]["brier"]["difference"] != 0
+    assert set(compared["auc"]) == {"0", "1", "2"}
+    # The other run opened its test split, once; being evaluated later is no new opening.
+    assert len(read_json_lines(other_run / "evaluation" / "store-test" / "opened.jsonl")) == 1
+    assert (other_run / "operating_points.json").is_file()
+
+
+def test_a_run_is_not_compared_with_itself_or_another_task(
+    run_copy: Path, run_evaluate: Run, run_train: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is run= itself"):
+        run_evaluate(run_copy, f"against={run_copy}", "split=test")
+    ordinal = run_train(tmp_path / "ordinal", "task=ordinal")
+    with pytest.raises(ConfigError, match="has another task than run="):
+        run_evaluate(run_copy, f"against={ordinal}", "split=test")
+    assert not (run_copy / "evaluation" / "store-test").exists()
+    assert not (ordinal / "evaluation").exists()
+
+
+def test_a_run_of_another_split_is_refused_before_anything_is_opened(
+    run_copy: Path, other_run: Path, run_evaluate: Run
+) -> None:
+    model, card = read_model(other_run / "model.safetensors")
+    write_model(other_run / "model.safetensors", model.state_dict(), stage.replace(card, split_sha256="0" * 64))
+    with pytest.raises(DataError, match="is not the one this run was trained on"):
+        run_evaluate(run_copy, f"against={other_run}", "split=test")
+    assert not (run_copy / "evaluation" / "store-test").exists()
+
+
+# --- what else is measured
+
+
+def test_subgroups_by_asked_columns_and_a_note_for_absent_ones(run_copy: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, "split=val", "subgroups=[side,hospital]", "least_patients=2")
+    assert "no subgroups by hospital: the store has no such column" in (folder / "report.html").read_text()
+    columns = {group["column"] for group in read_json(folder / "metrics.json")["subgroups"]}
+    assert columns <= {"side"}
+
+
+def test_robustness_is_measured_when_asked_for(run_copy: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, "split=val")
+    assert "robustness" not in read_json(folder / "metrics.json")
+    folder = run_evaluate(run_copy, "split=val", "robustness=true")
+    found = read_json(folder / "metrics.json")
+    curves = found["robustness"]["curves"]
+    assert set(curves) == {"noise", "blur", "window", "resampling", "jpeg", "rotation"}
+    assert [point["strength"] for point in curves["blur"]["points"]] == [0.5, 1.0, 1.5, 2.0, 3.0]
+    assert found["robustness"]["unchanged"]["value"] == found["auc"]["value"]
+    values = {point["value"] for curve in curves.values() for point in curve["points"]}
+    assert len(values) > 3
+    assert len(read_json_lines(folder / "opened.jsonl")) == 1
+
+
+def test_shortcuts_are_measured_by_the_columns_asked_for(run_copy: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, "split=val", "shortcuts=[side,hospital]", "least_patients=2")
+    found = read_json(folder / "metrics.json")["shortcuts"]
+    assert found["hospital"] == {"reason": "the store has no such column"}
+    assert set(found["side"]) in ({"values", "features", "labels"}, {"reason"})

@@ -1,0 +1,99 @@
+"""Flow, patients and pictures of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from medcls.data.splits import read_split
+from medcls.data.store import Store
+from medcls.files import read_json
+from medcls.stages.report_facts import describe_flow, describe_splits, encode_thumbnail, read_subgroup_columns
+
+
+@pytest.fixture
+def opened(store: Store) -> SimpleNamespace:
+    """The test split without its first two images, as if they had no label."""
+    splits, certificate = read_split(store, "default")
+    rows = np.flatnonzero(splits == 2)[2:]
+    inner = SimpleNamespace(store=store, rows=rows, certificate=certificate)
+    return SimpleNamespace(opened=inner, card=SimpleNamespace(split_name="default"))
+
+
+def test_the_flow_adds_up(opened: Any, store: Store) -> None:
+    steps = {step["title"]: step for step in describe_flow(opened, split="test")}
+    assert list(steps) == ["Files found", "Images stored", "Split test", "Evaluated"]
+    assert steps["Files found"]["files"] >= steps["Images stored"]["images"] == len(store) == 48
+    out = dict(steps["Images stored"]["left_out"])
+    assert set(out) == {"split train", "split val"}
+    assert sum(out.values()) + steps["Split test"]["images"] == 48
+    assert steps["Split test"]["left_out"] == [("no label of this task", 2)]
+    assert steps["Evaluated"] == {"title": "Evaluated", "images": 10, "patients": 5, "left_out": []}
+    assert (steps["Images stored"]["patients"], steps["Split test"]["patients"]) == (24, 6)
+
+
+def test_the_flow_of_another_store_has_no_split(opened: Any) -> None:
+    opened.opened.certificate = {}
+    steps = describe_flow(opened, split="all")
+    assert [step["title"] for step in steps] == ["Files found", "Images stored", "Evaluated"]
+    assert steps[1]["left_out"] == [("no label of this task", 38)]
+
+
+def test_patients_are_counted_once_in_each_split(opened: Any, store: Store) -> None:
+    facts = describe_splits(opened)
+    assert list(facts) == ["train", "val", "test"]
+    assert sum(fact["patients"] for fact in facts.values()) == 24
+    assert facts["test"]["images"] == 12
+    assert facts["test"]["modality"].endswith("6 (100%)")
+
+
+def test_ages_become_bands(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "column", lambda self, name, rows: [17.0, None, 64.5] if name == "age_years" else [])
+    columns, absent = read_subgroup_columns(opened, ["age", "hospital"])
+    assert columns == {"age": ["0–17", None, "60–79"]}
+    assert absent == ["hospital"]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.full((1, 40, 20), 200, np.uint8), (192, 96)),
+        (np.full((1, 1000, 500), 200 * 257, np.uint16), (192, 96)),
+        (np.full((2, 5, 30, 30), 200, np.uint8), (192, 192)),
+    ],
+)
+def test_thumbnails_are_small_and_keep_grey_and_shape(image: Any, expected: tuple[int, int]) -> None:
+    picture = cv2.imdecode(np.frombuffer(encode_thumbnail(image), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert picture.shape == expected
+    assert abs(int(picture.mean()) - 200) <= 2
+
+
+def test_thumbnails_keep_colours_and_stretch_numbers() -> None:
+    red = np.stack([np.full((8, 8), 250, np.uint8), *[np.zeros((8, 8), np.uint8)] * 2])
+    picture = cv2.imdecode(np.frombuffer(encode_thumbnail(red), np.uint8), cv2.IMREAD_COLOR)
+    assert picture[4, 4].tolist()[2] > 200 > 60 > picture[4, 4].tolist()[0]
+    ramp = np.linspace(-1000, 1000, 64, dtype=np.float16).reshape(1, 8, 8)
+    grey = cv2.imdecode(np.frombuffer(encode_thumbnail(ramp), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert (grey.min(), grey.max()) == (0, 255) or (grey.min() < 12 and grey.max() > 243)
+
+
+def test_the_real_report_has_flow_patients_pictures_and_documents(
+    run_copy: Path, run_evaluate: Callable[..., Path]
+) -> None:
+    folder = run_evaluate(run_copy, "split=test", "gallery=2")
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "Who is in it?" in page
+    assert "Patients of each split" in page
+    claim = read_json(folder / "claim.json")
+    filled = {entry["item"] for entry in claim["filled"]}
+    assert {"1", "9", "11", "19", "20", "22", "35", "36", "37", "38", "39"} <= filled
+    tripod = {entry["item"]: entry["filled"] for entry in read_json(folder / "tripod_ai.json")["filled"]}
+    assert tripod["13"] == "class weights none, sampler uniform, loss auto"
+    assert (folder / "MODEL_CARD.md").read_text().startswith("# Model card")
