@@ -12,7 +12,7 @@ from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.transfer import StagePlan, apply_plan, format_plan, plan_transfer
 from medcls.models.weights import find_weights, load_backbone, read_weights
-from medcls.stages.training_data import TrainingData
+from medcls.stages.training_data import TrainingData, image_spec
 
 _LEAST_VGG_SIZE = 32
 
@@ -20,12 +20,13 @@ _LEAST_VGG_SIZE = 32
 def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], list[dict[str, str]]]:
     """Builds the network, loads its weights, plans the transfer, and prints the plan."""
     check_size(job.model.name, data.store.shape)
+    spec = image_spec(data.store)
     model = build_classifier(
         job.model.name,
         kind=data.task.kind,
         num_classes=data.task.num_classes,
-        in_channels=data.store.spec.channels,
-        max_value=int(np.iinfo(data.store.spec.dtype).max),
+        in_channels=spec.channels,
+        max_value=int(np.iinfo(spec.dtype).max),
         dropout=job.model.dropout,
     )
     ancestors: list[dict[str, str]] = []

@@ -137,7 +137,7 @@ def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, cards: 
     """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
     ensemble = load_models(job, cards)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
-    tasks = (DecodeTask(root / case.path, None, cards[0].preprocess) for case in cases)
+    tasks = (DecodeTask((root / case.path,), None, cards[0].preprocess) for case in cases)
     outcomes = run_limited(decode_image, tasks, workers=workers)
     pending: list[tuple[Case, NDArray[Any]]] = []
     bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)

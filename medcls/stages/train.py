@@ -30,7 +30,7 @@ from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.network import build_model
 from medcls.stages.run_folder import claim_run, start_run
-from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
+from medcls.stages.training_data import TrainingData, image_spec, open_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
     Best,
@@ -271,13 +271,14 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "precision=fp32"
         )
     metric = name_metric(job.task.metric, job.task.kind)
+    spec = image_spec(data.store)
     card = ModelCard(
         architecture=job.model.name,
         dropout=job.model.dropout,
-        in_channels=data.store.spec.channels,
-        max_value=int(np.iinfo(data.store.spec.dtype).max),
+        in_channels=spec.channels,
+        max_value=int(np.iinfo(spec.dtype).max),
         task=data.task,
-        preprocess=data.store.spec,
+        preprocess=spec,
         store_sha256=data.store.sha256,
         split_name=job.split.name,
         split_sha256=data.certificate["split_sha256"],

@@ -8,19 +8,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.augment import Augmentation
+from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.dataset import StoreDataset
-from medcls.data.manifest import column_list, read_table, write_table
+from medcls.data.manifest import write_table
 from medcls.data.splits import TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
 from medcls.errors import DataError
 from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
+from medcls.imaging.preprocess import PreprocessSpec
+from medcls.imaging.volume_spec import VolumeSpec
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ def open_data(job: TrainJob) -> TrainingData:
     store.verify()
     splits, certificate = read_split(store, job.split.name)
     labels = read_store_labels(store)
-    train_rows, val_rows = rows_of(store, splits, TRAIN), rows_of(store, splits, VAL)
+    train_rows, val_rows = rows_of(splits, TRAIN), rows_of(splits, VAL)
     if not len(train_rows) or not len(val_rows):
         raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
     task = build_task(
@@ -52,7 +56,7 @@ def open_data(job: TrainJob) -> TrainingData:
         classes=job.task.classes,
         grades=job.task.grades,
     )
-    augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=store.spec.dtype)
+    augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=image_spec(store).dtype)
     datasets: dict[str, StoreDataset] = {}
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
         kept, targets = select_labelled(task, labels, rows, split=name)
@@ -65,22 +69,34 @@ def open_data(job: TrainJob) -> TrainingData:
     return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha)
 
 
+def image_spec(store: Store) -> PreprocessSpec:
+    """Returns the preprocessing of a store of images.
+
+    Raises:
+        DataError: a store of volumes, which no network here takes yet.
+    """
+    if isinstance(store.spec, VolumeSpec):
+        raise DataError(f"store={store.folder} holds volumes {store.shape}: this network takes images (image=xray …)")
+    return store.spec
+
+
 def read_store_labels(store: Store) -> pa.Table:
-    """Returns labels.parquet, one row for each stored image in the store's order.
+    """Returns the label columns of labels.parquet, dictionary-coded: one row for each image in the store's order.
 
     Raises:
         DataError: its images are not the store's, or in another order.
     """
-    labels = read_table(store.folder / LABELS, columns=("image_id",))
-    if column_list(labels, "image_id") != store.image_ids:
-        raise DataError(f"{store.folder / LABELS}: its rows are not the store's images; write it again by data_prep")
-    return labels
+    path = store.folder / LABELS
+    names = [name for name in read_names(path) if name != "image_id"]
+    if not store.has_images_of(path):
+        raise DataError(f"{path}: its rows are not the store's images; write it again by data_prep")
+    return read_columns(path, *names, coded=True)
 
 
 def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
     """Raises DataError where a value is none of the grades 0 … K - 1 that the training rows have."""
-    wrong = sorted(set(targets[:, 0].tolist()) - set(range(task.num_classes))) if task.grades else []
-    if wrong:
+    wrong = np.setdiff1d(targets[:, 0] if task.grades else [], np.arange(task.num_classes))
+    if len(wrong):
         known = f"0 to {task.num_classes - 1}"
         raise DataError(f"{split}: grade {wrong[0]:g} is none of those in training ({known}); correct labels or splits")
 
@@ -106,15 +122,34 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
 
 def write_seen(run: Path, data: TrainingData) -> None:
     """Writes which patients and images were trained and selected on: other stores are checked against them."""
-    splits = [(name, row) for name, d in (("train", data.train), ("val", data.val)) for row in d.rows]
+    splits = [(TRAIN, data.train.rows), (VAL, data.val.rows)]
     for file, column in ((PATIENTS, "patient_id"), (IMAGES, "pixel_sha256")):
-        values = data.store.column(column)
-        rows = sorted({(values[row], name) for name, row in splits})
-        write_table(run / file, pa.table({column: [v for v, _ in rows], "split": [name for _, name in rows]}))
+        seen = [
+            data.store.read(column, rows=rows).append_column("split", pa.array([name]).take(pa.array(0 * rows)))
+            for name, rows in splits
+        ]
+        write_table(run / file, _sort_unique(pa.concat_tables(seen)))
+
+
+def _sort_unique(table: pa.Table) -> pa.Table:
+    """The different rows in order; sorting takes a third of the memory that group_by does."""
+    table = table.sort_by([(name, "ascending") for name in table.column_names]).combine_chunks()
+    new = np.ones(table.num_rows, dtype=np.bool_)
+    changes = [pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)) for column in table.columns]
+    new[1:] = np.logical_or.reduce([change.to_numpy() for change in changes])
+    return table if new.all() else table.filter(pa.array(new))
 
 
 def read_domain(data: TrainingData) -> Domain:
     """Returns the kinds of images in the training rows: predict refuses others."""
-    rows = data.store.manifest.take(data.train.rows)
-    spacings = column_list(rows, "spacing_row_mm") + column_list(rows, "spacing_column_mm")
-    return summarize_domain(column_list(rows, "modality"), column_list(rows, "photometric"), spacings_mm=spacings)
+    kinds = data.store.read("modality", "photometric", rows=data.train.rows, coded=True)
+    modalities, photometrics = (_different(kinds.column(name)) for name in kinds.column_names)
+    spacings = data.store.read("spacing_row_mm", "spacing_column_mm", rows=data.train.rows)
+    known = [end for column in spacings.columns for end in (pc.min(column).as_py(), pc.max(column).as_py())]
+    parts = _different(data.store.read("body_part", rows=data.train.rows, coded=True).column("body_part"))
+    return summarize_domain(modalities, photometrics, spacings_mm=known, body_parts=parts)
+
+
+def _different(column: pa.ChunkedArray[Any]) -> list[str | None]:
+    codes = code_column(column)
+    return [*codes.texts.to_pylist(), *([None] if (codes.values < 0).any() else [])]

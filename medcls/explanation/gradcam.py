@@ -1,0 +1,89 @@
+"""Grad-CAM and Grad-CAM++: the channels of one layer, weighted by what they add to the score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from medcls.errors import ConfigError
+from medcls.explanation.perturbation import Score
+
+_POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+
+
+def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tuple[str, nn.Module]:
+    """Returns a stage's name and its last module before a pooling layer, whose output is explained.
+
+    Args:
+        stages: Stage name -> module, from input to output; a ModuleList stands for its modules in a row.
+        name: Of the stage; None = the last one with a convolution.
+
+    Raises:
+        ConfigError: no such stage, or no convolution in it.
+    """
+    spatial = [stage for stage, module in stages.items() if any(isinstance(m, _ConvNd) for m in module.modules())]
+    if not spatial or (name is not None and name not in spatial):
+        raise ConfigError(f"stage={name}: expected a stage with convolutions, one of {', '.join(spatial) or 'none'}")
+    chosen = spatial[-1] if name is None else name
+    module = stages[chosen]
+    row = list(module) if isinstance(module, nn.ModuleList) else [module]
+    return chosen, [each for each in row if not isinstance(each, _POOLS)][-1]
+
+
+def explain_gradcam(score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False) -> NDArray[np.float32]:
+    """Returns the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear).
+
+    Args:
+        score: Differentiable: a logit, before softmax; it runs `layer` once.
+        image: (C, H, W) or (C, D, H, W).
+        layer: Its output is (1, K, *spatial).
+        plus: Grad-CAM++.
+
+    Source: Selvaraju et al., arXiv 1610.02391, equations 1 and 2; Grad-CAM++: Chattopadhyay et al., arXiv 1710.11063,
+    equations 10 and 19, the score's exponential taken as Y.
+    """
+    features, slopes = _run(score, image, layer)
+    axes = tuple(range(2, features.ndim))
+    channel = _weigh_plus(features, slopes, axes) if plus else slopes.mean(dim=axes, keepdim=True)
+    coarse = (channel * features).sum(dim=1, keepdim=True).relu()
+    mode = "trilinear" if len(axes) == 3 else "bilinear"
+    fine = F.interpolate(coarse.float(), size=image.shape[1:], mode=mode, align_corners=False)
+    heat: NDArray[np.float32] = fine[0, 0].cpu().numpy()
+    return heat
+
+
+def _weigh_plus(features: Tensor, slopes: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Weights of the channels; exp(score), common to all of them, is left out."""
+    squares, cubes = slopes**2, slopes**3
+    below = 2 * squares + features.sum(dim=axes, keepdim=True) * cubes
+    alpha = torch.where(below != 0, squares / torch.where(below != 0, below, 1), 0)
+    return (alpha * slopes.relu()).sum(dim=axes, keepdim=True)
+
+
+def _run(score: Score, image: NDArray[Any], layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The layer's output (1, K, *spatial), and the score's gradient by it."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        kept.append(output)
+        # A copy goes on: layers that work in place would change what is kept.
+        return output.clone()
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        # Through the image there is a graph even where every weight is frozen.
+        pixels = torch.from_numpy(image.astype(np.float32))[None].requires_grad_()
+        with torch.enable_grad():
+            value = score(pixels).sum()
+            (slopes,) = torch.autograd.grad(value, kept[-1])
+    finally:
+        handle.remove()
+    return kept[-1].detach(), slopes.detach()

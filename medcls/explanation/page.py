@@ -1,0 +1,108 @@
+"""Explanations as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medcls.files import write_bytes
+
+INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One headline number.
+
+    Attributes:
+        name: What it is.
+        value: As shown.
+        text: How to read it.
+    """
+
+    name: str
+    value: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One explained image.
+
+    Attributes:
+        image_id: Pseudonym.
+        path: Of its PNG.
+        lines: Name and value, in words.
+    """
+
+    image_id: str
+    path: Path
+    lines: Sequence[tuple[str, str]]
+
+    @property
+    def uri(self) -> str:
+        """The PNG as a data URI."""
+        return f"data:image/png;base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What explanation.html is made of.
+
+    Attributes:
+        method: Its name in words.
+        source: Of the method.
+        store: Name of the store.
+        split: Of the images.
+        warnings: What a reader must know before the pictures, such as a failed check.
+        sentences: What was found, in plain words.
+        cards: Headline numbers.
+        levels: Rows of the randomisation check: scrambled stages, rank correlation, structural similarity.
+        figures: Title, data URI and caption of each.
+        pictures: The images.
+        settings: Name and value.
+    """
+
+    method: str
+    source: str
+    store: str
+    split: str
+    warnings: Sequence[str]
+    sentences: Sequence[str]
+    cards: Sequence[Card]
+    levels: Sequence[tuple[str, str, str]]
+    figures: Sequence[tuple[str, str, str]]
+    pictures: Sequence[Picture]
+    settings: Sequence[tuple[str, str]]
+
+
+def write_page(path: Path, page: Page) -> Path:
+    """Writes the page and returns its path: no script, nothing from the network, light and dark, printable.
+
+    Args:
+        path: Of explanation.html.
+        page: What to show; identifiers must be pseudonyms.
+
+    Raises:
+        OSError: a picture cannot be read.
+    """
+    write_bytes(path, _load_template().render(page=page, intended_use=INTENDED_USE).encode())
+    return path
+
+
+@cache
+def _load_template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("medcls.explanation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("explanation.html.j2")

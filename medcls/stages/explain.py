@@ -1,0 +1,204 @@
+"""The explanation stage: a run and some images to maps, pictures, and measurements of whether the maps are true."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from medcls.config import EvaluateJob, ExplainJob
+from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.evaluation.gallery import Worst, choose_worst
+from medcls.explanation.faithfulness import Curves
+from medcls.explanation.lime import pick_submodular
+from medcls.explanation.nifti import write_nifti
+from medcls.explanation.overlay import write_overlay
+from medcls.explanation.page import Picture
+from medcls.files import MODEL, TEMPORARY, write_bytes, write_json
+from medcls.stages.evaluation_data import open_rows
+from medcls.stages.explanation_checks import (
+    Subject,
+    check_sanity,
+    measure_curves,
+    measure_place,
+    read_boxes,
+    summarize_areas,
+)
+from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
+from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
+from medcls.stages.explanation_target import choose_target
+from medcls.stages.split_predictions import SplitPredictions, predict_split
+from medcls.training.checkpoint import read_card, read_model
+from medcls.training.precision import choose_device, choose_precision
+
+EXPLANATIONS = "explanations.json"
+_OURS = {EXPLANATIONS, "explanation.html", "maps", "images", "figures"}
+_PICKED = 5
+
+
+def explain(job: ExplainJob) -> None:
+    """Explains the images and prints what was found and where it is.
+
+    Raises:
+        ConfigError, DataError, MissingInputError: as the message says.
+    """
+    run = Path(job.run or "")
+    if not run.is_dir():
+        raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+    if job.out:
+        check_folder(Path(job.out))
+    model, _ = read_model(run / MODEL)
+    device = choose_device(job.device)
+    method = Method(job, device, choose_precision(job.precision, device=device))
+    freeze(model, device)
+    predictions = predict(job, run)
+    subjects = choose_subjects(job, predictions)
+    folder = Path(job.out) if job.out else predictions.folder / f"explanation-{job.method}"
+    check_folder(folder)
+    explained = [
+        method.explain(model, subject.image, target=subject.target, name=subject.image_id)
+        for subject in tqdm(subjects, desc=job.method, unit="image")
+    ]
+    curves = [
+        measure_curves(method, model, subject, each.heat)
+        for subject, each in zip(tqdm(subjects, desc="curves", unit="image"), explained, strict=True)
+    ]
+    chosen = slice(0, job.sanity_images)
+    sanity = check_sanity(method, model, subjects[chosen], explained[chosen]) if job.sanity_images else None
+    rows = [describe(*each) for each in zip(subjects, explained, curves, strict=True)]
+    summary = summarize(rows, sanity)
+    if job.method == "lime" and job.superpixels == "grid":
+        summary["submodular_pick"] = pick(subjects, explained)
+    clear(folder)
+    pictures = [write_files(folder, method, *each) for each in zip(subjects, explained, rows, strict=True)]
+    opened = predictions.opened
+    page = write_explanation_page(
+        folder, method, summary=summary, curves=curves, pictures=pictures, notes=opened.notes, store=opened.store.name
+    )
+    write_json(folder / EXPLANATIONS, build_content(method, predictions, summary=summary, rows=rows))
+    print("\n".join(write_sentences(summary)))
+    print(f"explanations: {page}")
+
+
+def build_content(
+    method: Method, predictions: SplitPredictions, *, summary: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what explanations.json holds."""
+    return {
+        "settings": asdict(method.job),
+        "method": METHODS[method.job.method][0],
+        "background": {"maps": method.background, "curves": method.curve_background},
+        "model_sha256": predictions.key["model_sha256"],
+        "store_sha256": predictions.key["store_sha256"],
+        "summary": summary,
+        "found": write_sentences(summary),
+        "images": rows,
+    }
+
+
+def predict(job: ExplainJob, run: Path) -> SplitPredictions:
+    """Returns the run's predictions on the split: those of an evaluation, or made and counted as one."""
+    evaluation = EvaluateJob(run=job.run, store=job.store, split=job.split, batch_size=job.batch_size)
+    evaluation.device = job.device
+    card = read_card(run / MODEL)
+    return predict_split(evaluation, run, card=card, opened=open_rows(evaluation, run, card))
+
+
+def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subject]:
+    """Returns the images asked for by id, or those with the largest loss (right ones nearest to a tie after them)."""
+    opened = predictions.opened
+    store, checked = opened.store, predictions.rows.predictions
+    ids = store.column("image_id", opened.rows)
+    described = {each.row: each for each in choose_worst(checked, count=len(ids))}
+    if job.images:
+        places = {image_id: row for row, image_id in enumerate(ids)}
+        missing = [name for name in job.images if name not in places]
+        if missing:
+            raise DataError(f"images: {', '.join(missing[:5])} not in split={job.split} of store={store.folder}")
+        chosen = [places[name] for name in job.images]
+    else:
+        chosen = list(described)[: job.worst]
+    boxes = read_boxes(Path(job.boxes), store) if job.boxes else {}
+    subjects = []
+    for row in chosen:
+        words = described.get(row, Worst(row, "", "", ""))
+        subjects.append(
+            Subject(
+                image_id=ids[row],
+                image=np.array(store.image(int(opened.rows[row]))),
+                target=choose_target(predictions.card.task, checked.y_score[row], target=job.target),
+                true=words.true,
+                predicted=words.predicted,
+                box=boxes.get(ids[row]),
+                affine=_read_affine(store, int(opened.rows[row])),
+            )
+        )
+    return subjects
+
+
+def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
+    """The store's affine goes to DICOM's patient axes (LPS); NIfTI's go to the right and the front (RAS)."""
+    if "affine" not in store.column_names:
+        return None
+    affine: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.reshape(store.column("affine", [row])[0], (4, 4))
+    return affine
+
+
+def describe(subject: Subject, explained: Explained, curves: list[Curves]) -> dict[str, Any]:
+    """Returns the JSON row of one image."""
+    # The last point of the insertion curve shows the whole image.
+    row: dict[str, Any] = {"image_id": subject.image_id, "target": subject.target.words}
+    row |= {"true": subject.true, "predicted": subject.predicted, "score": float(curves[0].insertion[-1])}
+    row |= explained.facts | summarize_areas(curves)
+    return row | (measure_place(explained.heat, subject.box) if subject.box is not None else {})
+
+
+def pick(subjects: list[Subject], explained: list[Explained]) -> list[str]:
+    """Returns the images that together show most of where the model looks (SP-LIME), over the cells of the grid."""
+    weights = np.stack([each.weights for each in explained if each.weights is not None])
+    return [subjects[i].image_id for i in pick_submodular(weights, _PICKED)]
+
+
+def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Picture:
+    """Writes the map and its picture under the image's pseudonym."""
+    name = file_name(subject.image_id)
+    buffer = io.BytesIO()
+    np.save(buffer, explained.heat)
+    write_bytes(folder / "maps" / f"{name}.npy", buffer.getvalue())
+    if subject.affine is not None and explained.heat.ndim == 3:
+        write_nifti(folder / "maps" / f"{name}.nii.gz", explained.heat, affine=subject.affine)
+    path = folder / "images" / f"{name}.png"
+    title = f"{row['target']}: {row['score']:.3f}"
+    legend = LEGENDS[method.job.method]
+    write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)
+    return Picture(subject.image_id, path, describe_row(row))
+
+
+def file_name(image_id: str) -> str:
+    """Returns the id where it is a plain file name; else its plain part and a checksum (declared ids may hold a /)."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).lstrip(".")
+    return plain if plain == image_id else f"{plain[:80]}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError where the folder holds something that no explanation wrote."""
+    if folder.is_file():
+        raise ConfigError(f"out={folder} is a file: choose a folder")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    strangers = sorted(name for name in names if name not in _OURS and not name.startswith(TEMPORARY))
+    if strangers:
+        raise ConfigError(f"out={folder} holds {strangers[0]}, which is no explanation: choose an empty or new folder")
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier explanation left: pictures of other images would look like this one's."""
+    for pattern in (EXPLANATIONS, "maps/*.npy", "maps/*.nii.gz", "images/*.png", "figures/*.png"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -1,0 +1,141 @@
+"""One method of explanation, with its settings: (network, target, image) to a map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medcls.config import ExplainJob
+from medcls.errors import ConfigError
+from medcls.explanation.gradcam import explain_gradcam, find_layer
+from medcls.explanation.gradients import explain_integrated_gradients
+from medcls.explanation.lime import LimeSettings, LocalModel, explain_lime
+from medcls.explanation.occlusion import explain_occlusion
+from medcls.explanation.perturbation import Score, build_background
+from medcls.explanation.sanity import correlate_ranks
+from medcls.explanation.superpixels import cut_superpixels
+from medcls.models.classifier import Classifier
+from medcls.stages.explanation_target import Target, build_score
+
+LEGENDS = {
+    "lime": "weight of the superpixel",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "integrated_gradients": "integrated gradient",
+    "occlusion": "fall of the score",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """A map and what its method says about itself.
+
+    Attributes:
+        heat: (*spatial) float32.
+        facts: JSON values; None where a number is undefined.
+        weights: LIME's, (S,); None of other methods.
+    """
+
+    heat: NDArray[np.float32]
+    facts: dict[str, Any] = field(default_factory=dict)
+    weights: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How maps are made.
+
+    Attributes:
+        job: The settings.
+        device: "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    job: ExplainJob
+    device: str
+    precision: str
+
+    @property
+    def background(self) -> str:
+        """What hides; auto: LIME hides a superpixel behind its own mean, as its package does, others blur."""
+        default = "segment" if self.job.method == "lime" else "blur"
+        return default if self.job.background == "auto" else self.job.background
+
+    @property
+    def curve_background(self) -> str:
+        """What hides in deletion and insertion, where there are no superpixels."""
+        return "blur" if self.background == "segment" else self.background
+
+    def score(self, model: Classifier, target: Target, *, slope: bool = False) -> Score:
+        """Returns the function of images that is explained."""
+        return build_score(model, target, device=self.device, precision=self.precision, slope=slope)
+
+    def explain(self, model: Classifier, image: NDArray[Any], *, target: Target, name: str) -> Explained:
+        """Returns the map of one image, (C, *spatial); `name` seeds LIME's masks.
+
+        Raises:
+            ConfigError: a stage without convolutions, or superpixels that volumes do not have.
+        """
+        job = self.job
+        if job.method == "lime":
+            return self._explain_lime(model, image, target=target, name=name)
+        if job.method in ("gradcam", "gradcam++"):
+            stage, layer = find_layer(model.stages, job.stage)
+            slope = self.score(model, target, slope=True)
+            heat = explain_gradcam(slope, image, layer=layer, plus=job.method == "gradcam++")
+            return Explained(heat, {"stage": stage})
+        background = build_background(image, kind=self.background)
+        if job.method == "occlusion":
+            score = self.score(model, target)
+            settings = {"window": job.window, "batch_size": job.batch_size}
+            return Explained(explain_occlusion(score, image, background=background, **settings))  # type: ignore[arg-type]
+        slope = self.score(model, target, slope=True)
+        heat, gap = explain_integrated_gradients(
+            slope, image, background=background, steps=job.steps, batch_size=job.batch_size
+        )
+        return Explained(heat, {"completeness_gap": gap})
+
+    def _explain_lime(self, model: Classifier, image: NDArray[Any], *, target: Target, name: str) -> Explained:
+        try:
+            regions = cut_superpixels(image, kind=self.job.superpixels, count=self.job.num_superpixels)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        background = build_background(image, kind=self.background, regions=regions)
+        score = self.score(model, target)
+        first, second = (
+            self._fit(score, image, regions=regions, background=background, seed=(seed, name))
+            for seed in (self.job.seed, f"{self.job.seed} again")
+        )
+        facts = {
+            "superpixels": int(regions.max()) + 1,
+            "r2": first.r2,
+            "local_prediction": first.prediction,
+            "stability": correlate_ranks(first.weights, second.weights),
+            "weights": first.weights.tolist(),
+        }
+        return Explained(first.paint(regions), facts, first.weights)
+
+    def _fit(
+        self,
+        score: Score,
+        image: NDArray[Any],
+        *,
+        regions: NDArray[np.int64],
+        background: NDArray[np.float32],
+        seed: tuple[object, ...],
+    ) -> LocalModel:
+        job = self.job
+        settings = LimeSettings(num_samples=job.num_samples, num_features=job.num_features, batch_size=job.batch_size)
+        return explain_lime(score, image, regions=regions, background=background, settings=settings, seed=seed)
+
+
+def freeze(model: Classifier, device: str) -> Classifier:
+    """Returns the network in evaluation mode on its device, its weights without gradients."""
+    model.eval().requires_grad_(False)
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = False
+    return model.to(device)

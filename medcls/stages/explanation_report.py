@@ -1,0 +1,185 @@
+"""The figures of an explanation in words, and its page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from medcls.evaluation.drawing import MUTED, SERIES, write_figure
+from medcls.explanation.faithfulness import Curves
+from medcls.explanation.page import Card, Page, Picture, write_page
+from medcls.stages.explanation_checks import mean_of
+from medcls.stages.explanation_method import Method
+
+METHODS = {
+    "lime": ("LIME", "Ribeiro, Singh and Guestrin, arXiv 1602.04938: a sparse linear model over superpixels."),
+    "gradcam": (
+        "Grad-CAM",
+        "Selvaraju et al., arXiv 1610.02391: the channels of one layer, weighted by their gradient.",
+    ),
+    "gradcam++": ("Grad-CAM++", "Chattopadhyay et al., arXiv 1710.11063: Grad-CAM with weights for each place."),
+    "integrated_gradients": (
+        "integrated gradients",
+        "Sundararajan, Taly and Yan, arXiv 1703.01365: gradients along the way from a background to the image.",
+    ),
+    "occlusion": ("occlusion", "Zeiler and Fergus, arXiv 1311.2901: what hiding a window does to the score."),
+}
+_UNDEFINED = "undefined"
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], sanity: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the means over the images (None where no image has the number) and the sanity check."""
+    names = ["deletion_auc", "deletion_auc_random", "insertion_auc", "insertion_auc_random"]
+    names += ["pointing", "iou", "box_share", "r2", "stability", "completeness_gap"]
+    means = {name: mean_of([row.get(name) for row in rows]) for name in names if any(name in row for row in rows)}
+    counts = {"n_images": len(rows), "n_boxes": sum("box_share" in row for row in rows)}
+    return counts | {"mean": means, "sanity": dict(sanity) if sanity is not None else None}
+
+
+def write_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """Returns what was found, a plain sentence each, the verdict first."""
+    mean = summary["mean"]
+    sentences = [describe_sanity(summary["sanity"])]
+    for name, better, verb in (("deletion", "lower", "hiding"), ("insertion", "higher", "showing")):
+        own, rival = mean[f"{name}_auc"], mean[f"{name}_auc_random"]
+        wins = own < rival if better == "lower" else own > rival
+        sentences.append(
+            f"{verb.capitalize()} what the maps mark first gives an area of {own:.3f} under the score's curve; the "
+            f"same maps moved to random places give {rival:.3f}. {better.capitalize()} is better: the maps "
+            f"{'beat' if wins else 'DO NOT beat'} chance."
+        )
+    if summary["n_boxes"]:
+        sentences.append(
+            f"In {summary['n_boxes']} images the place of the sign is known: the strongest point lies in it in "
+            f"{_share(mean['pointing'])} of them (a blind guess: {_share(mean['box_share'])}), and the overlap (IoU) "
+            f"of as many marked pixels with it is {_number(mean['iou'])}."
+        )
+    if "r2" in mean:
+        sentences.append(
+            f"LIME's linear model explains R² = {_number(mean['r2'])} of the score's changes on average; two seeds "
+            f"order the superpixels with a rank correlation of {_number(mean['stability'])}."
+        )
+    return sentences
+
+
+def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
+    """Returns the verdict of the weight-randomisation check as a sentence."""
+    if sanity is None:
+        return (
+            "The weight-randomisation check was not made (sanity_images=0): whether the maps show the network is open."
+        )
+    last = sanity["levels"][-1]
+    alike = f"mean |rank correlation| {_number(last['rank_correlation'])} in {sanity['images']} images"
+    limit = f"limit {sanity['limit']:g}"
+    if sanity["verdict"] == "passed":
+        return f"Passed the weight-randomisation check: with all weights shuffled the maps change ({alike}; {limit})."
+    if sanity["verdict"] == "failed":
+        return (
+            f"FAILED the weight-randomisation check: with all weights shuffled the maps stay alike ({alike}; {limit}). "
+            "They show the image, not what the network has learnt: do not use them."
+        )
+    return "The weight-randomisation check is undecided: the scrambled network's maps are constant."
+
+
+def write_explanation_page(
+    folder: Path,
+    method: Method,
+    *,
+    summary: Mapping[str, Any],
+    curves: Sequence[Sequence[Curves]],
+    pictures: Sequence[Picture],
+    notes: Sequence[str],
+    store: str,
+) -> Path:
+    """Writes explanation.html and the PNG of its curves, and returns the page's path."""
+    sanity = summary["sanity"]
+    failed = sanity is None or sanity["verdict"] != "passed"
+    sentences = write_sentences(summary)
+    name, source = METHODS[method.job.method]
+    page = Page(
+        method=name,
+        source=source,
+        store=store,
+        split=method.job.split,
+        warnings=[*(sentences[:1] if failed else []), *notes],
+        sentences=sentences,
+        cards=build_cards(summary),
+        levels=build_levels(sanity),
+        figures=[draw_curves(folder, curves, kind=kind) for kind in ("deletion", "insertion")],
+        pictures=pictures,
+        settings=[(key, str(value)) for key, value in asdict(method.job).items() if value not in (None, [])],
+    )
+    return write_page(folder / "explanation.html", page)
+
+
+def build_levels(sanity: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Returns the rows of the randomisation table."""
+    levels = sanity["levels"] if sanity is not None else []
+    return [
+        (", ".join(level["scrambled"]), _number(level["rank_correlation"]), _number(level["structural_similarity"]))
+        for level in levels
+    ]
+
+
+def build_cards(summary: Mapping[str, Any]) -> list[Card]:
+    """Returns the headline numbers."""
+    mean, sanity = summary["mean"], summary["sanity"]
+    cards = [
+        Card("Weight-randomisation check", sanity["verdict"] if sanity else "not made", "maps must change with it")
+    ]
+    for name, better in (("Deletion", "lower"), ("Insertion", "higher")):
+        own, rival = mean[f"{name.lower()}_auc"], mean[f"{name.lower()}_auc_random"]
+        cards.append(Card(f"{name}, area", f"{own:.3f}", f"random places {rival:.3f}; {better} is better"))
+    if summary["n_boxes"]:
+        cards.append(Card("Pointing game", _share(mean["pointing"]), f"blind guess {_share(mean['box_share'])}"))
+        cards.append(Card("Overlap with the sign", _number(mean["iou"]), "intersection over union, 1 is best"))
+    if "r2" in mean:
+        cards.append(Card("R² of the local fit", _number(mean["r2"]), "mean over the images"))
+        cards.append(Card("Stability", _number(mean["stability"]), "rank correlation of two seeds"))
+    if "completeness_gap" in mean:
+        cards.append(Card("Completeness gap", _number(mean["completeness_gap"]), "in logits; 0 is best"))
+    return cards
+
+
+def draw_curves(folder: Path, curves: Sequence[Sequence[Curves]], *, kind: str) -> tuple[str, str, str]:
+    """Returns title, data URI and caption of the mean curves of the maps and of the same maps at random places."""
+    shares = curves[0][0].shares
+
+    def mean_curve(chosen: Sequence[Curves]) -> NDArray[np.float64]:
+        return np.asarray(np.mean([getattr(each, kind) for each in chosen], axis=0))
+
+    def draw(axes: Axes) -> None:
+        axes.plot(shares, mean_curve([each[0] for each in curves]), color=SERIES[0], label="maps")
+        rivals = [rival for each in curves for rival in each[1:]]
+        axes.plot(shares, mean_curve(rivals), color=MUTED, linestyle="--", label="same maps, random places")
+        axes.set_xlabel(f"share of the pixels {'hidden' if kind == 'deletion' else 'shown'}, most marked first")
+        axes.set_ylabel("mean score")
+        axes.legend()
+
+    uri = write_figure(draw, folder / "figures" / f"{kind}.png", height=3.2)
+    better = "a true map falls fast" if kind == "deletion" else "a true map rises fast"
+    return kind.capitalize(), uri, f"Mean of the explained score over {len(curves)} images; {better}."
+
+
+def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what stands under a picture."""
+    lines = [("truth", row["true"]), ("prediction", row["predicted"]), (row["target"], _number(row["score"]))]
+    titles = {"r2": "R² of the fit", "stability": "stability", "completeness_gap": "completeness gap"}
+    titles |= {"pointing": "pointing game", "iou": "overlap (IoU)"}
+    lines += [(title, _number(row[name])) for name, title in titles.items() if name in row]
+    own, rival = row["deletion_auc"], row["deletion_auc_random"]
+    return [*lines, ("deletion area", f"{own:.3f} (random places {rival:.3f})")]
+
+
+def _number(value: float | None) -> str:
+    return _UNDEFINED if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return _UNDEFINED if value is None else f"{100 * value:.0f} %"
