@@ -44,9 +44,13 @@ def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quara
             f"{_ranges(absent)}; run python -m data_prep with shard.index= of those jobs (number modulo shard.count)"
         )
     whole: list[dict[str, Any]] = [part for part in parts if part is not None]
-    refusals = Refusals.of(max_quarantined, len(plan))
+    refusals = Refusals.of(max_quarantined, len(plan), plan.early)
     for part in whole:
         refusals.add(part["refused"])
+    if not len(plan):
+        raise DataError(
+            f"no image is left to decode: {'; '.join(refusals.shown) or 'every one was left out by a rule'}"
+        )
     manifest = pa.concat_tables(read_table(folder / part_names(n)["manifest"]) for n in numbers)
     if not manifest.num_rows:
         raise DataError(f"no image could be read: {'; '.join(refusals.shown)}")
@@ -71,31 +75,34 @@ def _account(plan: Plan, setting: Setting, listing: pa.Table) -> pa.Table:
     """The ledger: the parts' entries, and every other file of the source as skipped or refused before decoding."""
     tables = [read_table(setting.folder / part_names(n)["ledger"]) for n in range(plan.shards)]
     entries = pa.concat_tables(tables)
-    planned = pc.list_flatten(plan.table.column("files"))
-    rest = listing.filter(pc.invert(pc.is_in(listing.column("path"), value_set=planned.combine_chunks())))
+    planned = pc.list_flatten(plan.table.column("files")).cast(pa.large_string())
+    known = pc.is_in(listing.column("path").cast(pa.large_string()), value_set=_one_array(planned))
+    rest = listing.filter(pc.invert(known))
     return build_ledger(pa.concat_tables([entries, *_rest(rest, plan, setting, entries.schema)]))
 
 
 def _rest(rest: pa.Table, plan: Plan, setting: Setting, schema: pa.Schema) -> Iterator[pa.Table]:
     """The files that no image was planned of, under the names that outputs may show."""
     early = pa.concat_tables([plan.skipped, plan.refused])
-    for start in range(0, rest.num_rows, _BATCH):
-        batch = rest.slice(start, _BATCH)
-        place = pc.index_in(batch.column("path"), value_set=early.column("path").combine_chunks())
-        reason = pc.coalesce(early.column("reason").take(place), _not_blank(batch.column("skip")), "not_in_labels")
-        state = pc.if_else(pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows), QUARANTINED, SKIPPED)
-        rows = len(place)
-        yield pa.table(
-            {
-                "path": [setting.identity.name("path", path) for path in batch.column("path").to_pylist() if path],
-                "state": state,
-                "reason": reason,
-                "detail": pc.fill_null(early.column("detail").take(place), ""),
-                "images": [0] * rows,
-                "file_sha256": [""] * rows,
-                "refused": pa.nulls(rows, pa.string()),
-            }
-        ).cast(schema)
+    place = pc.index_in(
+        rest.column("path").cast(pa.large_string()), value_set=_one_array(early.column("path").cast(pa.large_string()))
+    )
+    reason = pc.coalesce(early.column("reason").take(place), _not_blank(rest.column("skip")), "not_in_labels")
+    state = pc.if_else(pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows), QUARANTINED, SKIPPED)
+    detail = pc.fill_null(early.column("detail").take(place), "")
+    found = pa.table({"path": rest.column("path"), "state": state, "reason": reason, "detail": detail})
+    for start in range(0, found.num_rows, _BATCH):
+        batch = found.slice(start, _BATCH)
+        shown = [setting.identity.name("path", path) for path in batch.column("path").to_pylist() if path]
+        rows = len(shown)
+        columns = {name: batch.column(name) for name in ("state", "reason", "detail")}
+        blank = {"images": [0] * rows, "file_sha256": [""] * rows, "refused": pa.nulls(rows, pa.string())}
+        yield pa.table({"path": shown, **columns, **blank}).cast(schema)
+
+
+def _one_array(column: Any) -> Any:
+    """A chunked column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 import medcls
-from data_prep.ledger import OK, QUARANTINED, Entry, build_entries
+from data_prep.ledger import OK, QUARANTINED, Entry, build_entries, describe_refusal
 from data_prep.manifest_rows import StoredImage, build_row
 from data_prep.plan import ShardPlan, Unit
 from data_prep.reuse import Earlier, Previous
@@ -28,7 +28,7 @@ from medcls.files import sha256_file, write_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodeTask, Spec, decode_image
 from medcls.imaging.preprocess import PreparedImage
-from medcls.imaging.worker import run_limited
+from medcls.imaging.worker import Limits, run_limited
 
 PARTS = "parts"
 # A few bad files are life; many mean a wrong folder or a wrong setting.
@@ -47,6 +47,7 @@ class Setting:
         identity: How ids are written.
         columns: Extra manifest columns.
         workers: Processes; 0 decodes in this one.
+        limits: Of one image in a worker.
         earlier: A complete store whose unchanged images are copied, or None.
     """
 
@@ -56,6 +57,7 @@ class Setting:
     identity: Identity
     columns: Sequence[str] = ()
     workers: int = 0
+    limits: Limits = field(default_factory=Limits)
     earlier: Earlier | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +81,10 @@ class StoreTask:
 
 def store_image(task: StoreTask) -> StoredImage:
     """Writes one image into its slot and says what it is. Runs in a worker process: no torch, nothing global."""
-    files = tuple(sha256_file(file) for file in task.decode.files)
+    try:
+        files = tuple(sha256_file(file) for file in task.decode.files)
+    except (OSError, MissingInputError) as error:
+        raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
     if task.previous is not None and task.previous.file_sha256 == files:
         write_slot(task.slot, task.previous.read())
         return StoredImage(None, "", None, files)
@@ -101,7 +106,7 @@ class Refusals:
 
     Attributes:
         allowed: At most so many.
-        total: Images planned.
+        total: Images planned, and volumes that were refused while planning.
         count: Refused so far.
         shown: The first of them, as a message names them.
     """
@@ -112,9 +117,21 @@ class Refusals:
     shown: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, max_quarantined: float, total: int) -> Refusals:
-        """Returns the counter for a share of the images; one bad file is allowed unless the share is 0."""
-        return cls(max(_ALLOWED_ANYWAY, int(max_quarantined * total)) if max_quarantined else 0, total)
+    def of(cls, max_quarantined: float, total: int, early: Sequence[str] = ()) -> Refusals:
+        """Returns the counter for a share of the images; one bad file is allowed unless the share is 0.
+
+        Args:
+            max_quarantined: The share.
+            total: Images planned.
+            early: Messages of those that were refused while planning.
+
+        Raises:
+            DataError: these are too many already.
+        """
+        total += len(early)
+        refusals = cls(max(_ALLOWED_ANYWAY, int(max_quarantined * total)) if max_quarantined else 0, total)
+        refusals.add(early)
+        return refusals
 
     def add(self, messages: Sequence[str]) -> None:
         """Counts these.
@@ -160,7 +177,7 @@ def decode_shards(plans: Iterator[ShardPlan], setting: Setting, *, refusals: Ref
             pending.append((plan, shard))
             yield from build_tasks(plan, shard, setting)
 
-    outcomes = run_limited(store_image, tasks(), workers=setting.workers)
+    outcomes = run_limited(store_image, tasks(), workers=setting.workers, limits=setting.limits)
     with tqdm(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
         for first in outcomes:
             plan, shard = pending.popleft()
@@ -239,12 +256,6 @@ class _Part:
                 "sha256": {name: sha256_file(folder / name) for name in written},
             },
         )
-
-
-def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
-    """Returns "row 3 a.png truncated: …", without a row where there is no labels file."""
-    where = f"row {number} " if number else ""
-    return f"{where}{path} {ImageRefusedError(reason, detail)}"
 
 
 def part_names(number: int) -> dict[str, str]:

@@ -35,6 +35,7 @@ __all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_f
 _NO_VALUE = re.compile(r"None|(?i:nan|na|n/a|#n/a|null|[+-]?inf)")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_PIXELS = 2**31 - 1
+_LONGEST_CODE = 6
 
 
 def read_label_table(
@@ -238,7 +239,9 @@ def _parse_patient(declared: str | None, path: str, rule: PatientRule) -> str | 
 def _parse_choice(record: dict[str, str], name: str, known: Sequence[str]) -> str | None:
     value = record.get(name, "")
     if value and value not in known:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)} or blank")
+        # A longer text may be a name that slipped into the wrong column.
+        shown = repr(value) if len(value) <= _LONGEST_CODE else "a longer text"
+        raise ValueError(f"{name}={shown}: expected one of {', '.join(known)} or blank")
     return value or None
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medcls.errors import ImageRefusedError
+
 OK, SKIPPED, QUARANTINED = "ok", "skipped", "quarantined"
 
 _FIELDS: list[tuple[str, pa.DataType]] = [
@@ -48,6 +50,12 @@ class Entry:
     images: int = 0
     file_sha256: str = ""
     refused: str | None = None
+
+
+def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
+    """Returns "row 3 a.png truncated: …", without a row where there is no labels file."""
+    where = f"row {number} " if number else ""
+    return f"{where}{path} {ImageRefusedError(reason, detail)}"
 
 
 def build_entries(entries: Sequence[Entry]) -> pa.Table:

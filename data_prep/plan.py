@@ -71,8 +71,9 @@ class Plan:
 
     Attributes:
         table: key, files (list of paths), number, patient_id, sex, age_years, side, roi_x …, split, labels, extra.
-        skipped: path, reason: files of images that a rule left out (another series, a localizer).
+        skipped: path, reason, detail: files of images that a rule left out (another series, a localizer).
         refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
+        early: A message for each volume refused before decoding.
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
     """
@@ -82,6 +83,7 @@ class Plan:
     refused: pa.Table
     columns: Sequence[str]
     rows_per_shard: int
+    early: Sequence[str] = ()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -116,11 +118,16 @@ def plan_images(labels: pa.Table) -> pa.Table:
     corners = [pc.cast(labels.column(name), pa.string()) for name in ROI]
     region = pc.binary_join_element_wise(*corners, ",")
     key = pc.coalesce(pc.binary_join_element_wise(path, region, "@"), path)
-    offsets: Any = pa.array(np.arange(labels.num_rows + 1, dtype=np.int64))
-    files = pa.LargeListArray.from_arrays(
-        offsets, pa.concat_arrays(path.cast(pa.string()).chunks or [pa.array([], pa.string())])
-    )
+    # Chunk by chunk: one array of all paths would overflow at 2 GiB of text.
+    kind: Any = pa.large_list(pa.string())
+    files = pa.chunked_array([_list_each(chunk) for chunk in path.chunks], kind)
     return labels.append_column("key", key).append_column("files", files)
+
+
+def _list_each(paths: Any) -> Any:
+    """Each path as a list of one."""
+    offsets: Any = pa.array(np.arange(len(paths) + 1, dtype=np.int64))
+    return pa.LargeListArray.from_arrays(offsets, paths)
 
 
 def _units(rows: pa.Table, columns: Sequence[str]) -> Iterator[Unit]:

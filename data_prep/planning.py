@@ -17,8 +17,9 @@ from data_prep.joining import join_files, join_series
 from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
 from data_prep.labels import read_label_table
+from data_prep.ledger import describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
-from data_prep.series import LEFT_OUT, find_volumes, left_out_table, series_table
+from data_prep.series import LEFT_OUT, find_volumes
 from medcls.config import ImageConfig, PrepareJob
 from medcls.identity import Identity
 from medcls.imaging.burnt_in import BurntInRule
@@ -72,6 +73,8 @@ def build_spec(job: PrepareJob) -> Spec:
         width=width,
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if spacing else None,
         patient_axes=image.patient_axes,
+        nifti_unit=image.nifti_unit,
+        max_voxels=image.max_voxels,
         stack=StackRule(**asdict(job.stack)),
         series=SeriesRule(**series),
         **_shared(image),
@@ -120,16 +123,18 @@ def build_plan(
     else:
         labels = _read_labels(job, source=source, listing=listing, rule=rule, show=show)
     skipped = refused = LEFT_OUT.empty_table()
+    early: list[str] = []
     if index is not None and isinstance(spec, VolumeSpec):
         found = find_volumes(index, series=spec.series, stack=spec.stack)
-        skipped, refused = left_out_table(found.skipped), left_out_table(found.refused)
-        table = join_series(labels, series_table(found), rule=rule, show=show, compare=job.compare)
+        skipped, refused = found.skipped_files, found.refused_files
+        early = [describe_refusal(0, show(path), reason, detail) for path, reason, detail in found.refused]
+        table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare)
     elif index is not None:
         table = plan_images(join_files(labels, index, show=show, compare=job.compare))
     else:
         table = plan_images(labels)
     most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
-    return Plan(table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most)
+    return Plan(table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early)
 
 
 def _read_headers(job: PrepareJob, *, source: Path, listing: pa.Table) -> pa.Table:

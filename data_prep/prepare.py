@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.assemble import assemble_store
-from data_prep.decode import PARTS, Refusals, Setting, decode_shards, read_part
+from data_prep.decode import PARTS, Refusals, Setting, checksum, decode_shards, read_part
 from data_prep.identity_map import write_identity_map
+from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reuse import Earlier
@@ -22,11 +24,14 @@ from medcls.config import PrepareJob
 from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, read_table, write_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder, sha256_file
+from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder
 from medcls.identity import Identity, read_identity
 from medcls.imaging.source import choose_identity
+from medcls.imaging.worker import Limits
 
 _BATCH = 65536
+_NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, SPLITS)))
+_OURS = re.compile(rf"{_NAMES}|shard-\d{{5,}}\.npy|{PARTS}(-\d+-of-\d+)?|{re.escape(TEMPORARY)}.*")
 
 
 def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
@@ -107,7 +112,14 @@ def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity)
     complete = (folder / DATASET).is_file()
     reuse = Path(job.reuse) if job.reuse and not complete else None
     earlier = Earlier(reuse, spec=spec, identity=identity, columns=job.columns) if reuse else None
-    return Setting(source, folder, spec, identity, tuple(job.columns), workers, earlier)
+    return Setting(source, folder, spec, identity, tuple(job.columns), workers, _limits(job), earlier)
+
+
+def _limits(job: PrepareJob) -> Limits:
+    """A volume is some hundred images, and resampled as a whole."""
+    gib, seconds = (6.0, 600.0) if job.image.kind == "volume" else (2.0, 60.0)
+    gib, seconds = job.limits.memory_gib or gib, job.limits.seconds or seconds
+    return Limits(memory_bytes=int(gib * (1 << 30)), seconds=seconds)
 
 
 def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, decode: bool) -> Store:
@@ -115,17 +127,25 @@ def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, d
     _clear_rubbish(setting.folder)
     if decode:
         _decode(job, plan, setting, numbers=range(plan.shards))
+    # Before the store is complete: whoever has the store has the way back.
+    _write_way_back(plan, setting)
     assemble_store(plan, setting, listing=listing, max_quarantined=job.max_quarantined)
+    return Store(setting.folder)
+
+
+def _write_way_back(plan: Plan, setting: Setting) -> None:
+    """Writes the identity map beside the store, and never inside it."""
     if setting.identity.kind == "hmac":
-        path = setting.folder.parent / f"{setting.folder.name}.identity-map.csv"
+        folder = setting.folder.resolve()
+        path = folder.parent / f"{folder.name}.identity-map.csv"
         write_identity_map(path, plan, setting.identity)
         say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
-    return Store(setting.folder)
 
 
 def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
     """Decodes every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
     index, count = job.shard.index, job.shard.count
+    _check_only_ours(setting.folder)
     with lock_folder(setting.folder / f"{PARTS}-{index}-of-{count}"):
         _decode(job, plan, setting, numbers=range(index, plan.shards, count))
     mine = len(range(index, plan.shards, count))
@@ -137,7 +157,7 @@ def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
 
 def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) -> None:
     """Decodes those of the shards that are not whole yet."""
-    refusals = Refusals.of(job.max_quarantined, len(plan))
+    refusals = Refusals.of(job.max_quarantined, len(plan), plan.early)
     missing = []
     for number in numbers:
         part = read_part(setting.folder, _shard(plan, setting, number))
@@ -152,7 +172,8 @@ def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) ->
     if job.executor == "ray":
         from data_prep.ray_executor import decode_on_ray
 
-        decode_on_ray([_shard(plan, setting, n) for n in missing], setting, job=job, refusals=refusals)
+        shards = (_shard(plan, setting, n) for n in missing)
+        decode_on_ray(shards, setting, job=job, refusals=refusals, total=len(missing))
         return
     plans = (_shard(plan, setting, n) for n in missing)
     decode_shards(plans, setting, refusals=refusals, total=sum(map(plan.count, missing)))
@@ -163,16 +184,20 @@ def _shard(plan: Plan, setting: Setting, number: int) -> ShardPlan:
 
 
 def _clear_rubbish(folder: Path) -> None:
-    """Removes half-written files of an interrupted run; parts stay. Anything unknown is somebody's and stops us."""
+    """Removes half-written files of an interrupted run; parts and shards stay."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        ours = path.name in {MANIFEST, LEDGER, LABELS, SPLITS} or path.name.startswith((TEMPORARY, PARTS))
-        if not ours and not path.match("shard-?????.npy"):
-            raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
+    _check_only_ours(folder)
     for path in folder.iterdir():
         if path.name == PARTS or path.match("shard-?????.npy"):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _check_only_ours(folder: Path) -> None:
+    """Anything unknown is somebody's and stops us."""
+    for path in sorted(folder.iterdir()):
+        if not _OURS.fullmatch(path.name):
+            raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
 
 
 def _reopen(plan: Plan, setting: Setting) -> Store:
@@ -181,6 +206,8 @@ def _reopen(plan: Plan, setting: Setting) -> Store:
     shutil.rmtree(setting.folder / PARTS, ignore_errors=True)
     _check_reusable(store, setting)
     _check_same_files(store, plan, setting)
+    if not setting.folder.resolve().with_name(f"{setting.folder.resolve().name}.identity-map.csv").exists():
+        _write_way_back(plan, setting)
     say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")
     return store
 
@@ -203,14 +230,14 @@ def _check_reusable(store: Store, setting: Setting) -> None:
 
 
 def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
-    """Every image of the labels is in the store or was refused before, from a file that has not changed."""
+    """Every image of the labels is in the store or was refused before, from the same files as now."""
     ledger = read_table(store.folder / LEDGER)
     planned = _pseudonyms(plan.table.column("key"), "image", setting.identity)
     known = pa.chunked_array(
         [*store.read("image_id").column(0).chunks, *pc.list_flatten(ledger.column("refused")).chunks], pa.string()
     )
-    new = len(planned) - pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py()
-    changed = sum(_changed(batch, ledger, setting) for batch in plan.table.select(["files"]).to_batches(_BATCH))
+    new = len(planned) - (pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py() or 0)
+    changed = _count_changed(plan, ledger, setting) + _count_regrouped(plan, store, planned)
     if new or changed:
         raise DataError(
             f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
@@ -218,16 +245,35 @@ def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
         )
 
 
-def _changed(batch: pa.RecordBatch, ledger: pa.Table, setting: Setting) -> int:
-    """Files of the batch whose checksum is another than the ledger's."""
-    paths = pc.unique(pc.list_flatten(batch.column("files")))
-    shown = _pseudonyms(paths, "path", setting.identity)
-    places = pc.index_in(shown, value_set=ledger.column("path").combine_chunks())
-    before = ledger.column("file_sha256").take(places).to_pylist()
-    now = (
-        sha256_file(setting.source / path) if sha else "" for path, sha in zip(paths.to_pylist(), before, strict=True)
-    )
-    return sum(bool(sha) and sha != found for sha, found in zip(before, now, strict=True))
+def _count_changed(plan: Plan, ledger: pa.Table, setting: Setting) -> int:
+    """Files of stored and refused images whose checksum is not the ledger's."""
+    paths = pc.unique(pc.list_flatten(plan.table.column("files")))
+    places = pc.index_in(_pseudonyms(paths, "path", setting.identity), value_set=ledger.column("path").combine_chunks())
+    before = ledger.column("file_sha256").take(places)
+    state = ledger.column("state").take(places)
+    volumes = setting.spec.spatial_dims == 3
+    whole = ledger.filter(pc.equal(ledger.column("state"), OK)).column("path").combine_chunks()
+    broken = _pseudonyms(plan.refused.column("path"), "path", setting.identity)
+    count = pc.sum(pc.is_in(broken, value_set=whole)).as_py() or 0
+    for start in range(0, len(paths), _BATCH):
+        rows = slice(start, start + _BATCH)
+        columns = (paths[rows].to_pylist(), before[rows].to_pylist(), state[rows].to_pylist())
+        for path, sha, was in zip(*columns, strict=True):
+            # An unknown file is that of a new image, which is counted as such, or a new slice of an old volume.
+            grown = volumes and was not in (OK, QUARANTINED)
+            count += grown or (bool(sha) and sha != checksum(setting.source / str(path)))
+    return count
+
+
+def _count_regrouped(plan: Plan, store: Store, planned: pa.Array[Any]) -> int:
+    """Volumes that are of more or fewer files than when they were stored."""
+    if "source_files" not in store.column_names:
+        return 0
+    stored = store.read("image_id", "source_files")
+    place = pc.index_in(planned, value_set=stored.column("image_id").combine_chunks())
+    before = stored.column("source_files").take(place).cast(pa.int64())
+    now = pc.cast(pc.list_value_length(plan.table.column("files")), pa.int64())
+    return pc.sum(pc.not_equal(before, now)).as_py() or 0
 
 
 def _pseudonyms(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from tqdm import tqdm
@@ -11,12 +13,17 @@ from tqdm import tqdm
 from data_prep.decode import Refusals, Setting, decode_shards, part_names
 from data_prep.plan import ShardPlan
 from medcls.config import PrepareJob
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, MedclsError
 from medcls.files import read_json
 from medcls.identity import Identity, read_identity
 
+# Tasks handed over before they are done: enough for any cluster, and not all plans at once.
+_AHEAD = 256
 
-def decode_on_ray(plans: Sequence[ShardPlan], setting: Setting, *, job: PrepareJob, refusals: Refusals) -> None:
+
+def decode_on_ray(
+    shards: Iterator[ShardPlan], setting: Setting, *, job: PrepareJob, refusals: Refusals, total: int
+) -> None:
     """Decodes the shards on the cluster that RAY_ADDRESS names, or on a local one of `workers` processes.
 
     The store and the source must lie where every node sees them. The key of the pseudonyms does not travel: each
@@ -33,37 +40,48 @@ def decode_on_ray(plans: Sequence[ShardPlan], setting: Setting, *, job: PrepareJ
     started = not ray.is_initialized()
     if started:
         ray.init(
-            num_cpus=None if _has_address() else max(1, setting.workers), log_to_driver=False, configure_logging=False
+            num_cpus=None if os.environ.get("RAY_ADDRESS") else max(1, setting.workers),
+            log_to_driver=False,
+            configure_logging=False,
         )
     try:
-        bare = replace(setting, identity=Identity())
+        # Without the identity: its key is not for the object store. One copy serves all tasks.
+        shared = ray.put(replace(setting, identity=Identity()))
         remote = ray.remote(num_cpus=1, max_retries=3)(_decode_one)
-        waiting = {remote.remote(plan, bare, setting.identity.kind, job.deidentify.key_file): plan for plan in plans}
-        with tqdm(total=len(plans), desc="decode", unit="shard") as bar:
+        key = (setting.identity.kind, job.deidentify.key_file, setting.identity.fingerprint)
+        waiting: dict[Any, ShardPlan] = {}
+
+        def submit(count: int) -> None:
+            for plan in islice(shards, count):
+                waiting[remote.remote(plan, shared, *key)] = plan
+
+        with tqdm(total=total, desc="decode", unit="shard") as bar:
+            submit(_AHEAD)
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting), num_returns=1)
                 ray.get(done)
-                plan = waiting.pop(done)
-                refusals.add(read_json(setting.folder / part_names(plan.number)["json"])["refused"])
+                part = part_names(waiting.pop(done).number)["json"]
+                refusals.add(read_json(setting.folder / part)["refused"])
                 bar.update()
+                submit(1)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, MedclsError):
+            raise error.cause from error
+        raise
     finally:
         if started:
             ray.shutdown()
 
 
-def _has_address() -> bool:
-    import os
-
-    return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def _decode_one(plan: ShardPlan, setting: Setting, kind: str, key_file: str | None) -> None:
+def _decode_one(plan: ShardPlan, setting: Setting, kind: str, key_file: str | None, fingerprint: str | None) -> None:
     """One shard, in one limited worker process of the node."""
     identity = read_identity(kind, key_file=key_file)
+    if identity.fingerprint != fingerprint:
+        raise ConfigError(
+            "a Ray node has another de-identification key than this one: say deidentify.key_file=FILE, a file that "
+            "every node sees"
+        )
     setting = replace(setting, identity=identity, workers=1)
     # Refusals are counted by the driver, over all shards.
     unlimited = Refusals(allowed=len(plan.units), total=len(plan.units))
     decode_shards(iter([plan]), setting, refusals=unlimited, total=len(plan.units))
-
-
-__all__: list[Any] = ["decode_on_ray"]

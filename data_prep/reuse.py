@@ -19,7 +19,7 @@ from data_prep.plan import Unit
 from medcls.data.manifest import read_table
 from medcls.data.shards import shard_name
 from medcls.data.store import Store
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, DataError
 from medcls.files import LEDGER, MANIFEST
 from medcls.identity import Identity
 from medcls.imaging.decode import Spec
@@ -61,7 +61,7 @@ class Earlier:
         folder: The store; every part is verified.
         spec: Of the new store.
         identity: Of the new store.
-        columns: Of the new store, for the message alone: extra columns are taken from the labels anew.
+        columns: Extra columns of the new store: they are taken from the labels anew.
 
     Raises:
         ConfigError: it was made with other settings, another key or another version, so nothing could be copied.
@@ -104,7 +104,7 @@ class Earlier:
         """Returns the manifest row of an image that `find` found."""
         place = self._images.find(identity.name("image", unit.key))
         if place is None:
-            raise KeyError(unit.key)
+            raise DataError(f"reuse={self._folder} has changed while it was read: run the same command again")
         return {name: self._cell(name, place) for name in self._columns}
 
     def _cell(self, name: str, row: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -11,33 +11,72 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.joining import SERIES
+from data_prep.ledger import QUARANTINED, SKIPPED
 from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
-from medcls.imaging.selection import SeriesRule, select_series, series_key, summarize_series
+from medcls.imaging.selection import SeriesKey, SeriesRule, select_series, series_key, summarize_series
 from medcls.imaging.stacks import Leftover, Stack, StackRule, build_stacks
 
 _KEY = ("patient_id", "study_uid", "series_uid")
+_BATCH = 4096
 _SERIES = pa.schema([*SERIES, *((name, pa.string()) for name in ("patient_sex", "patient_age", "laterality"))])
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+# Files of a series that are no slices, and none is missing without them.
+_NO_SLICE = frozenset({"no_pixel_data", "not_an_image", "dicomdir", "hidden", "symbolic_link", "special_file"})
 
 
-@dataclass(slots=True)
+class _Rows:
+    """Rows that become an Arrow table piece by piece, so that no more than a piece is held as objects."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._pending: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._pending.append(row)
+        if len(self._pending) == _BATCH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.Table.from_batches(self._batches, schema=self._schema)
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._batches.append(pa.RecordBatch.from_pylist(self._pending, schema=self._schema))
+            self._pending = []
+
+
 class FoundVolumes:
-    """What a source holds for a store of volumes.
+    """What a source holds for a store of volumes, while it is looked through; then as tables.
 
     Attributes:
-        series: Rows of joining.SERIES: each volume, and files together that became none.
-        skipped: path, reason, detail of files that a rule left out.
-        refused: Of files that should have been a volume and are not.
+        refused: A (path, reason, detail) for each series of which something should have been a volume and is not.
     """
 
-    series: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[tuple[str, str, str]] = field(default_factory=list)
-    refused: list[tuple[str, str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._series, self._skipped, self._refused = _Rows(_SERIES), _Rows(LEFT_OUT), _Rows(LEFT_OUT)
+        self.refused: list[tuple[str, str, str]] = []
+
+    @property
+    def series(self) -> pa.Table:
+        """Rows of joining.SERIES: each volume, and files together that became none."""
+        return self._series.table()
+
+    @property
+    def skipped_files(self) -> pa.Table:
+        """Rows of LEFT_OUT: files that a rule left out."""
+        return self._skipped.table()
+
+    @property
+    def refused_files(self) -> pa.Table:
+        """Rows of LEFT_OUT: files of what should have been a volume."""
+        return self._refused.table()
 
     def add(self, first: Instance, paths: tuple[str, ...], *, key: str = "", chosen: bool = False) -> None:
         """Adds a volume, or files that became none."""
-        self.series.append(
+        self._series.add(
             {
                 "key": key or paths[0],
                 "files": list(paths),
@@ -52,9 +91,12 @@ class FoundVolumes:
         )
 
     def leave(self, first: Instance, leftovers: list[Leftover]) -> None:
-        """Adds files that are in no volume, with their state and reason."""
+        """Adds the files of a series that are in no volume, with their state and reason."""
         for path, state, reason, detail in leftovers:
-            (self.skipped if state == "skipped" else self.refused).append((path, reason, detail))
+            rows = self._skipped if state == SKIPPED else self._refused
+            rows.add({"path": path, "reason": reason, "detail": detail})
+        bad = [(path, reason, detail) for path, state, reason, detail in leftovers if state == QUARANTINED]
+        self.refused += bad[:1]
         if leftovers:
             self.add(first, tuple(path for path, *_ in leftovers))
 
@@ -67,48 +109,58 @@ def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Fo
         series: Which series are taken.
         stack: How slices become volumes.
     """
-    chosen, unchosen = select_series(summarize_series(instances_of(index)), series)
-    taken = {each.key for each in chosen}
+    taken, unchosen = _choose(index, series=series, stack=stack)
     found = FoundVolumes()
     for key, instances in _by_series(index):
         first = instances[0]
         if key not in taken:
-            reason = unchosen.get(key, "no_image")
-            found.leave(first, [(i.path, "skipped", i.problem or reason, "") for i in instances])
+            found.leave(first, [_leave_out(i, unchosen.get(key, "no_image")) for i in instances])
             continue
-        stacks, leftovers = build_stacks(instances, stack)
+        stacks, leftovers = _stack(instances, stack)
         # One of a study is one volume, also where its series holds several (two echoes).
         others = stacks[1:] if series.per_study != "all" else []
-        leftovers += [(path, "skipped", "not_preferred", "") for other in others for path in other.paths]
+        leftovers += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
         for each in stacks[: len(stacks) - len(others)]:
-            found.add(first, each.paths, key=_volume_key(first, each), chosen=True)
+            found.add(first, each.paths, key=f"{first.series_uid}{each.name}", chosen=True)
         found.leave(first, leftovers)
     for nifti in instances_of(index.filter(pc.equal(index["kind"], "nifti"))):
         if nifti.problem:
-            found.leave(nifti, [(nifti.path, "quarantined", nifti.problem, "")])
+            found.leave(nifti, [_leave_out(nifti, "")])
         else:
             found.add(nifti, (nifti.path,), key=nifti.path, chosen=True)
     return found
 
 
-def _by_series(index: pa.Table) -> Iterator[tuple[tuple[str, str, str], list[Instance]]]:
-    """The DICOM files of each series, series by series, as far as their header says one."""
+def _choose(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> tuple[set[SeriesKey], dict[SeriesKey, str]]:
+    """The series that are taken, and a reason for each other; a preference chooses among those that make a volume."""
+    candidates, unchosen = select_series(summarize_series(instances_of(index)), replace(series, per_study="all"))
+    taken = {each.key for each in candidates}
+    if series.per_study == "all":
+        return taken, unchosen
+    whole = {key for key, instances in _by_series(index) if key in taken and _stack(instances, stack)[0]}
+    chosen, left = select_series((each for each in candidates if each.key in whole), series)
+    # Those that make none go on, so that each file gets its own reason.
+    return {each.key for each in chosen} | (taken - whole), unchosen | left
+
+
+def _stack(instances: list[Instance], rule: StackRule) -> tuple[list[Stack], list[Leftover]]:
+    """The stacks of a series; none where a slice cannot be read: without it a volume would be short, and look whole."""
+    broken = [each for each in instances if each.problem and each.problem not in _NO_SLICE]
+    if not broken:
+        return build_stacks(instances, rule)
+    detail = f"{len(broken)} of its files cannot be read"
+    return [], [(i.path, QUARANTINED, i.problem or "incomplete_series", "" if i.problem else detail) for i in instances]
+
+
+def _leave_out(instance: Instance, reason: str) -> Leftover:
+    """A file of no volume: a broken one is quarantined whatever the rules say."""
+    problem = instance.problem
+    return instance.path, QUARANTINED if problem and problem not in _NO_SLICE else SKIPPED, problem or reason, ""
+
+
+def _by_series(index: pa.Table) -> Iterator[tuple[SeriesKey, list[Instance]]]:
+    """The DICOM files of each series, series by series."""
     dicom = index.filter(pc.equal(index["kind"], "dicom"))
     ordered = dicom.sort_by([(name, "ascending") for name in (*_KEY, "path")])
     for key, instances in groupby(instances_of(ordered), key=series_key):
         yield key, list(instances)
-
-
-def _volume_key(first: Instance, stack: Stack) -> str:
-    """A volume is known by its series, whatever its files are called."""
-    return f"{first.series_uid}{stack.name}"
-
-
-def series_table(found: FoundVolumes) -> pa.Table:
-    """Returns the rows as joining.SERIES."""
-    return pa.Table.from_pylist(found.series, schema=_SERIES)
-
-
-def left_out_table(rows: list[tuple[str, str, str]]) -> pa.Table:
-    """Returns files that no image is made of, with reason and detail."""
-    return pa.Table.from_pylist([dict(zip(LEFT_OUT.names, row, strict=True)) for row in rows], schema=LEFT_OUT)

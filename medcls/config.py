@@ -61,6 +61,8 @@ class ImageConfig:
     window_index: int = 0
     windows_hu: list[Any] = field(default_factory=list)
     patient_axes: bool = False
+    nifti_unit: str = ""
+    max_voxels: int = 1 << 28
     burnt_in: str = "refuse"
     mask_boxes: list[list[int]] = field(default_factory=list)
     keep_box: list[int] | None = None
@@ -342,6 +344,20 @@ class StackConfig:
 
 
 @dataclass(slots=True)
+class LimitsConfig:
+    """What decoding one image may use; null = 2 GiB and 60 s for images, 6 GiB and 600 s for volumes."""
+
+    memory_gib: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_gib is not None:
+            check_range("limits.memory_gib", self.memory_gib, low=0.1, high=1024)
+        if self.seconds is not None:
+            check_range("limits.seconds", self.seconds, low=0.1, high=86400)
+
+
+@dataclass(slots=True)
 class ShardConfig:
     """How the work is cut: this job's share of the store's shards, and how many images a shard holds at most."""
 
@@ -371,6 +387,7 @@ class PrepareJob:
     workers: int = -1
     executor: str = "local"
     max_quarantined: float = 0.05
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
     series: SeriesConfig = field(default_factory=SeriesConfig)
     stack: StackConfig = field(default_factory=StackConfig)

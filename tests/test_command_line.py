@@ -110,17 +110,6 @@ def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> No
 def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
     evaluate = dict.fromkeys(("subgroups", "shortcuts"), "evaluate")
     command = {"columns": "prepare", "images": "explain", **evaluate}.get(key, "train")
-    value: Any = compose_job(command, f"{key}=2024_05(1.10)")
-    for part in key.split("."):
-        value = getattr(value, part)
-    assert value == "2024_05(1.10)"
-
-
-@pytest.mark.parametrize("key", sorted(LIST_KEYS))
-def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
-    command = {"columns": "prepare", "subgroups": "evaluate", "shortcuts": "evaluate", "images": "explain"}.get(
-        key, "train"
-    )
     value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]")
     for part in key.split("."):
         value = getattr(value, part)

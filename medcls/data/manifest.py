@@ -47,6 +47,7 @@ _VOLUME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("valid_depth", pa.int32()),
     ("spacing_slice_mm", pa.float64()),
     ("affine", pa.list_(pa.float64(), 16)),
+    ("source_files", pa.int32()),
     ("slices_removed", pa.int32()),
     ("notes", pa.string()),
     ("may_show_face", pa.bool_()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ class ShardFile:
         self.slots = slots
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._nbytes = int(np.prod(shape)) * self._dtype.itemsize
-        self._temporary = folder / f"{TEMPORARY}{self.path.name}"
+        # A name of its own: a job started twice must not write into the other's file.
+        self._temporary = folder / f"{TEMPORARY}{secrets.token_hex(4)}-{self.path.name}"
         self._start = 0
 
     def create(self) -> None:

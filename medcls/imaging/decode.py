@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -83,6 +83,7 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
         headers=raw.headers,
         volume={
             "affine": prepared.affine.ravel().tolist(),
+            "source_files": len(files),
             "slices_removed": raw.slices_removed,
             "notes": " ".join(raw.notes) or None,
             "may_show_face": may_show_face(raw.headers),
@@ -93,5 +94,6 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
 def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:
     """NIfTI is one file that is no DICOM."""
     if len(files) == 1 and not is_dicom(files[0]):
-        return read_nifti(files[0])
-    return read_volume(files, rule=spec.stack)
+        raw = read_nifti(files[0], max_voxels=spec.max_voxels)
+        return replace(raw, unit=spec.nifti_unit) if spec.nifti_unit else raw
+    return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels)

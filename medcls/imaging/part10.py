@@ -143,12 +143,15 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
 
 
 def is_dicom(path: Path) -> bool:
-    """True for a file with DICOM's file meta group, whatever it is called; the preamble may be missing."""
-    with path.open("rb") as stream:
-        try:
+    """True for a file with DICOM's file meta group, whatever it is called; the preamble may be missing.
+
+    A file that cannot be opened is none: whoever reads it will say so.
+    """
+    try:
+        with path.open("rb") as stream:
             skip_preamble(stream)
-        except ImageRefusedError:
-            return False
+    except (ImageRefusedError, OSError):
+        return False
     return True
 
 

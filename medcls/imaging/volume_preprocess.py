@@ -204,11 +204,12 @@ def _plan_axis(old: int, frame: int, step: float, size: int) -> _Axis:
 
 
 def _check_unit(raw: RawVolume, spec: VolumeSpec) -> None:
-    """Windows in HU, and HU kept, need a CT; one without RescaleType is in HU (PS3.3 C.11.1.1.2)."""
+    """Windows in HU, and HU kept, need a CT with a rescale, or a NIfTI file that the user says is in HU."""
     if spec.intensity in ("window", "hounsfield"):
         modality = raw.headers.get("Modality", "")
-        if (modality, raw.unit) not in (("CT", "HU"), ("CT", ""), ("", "HU")):
-            raise ImageRefusedError("not_hounsfield", f"image.intensity={spec.intensity} needs a CT in HU")
+        if modality not in ("CT", "") or raw.unit != "HU":
+            hint = "" if modality else "; image.nifti_unit=HU where NIfTI files hold HU"
+            raise ImageRefusedError("not_hounsfield", f"image.intensity={spec.intensity} needs a CT in HU{hint}")
 
 
 def _scale(values: Floats, mask: NDArray[np.bool_] | None, raw: RawVolume, spec: VolumeSpec) -> Floats:

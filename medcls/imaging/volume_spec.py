@@ -42,6 +42,8 @@ class VolumeSpec:
         windows_hu: CT: (centre, width) in HU, each one channel, for intensity="window".
         dtype: "uint8", "uint16" or "float16" of [0, 1]; "int16" is that of intensity="hounsfield".
         patient_axes: Turn oblique volumes to the patient's axes; else they stay oblique, as their affine says.
+        nifti_unit: "HU" where NIfTI files hold Hounsfield units, which they cannot say themselves; else "".
+        max_voxels: Of one volume, as decoded; more is refused before decoding.
         burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
         stack: How the slices of a series become volumes.
         series: Which series of a study are taken.
@@ -60,6 +62,8 @@ class VolumeSpec:
     windows_hu: tuple[tuple[float, float], ...] = ()
     dtype: str = "uint8"
     patient_axes: bool = False
+    nifti_unit: str = ""
+    max_voxels: int = 1 << 28
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     stack: StackRule = field(default_factory=StackRule)
     series: SeriesRule = field(default_factory=SeriesRule)
@@ -68,6 +72,10 @@ class VolumeSpec:
         for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"image.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
+        if self.nifti_unit not in ("", "HU"):
+            raise ConfigError(f"image.nifti_unit={self.nifti_unit}: expected HU, or leave it out")
+        if self.max_voxels < 1:
+            raise ConfigError(f"image.max_voxels={self.max_voxels}: expected at least 1")
         channels, *size = self.shape
         if min(size) < 1 or channels * size[0] * size[1] * size[2] > _MAX_VOXELS:
             raise ConfigError(f"image.size={size}: expected [depth, height, width], at most {_MAX_VOXELS} voxels")

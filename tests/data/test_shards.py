@@ -43,10 +43,26 @@ def test_until_it_is_whole_it_has_another_name(tmp_path: Path) -> None:
     shard = ShardFile(tmp_path, 0, shape=(1, 4), dtype="uint8", slots=2)
     shard.create()
     assert not shard.path.exists()
-    assert [p.name for p in tmp_path.iterdir()] == [".partial-shard-00000.npy"]
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".partial-")
     write_slot(shard.slot(1), np.ones((1, 4), np.uint8))
     shard.finish([1])
     assert [p.name for p in tmp_path.iterdir()] == ["shard-00000.npy"]
+
+
+def test_two_jobs_on_one_shard_do_not_meet(tmp_path: Path) -> None:
+    images = np.arange(8, dtype=np.uint8).reshape(2, 1, 4)
+    first, second = (ShardFile(tmp_path, 0, shape=(1, 4), dtype="uint8", slots=2) for _ in range(2))
+    first.create()
+    write_slot(first.slot(0), images[0])
+    second.create()
+    write_slot(first.slot(1), images[1])
+    first.finish([0, 1])
+    assert (np.load(first.path) == images).all()
+    for index in (0, 1):
+        write_slot(second.slot(index), images[index])
+    second.finish([0, 1])
+    assert (np.load(first.path) == images).all()
 
 
 def test_where_all_images_are_refused_there_is_no_file(tmp_path: Path) -> None:

@@ -480,4 +480,55 @@ def test_the_command_line_makes_the_same_store(source: Path, tmp_path: Path, sma
     assert done.returncode == 0, done.stderr
     assert digests(awkward / "2024_05_01") == digests(small_store.folder)
     assert "48 images" in done.stderr
-    assert json.loads((awkward / "2024_05_01" / "dataset.json").read_text())["schema_version"] == 1
+    assert json.loads((awkward / "2024_05_01" / "dataset.json").read_text())["schema_version"] == 2
+
+
+def test_the_way_back_never_lies_in_the_store(
+    source: Path, tmp_path: Path, run_prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    (tmp_path / "store").mkdir()
+    monkeypatch.chdir(tmp_path / "store")
+    run_prepare(source, Path(), "deidentify=hmac")
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["store.identity-map.csv"]
+    assert not list((tmp_path / "store").rglob("*identity-map*"))
+
+
+def test_a_lost_way_back_is_written_again(
+    source: Path, tmp_path: Path, run_prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+    run_prepare(source, tmp_path / "store", "deidentify=hmac")
+    path = tmp_path / "store.identity-map.csv"
+    before = path.read_bytes()
+    path.unlink()
+    run_prepare(source, tmp_path / "store", "deidentify=hmac")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["parts_list", "parts.csv", "shard-1.npy", "notes.txt"])
+@pytest.mark.parametrize("jobs", [(), ("shard.count=2", "shard.index=0")])
+def test_names_like_ours_are_somebody_elses(
+    name: str, jobs: tuple[str, ...], source: Path, tmp_path: Path, run_prepare: Prepare
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / name).write_text("precious")
+    with pytest.raises(ConfigError, match=f"holds {name}, which is no part of a store"):
+        run_prepare(source, tmp_path / "store", *jobs)
+    assert (tmp_path / "store" / name).read_text() == "precious"
+
+
+def test_a_file_that_may_not_be_opened_costs_itself_alone(
+    raw: Path, tmp_path: Path, run_prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def forbid(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "p03L.png":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", forbid)
+    store = run_prepare(raw, tmp_path / "store")
+    assert store.info["counts"]["states"]["quarantined: cannot_open"] == 1
+    assert len(store) == 47

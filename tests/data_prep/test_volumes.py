@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,108 @@ def test_a_rule_fills_the_gap_where_it_is_told_to(make: Prepare) -> None:
     store = make("stack.gap=resample")
     assert len(store) == 8
     assert sum("resampled_gap" in (note or "") for note in store.column("notes")) == 1
+
+
+def copy_source(source: Path, folder: Path) -> Path:
+    shutil.copytree(source, folder)
+    return folder
+
+
+def test_a_slice_that_cannot_be_read_is_no_shorter_volume(make: Prepare, source: Path, tmp_path: Path) -> None:
+    import pydicom
+
+    raw = copy_source(source, tmp_path / "raw")
+    files = list((raw / "case3").iterdir())
+    last = max(files, key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    last.write_bytes(last.read_bytes()[:-40])
+    states = make(folder=raw).info["counts"]["states"]
+    assert states["quarantined: truncated"] == 1
+    assert states["quarantined: incomplete_series"] == 7
+
+
+def test_volumes_refused_while_planning_count_as_refused(make: Prepare) -> None:
+    with pytest.raises(DataError, match=r"more than 0 of 8 images are unreadable: .* gap"):
+        make("max_quarantined=0")
+
+
+def test_where_nothing_is_left_the_reasons_are_named(make: Prepare, tmp_path: Path) -> None:
+    for number in range(2):
+        gap = build.build_slices((0.0, 2.5, 5.0, 10.0, 12.5, 15.0), PatientID=f"Doe-{number}")
+        build.write_series(tmp_path / "raw" / f"case{number}", gap)
+    (tmp_path / "raw" / "labels.csv").write_text("path,label\ncase0,a\ncase1,b\n")
+    with pytest.raises(DataError, match=r"no image is left to decode: .* gap"):
+        make("max_quarantined=1", folder=tmp_path / "raw")
+
+
+def test_the_preference_is_among_series_that_make_a_volume(make: Prepare, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for number in range(4):
+        best = build.build_slices(origin=(-30.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}")
+        if number == 0:  # the longest series has a gap
+            del best[4]
+        other = build.build_slices((0.0, 2.5, 5.0, 7.5), origin=(-60.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}")
+        for slice_ in other:
+            slice_.StudyInstanceUID = best[0].StudyInstanceUID
+        build.write_series(raw / f"case{number}" / "best", best)
+        build.write_series(raw / f"case{number}" / "other", other)
+    (raw / "labels.csv").write_text("path,label\n" + "".join(f"case{n},{'ab'[n % 2]}\n" for n in range(4)))
+    store = make("series.per_study=most_slices", folder=raw)
+    assert sorted(store.column("source_depth")) == [4, 8, 8, 8]
+    assert store.info["counts"]["states"] == {
+        "ok": 4 + 3 * 8,
+        "quarantined: gap": 7,
+        "skipped: not_in_labels": 1,
+        "skipped: not_preferred": 3 * 4,
+    }
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "replaced"])
+def test_a_volume_of_other_files_needs_another_store(change: str, make: Prepare, source: Path, tmp_path: Path) -> None:
+    raw = copy_source(source, tmp_path / "raw")
+    make(folder=raw)
+    if change != "added":
+        next((raw / "case2").iterdir()).unlink()
+    if change != "removed":
+        (late,) = build.build_slices((20.0,), origin=(-32.0, 20.0, 5.0), PatientID="Doe-2")
+        import pydicom
+
+        first = pydicom.dcmread(next((raw / "case2").iterdir()))
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+            setattr(late, keyword, getattr(first, keyword))
+        build.write_series(raw / "case2", [late])
+    with pytest.raises(DataError, match="choose another store="):
+        make(folder=raw)
+
+
+def test_a_ct_without_rescale_is_not_in_hounsfield_units(make: Prepare, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for number in range(4):
+        slices = build.build_slices(origin=(-30.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}", Modality="CT")
+        for slice_ in slices if number == 1 else ():
+            for keyword in ("RescaleSlope", "RescaleIntercept", "RescaleType"):
+                if keyword in slice_:
+                    delattr(slice_, keyword)
+        build.write_series(raw / f"case{number}", slices)
+    (raw / "labels.csv").write_text("path,label\n" + "".join(f"case{n},{'ab'[n % 2]}\n" for n in range(4)))
+    states = make("image.intensity=hounsfield", "image.dtype=int16", folder=raw).info["counts"]["states"]
+    assert states["quarantined: not_hounsfield"] == 8
+
+
+def test_nifti_in_hounsfield_units_where_the_user_says_so(make: Prepare, tmp_path: Path) -> None:
+    import nibabel
+
+    (tmp_path / "raw").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        values = generator.integers(-900, 900, (10, 12, 8)).astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(values, np.diag([0.7, 0.7, 2.0, 1.0])), tmp_path / "raw" / f"{number}.nii.gz")
+    rows = "".join(f"{n}.nii.gz,p{n},{'ab'[n % 2]}\n" for n in range(4))
+    (tmp_path / "raw" / "labels.csv").write_text("path,patient_id,label\n" + rows)
+    settings = ("image=ct_volume", "image.size=[8,12,12]", "max_quarantined=1")
+    with pytest.raises(DataError, match=r"not_hounsfield: .*image\.nifti_unit=HU"):
+        make(*settings, folder=tmp_path / "raw")
+    store = make(*settings, "image.nifti_unit=HU", folder=tmp_path / "raw", name="hu")
+    assert (len(store), store.shape) == (4, (3, 8, 12, 12))
 
 
 def test_what_the_series_rule_leaves_out_has_its_reason(make: Prepare) -> None:
