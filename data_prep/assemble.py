@@ -40,8 +40,9 @@ def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quara
     absent = [n for n, part in enumerate(parts) if part is None]
     if absent:
         raise MissingInputError(
-            f"store={folder}: {len(absent)} of {plan.shards} shards are not decoded from these files: "
-            f"{_ranges(absent)}; run python -m data_prep with shard.index= of those jobs (number modulo shard.count)"
+            f"store={folder}: {len(absent)} of {plan.shards} shards are not decoded from these files, labels and "
+            f"settings: {_ranges(absent)}; give the arguments of the jobs, or run those jobs (shard.index: the number "
+            "modulo shard.count)"
         )
     whole: list[dict[str, Any]] = [part for part in parts if part is not None]
     refusals = Refusals.of(max_quarantined, len(plan), plan.early)

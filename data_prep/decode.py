@@ -72,11 +72,19 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class StoreTask:
-    """One image to decode into its slot; `previous` is where an earlier store has it, if the files are the same."""
+    """One image to decode into its slot.
+
+    Attributes:
+        decode: What to read.
+        slot: Where to write.
+        previous: Where an earlier store has it, if the files are the same.
+        header_ids: PatientID and SeriesInstanceUID of the index: a file that was replaced since has others.
+    """
 
     decode: DecodeTask
     slot: Slot
     previous: Previous | None = None
+    header_ids: tuple[str, str] = ("", "")
 
 
 def store_image(task: StoreTask) -> StoredImage:
@@ -89,6 +97,9 @@ def store_image(task: StoreTask) -> StoredImage:
         write_slot(task.slot, task.previous.read())
         return StoredImage(None, "", None, files)
     image = decode_image(task.decode)
+    for keyword, indexed in zip(("PatientID", "SeriesInstanceUID"), task.header_ids, strict=True):
+        if indexed and image.headers.get(keyword, "").strip() != indexed:
+            raise ImageRefusedError("changed_since_index", f"the header has another {keyword} than the index")
     pixels = image.prepared.pixels
     write_slot(task.slot, pixels)
     dhash = None
@@ -197,7 +208,7 @@ def build_tasks(plan: ShardPlan, shard: ShardFile, setting: Setting) -> Iterator
     for index, unit in enumerate(plan.units):
         files = tuple(setting.source / path for path in unit.files)
         previous = earlier.find(unit, setting.identity) if earlier else None
-        yield StoreTask(DecodeTask(files, unit.roi, setting.spec), shard.slot(index), previous)
+        yield StoreTask(DecodeTask(files, unit.roi, setting.spec), shard.slot(index), previous, unit.header_ids)
 
 
 class _Part:
@@ -214,6 +225,8 @@ class _Part:
         unit, identity = self.plan.units[index], self.setting.identity
         image_id = identity.name("image", unit.key)
         paths = [identity.name("path", path) for path in unit.files]
+        if not unit.patient_id and not isinstance(outcome, ImageRefusedError):
+            outcome = ImageRefusedError("no_patient", "neither the labels nor its header name the patient")
         if isinstance(outcome, ImageRefusedError):
             # Of refused files, too: one that is mended later is another file.
             checksums = [checksum(self.setting.source / path) for path in unit.files]

@@ -70,6 +70,13 @@ def join_files(
         # A named file that is broken gets its reason from the decoder; a report in a named study is just no image.
         usable = np.asarray(pc.equal(index["problem"], pa.scalar("")))[image_rows]
         label_rows, image_rows = label_rows[usable], image_rows[usable]
+    elif index.num_rows:
+        # A broken file cannot say whose it is, and need not: the decoder will refuse it.
+        broken = pc.not_equal(index["problem"].take(pa.array(image_rows)), pa.scalar(""))
+        nobody = pc.and_(broken, pc.is_null(labels["patient_id"].take(pa.array(label_rows))))
+        labels = labels.take(pa.array(label_rows))
+        labels = _replace(labels, patient_id=pc.if_else(nobody, "", labels["patient_id"]))
+        label_rows = np.arange(len(label_rows))
     images = _headers(index, image_rows)
     joined = _replace(labels.take(label_rows), path=index["path"].take(image_rows))
     return _finish(joined, images, show=show, compare=compare, bad=bad)
@@ -122,6 +129,18 @@ def join_series(
     _add_same_key(joined, volumes["key"], show=show, bad=bad)
     table = _finish(joined, _headers(series, series_rows), show=show, compare=compare, bad=bad)
     return table.append_column("key", volumes["key"]).append_column("files", volumes["files"])
+
+
+def find_named(labels: pa.Table, series: pa.Table) -> Rows:
+    """Returns the rows of `series` that a label names, ascending.
+
+    Args:
+        labels: As of `join_series`.
+        series: SERIES; rows that are not chosen are named by nothing.
+    """
+    if not series.num_rows:
+        return np.empty(0, np.int64)
+    return np.unique(_match_series(labels, series, show=str, bad=BadRows())[1])
 
 
 def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], str], bad: BadRows) -> tuple[Rows, Rows]:

@@ -35,7 +35,7 @@ __all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_f
 _NO_VALUE = re.compile(r"None|(?i:nan|na|n/a|#n/a|null|[+-]?inf)")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_PIXELS = 2**31 - 1
-_LONGEST_CODE = 6
+_LONGEST_CODE = 8
 
 
 def read_label_table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ from data_prep.plan import Unit
 from medcls.files import sha256_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodedImage
+from medcls.imaging.terms import name_body_part, name_manufacturer, name_modality, name_photometric
 
 _AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
@@ -54,13 +54,13 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         "row": place[1],
         **_geometry(image.source_size, prepared.valid_extent, prepared.spacing_mm),
         "spacing_source": image.spacing_source or None,
-        "modality": headers.get("Modality") or None,
-        "photometric": image.photometric or None,
-        "body_part": _code(headers.get("BodyPartExamined", "")),
+        "modality": name_modality(headers.get("Modality", "")) or None,
+        "photometric": name_photometric(image.photometric) or None,
+        "body_part": name_body_part(headers.get("BodyPartExamined", "")) or None,
         "side": unit.side or _allowed(headers, "ImageLaterality", "LRBU") or _allowed(headers, "Laterality", "LR"),
         "sex": unit.sex or _allowed(headers, "PatientSex", "MFO"),
         "age_years": identity.age_years(age),
-        "manufacturer": headers.get("Manufacturer") or None,
+        "manufacturer": name_manufacturer(headers.get("Manufacturer", "")) or None,
         "pixel_sha256": stored.pixel_sha256,
         "pixel_dhash": stored.pixel_dhash,
         "declared_sha256": declared_sha256(unit, identity),
@@ -86,11 +86,6 @@ def _geometry(
         columns[f"valid_{place}"], columns[f"valid_{size}"] = extent[i], extent[n + i]
         columns[f"spacing_{distance}_mm"] = spacing_mm[i] if spacing_mm else None
     return columns
-
-
-def _code(text: str) -> str | None:
-    """A code string as it is; what is none may hold anything, so None (PS3.5 6.2, CS)."""
-    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else None
 
 
 def _allowed(headers: dict[str, str], keyword: str, codes: str) -> str | None:

@@ -16,4 +16,4 @@ def main(job: PrepareJob) -> None:
 
 
 if __name__ == "__main__":
-    run_command("prepare", main, program="python -m data_prep.merge")
+    run_command("merge", main, program="python -m data_prep.merge")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +13,7 @@ from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
 from medcls.imaging.selection import SeriesKey, summarize_series
 from medcls.imaging.stacks import Stack, StackRule, build_stacks, fit_instances
+from medcls.imaging.terms import name_body_part, name_modality
 
 _KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
 _SYNTAXES = {
@@ -61,7 +61,6 @@ _WORDS = {
 _RULE = StackRule()
 _HEADINGS = ("patient", "study", "series", "modality", "body part", "plane", "images", "size", "spacing mm", "syntax")
 _RIGHT = frozenset({"images"})
-_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 
 
 def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
@@ -146,8 +145,8 @@ def _describe_series(table: pa.Table) -> tuple[str, ...]:
     images = [each for each in instances if not each.problem]
     summary = summarize_series(instances)[0]
     return (
-        _code(summary.modality or instances[0].modality),
-        _code(summary.body_part),
+        _name(summary.modality or instances[0].modality, name_modality),
+        _name(summary.body_part, name_body_part),
         summary.plane or "-",
         f"{summary.slices:,}",
         _only(_times((each.rows, each.columns)) for each in images),
@@ -157,9 +156,9 @@ def _describe_series(table: pa.Table) -> tuple[str, ...]:
     )
 
 
-def _code(text: str) -> str:
-    """A code of the standard; free text in its place may name somebody."""
-    return (text if _CODE.fullmatch(text) else "(text)") if text else "-"
+def _name(text: str, name: Callable[[str], str]) -> str:
+    """A term of the standard; free text in its place may name somebody."""
+    return name(text) or ("(text)" if text else "-")
 
 
 def _only(texts: Iterable[str]) -> str:

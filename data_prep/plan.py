@@ -32,6 +32,7 @@ class Unit:
         age_years: Years, or None.
         side: "L", "R" or None.
         extra: Columns asked for by columns=[…].
+        header_ids: PatientID and SeriesInstanceUID that the index read in its header; "" where it has none.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Unit:
     age_years: float | None = None
     side: str | None = None
     extra: dict[str, str | None] = field(default_factory=dict)
+    header_ids: tuple[str, str] = ("", "")
 
     @property
     def declared(self) -> dict[str, Any]:
@@ -143,6 +145,7 @@ def _units(rows: pa.Table, columns: Sequence[str]) -> Iterator[Unit]:
             age_years=row["age_years"],
             side=row["side"],
             extra={name: row[name] for name in columns},
+            header_ids=(row["dicom_patient_id"] or "", row["series_uid"] or ""),
         )
 
 

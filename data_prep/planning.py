@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.class_folders import read_class_folder_table
-from data_prep.joining import join_files, join_series
+from data_prep.joining import find_named, join_files, join_series
 from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
 from data_prep.labels import read_label_table
 from data_prep.ledger import describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.series import LEFT_OUT, find_volumes
+from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
 from medcls.identity import Identity
 from medcls.imaging.burnt_in import BurntInRule
@@ -127,14 +128,33 @@ def build_plan(
     if index is not None and isinstance(spec, VolumeSpec):
         found = find_volumes(index, series=spec.series, stack=spec.stack)
         skipped, refused = found.skipped_files, found.refused_files
-        early = [describe_refusal(0, show(path), reason, detail) for path, reason, detail in found.refused]
+        lost = found.lost
+        named = lost.take(pa.array(find_named(labels, lost))).select(["files", "reason", "detail"]).to_pylist()
+        early = [describe_refusal(0, show(row["files"][0]), row["reason"], row["detail"]) for row in named]
+        if found.several:
+            say(
+                f"{found.several} series became several volumes each (image type, echo, time, orientation …), all "
+                "under the label of their series: series.per_study=most_slices keeps one of a study"
+            )
         table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare)
     elif index is not None:
         table = plan_images(join_files(labels, index, show=show, compare=job.compare))
     else:
         table = plan_images(labels)
+    _say_alike(table)
     most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
     return Plan(table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early)
+
+
+def _say_alike(table: pa.Table) -> None:
+    """Two spellings of one patient would be two patients, in two splits perhaps; nobody but the user can tell."""
+    patients = pc.unique(table["patient_id"])
+    alike = len(patients) - pc.count_distinct(pc.utf8_lower(pc.utf8_trim_whitespace(patients))).as_py()
+    if alike:
+        say(
+            f"notice: {alike} patient ids differ from another one in upper and lower case or spaces alone; each is a "
+            "patient of its own: correct the labels file if they are not"
+        )
 
 
 def _read_headers(job: PrepareJob, *, source: Path, listing: pa.Table) -> pa.Table:

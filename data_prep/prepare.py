@@ -50,6 +50,8 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
     alone = job.shard.count == 1 or not decode
     with lock_folder(folder, shared=not alone):
         listing = list_source(source)
+        if not listing.num_rows:
+            raise MissingInputError(f"source={source} holds no file: is the right folder mounted?")
         found = choose_identity("auto", source, listed_files(listing))
         kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
         identity = read_identity(kind, key_file=job.deidentify.key_file)

@@ -19,7 +19,7 @@ from data_prep.plan import Unit
 from medcls.data.manifest import read_table
 from medcls.data.shards import shard_name
 from medcls.data.store import Store
-from medcls.errors import ConfigError, DataError
+from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LEDGER, MANIFEST
 from medcls.identity import Identity
 from medcls.imaging.decode import Spec
@@ -69,8 +69,11 @@ class Earlier:
     """
 
     def __init__(self, folder: Path, *, spec: Spec, identity: Identity, columns: Sequence[str] = ()) -> None:
-        store = Store(folder)
-        store.verify()
+        try:
+            store = Store(folder)
+            store.verify()
+        except (MissingInputError, DataError) as error:
+            raise type(error)(f"reuse={folder} is no complete store to copy from: leave reuse= out") from error
         expected = {
             "version": medcls.__version__,
             "preprocessing": spec.to_json(),

@@ -20,6 +20,7 @@ from medcls.imaging.stacks import Leftover, Stack, StackRule, build_stacks
 _KEY = ("patient_id", "study_uid", "series_uid")
 _BATCH = 4096
 _SERIES = pa.schema([*SERIES, *((name, pa.string()) for name in ("patient_sex", "patient_age", "laterality"))])
+_LOST = pa.schema([*_SERIES, ("reason", pa.string()), ("detail", pa.string())])
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 # Files of a series that are no slices, and none is missing without them.
 _NO_SLICE = frozenset({"no_pixel_data", "not_an_image", "dicomdir", "hidden", "symbolic_link", "special_file"})
@@ -52,12 +53,13 @@ class FoundVolumes:
     """What a source holds for a store of volumes, while it is looked through; then as tables.
 
     Attributes:
-        refused: A (path, reason, detail) for each series of which something should have been a volume and is not.
+        several: Series that became more than one volume.
     """
 
     def __init__(self) -> None:
         self._series, self._skipped, self._refused = _Rows(_SERIES), _Rows(LEFT_OUT), _Rows(LEFT_OUT)
-        self.refused: list[tuple[str, str, str]] = []
+        self._lost = _Rows(_LOST)
+        self.several = 0
 
     @property
     def series(self) -> pa.Table:
@@ -74,31 +76,36 @@ class FoundVolumes:
         """Rows of LEFT_OUT: files of what should have been a volume."""
         return self._refused.table()
 
+    @property
+    def lost(self) -> pa.Table:
+        """A row, as of `series`, with reason and detail for each series that should have been a volume and is not."""
+        return self._lost.table()
+
     def add(self, first: Instance, paths: tuple[str, ...], *, key: str = "", chosen: bool = False) -> None:
         """Adds a volume, or files that became none."""
-        self._series.add(
-            {
-                "key": key or paths[0],
-                "files": list(paths),
-                "series_uid": first.series_uid,
-                "study_uid": first.study_uid,
-                "patient_id": first.patient_id,
-                "patient_sex": first.patient_sex,
-                "patient_age": first.patient_age,
-                "laterality": first.laterality,
-                "chosen": chosen,
-            }
-        )
+        self._series.add(_describe(first, paths, key=key, chosen=chosen))
 
     def leave(self, first: Instance, leftovers: list[Leftover]) -> None:
         """Adds the files of a series that are in no volume, with their state and reason."""
         for path, state, reason, detail in leftovers:
             rows = self._skipped if state == SKIPPED else self._refused
             rows.add({"path": path, "reason": reason, "detail": detail})
-        bad = [(path, reason, detail) for path, state, reason, detail in leftovers if state == QUARANTINED]
-        self.refused += bad[:1]
+        bad = [each for each in leftovers if each[1] == QUARANTINED]
+        if bad:
+            row = _describe(first, tuple(path for path, *_ in bad), key="", chosen=True)
+            self._lost.add(row | {"reason": bad[0][2], "detail": bad[0][3]})
         if leftovers:
             self.add(first, tuple(path for path, *_ in leftovers))
+
+
+def _describe(first: Instance, paths: tuple[str, ...], *, key: str, chosen: bool) -> dict[str, Any]:
+    names = ("series_uid", "study_uid", "patient_id", "patient_sex", "patient_age", "laterality")
+    return {
+        "key": key or paths[0],
+        "files": list(paths),
+        "chosen": chosen,
+        **{name: getattr(first, name) for name in names},
+    }
 
 
 def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> FoundVolumes:
@@ -120,6 +127,7 @@ def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Fo
         # One of a study is one volume, also where its series holds several (two echoes).
         others = stacks[1:] if series.per_study != "all" else []
         leftovers += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
+        found.several += len(stacks) - len(others) > 1
         for each in stacks[: len(stacks) - len(others)]:
             found.add(first, each.paths, key=f"{first.series_uid}{each.name}", chosen=True)
         found.leave(first, leftovers)

@@ -1,3 +1,3 @@
 """medcls: medical-image classification with transfer learning."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

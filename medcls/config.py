@@ -398,6 +398,10 @@ class PrepareJob:
     def __post_init__(self) -> None:
         check_choice("patients", self.patients, ("declared", "per_image"))
         check_choice("executor", self.executor, ("local", "ray"))
+        if self.image.kind == "image":
+            for name, given, default in (("series", self.series, SeriesConfig()), ("stack", self.stack, StackConfig())):
+                if given != default:
+                    raise ConfigError(f"{name}.*: rules of volumes, and image.kind=image: image=ct_volume or mr_volume")
         for name in self.compare:
             check_choice("compare", name, ("patient", "study", "sex", "age", "side"))
         check_range("workers", self.workers, low=-1, high=256)
@@ -602,6 +606,7 @@ SCHEMAS: dict[str, type] = {
     "index": IndexJob,
     "train": TrainJob,
     "prepare": PrepareJob,
+    "merge": PrepareJob,
     "evaluate": EvaluateJob,
     "show": ShowJob,
     "predict": PredictJob,

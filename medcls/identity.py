@@ -65,7 +65,9 @@ def read_identity(kind: str, *, key_file: str | None) -> Identity:
     if key_file is not None:
         path = Path(key_file)
         if not path.is_file():
-            raise MissingInputError(f"deidentify.key_file={path} is missing: python -m data_prep.key out={path}")
+            raise MissingInputError(
+                f"deidentify.key_file={path} is missing, or no file: python -m data_prep.key out={path}"
+            )
         text = path.read_text(encoding="ascii", errors="replace")
     if not text.strip():
         raise ConfigError(
@@ -81,7 +83,10 @@ def _parse_key(text: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) < KEY_BYTES:
-        raise ConfigError(f"the de-identification key is not {KEY_BYTES * 2} hexadecimal digits: data_prep.key")
+        raise ConfigError(
+            f"the de-identification key is not {KEY_BYTES * 2} hexadecimal digits: python -m data_prep.key out=FILE "
+            "makes one"
+        )
     return key
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from medcls.imaging.decode import DecodedImage
+from medcls.imaging.terms import name_body_part, name_modality, name_photometric
 
 _SPACING_FACTOR = 1.5
 
@@ -16,11 +16,12 @@ class Domain:
     """The kinds of images in a training split; kept in the model file.
 
     Attributes:
-        modalities: DICOM modalities; "" stands for files without one, such as PNG.
+        modalities: DICOM modalities; "" stands for files without one, such as PNG, or with text that is none.
         photometrics: Photometric interpretations ("L" and "RGB" for other formats than DICOM).
         spacing_mm: [smallest, largest] distance of stored pixels, mm: what the network sees, resizing and
             regions included; [] where no training image had one.
-        body_parts: BodyPartExamined codes; [] where no training image had one, or the model file is an older one.
+        body_parts: BodyPartExamined as terms.name_body_part writes it; [] where no training image had one, or the
+            model file is an older one.
     """
 
     modalities: list[str]
@@ -36,13 +37,13 @@ def summarize_domain(
     spacings_mm: Iterable[float | None],
     body_parts: Iterable[str | None] = (),
 ) -> Domain:
-    """Returns the domain of manifest columns of the training rows (None = unknown)."""
+    """Returns the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
     known = [spacing for spacing in spacings_mm if spacing is not None]
     return Domain(
-        modalities=sorted({name or "" for name in modalities}),
-        photometrics=sorted({name or "" for name in photometrics}),
+        modalities=_names(modalities, name_modality),
+        photometrics=_names(photometrics, name_photometric),
         spacing_mm=[min(known), max(known)] if known else [],
-        body_parts=sorted({name for name in body_parts if name}),
+        body_parts=[name for name in _names(body_parts, name_body_part) if name],
     )
 
 
@@ -51,20 +52,23 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
 
     A spacing is unseen beyond 1.5 times the training range, either way; an unknown one, or one where training
     knew none, is not judged. Nor is a body part that the image or all of training does not name: many devices leave
-    it out.
+    it out. Only terms of the standard are compared and said: a header's own words may be a name.
 
     Source: own choice.
     """
     unseen = {}
-    modality = image.headers.get("Modality", "")
-    if modality not in domain.modalities:
-        unseen["unseen_modality"] = f"modality {_code(modality)}, training had {_codes(domain.modalities)}"
-    if image.photometric not in domain.photometrics:
-        had = _codes(domain.photometrics)
-        unseen["unseen_photometric"] = f"photometric kind {_code(image.photometric)}, training had {had}"
-    part = image.headers.get("BodyPartExamined", "")
-    if part and domain.body_parts and part not in domain.body_parts:
-        unseen["unseen_body_part"] = f"body part {_code(part)}, training had {_codes(domain.body_parts)}"
+    text = image.headers.get("Modality", "")
+    had = _names(domain.modalities, name_modality)
+    if name_modality(text) not in had:
+        unseen["unseen_modality"] = f"modality {_say(text, name_modality)}, training had {_list(had)}"
+    had = _names(domain.photometrics, name_photometric)
+    if name_photometric(image.photometric) not in had:
+        found = _say(image.photometric, name_photometric)
+        unseen["unseen_photometric"] = f"photometric kind {found}, training had {_list(had)}"
+    part = name_body_part(image.headers.get("BodyPartExamined", ""))
+    had = [name for name in _names(domain.body_parts, name_body_part) if name]
+    if part and had and part not in had:
+        unseen["unseen_body_part"] = f"body part {part}, training had {_list(had)}"
     spacing = image.prepared.spacing_mm
     if spacing and domain.spacing_mm:
         low, high = domain.spacing_mm
@@ -74,10 +78,14 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
     return unseen
 
 
-def _codes(names: Iterable[str]) -> str:
-    return ", ".join(map(_code, names))
+def _names(texts: Iterable[str | None], name: Callable[[str], str]) -> list[str]:
+    """Each term once; those of older stores and model files may be a header's own words yet."""
+    return sorted({name(text or "") for text in texts})
 
 
-def _code(text: str) -> str:
-    """A code as it is; what is none may be anything, a name even, and is not repeated."""
-    return (text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else "of no code") if text else "none"
+def _say(text: str, name: Callable[[str], str]) -> str:
+    return name(text) or ("of no known term" if text else "none")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(name or "none" for name in names)

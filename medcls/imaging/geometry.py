@@ -55,10 +55,10 @@ class StackRule:
     def __post_init__(self) -> None:
         for name, policies in _POLICIES.items():
             if getattr(self, name) not in policies:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected {' or '.join(policies)}")
+                raise ConfigError(f"stack.{name}={getattr(self, name)}: expected {' or '.join(policies)}")
         for name, low, high in (("tolerance", 1e-6, 0.1), ("max_gap_mm", 1e-6, 1e6), ("min_slices", 2, 1e6)):
             if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"{name}={getattr(self, name)}: expected {low:g} to {high:g}")
+                raise ConfigError(f"stack.{name}={getattr(self, name)}: expected {low:g} to {high:g}")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form that `from_json` reads."""

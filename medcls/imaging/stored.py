@@ -13,10 +13,10 @@ from medcls.imaging import codecs
 from medcls.imaging.colour import expand_422
 from medcls.imaging.part10 import DicomFile
 from medcls.imaging.plain import UNDEFINED_LENGTH, Header
+from medcls.imaging.terms import name_photometric
 
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
-_TERMS = (*_GREY, *_COLOUR, "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB", "HSV", "ARGB", "CMYK")
 _FLOAT_DTYPES = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
 
 
@@ -65,7 +65,7 @@ def read_pixel_module(file: DicomFile) -> PixelModule:
     known = _GREY if samples == 1 else _COLOUR if samples == 3 else ()
     if photometric not in known:
         # Of a word that is no term of the standard nothing is repeated: it may be anything, a name even.
-        name = photometric if photometric in _TERMS else "an unknown kind"
+        name = name_photometric(photometric) or "an unknown kind"
         raise ImageRefusedError("unsupported_colour", f"{samples} samples of {name}")
     is_float = file.element.keyword in _FLOAT_DTYPES
     allocated = read_integer(ds, "BitsAllocated")

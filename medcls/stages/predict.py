@@ -1,6 +1,7 @@
 """The prediction stage: raw images and one or several runs to scores by class, or a reason, for every file.
 
-The pixels come from imaging.decode, which filled the store that the runs were trained on.
+Series and patients get their own rows, and every row what the run's operating points say of it. The pixels come from
+imaging.decode, which filled the store that the runs were trained on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from medcls.imaging.source import choose_identity, is_image, list_files
 from medcls.imaging.worker import run_limited
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
+from medcls.stages.frozen_choices import Choices, read_choices
+from medcls.stages.prediction_levels import complete_cases
 from medcls.stages.prediction_table import (
     OK,
     REFUSED,
@@ -61,7 +64,7 @@ class Ensemble:
 
 
 def predict(job: PredictJob) -> None:
-    """Predicts every file of the source and writes one row each.
+    """Predicts every file of the source and writes one row each, then one for each series and patient.
 
     Raises:
         DataError: no file ended in state ok; the table with the reasons is written all the same.
@@ -75,14 +78,17 @@ def predict(job: PredictJob) -> None:
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
     cases = [judge_file(root, path, skip) for path, skip in files]
     # What every row was made by; read before the networks are, so that it is theirs.
-    origin = {
-        "model_sha256": "+".join(sha256_file(run / MODEL) for run in job.runs),
-        "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
-    }
+    models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
+    choices = find_choices(job.runs, models_sha256)
     images = [case for case in cases if case.state == OK]
     if images:
         predict_cases(images, job, root=root, cards=cards)
-    rows = build_rows(cases, task=cards[0].task, identity=identity, origin=origin)
+    origin = {
+        "model_sha256": "+".join(models_sha256),
+        "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
+    }
+    everyone = complete_cases(cases, task=cards[0].task, choices=choices)
+    rows = build_rows(everyone, task=cards[0].task, identity=identity, origin=origin)
     if identity.kind == "hmac":
         path = out.with_name(f"{out.name}.identity-map.csv")
         write_identity_map(path, cases, identity)
@@ -113,6 +119,19 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
                 "or say out_of_domain=allow"
             )
     return cards
+
+
+def find_choices(runs: Sequence[Path], models_sha256: Sequence[str]) -> Choices | None:
+    """Returns what evaluate froze for the model; None for several runs together, for which nothing was chosen."""
+    if len(runs) > 1:
+        return None
+    choices = read_choices(runs[0], model_sha256=models_sha256[0])
+    if choices is None:
+        say(f"no operating points: python -m medcls.evaluate run={runs[0]} split=val chooses them for this model")
+        return None
+    for note in choices.notes:
+        say(note)
+    return choices
 
 
 def find_files(source: Path) -> tuple[Path, list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""The table that predict writes: one row a file, with its scores or the reason why there are none."""
+"""The table that predict writes: a row for each file, series and patient, with scores or why there are none."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ from medcls.files import write_bytes
 from medcls.identity import Identity
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
+IMAGE = "image"
 
 
 @dataclass(slots=True)
 class Case:
-    """What became of one file.
+    """What became of one file, or of the images of one series or patient.
 
     Attributes:
-        path: Relative to the source, with /.
+        path: Relative to the source, with /; "" of a series or patient.
         state: "ok", "refused" or "skipped".
         reason: Fixed word; "" for ok, unless training never saw the like and out_of_domain=allow.
         detail: What was found and expected; no identifying value.
         headers: Allow-listed DICOM attributes; {} for other formats and where the header was not understood.
         logits: Of one run; None for several, and where there are no scores.
         scores: As compute_scores returns them, the mean over the runs; None where there are none.
+        level: "image", "series" or "patient".
+        images: How many went into the scores of a series or patient.
+        aggregation: By which rule; "" of an image.
+        chosen: Columns that the run's frozen choices add, the same names in every row.
     """
 
     path: str
@@ -45,6 +50,10 @@ class Case:
     headers: dict[str, str] = field(default_factory=dict)
     logits: list[float] | None = None
     scores: list[float] | None = None
+    level: str = IMAGE
+    images: int = 0
+    aggregation: str = ""
+    chosen: dict[str, float | bool | None] = field(default_factory=dict)
 
 
 def build_rows(
@@ -53,7 +62,7 @@ def build_rows(
     """Returns the output rows.
 
     Args:
-        cases: One for each file.
+        cases: One for each file, series and patient.
         task: Of the runs.
         identity: How ids are named.
         origin: Columns that are the same in every row: what the scores were made by.
@@ -64,15 +73,19 @@ def build_rows(
 def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
     headers = case.headers
     return {
-        "image_id": identity.name("image", case.path),
+        "level": case.level,
+        "image_id": identity.name("image", case.path) or None,
         "patient_id": identity.name("patient", headers.get("PatientID", "")) or None,
         "study_id": identity.name("study", headers.get("StudyInstanceUID", "")) or None,
         "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
+        "images": case.images if case.level != IMAGE else int(case.scores is not None),
+        "aggregation": case.aggregation or None,
         "state": case.state,
         "reason": case.reason or None,
         "detail": case.detail or None,
         "predicted": None if case.scores is None else decide(task, np.array(case.scores)),
         **name_scores(task, case.scores),
+        **case.chosen,
         "logits": case.logits,
     }
 
@@ -91,18 +104,28 @@ def decide(task: Task, scores: NDArray[np.float64]) -> str | float:
         return float(scores[0])
     if task.kind == "multilabel":
         return ";".join(name for name, score in zip(task.class_names, scores, strict=True) if score >= 0.5)
-    rule = Predictions(task.kind, np.zeros(1), scores[None], tuple(task.class_names), task.grades)
-    return task.class_names[int(rule.grade_predicted[0])]
+    return task.class_names[int(build_predictions(task, scores[None]).grade_predicted[0])]
 
 
-def name_scores(task: Task, scores: Sequence[float] | None) -> dict[str, float | None]:
-    """Returns a column score_NAME for each class; {} for regression, whose value is `predicted`."""
+def build_predictions(task: Task, scores: NDArray[np.float64]) -> Predictions:
+    """Returns the scores as evaluation takes them, with zeros for the labels that nobody knows.
+
+    Args:
+        task: Of the runs.
+        scores: (N, K) or (N, 1) as compute_scores returns them.
+    """
+    labels = np.zeros(scores.shape if task.kind == "multilabel" else len(scores))
+    return Predictions(task.kind, labels, scores, tuple(task.class_names), task.grades)
+
+
+def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "score") -> dict[str, float | None]:
+    """Returns a column PREFIX_NAME for each class; {} for regression, whose value is `predicted`."""
     if task.kind == "regression":
         return {}
     if scores is None:
-        return {f"score_{name}": None for name in task.class_names}
+        return {f"{prefix}_{name}": None for name in task.class_names}
     values = [1 - scores[0], scores[0]] if task.kind == "binary" else scores
-    return {f"score_{name}": value for name, value in zip(task.class_names, values, strict=True)}
+    return {f"{prefix}_{name}": value for name, value in zip(task.class_names, values, strict=True)}
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: str) -> None:
@@ -111,11 +134,17 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: 
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         write_bytes(path, "".join(lines).encode())
         return
-    kinds = {name: pa.float64() for name in name_scores(task, None)} | {"logits": pa.list_(pa.float64())}
-    if task.kind == "regression":
-        kinds["predicted"] = pa.float64()
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in rows[0]])
+    schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
     write_table(path, pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def _find_type(name: str, task: Task) -> pa.DataType:
+    """Said, not guessed from the values: a column of nulls has it, too."""
+    if name.startswith(("score_", "calibrated_")) or (name == "predicted" and task.kind == "regression"):
+        return pa.float64()
+    if name.startswith("above_"):
+        return pa.bool_()
+    return {"logits": pa.list_(pa.float64()), "images": pa.int64()}.get(name, pa.string())
 
 
 def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) -> None:
@@ -130,7 +159,7 @@ def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) ->
 
 
 def summarize(cases: Sequence[Case]) -> str:
-    """Returns one line: how many files ended in each state, and why."""
+    """Returns one line of cases of files: how many ended in each state, and why."""
     states = Counter(case.state for case in cases)
     reasons = Counter(f"{case.state}: {case.reason}" for case in cases if case.reason)
     counts = ", ".join(f"{states[state]} {state}" for state in (OK, REFUSED, SKIPPED))

@@ -104,7 +104,11 @@ def build_file(number: int) -> tuple[Dataset, set[str]]:
     dataset.add_new(0x60004000, "LT", plant("overlay comments"))
     dataset.DataSetTrailingPadding = plant("padding").encode()
     dataset.PatientAge, dataset.PatientSex, dataset.Modality = "093Y", "F", "DX"
-    dataset.Manufacturer = "ACME"
+    # Names where a term or a vendor should be; in capitals one of them is a valid code string.
+    dataset.Manufacturer, dataset.BodyPartExamined = "Praxis Dr. Hans Mueller", "MUELLER HANS"
+    if number == 7:
+        dataset.Modality = "MUELLER HANS"
+    probes |= {"Hans Mueller", "MUELLER HANS"}
     dataset.SOPClassUID = DigitalXRayImageStorageForPresentation
     dataset.Rows = dataset.Columns = 32
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0

@@ -532,3 +532,20 @@ def test_a_file_that_may_not_be_opened_costs_itself_alone(
     store = run_prepare(raw, tmp_path / "store")
     assert store.info["counts"]["states"]["quarantined: cannot_open"] == 1
     assert len(store) == 47
+
+
+def test_patient_ids_that_differ_in_case_alone_are_said(
+    write_source: WriteSource, tmp_path: Path, run_prepare: Prepare, capfd: Any
+) -> None:
+    def rewrite(rows: Rows) -> Rows:
+        rows[0]["patient_id"] = rows[0]["patient_id"].upper()
+        return rows
+
+    run_prepare(write_source(tmp_path / "raw", rewrite=rewrite), tmp_path / "store", "split.on_leak=report")
+    assert "1 patient ids differ from another one in upper and lower case" in capfd.readouterr().err
+
+
+def test_an_empty_source_is_named_first(tmp_path: Path, run_prepare: Prepare) -> None:
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(MissingInputError, match="holds no file: is the right folder mounted"):
+        run_prepare(tmp_path / "raw", tmp_path / "store", labels=None)

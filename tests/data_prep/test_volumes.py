@@ -17,6 +17,8 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.identity import KEY_VARIABLE
+from medcls.imaging.index import scan_batches, write_index
+from medcls.imaging.source import list_files
 from medcls.stages.training_data import image_spec
 
 _BUILDERS = Path(__file__).resolve().parent.parent / "imaging" / "build_series.py"
@@ -166,6 +168,40 @@ def test_a_slice_that_cannot_be_read_is_no_shorter_volume(make: Prepare, source:
 def test_volumes_refused_while_planning_count_as_refused(make: Prepare) -> None:
     with pytest.raises(DataError, match=r"more than 0 of 8 images are unreadable: .* gap"):
         make("max_quarantined=0")
+
+
+def test_a_bad_series_that_no_label_names_costs_nothing(make: Prepare, source: Path) -> None:
+    lines = [f"case{n},p{n},{'ab'[n % 2]}" for n in range(1, PATIENTS)]
+    (source / "good.csv").write_text("path,patient_id,label\n" + "\n".join(lines) + "\n")
+    store = make("max_quarantined=0", labels="good.csv")
+    assert (len(store), store.info["counts"]["states"]["quarantined: gap"]) == (7, 6)
+
+
+def test_an_index_of_other_files_of_the_same_size_is_noticed(make: Prepare, source: Path, tmp_path: Path) -> None:
+    raw, index = copy_source(source, tmp_path / "raw"), tmp_path / "index.parquet"
+    write_index(index, scan_batches(raw, list_files(raw), workers=0))
+    for old, new in zip(sorted((raw / "case4").iterdir()), sorted((raw / "case5").iterdir()), strict=True):
+        old.write_bytes(new.read_bytes())
+    states = make(f"index={index}", folder=raw).info["counts"]["states"]
+    assert states["quarantined: changed_since_index"] == 8
+    assert states["ok"] == 6 * 8
+
+
+def test_a_series_of_two_image_types_is_said(make: Prepare, tmp_path: Path, capfd: Any) -> None:
+    raw = tmp_path / "raw"
+    for number in range(4):
+        slices = build.build_slices(origin=(-30.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}")
+        for slice_ in slices[4:] if number == 0 else ():
+            slice_.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "OTHER"]
+        build.write_series(raw / f"case{number}", slices)
+    (raw / "labels.csv").write_text("path,label\n" + "".join(f"case{n},{'ab'[n % 2]}\n" for n in range(4)))
+    assert len(make(folder=raw)) == 5
+    assert "1 series became several volumes each" in capfd.readouterr().err
+
+
+def test_rules_of_volumes_are_refused_for_images(make: Prepare) -> None:
+    with pytest.raises(ConfigError, match=r"series\.\*: rules of volumes"):
+        make("image=xray", "image.size=32", "series.modality=[CT]")
 
 
 def test_where_nothing_is_left_the_reasons_are_named(make: Prepare, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_what_training_never_saw_is_named(seen: DecodedImage, expected: dict[str
 def test_everything_unseen_is_named_and_text_that_is_no_code_is_not_repeated() -> None:
     unseen = find_unseen(image(modality="Doe^Jane", photometric="RGB", spacing_mm=(9.0, 9.0)), DOMAIN)
     assert list(unseen) == ["unseen_modality", "unseen_photometric", "unseen_spacing"]
-    assert unseen["unseen_modality"] == "modality of no code, training had CR, DX"
+    assert unseen["unseen_modality"] == "modality of no known term, training had CR, DX"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,9 @@ def test_everything_unseen_is_named_and_text_that_is_no_code_is_not_repeated() -
         ("HEAD", ["CHEST", "KNEE"], "body part HEAD, training had CHEST, KNEE"),
         ("", ["KNEE"], ""),
         ("HEAD", [], ""),
+        ("Left Knee", ["KNEE"], ""),
+        ("MUELLER HANS", ["KNEE"], ""),
+        ("HEAD", ["MUELLER HANS", "KNEE"], "body part HEAD, training had KNEE"),
     ],
 )
 def test_a_body_part_is_judged_where_both_name_one(part: str, known: list[str], expected: str) -> None:
@@ -71,6 +74,16 @@ def test_a_body_part_is_judged_where_both_name_one(part: str, known: list[str], 
     seen.headers["BodyPartExamined"] = part
     domain = summarize_domain(["DX"], ["MONOCHROME2"], spacings_mm=[0.7], body_parts=[*known, None])
     assert find_unseen(seen, domain).get("unseen_body_part", "") == expected
+
+
+def test_a_domain_holds_terms_only_and_one_of_an_older_file_is_not_repeated() -> None:
+    domain = summarize_domain(["Doe^Jane", "dx"], ["L"], spacings_mm=[], body_parts=["DOE JANE", "WHOLE BODY"])
+    assert (domain.modalities, domain.body_parts) == (["", "DX"], ["WHOLEBODY"])
+    older = Domain(["DOE JANE", "CT"], ["DOE JANE"], [], ["DOE JANE", "CHEST"])
+    assert find_unseen(image(), older) == {
+        "unseen_modality": "modality DX, training had none, CT",
+        "unseen_photometric": "photometric kind MONOCHROME2, training had none",
+    }
 
 
 def test_without_any_spacing_in_training_none_is_judged() -> None:

@@ -25,7 +25,7 @@ from data_prep.demo import write_demo
 from medcls.config import PredictJob
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import MODEL, sha256_file, sha256_json
+from medcls.files import MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
 from medcls.predict import main
 from medcls.stages import evaluate as evaluate_stage
@@ -59,14 +59,17 @@ def few(raw: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predict(compose_job: Callable[..., Any], tmp_path: Path) -> Callable[..., Rows]:
-    """Predicts in this process and returns the rows: predict(run, source, "out_of_domain=allow")."""
+    """Predicts in this process and returns the rows of images: predict(run, source, "out_of_domain=allow").
+
+    Those of series and patients stand in predictions.parquet, too.
+    """
 
     def run(folder: object, source: Path, *arguments: str) -> Rows:
         out = tmp_path / "predictions.parquet"
         given = (f"run={folder}", f"source={source}", f"out={out}", "workers=0", "device=cpu", *arguments)
         job: PredictJob = compose_job("predict", *given)
         stage.predict(job)
-        return read_rows(Path(job.out or ""))
+        return [row for row in read_rows(Path(job.out or "")) if row["level"] == "image"]
 
     return run
 
@@ -191,6 +194,28 @@ def test_dicom_pixels_ids_and_logits_are_those_of_the_store(
         assert name["patient_id"].encode() not in content
         assert name["path"].encode() not in content
         assert found[name["image_id"]]["patient_id"] == name["patient_pseudonym"]
+
+
+def test_dicom_series_and_patients_have_rows_of_their_own(
+    predict: Callable[..., Rows], dicom: tuple[Path, Store, Path], tmp_path: Path
+) -> None:
+    raw, store, run = dicom
+    given = (f"deidentify.key_file={raw.parent / 'key.txt'}", "out_of_domain=allow")
+    predict(run, raw, *given)
+    rows = read_rows(tmp_path / "predictions.parquet")
+    levels = [row["level"] for row in rows]
+    assert levels == ["image"] * 15 + ["series"] * 6 + ["patient"] * 6
+    for level in ("series", "patient"):
+        units = [row for row in rows if row["level"] == level]
+        assert {row[f"{level}_id"] for row in units} == set(store.column(f"{level}_id"))
+        for row in units:
+            images = [one for one in rows[:15] if one[f"{level}_id"] == row[f"{level}_id"]]
+            assert row["images"] == len(images) == 2
+            assert row["predicted"] == pytest.approx(sum(one["predicted"] for one in images) / 2, abs=1e-9)
+            assert row["patient_id"] == images[0]["patient_id"]
+            assert row["model_sha256"] == sha256_file(run / MODEL)
+            assert (row["state"], row["aggregation"], row["image_id"], row["logits"]) == ("ok", "mean", None, None)
+    assert [row["images"] for row in rows[:15]] == [int(row["state"] == "ok") for row in rows[:15]]
 
 
 def test_dicom_without_a_key_names_the_command_that_makes_one(
@@ -347,12 +372,58 @@ def test_runs_that_do_not_belong_together_are_refused(
         predict(f"[{trained},{run_copy}]", few)
 
 
-def test_json_has_the_same_rows(predict: Callable[..., Rows], trained: Path, few: Path, tmp_path: Path) -> None:
+def test_frozen_choices_are_columns_of_this_very_model_alone(
+    predict: Callable[..., Rows], run_copy: Path, trained: Path, raw: Path, few: Path, run_evaluate: Callable[..., Path]
+) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    calibration = read_json(run_copy / "calibration.json")
+    assert calibration["chosen"]["method"] == "none"  # too few patients to choose another
+    write_json(run_copy / "calibration.json", calibration | {"chosen": {"method": "platt"}})
+    rows = by_image(predict(run_copy, raw))
+    test = [rows[row["image_id"]] for row in read_rows(folder / "predictions.parquet")]
+    points = read_json(folder / "metrics.json")["operating_points"]
+    assert [name for name in test[0] if name.startswith("above_")] == [
+        f"above_{name}_{rule}" for name in "012" for rule in ("youden", "sensitivity_0.95", "specificity_0.95")
+    ]
+    assert sum(point["threshold"] is not None for point in points) > len(points) / 2
+    for point in points:
+        rule = "youden" if point["target"] is None else f"{point['kind']}_0.95"
+        above = [row[f"above_{point['question']}_{rule}"] for row in test]
+        # Where only "call nobody positive" met the rule on validation, there is no threshold.
+        cells = point.get("counts", dict.fromkeys(("tp", "fp", "fn", "tn"), 0))
+        assert ("counts" in point) == (point["threshold"] is not None)
+        assert above.count(True) == cells["tp"] + cells["fp"]
+        assert above.count(False) == cells["fn"] + cells["tn"]
+    for row in test:
+        calibrated = np.array([row[f"calibrated_{name}"] for name in "012"])
+        assert calibrated.sum() == pytest.approx(1)
+        assert abs(calibrated - [row[f"score_{name}"] for name in "012"]).max() > 1e-3
+    assert rows["labels.csv"]["above_0_youden"] is rows["labels.csv"]["calibrated_0"] is None
+
+    # Chosen for one model, they say nothing of several together, nor of the next one.
+    assert not find_chosen(predict(f"[{run_copy},{trained}]", few))
+    assert find_chosen(predict(run_copy, few))
+    rewrite_card(run_copy, store_sha256="0" * 64)
+    assert not find_chosen(predict(run_copy, few))
+
+
+def find_chosen(rows: Rows) -> list[str]:
+    return [name for name in rows[0] if name.startswith(("above_", "calibrated_"))]
+
+
+def test_json_has_the_same_rows(
+    predict: Callable[..., Rows], dicom: tuple[Path, Store, Path], few: Path, tmp_path: Path
+) -> None:
+    raw, _, run = dicom
     (few / "text.png").write_text("no image")
-    rows = predict(trained, few)
+    shutil.copy(raw / "images" / "000003-R.dcm", few)
+    given = ("deidentify=declared", "out_of_domain=allow")
+    predict(run, few, *given)
+    rows = read_rows(tmp_path / "predictions.parquet")
+    assert [row["level"] for row in rows] == ["image"] * 5 + ["series", "patient"]
     out = tmp_path / "rows.json"
     with pytest.raises(Exception, match="parquet"):  # read_rows of the fixture reads parquet alone
-        predict(trained, few, "format=json", f"out={out}")
+        predict(run, few, *given, "format=json", f"out={out}")
     assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
 
 

@@ -44,11 +44,14 @@ def test_a_table_without_any_score_has_the_types_of_one_with_scores(task: Task, 
     schemas = []
     for scores in (None, [0.5] * count):
         case = Case("a.png", "ok" if scores else "refused", "" if scores else "truncated", scores=scores, logits=scores)
+        case.chosen = {"above_youden": scores and True, "calibrated_x": scores and 0.5}
         rows = build_rows([case], task=task, identity=Identity(), origin={"model_sha256": "a"})
         write_rows(tmp_path / "out.parquet", rows, task=task, form="parquet")
         schemas.append(pq.read_schema(tmp_path / "out.parquet"))
     assert schemas[0] == schemas[1]
     assert schemas[0].field("predicted").type == (pa.float64() if task is AGE else pa.string())
+    types = [schemas[0].field(name).type for name in ("images", "above_youden", "calibrated_x", "level")]
+    assert types == [pa.int64(), pa.bool_(), pa.float64(), pa.string()]
 
 
 def test_the_summary_counts_states_and_reasons() -> None:

@@ -1,0 +1,154 @@
+"""The terms that what a header says of an image is known by; whatever else stands there may be a name, and is dropped.
+
+Every function here returns words of its own lists, never one of the header's, and what it has returned once as it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+# PS3.3 C.7.3.1.1.1, the retired ones in the last line.
+_MODALITY_WORDS = """
+    ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
+    IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG
+    RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA
+    XA XAPROTOCOL XC
+    AS CD CF CP CS DD DF DM DS EC FA FS LP MA MS OPR ST VF
+"""
+_MODALITIES = frozenset(_MODALITY_WORDS.split())
+_PHOTOMETRICS = frozenset(
+    {
+        *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"),
+        *("YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB", "HSV", "ARGB", "CMYK", "L"),
+    }
+)
+# Of PS3.16 table L-1 what is radiographed, scanned or photographed for itself; the last two lines are not in it, yet
+# devices write them.
+_BODY_PART_WORDS = """
+    ABDOMEN ABDOMENPELVIS ABDOMINALAORTA ACJOINT ADRENAL ANKLE ANUS ANUSRECTUMSIGMD AORTA AORTICARCH APPENDIX ARM ARTERY
+    AXILLA BACK BILEDUCT BILIARYTRACT BLADDER BRAIN BREAST BRONCHUS BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX
+    CHEEK CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS CLAVICLE COCCYX COLON COMMONBILEDUCT CORNEA CORONARYARTERY
+    CSPINE CTSPINE DUODENUM EAR ELBOW ESOPHAGUS EXTREMITY EYE EYELID FACE FEMUR FIBULA FINGER FOOT FOREARM GALLBLADDER
+    HAND HEAD HEADNECK HEART HIP HUMERUS IAC ILEUM ILIUM JAW JEJUNUM KIDNEY KNEE LARYNX LEG LIVER LSPINE LSSPINE LUNG
+    MANDIBLE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE OPTICCANAL ORBIT OVARY
+    PANCREAS PARATHYROID PAROTID PATELLA PELVIS PELVISLOWEXTREMT PENIS PHARYNX PLACENTA PROSTATE RECTUM RETINA RIB SCALP
+    SCAPULA SCROTUM SHOULDER SIJOINT SKULL SPINE SPLEEN SSPINE STERNUM STOMACH SUBMANDIBULAR TESTIS THIGH THUMB THYMUS
+    THYROID TIBIA TLSPINE TMJ TOE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY WRIST ZYGOMA
+    CARDIAC FEET LOWEREXTREMITY LOWERLEG PHANTOM SINUS TEETH THORAX TOOTH UPPERARM UPPEREXTREMITY
+    CERVICALSPINE LUMBARSPINE THORACICSPINE
+"""
+_BODY_PARTS = frozenset(_BODY_PART_WORDS.split())
+_COMPOUND = re.compile(f"(?:{'|'.join(sorted(_BODY_PARTS))})+")
+_LONGEST = 64
+_SIDES = frozenset({"L", "R", "LT", "RT", "LEFT", "RIGHT", "BILATERAL", "BOTH"})
+_LINKS = frozenset({"AND", "WITH", "TO"})
+
+# Words in lower case -> the vendor; the first that stands in the text counts, so a buyer precedes what it bought.
+_VENDORS = {
+    "synthetic": "synthetic",
+    "siemens": "Siemens",
+    "acuson": "Siemens",
+    "ge": "GE",
+    "g e": "GE",
+    "gems": "GE",
+    "general electric": "GE",
+    "philips": "Philips",
+    "canon": "Canon",
+    "toshiba": "Canon",
+    "fujifilm": "Fujifilm",
+    "fuji": "Fujifilm",
+    "hitachi": "Hitachi",
+    "aloka": "Hitachi",
+    "agfa": "Agfa",
+    "carestream": "Carestream",
+    "kodak": "Kodak",
+    "hologic": "Hologic",
+    "lorad": "Lorad",
+    "samsung": "Samsung",
+    "medison": "Samsung",
+    "konica": "Konica Minolta",
+    "minolta": "Konica Minolta",
+    "shimadzu": "Shimadzu",
+    "varian": "Varian",
+    "elekta": "Elekta",
+    "accuray": "Accuray",
+    "united imaging": "United Imaging",
+    "uih": "United Imaging",
+    "neusoft": "Neusoft",
+    "mindray": "Mindray",
+    "esaote": "Esaote",
+    "planmed": "Planmed",
+    "planmeca": "Planmeca",
+    "sirona": "Sirona",
+    "zeiss": "Zeiss",
+    "topcon": "Topcon",
+    "heidelberg engineering": "Heidelberg Engineering",
+    "nidek": "Nidek",
+    "optos": "Optos",
+    "olympus": "Olympus",
+    "pentax": "Pentax",
+    "bruker": "Bruker",
+    "leica": "Leica",
+    "hamamatsu": "Hamamatsu",
+    "aperio": "Aperio",
+    "supersonic imagine": "SuperSonic Imagine",
+    "swissray": "Swissray",
+    "vatech": "Vatech",
+    "instrumentarium": "Instrumentarium",
+    "marconi": "Marconi",
+    "elscint": "Elscint",
+    "imatron": "Imatron",
+    "picker": "Picker",
+    "vidar": "Vidar",
+    "lumisys": "Lumisys",
+}
+
+
+def name_modality(text: str) -> str:
+    """Returns the defined term that a Modality is, retired ones included; "" where it is none.
+
+    Source: PS3.3 C.7.3.1.1.1.
+    """
+    return _known(text.strip().upper(), _MODALITIES)
+
+
+def name_photometric(text: str) -> str:
+    """Returns the defined term that a PhotometricInterpretation is, or "L" (grey, no DICOM); "" where it is neither.
+
+    Source: PS3.3 C.7.6.3.1.2, retired terms included.
+    """
+    return _known(" ".join(text.upper().split()), _PHOTOMETRICS)
+
+
+def name_body_part(text: str) -> str:
+    """Returns a BodyPartExamined as one word: "CHEST", "WHOLEBODY", "HEADNECK"; "" where a word of it is unknown.
+
+    Case, spaces and plurals do not count. Sides do not either: they have attributes of their own.
+
+    Source: PS3.16 annex L, table L-1; words that devices write besides are own choice.
+    """
+    words = re.findall(r"[^\W_]+", text.upper()) if len(text) <= _LONGEST else []
+    parts = [_singular(word) for word in words if word not in _SIDES and word not in _LINKS]
+    # Joined, for "WHOLE BODY" is one term of which neither word is.
+    joined = "".join(parts)
+    return joined if _COMPOUND.fullmatch(joined) else ""
+
+
+def name_manufacturer(text: str) -> str:
+    """Returns the vendor whose name is a word of a Manufacturer, "other" for any other text, "" for none.
+
+    Source: own choice; PS3.3 C.7.5.1 leaves the text free, so that it may be a practice or a person.
+    """
+    words = " ".join(re.findall(r"[^\W\d_]+", text.lower()))
+    found = (vendor for name, vendor in _VENDORS.items() if f" {name} " in f" {words} ")
+    return next(found, "other" if text.strip() else "")
+
+
+def _known(text: str, terms: frozenset[str]) -> str:
+    """The text where it is one of the terms, else ""."""
+    return text if text in terms else ""
+
+
+def _singular(word: str) -> str:
+    """A part without the s of its plural: "KNEES", but not "PELVIS"."""
+    return word[:-1] if word not in _BODY_PARTS and word[:-1] in _BODY_PARTS and word.endswith("S") else word

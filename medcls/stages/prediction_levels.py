@@ -1,0 +1,131 @@
+"""Rows above the image, and what the choices frozen on validation say of each row: evaluation's own arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medcls.data.targets import Task
+from medcls.evaluation.aggregation import RULES, aggregate
+from medcls.evaluation.curves import list_questions
+from medcls.evaluation.recalibration import apply_recalibration
+from medcls.stages.frozen_choices import Choices
+from medcls.stages.prediction_table import IMAGE, OK, REFUSED, Case, build_predictions, name_scores
+
+# Level -> the attributes that tell its units apart, the last of which a file must have. A series is a patient's own:
+# should two patients' files carry one SeriesInstanceUID by mistake, they are not mixed.
+UNITS = {"series": ("PatientID", "SeriesInstanceUID"), "patient": ("PatientID",)}
+_SERIES_IDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
+    """Returns the cases of the files, then of the series and patients, with the columns of the frozen choices.
+
+    Args:
+        cases: Of files, with the scores of those that have any.
+        task: Of the runs.
+        choices: Of the run that made the scores; None where there are none: then no such columns.
+    """
+    everyone = [*cases, *merge_cases(cases, task=task, choices=choices)]
+    if choices is not None:
+        apply_choices(everyone, task=task, choices=choices)
+    return everyone
+
+
+def merge_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
+    """Returns a case for each series, then for each patient, with an image that has scores.
+
+    The scores follow the rule that was chosen on validation for the level, the mean where none was.
+    """
+    frozen = choices.operating.get("levels", {}) if choices else {}
+    merged = []
+    for level in UNITS:
+        rule = frozen.get(level, {}).get("aggregation", {}).get("rule", RULES[0])
+        merged += _merge_level(cases, level, task=task, rule=rule)
+    return merged
+
+
+def _merge_level(cases: Sequence[Case], level: str, *, task: Task, rule: str) -> list[Case]:
+    members: dict[tuple[str, ...], list[Case]] = {}
+    refused: dict[tuple[str, ...], int] = {}
+    for case in cases:
+        unit = tuple(case.headers.get(name, "") for name in UNITS[level])
+        if unit[-1] and case.scores is not None:
+            members.setdefault(unit, []).append(case)
+        elif unit[-1] and case.state == REFUSED:
+            refused[unit] = refused.get(unit, 0) + 1
+    if not members:
+        return []
+    units = np.repeat(np.arange(len(members)), [len(images) for images in members.values()])
+    scores = np.array([case.scores for images in members.values() for case in images])
+    merged = aggregate(build_predictions(task, scores), units, rule=rule).predictions.y_score.tolist()
+    return [
+        _describe_unit(images, level, refused=refused.get(unit, 0), scores=values, rule=rule)
+        for (unit, images), values in zip(members.items(), merged, strict=True)
+    ]
+
+
+def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: list[float], rule: str) -> Case:
+    """The case of one unit; what was noted of any of its images, or kept one out of it, is noted of it."""
+    names = _SERIES_IDS if level == "series" else UNITS[level]
+    details = [case.detail for case in images if case.detail]
+    details += [f"{refused} more of its images refused"] if refused else []
+    return Case(
+        "",
+        OK,
+        next((case.reason for case in images if case.reason), ""),
+        "; ".join(dict.fromkeys(details)),
+        headers={name: images[0].headers.get(name, "") for name in names},
+        scores=scores,
+        level=level,
+        images=len(images),
+        aggregation=rule,
+    )
+
+
+def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> None:
+    """Fills in the columns of the frozen choices: above_<point> at each level, calibrated_<class> of images.
+
+    A point is null where a level or rule got no threshold on validation. The map was fitted and judged on images:
+    other levels have no recalibrated score.
+    """
+    levels = choices.operating.get("levels", {})
+    fitted = _find_map(choices.calibration)
+    columns: dict[str, Any] = name_scores(task, None, prefix="calibrated") if fitted else {}
+    columns |= {name_point(task, point): None for point in levels.get(IMAGE, {}).get("points", [])}
+    for case in cases:
+        case.chosen = dict(columns)
+    for level in (IMAGE, *UNITS):
+        scored = [case for case in cases if case.level == level and case.scores is not None]
+        if scored:
+            _apply_points(scored, levels.get(level, {}).get("points", []), task=task)
+    scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
+    if fitted and scored:
+        mapped = apply_recalibration(fitted, build_predictions(task, np.array([case.scores for case in scored])))
+        for case, values in zip(scored, mapped.y_score.tolist(), strict=True):
+            case.chosen |= name_scores(task, values, prefix="calibrated")
+
+
+def _apply_points(scored: Sequence[Case], points: Sequence[Mapping[str, Any]], *, task: Task) -> None:
+    predictions = build_predictions(task, np.array([case.scores for case in scored]))
+    scores = {question.name: question.score for question in list_questions(predictions)}
+    for point in points:
+        if point["threshold"] is None:
+            continue
+        # As evaluation counts: called positive from the threshold on.
+        for case, above in zip(scored, scores[point["question"]] >= point["threshold"], strict=True):
+            case.chosen[name_point(task, point)] = bool(above)
+
+
+def name_point(task: Task, point: Mapping[str, Any]) -> str:
+    """Returns the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
+    rule = point["kind"] if point["target"] is None else f"{point['kind']}_{point['target']:g}"
+    return f"above_{rule}" if task.kind == "binary" else f"above_{point['question']}_{rule}"
+
+
+def _find_map(calibration: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The recalibration that was chosen; None where the scores are best left as they are, and for a regression."""
+    method = calibration.get("chosen", {}).get("method", "none")
+    return next((one for one in calibration.get("maps", []) if one["method"] == method != "none"), None)
