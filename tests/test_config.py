@@ -182,7 +182,7 @@ def test_check_file_name_refuses_what_is_no_plain_name(name: str) -> None:
 def test_conf_is_found_beside_the_package_or_inside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = tmp_path / "medcls" / "conf"
     inside.mkdir(parents=True)
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "medcls" / "config.py"))
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "medcls" / "config" / "__init__.py"))
     with pytest.raises(ConfigError, match="conf/ is missing"):
         conf_folder()
     (inside / "train.yaml").touch()

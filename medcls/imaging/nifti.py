@@ -23,6 +23,10 @@ _MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANGLE = 1e-3
 _MAX_HEADER_BYTES = 1 << 24
+_FARTHEST_MM = 1e6
+"""As of stacks: no patient is a kilometre away."""
+
+_PIECE_BYTES = 1 << 24
 _AGREEMENT = 0.5
 """Fraction of the smallest voxel edge by which two affines of one file may place a corner differently."""
 
@@ -111,7 +115,7 @@ def _read_values(
     if not 0 <= behind <= _MAX_HEADER_BYTES:
         raise ImageRefusedError("malformed_element", f"the image starts {behind} bytes behind the header")
     size = math.prod(shape) * dtype.itemsize
-    if len(stream.read(behind)) < behind or len(data := stream.read(size)) < size:
+    if len(stream.read(behind)) < behind or len(data := _read_pieces(stream, size)) < size:
         raise ImageRefusedError("truncated", f"{size} bytes of voxels expected, fewer are there")
     stream.read(1)  # the end of a gzip stream is where its checksum is compared
     stored = np.frombuffer(data, dtype).reshape(shape[::-1])
@@ -127,6 +131,14 @@ def _read_values(
         return values, None
     values[mask] = values[~mask].min()
     return values, mask
+
+
+def _read_pieces(stream: IO[bytes], size: int) -> bytearray:
+    """At most size bytes, with memory for what is there and not for what a header promises."""
+    data = bytearray()
+    while piece := stream.read(min(_PIECE_BYTES, size - len(data))):
+        data += piece
+    return data
 
 
 def _find_dtype(header: Any) -> np.dtype[Any]:
@@ -156,7 +168,7 @@ def _find_rescale(header: Any) -> tuple[float, float]:
 
 def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64]:
     """Voxel (k, j, i, 1) to mm, LPS+; sform before qform, and only where they say the same."""
-    known = [each for each in (header.get_sform(coded=True), header.get_qform(coded=True)) if each[1] > 0]
+    known = [each for each in (header.get_sform(coded=True), _read_qform(header)) if each[1] > 0]
     if not known:
         raise ImageRefusedError("no_affine", "sform_code and qform_code are 0: where the voxels lie is not known")
     affines = [np.asarray(affine, np.float64) for affine, _ in known]
@@ -169,13 +181,24 @@ def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64
     apart = [np.linalg.norm((corners @ (other - chosen).T)[:, :3], axis=1).max() for other in affines[1:]]
     if apart and apart[0] > _AGREEMENT * edges.min():
         raise ImageRefusedError("affine_conflict", f"sform and qform place a corner {apart[0]:.4g} mm apart")
-    if np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() > 0.01:
+    if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
         raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
     scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:
         raise ImageRefusedError("malformed_element", "xyzt_units is no unit of length")
+    if edges.min() * scale < 1 / _FARTHEST_MM or np.abs(chosen[:3]).max() * scale > _FARTHEST_MM:
+        raise ImageRefusedError("malformed_element", "the affine's lengths are no patient's")
     lps: NDArray[np.float64] = _RAS_TO_LPS @ np.diag([scale, scale, scale, 1.0]) @ chosen
     return lps[:, [2, 1, 0, 3]]
+
+
+def _read_qform(header: Any) -> tuple[Any, int]:
+    """The affine of qform and its code; a quaternion or a qfac that nibabel cannot read is no place in space."""
+    try:
+        affine, code = header.get_qform(coded=True)
+    except Exception as error:
+        raise ImageRefusedError("orientation", "the qform is no rotation with voxel sizes") from error
+    return affine, int(code)
 
 
 def _check_axes(affine: NDArray[np.float64], edges: NDArray[np.float64]) -> None:

@@ -71,7 +71,7 @@ def read_volume(files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 <
 
     Raises:
         ImageRefusedError: the reasons of build_stacks; several_series, several_volumes, duplicate_position,
-            mixed_units, too_large, no_files, and those of dicom.decode_frame and frames.split_frames.
+            mixed_units, not_finite, too_large, no_files, and those of dicom.decode_frame and frames.split_frames.
 
     Source: PS3.3 C.7.6.2 (plane), C.7.6.16 (functional groups); docs/decisions/0008-volumes.md.
     """
@@ -168,6 +168,8 @@ class _Decoded:
         self.units.add((frame.modality.unit, frame.modality.stated))
         values = map_values(frame.stored, frame.modality.apply)
         mask = np.zeros(values.shape, bool) if frame.mask is None else frame.mask
+        if not (np.isfinite(values) | mask).all():
+            raise ImageRefusedError("not_finite", "the rescale leads beyond what 32-bit floats hold")
         if not self.filled[level]:
             self.values[level], self.mask[level], self.filled[level] = values, mask, True
         elif np.array_equal(values, self.values[level]) and np.array_equal(mask, self.mask[level]):

@@ -1,0 +1,115 @@
+"""The schema of every command: one slotted dataclass for each conf/ group, checked when it is built.
+
+`load(cfg)` is the border: below it there are only these plain objects, never a DictConfig.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
+from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
+from medcls.config.preparation import (
+    DeidentifyConfig,
+    ImageConfig,
+    IndexJob,
+    LimitsConfig,
+    PatientConfig,
+    PrepareJob,
+    SeriesConfig,
+    ShardConfig,
+    SplitConfig,
+    StackConfig,
+)
+from medcls.config.training import (
+    TASKS,
+    AugmentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SplitChoice,
+    TaskConfig,
+    TrainerConfig,
+    TrainJob,
+    TransferConfig,
+)
+from medcls.errors import ConfigError
+
+__all__ = [
+    "SCHEMAS",
+    "SPLITS",
+    "TASKS",
+    "AugmentConfig",
+    "DeidentifyConfig",
+    "EvaluateJob",
+    "ExplainJob",
+    "ImageConfig",
+    "IndexJob",
+    "LimitsConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PatientConfig",
+    "PredictJob",
+    "PrepareJob",
+    "ScheduleConfig",
+    "SeriesConfig",
+    "ShardConfig",
+    "ShowJob",
+    "SplitChoice",
+    "SplitConfig",
+    "StackConfig",
+    "TaskConfig",
+    "TrainJob",
+    "TrainerConfig",
+    "TransferConfig",
+    "check_choice",
+    "check_file_name",
+    "check_range",
+    "conf_folder",
+    "load",
+    "nearest",
+    "register_schemas",
+]
+
+SCHEMAS: dict[str, type] = {
+    "index": IndexJob,
+    "train": TrainJob,
+    "prepare": PrepareJob,
+    "merge": PrepareJob,
+    "evaluate": EvaluateJob,
+    "show": ShowJob,
+    "predict": PredictJob,
+    "explain": ExplainJob,
+}
+
+
+def register_schemas() -> None:
+    """Makes each schema known to Hydra as `<name>_schema`, the first entry of conf/<name>.yaml's defaults."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def conf_folder() -> Path:
+    """Returns conf/: beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError("conf/ is missing beside and inside the medcls package: install medcls again")
+
+
+def load(cfg: DictConfig) -> Any:
+    """Returns the plain, checked dataclass (TrainJob, PrepareJob, …) of a composed configuration.
+
+    Raises:
+        ConfigError: a value is out of range or contradicts another.
+    """
+    return OmegaConf.to_object(cfg)

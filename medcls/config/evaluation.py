@@ -1,0 +1,159 @@
+"""The schema of what looks at a store or a run: evaluate, predict, explain, show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medcls.config.checks import SPLITS, check_choice, check_range
+from medcls.config.preparation import DeidentifyConfig
+from medcls.config.training import AugmentConfig
+from medcls.errors import ConfigError
+
+
+@dataclass(slots=True)
+class EvaluateJob:
+    """python -m medcls.evaluate: run and store to report."""
+
+    run: str | None = None
+    store: str | None = None
+    split: str = "val"
+    out: str | None = None
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = -1
+    replicates: int = 2000
+    seed: int = 0
+    # Chosen on the validation split and frozen there; null = as frozen, or else the defaults.
+    sensitivity_at_least: list[float] | None = None
+    specificity_at_least: list[float] | None = None
+    miss_costs: list[float] | None = None
+    alpha: float | None = None
+    prevalences: list[float] = field(default_factory=list)
+    subgroups: list[str] = field(default_factory=lambda: ["sex", "age", "manufacturer", "modality", "side"])
+    least_patients: int = 20
+    against: str | None = None
+    gallery: int = 12
+    robustness: bool = False
+    shortcuts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, (*SPLITS, "all"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("workers", self.workers, low=-1, high=256)
+        check_range("replicates", self.replicates, low=100)
+        check_range("seed", self.seed, low=0)
+        for name in ("sensitivity_at_least", "specificity_at_least", "prevalences"):
+            for value in getattr(self, name) or []:
+                check_range(name, value, low=0, high=1, open_low=True)
+        for value in self.miss_costs or []:
+            check_range("miss_costs", value, low=0, open_low=True)
+        if self.alpha is not None:
+            check_range("alpha", self.alpha, low=0.001, high=0.5)
+        if any(value >= 1 for value in self.prevalences):
+            raise ConfigError(f"prevalences={self.prevalences}: expected shares between 0 and 1")
+        check_range("least_patients", self.least_patients, low=2)
+        check_range("gallery", self.gallery, low=0, high=60)
+
+
+@dataclass(slots=True)
+class PredictJob:
+    """python -m medcls.predict: one or several runs and raw images to a table of scores."""
+
+    run: Any = None
+    source: str | None = None
+    out: str | None = None
+    format: str = "parquet"
+    out_of_domain: str = "refuse"
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int = -1
+    deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
+
+    def __post_init__(self) -> None:
+        if self.run is not None and not self.runs:
+            raise ConfigError(f"run={self.run}: expected a run folder, or several as run=[A,B]")
+        check_choice("format", self.format, ("parquet", "json"))
+        check_choice("out_of_domain", self.out_of_domain, ("refuse", "allow"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("workers", self.workers, low=-1, high=256)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run folders. The command line hands over run=[A,B] as it was typed: paths need no quoting there."""
+        typed = self.run if isinstance(self.run, list) else [self.run or ""]
+        if isinstance(self.run, str) and self.run.startswith("[") and self.run.endswith("]"):
+            typed = self.run[1:-1].split(",")
+        return [Path(str(item).strip()).expanduser() for item in typed if str(item).strip()]
+
+
+@dataclass(slots=True)
+class ExplainJob:
+    """python -m medcls.explain: run and store to maps of where the answers come from, and whether they are true."""
+
+    run: str | None = None
+    store: str | None = None
+    split: str = "val"
+    out: str | None = None
+    method: str = "gradcam"
+    images: list[str] = field(default_factory=list)
+    worst: int = 20
+    target: str = "auto"
+    stage: str | None = None
+    background: str = "auto"
+    superpixels: str = "slic"
+    num_superpixels: int = 50
+    num_samples: int = 1000
+    num_features: int | None = 10
+    steps: int = 64
+    window: float = 0.15
+    boxes: str | None = None
+    sanity_images: int = 5
+    batch_size: int = 64
+    device: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, (*SPLITS, "all"))
+        check_choice("method", self.method, ("lime", "gradcam", "gradcam++", "integrated_gradients", "occlusion"))
+        check_choice("background", self.background, ("auto", "blur", "mean", "black", "segment"))
+        check_choice("superpixels", self.superpixels, ("slic", "quickshift", "grid"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_range("worst", self.worst, low=1, high=1000)
+        check_range("num_superpixels", self.num_superpixels, low=2, high=5000)
+        check_range("num_samples", self.num_samples, low=10)
+        check_range("steps", self.steps, low=1)
+        check_range("window", self.window, low=0, high=0.9, open_low=True)
+        check_range("sanity_images", self.sanity_images, low=0)
+        check_range("batch_size", self.batch_size, low=1)
+        check_range("seed", self.seed, low=0)
+        if self.num_features is not None:
+            check_range("num_features", self.num_features, low=1)
+        if self.background == "segment" and self.method != "lime":
+            raise ConfigError(f"background=segment: only method=lime has superpixels, this is {self.method}")
+        if self.stage is not None and not self.method.startswith("gradcam"):
+            raise ConfigError(f"stage={self.stage}: only method=gradcam and gradcam++ look into a stage")
+
+
+@dataclass(slots=True)
+class ShowJob:
+    """python -m data_prep.show: store to a contact sheet."""
+
+    store: str | None = None
+    out: str | None = None
+    per_class: int = 8
+    label: str = "label"
+    seed: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        check_range("per_class", self.per_class, low=1, high=64)

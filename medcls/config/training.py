@@ -1,0 +1,201 @@
+"""The schema of training: a store to a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from medcls.config.checks import check_choice, check_file_name, check_range
+from medcls.errors import ConfigError
+
+TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+
+
+@dataclass(slots=True)
+class SplitChoice:
+    """Which of a store's split files training uses."""
+
+    name: str = "default"
+
+    def __post_init__(self) -> None:
+        check_file_name("split.name", self.name)
+
+
+@dataclass(slots=True)
+class ModelConfig:
+    """conf/model: the network and where its weights come from."""
+
+    name: str = "resnet18"
+    weights: str | None = "imagenet"
+    weights_sha256: str | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("model.dropout", self.dropout, low=0, high=0.95)
+
+
+@dataclass(slots=True)
+class TransferConfig:
+    """conf/transfer: what of the network is trained, and how fast."""
+
+    kind: str = "finetune"
+    layer_decay: float = 1.0
+    batchnorm: str = "train"
+
+    def __post_init__(self) -> None:
+        check_choice("transfer.kind", self.kind, ("scratch", "frozen", "finetune"))
+        check_range("transfer.layer_decay", self.layer_decay, low=0, high=1, open_low=True)
+        check_choice("transfer.batchnorm", self.batchnorm, ("train", "frozen"))
+
+
+@dataclass(slots=True)
+class TaskConfig:
+    """conf/task: which labels make which classes, the loss and the validation metric."""
+
+    kind: str = "multiclass"
+    label: str = "label"
+    labels: list[str] = field(default_factory=list)
+    classes: dict[Any, int] = field(default_factory=dict)
+    grades: bool = False
+    loss: str = "auto"
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    sampler: str = "uniform"
+    metric: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("task.kind", self.kind, TASKS)
+        losses = {
+            "binary": ("auto", "cross_entropy", "focal"),
+            "multiclass": ("auto", "cross_entropy", "focal"),
+            "multilabel": ("auto", "cross_entropy", "focal"),
+            "ordinal": ("auto", "corn"),
+            "regression": ("auto", "mse", "mae", "huber"),
+        }
+        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, losses[self.kind])
+        check_range("task.focal_gamma", self.focal_gamma, low=0, high=10)
+        check_range("task.label_smoothing", self.label_smoothing, low=0, high=0.9)
+        check_choice("task.class_weights", self.class_weights, ("none", "balanced"))
+        check_choice("task.sampler", self.sampler, ("uniform", "balanced"))
+        if self.label_smoothing and self.kind != "multiclass":
+            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: only task.kind=multiclass has it")
+        if self.classes and self.kind in ("multilabel", "regression"):
+            raise ConfigError(f"task.classes is set: task.kind={self.kind} takes no classes")
+        if self.grades and self.kind != "regression":
+            raise ConfigError(f"task.grades=true: only task.kind=regression has it, this is {self.kind}")
+        if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
+            raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
+        if self.classes:
+            self._check_classes(self.classes)
+
+    def _check_classes(self, classes: dict[Any, int]) -> None:
+        indices = sorted(set(classes.values()))
+        if indices != list(range(len(indices))) or len(indices) < 2:
+            raise ConfigError(f"task.classes={classes}: expected indices 0, 1, … without a gap, at least two")
+        if self.kind == "binary" and len(indices) != 2:
+            raise ConfigError(f"task.classes={classes}: task.kind=binary takes the indices 0 and 1")
+
+
+@dataclass(slots=True)
+class AugmentConfig:
+    """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}."""
+
+    transforms: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class OptimizerConfig:
+    """conf/optimizer."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_choice("optimizer.name", self.name, ("sgd", "adam", "adamw"))
+        check_range("optimizer.lr", self.lr, low=0, high=10, open_low=True)
+        check_range("optimizer.weight_decay", self.weight_decay, low=0, high=1)
+        check_range("optimizer.momentum", self.momentum, low=0, high=0.9999)
+
+
+@dataclass(slots=True)
+class ScheduleConfig:
+    """conf/schedule: the learning rate as a factor of optimizer.lr, by optimizer step."""
+
+    name: str = "cosine"
+    warmup_epochs: float = 0.0
+    step_epochs: list[float] = field(default_factory=list)
+    step_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("schedule.name", self.name, ("constant", "cosine", "step"))
+        check_range("schedule.warmup_epochs", self.warmup_epochs, low=0)
+        check_range("schedule.step_factor", self.step_factor, low=0, high=1, open_low=True)
+        if self.name == "step" and not self.step_epochs:
+            raise ConfigError("schedule.step_epochs=[]: schedule.name=step needs the epochs of its steps")
+
+
+@dataclass(slots=True)
+class TrainerConfig:
+    """conf/trainer: the loop."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    accumulate: int = 1
+    clip_norm: float | None = None
+    ema_decay: float | None = None
+    patience: int | None = None
+    max_steps: int | None = None
+    max_nonfinite: int = 5
+    channels_last: bool = True
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("trainer.epochs", self.epochs, low=1)
+        check_range("trainer.batch_size", self.batch_size, low=2)
+        check_range("trainer.accumulate", self.accumulate, low=1)
+        check_range("trainer.max_nonfinite", self.max_nonfinite, low=1)
+        if self.clip_norm is not None:
+            check_range("trainer.clip_norm", self.clip_norm, low=0, open_low=True)
+        if self.ema_decay is not None:
+            check_range("trainer.ema_decay", self.ema_decay, low=0, high=0.99999)
+        if self.patience is not None:
+            check_range("trainer.patience", self.patience, low=1)
+        if self.max_steps is not None:
+            check_range("trainer.max_steps", self.max_steps, low=1)
+
+
+@dataclass(slots=True)
+class TrainJob:
+    """python -m medcls.train: store to run."""
+
+    store: str | None = None
+    run: str | None = None
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    weights_dir: str | None = None
+    workers: int = -1
+    demo: bool = False
+    split: SplitChoice = field(default_factory=SplitChoice)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, low=0)
+        check_range("workers", self.workers, low=-1, high=256)
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        if self.transfer.kind == "scratch" and self.model.weights is not None:
+            raise ConfigError(
+                f"transfer=scratch with model.weights={self.model.weights}: scratch starts from random weights; "
+                "leave model.weights out, or take transfer=finetune"
+            )
