@@ -143,7 +143,7 @@ def test_jobs_in_any_order_and_a_merge_make_the_same_store(
     job = compose_job(
         "prepare", f"source={source}", f"store={store}", f"labels={source / 'labels.csv'}", "image.size=32", SMALL
     )
-    with pytest.raises(MissingInputError, match="2 of 7 shards are not decoded .* settings: 1, 4"):
+    with pytest.raises(MissingInputError, match=r"2 of 7 shards are not decoded .* settings: 1, 4"):
         stage.prepare(job, decode=False)
     run_prepare(source, store, SMALL, "shard.count=3", "shard.index=1")
     merged = stage.prepare(job, decode=False)
