@@ -64,7 +64,7 @@ def test_seven_shards_are_seven_shards(whole: dict[str, str]) -> None:
     assert not [name for name in whole if name.startswith("parts")]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_any_number_of_workers(
     workers: int, whole: dict[str, str], source: Path, tmp_path: Path, run_prepare: Any
 ) -> None:
