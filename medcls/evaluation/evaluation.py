@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from medcls.evaluation.gallery import Picture
+from medcls.evaluation.maps import Explanation
 
 INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
 
@@ -39,6 +40,8 @@ class Evaluation:
         flow: Steps from files to evaluated images: "title", "files" or "images" and "patients", "left_out".
         demographics: Split to what is known of its patients.
         gallery: Worst and most uncertain images.
+        explanations: What each method showed.
+        explanation_notes: What else there is to say of them, such as the command that makes some.
         operating: operating_points.json.
         model: The metadata of the model file.
         facts: What else is known for the checklists, by the names that `checklists` uses.
@@ -64,6 +67,8 @@ class Evaluation:
     flow: Sequence[Mapping[str, Any]] = ()
     demographics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     gallery: Sequence[Picture] = ()
+    explanations: Sequence[Explanation] = ()
+    explanation_notes: Sequence[str] = ()
     operating: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)

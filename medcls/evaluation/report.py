@@ -61,7 +61,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
             history=evaluation.history,
             seed=evaluation.seed,
             figures=folder / "figures",
-            kept=[*(["operating"] if slider else []), *(["failures"] if evaluation.gallery else [])],
+            kept=choose_kept(evaluation, slider=bool(slider)),
         ),
         slider=slider,
         # A browser unescapes nothing inside <script>: the escape of JSON keeps a class name from ending it.
@@ -75,6 +75,16 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     write_bytes(path, page.encode())
     write_documents(folder, evaluation)
     return path
+
+
+def choose_kept(evaluation: Evaluation, *, slider: bool) -> list[str]:
+    """The anchors of the sections whose content the page adds itself."""
+    given = {
+        "operating": slider,
+        "failures": bool(evaluation.gallery),
+        "explanations": bool(evaluation.explanations or evaluation.explanation_notes),
+    }
+    return [anchor for anchor, here in given.items() if here]
 
 
 @cache

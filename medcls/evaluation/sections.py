@@ -26,6 +26,7 @@ TITLES = {
     "comparison": "Is it better than the other run?",
     "robustness": "Does it bear worse images?",
     "failures": "Where does it fail?",
+    "explanations": "Explanations: where does it look?",
     "training": "How was it trained?",
 }
 

@@ -104,7 +104,7 @@ def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityIm
     """Grey values of a single-frame DICOM file in the modality's unit, with no window applied.
 
     Raises:
-        ImageRefusedError: not_grey for colour images, and the reasons of read_frame.
+        ImageRefusedError: not_grey for colour images, not_finite, and the reasons of read_frame.
 
     Source: PS3.3 C.11.1 (modality LUT), C.7.6.16.2.9 (enhanced files).
     """
@@ -113,6 +113,8 @@ def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityIm
         if frame.modality is None:
             raise ImageRefusedError("not_grey", f"{frame.stored.photometric} has no modality values")
         values = map_values(frame.stored, frame.modality.apply)
+        if not np.isfinite(values if frame.mask is None else values[~frame.mask]).all():
+            raise ImageRefusedError("not_finite", "the rescale leads out of the range of float32")
         return ModalityImage(values, frame.mask, frame.modality.unit, read_headers(frame.dataset))
 
 

@@ -132,8 +132,15 @@ def find_fault(instance: Instance) -> tuple[str, str] | None:
         return "quarantined", "cine"
     if instance.samples != 1 or not instance.photometric.startswith("MONOCHROME"):
         return "quarantined", "not_grey"
+    if instance.frames < 1:
+        return "quarantined", "malformed_element"  # NumberOfFrames says 0 or nothing that can be read
     if instance.frames != 1:
         return None if instance.sop_class_uid in _ENHANCED else ("quarantined", "multi_frame")
+    return _find_misplacement(instance)
+
+
+def _find_misplacement(instance: Instance) -> tuple[str, str] | None:
+    """The fault of a slice whose place in the patient is not known or cannot be."""
     for reason, numbers, count in (
         ("no_orientation", instance.orientation, 6),
         ("no_position", instance.position, 3),

@@ -23,6 +23,10 @@ from medcls.imaging.stacks import StackRule, build_stacks, find_fault, fit_insta
 from medcls.imaging.stored import read_pixel_module
 
 _HEADER_BYTES = 1 << 26
+_MOST_FILLED = 32
+"""Slices that resampling may make of one: more is no gap, and a spacing that is not meant."""
+_UNITS = frozenset({"OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
+"""The defined terms of RescaleType (PS3.3 C.11.1.1.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,9 @@ def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[s
 def _check_size(geometry: StackGeometry, first: Instance, max_voxels: int) -> None:
     """A shear and filled gaps make the volume larger than its files."""
     above, below, left, right = geometry.margins_px
+    slices = len(geometry.levels)
+    if geometry.depth > _MOST_FILLED * slices:
+        raise ImageRefusedError("mixed_spacing", f"{geometry.depth} slices would have to be made of {slices}")
     voxels = geometry.depth * (first.rows + above + below) * (first.columns + left + right)
     if voxels > max_voxels:
         raise ImageRefusedError("too_large", f"{voxels} voxels; the limit is {max_voxels}")
@@ -209,9 +216,9 @@ def _decode(chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, m
 def _name_unit(decoded: _Decoded) -> str:
     """The unit of all slices; a CT's rescale without a type is to Hounsfield units (PS3.3 C.8.2.1.1.2)."""
     if len(decoded.units) > 1:
-        names = ", ".join(
-            sorted(f"{unit or 'none'}{'' if stated else ' (no rescale)'}" for unit, stated in decoded.units)
-        )
+        # Of a unit that is no term of the standard nothing is repeated: it may be anything, a name even.
+        known = [(unit if unit in _UNITS else "another" if unit else "none", stated) for unit, stated in decoded.units]
+        names = ", ".join(sorted(f"{unit}{'' if stated else ' (no rescale)'}" for unit, stated in known))
         raise ImageRefusedError("mixed_units", f"slices are in different units: {names}")
     (unit, stated) = next(iter(decoded.units))
     return "HU" if decoded.headers["Modality"] == "CT" and stated and not unit else unit

@@ -17,6 +17,7 @@ from medcls.evaluation.report import write_report
 from medcls.files import CONFIG, CONTACT_SHEET, ENVIRONMENT, METRICS_LOG, MODEL, read_json, read_json_lines, write_json
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.stages.frozen_choices import Choices, freeze_choices, rows_in_words
+from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
     describe_flow,
     describe_splits,
@@ -151,6 +152,7 @@ def report_results(
     """Writes report.html and what goes with it, and returns its path."""
     run, opened, one = predictions.run, predictions.opened, predictions.rows.predictions
     sheet = run / CONTACT_SHEET
+    explanations, explanation_notes = read_explanations(job, predictions)
     return write_report(
         predictions.folder,
         Evaluation(
@@ -175,6 +177,8 @@ def report_results(
             flow=describe_flow(predictions, split=job.split),
             demographics=describe_splits(predictions),
             gallery=draw_gallery(predictions, choose_worst(one, count=job.gallery)),
+            explanations=explanations,
+            explanation_notes=explanation_notes,
             operating=choices.operating,
             model=predictions.card.to_json(),
             facts=describe_study(predictions),

@@ -34,12 +34,12 @@ from medcls.stages.explanation_checks import (
 from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
 from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
 from medcls.stages.explanation_target import choose_target
+from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
 from medcls.stages.split_predictions import SplitPredictions, predict_split
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.precision import choose_device, choose_precision
 
-EXPLANATIONS = "explanations.json"
-_OURS = {EXPLANATIONS, "explanation.html", "maps", "images", "figures"}
+_OURS = {EXPLANATIONS, "explanation.html", "maps", IMAGES, "figures"}
 _PICKED = 5
 
 
@@ -85,6 +85,9 @@ def explain(job: ExplainJob) -> None:
     write_json(folder / EXPLANATIONS, build_content(method, predictions, summary=summary, rows=rows))
     print("\n".join(write_sentences(summary)))
     print(f"explanations: {page}")
+    if not job.out:
+        store = f" store={job.store}" if job.store else ""
+        print(f"to put them into report.html: python -m medcls.evaluate run={run}{store} split={job.split}")
 
 
 def build_content(
@@ -154,7 +157,8 @@ def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
 def describe(subject: Subject, explained: Explained, curves: list[Curves]) -> dict[str, Any]:
     """Returns the JSON row of one image."""
     # The last point of the insertion curve shows the whole image.
-    row: dict[str, Any] = {"image_id": subject.image_id, "target": subject.target.words}
+    row: dict[str, Any] = {"image_id": subject.image_id, "picture": f"{file_name(subject.image_id)}.png"}
+    row["target"] = subject.target.words
     row |= {"true": subject.true, "predicted": subject.predicted, "score": float(curves[0].insertion[-1])}
     row |= explained.facts | summarize_areas(curves)
     return row | (measure_place(explained.heat, subject.box) if subject.box is not None else {})
@@ -174,7 +178,7 @@ def write_files(folder: Path, method: Method, subject: Subject, explained: Expla
     write_bytes(folder / "maps" / f"{name}.npy", buffer.getvalue())
     if subject.affine is not None and explained.heat.ndim == 3:
         write_nifti(folder / "maps" / f"{name}.nii.gz", explained.heat, affine=subject.affine)
-    path = folder / "images" / f"{name}.png"
+    path = folder / IMAGES / row["picture"]
     title = f"{row['target']}: {row['score']:.3f}"
     legend = LEGENDS[method.job.method]
     write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)

@@ -75,7 +75,10 @@ def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
             "The weight-randomisation check was not made (sanity_images=0): whether the maps show the network is open."
         )
     last = sanity["levels"][-1]
-    alike = f"mean |rank correlation| {_number(last['rank_correlation'])} in {sanity['images']} images"
+    # A constant map has no ranks: the mean is of the other images alone.
+    counted, images = sanity["images"] - last["undefined"], sanity["images"]
+    alike = f"mean |rank correlation| {_number(last['rank_correlation'])} in "
+    alike += f"{counted} of {images} images, the others have a constant map" if counted < images else f"{images} images"
     limit = f"limit {sanity['limit']:g}"
     if sanity["verdict"] == "passed":
         return f"Passed the weight-randomisation check: with all weights shuffled the maps change ({alike}; {limit})."

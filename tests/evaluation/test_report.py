@@ -19,6 +19,7 @@ from medcls.evaluation.assessment import Rows, assess, choose_calibration, choos
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import Picture, choose_worst
 from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.maps import Explanation, Overlay
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.report import write_report
@@ -122,6 +123,19 @@ def test_nothing_is_loaded_and_no_script_runs_but_its_own(write, tmp_path):
     assert "default-src 'none'" in policy
 
 
+def test_explanations_are_shown_and_escaped_the_untrusted_as_a_warning(write):
+    overlays = [Overlay(row, "<b>ill", "well 0.7", PNG) for row in (3, 17)]
+    given = [Explanation(name, name == "LIME", [f"{name} <i>verdict"], 9, overlays) for name in ("LIME", "Grad-CAM")]
+    path, page, _ = write("binary", explanations=given, explanation_notes=["one was left out"])
+    assert page.open == []
+    assert {"explanations"} <= page.anchors
+    for text in ("true: <b>ill, said: well 0.7, row 17", "LIME <i>verdict", "2 of 9 explained", "one was left out"):
+        assert text in page.text
+    assert sum(link.startswith("data:image/png") for link in page.links) == 4
+    verdicts = re.findall(r'<p class="(verdict[^"]*)">', path.read_text(encoding="utf-8"))
+    assert verdicts == ["verdict", "verdict distrusted"]
+
+
 def test_no_patient_is_named(pages):
     path, _, _ = pages["multiclass"]
     assert "patient-" not in path.read_text(encoding="utf-8")
@@ -183,6 +197,7 @@ def test_a_contact_sheet_must_be_an_image(write, tmp_path):
         write("binary", contact_sheets={"Sheet": tmp_path / "notes.txt"})
 
 
+PNG = cv2.imencode(".png", np.zeros((4, 8), dtype=np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.full((8, 8), 90, np.uint8))[1].tobytes()
 
 

@@ -1,7 +1,8 @@
-"""Mutated DICOM files through the real entry: python -m tests.imaging.fuzz --cases N --seed S [--workers W].
+"""Mutated files through the real entry: python -m tests.imaging.fuzz --cases N --seed S [--workers W] [--kind K].
 
 Every case must end as right pixels or in a refusal with a known word and no planted name, within the limits of a
-worker, and alike with the fast path on and off. Case i of seed S is the same file on every machine.
+worker, and alike with the fast path on and off. Case i of seed S is the same file on every machine. Every fourth is a
+volume, of which fuzz_volumes says what must hold; --kind image or volume makes all of one kind.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OPTIONS = ReadOptions(burnt_in=BurntInRule("allow"))
 LOST = frozenset({"crashed", "timeout", "out_of_memory", "panic", "failed"})
 """Reasons of the supervisor: the file did no harm, and yet the code should have refused it by itself."""
 
+_MODULES = {"image": "tests.imaging.fuzz", "volume": "tests.imaging.fuzz_volumes"}
 _LENGTHS = (0, 1, 2, 3, 0xFFFE, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
 _VRS = b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV ZZ".split()
 _WORDS = (
@@ -84,10 +86,11 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Case number `index` of a seed."""
+    """Case number `index` of a seed; kind is "image" or "volume"."""
 
     seed: int
     index: int
+    kind: str = "image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +102,12 @@ class Outcome:
     faults: tuple[str, ...]
 
 
-def run_cases(cases: range, *, seed: int, workers: int) -> Iterator[tuple[Case, Outcome]]:
-    """Yields every case with its outcome; an outcome with faults is a finding."""
-    run = importlib.import_module("tests.imaging.fuzz").run_case  # never of __main__, which workers cannot import
-    every = [Case(seed, index) for index in cases]
+def run_cases(cases: range, *, seed: int, workers: int, kind: str = "image") -> Iterator[tuple[Case, Outcome]]:
+    """Yields every case with its outcome; an outcome with faults is a finding. A kind of "mixed" is both."""
+    run = importlib.import_module("tests.imaging.fuzz").run_any  # never of __main__, which workers cannot import
+    mixed = ("image", "image", "image", "volume")
+    kinds = {index: mixed[index % 4] if kind == "mixed" else kind for index in cases}
+    every = [importlib.import_module("tests.imaging.fuzz").Case(seed, *each) for each in kinds.items()]
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="fuzz", dir=memory if memory.is_dir() else None) as folder:
         outcomes = run_limited(partial(run, folder=folder), every, workers=workers, limits=LIMITS)
@@ -110,6 +115,12 @@ def run_cases(cases: range, *, seed: int, workers: int) -> Iterator[tuple[Case, 
             if isinstance(outcome, ImageRefusedError):
                 outcome = Outcome(outcome.reason, False, (f"lost: {outcome}",))
             yield case, outcome
+
+
+def run_any(case: Case, *, folder: str) -> Outcome:
+    """Runs one case of either kind; in a worker."""
+    outcome: Outcome = importlib.import_module(_MODULES[case.kind]).run_case(case, folder=folder)
+    return outcome
 
 
 def run_case(case: Case, *, folder: str) -> Outcome:
@@ -390,16 +401,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.imaging.fuzz")
     for name, default in (("cases", 10_000), ("seed", 0), ("start", 0), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--kind", choices=("mixed", "image", "volume"), default="mixed")
     chosen = parser.parse_args(arguments)
     endings: Counter[str] = Counter()
     plain, findings, begin = 0, 0, time.monotonic()
     cases = range(chosen.start, chosen.start + chosen.cases)
-    for case, outcome in run_cases(cases, seed=chosen.seed, workers=chosen.workers):
+    for case, outcome in run_cases(cases, seed=chosen.seed, workers=chosen.workers, kind=chosen.kind):
         endings[outcome.ending] += 1
         plain += outcome.plain
         for fault in outcome.faults:
             findings += 1
-            print(f"seed {case.seed} case {case.index} ({outcome.ending}): {fault[:600]}", flush=True)
+            print(f"seed {case.seed} {case.kind} {case.index} ({outcome.ending}): {fault[:600]}", flush=True)
     print(f"{chosen.cases} cases of seed {chosen.seed}, {time.monotonic() - begin:.0f} s, {plain} by the fast path")
     print(", ".join(f"{ending} {count}" for ending, count in endings.most_common()))
     print(f"{findings} findings", flush=True)

@@ -250,6 +250,37 @@ def test_the_same_scan_in_dicom(save: Save, series: ModuleType, tmp_path: Path) 
     assert_allclose(nifti.affine, dicom.affine, atol=1e-5)
 
 
+def test_voxel_sizes_that_are_no_number_conflict(save: Save) -> None:
+    path = patch(save(np.ones((2, 2, 2), np.int16)), 252, "<h", 0)  # without qform, which would need them
+    assert read_nifti(path).values.sum() == 8
+    assert reason(patch(path, 84, "<f", np.nan)) == "affine_conflict"
+
+
+@pytest.mark.parametrize("lengths", [1e-9, 1e9])
+def test_an_affine_of_no_patient(save: Save, lengths: float) -> None:
+    assert reason(save(np.ones((2, 2, 2), np.int16), np.diag([lengths, lengths, lengths, 1.0]))) == "malformed_element"
+    far = np.eye(4)
+    far[0, 3] = lengths * 1e18
+    assert reason(save(np.ones((2, 2, 2), np.int16), far)) == "malformed_element"
+
+
+def test_a_quaternion_that_is_no_rotation(save: Save) -> None:
+    path = save(np.ones((2, 2, 2), np.int16))
+    assert reason(patch(path, 256, "<3f", 1, 1, 1)) == "orientation"
+    assert reason(patch(save(np.ones((2, 2, 2), np.int16)), 80, "<f", -1.0)) == "orientation"
+
+
+def test_memory_is_for_what_is_there(save: Save) -> None:
+    path = save(np.ones((2, 2, 2), np.float64))
+    patch(path, 42, "<3h", 512, 512, 1000)
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    tracemalloc.start()
+    assert reason(path) == "truncated"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 27
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("number", range(1, 10))
 def test_real_pairs(number: int) -> None:

@@ -171,3 +171,14 @@ def test_the_rule_travels() -> None:
     for wrong in ({"gap": "fill"}, {"tilt": "resample"}, {"duplicate": "keep"}, {"tolerance": 0.5}, {"min_slices": 1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             StackRule(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frames", [0, -1])
+def test_a_count_of_frames_that_cannot_be_is_one_files_fault(frames: int) -> None:
+    slices = run(4)
+    broken = instance(
+        "b", 0.0, frames=frames, sop_class_uid=EnhancedCTImageStorage, orientation=(), pixel_spacing_mm=()
+    )
+    (stack,), left = build_stacks([broken, *slices], RULE)
+    assert len(stack.paths) == 4
+    assert left == [("b", "quarantined", "malformed_element", "")]

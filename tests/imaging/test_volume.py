@@ -363,6 +363,27 @@ def test_mixed_units(read: Read, series: ModuleType) -> None:
     assert refusal(read, slices) == "mixed_units"
 
 
+def test_no_unit_but_the_standards_is_repeated(read: Read, series: ModuleType) -> None:
+    slices = series.build_slices()
+    slices[1].RescaleType, slices[2].RescaleType = "Doe^Jane", "US"
+    with pytest.raises(ImageRefusedError, match="units: US, another, none") as caught:
+        read(slices)
+    assert caught.value.reason == "mixed_units"
+
+
+def test_a_rescale_beyond_floats_is_refused(read: Read, series: ModuleType) -> None:
+    slices = series.build_slices()
+    slices[2].RescaleSlope = "1e300"
+    assert refusal(read, slices) == "not_finite"
+    for ds in slices:  # where only the padding goes beyond, nothing is lost
+        ds.PixelPaddingValue, ds.RescaleSlope = -32768, "1e34"
+        series.set_pixels(ds, np.array([-32768, 1] * 60, np.int16).reshape(12, 10))
+    volume = read(slices)
+    assert np.isfinite(volume.values).all()
+    assert volume.mask is not None
+    assert volume.mask.sum() == volume.values.size // 2
+
+
 def test_padding_of_a_slice_is_masked(read: Read, series: ModuleType) -> None:
     slices = series.build_slices(PixelPaddingValue=-2000)
     pixels = np.frombuffer(slices[2].PixelData, "<i2").reshape(12, 10).copy()

@@ -141,11 +141,17 @@ def test_map_drawn_from_the_image_alone_fails_the_check() -> None:
 
 
 def test_failed_check_says_so() -> None:
-    levels = [{"scrambled": ["head"], "rank_correlation": 0.97}, {"scrambled": ["head", "a"], "rank_correlation": 0.8}]
+    levels = [
+        {"scrambled": ["head"], "rank_correlation": 0.97, "undefined": 0},
+        {"scrambled": ["head", "a"], "rank_correlation": 0.8, "undefined": 0},
+    ]
     assert judge_sanity(levels) == "failed"
     sanity = {"levels": levels, "limit": 0.5, "images": 3, "verdict": "failed"}
     assert "FAILED the weight-randomisation check" in describe_sanity(sanity)
     assert "do not use them" in describe_sanity(sanity)
+    assert "0.800 in 3 images; limit" in describe_sanity(sanity)
+    levels[-1]["undefined"] = 2
+    assert "0.800 in 1 of 3 images, the others have a constant map; limit" in describe_sanity(sanity)
     levels[-1]["rank_correlation"] = 0.2
     assert judge_sanity(levels) == "passed"
     levels[-1]["rank_correlation"] = None

@@ -1,0 +1,77 @@
+"""The explanations that lie beside an evaluation, as its report shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from medcls.config import EvaluateJob
+from medcls.evaluation.maps import Explanation, Overlay
+from medcls.files import read_json
+from medcls.stages.split_predictions import SplitPredictions, values_of
+
+EXPLANATIONS = "explanations.json"
+IMAGES = "images"
+SHOWN = 6
+WIDTH = 560  # pixels: two panels side by side, sharp at half the page
+
+
+def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[list[Explanation], list[str]]:
+    """Returns the explanations of this model and store, by name of the method, and what to say below them.
+
+    They are those in the run's own folder of this split, where `medcls.explain` without out= puts them. Explanations of
+    another model or store are left out and named.
+
+    Raises:
+        DataError: an explanations.json is no JSON.
+    """
+    folder = predictions.log.parent
+    found = {path.parent: read_json(path) for path in sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))}
+    own = {path: content for path, content in found.items() if _is_of(content, predictions)}
+    rows = {image_id: row for row, image_id in enumerate(values_of(predictions.opened, "image_id"))}
+    notes = [
+        f"{path.name} was made of another model or store and is left out: explain again."
+        for path in found
+        if path not in own
+    ]
+    if not own:
+        store = f" store={job.store}" if job.store else ""
+        notes.append(
+            "None was made of this model on this split. To get them: "
+            f"python -m medcls.explain run={job.run}{store} split={job.split} method=gradcam; then evaluate again."
+        )
+    return [_read_one(path, content, rows) for path, content in own.items()], notes
+
+
+def _is_of(content: dict[str, Any], predictions: SplitPredictions) -> bool:
+    names = ("model_sha256", "store_sha256")
+    return all(content.get(name) == predictions.key[name] for name in names)
+
+
+def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Explanation:
+    sanity = content["summary"]["sanity"]
+    pictured = [
+        Overlay(rows[row["image_id"]], row["true"], row["predicted"], png)
+        for row in content["images"][:SHOWN]
+        if row["image_id"] in rows and (png := _shrink(folder / IMAGES / row.get("picture", "")))
+    ]
+    return Explanation(
+        method=content["method"],
+        trusted=sanity is not None and sanity["verdict"] == "passed",
+        sentences=content["found"],
+        count=len(content["images"]),
+        overlays=pictured,
+    )
+
+
+def _shrink(path: Path) -> bytes:
+    """The picture as PNG, at most WIDTH wide; empty where there is none."""
+    picture = cv2.imread(str(path)) if path.is_file() else None
+    if picture is None:
+        return b""
+    height, width = picture.shape[:2]
+    if width > WIDTH:
+        picture = cv2.resize(picture, (WIDTH, round(height * WIDTH / width)), interpolation=cv2.INTER_AREA)
+    return bytes(cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1].tobytes())
