@@ -353,7 +353,7 @@ def test_windows_become_channels() -> None:
     ("headers", "unit", "taken"),
     [
         ({"Modality": "CT"}, "HU", True),
-        ({"Modality": "CT"}, "", True),
+        ({"Modality": "CT"}, "", False),  # a CT that states no rescale holds whatever it holds
         ({}, "HU", True),
         ({"Modality": "CT"}, "US", False),
         ({"Modality": "MR"}, "HU", False),
