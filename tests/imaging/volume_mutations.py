@@ -192,7 +192,8 @@ def _change_field(data: bytes, rng: random.Random) -> bytes:
         factor = rng.choice((1e-30, 1e-9, 1e-3, 1e3, 1e9, 1e30))
         for each, form in scaled:
             layout = f"{order}{form}"
-            lengths = [length * factor for length in struct.unpack_from(layout, new, int(each))]
+            # An earlier mutation may have left a length that no float32 holds a multiple of.
+            lengths = [float(np.clip(x * factor, -3e38, 3e38)) for x in struct.unpack_from(layout, new, int(each))]
             lengths[0] = lengths[0] / factor if form[:-1] == "8" else lengths[0]  # qfac
             struct.pack_into(layout, new, int(each), *lengths)
         return bytes(new)
