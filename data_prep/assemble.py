@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 import medcls
 from data_prep.decode import PARTS, Refusals, Setting, part_names, read_part
+from data_prep.identity_map import name_column
 from data_prep.ledger import QUARANTINED, SKIPPED, build_ledger, count_states
 from data_prep.plan import Plan
 from medcls.data.manifest import read_table, write_table
@@ -94,7 +95,7 @@ def _rest(rest: pa.Table, plan: Plan, setting: Setting, schema: pa.Schema) -> It
     found = pa.table({"path": rest.column("path"), "state": state, "reason": reason, "detail": detail})
     for start in range(0, found.num_rows, _BATCH):
         batch = found.slice(start, _BATCH)
-        shown = [setting.identity.name("path", path) for path in batch.column("path").to_pylist() if path]
+        shown = name_column(batch.column("path"), "path", setting.identity)
         rows = len(shown)
         columns = {name: batch.column(name) for name in ("state", "reason", "detail")}
         blank = {"images": [0] * rows, "file_sha256": [""] * rows, "refused": pa.nulls(rows, pa.string())}

@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.label_rows import BadRows, name_place
+from data_prep.manifest_rows import AGE_UNITS
+from medcls.identity import AGE_CAP_YEARS
 
 CHECKS = ("patient", "study", "sex", "age", "side")
 # Labels are often dated otherwise than the image, and one of the two is often rounded.
 _AGE_TOLERANCE_YEARS = 1.0
-# Exports merge the ages over 89 (45 CFR 164.514(b)(2)(i)(C)).
-_AGE_CAP_YEARS = 90.0
-_YEARS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 def find_contradictions(
@@ -100,7 +99,7 @@ def _differ(declared: Any, header: Any, codes: tuple[str, ...]) -> Any:
 
 def _other_age(joined: Any, header: Any) -> Any:
     declared, found = (
-        pc.min_element_wise(x, pa.scalar(_AGE_CAP_YEARS), skip_nulls=False)
+        pc.min_element_wise(x, pa.scalar(AGE_CAP_YEARS), skip_nulls=False)
         for x in (joined["age_years"], parse_ages(header))
     )
     return pc.fill_null(pc.greater(pc.abs(pc.subtract(declared, found)), pa.scalar(_AGE_TOLERANCE_YEARS)), False)
@@ -112,6 +111,6 @@ def parse_ages(texts: Any) -> Any:
     Source: PS3.5 6.2, value representation AS.
     """
     parts = pc.extract_regex(texts, pattern=r"^(?P<count>[0-9]{3})(?P<unit>[DWMY])$")
-    unit = pc.index_in(pc.struct_field(parts, "unit"), value_set=pa.array(list(_YEARS)))
-    years: Any = pc.take(pa.array(list(_YEARS.values())), unit)
+    unit = pc.index_in(pc.struct_field(parts, "unit"), value_set=pa.array(list(AGE_UNITS)))
+    years: Any = pc.take(pa.array(list(AGE_UNITS.values())), unit)
     return pc.multiply(pc.cast(pc.struct_field(parts, "count"), pa.float64()), years)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from data_prep.plan import Plan
+from medcls.command_line import say
 from medcls.files import atomic_file
 from medcls.identity import Identity
 
@@ -26,3 +30,26 @@ def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
                     writer.writerow([*names, identity.name("path", each), each, row["patient_id"]])
         text.flush()
         text.detach()
+
+
+def map_path(folder: Path) -> Path:
+    """Returns where the map of a store lies: beside it, and never inside."""
+    folder = folder.resolve()
+    return folder.parent / f"{folder.name}.identity-map.csv"
+
+
+def write_way_back(folder: Path, plan: Plan, identity: Identity) -> None:
+    """Writes the identity map beside the store, and never inside it."""
+    if identity.kind == "hmac":
+        path = map_path(folder)
+        write_identity_map(path, plan, identity)
+        say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
+
+
+def name_column(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:
+    """Returns a column of ids or paths as outputs show it; pseudonyms are made piece by piece."""
+    if identity.kind == "declared":
+        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    named = [pa.array([identity.name(domain, value.as_py()) for value in chunk], pa.string()) for chunk in chunks]
+    return pa.concat_arrays(named or [pa.array([], pa.string())])

@@ -11,7 +11,7 @@ from medcls.identity import Identity
 from medcls.imaging.decode import DecodedImage
 from medcls.imaging.terms import name_body_part, name_manufacturer, name_modality, name_photometric
 
-_AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,6 @@ def parse_age_years(text: str) -> float | None:
 
     Source: PS3.5 6.2, value representation AS.
     """
-    if len(text) == 4 and text[:3].isdecimal() and text[3] in _AGE_UNITS:
-        return round(int(text[:3]) * _AGE_UNITS[text[3]], 2)
+    if len(text) == 4 and text[:3].isdecimal() and text[3] in AGE_UNITS:
+        return round(int(text[:3]) * AGE_UNITS[text[3]], 2)
     return None

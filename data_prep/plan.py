@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.label_rows import ROI
 from medcls.files import sha256_json
 from medcls.imaging.preprocess import Box
 
 SHARD_BYTES = 1 << 28
-ROI = ("roi_x", "roi_y", "roi_w", "roi_h")
 
 
 @dataclass(frozen=True, slots=True)

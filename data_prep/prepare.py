@@ -6,22 +6,21 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.assemble import assemble_store
-from data_prep.decode import PARTS, Refusals, Setting, checksum, decode_shards, read_part
-from data_prep.identity_map import write_identity_map
-from data_prep.ledger import OK, QUARANTINED
+from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names, read_part
+from data_prep.identity_map import name_column, write_way_back
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
+from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
 from data_prep.splitting import split_store
 from medcls.command_line import say
 from medcls.config import PrepareJob
-from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, read_table, write_table
+from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, write_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder
@@ -58,7 +57,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         plan = build_plan(job, source=source, listing=listing, identity=identity, has_dicom=found == "hmac")
         setting = _setting(job, source=source, folder=folder, identity=identity)
         if (folder / DATASET).is_file():
-            store = _reopen(plan, setting)
+            store = reopen(plan, setting)
         elif alone:
             store = _make(job, plan, setting, listing=listing, decode=decode)
         else:
@@ -130,18 +129,9 @@ def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, d
     if decode:
         _decode(job, plan, setting, numbers=range(plan.shards))
     # Before the store is complete: whoever has the store has the way back.
-    _write_way_back(plan, setting)
+    write_way_back(setting.folder, plan, setting.identity)
     assemble_store(plan, setting, listing=listing, max_quarantined=job.max_quarantined)
     return Store(setting.folder)
-
-
-def _write_way_back(plan: Plan, setting: Setting) -> None:
-    """Writes the identity map beside the store, and never inside it."""
-    if setting.identity.kind == "hmac":
-        folder = setting.folder.resolve()
-        path = folder.parent / f"{folder.name}.identity-map.csv"
-        write_identity_map(path, plan, setting.identity)
-        say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
 
 
 def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
@@ -162,7 +152,9 @@ def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) ->
     refusals = Refusals.of(job.max_quarantined, len(plan), plan.early)
     missing = []
     for number in numbers:
-        part = read_part(setting.folder, _shard(plan, setting, number))
+        # Without a part there is nothing to compare: its files need not be looked at twice.
+        begun = (setting.folder / part_names(number)["json"]).is_file()
+        part = read_part(setting.folder, _shard(plan, setting, number)) if begun else None
         if part is None:
             missing.append(number)
         else:
@@ -202,91 +194,6 @@ def _check_only_ours(folder: Path) -> None:
             raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
 
 
-def _reopen(plan: Plan, setting: Setting) -> Store:
-    """A complete store, if it is of these settings and files; it is immutable."""
-    store = Store(setting.folder)
-    shutil.rmtree(setting.folder / PARTS, ignore_errors=True)
-    _check_reusable(store, setting)
-    _check_same_files(store, plan, setting)
-    if not setting.folder.resolve().with_name(f"{setting.folder.resolve().name}.identity-map.csv").exists():
-        _write_way_back(plan, setting)
-    say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")
-    return store
-
-
-def _check_reusable(store: Store, setting: Setting) -> None:
-    """A store is immutable: other pixels, another key or other columns need another store."""
-    where = f"store={store.folder} is complete and immutable"
-    if store.spec != setting.spec:
-        before, now = store.spec.to_json(), setting.spec.to_json()
-        names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        changed = [f"image.{k}: {before.get(k)} -> {now.get(k)}" for k in names]
-        raise ConfigError(f"{where}, with other settings ({', '.join(changed)}): choose another store=")
-    identity = setting.identity
-    if store.info["deidentify"] != {"kind": identity.kind, "key_fingerprint": identity.fingerprint}:
-        raise ConfigError(f"{where}, with other identities ({store.info['deidentify']}): choose another store=")
-    absent = [name for name in setting.columns if name not in store.column_names]
-    if absent:
-        raise ConfigError(f"{where}, without the columns {', '.join(absent)}: choose another store=")
-    store.verify()
-
-
-def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
-    """Every image of the labels is in the store or was refused before, from the same files as now."""
-    ledger = read_table(store.folder / LEDGER)
-    planned = _pseudonyms(plan.table.column("key"), "image", setting.identity)
-    known = pa.chunked_array(
-        [*store.read("image_id").column(0).chunks, *pc.list_flatten(ledger.column("refused")).chunks], pa.string()
-    )
-    new = len(planned) - (pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py() or 0)
-    changed = _count_changed(plan, ledger, setting) + _count_regrouped(plan, store, planned)
-    if new or changed:
-        raise DataError(
-            f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
-            f"{changed} files have changed: choose another store=, with reuse={store.folder} only these are decoded"
-        )
-
-
-def _count_changed(plan: Plan, ledger: pa.Table, setting: Setting) -> int:
-    """Files of stored and refused images whose checksum is not the ledger's."""
-    paths = pc.unique(pc.list_flatten(plan.table.column("files")))
-    places = pc.index_in(_pseudonyms(paths, "path", setting.identity), value_set=ledger.column("path").combine_chunks())
-    before = ledger.column("file_sha256").take(places)
-    state = ledger.column("state").take(places)
-    volumes = setting.spec.spatial_dims == 3
-    whole = ledger.filter(pc.equal(ledger.column("state"), OK)).column("path").combine_chunks()
-    broken = _pseudonyms(plan.refused.column("path"), "path", setting.identity)
-    count = pc.sum(pc.is_in(broken, value_set=whole)).as_py() or 0
-    for start in range(0, len(paths), _BATCH):
-        rows = slice(start, start + _BATCH)
-        columns = (paths[rows].to_pylist(), before[rows].to_pylist(), state[rows].to_pylist())
-        for path, sha, was in zip(*columns, strict=True):
-            # An unknown file is that of a new image, which is counted as such, or a new slice of an old volume.
-            grown = volumes and was not in (OK, QUARANTINED)
-            count += grown or (bool(sha) and sha != checksum(setting.source / str(path)))
-    return count
-
-
-def _count_regrouped(plan: Plan, store: Store, planned: pa.Array[Any]) -> int:
-    """Volumes that are of more or fewer files than when they were stored."""
-    if "source_files" not in store.column_names:
-        return 0
-    stored = store.read("image_id", "source_files")
-    place = pc.index_in(planned, value_set=stored.column("image_id").combine_chunks())
-    before = stored.column("source_files").take(place).cast(pa.int64())
-    now = pc.cast(pc.list_value_length(plan.table.column("files")), pa.int64())
-    return pc.sum(pc.not_equal(before, now)).as_py() or 0
-
-
-def _pseudonyms(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:
-    """The column as outputs show it; pseudonyms are made piece by piece."""
-    if identity.kind == "declared":
-        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    named = [pa.array([identity.name(domain, value.as_py()) for value in chunk], pa.string()) for chunk in chunks]
-    return pa.concat_arrays(named or [pa.array([], pa.string())])
-
-
 def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
     """Returns what the labels file says of each stored image, in the store's order.
 
@@ -298,8 +205,8 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
     """
     stored = store.read("image_id", "patient_id")
     image_ids = stored.column("image_id").combine_chunks()
-    place = pc.index_in(image_ids, value_set=_pseudonyms(plan.table.column("key"), "image", identity))
-    patients = _pseudonyms(plan.table.column("patient_id"), "patient", identity).take(place)
+    place = pc.index_in(image_ids, value_set=name_column(plan.table.column("key"), "image", identity))
+    patients = name_column(plan.table.column("patient_id"), "patient", identity).take(place)
     moved = pc.sum(pc.not_equal(patients, stored.column("patient_id").combine_chunks())).as_py()
     if moved:
         raise DataError(f"store={store.folder}: {moved} images have another patient_id than before: another store=")

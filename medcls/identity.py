@@ -16,7 +16,7 @@ from medcls.errors import ConfigError, MissingInputError, WriteError
 
 KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
 KEY_BYTES = 32
-_AGE_CAP_YEARS = 90.0
+AGE_CAP_YEARS = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Identity:
         """Returns the age; under pseudonyms ages over 89 are merged into 90 (45 CFR 164.514(b)(2)(i)(C))."""
         if age_years is None or self.kind == "declared":
             return age_years
-        return min(age_years, _AGE_CAP_YEARS)
+        return min(age_years, AGE_CAP_YEARS)
 
 
 def read_identity(kind: str, *, key_file: str | None) -> Identity:

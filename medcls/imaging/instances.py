@@ -25,7 +25,9 @@ _NIFTI_PARTS = {
 }
 """By the size of the header: place and form of dim, pixdim and xyzt_units (nifti1.h, nifti2.h)."""
 
-_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+NIFTI_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""By the code of the unit of space: unknown counts as mm, then metre, mm, micrometre (nifti1.h)."""
+
 _START_BYTES = 4096
 
 
@@ -192,7 +194,7 @@ def _describe_nifti(header: bytes) -> dict[str, Any]:
         parts = _NIFTI_PARTS.get(struct.unpack_from(f"{order}i", header)[0], ())
         if parts and len(header) >= 504:
             dim, pixdim, units = (struct.unpack_from(order + form, header, place) for place, form in parts)
-            scale = _MILLIMETRES.get(units[0] & 7, 0.0)
+            scale = NIFTI_MILLIMETRES.get(units[0] & 7, 0.0)
             size = {"columns": dim[1], "rows": dim[2], "frames": dim[3]}
             spacing = (abs(pixdim[2]) * scale, abs(pixdim[1]) * scale)
             known = all(0 < count < 2**31 for count in size.values()) and all(0 < mm < 1e6 for mm in spacing)

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.geometry import compute_spacing
+from medcls.imaging.instances import NIFTI_MILLIMETRES
 from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
 from medcls.imaging.volume import RawVolume
 
 _VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header", 4, b"n+2\0", b"ni2\0")}
 """By the size of the header: nibabel's class, place of the magic, of one file, of a header beside its image."""
 
-_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANGLE = 1e-3
 _MAX_HEADER_BYTES = 1 << 24
@@ -183,7 +183,7 @@ def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64
         raise ImageRefusedError("affine_conflict", f"sform and qform place a corner {apart[0]:.4g} mm apart")
     if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
         raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
-    scale = _MILLIMETRES.get(int(header["xyzt_units"]) & 7)
+    scale = NIFTI_MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:
         raise ImageRefusedError("malformed_element", "xyzt_units is no unit of length")
     if edges.min() * scale < 1 / _FARTHEST_MM or np.abs(chosen[:3]).max() * scale > _FARTHEST_MM:

@@ -1,0 +1,102 @@
+"""A complete store met again: taken as it is where settings and files are the same, refused where they are not."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.decode import PARTS, Setting, checksum
+from data_prep.identity_map import map_path, name_column, write_way_back
+from data_prep.ledger import OK, QUARANTINED
+from data_prep.plan import Plan
+from medcls.command_line import say
+from medcls.data.manifest import read_table
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError
+from medcls.files import LEDGER
+
+_BATCH = 65536
+
+
+def reopen(plan: Plan, setting: Setting) -> Store:
+    """Returns a complete store, if it is of these settings and files; it is immutable.
+
+    Raises:
+        ConfigError: other settings, another key or columns that it lacks.
+        DataError: other images or files, or a part of it has changed.
+    """
+    store = Store(setting.folder)
+    shutil.rmtree(setting.folder / PARTS, ignore_errors=True)
+    _check_reusable(store, setting)
+    _check_same_files(store, plan, setting)
+    if not map_path(setting.folder).exists():
+        write_way_back(setting.folder, plan, setting.identity)
+    say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")
+    return store
+
+
+def _check_reusable(store: Store, setting: Setting) -> None:
+    """A store is immutable: other pixels, another key or other columns need another store."""
+    where = f"store={store.folder} is complete and immutable"
+    if store.spec != setting.spec:
+        before, now = store.spec.to_json(), setting.spec.to_json()
+        names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        changed = [f"image.{k}: {before.get(k)} -> {now.get(k)}" for k in names]
+        raise ConfigError(f"{where}, with other settings ({', '.join(changed)}): choose another store=")
+    identity = setting.identity
+    if store.info["deidentify"] != {"kind": identity.kind, "key_fingerprint": identity.fingerprint}:
+        raise ConfigError(f"{where}, with other identities ({store.info['deidentify']}): choose another store=")
+    absent = [name for name in setting.columns if name not in store.column_names]
+    if absent:
+        raise ConfigError(f"{where}, without the columns {', '.join(absent)}: choose another store=")
+    store.verify()
+
+
+def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
+    """Every image of the labels is in the store or was refused before, from the same files as now."""
+    ledger = read_table(store.folder / LEDGER)
+    planned = name_column(plan.table.column("key"), "image", setting.identity)
+    known = pa.chunked_array(
+        [*store.read("image_id").column(0).chunks, *pc.list_flatten(ledger.column("refused")).chunks], pa.string()
+    )
+    new = len(planned) - (pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py() or 0)
+    changed = _count_changed(plan, ledger, setting) + _count_regrouped(plan, store, planned)
+    if new or changed:
+        raise DataError(
+            f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
+            f"{changed} files have changed: choose another store=, with reuse={store.folder} only these are decoded"
+        )
+
+
+def _count_changed(plan: Plan, ledger: pa.Table, setting: Setting) -> int:
+    """Files of stored and refused images whose checksum is not the ledger's."""
+    paths = pc.unique(pc.list_flatten(plan.table.column("files")))
+    places = pc.index_in(name_column(paths, "path", setting.identity), value_set=ledger.column("path").combine_chunks())
+    before = ledger.column("file_sha256").take(places)
+    state = ledger.column("state").take(places)
+    volumes = setting.spec.spatial_dims == 3
+    whole = ledger.filter(pc.equal(ledger.column("state"), OK)).column("path").combine_chunks()
+    broken = name_column(plan.refused.column("path"), "path", setting.identity)
+    count = pc.sum(pc.is_in(broken, value_set=whole)).as_py() or 0
+    for start in range(0, len(paths), _BATCH):
+        rows = slice(start, start + _BATCH)
+        columns = (paths[rows].to_pylist(), before[rows].to_pylist(), state[rows].to_pylist())
+        for path, sha, was in zip(*columns, strict=True):
+            # An unknown file is that of a new image, which is counted as such, or a new slice of an old volume.
+            grown = volumes and was not in (OK, QUARANTINED)
+            count += grown or (bool(sha) and sha != checksum(setting.source / str(path)))
+    return count
+
+
+def _count_regrouped(plan: Plan, store: Store, planned: pa.Array[Any]) -> int:
+    """Volumes that are of more or fewer files than when they were stored."""
+    if "source_files" not in store.column_names:
+        return 0
+    stored = store.read("image_id", "source_files")
+    place = pc.index_in(planned, value_set=stored.column("image_id").combine_chunks())
+    before = stored.column("source_files").take(place).cast(pa.int64())
+    now = pc.cast(pc.list_value_length(plan.table.column("files")), pa.int64())
+    return pc.sum(pc.not_equal(before, now)).as_py() or 0
