@@ -114,6 +114,8 @@ OUT_OF_RANGE = [
     ("prepare", "max_quarantined=1.5", ["max_quarantined=1.5", "<= 1"]),
     ("evaluate", "split=tset", ["split=tset", "nearest: test"]),
     ("evaluate", "replicates=10", ["replicates=10", ">= 100"]),
+    ("evaluate", "replicates=0 report=false", ["replicates=0", ">= 1"]),
+    ("evaluate", "replicates=10 report=false against=other", ["replicates=10", ">= 100"]),
     ("show", "per_class=0", ["per_class=0", ">= 1"]),
 ]
 
@@ -122,8 +124,7 @@ OUT_OF_RANGE = [
 def test_out_of_range_names_field_value_and_range(
     command: str, arguments: str, expected: list[str], compose_job: Compose
 ) -> None:
-    separate = arguments.split(" split.") if "{" not in arguments else [arguments]
-    separate = [separate[0], *(f"split.{rest}" for rest in separate[1:])]
+    separate = arguments.split() if "{" not in arguments else [arguments]
     with pytest.raises(ConfigError) as error:
         compose_job(command, *separate)
     message = str(error.value)

@@ -13,6 +13,7 @@ from medcls.evaluation.metrics import Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
+LEAST_REPLICATES = 40  # below them the percentiles of a 95 % interval lie outside what was drawn
 LEAST_DEFINED = 0.9  # share of replicates in which a metric must exist for its interval to be given
 
 
@@ -146,6 +147,9 @@ def _describe(
     defined = drawn[np.isfinite(drawn)]
     if single:
         reason = "one patient only: there is nothing to resample"
+        return {"value": value, "low": None, "high": None, "reason": reason}
+    if len(drawn) < LEAST_REPLICATES:
+        reason = f"replicates={len(drawn)}: an interval needs {LEAST_REPLICATES}"
         return {"value": value, "low": None, "high": None, "reason": reason}
     if len(defined) < LEAST_DEFINED * len(drawn):
         reason = f"defined in only {len(defined)} of {len(drawn)} resamples of the patients: too few of a class"

@@ -20,6 +20,7 @@ from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
 from medcls.files import write_bytes
 
+REPORT = "report.html"
 _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
 
 
@@ -71,7 +72,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         demographic_rows=list(dict.fromkeys(fact for facts in evaluation.demographics.values() for fact in facts)),
         contact_sheets={title: embed_image(path) for title, path in evaluation.contact_sheets.items()},
     )
-    path = folder / "report.html"
+    path = folder / REPORT
     write_bytes(path, page.encode())
     write_documents(folder, evaluation)
     return path

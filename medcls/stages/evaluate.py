@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medcls.command_line import say
 from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.evaluation.assessment import assess
@@ -13,7 +14,7 @@ from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.report import write_report
+from medcls.evaluation.report import REPORT, write_report
 from medcls.files import CONFIG, CONTACT_SHEET, ENVIRONMENT, METRICS_LOG, MODEL, read_json, read_json_lines, write_json
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.stages.frozen_choices import Choices, freeze_choices, rows_in_words
@@ -71,9 +72,13 @@ def evaluate(job: EvaluateJob) -> None:
     if job.shortcuts:
         metrics["shortcuts"] = measure_shortcuts(job, predictions)
     write_json(predictions.folder / METRICS, metrics)
-    report = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes)
+    written = predictions.folder / METRICS
+    if job.report:
+        written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes)
+    elif (predictions.folder / REPORT).is_file():
+        say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
     print(format_metrics(metrics, split=job.split))
-    print(f"report: {report}")
+    print(f"{written.stem}: {written}")
 
 
 def read_run_card(run: Path) -> ModelCard:

@@ -129,6 +129,21 @@ def test_seed_and_replicates_change_the_intervals_only(run_copy: Path, run_evalu
     assert predicted == ["val"]
 
 
+def test_report_false_writes_the_numbers_alone(
+    run_copy: Path, run_evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "numbers"
+    folder = run_evaluate(run_copy, "split=test", f"out={out}", "report=false", "replicates=1")
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "predictions.parquet", "inputs.json"}
+    assert f"metrics: {folder / 'metrics.json'}" in capsys.readouterr().out
+    auc = read_json(folder / "metrics.json")["auc"]
+    assert auc == {"value": auc["value"], "low": None, "high": None, "reason": "replicates=1: an interval needs 40"}
+    whole = read_json(run_evaluate(run_copy, "split=test", f"out={out}") / "metrics.json")
+    assert whole["auc"]["value"] == auc["value"]
+    run_evaluate(run_copy, "split=test", f"out={out}", "report=false")
+    assert "report.html is of an earlier evaluation" in capsys.readouterr().err
+
+
 # --- openings
 
 
