@@ -9,6 +9,8 @@ from medcls.config.checks import check_choice, check_file_name, check_range
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+# The loss of an ordinal task decides what its outputs are.
+_ORDINAL = {"corn": "corn", "cross_entropy": "softmax", "focal": "softmax", "joint": "joint"}
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class TaskConfig:
     classes: dict[Any, int] = field(default_factory=dict)
     grades: bool = False
     loss: str = "auto"
+    joint_lambda: float = 0.5
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
@@ -70,10 +73,11 @@ class TaskConfig:
             "binary": ("auto", "cross_entropy", "focal"),
             "multiclass": ("auto", "cross_entropy", "focal"),
             "multilabel": ("auto", "cross_entropy", "focal"),
-            "ordinal": ("auto", "corn"),
+            "ordinal": ("auto", *_ORDINAL),
             "regression": ("auto", "mse", "mae", "huber"),
         }
         check_choice(f"task.loss (of task.kind={self.kind})", self.loss, losses[self.kind])
+        check_range("task.joint_lambda", self.joint_lambda, low=0, high=1)
         check_range("task.focal_gamma", self.focal_gamma, low=0, high=10)
         check_range("task.label_smoothing", self.label_smoothing, low=0, high=0.9)
         check_choice("task.class_weights", self.class_weights, ("none", "balanced"))
@@ -88,6 +92,11 @@ class TaskConfig:
             raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
         if self.classes:
             self._check_classes(self.classes)
+
+    @property
+    def ordinal(self) -> str:
+        """How an ordinal task is answered: "corn", "softmax" or "joint"."""
+        return _ORDINAL.get(self.loss, "corn") if self.kind == "ordinal" else "corn"
 
     def _check_classes(self, classes: dict[Any, int]) -> None:
         indices = sorted(set(classes.values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ class Task:
         columns: Columns of labels.parquet that are read.
         mapping: Label as written -> class index; {} for multilabel and regression.
         grades: Regression of an integer grade 0 to K - 1.
+        ordinal: How a network answers an ordinal task: "corn" (K - 1 conditional logits), "softmax" (K classes) or
+            "joint" (K classes and the grade as a value).
     """
 
     kind: str
@@ -34,11 +36,24 @@ class Task:
     columns: list[str]
     mapping: dict[str, int] = field(default_factory=dict)
     grades: bool = False
+    ordinal: str = "corn"
 
     @property
     def num_classes(self) -> int:
         """K; 0 for plain regression."""
         return len(self.class_names)
+
+    @property
+    def output(self) -> str:
+        """What the network's outputs are: the kind, but for an ordinal task "multiclass" or "joint" where it says so.
+
+        Heads, losses and scores go by it; metrics go by the kind.
+        """
+        return {"softmax": "multiclass", "joint": "joint"}.get(self.ordinal, self.kind)
+
+    def asks_the_same(self, other: Task) -> bool:
+        """Returns whether predictions of the two compare: the same classes, however the network answers."""
+        return self == replace(other, ordinal=self.ordinal)
 
 
 def build_task(
@@ -49,6 +64,7 @@ def build_task(
     labels: Sequence[str] = (),
     classes: Mapping[Any, int] | None = None,
     grades: bool = False,
+    ordinal: str = "corn",
 ) -> Task:
     """Returns the task; where `classes` is not given they are the sorted labels of the training rows.
 
@@ -59,6 +75,7 @@ def build_task(
         labels: NAMEs of label_NAME columns for multilabel; () = all of them.
         classes: Label as written -> class index; several labels may share one.
         grades: Regression of an integer grade.
+        ordinal: How an ordinal task is answered; other kinds ignore it.
 
     Raises:
         DataError: no such column, labels that are no numbers for regression, fewer than two classes.
@@ -84,7 +101,7 @@ def build_task(
     if kind == "binary" and len(names) != 2:
         example = "{" + ", ".join(f"{v}: {int(i > 0)}" for i, v in enumerate(found)) + "}"
         raise ConfigError(f"task=binary with {len(names)} labels ({', '.join(found)}): say task.classes='{example}'")
-    return Task(kind, names, [column], mapping)
+    return Task(kind, names, [column], mapping, ordinal=ordinal if kind == "ordinal" else "corn")
 
 
 def _as_written(key: Any, found: Sequence[str]) -> str:

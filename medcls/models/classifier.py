@@ -77,7 +77,7 @@ def build_classifier(
 
     Args:
         name: Architecture, one of backbones.ARCHITECTURES.
-        kind: The task.
+        kind: What the outputs are (data.targets.Task.output).
         num_classes: K.
         in_channels: Channels of the stored images, 1 or 3.
         max_value: Largest stored integer, 255 or 65535.

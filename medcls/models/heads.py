@@ -12,11 +12,12 @@ def count_logits(kind: str, num_classes: int) -> int:
     """Returns the outputs a task's head has.
 
     Args:
-        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
+        kind: What the outputs are (data.targets.Task.output): "binary", "multiclass", "multilabel", "ordinal" (CORN),
+            "joint" (K classes and a value) or "regression".
         num_classes: K; ignored for binary and regression.
     """
     sizes = {"binary": 1, "regression": 1, "multiclass": num_classes, "multilabel": num_classes}
-    sizes["ordinal"] = num_classes - 1
+    sizes |= {"ordinal": num_classes - 1, "joint": num_classes + 1}
     if kind not in sizes:
         raise ConfigError(f"task.kind={kind}: expected one of {', '.join(sizes)}")
     return sizes[kind]
@@ -54,6 +55,15 @@ class LinearHead(nn.Module):
         spread = float(targets.std(correction=0))
         self.scale.fill_(spread if spread > 0 else 1.0)
 
+    def set_grade(self, targets: Tensor) -> None:
+        """Makes the last output, the value of a joint head, start at the mean grade.
+
+        Args:
+            targets: (N, 1) of the training rows.
+        """
+        with torch.no_grad():
+            self.linear.bias[-1] = targets.mean()
+
     def forward(self, features: Tensor) -> Tensor:
         """Returns logits (N, num_logits), float32, of features (N, num_features)."""
         # In half precision a unit would be lost: bfloat16 knows no number between 128 and 129 (months of bone age).
@@ -65,12 +75,12 @@ def compute_scores(kind: str, logits: Tensor) -> Tensor:
     """Returns what the metrics take, float64.
 
     Args:
-        kind: The task.
+        kind: What the outputs are, as for `count_logits`.
         logits: (N, L), any floating dtype.
 
     Returns:
-        binary (N, 1): probability of class 1. multiclass and ordinal (N, K): probabilities summing to 1.
-        multilabel (N, K): a probability for each label. regression (N, 1): the value.
+        binary (N, 1): probability of class 1. multiclass, ordinal and joint (N, K): probabilities summing to 1 (the
+        value of joint is left out). multilabel (N, K): a probability for each label. regression (N, 1): the value.
 
     Source: ordinal: CORN, Shi, Cao and Raschka, arXiv 2111.08851, equation 4: logit k gives
     P(y > k | y > k - 1), and their products P(y > k) never increase with k.
@@ -78,8 +88,8 @@ def compute_scores(kind: str, logits: Tensor) -> Tensor:
     logits = logits.double()
     if kind == "regression":
         return logits
-    if kind == "multiclass":
-        return logits.softmax(dim=1)
+    if kind in ("multiclass", "joint"):
+        return (logits[:, :-1] if kind == "joint" else logits).softmax(dim=1)
     if kind in ("binary", "multilabel"):
         return logits.sigmoid()
     above = logits.sigmoid().cumprod(dim=1)

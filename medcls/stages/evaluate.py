@@ -129,7 +129,7 @@ def open_other(job: EvaluateJob, *, like: ModelCard, opened: Opened) -> SplitPre
     if run.resolve() == Path(job.run or "").resolve():
         raise UsageError(f"against={run} is run= itself: name another run")
     card = read_run_card(run)
-    if card.task != like.task:
+    if not card.task.asks_the_same(like.task):
         raise ConfigError(f"against={run} has another task than run={job.run}: only runs of one task compare")
     inner = replace(job, run=str(run), against=None, out=None)
     theirs = open_rows(inner, run, card)

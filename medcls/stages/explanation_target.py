@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from numpy.typing import NDArray
@@ -26,15 +26,17 @@ class Target:
         kind: The task.
         index: Class; -1 = the whole answer (a value, or the expected grade).
         words: For readers.
+        output: What the network's outputs are; "" = as the kind says.
     """
 
     kind: str
     index: int
     words: str
+    output: str = ""
 
     def score(self, logits: Tensor) -> Tensor:
         """Returns what readers are shown, (N,) float64: a probability, a value, or an expected grade."""
-        scores = compute_scores(self.kind, logits)
+        scores = compute_scores(self.output or self.kind, logits)
         if self.kind == "ordinal":
             # P(y >= k) for each k from 1 up; their sum is the expected grade.
             above = scores.flip(1).cumsum(1).flip(1)[:, 1:]
@@ -74,7 +76,7 @@ def choose_target(task: Task, scores: NDArray, *, target: str = AUTO) -> Target:
     if target != AUTO and target not in names:
         raise ConfigError(f"target={target}: expected auto or one of {', '.join(names)}{nearest(target, names)}")
     if task.kind == "ordinal":
-        return _choose_grade(names, target)
+        return replace(_choose_grade(names, target), output=task.output)
     if target != AUTO:
         index = names.index(target)
     else:

@@ -23,7 +23,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
     spec = image_spec(data.store)
     model = build_classifier(
         job.model.name,
-        kind=data.task.kind,
+        kind=data.task.output,
         num_classes=data.task.num_classes,
         in_channels=spec.channels,
         max_value=int(np.iinfo(spec.dtype).max),
@@ -49,6 +49,8 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         ancestors.append({"weights": job.model.weights, "file": file.path.name, "sha256": file.sha256})
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
+    if data.task.output == "joint":
+        model.head.set_grade(data.train.targets)
     plans = plan_transfer(
         model,
         kind=job.transfer.kind,

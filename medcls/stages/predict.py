@@ -197,7 +197,7 @@ def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> N
     images = torch.from_numpy(np.stack([pixels for _, pixels in pending]))
     batch = Batch(images, torch.empty(len(pending), 0), torch.arange(len(pending)))
     logits = np.stack([predict_logits(model, [batch], ensemble.rules) for model in ensemble.models])
-    kind = ensemble.cards[0].task.kind
+    kind = ensemble.cards[0].task.output
     scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
     for i, (case, _) in enumerate(pending):
         if not np.isfinite(logits[:, i]).all():

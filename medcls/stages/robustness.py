@@ -44,7 +44,7 @@ def measure_robustness(job: EvaluateJob, predictions: SplitPredictions) -> dict[
     points = [(name, strength) for name, (_, values) in PERTURBATIONS.items() for strength in values]
     for name, strength in tqdm(points, desc="robustness", unit="point"):
         batches = _perturbed(job, predictions, name=name, strength=strength, device=device)
-        score = _score(model, batches, rules, kind=predictions.card.task.kind)
+        score = _score(model, batches, rules, kind=predictions.card.task.output)
         curve = curves.setdefault(name, {"unit": PERTURBATIONS[name][0], "points": []})
         curve["points"].append({"strength": strength, **_summarize(job, predictions, score, metric=metric)})
     return {"metric": metric, "unchanged": _summarize(job, predictions, plain, metric=metric), "curves": curves}

@@ -82,7 +82,7 @@ def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opene
     }
     logits = predict_once(job, run, folder=folder, opened=opened, key=key, log=own / OPENED)
     task = card.task
-    scores = compute_scores(task.kind, torch.from_numpy(logits)).numpy()
+    scores = compute_scores(task.output, torch.from_numpy(logits)).numpy()
     predictions = check_predictions(
         task.kind,
         opened.targets if task.kind == "multilabel" else opened.targets[:, 0],

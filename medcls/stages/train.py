@@ -206,13 +206,14 @@ def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
     weights = None
     if job.task.class_weights == "balanced":
         targets = data.train.targets.numpy().astype(np.float64)
-        weights = balanced_weights(job.task.kind, targets, num_classes=data.task.num_classes)
+        weights = balanced_weights(data.task.output, targets, num_classes=data.task.num_classes)
     return build_loss(
-        job.task.kind,
+        data.task.output,
         job.task.loss,
         class_weights=weights,
         focal_gamma=job.task.focal_gamma,
         label_smoothing=job.task.label_smoothing,
+        joint_lambda=job.task.joint_lambda,
         scale=unit,
     )
 
@@ -233,13 +234,19 @@ def validate(
 def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: float) -> tuple[float, dict[str, float]]:
     """Returns what `validate` returns, of logits (N, L) of the validation images."""
     # Without class weights, which belong to training; in the same unit as the training loss.
-    loss_of = build_loss(job.task.kind, job.task.loss, focal_gamma=job.task.focal_gamma, scale=unit)
+    loss_of = build_loss(
+        data.task.output,
+        job.task.loss,
+        focal_gamma=job.task.focal_gamma,
+        joint_lambda=job.task.joint_lambda,
+        scale=unit,
+    )
     loss = float(loss_of(logits, data.val.targets))
     targets = data.val.targets.double().numpy()
     metrics = compute_metrics(
         data.task.kind,
         targets if data.task.kind == "multilabel" else targets[:, 0],
-        compute_scores(data.task.kind, logits).numpy(),
+        compute_scores(data.task.output, logits).numpy(),
         class_names=data.task.class_names,
         grades=data.task.grades,
     )

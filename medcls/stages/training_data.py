@@ -55,6 +55,7 @@ def open_data(job: TrainJob) -> TrainingData:
         labels=job.task.labels,
         classes=job.task.classes,
         grades=job.task.grades,
+        ordinal=job.task.ordinal,
     )
     augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=image_spec(store).dtype)
     datasets: dict[str, StoreDataset] = {}

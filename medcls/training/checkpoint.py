@@ -75,7 +75,7 @@ class ModelCard:
         """Returns the network with random weights."""
         return build_classifier(
             self.architecture,
-            kind=self.task.kind,
+            kind=self.task.output,
             num_classes=self.task.num_classes,
             in_channels=self.in_channels,
             max_value=self.max_value,

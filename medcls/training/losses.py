@@ -29,6 +29,7 @@ def build_loss(
     class_weights: Tensor | None = None,
     focal_gamma: float = 2.0,
     label_smoothing: float = 0.0,
+    joint_lambda: float = 0.5,
     scale: float = 1.0,
 ) -> Loss:
     """Returns the loss of a task.
@@ -37,24 +38,29 @@ def build_loss(
     scalar float32: the mean over known targets (0 with no gradient where none is known).
 
     Args:
-        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
-        name: "auto", or "cross_entropy" | "focal" | "corn" | "mse" | "mae" | "huber" where the task has it.
-        class_weights: (2,) binary, (K,) multiclass, (K, 2) multilabel as [negative, positive], or None.
+        kind: What the outputs are: "binary", "multiclass", "multilabel", "ordinal" (CORN), "joint" or "regression".
+        name: "auto", or "cross_entropy" | "focal" | "corn" | "joint" | "mse" | "mae" | "huber" where there is one.
+        class_weights: (2,) binary, (K,) multiclass and joint, (K, 2) multilabel as [negative, positive], or None.
         focal_gamma: Focusing exponent of the focal loss.
         label_smoothing: Of multiclass cross-entropy, [0, 1).
+        joint_lambda: Share of the cross-entropy in the joint loss, [0, 1]; the squared error of the grade has the rest.
         scale: Unit of a regression target; residuals are divided by it.
 
     Raises:
         ConfigError: the task has no such loss.
 
     Source: focal loss, Lin et al., arXiv 1708.02002, equation 4; CORN, Shi, Cao and Raschka, arXiv 2111.08851,
-    equation 7.
+    equation 7; joint, Antony et al., arXiv 1703.09856 (a weighted ratio of cross-entropy and squared error; the two
+    shares add up to one here).
     """
     gamma = focal_gamma if name == "focal" else 0.0
     if kind == "multiclass" and name in ("auto", "cross_entropy", "focal"):
         return _multiclass_loss(class_weights, gamma=gamma, label_smoothing=label_smoothing)
     if kind in ("binary", "multilabel") and name in ("auto", "cross_entropy", "focal"):
         return _binary_loss(class_weights, gamma=gamma)
+    if kind == "joint" and name in ("auto", "joint"):
+        classes = _multiclass_loss(class_weights, gamma=0.0, label_smoothing=0.0)
+        return _joint_loss(classes, _regression_loss("mse", scale=1.0), share=joint_lambda)
     if kind == "ordinal" and name in ("auto", "corn"):
         return _corn_loss
     if kind == "regression" and name in _REGRESSION:
@@ -82,6 +88,15 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
             chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
             losses = _focus(1 - chance, gamma) * losses
         return _mean(losses, known if class_weights is None else known * class_weights.to(losses.device)[index])
+
+    return loss
+
+
+def _joint_loss(classes: Loss, grade: Loss, *, share: float) -> Loss:
+    """The first K logits are classes, the last is the grade."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return share * classes(logits[:, :-1], targets) + (1 - share) * grade(logits[:, -1:], targets)
 
     return loss
 
@@ -126,7 +141,7 @@ def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: in
     """Returns class weights inversely proportional to the counts in the training rows, with mean 1 over rows.
 
     Args:
-        kind: "binary", "multiclass" or "multilabel"; other tasks have no class weights.
+        kind: "binary", "multiclass", "joint" or "multilabel"; other outputs have no class weights.
         targets: (N, T) of the training rows.
         num_classes: K.
 
@@ -138,7 +153,7 @@ def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: in
     if kind == "multilabel":
         counts = np.stack([np.nansum(targets == 0, axis=0), np.nansum(targets == 1, axis=0)], axis=1)
         return torch.as_tensor(counts.sum(axis=1, keepdims=True) / (2 * np.maximum(counts, 1)), dtype=torch.float32)
-    if kind not in ("binary", "multiclass"):
+    if kind not in ("binary", "multiclass", "joint"):
         raise ConfigError(f"task.class_weights=balanced: task.kind={kind} has none; task.sampler=balanced may do")
     size = 2 if kind == "binary" else num_classes
     counts = np.bincount(targets[:, 0].astype(np.int64), minlength=size)

@@ -145,3 +145,14 @@ def test_a_label_needs_both_sides() -> None:
 
 def test_regression_has_no_classes_to_miss() -> None:
     check_classes_present(build_task("regression", table(label=["1"])), np.array([[1.0]]), split="val")
+
+
+def test_how_an_ordinal_task_is_answered_decides_outputs_and_not_the_question() -> None:
+    labels = table(label=["0", "1", "2"])
+    corn, softmax, joint = (build_task("ordinal", labels, ordinal=form) for form in ("corn", "softmax", "joint"))
+    assert [task.output for task in (corn, softmax, joint)] == ["ordinal", "multiclass", "joint"]
+    assert corn.asks_the_same(joint)
+    assert softmax.asks_the_same(corn)
+    assert not corn.asks_the_same(build_task("multiclass", labels))
+    assert not corn.asks_the_same(build_task("ordinal", table(label=["0", "1"])))
+    assert build_task("multiclass", labels, ordinal="joint").output == "multiclass"

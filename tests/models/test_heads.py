@@ -45,6 +45,17 @@ def test_scores_of_the_other_tasks() -> None:
     assert torch.equal(compute_scores("regression", logits[:, :1]), logits[:, :1].double())
 
 
+def test_joint_scores_are_the_softmax_of_the_classes_and_the_value_is_left_out() -> None:
+    logits = torch.tensor([[0.0, 2.0, -1.0, 1.7]])
+    assert torch.equal(compute_scores("joint", logits), compute_scores("multiclass", logits[:, :3]))
+
+
+def test_joint_value_starts_at_the_mean_grade() -> None:
+    head = LinearHead(4, 6)
+    head.set_grade(torch.tensor([[0.0], [1.0], [4.0]]))
+    assert head(torch.zeros(1, 4))[0].tolist() == pytest.approx([0, 0, 0, 0, 0, 5 / 3])
+
+
 def test_half_precision_logits_become_double_scores() -> None:
     assert compute_scores("multiclass", torch.zeros(1, 3, dtype=torch.float16)).dtype == torch.float64
 
@@ -92,6 +103,6 @@ def test_head_starts_near_the_prior() -> None:
 
 def test_counts_of_logits() -> None:
     kinds = ("binary", "multiclass", "multilabel", "ordinal", "regression")
-    assert [count_logits(kind, 5) for kind in kinds] == [1, 5, 5, 4, 1]
+    assert [count_logits(kind, 5) for kind in (*kinds, "joint")] == [1, 5, 5, 4, 1, 6]
     with pytest.raises(ConfigError, match=r"task.kind=ranking: expected one of binary"):
         count_logits("ranking", 5)

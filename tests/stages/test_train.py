@@ -27,6 +27,8 @@ TASKS = {
     "multiclass": ["task=multiclass"],
     "multilabel": ["task=multilabel", "task.labels=[bright,low]"],
     "ordinal": ["task=ordinal"],
+    "classified": ["task=grade_classification", "task.class_weights=balanced"],
+    "joint": ["task=grade_joint", "task.joint_lambda=0.3"],
     "regression": ["task=regression", "task.label=hurt"],
     "grades": ["task=grade_regression"],
 }
@@ -45,7 +47,8 @@ def test_every_task_runs_from_store_to_report(run_train: Run, run_evaluate: Run,
     assert math.isfinite(row["train_loss"])
     assert math.isfinite(row["val_loss"])
     metrics = read_json(run_evaluate(run, "split=test") / "metrics.json")
-    headline = {"ordinal": "quadratic_kappa", "regression": "rmse", "grades": "quadratic_kappa"}.get(name, "auc")
+    graded = ("ordinal", "classified", "joint", "grades")
+    headline = "quadratic_kappa" if name in graded else {"regression": "rmse"}.get(name, "auc")
     assert set(metrics[headline]) >= {"value", "low", "high"}
     assert (metrics["n_images"], metrics["n_patients"]) == (12, 6)
 

@@ -65,6 +65,17 @@ def test_multiclass_is_torchs_cross_entropy_with_weights_and_smoothing() -> None
     torch.testing.assert_close(smoothed, F.cross_entropy(logits, index, label_smoothing=0.1))
 
 
+@given(share=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_joint_is_the_weighted_sum_of_its_two_losses(share: float, seed: int) -> None:
+    _, targets = draw(12, "multiclass", seed=seed)
+    logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
+    weights = torch.tensor([0.2, 1.0, 3.0, 0.7])
+    joint = build_loss("joint", class_weights=weights, joint_lambda=share)(logits, targets)
+    classes = F.cross_entropy(logits[:, :4], targets[:, 0].long(), weight=weights)
+    grade = F.mse_loss(logits[:, 4], targets[:, 0])
+    torch.testing.assert_close(joint, share * classes + (1 - share) * grade)
+
+
 def test_binary_is_torchs_two_class_cross_entropy() -> None:
     logits, targets = draw(32, "binary")
     weights = torch.tensor([0.5, 4.0])
