@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.data.columns import Words, find_repeats
+from medcls.data.columns import Codes, Words, find_repeats
+from medcls.data.store import Store
 
 _THUMB = 64
 _THUMBS = 4096  # kept at once, 16 KiB each
@@ -83,6 +84,33 @@ def compute_thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
     fine -= fine.mean()
     norm = float(np.linalg.norm(fine))
     return (fine / norm if norm > 0 else fine).astype(np.float32)
+
+
+def find_store_duplicates(
+    store: Store, patients: Codes, *, max_bits: int, min_correlation: float
+) -> list[DuplicatePair]:
+    """Returns the pairs of identical or near-identical images of different patients of a store, in row order.
+
+    Args:
+        store: The images.
+        patients: patient_id of each.
+        max_bits: As in `find_duplicates`, like min_correlation.
+        min_correlation: Of a near duplicate.
+    """
+    extents = store.read("valid_y", "valid_x", "valid_height", "valid_width")
+
+    def read_pixels(row: int) -> NDArray[Any]:
+        y, x, height, width = (column[row].as_py() for column in extents.columns)
+        return np.asarray(store.image(row))[:, y : y + height, x : x + width]
+
+    return find_duplicates(
+        patients.values,
+        checksums=store.words("pixel_sha256"),
+        hashes=store.words("pixel_dhash"),
+        read_pixels=read_pixels,
+        max_bits=max_bits,
+        min_correlation=min_correlation,
+    )
 
 
 def find_duplicates(

@@ -18,7 +18,7 @@ from medcls.data.columns import Codes, code_column, find_repeats, read_codes
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.manifest import write_table
 from medcls.data.store import Store
-from medcls.errors import DataError, MissingInputError
+from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import SPLITS as SPLITS_FOLDER
 from medcls.files import read_json, sha256_file, write_json
 
@@ -135,6 +135,31 @@ def _describe_leak(found: dict[str, Any]) -> str:
 def _some(items: Sequence[str]) -> str:
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
+
+
+def write_split_once(
+    store: Store, name: str, *, splits: Splits, certificate: dict[str, Any], setting: str = "split.name"
+) -> Path:
+    """Writes a split as `write_split` does, unless another one of this name is there: runs are tied to its checksum.
+
+    Args:
+        store: The images.
+        name: Of the split.
+        splits: Of each image.
+        certificate: With "on_leak" and "near_duplicates", which have to be the same, too.
+        setting: What a user changes for another name.
+
+    Raises:
+        ConfigError: a split of this name is there already and differs.
+    """
+    path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
+    if path.is_file() and path.with_suffix(".json").is_file():
+        written = read_json(path.with_suffix(".json"))
+        same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
+        same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
+        if not same_policy or not same:
+            raise ConfigError(f"split.name={name} is in the store already, made otherwise: choose another {setting}=")
+    return write_split(store, name, splits=splits, certificate=certificate)
 
 
 def write_split(store: Store, name: str, *, splits: Splits, certificate: dict[str, Any]) -> Path:

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes
 from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, Splits
+from medcls.data.strata import Strata
 from medcls.reproducibility import draw_seed
 
-BIN = "bin "
 _OUT = SPLIT_NAMES.index(DROPPED)
-
-
-@dataclass(frozen=True, slots=True)
-class Strata:
-    """Which image has which label: pairs of the two, in any order.
-
-    Attributes:
-        names: The labels.
-        rows: (M,), int64: the image of each pair.
-        codes: (M,), int32: the label of each pair, a place in `names`.
-    """
-
-    names: list[str]
-    rows: NDArray[np.int64]
-    codes: NDArray[np.int32]
-
-    def count(self, splits: Splits) -> NDArray[np.int64]:
-        """Returns (len(SPLIT_NAMES), len(names)): the images of each label in each split."""
-        size = len(self.names)
-        pairs = splits[self.rows].astype(np.int64) * size + self.codes
-        return np.bincount(pairs, minlength=len(SPLIT_NAMES) * size).reshape(len(SPLIT_NAMES), size)
 
 
 def assign_splits(
@@ -46,17 +24,40 @@ def assign_splits(
     seed: int,
     listed: NDArray[np.bool_] | None = None,
 ) -> Splits:
-    """Returns a split for each image: patients whole, each stratum in proportion to `fractions`.
-
-    The patients of the rarest stratum go first; each goes where its rarest stratum lacks most images. Ties and
-    order come from a hash of (seed, patient_id), so the result is the same on every machine and in any row order.
+    """Returns a split for each image, as `assign_shares` deals them out; images that take no part are dropped.
 
     Args:
         patients: patient_id of each image.
         strata: Labels of the listed images: of each its label, or its positive labels.
         fractions: Split name -> share of the images, summing to 1; a share of 0 gets none.
         seed: Of the order.
-        listed: (N,) images that take part, None = all; the others are dropped.
+        listed: (N,) images that take part, None = all.
+    """
+    shares = {name: fractions[name] for name in ORDER if fractions.get(name, 0) > 0}
+    places = assign_shares(patients, strata, shares=shares, seed=seed, listed=listed)
+    codes = np.array([*(SPLIT_NAMES.index(name) for name in shares), _OUT], dtype=np.int8)
+    return np.asarray(codes[places])
+
+
+def assign_shares(
+    patients: Codes,
+    strata: Strata,
+    *,
+    shares: Mapping[str, float],
+    seed: int,
+    listed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int16]:
+    """Returns for each image the place of its share: patients whole, each stratum in proportion to `shares`.
+
+    The patients of the rarest stratum go first; each goes where its rarest stratum lacks most images. Ties and
+    order come from a hash of (seed, patient_id), so the result is the same on every machine and in any row order.
+
+    Args:
+        patients: patient_id of each image.
+        strata: Labels of the listed images.
+        shares: Name -> share of the images, > 0, summing to 1.
+        seed: Of the order.
+        listed: (N,) images that take part, None = all; the others have the place -1.
 
     Source: iterative stratification, Sechidis, Tsoumakas and Vlahavas, ECML PKDD 2011, section 3, extended from
     examples to groups of examples.
@@ -65,22 +66,43 @@ def assign_splits(
     taking = np.ones(len(owners), dtype=np.bool_) if listed is None else listed
     counts = _count_labels(owners, strata, taking)
     order = _order_patients(patients, counts, seed=seed)
-    split_of = np.full(len(patients.texts), _OUT, dtype=np.int8)
-    lack = [[fractions.get(name, 0) * total for name in ORDER] for total in counts.totals.tolist()]
-    names = [i for i, name in enumerate(ORDER) if fractions.get(name, 0) > 0]
+    share_of = np.full(len(patients.texts), -1, dtype=np.int16)
+    names = list(shares)
+    lack = [[shares[name] * total for name in names] for total in counts.totals.tolist()]
     every = len(lack) - 1
     for place in order.tolist():
         own = slice(counts.starts[place], counts.starts[place + 1])
         rarest, patient = lack[counts.rarest[place]], int(counts.patients[place])
-        most = max((rarest[n], lack[every][n]) for n in names)
-        best = [n for n in names if (rarest[n], lack[every][n]) == most]
+        most = max(zip(rarest, lack[every], strict=True))
+        best = [n for n in range(len(names)) if (rarest[n], lack[every][n]) == most]
         if len(best) > 1:
-            name = patients.text(patient)
-            best.sort(key=lambda n: draw_seed("tie", seed, name, ORDER[n]), reverse=True)
-        split_of[patient] = best[0]
+            text = patients.text(patient)
+            best.sort(key=lambda n: draw_seed("tie", seed, text, names[n]), reverse=True)
+        share_of[patient] = best[0]
         for label, count in zip(counts.labels[own].tolist(), counts.counts[own].tolist(), strict=True):
             lack[label][best[0]] -= count
-    return np.where(taking, split_of[owners], np.int8(_OUT))
+    return np.where(taking, share_of[owners], np.int16(-1))
+
+
+def order_evenly(patients: Codes, strata: Strata, *, listed: NDArray[np.bool_], seed: int) -> NDArray[np.int64]:
+    """Returns the codes of the listed patients in an order whose every beginning has each stratum in proportion.
+
+    A patient counts for the rarest of its labels, and the first patients of all strata come first, so that even a
+    short beginning has an image of every label. Within a stratum the order comes from a hash of (seed, patient_id).
+
+    Args:
+        patients: patient_id of each image.
+        strata: Labels of the listed images.
+        listed: (N,) images that take part.
+        seed: Of the order.
+    """
+    counts = _count_labels(patients.values, strata, listed)
+    draws = np.array([draw_seed("order", seed, patients.text(code)) for code in counts.patients.tolist()], np.uint64)
+    by_draw = np.lexsort((draws, counts.rarest))
+    stratum, first, size = np.unique(counts.rarest[by_draw], return_index=True, return_counts=True)
+    place = np.searchsorted(stratum, counts.rarest[by_draw])
+    position = (np.arange(len(by_draw)) - first[place]) / size[place]
+    return np.asarray(counts.patients[by_draw[np.lexsort((draws[by_draw], position))]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,28 +142,3 @@ def _order_patients(patients: Codes, counts: _PatientCounts, *, seed: int) -> ND
     draws = np.fromiter((draw_seed("split", seed, name) for name in names), np.uint64, len(counts.patients))
     images = counts.counts[counts.starts[1:] - 1]
     return np.lexsort((draws, -images, counts.totals[counts.rarest]))
-
-
-def stratify(labels: Codes, *, bins: int = 10) -> Strata:
-    """Returns the strata of single labels: the label itself, or its quantile bin where labels are continuous.
-
-    Labels count as continuous where all are numbers and more than 20 of them differ. A bin then holds at least 20
-    images, so that a split of a tenth has some of each.
-
-    Args:
-        labels: Of each image.
-        bins: At most.
-    """
-    found: list[Any] = labels.texts.to_pylist()
-    rows = np.flatnonzero(labels.values >= 0)
-    codes = labels.values[rows]
-    try:
-        numbers = np.array([float(label) for label in found])
-    except ValueError:
-        numbers = np.empty(0)
-    if len(numbers) <= 20:
-        return Strata(found, rows, codes)
-    bins = max(1, min(bins, len(rows) // 20))
-    edges = np.quantile(numbers[codes], np.linspace(0, 1, bins + 1)[1:-1])
-    places = np.searchsorted(edges, numbers)
-    return Strata([f"{BIN}{i}" for i in range(bins)], rows, places[codes].astype(np.int32))

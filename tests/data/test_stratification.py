@@ -10,10 +10,11 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcls.data import strata as strata_room
 from medcls.data import stratification
 from medcls.data.columns import Codes, code_column
 from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, find_shared_patients
-from medcls.data.stratification import Strata
+from medcls.data.strata import Strata
 
 FRACTIONS = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -35,7 +36,7 @@ def assign_splits(patients: Sequence[str], strata: Sequence[Sequence[str]], **ar
 
 
 def stratify(labels: Sequence[str | None]) -> list[list[str]]:
-    strata = stratification.stratify(code(labels))
+    strata = strata_room.stratify(code(labels))
     found: list[list[str]] = [[] for _ in labels]
     for row, label in zip(strata.rows, strata.codes, strict=True):
         found[row].append(strata.names[label])

@@ -1,0 +1,214 @@
+"""Folds by patient as splits: the fold is the test split, the rest is training with its own validation part.
+
+Everything here is a pure function of the patients' ids, the labels and a seed: neither row order nor machine matters.
+Patients that share an image, under two names or twice enrolled, stay together like one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from medcls.data.columns import Codes
+from medcls.data.duplicates import DuplicatePair, find_store_duplicates
+from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, Splits, resolve_leaks, write_split_once
+from medcls.data.store import Store
+from medcls.data.strata import Strata, describe_split, find_missing
+from medcls.data.stratification import assign_shares, assign_splits, order_evenly
+from medcls.errors import DataError
+from medcls.reproducibility import draw_seed
+
+_TRAIN, _VAL, _TEST, _OUT = (SPLIT_NAMES.index(name) for name in (TRAIN, VAL, TEST, DROPPED))
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One training set with the test rows it never sees.
+
+    Attributes:
+        repeat: Of the whole partition, from 1.
+        number: Of the fold in it, from 1.
+        splits: Of each image: test = the fold, val = the inner validation part, train = the rest of the pool.
+        size: Training images asked for; None = all.
+    """
+
+    repeat: int
+    number: int
+    splits: Splits
+    size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as r1f3, or r1f3-n100 for a part of the training images."""
+        return f"r{self.repeat}f{self.number}" + (f"-n{self.size}" if self.size else "")
+
+
+def link_patients(patients: Codes, pairs: Sequence[DuplicatePair]) -> Codes:
+    """Returns the patients with those that share an image as one, under the first of their ids.
+
+    Args:
+        patients: patient_id of each image.
+        pairs: Of images of different patients that are the same.
+    """
+    if not pairs:
+        return patients
+    size = len(patients.texts)
+    first, second = (patients.values[[getattr(pair, end) for pair in pairs]] for end in ("first", "second"))
+    links = coo_array((np.ones(len(pairs)), (first, second)), shape=(size, size))
+    _, group = connected_components(links, directed=False)
+    texts = patients.texts.to_pylist()
+    names = [min(str(texts[code]) for code in np.flatnonzero(group == g)) for g in range(int(group.max()) + 1)]
+    return Codes(group[patients.values].astype(np.int32), pa.array(names, pa.string()))
+
+
+def find_links(store: Store, certificate: dict[str, Any]) -> list[DuplicatePair]:
+    """Returns the pairs of images of different patients that are the same; searched for only where some are known.
+
+    Args:
+        store: The images.
+        certificate: Of the split that data_prep made: it counts the pairs that were found then, and by which limits.
+    """
+    if not certificate["linked_patients_in_one_split"] and not certificate["images_in_several_splits"]:
+        return []
+    limits = certificate["near_duplicates"]
+    return find_store_duplicates(
+        store,
+        store.codes("patient_id"),
+        max_bits=limits["max_bits_of_256"],
+        min_correlation=limits["min_correlation"],
+    )
+
+
+def make_folds(
+    patients: Codes,
+    strata: Strata,
+    *,
+    pool: NDArray[np.bool_],
+    k: int,
+    repeats: int = 1,
+    val: float = 0.1,
+    seed: int = 0,
+) -> list[Fold]:
+    """Returns `repeats` partitions of the pool into k folds, each stratified by label.
+
+    Args:
+        patients: Of each image, linked ones as one.
+        strata: Labels of the images.
+        pool: (N,) images that take part; the others are dropped from every split.
+        k: Folds of a partition.
+        repeats: Partitions.
+        val: Share of a fold's other patients that is its validation part.
+        seed: Of all draws.
+
+    Raises:
+        DataError: fewer patients than k folds with training and validation need.
+    """
+    found = patients.count(pool)
+    if found < max(k, 3):
+        raise DataError(f"{found} patients cannot make {k} folds with training and validation: lower folds.k")
+    folds = []
+    for repeat in range(1, repeats + 1):
+        shares = {f"fold {number}": 1 / k for number in range(1, k + 1)}
+        place = assign_shares(
+            patients, strata.restrict(pool), shares=shares, seed=draw_seed("folds", seed, repeat), listed=pool
+        )
+        for number in range(1, k + 1):
+            rest = pool & (place != number - 1)
+            splits = assign_splits(
+                patients,
+                strata.restrict(rest),
+                fractions={TRAIN: 1 - val, VAL: val},
+                seed=draw_seed("validation", seed, repeat, number),
+                listed=rest,
+            )
+            splits[place == number - 1] = _TEST
+            folds.append(Fold(repeat, number, splits))
+    return folds
+
+
+def shrink_training(fold: Fold, size: int | None, *, patients: Codes, strata: Strata, seed: int = 0) -> Fold:
+    """Returns the fold with at most `size` training images: whole patients, and a smaller size within a larger.
+
+    Args:
+        fold: With all training images.
+        size: Wanted; None = all.
+        patients: As in `make_folds`, like strata.
+        strata: Labels of the images.
+        seed: Of the order of the patients.
+
+    Raises:
+        DataError: the fold has no more training images than that.
+    """
+    if size is None:
+        return fold
+    train = fold.splits == _TRAIN
+    if size >= train.sum():
+        raise DataError(f"sizes={size}: fold {fold.name} has {int(train.sum())} training images; 0 takes all of them")
+    order = order_evenly(
+        patients, strata.restrict(train), listed=train, seed=draw_seed("sizes", seed, fold.repeat, fold.number)
+    )
+    images = np.bincount(patients.values[train], minlength=len(patients.texts))
+    kept = np.zeros(len(patients.texts), dtype=np.bool_)
+    kept[order[np.cumsum(images[order]) <= size]] = True
+    splits = np.where(train & ~kept[patients.values], np.int8(_OUT), fold.splits)
+    return replace(fold, splits=splits, size=size)
+
+
+def check_labels(fold: Fold, strata: Strata) -> None:
+    """Raises DataError where the training, validation or test part of a fold lacks a label that another part has."""
+    empty = [name for name in (TRAIN, VAL, TEST) if not (fold.splits == SPLIT_NAMES.index(name)).any()]
+    missing = {name: ["any label"] for name in empty} | find_missing(fold.splits, strata, wanted=(TRAIN, VAL, TEST))
+    if missing:
+        listed = "; ".join(f"{name} has no image of {', '.join(labels)}" for name, labels in missing.items())
+        raise DataError(
+            f"fold {fold.name}: {listed}: more patients, a larger size or folds.val, fewer folds, another folds.seed, "
+            "or folds.on_missing=report where no arm needs these labels"
+        )
+
+
+def write_fold(
+    store: Store,
+    name: str,
+    *,
+    fold: Fold,
+    strata: Strata,
+    pairs: Sequence[DuplicatePair],
+    provenance: dict[str, Any],
+) -> None:
+    """Writes a fold as a split of the store with its certificate, after one more check for leaks.
+
+    Args:
+        store: The images.
+        name: Of the split.
+        fold: To write.
+        strata: Labels of the images, for the counts.
+        pairs: What `find_links` returned.
+        provenance: "source", "seed" and "near_duplicates" as the certificate states them.
+
+    Raises:
+        DataError: a patient, or an image under two names, is in two of its splits.
+        ConfigError: the store has another split of this name.
+    """
+    patients = store.codes("patient_id")
+    splits, found = resolve_leaks(
+        fold.splits,
+        patients=patients,
+        name_images=lambda rows: store.column("image_id", rows),
+        duplicates=pairs,
+        on_leak="refuse",
+    )
+    certificate = provenance | {
+        "fractions": None,
+        "on_leak": "refuse",
+        **found,
+        "classes_missing": find_missing(splits, strata, wanted=(TRAIN, VAL, TEST)),
+        **describe_split(splits, strata, patients=patients),
+    }
+    write_split_once(store, name, splits=splits, certificate=certificate, setting="folds.name")
