@@ -28,6 +28,7 @@ from medcls.config.preparation import (
 from medcls.config.training import (
     TASKS,
     AugmentConfig,
+    CropConfig,
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -44,6 +45,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "AugmentConfig",
+    "CropConfig",
     "DeidentifyConfig",
     "EvaluateJob",
     "ExplainJob",

@@ -107,6 +107,28 @@ class TaskConfig:
 
 
 @dataclass(slots=True)
+class CropConfig:
+    """conf/crop: the shortest side that images are rescaled to, [smallest, largest], and the square cut out of them."""
+
+    size: int | None = None
+    scales: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            if self.size is not None:
+                raise ConfigError(f"crop.size={self.size} without crop.scales: say crop.scales=[256,256] or [256,512]")
+            return
+        if len(self.scales) != 2 or self.scales[0] > self.scales[1]:
+            raise ConfigError(f"crop.scales={self.scales}: expected [smallest, largest] shortest side in pixels")
+        check_range("crop.scales", self.scales[0], low=8)
+        check_range("crop.scales", self.scales[1], high=8192)
+        if self.size is not None:
+            check_range("crop.size", self.size, low=8, high=self.scales[0])
+        elif self.scales[0] < self.scales[1]:
+            raise ConfigError(f"crop.scales={self.scales} with crop.size=null: images of one batch need one size")
+
+
+@dataclass(slots=True)
 class AugmentConfig:
     """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}."""
 
@@ -193,6 +215,7 @@ class TrainJob:
     model: ModelConfig = field(default_factory=ModelConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

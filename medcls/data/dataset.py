@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medcls.data.augment import Augmentation
+from medcls.data.crops import Crop
 from medcls.data.store import Store
-from medcls.reproducibility import draw_seed
+from medcls.reproducibility import draw_seed, make_generator
 
 Position = tuple[int, int]
 
@@ -43,7 +44,9 @@ class StoreDataset(Dataset[Batch]):
         rows: Manifest rows.
         targets: (N, T) of these rows.
         augmentation: None for evaluation.
-        seed: Of the augmentation.
+        crop: What is cut out of each image before it is augmented: at random beside an augmentation, from the middle
+            without one. None = the stored image as it is.
+        seed: Of crop and augmentation.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class StoreDataset(Dataset[Batch]):
         *,
         targets: NDArray[np.float64],
         augmentation: Augmentation | None = None,
+        crop: Crop | None = None,
         seed: int = 0,
     ) -> None:
-        self.store, self.rows, self.seed, self.augmentation = store, rows, seed, augmentation
+        self.store, self.rows, self.seed, self.augmentation, self.crop = store, rows, seed, augmentation, crop
         self.targets = torch.as_tensor(targets, dtype=torch.float32)
         # Arrow, not Python strings: also forked workers share it instead of copying it count by count.
         self._image_ids = None if augmentation is None else store.read("image_id", rows=rows).column(0)
@@ -63,15 +67,24 @@ class StoreDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def augment(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
-        """Returns one image (C, *spatial), augmented where an augmentation was given."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, *spatial) of every image that it yields."""
+        return self.crop.shape(self.store.shape) if self.crop is not None else self.store.shape
+
+    def view(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
+        """Returns what the network sees of one stored image (C, *spatial): cropped, augmented."""
         if self.augmentation is None or self._image_ids is None:
-            return image
-        return self.augmentation(image, draw_seed(self.seed, epoch, self._image_ids[position].as_py()))
+            return self.crop.take_center(image) if self.crop is not None else image
+        image_id = self._image_ids[position].as_py()
+        if self.crop is not None:
+            # A stream of its own: with and without crops the same image is augmented alike.
+            image = self.crop.take_random(image, make_generator("crop", self.seed, epoch, image_id))
+        return self.augmentation(image, draw_seed(self.seed, epoch, image_id))
 
     def read_image(self, epoch: int, position: int) -> NDArray[Any]:
         """Returns the image at a position as an epoch sees it, (C, *spatial)."""
-        return self.augment(self.store.image(int(self.rows[position])), epoch=epoch, position=position)
+        return self.view(self.store.image(int(self.rows[position])), epoch=epoch, position=position)
 
     def __getitem__(self, position: Position) -> Batch:
         return self.__getitems__([position])
@@ -79,9 +92,10 @@ class StoreDataset(Dataset[Batch]):
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
         """Returns one whole batch: one copy out of the memory map, and one message from a worker instead of N."""
         places = np.array([position for _, position in positions], dtype=np.int64)
-        images = self.store.images(self.rows[places])
-        if self.augmentation is not None:
+        stored = self.store.images(self.rows[places])
+        images = stored if self.crop is None else np.empty((len(stored), *self.shape), dtype=stored.dtype)
+        if self.augmentation is not None or self.crop is not None:
             for i, (epoch, position) in enumerate(positions):
-                images[i] = self.augment(images[i], epoch=epoch, position=position)
+                images[i] = self.view(stored[i], epoch=epoch, position=position)
         index = torch.from_numpy(places)
         return Batch(torch.from_numpy(images), self.targets[index], index)

@@ -77,7 +77,7 @@ def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
     transfer = str(training.get("transfer", ""))
     return {
         "technology": f"deep learning: {model['architecture']}, {task['kind']}" + (f" ({names})" if names else ""),
-        "preprocessing": model["preprocess"],
+        "preprocessing": model["preprocess"] | ({"crop": model["crop"]} if model.get("crop") else {}),
         "input": f"{model['in_channels']}-channel images, prepared as recorded in the model file",
         "model": {key: model[key] for key in ("architecture", "dropout", "in_channels", "max_value", "task")},
         "initialization": model["ancestors"] or "random",

@@ -117,7 +117,7 @@ def predict(job: ExplainJob, run: Path) -> SplitPredictions:
 def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subject]:
     """Returns the images asked for by id, or those with the largest loss (right ones nearest to a tie after them)."""
     opened = predictions.opened
-    store, checked = opened.store, predictions.rows.predictions
+    store, checked, crop = opened.store, predictions.rows.predictions, predictions.card.crop
     ids = store.column("image_id", opened.rows)
     described = {each.row: each for each in choose_worst(checked, count=len(ids))}
     if job.images:
@@ -132,14 +132,17 @@ def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subj
     subjects = []
     for row in chosen:
         words = described.get(row, Worst(row, "", "", ""))
+        image, box = store.image(int(opened.rows[row])), boxes.get(ids[row])
+        if crop is not None:
+            image, box = crop.take_center(image), box and crop.place_box(box, store.shape)
         subjects.append(
             Subject(
                 image_id=ids[row],
-                image=np.array(store.image(int(opened.rows[row]))),
+                image=np.array(image),
                 target=choose_target(predictions.card.task, checked.y_score[row], target=job.target),
                 true=words.true,
                 predicted=words.predicted,
-                box=boxes.get(ids[row]),
+                box=box,
                 affine=_read_affine(store, int(opened.rows[row])),
             )
         )

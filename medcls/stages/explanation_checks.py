@@ -32,11 +32,11 @@ class Subject:
 
     Attributes:
         image_id: Pseudonym.
-        image: (C, *spatial) as stored.
+        image: (C, *spatial) as stored, or the middle of it where the model takes crops.
         target: What is explained.
         true: The truth in words.
         predicted: The prediction in words.
-        box: (y, x, height, width) of the sign in stored pixels, or None.
+        box: (y, x, height, width) of the sign in pixels of `image`, or None.
         affine: (4, 4) of a volume, index to millimetres (RAS+), or None.
     """
 

@@ -19,7 +19,7 @@ _LEAST_VGG_SIZE = 32
 
 def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], list[dict[str, str]]]:
     """Builds the network, loads its weights, plans the transfer, and prints the plan."""
-    check_size(job.model.name, data.store.shape)
+    check_size(job.model.name, data.train.shape)
     spec = image_spec(data.store)
     model = build_classifier(
         job.model.name,
@@ -67,8 +67,8 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raises ConfigError where images (C, H, W) are too small for the network: a VGG halves them five times."""
     if name.startswith("vgg") and min(shape[1:]) < _LEAST_VGG_SIZE:
         raise ConfigError(
-            f"model.name={name} takes images of {_LEAST_VGG_SIZE} pixels and more, the store has "
-            f"{shape[1]} x {shape[2]}: prepare it with a larger image.size, or take a ResNet"
+            f"model.name={name} takes images of {_LEAST_VGG_SIZE} pixels and more, these have {shape[1]} x {shape[2]}: "
+            "prepare the store with a larger image.size (or raise crop.size), or take a ResNet"
         )
 
 

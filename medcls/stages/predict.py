@@ -192,11 +192,19 @@ def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], 
         case.state = REFUSED if refuse else OK
 
 
+def _predict(
+    pending: Sequence[tuple[Case, NDArray[Any]]], model: Classifier, card: ModelCard, rules: StepRules
+) -> NDArray[np.float64]:
+    """Logits (N, L) of one run, of the crop that it was trained on."""
+    images = [pixels if card.crop is None else card.crop.take_center(pixels) for _, pixels in pending]
+    stacked = torch.from_numpy(np.stack(images))
+    return predict_logits(model, [Batch(stacked, torch.empty(len(pending), 0), torch.arange(len(pending)))], rules)
+
+
 def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> None:
     """Fills in logits and scores of one batch; the scores of several runs are averaged."""
-    images = torch.from_numpy(np.stack([pixels for _, pixels in pending]))
-    batch = Batch(images, torch.empty(len(pending), 0), torch.arange(len(pending)))
-    logits = np.stack([predict_logits(model, [batch], ensemble.rules) for model in ensemble.models])
+    members = zip(ensemble.models, ensemble.cards, strict=True)
+    logits = np.stack([_predict(pending, model, card, ensemble.rules) for model, card in members])
     kind = ensemble.cards[0].task.output
     scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
     for i, (case, _) in enumerate(pending):

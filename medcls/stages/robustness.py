@@ -54,7 +54,7 @@ def _perturbed(
     job: EvaluateJob, predictions: SplitPredictions, *, name: str, strength: float, device: str
 ) -> Iterator[Batch]:
     opened = predictions.opened
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets)
+    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=predictions.card.crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     for batch in build_loader(dataset, sampler, workers=choose_workers(job.workers, device=device), device=device):
         changed = [

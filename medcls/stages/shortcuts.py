@@ -44,7 +44,7 @@ def compute_features(job: EvaluateJob, predictions: SplitPredictions) -> Floats:
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
     model = read_model(predictions.run / MODEL)[0].to(device)
     opened = predictions.opened
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets)
+    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=predictions.card.crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     loader = build_loader(dataset, sampler, workers=choose_workers(job.workers, device=device), device=device)
     with torch.inference_mode():

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from medcls.command_line import say
 from medcls.config import EvaluateJob
+from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
@@ -115,7 +116,7 @@ def predict_once(
         table = read_table(folder / PREDICTIONS, columns=("logits",))
         return np.array(column_list(table, "logits"), dtype=np.float64)
     # A model or device that cannot be used is found before the split is opened.
-    model, _ = read_model(run / MODEL)
+    model, card = read_model(run / MODEL)
     device = choose_device(job.device)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
@@ -123,7 +124,7 @@ def predict_once(
     if job.split in TESTS:
         count = count_openings(log, opened.store)
         say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
-    return compute_logits(job, opened, model=model, device=device)
+    return compute_logits(job, opened, model=model, crop=card.crop, device=device)
 
 
 def count_openings(log: Path, store: Store) -> int:
@@ -145,11 +146,13 @@ def is_repetition(folder: Path, key: dict[str, Any]) -> bool:
     return read_json(folder / INPUTS) == key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}
 
 
-def compute_logits(job: EvaluateJob, opened: Opened, *, model: Classifier, device: str) -> NDArray[np.float64]:
+def compute_logits(
+    job: EvaluateJob, opened: Opened, *, model: Classifier, crop: Crop | None, device: str
+) -> NDArray[np.float64]:
     """Returns the model's logits (N, L) of the opened rows."""
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
     model.to(device)
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets)
+    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     workers = choose_workers(job.workers, device=device)
     loader = build_loader(dataset, sampler, workers=workers, device=device)

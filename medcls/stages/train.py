@@ -301,6 +301,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "val_images": len(data.val),
         },
         domain=read_domain(data),
+        crop=data.train.crop,
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

@@ -15,6 +15,7 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.augment import Augmentation
 from medcls.data.columns import code_column, read_columns, read_names
+from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
 from medcls.data.manifest import write_table
 from medcls.data.splits import TRAIN, VAL, read_split, rows_of
@@ -57,17 +58,32 @@ def open_data(job: TrainJob) -> TrainingData:
         grades=job.task.grades,
         ordinal=job.task.ordinal,
     )
-    augmentation = Augmentation(job.augment.transforms, shape=store.shape, dtype=image_spec(store).dtype)
+    dtype, crop = image_spec(store).dtype, build_crop(job, store)
+    shape = store.shape if crop is None else crop.shape(store.shape)
+    augmentation = Augmentation(job.augment.transforms, shape=shape, dtype=dtype)
     datasets: dict[str, StoreDataset] = {}
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
         kept, targets = select_labelled(task, labels, rows, split=name)
         check_classes_present(task, targets, split=name)
         check_grades(task, targets, split=name)
         chosen = augmentation if name == TRAIN else None
-        datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, seed=job.seed)
+        datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, crop=crop, seed=job.seed)
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
     return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha)
+
+
+def build_crop(job: TrainJob, store: Store) -> Crop | None:
+    """Returns what is cut out of the stored images; None = they are taken as they are.
+
+    Raises:
+        ConfigError: the store's images are smaller than the largest scale.
+    """
+    if not job.crop.scales:
+        return None
+    crop = Crop(job.crop.size, *job.crop.scales)
+    crop.check(store.shape)
+    return crop
 
 
 def image_spec(store: Store) -> PreprocessSpec:

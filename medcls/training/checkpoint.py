@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
 from medcls.files import write_bytes
@@ -43,6 +44,7 @@ class ModelCard:
         ancestors: Where the weights started: {"weights": …, "sha256": …}.
         training: Epoch, metric and settings in short.
         domain: Kinds of images trained on; None in files from before it was recorded.
+        crop: What was cut out of the images; None = nothing, they were taken whole.
     """
 
     architecture: str
@@ -58,6 +60,7 @@ class ModelCard:
     ancestors: list[dict[str, str]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     domain: Domain | None = None
+    crop: Crop | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -69,7 +72,9 @@ class ModelCard:
         rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
         preprocess = PreprocessSpec.from_json(content["preprocess"])
         domain = Domain(**content["domain"]) if content.get("domain") is not None else None
-        return cls(**rest | {"task": Task(**content["task"]), "preprocess": preprocess, "domain": domain})
+        crop = Crop(**content["crop"]) if content.get("crop") is not None else None
+        task = Task(**content["task"])
+        return cls(**rest | {"task": task, "preprocess": preprocess, "domain": domain, "crop": crop})
 
     def build(self) -> Classifier:
         """Returns the network with random weights."""

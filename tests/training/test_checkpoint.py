@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
 from medcls.files import sha256_file
@@ -38,6 +39,7 @@ def card() -> ModelCard:
         labels_sha256="c" * 64,
         ancestors=[{"weights": "imagenet", "sha256": "d" * 64}],
         training={"epoch": 3, "store": "/data/Ä", "score": None},
+        crop=Crop(24, 24, 32),
     )
 
 
@@ -68,6 +70,11 @@ def test_card_and_weights_come_back(path: Path, card: ModelCard, network: Classi
     assert model.head.linear.out_features == 2
     assert {n: v.shape for n, v in model.state_dict().items()} == {n: v.shape for n, v in network.state_dict().items()}
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_file_from_before_crops_takes_the_whole_image(path: Path) -> None:
+    rewrite(path, lambda card: card.pop("crop"))
+    assert read_card(path).crop is None
 
 
 def test_same_weights_give_the_same_bytes_whatever_the_layout(
