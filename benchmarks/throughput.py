@@ -15,7 +15,7 @@ from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.store import Store
 from medcls.models.classifier import build_classifier
-from medcls.models.transfer import apply_plan, build_parameter_groups, plan_transfer
+from medcls.models.transfer import apply_plan, build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.training.engine import Learner, StepRules, train_one_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
@@ -47,7 +47,8 @@ def measure(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
 def _build_learner() -> Learner:
     model = build_classifier("resnet18", kind="multiclass", num_classes=2)
     model.to(memory_format=torch.channels_last)
-    plans = plan_transfer(model, kind="scratch", layer_decay=1.0, batchnorm="train")
+    epochs = choose_first_epochs(list(model.stages), kind="scratch")
+    plans = plan_transfer(model, epochs, layer_decay=1.0, batchnorm="train")
     apply_plan(model, plans)
     model.train()
     optimizer = build_optimizer("adamw", build_parameter_groups(model, plans, lr=1e-3, weight_decay=0.0), lr=1e-3)

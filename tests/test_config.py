@@ -19,7 +19,7 @@ GROUP_FILES = sorted(conf_folder().glob("*/*.yaml"))
 # Which command a group belongs to, where it is not train's.
 COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare"}
 # What an option needs beside itself to make sense.
-ALONGSIDE: dict[str, list[str]] = {}
+ALONGSIDE: dict[str, list[str]] = {"transfer=partial": ["transfer.train_from=layer4"]}
 
 
 def name_of(path: Path) -> str:
@@ -84,6 +84,9 @@ OUT_OF_RANGE = [
     ("train", "schedule.name=step", ["schedule.step_epochs=[]"]),
     ("train", "transfer.layer_decay=0", ["transfer.layer_decay=0", "> 0 and <= 1"]),
     ("train", "transfer.kind=frozn", ["frozn", "nearest: frozen"]),
+    ("train", "transfer=partial", ["transfer.train_from=STAGE"]),
+    ("train", "transfer.train_from=layer4", ["transfer.train_from=layer4", "take partial or gradual"]),
+    ("train", "transfer.thaw_every=0", ["transfer.thaw_every=0", ">= 1"]),
     ("train", "model.dropout=1", ["model.dropout=1", "<= 0.95"]),
     ("train", "task.kind=multiclas", ["multiclas", "nearest: multiclass"]),
     ("train", "task.loss=mse", ["task.loss", "multiclass", "mse", "cross_entropy"]),

@@ -43,9 +43,18 @@ class TransferConfig:
     kind: str = "finetune"
     layer_decay: float = 1.0
     batchnorm: str = "train"
+    train_from: str | None = None
+    thaw_every: int = 1
 
     def __post_init__(self) -> None:
-        check_choice("transfer.kind", self.kind, ("scratch", "frozen", "finetune"))
+        check_choice("transfer.kind", self.kind, ("scratch", "frozen", "partial", "finetune", "gradual"))
+        check_range("transfer.thaw_every", self.thaw_every, low=1)
+        if self.kind == "partial" and self.train_from is None:
+            raise ConfigError("transfer=partial: say transfer.train_from=STAGE (resnet: layer4; vgg: block5, fc6 …)")
+        if self.kind not in ("partial", "gradual") and self.train_from is not None:
+            raise ConfigError(
+                f"transfer.train_from={self.train_from}: transfer={self.kind} has none; take partial or gradual"
+            )
         check_range("transfer.layer_decay", self.layer_decay, low=0, high=1, open_low=True)
         check_choice("transfer.batchnorm", self.batchnorm, ("train", "frozen"))
 

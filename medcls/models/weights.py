@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.files import sha256_file
+from medcls.files import MODEL, sha256_file
 
 WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
 IMAGENET = "imagenet"
@@ -44,7 +44,7 @@ def find_weights(
     downloaded from torchvision's address (IMAGENET1K_V1). Anything else is a path.
 
     Args:
-        weights: "imagenet" or a path to .safetensors or a torchvision .pth file.
+        weights: "imagenet", the folder of a finished run, or a path to .safetensors or a torchvision .pth file.
         architecture: torchvision's name of the network.
         weights_dir: Offline folder, or None.
         sha256: Expected checksum, hexadecimal; None takes that of FILE.sha256 beside the file, where there is one.
@@ -54,9 +54,10 @@ def find_weights(
         DataError: the checksum differs.
         ConfigError: the architecture has no ImageNet weights.
     """
-    path = _find_imagenet(architecture, weights_dir) if weights == IMAGENET else Path(weights)
+    path = _find_imagenet(architecture, weights_dir) if weights == IMAGENET else locate_weights(weights)
     if not path.is_file():
-        raise MissingInputError(f"model.weights={weights} is not there: give a file, imagenet, or null for none")
+        fault = f"is a folder without {MODEL} (an unfinished run?)" if Path(weights).is_dir() else "is not there"
+        raise MissingInputError(f"model.weights={weights} {fault}: give a file, a run's folder, imagenet, or null")
     found = sha256_file(path)
     expected = sha256 or _pinned(path) or _expected_prefix(path)
     if expected and not found.startswith(expected.lower()):
@@ -64,6 +65,11 @@ def find_weights(
             f"{path}: sha256 {found}, expected {expected}: the file is damaged or another one; fetch it again"
         )
     return WeightsFile(path, found)
+
+
+def locate_weights(weights: str) -> Path:
+    """Returns the file of a path to weights: of a run's folder its model file, whether it is there or not."""
+    return Path(weights) / MODEL if Path(weights).is_dir() else Path(weights)
 
 
 def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:

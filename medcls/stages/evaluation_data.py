@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from medcls.config import EvaluateJob
-from medcls.data.columns import read_columns
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import DataError, MissingInputError
-from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
+from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
+from medcls.stages.lineage import RUN, check_unseen, read_lineage
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades, read_store_labels
 from medcls.training.checkpoint import ModelCard
@@ -65,8 +64,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
             )
         rows = rows_of(splits, job.split)
     if external:
-        check_unseen(store, rows, run)
-        notes.append(f"external store {store.name}: no patient id and no image of it was trained or selected on")
+        notes += check_external(store, rows, run, card)
     elif sha256_file(store.folder / LABELS) != card.labels_sha256:
         notes.append("the store's labels have changed since this run was trained")
     labels = read_store_labels(store)
@@ -92,17 +90,16 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
         )
 
 
-def check_unseen(store: Store, rows: NDArray[np.int64], run: Path) -> None:
-    """Raises DataError where patients or images of an external store were trained or selected on by this run.
+def check_external(store: Store, rows: NDArray[np.int64], run: Path, card: ModelCard) -> list[str]:
+    """Returns notes, after checking that neither this run nor a model its weights went through has seen these rows.
 
-    Images are compared too: two sites' ids, or two keys' pseudonyms, never agree.
+    Raises:
+        DataError: patients or images were trained or selected on.
+        MissingInputError: the run does not say whom it has seen.
     """
-    for file, column, what in ((PATIENTS, "patient_id", "patients"), (IMAGES, "pixel_sha256", "images")):
-        seen = read_columns(run / file, column).column(column)
-        values = store.read(column, rows=rows).column(column)
-        shared = values.filter(pc.is_in(values, value_set=seen)).unique().sort()
-        if len(shared):
-            raise DataError(
-                f"{len(shared)} {what} of store={store.folder} were trained or selected on by this run, the first "
-                f"{shared[0].as_py()!r}: leave them out of the external store"
-            )
+    sha256 = sha256_file(run / MODEL)
+    lineage = read_lineage(run / MODEL, card, sha256=sha256, weights=RUN)
+    if not lineage.models[-1]["seen"]:
+        raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
+    notes = check_unseen(store, rows, lineage, remedy="leave them out of the external store", own=sha256)
+    return [f"external store {store.name}: no patient id and no image of it was trained or selected on", *notes]

@@ -5,20 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier, build_classifier
-from medcls.models.transfer import StagePlan, apply_plan, format_plan, plan_transfer
+from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer
 from medcls.models.weights import find_weights, load_backbone, read_weights
+from medcls.stages.lineage import Lineage, check_unseen, no_lineage, read_lineage
 from medcls.stages.training_data import TrainingData, image_spec
+from medcls.training.checkpoint import find_card, read_state
 
 _LEAST_VGG_SIZE = 32
+_BODY = "backbone.body."
 
 
-def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], list[dict[str, str]]]:
-    """Builds the network, loads its weights, plans the transfer, and prints the plan."""
+def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], Lineage]:
+    """Builds the network, loads its weights, plans the transfer, and prints the plan.
+
+    Raises:
+        DataError: a model that the weights went through has seen rows of val or test.
+    """
     check_size(job.model.name, data.train.shape)
     spec = image_spec(data.store)
     model = build_classifier(
@@ -29,38 +37,80 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         max_value=int(np.iinfo(spec.dtype).max),
         dropout=job.model.dropout,
     )
-    ancestors: list[dict[str, str]] = []
-    left: list[str] = []
-    if job.model.weights is None:
-        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
-        if job.transfer.kind == "frozen":
-            say("notice: transfer=frozen keeps these random numbers; only the head learns")
-    else:
-        file = find_weights(
-            job.model.weights,
-            architecture=job.model.name,
-            weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
-            sha256=job.model.weights_sha256,
-        )
-        left = load_backbone(model.backbone.body, read_weights(file), source=str(file.path))
-        say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
-        if left:
-            say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
-        ancestors.append({"weights": job.model.weights, "file": file.path.name, "sha256": file.sha256})
+    left, lineage = load_weights(job, model)
+    check_lineage(data, lineage, split=job.split.name)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
     if data.task.output == "joint":
         model.head.set_grade(data.train.targets)
-    plans = plan_transfer(
-        model,
+    epochs = choose_first_epochs(
+        list(model.stages),
         kind=job.transfer.kind,
-        layer_decay=job.transfer.layer_decay,
-        batchnorm=job.transfer.batchnorm,
+        train_from=job.transfer.train_from,
+        thaw_every=job.transfer.thaw_every,
         fresh=stages_of(model, left),
     )
+    plans = plan_transfer(model, epochs, layer_decay=job.transfer.layer_decay, batchnorm=job.transfer.batchnorm)
     apply_plan(model, plans)
+    describe_transfer(job, plans)
+    return model, plans, lineage
+
+
+def load_weights(job: TrainJob, model: Classifier) -> tuple[list[str], Lineage]:
+    """Loads the backbone that model.weights names; the head is always new.
+
+    Returns:
+        The backbone's parameters that the file does not have, and what the weights went through.
+
+    Raises:
+        ConfigError: a run of another architecture.
+    """
+    if job.model.weights is None:
+        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
+        return [], no_lineage()
+    file = find_weights(
+        job.model.weights,
+        architecture=job.model.name,
+        weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
+        sha256=job.model.weights_sha256,
+    )
+    card = find_card(file.path)
+    if card is not None and card.architecture != job.model.name:
+        raise ConfigError(
+            f"model.weights={job.model.weights} is a {card.architecture}, model.name={job.model.name}: "
+            f"say model={card.architecture}, or take other weights"
+        )
+    state = read_weights(file) if card is None else choose_backbone(read_state(file.path)[0])
+    left = load_backbone(model.backbone.body, state, source=str(file.path))
+    say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
+    if left:
+        say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
+    return left, read_lineage(file.path, card, sha256=file.sha256, weights=job.model.weights)
+
+
+def choose_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors of a classifier's backbone by the names of its body."""
+    return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
+
+
+def check_lineage(data: TrainingData, lineage: Lineage, *, split: str) -> None:
+    """Raises DataError where a model of the lineage has seen patients or images that are held out now."""
+    remedy = (
+        f"they are in val or test of split.name={split} (biased transfer); make a split with them in train or in none, "
+        "or start from other weights"
+    )
+    for notice in check_unseen(data.store, data.held_out, lineage, remedy=remedy):
+        say(f"notice: {notice}")
+
+
+def describe_transfer(job: TrainJob, plans: list[StagePlan]) -> None:
+    """Prints the plan, and what of it may not be what was meant."""
+    if job.model.weights is None and any(plan.first_epoch != 0 for plan in plans):
+        say(f"notice: transfer={job.transfer.kind} keeps random numbers in stages that are frozen (model.weights=null)")
+    late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= job.trainer.epochs]
+    if late:
+        say(f"notice: trainer.epochs={job.trainer.epochs} ends before {', '.join(late)} are trained")
     say(format_plan(plans, lr=job.optimizer.lr))
-    return model, plans, ancestors
 
 
 def check_size(name: str, shape: tuple[int, ...]) -> None:

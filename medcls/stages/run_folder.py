@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from medcls.config import TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import (
+    ANCESTORS,
     CONFIG,
     CONTACT_SHEET,
     ENVIRONMENT,
@@ -38,6 +39,7 @@ _OURS = {
     METRICS_LOG,
     PATIENTS,
     IMAGES,
+    ANCESTORS,
     MODEL,
     ENVIRONMENT,
     CONTACT_SHEET,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
+from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.lineage import hash_seen, write_lineage
 from medcls.stages.network import build_model
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.training_data import TrainingData, image_spec, open_data, read_domain, write_seen
@@ -71,16 +72,20 @@ def _train(job: TrainJob) -> None:
     )
     seed_everything(job.seed)
     data = open_data(job)
-    model, plans, ancestors = build_model(job, data)
+    model, plans, lineage = build_model(job, data)
     learner = build_learner(job, data=data, model=model, plans=plans, rules=rules)
     # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
     score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
     start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
     write_seen(run, data)
+    write_lineage(run, lineage)
     look_at_data(run, data)
-    modes = partial(set_train_mode, model, plans)
-    best = fit(job, run, data=data, learner=learner, set_modes=modes, rules=rules)
-    write_best(job, run, data=data, best=best, ancestors=ancestors)
+
+    def set_modes(epoch: int) -> None:
+        set_train_mode(model, plans, epoch=epoch)
+
+    best = fit(job, run, data=data, learner=learner, set_modes=set_modes, rules=rules)
+    write_best(job, run, data=data, best=best, ancestors=lineage.models)
 
 
 def check_same_data(job: TrainJob, run: Path) -> None:
@@ -93,11 +98,14 @@ def check_same_data(job: TrainJob, run: Path) -> None:
         "labels": (card.labels_sha256, sha256_file(store.folder / LABELS)),
         "splits": (card.split_sha256, read_split(store, job.split.name)[1]["split_sha256"]),
     }
+    weights = None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
+    if weights is not None and weights.is_file():
+        now["weights"] = (card.ancestors[-1]["sha256"], sha256_file(weights))
     changed = [name for name, (before, after) in now.items() if before != after]
     if changed:
         raise ConfigError(
-            f"run={run} was trained on other {', '.join(changed)} than store={store.folder} has now: "
-            "choose another run="
+            f"run={run} was trained on other {', '.join(changed)} than store={store.folder} and model.weights= have "
+            "now: choose another run="
         )
 
 
@@ -114,7 +122,7 @@ def fit(
     *,
     data: TrainingData,
     learner: Learner,
-    set_modes: Callable[[], None],
+    set_modes: Callable[[int], None],
     rules: StepRules,
 ) -> Best:
     """Runs the loop and returns the best epoch; one line of metrics.jsonl and of progress an epoch."""
@@ -270,7 +278,7 @@ def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], l
     }
 
 
-def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ancestors: list[dict[str, str]]) -> None:
+def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ancestors: list[dict[str, Any]]) -> None:
     """Writes model.safetensors, last of all: a run with a model file is a finished run."""
     if best.state is None:
         raise NonFiniteError(
@@ -302,6 +310,8 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         },
         domain=read_domain(data),
         crop=data.train.crop,
+        deidentify=data.store.info["deidentify"],
+        seen_sha256=hash_seen(run),
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

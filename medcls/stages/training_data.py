@@ -18,7 +18,7 @@ from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
 from medcls.data.manifest import write_table
-from medcls.data.splits import TRAIN, VAL, read_split, rows_of
+from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
 from medcls.errors import DataError
@@ -30,7 +30,17 @@ from medcls.imaging.volume_spec import VolumeSpec
 
 @dataclass(slots=True)
 class TrainingData:
-    """The two splits that training may see, and what is learnt from them."""
+    """The two splits that training may see, and what is learnt from them.
+
+    Attributes:
+        store: Where they lie.
+        task: What is learnt.
+        train: Images that are learnt from.
+        val: Images that the best epoch is chosen on.
+        certificate: Of the split.
+        labels_sha256: Of the store's labels.
+        held_out: Manifest rows of val and test: nothing that the weights went through may have seen them.
+    """
 
     store: Store
     task: Task
@@ -38,6 +48,7 @@ class TrainingData:
     val: StoreDataset
     certificate: dict[str, Any]
     labels_sha256: str
+    held_out: NDArray[np.int64]
 
 
 def open_data(job: TrainJob) -> TrainingData:
@@ -70,7 +81,8 @@ def open_data(job: TrainJob) -> TrainingData:
         datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, crop=crop, seed=job.seed)
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
-    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha)
+    held_out = np.concatenate([val_rows, rows_of(splits, TEST)])
+    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out)
 
 
 def build_crop(job: TrainJob, store: Store) -> Crop | None:

@@ -24,6 +24,7 @@ from medcls.models.classifier import Classifier, build_classifier
 FORMAT = 1
 # Beside the card's own fields.
 _FORMAT, _DIGEST = "format", "tensors_sha256"
+_METADATA = "medcls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,12 @@ class ModelCard:
         split_name: Of the split.
         split_sha256: Of the split.
         labels_sha256: Of labels.parquet.
-        ancestors: Where the weights started: {"weights": …, "sha256": …}.
+        ancestors: The weights it went through, oldest first, as stages/lineage.py describes them.
         training: Epoch, metric and settings in short.
         domain: Kinds of images trained on; None in files from before it was recorded.
         crop: What was cut out of the images; None = nothing, they were taken whole.
+        deidentify: The store's: {"kind": …, "key_fingerprint": …}; {} in files from before it was recorded.
+        seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
     """
 
     architecture: str
@@ -57,10 +60,12 @@ class ModelCard:
     split_name: str
     split_sha256: str
     labels_sha256: str
-    ancestors: list[dict[str, str]] = field(default_factory=list)
+    ancestors: list[dict[str, Any]] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)
     domain: Domain | None = None
     crop: Crop | None = None
+    deidentify: dict[str, Any] = field(default_factory=dict)
+    seen_sha256: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -93,7 +98,7 @@ def write_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = card.to_json() | {_DIGEST: compute_digest(tensors)}
     # One entry alone: safetensors writes several in an order that changes from process to process.
-    write_bytes(path, save(tensors, metadata={"medcls": json.dumps(content, sort_keys=True)}))
+    write_bytes(path, save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True)}))
 
 
 def compute_digest(state: dict[str, Tensor]) -> str:
@@ -120,12 +125,46 @@ def read_card(path: Path) -> ModelCard:
 def _read_metadata(path: Path) -> tuple[ModelCard, str]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["medcls"])
+            metadata = json.loads((file.metadata() or {})[_METADATA])
         if metadata[_FORMAT] != FORMAT:
             raise DataError(f"{path}: format {metadata[_FORMAT]}, expected {FORMAT}: train again with this version")
         return ModelCard.from_json(metadata), metadata[_DIGEST]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no model file of medcls, or damaged ({error})") from error
+
+
+def find_card(path: Path) -> ModelCard | None:
+    """Returns the card of a model file; None for a file that is none, such as weights by torchvision's names.
+
+    Raises:
+        DataError: it says that it is one, and is damaged or of another format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            if _METADATA not in (file.metadata() or {}):
+                return None
+    except (SafetensorError, OSError):
+        return None
+    return read_card(path)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
+    """Returns the tensors of a model file and its card.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: damaged.
+    """
+    card = read_card(path)
+    _, digest = _read_metadata(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): train again") from error
+    if compute_digest(state) != digest:
+        raise DataError(f"{path} is damaged: its weights have changed since they were written; train again")
+    return state, card
 
 
 def read_model(path: Path) -> tuple[Classifier, ModelCard]:
@@ -135,16 +174,11 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
         MissingInputError: no such file.
         DataError: damaged, or its tensors are not those of the architecture and classes it names.
     """
-    card = read_card(path)
-    _, digest = _read_metadata(path)
+    state, card = read_state(path)
     model = card.build()
     try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if compute_digest(state) != digest:
-            raise DataError(f"{path} is damaged: its weights have changed since they were written; train again")
         model.load_state_dict(state)
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         wanted = f"{card.architecture} with {card.task.num_classes} classes"
         raise DataError(f"{path}: its weights are not those of {wanted}: {reason}") from error

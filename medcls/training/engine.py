@@ -266,7 +266,7 @@ def run_epochs(
     epochs: int,
     rules: StepRules,
     batches: Callable[[int], Iterable[Batch]],
-    set_train_mode: Callable[[], None],
+    set_train_mode: Callable[[int], None],
     validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
     max_steps: int | None = None,
     patience: int | None = None,
@@ -279,7 +279,7 @@ def run_epochs(
         epochs: Largest number of epochs.
         rules: How a step is made.
         batches: Epoch -> its batches.
-        set_train_mode: Puts the model's stages into their training modes.
+        set_train_mode: Epoch -> nothing; puts the model's stages into the modes they are trained in then.
         validate: Model -> (score to maximise, metrics to log).
         max_steps: Ends the whole training after so many steps.
         patience: Ends it after so many epochs without a better score.
@@ -288,7 +288,7 @@ def run_epochs(
     best = Best()
     left = max_steps
     for epoch in range(epochs):
-        set_train_mode()
+        set_train_mode(epoch)
         result = train_one_epoch(learner, batches(epoch), rules, max_steps=left, on_step=on_step)
         score, metrics = validate(learner.evaluated)
         best.update(score, epoch, learner.evaluated)

@@ -146,7 +146,7 @@ def test_download_is_asked_for_the_hash_and_checked_again(monkeypatch: pytest.Mo
 
 
 def test_path_that_is_not_there(folder: Path) -> None:
-    with pytest.raises(MissingInputError, match="give a file, imagenet, or null for none"):
+    with pytest.raises(MissingInputError, match="is not there: give a file, a run's folder, imagenet, or null"):
         find(None, str(folder / "none.safetensors"))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -29,7 +31,14 @@ class Data:
 
     @property
     def store(self) -> Any:
-        return SimpleNamespace(shape=self.shape, spec=SimpleNamespace(channels=self.shape[0], dtype=self.dtype))
+        spec = SimpleNamespace(channels=self.shape[0], dtype=self.dtype, to_json=dict)
+        empty = pa.chunked_array([], pa.string())
+        read = lambda name, rows: pa.table({name: empty})
+        return SimpleNamespace(folder="store", shape=self.shape, spec=spec, read=read)
+
+    @property
+    def held_out(self) -> Any:
+        return np.zeros(0, dtype=np.int64)
 
     @property
     def train(self) -> Any:
@@ -55,24 +64,24 @@ def test_convolutional_base_is_said_and_its_new_layers_are_never_frozen(
     compose_train: Compose, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["model=vgg11", "model.weights=imagenet", f"weights_dir={base}", "transfer=frozen"]
-    model, plans, ancestors = build_model(compose_train(tmp_path / "run", *settings), Data(GRADES))  # type: ignore[arg-type]
+    model, plans, lineage = build_model(compose_train(tmp_path / "run", *settings), Data(GRADES))  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "notice: the file has the convolutional base only; random: classifier.0.bias" in said
     assert [plan.name for plan in plans if plan.lr_scale] == ["fc6", "fc7", "head"]
     trained = {name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "head" not in name}
     assert trained == {"classifier"}
-    assert ancestors[0]["file"] == "vgg11-imagenet-features.safetensors"
+    assert lineage.models[0]["file"] == "vgg11-imagenet-features.safetensors"
 
 
 def test_random_numbers_that_stay_are_said(
     compose_train: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, ancestors = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))  # type: ignore[arg-type]
+    _, _, lineage = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "weights: none; resnet18 starts from random numbers" in said
-    assert "notice: transfer=frozen keeps these random numbers" in said
-    assert "head" in said.splitlines()[-1]
-    assert ancestors == []
+    assert "notice: transfer=frozen keeps random numbers in stages that are frozen" in said
+    assert said.splitlines()[-2].startswith("head")
+    assert lineage.models == []
 
 
 def test_network_fits_store_and_task(compose_train: Compose, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_finished_run_of_a_store_with_other_content_is_no_answer(
     table = pq.read_table(folder / "labels.parquet")
     labels = [{"0": "2", "1": "1", "2": "0"}[label] for label in table.column("label").to_pylist()]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), folder / "labels.parquet")
-    with pytest.raises(ConfigError, match=r"was trained on other labels than store=.* has now: choose another run="):
+    with pytest.raises(ConfigError, match=r"was trained on other labels than store=.* have now: choose another run="):
         run_train(run, f"store={folder}")
     shutil.rmtree(folder)
     run_train(run, f"store={folder}")  # finished, and the store gone: nothing to do

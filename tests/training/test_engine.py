@@ -384,7 +384,7 @@ def run(
 ) -> Iterator[tuple[int, int, int]]:
     """Yields (epoch, steps, best epoch) of a run whose validation scores are given."""
     left = iter(scores or [0.0] * 100)
-    given = {"epochs": 9, "rules": CPU, "set_train_mode": learner.model.train} | settings
+    given = {"epochs": 9, "rules": CPU, "set_train_mode": lambda epoch: learner.model.train()} | settings
     validate = lambda model: (next(left), {})
     for epoch, result, _, best in run_epochs(learner, batches=lambda _: batches, validate=validate, **given):  # type: ignore[arg-type]
         yield epoch, result.steps, best.epoch
@@ -414,7 +414,7 @@ def test_best_weights_are_those_of_the_best_epoch(build_tiny: Tiny, make_batch: 
         epochs=3,
         rules=CPU,
         batches=lambda _: [make_batch()],
-        set_train_mode=model.train,
+        set_train_mode=lambda epoch: model.train(),
         validate=validate,
     )
     *_, (_, _, _, best) = epochs
@@ -444,17 +444,24 @@ def test_undefined_and_non_finite_scores() -> None:
 def test_training_mode_is_set_before_every_epoch(build_tiny: Tiny, make_batch: Make, build_learner: Build) -> None:
     model = build_tiny()
     modes: list[bool] = []
+    asked: list[int] = []
+
+    def set_mode(epoch: int) -> None:
+        asked.append(epoch)
+        model.train()
+
     model.backbone.register_forward_hook(lambda module, *_: modes.append(module.training))
     epochs = run_epochs(
         build_learner(model),
         epochs=2,
         rules=CPU,
         batches=lambda _: [make_batch()],
-        set_train_mode=model.train,
+        set_train_mode=set_mode,
         validate=lambda evaluated: (float(predict_logits(evaluated, [make_batch()], CPU).mean()), {}),
     )
     assert len(list(epochs)) == 2
     assert modes == [True, False, True, False]
+    assert asked == [0, 1]
 
 
 @pytest.mark.gpu
