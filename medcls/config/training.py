@@ -31,8 +31,10 @@ class ModelConfig:
     weights: str | None = "imagenet"
     weights_sha256: str | None = None
     dropout: float = 0.0
+    normalize: str = "auto"
 
     def __post_init__(self) -> None:
+        check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
         check_range("model.dropout", self.dropout, low=0, high=0.95)
 
 

@@ -45,7 +45,8 @@ class Augmentation:
         self.transforms = dict(transforms)
         built = [_build_transform(name, arguments) for name, arguments in self.transforms.items()]
         self._compose = A.Compose(built) if built else None
-        self._check(shape, dtype)
+        if built:
+            self._check(shape, dtype)
 
     def __call__(self, image: NDArray[Any], key: int) -> NDArray[Any]:
         """Returns the augmented image.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from medcls.data.dataset import StoreDataset
 from medcls.errors import DataError
 from medcls.files import write_bytes
+from medcls.imaging.picture import draw_pixels
 
 _CELL, _GAP, _TITLE = 112, 4, 18
 _EPOCH = 0
@@ -21,7 +21,7 @@ _EPOCH = 0
 def write_contact_sheet(
     path: Path, dataset: StoreDataset, *, class_names: Sequence[str] = (), per_class: int = 8
 ) -> Path:
-    """Writes a PNG with a row of stored images and a row of their augmented twins for each class.
+    """Writes a PNG with a row of stored images (of volumes: middle slices) and one of augmented twins for each class.
 
     Args:
         path: Of the PNG.
@@ -32,7 +32,8 @@ def write_contact_sheet(
     Returns:
         `path`.
     """
-    strips = []
+    strips: list[NDArray[np.uint8]] = []
+    bounds = dataset.store.spec.value_range
     classes = dataset.targets[:, 0].numpy()
     for index, name in enumerate(class_names or ["all"]):
         positions = np.flatnonzero(classes == index) if class_names else np.arange(len(dataset))
@@ -40,9 +41,11 @@ def write_contact_sheet(
             continue
         chosen = positions[np.linspace(0, len(positions) - 1, min(per_class, len(positions))).round().astype(int)]
         strips.append(_title(f"{name}  (n = {len(positions)})", per_class))
-        strips.append(_strip([dataset.store.image(int(dataset.rows[p])) for p in chosen], per_class))
+        strips.append(
+            _strip([draw_pixels(dataset.store.image(int(dataset.rows[p])), bounds) for p in chosen], per_class)
+        )
         if dataset.augmentation is not None:
-            strips.append(_strip([dataset.read_image(_EPOCH, int(p)) for p in chosen], per_class))
+            strips.append(_strip([draw_pixels(dataset.read_image(_EPOCH, int(p)), bounds) for p in chosen], per_class))
     if not strips:
         raise DataError("contact sheet: no image of any class")
     ok, png = cv2.imencode(".png", np.vstack(strips))
@@ -60,19 +63,17 @@ def _title(text: str, columns: int) -> NDArray[np.uint8]:
     return strip
 
 
-def _strip(images: Sequence[NDArray[Any]], columns: int) -> NDArray[np.uint8]:
+def _strip(pictures: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
     strip = np.full((_CELL + _GAP, columns * (_CELL + _GAP), 3), 255, np.uint8)
-    for column, image in enumerate(images):
-        cell = _cell(image)
+    for column, picture in enumerate(pictures):
+        cell = _cell(picture)
         x = column * (_CELL + _GAP)
         strip[: cell.shape[0], x : x + cell.shape[1]] = cell
     return strip
 
 
-def _cell(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """(C, H, W) to at most _CELL x _CELL, BGR, proportions kept."""
-    scaled = np.asarray(image, np.float32) * (255 / np.iinfo(image.dtype).max)
-    picture = np.ascontiguousarray(scaled.transpose(1, 2, 0)).astype(np.uint8)
+def _cell(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, 1 or 3) to at most _CELL x _CELL, BGR, proportions kept."""
     zoom = _CELL / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * zoom)), max(1, round(picture.shape[0] * zoom)))
     small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)

@@ -28,7 +28,7 @@ def write_overlay(
 
     Args:
         path: Of the PNG.
-        image: (C, H, W) or (C, D, H, W), unsigned integers; 1 or 3 channels.
+        image: (C, H, W) or (C, D, H, W), 1 or 3 channels. Unsigned integers by their type's range, others by their own.
         heat: (H, W) or (D, H, W).
         title: Over the picture, such as the predicted score.
         legend: Of the colour bar.
@@ -65,8 +65,9 @@ def write_overlay(
 
 
 def _to_rgb(image: NDArray[Any]) -> NDArray[np.float64]:
-    """(C, H, W) integers to (H, W, 3) in [0, 1]; two channels or more than three show their first."""
-    scaled = image.astype(np.float64) / np.iinfo(image.dtype).max
+    """(C, H, W) to (H, W, 3) in [0, 1]; two channels or more than three show their first."""
+    low, high = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (image.min(), image.max())
+    scaled = (image.astype(np.float64) - float(low)) / (float(high) - float(low) or 1.0)
     if len(scaled) != 3:
         scaled = np.repeat(scaled[:1], 3, axis=0)
     return np.moveaxis(scaled, 0, -1)

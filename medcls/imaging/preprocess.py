@@ -62,6 +62,11 @@ class PreprocessSpec:
         """Number of spatial axes: 2."""
         return 2
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """(lowest, highest) stored value: black and white."""
+        return 0.0, float(np.iinfo(self.dtype).max)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form that `from_json` reads."""
         return asdict(self) | {

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
+
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
@@ -116,6 +118,13 @@ class VolumeSpec:
     def spatial_dims(self) -> int:
         """Number of spatial axes: 3."""
         return 3
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """(lowest, highest) stored value."""
+        if self.intensity == "hounsfield":
+            return float(HU_RANGE[0]), float(HU_RANGE[1])
+        return 0.0, 1.0 if self.dtype == "float16" else float(np.iinfo(self.dtype).max)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form that `from_json` reads."""

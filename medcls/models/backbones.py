@@ -60,6 +60,11 @@ def build_backbone(name: str, *, dropout: float = 0.0) -> Backbone:
     raise ConfigError(f"model.name={name}: expected one of {', '.join(ARCHITECTURES)}")
 
 
+def count_dims(name: str) -> int:
+    """Returns the number of spatial axes that an architecture takes."""
+    return 2
+
+
 def _build_resnet(name: str) -> Backbone:
     body = torchvision.models.get_model(name, weights=None)
     num_features = body.fc.in_features

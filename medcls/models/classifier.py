@@ -45,11 +45,14 @@ class Classifier(nn.Module):
         backbone: Images to features.
         head: Features to logits.
         max_value: Largest stored integer.
+        normalize: Of volumes; None = ImageNet's, of images.
     """
 
-    def __init__(self, backbone: Backbone, head: LinearHead, *, max_value: int = 255) -> None:
+    def __init__(
+        self, backbone: Backbone, head: LinearHead, *, max_value: int = 255, normalize: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.normalize = InputNormalization(max_value)
+        self.normalize = normalize or InputNormalization(max_value)
         self.backbone = backbone
         self.head = head
 
@@ -59,7 +62,7 @@ class Classifier(nn.Module):
         return {**self.backbone.stages, "head": self.head}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, L) of stored images (N, 1 or 3, H, W), integers in [0, max_value]."""
+        """Returns logits (N, L) of images (N, C, H, W) or volumes (N, C, D, H, W) as stored."""
         logits: Tensor = self.head(self.backbone(self.normalize(images)))
         return logits
 
@@ -72,6 +75,7 @@ def build_classifier(
     in_channels: int = 1,
     max_value: int = 255,
     dropout: float = 0.0,
+    normalize: nn.Module | None = None,
 ) -> Classifier:
     """Returns a randomly initialised classifier.
 
@@ -82,6 +86,7 @@ def build_classifier(
         in_channels: Channels of the stored images, 1 or 3.
         max_value: Largest stored integer, 255 or 65535.
         dropout: Inside VGG's fully connected layers, or before a ResNet's head.
+        normalize: Of volumes; None = ImageNet's, of images.
 
     Raises:
         ConfigError: unknown name or task, or another number of channels.
@@ -92,4 +97,4 @@ def build_classifier(
     # VGG's own layers carry the dropout; a second one before the head would double it.
     head_dropout = 0.0 if name.startswith("vgg") else dropout
     head = LinearHead(backbone.num_features, count_logits(kind, num_classes), dropout=head_dropout)
-    return Classifier(backbone, head, max_value=max_value)
+    return Classifier(backbone, head, max_value=max_value, normalize=normalize)

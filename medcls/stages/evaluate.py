@@ -46,6 +46,8 @@ def evaluate(job: EvaluateJob) -> None:
     """
     run = Path(job.run or "")
     card = read_run_card(run)
+    if job.robustness and card.preprocess.spatial_dims == 3:
+        raise ConfigError(f"robustness=true: its perturbations are of images, and run={run} takes volumes")
     opened = open_rows(job, run, card)
     choices = freeze_choices(job, run, card=card, opened=opened)
     other = open_other(job, like=card, opened=opened) if job.against else None

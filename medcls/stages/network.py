@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from medcls.command_line import say
 from medcls.config import TrainJob
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, DataError
+from medcls.imaging.decode import Spec
+from medcls.models.backbones import count_dims
 from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer
 from medcls.models.weights import find_weights, load_backbone, read_weights
 from medcls.stages.lineage import Lineage, check_unseen, no_lineage, read_lineage
-from medcls.stages.training_data import TrainingData, image_spec
+from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import find_card, read_state
 
 _LEAST_VGG_SIZE = 32
@@ -27,15 +29,18 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
     Raises:
         DataError: a model that the weights went through has seen rows of val or test.
     """
+    spec = data.store.spec
+    check_dims(job.model.name, spec.shape)
     check_size(job.model.name, data.train.shape)
-    spec = image_spec(data.store)
+    kind = choose_normalization(job.model.normalize, spec)
     model = build_classifier(
         job.model.name,
         kind=data.task.output,
         num_classes=data.task.num_classes,
         in_channels=spec.channels,
-        max_value=int(np.iinfo(spec.dtype).max),
+        max_value=int(spec.value_range[1]),
         dropout=job.model.dropout,
+        normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
     )
     left, lineage = load_weights(job, model)
     check_lineage(data, lineage, split=job.split.name)
@@ -111,6 +116,34 @@ def describe_transfer(job: TrainJob, plans: list[StagePlan]) -> None:
     if late:
         say(f"notice: trainer.epochs={job.trainer.epochs} ends before {', '.join(late)} are trained")
     say(format_plan(plans, lr=job.optimizer.lr))
+
+
+def check_dims(name: str, shape: tuple[int, ...]) -> None:
+    """Raises DataError where a network for images meets a store of volumes, or the other way round."""
+    dims = count_dims(name)
+    if dims != len(shape) - 1:
+        takes, holds = ("volumes", "images") if dims == 3 else ("images", "volumes")
+        raise DataError(
+            f"model.name={name} takes {takes}, the store holds {holds} {shape}: choose another model= or store="
+        )
+
+
+def choose_normalization(kind: str, spec: Spec) -> str:
+    """Returns how stored values become the network's input; "auto" follows from what the values are.
+
+    auto: images as ImageNet's; volumes by one scale where a value has a unit (Hounsfield units, windows), and to zero
+    mean and unit deviation where each volume was stretched to its own range (MR).
+
+    Raises:
+        ConfigError: a kind for volumes, asked for of images.
+    """
+    if spec.spatial_dims == 2:
+        if kind != "auto":
+            raise ConfigError(f"model.normalize={kind}: images are normalised as ImageNet's (auto); volumes may choose")
+        return "imagenet"
+    if kind != "auto":
+        return kind
+    return "z_score" if spec.intensity in ("percentile", "minmax") else "stored"
 
 
 def check_size(name: str, shape: tuple[int, ...]) -> None:

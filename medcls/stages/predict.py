@@ -113,6 +113,11 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
                 f"run={run} has another {' and '.join(different)} than run={job.runs[0]}: only runs of the same "
                 "classes and preprocessing are averaged"
             )
+        if card.preprocess.spatial_dims == 3:
+            raise ConfigError(
+                f"run={run} takes volumes: predict reads images; prepare a store with the same image settings and "
+                "evaluate it (split=all)"
+            )
         if card.domain is None and job.out_of_domain == "refuse":
             raise DataError(
                 f"run={run} does not say which images it was trained on (an older version wrote it): train it again, "

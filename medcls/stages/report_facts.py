@@ -16,6 +16,7 @@ from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import name_age_band
 from medcls.files import LEDGER, read_json
+from medcls.imaging.picture import draw_pixels
 from medcls.stages.run_folder import SETTINGS
 from medcls.stages.split_predictions import SplitPredictions, values_of
 
@@ -119,19 +120,14 @@ def _describe_patients(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
 def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[Picture]:
     """Returns the pictures of the chosen rows, small and without any identifier."""
     opened = predictions.opened
-    return [Picture(one, encode_thumbnail(opened.store.image(int(opened.rows[one.row])))) for one in worst]
+    images = [opened.store.image(int(opened.rows[one.row])) for one in worst]
+    bounds = opened.store.spec.value_range
+    return [Picture(one, encode_thumbnail(image, bounds)) for one, image in zip(worst, images, strict=True)]
 
 
-def encode_thumbnail(image: NDArray[Any], *, size: int = THUMBNAIL) -> bytes:
-    """Returns a JPEG, at most `size` pixels high and wide, of a stored image (C, H, W); the first of several windows.
-
-    Of a volume (C, D, H, W) the middle slice.
-    """
-    flat = image[:, image.shape[1] // 2] if image.ndim == 4 else image
-    integers = flat.dtype.kind == "u"
-    low, high = (0.0, float(np.iinfo(flat.dtype).max)) if integers else (float(flat.min()), float(flat.max()))
-    pixels = np.round((flat.astype(np.float32) - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
-    picture = np.ascontiguousarray(pixels.transpose(1, 2, 0)[..., ::-1]) if len(pixels) == 3 else pixels[0]
+def encode_thumbnail(image: NDArray[Any], value_range: tuple[float, float], *, size: int = THUMBNAIL) -> bytes:
+    """Returns a JPEG, at most `size` pixels high and wide, of what `draw_pixels` shows of a stored image."""
+    picture = np.ascontiguousarray(draw_pixels(image, value_range)[..., ::-1])
     scale = size / max(picture.shape[:2])
     shape = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     small = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -29,9 +29,9 @@ from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.lineage import hash_seen, write_lineage
-from medcls.stages.network import build_model
+from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.run_folder import claim_run, start_run
-from medcls.stages.training_data import TrainingData, image_spec, open_data, read_domain, write_seen
+from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
     Best,
@@ -181,7 +181,9 @@ def build_learner(
     rules: StepRules,
 ) -> Learner:
     """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
-    layout = torch.channels_last if rules.channels_last else torch.contiguous_format
+    # Of volumes torch has a layout of its own name, and refuses this one.
+    flat = data.store.spec.spatial_dims == 2
+    layout = torch.channels_last if rules.channels_last and flat else torch.contiguous_format
     model.to(device=rules.device, memory_format=layout)  # type: ignore[call-overload]
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
@@ -286,12 +288,12 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "precision=fp32"
         )
     metric = name_metric(job.task.metric, job.task.kind)
-    spec = image_spec(data.store)
+    spec = data.store.spec
     card = ModelCard(
         architecture=job.model.name,
         dropout=job.model.dropout,
         in_channels=spec.channels,
-        max_value=int(np.iinfo(spec.dtype).max),
+        max_value=int(spec.value_range[1]),
         task=data.task,
         preprocess=spec,
         store_sha256=data.store.sha256,
@@ -312,6 +314,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         crop=data.train.crop,
         deidentify=data.store.info["deidentify"],
         seen_sha256=hash_seen(run),
+        normalize=choose_normalization(job.model.normalize, spec),
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

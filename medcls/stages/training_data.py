@@ -21,11 +21,12 @@ from medcls.data.manifest import write_table
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
-from medcls.errors import DataError
+from medcls.errors import ConfigError, DataError
 from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
-from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume_spec import VolumeSpec
+
+# Volumes have all three.
+SPACINGS = ("spacing_slice_mm", "spacing_row_mm", "spacing_column_mm")
 
 
 @dataclass(slots=True)
@@ -69,9 +70,9 @@ def open_data(job: TrainJob) -> TrainingData:
         grades=job.task.grades,
         ordinal=job.task.ordinal,
     )
-    dtype, crop = image_spec(store).dtype, build_crop(job, store)
+    crop = build_crop(job, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
-    augmentation = Augmentation(job.augment.transforms, shape=shape, dtype=dtype)
+    augmentation = Augmentation(job.augment.transforms, shape=shape, dtype=store.spec.dtype)
     datasets: dict[str, StoreDataset] = {}
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
         kept, targets = select_labelled(task, labels, rows, split=name)
@@ -89,24 +90,15 @@ def build_crop(job: TrainJob, store: Store) -> Crop | None:
     """Returns what is cut out of the stored images; None = they are taken as they are.
 
     Raises:
-        ConfigError: the store's images are smaller than the largest scale.
+        ConfigError: the store's images are smaller than the largest scale, or it holds volumes.
     """
     if not job.crop.scales:
         return None
+    if store.spec.spatial_dims == 3:
+        raise ConfigError(f"crop.scales={job.crop.scales}: crops are of images, and store={store.folder} holds volumes")
     crop = Crop(job.crop.size, *job.crop.scales)
     crop.check(store.shape)
     return crop
-
-
-def image_spec(store: Store) -> PreprocessSpec:
-    """Returns the preprocessing of a store of images.
-
-    Raises:
-        DataError: a store of volumes, which no network here takes yet.
-    """
-    if isinstance(store.spec, VolumeSpec):
-        raise DataError(f"store={store.folder} holds volumes {store.shape}: this network takes images (image=xray …)")
-    return store.spec
 
 
 def read_store_labels(store: Store) -> pa.Table:
@@ -146,7 +138,8 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
     """Returns one line: store, sizes, classes."""
     sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in datasets.items())
     classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
-    return f"store {store.folder}: {sizes} images {store.shape}; task {task.kind}: {classes}"
+    what = "volumes" if store.spec.spatial_dims == 3 else "images"
+    return f"store {store.folder}: {sizes} {what} {store.shape}; task {task.kind}: {classes}"
 
 
 def write_seen(run: Path, data: TrainingData) -> None:
@@ -173,7 +166,8 @@ def read_domain(data: TrainingData) -> Domain:
     """Returns the kinds of images in the training rows: predict refuses others."""
     kinds = data.store.read("modality", "photometric", rows=data.train.rows, coded=True)
     modalities, photometrics = (_different(kinds.column(name)) for name in kinds.column_names)
-    spacings = data.store.read("spacing_row_mm", "spacing_column_mm", rows=data.train.rows)
+    names = [name for name in SPACINGS if name in data.store.column_names]
+    spacings = data.store.read(*names, rows=data.train.rows)
     known = [end for column in spacings.columns for end in (pc.min(column).as_py(), pc.max(column).as_py())]
     parts = _different(data.store.read("body_part", rows=data.train.rows, coded=True).column("body_part"))
     return summarize_domain(modalities, photometrics, spacings_mm=known, body_parts=parts)

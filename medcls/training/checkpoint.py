@@ -19,7 +19,9 @@ from medcls.errors import DataError, MissingInputError
 from medcls.files import write_bytes
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
+from medcls.imaging.volume_spec import VolumeSpec, read_spec
 from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.normalization import VolumeNormalization
 
 FORMAT = 1
 # Beside the card's own fields.
@@ -34,10 +36,10 @@ class ModelCard:
     Attributes:
         architecture: Name for models.build_classifier.
         dropout: As trained.
-        in_channels: 1 or 3.
-        max_value: Largest stored integer.
+        in_channels: Of the stored images: 1 or 3, of volumes any number.
+        max_value: Largest stored value.
         task: Classes and kind.
-        preprocess: What the images must have gone through.
+        preprocess: What the images or volumes must have gone through.
         store_sha256: Of the store trained on.
         split_name: Of the split.
         split_sha256: Of the split.
@@ -48,6 +50,7 @@ class ModelCard:
         crop: What was cut out of the images; None = nothing, they were taken whole.
         deidentify: The store's: {"kind": …, "key_fingerprint": …}; {} in files from before it was recorded.
         seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
+        normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
     """
 
     architecture: str
@@ -55,7 +58,7 @@ class ModelCard:
     in_channels: int
     max_value: int
     task: Task
-    preprocess: PreprocessSpec
+    preprocess: PreprocessSpec | VolumeSpec
     store_sha256: str
     split_name: str
     split_sha256: str
@@ -66,6 +69,7 @@ class ModelCard:
     crop: Crop | None = None
     deidentify: dict[str, Any] = field(default_factory=dict)
     seen_sha256: dict[str, str] = field(default_factory=dict)
+    normalize: str = "imagenet"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -75,7 +79,7 @@ class ModelCard:
     def from_json(cls, content: dict[str, Any]) -> ModelCard:
         """Returns the card that `to_json` wrote; raises KeyError or TypeError for anything else."""
         rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
-        preprocess = PreprocessSpec.from_json(content["preprocess"])
+        preprocess = read_spec(content["preprocess"])
         domain = Domain(**content["domain"]) if content.get("domain") is not None else None
         crop = Crop(**content["crop"]) if content.get("crop") is not None else None
         task = Task(**content["task"])
@@ -90,7 +94,14 @@ class ModelCard:
             in_channels=self.in_channels,
             max_value=self.max_value,
             dropout=self.dropout,
+            normalize=self.build_normalization(),
         )
+
+    def build_normalization(self) -> VolumeNormalization | None:
+        """Returns that of volumes; None for images, which are normalised as ImageNet's."""
+        if self.preprocess.spatial_dims == 2:
+            return None
+        return VolumeNormalization(self.normalize, self.preprocess.value_range)
 
 
 def write_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:

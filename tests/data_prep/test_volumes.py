@@ -19,7 +19,6 @@ from medcls.errors import ConfigError, DataError
 from medcls.identity import KEY_VARIABLE
 from medcls.imaging.index import scan_batches, write_index
 from medcls.imaging.source import list_files
-from medcls.stages.training_data import image_spec
 
 _BUILDERS = Path(__file__).resolve().parent.parent / "imaging" / "build_series.py"
 SPEC = importlib.util.spec_from_file_location("build_series", _BUILDERS)
@@ -305,11 +304,6 @@ def test_what_the_series_rule_leaves_out_has_its_reason(make: Prepare) -> None:
 def test_wrong_settings_are_named(argument: str, part: str, make: Prepare) -> None:
     with pytest.raises(ConfigError, match=part):
         make(argument)
-
-
-def test_a_network_for_images_does_not_take_volumes(make: Prepare) -> None:
-    with pytest.raises(DataError, match=r"holds volumes \(1, 8, 12, 12\)"):
-        image_spec(make())
 
 
 def test_one_slice_with_text_in_it_is_a_volume_with_text_in_it(make: Prepare, tmp_path: Path) -> None:

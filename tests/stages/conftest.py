@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.files import DATASET, SPLITS, read_json, sha256_file, write_json
+from medcls.models.backbones import Backbone
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
 
@@ -56,6 +60,64 @@ def store(
     folder = tmp_path_factory.mktemp("stages")
     raw = write_source(folder / "raw", classes=("0", "1", "2"), rewrite=label_every_task)
     return run_prepare(raw, folder / "store", "split.test=0.25", "split.val=0.25")
+
+
+@pytest.fixture(scope="session")
+def write_volumes() -> Callable[..., Path]:
+    """Writes 24 NIfTI files of 16 voxels a side and labels.csv: the grade 0 to 2 is where a bright block lies.
+
+    `hounsfield` moves the values into the range of Hounsfield units.
+    """
+
+    def write(folder: Path, *, patients: int = 24, hounsfield: bool = False) -> Path:
+        folder.mkdir(parents=True)
+        lines = ["path,patient_id,label"]
+        for patient in range(patients):
+            values = np.random.default_rng(patient).normal(100, 20, (16, 16, 16))
+            values[2:14, 2:14, 2 + 4 * (patient % 3) : 6 + 4 * (patient % 3)] += 150
+            image = nibabel.Nifti1Image((values - 200 * hounsfield).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
+            image.header.set_xyzt_units("mm")
+            nibabel.save(image, folder / f"v{patient:02d}.nii")
+            lines.append(f"v{patient:02d}.nii,p{patient:02d},{patient % 3}")
+        (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_volume_store(
+    write_volumes: Callable[..., Path], run_prepare: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Store]:
+    """Makes a store of 24 volumes (1, 16, 16, 16) of 24 patients: make_volume_store("image.dtype=float16")."""
+
+    def make(*arguments: str, hounsfield: bool = False) -> Store:
+        folder = tmp_path_factory.mktemp("volumes")
+        raw = write_volumes(folder / "raw", hounsfield=hounsfield)
+        defaults = ("image=mr_volume", "image.size=[16,16,16]", "split.test=0.25", "split.val=0.25")
+        return run_prepare(raw, folder / "store", *defaults, *arguments)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def volume_store(make_volume_store: Callable[..., Store]) -> Store:
+    """24 volumes as uint8, each stretched to its own range; do not write into it."""
+    return make_volume_store()
+
+
+@pytest.fixture
+def tiny3d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """model.name=tiny3d is a network of one convolution, for tests of what lies around a 3-D network."""
+
+    def build(name: str, **settings: Any) -> Backbone:
+        stage = nn.Sequential(nn.LazyConv3d(4, 3, stride=2), nn.ReLU())
+        body = nn.Sequential(stage, nn.AdaptiveAvgPool3d(2), nn.Flatten())
+        body(torch.zeros(1, 1, 16, 16, 16))
+        return Backbone(body, num_features=32, stages={"stage": [stage]})
+
+    monkeypatch.setattr("medcls.models.classifier.build_backbone", build)
+    monkeypatch.setattr("medcls.stages.network.count_dims", lambda name: 3)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from medcls.config import TrainJob
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
+from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.backbones import build_backbone
 from medcls.stages.network import build_model, check_size
 
@@ -31,7 +32,8 @@ class Data:
 
     @property
     def store(self) -> Any:
-        spec = SimpleNamespace(channels=self.shape[0], dtype=self.dtype, to_json=dict)
+        channels, height, width = self.shape
+        spec = PreprocessSpec(height, width, channels, dtype=self.dtype)
         empty = pa.chunked_array([], pa.string())
         read = lambda name, rows: pa.table({name: empty})
         return SimpleNamespace(folder="store", shape=self.shape, spec=spec, read=read)

@@ -1,0 +1,53 @@
+"""Stored volumes to the numbers that a 3-D network takes, on the device that computes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from medcls.errors import ConfigError
+
+NORMALIZATIONS = ("stored", "min_max", "z_score")
+_SPATIAL = (2, 3, 4)
+_LEAST_RANGE = 1e-6
+
+
+class VolumeNormalization(nn.Module):
+    """Stored values to float32, every channel of every volume by itself.
+
+    "stored" maps the range of the store's dtype (of Hounsfield units, HU_RANGE) to [0, 1]: one scale for all volumes.
+    "min_max" maps each volume's own range to [0, 1]. "z_score" gives each volume mean 0 and standard deviation 1 over
+    its foreground, which is what lies above the lowest stored value: padding and empty air do not count. All three
+    are rising lines, so that the background stays the darkest; by z_score it is below zero and never the mean.
+    A volume of one value becomes zeros.
+
+    Args:
+        kind: One of NORMALIZATIONS.
+        value_range: (lowest, highest) value that the store's dtype stands for.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    Source: min_max: the code of Hosseini-Asl et al. 2016 divides by the maximum after subtracting the minimum. z_score:
+    own choice after the foreground statistics of Isensee et al. 2021 (nnU-Net), which sets the background to 0.
+    """
+
+    def __init__(self, kind: str, value_range: tuple[float, float]) -> None:
+        super().__init__()
+        if kind not in NORMALIZATIONS:
+            raise ConfigError(f"model.normalize={kind}: expected one of {', '.join(NORMALIZATIONS)}")
+        self.kind = kind
+        self.low, self.high = value_range
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns (N, C, D, H, W) float32 of stored volumes (N, C, D, H, W)."""
+        scaled = (images.float() - self.low) / (self.high - self.low)
+        if self.kind == "stored":
+            return scaled
+        if self.kind == "min_max":
+            low = scaled.amin(dim=_SPATIAL, keepdim=True)
+            return (scaled - low) / (scaled.amax(dim=_SPATIAL, keepdim=True) - low).clamp(min=_LEAST_RANGE)
+        inside = scaled > 0
+        count = inside.sum(dim=_SPATIAL, keepdim=True).clamp(min=1)
+        mean = (scaled * inside).sum(dim=_SPATIAL, keepdim=True) / count
+        variance = ((scaled - mean).square() * inside).sum(dim=_SPATIAL, keepdim=True) / count
+        return (scaled - mean) / variance.sqrt().clamp(min=_LEAST_RANGE)

@@ -1,0 +1,121 @@
+"""A store of volumes through training, evaluation and explanation, by a network of one convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from medcls.config import TrainJob
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError
+from medcls.files import read_json
+from medcls.stages.explain import explain
+from medcls.stages.network import check_dims, choose_normalization
+from medcls.stages.predict import predict
+from medcls.stages.training_data import open_data
+from medcls.training.checkpoint import read_card, read_model
+
+TINY = ("model.name=tiny3d", "augment=none")
+Train = Callable[..., Path]
+
+
+def test_volumes_are_learnt_from_and_evaluated(
+    volume_store: Store, run_train: Train, run_evaluate: Callable[..., Path], tiny3d: None, tmp_path: Path
+) -> None:
+    settings = (f"store={volume_store.folder}", "trainer.epochs=25", "trainer.max_steps=null", "optimizer.lr=0.02")
+    run = run_train(tmp_path / "run", *TINY, *settings)
+    card = read_card(run / "model.safetensors")
+    assert card.preprocess == volume_store.spec
+    assert (card.normalize, card.in_channels) == ("z_score", 1)
+    folder = run_evaluate(run, "split=test", "gallery=1", "shortcuts=[sex]")
+    metrics = read_json(folder / "metrics.json")
+    assert metrics["n_images"] == 6
+    assert metrics["auc"]["value"] > 0.9
+    assert "data:image/jpeg;base64," in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float16", "int16"])
+def test_every_stored_type_is_read_and_comes_back(
+    make_volume_store: Callable[..., Store], run_train: Train, tiny3d: None, tmp_path: Path, dtype: str
+) -> None:
+    hounsfield = ("image.intensity=hounsfield", "image.nifti_unit=HU") if dtype == "int16" else ()
+    store = make_volume_store(f"image.dtype={dtype}", *hounsfield, hounsfield=dtype == "int16")
+    run = run_train(tmp_path / "run", *TINY, f"store={store.folder}", "model.normalize=min_max")
+    model, card = read_model(run / "model.safetensors")
+    assert (card.normalize, model.normalize.kind) == ("min_max", "min_max")
+    assert (model.normalize.low, model.normalize.high) == store.spec.value_range
+    sheet = cv2.imread(str(run / "contact_sheet.png"))
+    assert sheet is not None
+    assert sheet[20:130, :112].std() > 0.5
+
+
+def test_the_batch_holds_what_is_stored(compose_train: Callable[..., TrainJob], volume_store: Store) -> None:
+    data = open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}"))
+    batch = data.train.__getitems__([(0, 1), (0, 0)])
+    assert batch.images.shape == (2, 1, 16, 16, 16)
+    np.testing.assert_array_equal(batch.images[0].numpy(), volume_store.image(int(data.train.rows[1])))
+
+
+def test_what_values_mean_decides_their_normalisation(make_volume_store: Callable[..., Store], store: Store) -> None:
+    hounsfield = make_volume_store(
+        "image.dtype=int16", "image.intensity=hounsfield", "image.nifti_unit=HU", hounsfield=True
+    )
+    assert choose_normalization("auto", hounsfield.spec) == "stored"
+    assert choose_normalization("z_score", hounsfield.spec) == "z_score"
+    assert choose_normalization("auto", store.spec) == "imagenet"
+    with pytest.raises(ConfigError, match="normalize=z_score: images are normalised as ImageNet's"):
+        choose_normalization("z_score", store.spec)
+
+
+def test_network_and_store_of_other_dimensions_are_refused(
+    run_train: Train, store: Store, volume_store: Store, tiny3d: None, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"model.name=tiny3d takes volumes, the store holds images \(1, 32, 32\)"):
+        run_train(tmp_path / "run", *TINY)
+    assert not (tmp_path / "run").exists()
+
+
+def test_network_for_images_takes_no_volumes() -> None:
+    with pytest.raises(DataError, match=r"resnet18 takes images, the store holds volumes \(1, 16, 16, 16\)"):
+        check_dims("resnet18", (1, 16, 16, 16))
+
+
+def test_what_volumes_do_not_have_is_refused_in_one_line(
+    volume_store: Store,
+    run_train: Train,
+    run_evaluate: Callable[..., Path],
+    compose_job: Callable[..., object],
+    tiny3d: None,
+    tmp_path: Path,
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
+    with pytest.raises(ConfigError, match="robustness=true: its perturbations are of images"):
+        run_evaluate(run, "split=val", "robustness=true")
+    with pytest.raises(ConfigError, match="takes volumes: predict reads images"):
+        predict(compose_job("predict", f"run={run}", f"source={tmp_path}", f"out={tmp_path / 'out.parquet'}"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["occlusion", "gradcam"])
+def test_volumes_are_explained(
+    volume_store: Store,
+    run_train: Train,
+    compose_job: Callable[..., object],
+    tiny3d: None,
+    tmp_path: Path,
+    method: str,
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
+    settings = ("split=val", f"method={method}", "worst=1", "device=cpu", "window=0.5", "sanity_images=0")
+    explain(compose_job("explain", f"run={run}", *settings))  # type: ignore[arg-type]
+    (heat,) = (run / "evaluation").glob(f"*/explanation-{method}/maps/*.npy")
+    assert np.load(heat).shape == (16, 16, 16)
+    assert heat.with_suffix(".nii.gz").is_file()
+
+
+def test_crops_are_of_images(compose_train: Callable[..., TrainJob], volume_store: Store) -> None:
+    with pytest.raises(ConfigError, match=r"crops are of images, and store=.* holds volumes"):
+        open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", "crop.scales=[16,16]"))
