@@ -47,6 +47,8 @@ class TransferConfig:
     batchnorm: str = "train"
     train_from: str | None = None
     thaw_every: int = 1
+    features: str = "auto"
+    views: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("transfer.kind", self.kind, ("scratch", "frozen", "partial", "finetune", "gradual"))
@@ -59,6 +61,11 @@ class TransferConfig:
             )
         check_range("transfer.layer_decay", self.layer_decay, low=0, high=1, open_low=True)
         check_choice("transfer.batchnorm", self.batchnorm, ("train", "frozen"))
+        check_choice("transfer.features", self.features, ("auto", "cached", "live"))
+        if self.views is not None:
+            check_range("transfer.views", self.views, low=1, high=1000)
+            if self.features == "live":
+                raise ConfigError(f"transfer.views={self.views}: transfer.features=live makes every epoch anew")
 
 
 @dataclass(slots=True)
@@ -237,8 +244,26 @@ class TrainJob:
         check_range("workers", self.workers, low=-1, high=256)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        self._check_views()
         if self.transfer.kind == "scratch" and self.model.weights is not None:
             raise ConfigError(
                 f"transfer=scratch with model.weights={self.model.weights}: scratch starts from random weights; "
                 "leave model.weights out, or take transfer=finetune"
+            )
+
+    @property
+    def varies(self) -> bool:
+        """Whether a training image is another one in every epoch: augmented, or cropped at random."""
+        return bool(self.augment.transforms) or self.crop.size is not None
+
+    def _check_views(self) -> None:
+        views = self.transfer.views
+        if views is not None and not self.varies:
+            raise ConfigError(
+                f"transfer.views={views}: without augmentation and random crops there is one view only; leave it out"
+            )
+        if self.transfer.features == "cached" and self.varies and views is None:
+            raise ConfigError(
+                "transfer.features=cached with augmentation or random crops: say how many views of each image are kept "
+                "(transfer.views=10), or augment=none crop=none"
             )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medcls.data.dataset import Batch, Position, StoreDataset
+from medcls.data.dataset import Batch, Position
 from medcls.reproducibility import make_generator
 
 _WORKER_TIMEOUT_SECONDS = 300
@@ -83,12 +83,14 @@ def choose_workers(workers: int, *, device: str) -> int:
     return min(8, max(1, (os.cpu_count() or 1) - 1)) if device == "cuda" else 0
 
 
-def build_loader(dataset: StoreDataset, sampler: EpochSampler, *, workers: int, device: str) -> DataLoader[Batch]:
+def build_loader(
+    dataset: Dataset[Batch], batches: EpochSampler | Sequence[list[Position]], *, workers: int, device: str
+) -> DataLoader[Batch]:
     """Returns a loader of whole batches.
 
     Args:
-        dataset: What to read.
-        sampler: In which order; set sampler.epoch before each epoch.
+        dataset: What to read: its __getitems__ makes a batch of positions.
+        batches: In which order; set the sampler's epoch before each epoch.
         workers: Loading processes; 0 reads in this process.
         device: "cuda" pins the batches' memory.
     """
@@ -96,7 +98,7 @@ def build_loader(dataset: StoreDataset, sampler: EpochSampler, *, workers: int, 
     cv2.setNumThreads(0)
     return DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=batches,
         collate_fn=_identity,
         num_workers=workers,
         persistent_workers=False,

@@ -67,6 +67,23 @@ class Classifier(nn.Module):
         return logits
 
 
+class FeatureClassifier(nn.Module):
+    """The part of a classifier above its backbone: features in, logits out; parameter names are the classifier's.
+
+    Args:
+        classifier: Whose modules it shares.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.head = classifier.head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns logits (N, L) of features (N, num_features)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+
 def build_classifier(
     name: str,
     *,

@@ -23,11 +23,12 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
 from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file
-from medcls.models.classifier import Classifier
+from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.run_folder import claim_run, start_run
@@ -73,18 +74,23 @@ def _train(job: TrainJob) -> None:
     seed_everything(job.seed)
     data = open_data(job)
     model, plans, lineage = build_model(job, data)
-    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules)
+    cached = choose_features(job, plans)
+    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
     # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
     score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
     start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
     write_seen(run, data)
     write_lineage(run, lineage)
     look_at_data(run, data)
+    if cached:
+        data.features = cache_features(job, run, data=data, model=model, rules=rules)
 
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
 
     best = fit(job, run, data=data, learner=learner, set_modes=set_modes, rules=rules)
+    if cached and best.state is not None:
+        best.state = model.state_dict() | best.state
     write_best(job, run, data=data, best=best, ancestors=lineage.models)
 
 
@@ -126,9 +132,10 @@ def fit(
     rules: StepRules,
 ) -> Best:
     """Runs the loop and returns the best epoch; one line of metrics.jsonl and of progress an epoch."""
-    workers = choose_workers(job.workers, device=rules.device)
+    # Features are read faster than a worker could hand them over.
+    workers = 0 if data.features else choose_workers(job.workers, device=rules.device)
     sampler = build_sampler(job, data)
-    loader = build_loader(data.train, sampler, workers=workers, device=rules.device)
+    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
     tracker = Tracker(run, tensorboard=job.trainer.tensorboard)
     best = Best()
     bar = tqdm(total=job.trainer.epochs * len(data.train), unit="image", desc="train", mininterval=1.0)
@@ -179,8 +186,12 @@ def build_learner(
     model: Classifier,
     plans: list[StagePlan],
     rules: StepRules,
+    cached: bool = False,
 ) -> Learner:
-    """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
+    """Puts the model on its device and gives it loss, optimizer, schedule and scaler.
+
+    With cached features the learner's model is what stands above the backbone.
+    """
     # Of volumes torch has a layout of its own name, and refuses this one.
     flat = data.store.spec.spatial_dims == 2
     layout = torch.channels_last if rules.channels_last and flat else torch.contiguous_format
@@ -196,18 +207,19 @@ def build_learner(
         step_epochs=job.schedule.step_epochs,
         step_factor=job.schedule.step_factor,
     )
+    trained = FeatureClassifier(model) if cached else model
     average = None
     if job.trainer.ema_decay is not None:
         rule = get_ema_multi_avg_fn(job.trainer.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+        average = AveragedModel(trained, multi_avg_fn=rule, use_buffers=True)
     return Learner(
-        model=model,
+        model=trained,
         loss=build_task_loss(job, data, unit=float(model.head.scale)),
         optimizer=optimizer,
         schedule=schedule,
         scaler=build_scaler(rules.precision, device=rules.device),
         average=average,
-        forward=torch.compile(model) if job.trainer.compile else model,
+        forward=torch.compile(trained) if job.trainer.compile else trained,
     )
 
 
@@ -233,7 +245,7 @@ def validate(
 ) -> tuple[float, dict[str, float]]:
     """Returns the score that chooses the best epoch and the validation metrics for the log."""
     sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size)
-    loader = build_loader(data.val, sampler, workers=workers, device=rules.device)
+    loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     logits = torch.from_numpy(predict_logits(model, loader, rules))
     if not logits.isfinite().all():
         # A network that overflows here may recover; its epoch is logged and never kept.

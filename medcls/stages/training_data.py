@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.augment import Augmentation
 from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.crops import Crop
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.manifest import write_table
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
@@ -24,6 +25,7 @@ from medcls.data.targets import Task, build_task, check_classes_present, encode_
 from medcls.errors import ConfigError, DataError
 from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
+from medcls.training.features import FeatureDataset
 
 # Volumes have all three.
 SPACINGS = ("spacing_slice_mm", "spacing_row_mm", "spacing_column_mm")
@@ -41,6 +43,7 @@ class TrainingData:
         certificate: Of the split.
         labels_sha256: Of the store's labels.
         held_out: Manifest rows of val and test: nothing that the weights went through may have seen them.
+        features: Split -> features in place of its images; {} where the network sees images.
     """
 
     store: Store
@@ -50,6 +53,12 @@ class TrainingData:
     certificate: dict[str, Any]
     labels_sha256: str
     held_out: NDArray[np.int64]
+    features: dict[str, FeatureDataset] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[Dataset[Batch], Dataset[Batch]]:
+        """What the loop trains on, and what it validates on."""
+        return self.features.get(TRAIN, self.train), self.features.get(VAL, self.val)
 
 
 def open_data(job: TrainJob) -> TrainingData:

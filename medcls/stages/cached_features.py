@@ -1,0 +1,151 @@
+"""Features in place of images: whether a run may train its head on them, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from medcls.command_line import say
+from medcls.config import TrainJob
+from medcls.data.dataset import Position, StoreDataset
+from medcls.data.loaders import build_loader, choose_workers
+from medcls.data.splits import TRAIN, VAL
+from medcls.errors import ConfigError
+from medcls.models.classifier import Classifier
+from medcls.models.transfer import StagePlan
+from medcls.stages.training_data import TrainingData
+from medcls.training.checkpoint import compute_digest
+from medcls.training.engine import StepRules
+from medcls.training.features import (
+    FEATURES,
+    FeatureCache,
+    FeatureDataset,
+    Portion,
+    compute_features,
+    list_batches,
+)
+
+_FORMAT = 1
+
+
+def choose_features(job: TrainJob, plans: list[StagePlan]) -> bool:
+    """Returns whether the head is trained on cached features; says how to get them where it could be.
+
+    Raises:
+        ConfigError: transfer.features=cached or transfer.views where a stage below the head is trained; a run folder
+            that is the folder of the features.
+    """
+    trained = [plan.name for plan in plans if plan.name != "head" and plan.first_epoch is not None]
+    asked = job.transfer.features == "cached" or job.transfer.views is not None
+    if asked and trained:
+        raise ConfigError(
+            f"transfer.features=cached: {', '.join(trained)} of the network is trained, so its features change with "
+            "every step: take transfer=frozen, or leave transfer.features and transfer.views out"
+        )
+    if trained or job.transfer.features == "live":
+        return False
+    if job.varies and not asked:
+        say(
+            "notice: only the head is trained, but augmentation or crops make new images for every epoch, so each "
+            "epoch computes its features; transfer.views=K computes K views of each image once"
+        )
+        return False
+    if Path(job.run or "").resolve().name == FEATURES:
+        raise ConfigError(f"run={job.run}: {FEATURES} is the folder of cached features; choose another name")
+    return True
+
+
+def cache_features(
+    job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, rules: StepRules
+) -> dict[str, FeatureDataset]:
+    """Returns the features of train and val in place of their images, computed where they are not there yet.
+
+    The features are those of the network in evaluation mode, as validation and test see it. View v of the training
+    images is what epoch v of a run without cached features would see. Rows of other splits are never read.
+    """
+    root, shape = run.resolve().parent / FEATURES, (len(data.store), model.backbone.num_features)
+    key = describe_inputs(job, data=data, model=model, rules=rules)
+    plain = FeatureCache(root, key | {"view": None}, shape=shape)
+    views = [FeatureCache(root, key | {"view": view}, shape=shape) for view in list_views(job)] or [plain]
+    workers = choose_workers(job.workers, device=rules.device)
+
+    def compute(dataset: StoreDataset, batches: list[list[Position]]) -> Iterator[Portion]:
+        loader = build_loader(dataset, batches, workers=workers, device=rules.device)
+        return compute_features(model, loader, rules)
+
+    # Loaders draw from torch's own generator: dropout must not depend on how much had to be computed.
+    with torch.random.fork_rng(devices=[]):
+        for split, dataset, caches in ((TRAIN, data.train, views), (VAL, data.val, [plain])):
+            for epoch, cache in enumerate(caches):
+                name = f"features {split}" + (f", view {epoch + 1}/{len(caches)}" if len(caches) > 1 else "")
+                fill_cache(cache, dataset, epoch=epoch, compute=compute, name=name)
+    return {
+        TRAIN: FeatureDataset(views, data.train.rows, targets=data.train.targets),
+        VAL: FeatureDataset([plain], data.val.rows, targets=data.val.targets),
+    }
+
+
+def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rules: StepRules) -> dict[str, Any]:
+    """Returns everything that the features follow from but the view, as JSON.
+
+    Threads and kind of processor are not in it: they change the last bits only, and runs on several machines share.
+    """
+    normalization = {"mean": model.normalize.mean, "std": model.normalize.std}
+    state = model.backbone.state_dict() | normalization
+    return {
+        "format": _FORMAT,
+        "architecture": job.model.name,
+        "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
+        "max_value": model.normalize.max_value,
+        "preprocess": data.store.spec.to_json(),
+        "crop": asdict(job.crop),
+        "store_sha256": data.store.sha256,
+        "precision": rules.precision,
+        "device": rules.device,
+        "channels_last": rules.channels_last,
+        "torch": torch.__version__,
+    }
+
+
+def list_views(job: TrainJob) -> list[dict[str, Any]]:
+    """Returns what each view of a training image follows from; [] where there is one, the stored image."""
+    # A list: the order of the transforms counts, and the keys of a JSON object are sorted.
+    transforms = [[name, arguments] for name, arguments in job.augment.transforms.items()]
+    common = {"transforms": transforms, "seed": job.seed, "albumentations": version("albumentations")}
+    return [common | {"epoch": epoch} for epoch in range(job.transfer.views or 1)] if job.varies else []
+
+
+def fill_cache(
+    cache: FeatureCache,
+    dataset: StoreDataset,
+    *,
+    epoch: int,
+    compute: Callable[[StoreDataset, list[list[Position]]], Iterator[Portion]],
+    name: str,
+) -> None:
+    """Computes the rows of a dataset, as an epoch sees them, that a cache lacks; says what was computed."""
+    total = len(dataset)
+
+    def compute_missing(rows: NDArray[np.int64]) -> Iterator[Portion]:
+        batches = list_batches(np.searchsorted(dataset.rows, rows).tolist(), epoch=epoch)
+        with tqdm(total=total, initial=total - len(rows), unit="image", desc=name, mininterval=1.0) as bar:
+            for places, features in compute(dataset, batches):
+                yield dataset.rows[places], features
+                bar.update(min(len(places), total - int(bar.n)))
+
+    def say_waiting() -> None:
+        say(f"{name}: another process computes them in {cache.folder}; waiting for it")
+
+    place = f"{FEATURES}/{cache.folder.name[:12]}…"
+    computed, damaged = cache.fill(dataset.rows, compute_missing, on_wait=say_waiting)
+    if damaged:
+        say(f"notice: {name}: {damaged} images were there but damaged, and were computed again")
+    say(f"{name}: {computed} of {total} images computed, {total - computed} were there ({place})")
