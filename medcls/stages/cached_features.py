@@ -21,6 +21,7 @@ from medcls.data.splits import TRAIN, VAL
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
+from medcls.stages.network import choose_normalization
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import compute_digest
 from medcls.training.engine import StepRules
@@ -98,13 +99,13 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
 
     Threads and kind of processor are not in it: they change the last bits only, and runs on several machines share.
     """
-    normalization = {"mean": model.normalize.mean, "std": model.normalize.std}
-    state = model.backbone.state_dict() | normalization
+    # The mean and deviation that images are normalised with are no part of a state_dict.
+    state = {**model.backbone.state_dict(), **dict(model.normalize.named_buffers(prefix="normalize"))}
     return {
         "format": _FORMAT,
         "architecture": job.model.name,
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
-        "max_value": model.normalize.max_value,
+        "normalize": choose_normalization(job.model.normalize, data.store.spec),
         "preprocess": data.store.spec.to_json(),
         "crop": asdict(job.crop),
         "store_sha256": data.store.sha256,

@@ -87,6 +87,16 @@ def test_random_crops_are_views_and_validation_is_the_middle(run_train: Run, tmp
     assert len(folders(cached)) == 4 + 1
 
 
+def test_features_of_volumes_are_those_of_their_normalisation(
+    volume_store: Store, run_train: Run, tmp_path: Path, tiny3d: None
+) -> None:
+    volumes = [*FROZEN, *NONE, "model.name=tiny3d", f"store={volume_store.folder}"]
+    cached = run_train(tmp_path / "cached", *volumes)
+    assert_same_training(cached, run_train(tmp_path / "live", *volumes, "transfer.features=live"))
+    run_train(tmp_path / "other", *volumes, "model.normalize=min_max")
+    assert len(folders(cached)) == 2
+
+
 def test_fewer_views_come_again(run_train: Run, tmp_path: Path) -> None:
     settings = [*FROZEN, *AUGMENTED, "optimizer.lr=1e-9", "trainer.batch_size=64"]
     two = log_of(run_train(tmp_path / "two", *settings, "transfer.features=cached", "transfer.views=2"))
