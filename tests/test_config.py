@@ -19,7 +19,10 @@ GROUP_FILES = sorted(conf_folder().glob("*/*.yaml"))
 # Which command a group belongs to, where it is not train's.
 COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare"}
 # What an option needs beside itself to make sense.
-ALONGSIDE: dict[str, list[str]] = {"transfer=partial": ["transfer.train_from=layer4"]}
+ALONGSIDE: dict[str, list[str]] = {
+    "transfer=partial": ["transfer.train_from=layer4"],
+    "model=clinical": ["clinical.categorical=[sex]"],
+}
 
 
 def name_of(path: Path) -> str:
@@ -100,6 +103,9 @@ OUT_OF_RANGE = [
     ("train", "crop.scales=[384,256]", ["crop.scales=[384, 256]", "[smallest, largest]"]),
     ("train", "crop.scales=[256,384]", ["crop.size=null", "one size"]),
     ("train", "crop=vgg_fixed crop.size=257", ["crop.size=257", "<= 256"]),
+    ("train", "clinical.unseen=zero", ["clinical.unseen=zero", "refuse, missing"]),
+    ("train", "clinical.lr_scale=-1", ["clinical.lr_scale=-1", ">= 0"]),
+    ("train", "clinical.l2=0", ["clinical.l2=0", "> 0 and <= 1"]),
     ("train", "seed=-1", ["seed=-1", ">= 0"]),
     ("train", "workers=-2", ["workers=-2", ">= -1"]),
     ("train", "precision=fp8", ["precision=fp8", "auto, fp32, bf16, fp16"]),
@@ -145,6 +151,7 @@ def test_out_of_range_names_field_value_and_range(
     [
         (["transfer.kind=scratch"], "transfer=scratch with model.weights=imagenet"),
         (["task=ordinal", "task.label_smoothing=0.1"], "only task.kind=multiclass"),
+        (["model=clinical"], "takes no images: say clinical.categorical"),
         (["task=multilabel", "task.classes={a: 0, b: 1}"], "takes no classes"),
         (["task=binary", "task.classes={a: 0, b: 1, c: 2}"], "takes the indices 0 and 1"),
     ],

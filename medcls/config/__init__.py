@@ -28,6 +28,7 @@ from medcls.config.preparation import (
 from medcls.config.training import (
     TASKS,
     AugmentConfig,
+    ClinicalConfig,
     CropConfig,
     ModelConfig,
     OptimizerConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "AugmentConfig",
+    "ClinicalConfig",
     "CropConfig",
     "DeidentifyConfig",
     "EvaluateJob",

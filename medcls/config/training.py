@@ -218,6 +218,28 @@ class TrainerConfig:
 
 
 @dataclass(slots=True)
+class ClinicalConfig:
+    """clinical.*: columns of the manifest that are added to the logits beside the image (the wide part)."""
+
+    categorical: list[str] = field(default_factory=list)
+    numeric: list[str] = field(default_factory=list)
+    reference: dict[str, Any] = field(default_factory=dict)
+    unseen: str = "refuse"
+    lr_scale: float = 0.1
+    l2: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_choice("clinical.unseen", self.unseen, ("refuse", "missing"))
+        check_range("clinical.lr_scale", self.lr_scale, low=0, high=100)
+        check_range("clinical.l2", self.l2, low=0, high=1, open_low=True)
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the manifest; [] = images alone."""
+        return [*self.categorical, *self.numeric]
+
+
+@dataclass(slots=True)
 class TrainJob:
     """python -m medcls.train: store to run."""
 
@@ -238,6 +260,7 @@ class TrainJob:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    clinical: ClinicalConfig = field(default_factory=ClinicalConfig)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, low=0)
@@ -245,6 +268,8 @@ class TrainJob:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         self._check_views()
+        if self.model.name == "clinical" and not self.clinical.columns:
+            raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
         if self.transfer.kind == "scratch" and self.model.weights is not None:
             raise ConfigError(
                 f"transfer=scratch with model.weights={self.model.weights}: scratch starts from random weights; "

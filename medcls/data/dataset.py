@@ -26,11 +26,13 @@ class Batch(NamedTuple):
         images: (N, C, *spatial), the store's integer dtype.
         targets: (N, T), float32; NaN = unknown.
         positions: (N,), int64: places in the dataset.
+        clinical: (N, C), float32; C = 0 where the model takes images alone.
     """
 
     images: Tensor
     targets: Tensor
     positions: Tensor
+    clinical: Tensor
 
 
 class StoreDataset(Dataset[Batch]):
@@ -47,6 +49,7 @@ class StoreDataset(Dataset[Batch]):
         crop: What is cut out of each image before it is augmented: at random beside an augmentation, from the middle
             without one. None = the stored image as it is.
         seed: Of crop and augmentation.
+        clinical: (N, C) of these rows; None = none.
     """
 
     def __init__(
@@ -58,8 +61,10 @@ class StoreDataset(Dataset[Batch]):
         augmentation: Augmentation | None = None,
         crop: Crop | None = None,
         seed: int = 0,
+        clinical: NDArray[np.float32] | None = None,
     ) -> None:
         self.store, self.rows, self.seed, self.augmentation, self.crop = store, rows, seed, augmentation, crop
+        self.clinical = torch.empty(len(rows), 0) if clinical is None else torch.from_numpy(clinical)
         self.targets = torch.as_tensor(targets, dtype=torch.float32)
         # Arrow, not Python strings: also forked workers share it instead of copying it count by count.
         self._image_ids = None if augmentation is None else store.read("image_id", rows=rows).column(0)
@@ -98,4 +103,4 @@ class StoreDataset(Dataset[Batch]):
             for i, (epoch, position) in enumerate(positions):
                 images[i] = self.view(stored[i], epoch=epoch, position=position)
         index = torch.from_numpy(places)
-        return Batch(torch.from_numpy(images), self.targets[index], index)
+        return Batch(torch.from_numpy(images), self.targets[index], index, self.clinical[index])

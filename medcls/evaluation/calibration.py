@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from medcls.evaluation.logistic import fit_logistic
 from medcls.evaluation.predictions import Floats, Integers
 from medcls.evaluation.weighted import ratio
 
 NUM_BINS = 15
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 LOGIT_LIMIT = 1e-7  # closest to 0 or 1 that a logit is taken of: about +-16
-NEWTON_STEPS = 25
 
 
 def compute_brier_rows(true: Integers, score: Floats) -> Floats:
@@ -126,40 +125,7 @@ def compute_slope_and_intercept(probability: Floats, outcome: Floats, *, weights
     """
     clipped = np.clip(probability, LOGIT_LIMIT, 1 - LOGIT_LIMIT)
     logit = np.log(clipped / (1 - clipped))
-    slope = _fit(np.stack([np.ones_like(logit), logit]), np.zeros_like(logit), outcome, weights)[:, 1]
-    intercept = _fit(np.ones((1, len(logit))), logit, outcome, weights)[:, 0]
+    line = np.stack([np.ones_like(logit), logit])
+    slope = fit_logistic(line, outcome, offset=np.zeros_like(logit), weights=weights)[:, 1]
+    intercept = fit_logistic(line[:1], outcome, offset=logit, weights=weights)[:, 0]
     return slope, intercept
-
-
-def _fit(design: Floats, offset: Floats, outcome: Floats, weights: Floats) -> Floats:
-    """Logistic regression of every replicate by Newton's method; (R, P), NaN where it does not converge."""
-    coefficients = np.zeros((len(weights), len(design)))
-    products = (design[:, None, :] * design[None, :, :]).reshape(len(design) ** 2, -1)
-    open_ = _has_both_classes(outcome, weights)
-    coefficients[~open_] = np.nan
-    running = np.flatnonzero(open_)
-    for _ in range(NEWTON_STEPS):
-        if running.size == 0:
-            break
-        step, singular = _newton_step(design, products, offset, outcome, weights[running], coefficients[running])
-        coefficients[running] += step
-        coefficients[running[singular]] = np.nan
-        running = running[~singular & (np.abs(step).max(axis=1) > 1e-9)]
-    coefficients[running] = np.nan
-    return coefficients
-
-
-def _newton_step(
-    design: Floats, products: Floats, offset: Floats, outcome: Floats, weights: Floats, coefficients: Floats
-) -> tuple[Floats, NDArray[np.bool_]]:
-    fitted = 1 / (1 + np.exp(-np.clip(coefficients @ design + offset, -500, 500)))
-    gradient = (weights * (outcome - fitted)) @ design.T
-    curvature = ((weights * fitted * (1 - fitted)) @ products.T).reshape(-1, len(design), len(design))
-    singular = np.abs(np.linalg.det(curvature)) < 1e-10
-    curvature[singular] = np.eye(len(design))
-    return np.where(singular[:, None], 0.0, np.linalg.solve(curvature, gradient[..., None])[..., 0]), singular
-
-
-def _has_both_classes(outcome: Floats, weights: Floats) -> NDArray[np.bool_]:
-    positive = weights @ outcome
-    return np.asarray((positive > 0) & (positive < weights.sum(axis=1)))

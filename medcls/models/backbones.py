@@ -12,6 +12,8 @@ from medcls.errors import ConfigError
 VGG = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 ARCHITECTURES = (*VGG, *RESNET)
+CLINICAL = "clinical"
+"""No image network at all: what a wide part says alone."""
 
 
 class Backbone(nn.Module):
@@ -44,7 +46,7 @@ def build_backbone(name: str, *, dropout: float = 0.0) -> Backbone:
     """Returns a randomly initialised backbone.
 
     Args:
-        name: One of ARCHITECTURES.
+        name: One of ARCHITECTURES, or CLINICAL.
         dropout: Of VGG's two fully connected layers (0.5 in the paper), [0, 1); ResNet has none inside.
 
     Raises:
@@ -53,11 +55,20 @@ def build_backbone(name: str, *, dropout: float = 0.0) -> Backbone:
     Source: VGG, Simonyan and Zisserman, arXiv 1409.1556, table 1; ResNet, He et al., arXiv 1512.03385, table 1;
     both as torchvision builds them.
     """
+    if name == CLINICAL:
+        return Backbone(_Blind(), num_features=1, stages={})
     if name in VGG:
         return _build_vgg(name, dropout=dropout)
     if name in RESNET:
         return _build_resnet(name)
-    raise ConfigError(f"model.name={name}: expected one of {', '.join(ARCHITECTURES)}")
+    raise ConfigError(f"model.name={name}: expected one of {', '.join((*ARCHITECTURES, CLINICAL))}")
+
+
+class _Blind(nn.Module):
+    """Images to a zero each: a head has at least one feature, and this one leaves its bias alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), 1)
 
 
 def count_dims(name: str) -> int:

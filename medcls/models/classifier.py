@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import Backbone, build_backbone
+from medcls.models.backbones import CLINICAL, Backbone, build_backbone
 from medcls.models.heads import LinearHead, count_logits
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from medcls.models.wide import WidePart, count_wide_outputs
 
 
 class InputNormalization(nn.Module):
@@ -39,32 +40,57 @@ class InputNormalization(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Normalisation, backbone and head.
+    """Normalisation, backbone and head; and a wide part beside them, where it takes clinical columns.
 
     Args:
         backbone: Images to features.
         head: Features to logits.
         max_value: Largest stored integer.
         normalize: Of volumes; None = ImageNet's, of images.
+        wide: Clinical columns to what is added to the logits.
     """
 
     def __init__(
-        self, backbone: Backbone, head: LinearHead, *, max_value: int = 255, normalize: nn.Module | None = None
+        self,
+        backbone: Backbone,
+        head: LinearHead,
+        *,
+        max_value: int = 255,
+        normalize: nn.Module | None = None,
+        wide: WidePart | None = None,
     ) -> None:
         super().__init__()
         self.normalize = normalize or InputNormalization(max_value)
         self.backbone = backbone
         self.head = head
+        self.wide = wide
 
     @property
     def stages(self) -> dict[str, nn.Module]:
-        """Stage name -> module, from input to output; the last is "head"."""
+        """Stage name -> module, from input to output; the last is "head". The wide part lies beside this path."""
         return {**self.backbone.stages, "head": self.head}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, L) of images (N, C, H, W) or volumes (N, C, D, H, W) as stored."""
-        logits: Tensor = self.head(self.backbone(self.normalize(images)))
+    def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
+        """Returns logits (N, L).
+
+        Args:
+            images: (N, C, H, W), or volumes (N, C, D, H, W), as stored.
+            clinical: (N, C), float32, where there is a wide part.
+
+        Raises:
+            ValueError: clinical columns are missing, or given to a model that takes none.
+        """
+        return _add_wide(self.wide, self.head(self.backbone(self.normalize(images))), clinical)
+
+
+def _add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> Tensor:
+    if clinical is None and wide is None:
         return logits
+    if clinical is None or wide is None:
+        needs = "takes images alone" if wide is None else "has a wide part"
+        raise ValueError(f"clinical columns {'are missing' if clinical is None else 'given'}: this model {needs}")
+    added: Tensor = wide(clinical)
+    return logits + added
 
 
 class FeatureClassifier(nn.Module):
@@ -77,11 +103,11 @@ class FeatureClassifier(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.head = classifier.head
+        self.wide = classifier.wide
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Returns logits (N, L) of features (N, num_features)."""
-        logits: Tensor = self.head(features)
-        return logits
+    def forward(self, features: Tensor, clinical: Tensor | None = None) -> Tensor:
+        """Returns logits (N, L) of features (N, num_features), and of clinical columns as `Classifier` takes them."""
+        return _add_wide(self.wide, self.head(features), clinical)
 
 
 def build_classifier(
@@ -93,25 +119,30 @@ def build_classifier(
     max_value: int = 255,
     dropout: float = 0.0,
     normalize: nn.Module | None = None,
+    num_clinical: int = 0,
 ) -> Classifier:
     """Returns a randomly initialised classifier.
 
     Args:
-        name: Architecture, one of backbones.ARCHITECTURES.
+        name: Architecture, one of backbones.ARCHITECTURES; "clinical" has no image network, only a bias.
         kind: What the outputs are (data.targets.Task.output).
         num_classes: K.
         in_channels: Channels of the stored images, 1 or 3.
         max_value: Largest stored integer, 255 or 65535.
         dropout: Inside VGG's fully connected layers, or before a ResNet's head.
         normalize: Of volumes; None = ImageNet's, of images.
+        num_clinical: Columns C of the wide part; 0 = none.
 
     Raises:
-        ConfigError: unknown name or task, or another number of channels.
+        ConfigError: unknown name or task, another number of channels, or "clinical" without columns.
     """
-    if in_channels not in (1, 3):
+    if name == CLINICAL and not num_clinical:
+        raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
+    if in_channels not in (1, 3) and name != CLINICAL:
         raise ConfigError(f"the store has {in_channels} channels: {name} takes 1 (grey) or 3 (colour)")
     backbone = build_backbone(name, dropout=dropout)
     # VGG's own layers carry the dropout; a second one before the head would double it.
     head_dropout = 0.0 if name.startswith("vgg") else dropout
     head = LinearHead(backbone.num_features, count_logits(kind, num_classes), dropout=head_dropout)
-    return Classifier(backbone, head, max_value=max_value, normalize=normalize)
+    wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
+    return Classifier(backbone, head, max_value=max_value, normalize=normalize, wide=wide)

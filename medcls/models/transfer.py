@@ -158,6 +158,21 @@ def build_parameter_groups(
     return groups
 
 
+def plan_wide(model: Classifier, *, lr_scale: float) -> list[StagePlan]:
+    """Returns the plan of the wide part, which is trained whatever the kind of transfer; [] where there is none."""
+    if model.wide is None:
+        return []
+    return [StagePlan("wide", model.wide.weight.numel(), lr_scale, "")]
+
+
+def build_wide_group(model: Classifier, *, lr: float, lr_scale: float, l2: float) -> list[dict[str, object]]:
+    """Returns the optimizer group of the wide part, `l2` its weight decay; [] where there is none."""
+    if model.wide is None:
+        return []
+    common = {"stage": "wide", "lr_scale": lr_scale, "lr": lr * lr_scale}
+    return [{"params": [model.wide.weight], "weight_decay": l2, **common}]
+
+
 def format_plan(plans: Sequence[StagePlan], *, lr: float) -> str:
     """Returns the table that every run prints: stage, parameters, learning rate, when it is trained, BatchNorm."""
     lines = [f"{'stage':10s} {'parameters':>12s} {'lr':>10s}  {'trained':14s}  batchnorm"]

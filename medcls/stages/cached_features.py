@@ -19,6 +19,7 @@ from medcls.data.dataset import Position, StoreDataset
 from medcls.data.loaders import build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL
 from medcls.errors import ConfigError
+from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
 from medcls.stages.network import choose_normalization
@@ -51,7 +52,7 @@ def choose_features(job: TrainJob, plans: list[StagePlan]) -> bool:
             f"transfer.features=cached: {', '.join(trained)} of the network is trained, so its features change with "
             "every step: take transfer=frozen, or leave transfer.features and transfer.views out"
         )
-    if trained or job.transfer.features == "live":
+    if trained or job.transfer.features == "live" or job.model.name == CLINICAL:
         return False
     if job.varies and not asked:
         say(
@@ -76,6 +77,7 @@ def cache_features(
     key = describe_inputs(job, data=data, model=model, rules=rules)
     plain = FeatureCache(root, key | {"view": None}, shape=shape)
     views = [FeatureCache(root, key | {"view": view}, shape=shape) for view in list_views(job)] or [plain]
+    parts = ((TRAIN, data.train, views), (VAL, data.val, [plain]))
     workers = choose_workers(job.workers, device=rules.device)
 
     def compute(dataset: StoreDataset, batches: list[list[Position]]) -> Iterator[Portion]:
@@ -84,13 +86,13 @@ def cache_features(
 
     # Loaders draw from torch's own generator: dropout must not depend on how much had to be computed.
     with torch.random.fork_rng(devices=[]):
-        for split, dataset, caches in ((TRAIN, data.train, views), (VAL, data.val, [plain])):
+        for split, dataset, caches in parts:
             for epoch, cache in enumerate(caches):
                 name = f"features {split}" + (f", view {epoch + 1}/{len(caches)}" if len(caches) > 1 else "")
                 fill_cache(cache, dataset, epoch=epoch, compute=compute, name=name)
     return {
-        TRAIN: FeatureDataset(views, data.train.rows, targets=data.train.targets),
-        VAL: FeatureDataset([plain], data.val.rows, targets=data.val.targets),
+        split: FeatureDataset(caches, dataset.rows, targets=dataset.targets, clinical=dataset.clinical)
+        for split, dataset, caches in parts
     }
 
 

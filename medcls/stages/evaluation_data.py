@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.config import EvaluateJob
+from medcls.data.crops import Crop
+from medcls.data.dataset import StoreDataset
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import DataError, MissingInputError
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
+from medcls.stages.clinical import encode_rows
 from medcls.stages.lineage import RUN, check_unseen, read_lineage
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades, read_store_labels
@@ -31,6 +34,7 @@ class Opened:
         targets: (N, T) of them.
         certificate: Of the split; {} for split=all of a store without one.
         notes: What a reader of the report has to know.
+        clinical: (N, C) of the rows for a model that takes clinical columns, else None.
     """
 
     store: Store
@@ -38,6 +42,11 @@ class Opened:
     targets: NDArray[np.float64]
     certificate: dict[str, Any]
     notes: list[str]
+    clinical: NDArray[np.float32] | None = None
+
+    def build_dataset(self, *, crop: Crop | None) -> StoreDataset:
+        """Returns the rows as a model takes them that was trained on crops such as this."""
+        return StoreDataset(self.store, self.rows, targets=self.targets, crop=crop, clinical=self.clinical)
 
 
 def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
@@ -76,7 +85,8 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
         notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
     if any("synthetic" in str(name).lower() for name in store.codes("manufacturer").texts.to_pylist()):
         notes.append("synthetic images: the figures say nothing about patients")
-    return Opened(store, rows[known], targets[known], certificate, notes)
+    clinical = encode_rows(card.clinical, store, rows[known], where=f"split={job.split}")
+    return Opened(store, rows[known], targets[known], certificate, notes, clinical)
 
 
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:

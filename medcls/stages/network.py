@@ -10,11 +10,12 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
-from medcls.models.backbones import count_dims
+from medcls.models.backbones import CLINICAL, count_dims
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
-from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer
+from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
 from medcls.models.weights import find_weights, load_backbone, read_weights
+from medcls.stages.clinical import start_wide
 from medcls.stages.lineage import Lineage, check_unseen, no_lineage, read_lineage
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import find_card, read_state
@@ -41,6 +42,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         max_value=int(spec.value_range[1]),
         dropout=job.model.dropout,
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
+        num_clinical=len(data.clinical.terms) if data.clinical else 0,
     )
     left, lineage = load_weights(job, model)
     check_lineage(data, lineage, split=job.split.name)
@@ -48,6 +50,8 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         model.head.set_unit(data.train.targets)
     if data.task.output == "joint":
         model.head.set_grade(data.train.targets)
+    if data.clinical:
+        start_wide(model, data.task, data.train, l2=job.clinical.l2)
     epochs = choose_first_epochs(
         list(model.stages),
         kind=job.transfer.kind,
@@ -57,7 +61,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
     )
     plans = plan_transfer(model, epochs, layer_decay=job.transfer.layer_decay, batchnorm=job.transfer.batchnorm)
     apply_plan(model, plans)
-    describe_transfer(job, plans)
+    describe_transfer(job, [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)])
     return model, plans, lineage
 
 
@@ -70,6 +74,9 @@ def load_weights(job: TrainJob, model: Classifier) -> tuple[list[str], Lineage]:
     Raises:
         ConfigError: a run of another architecture.
     """
+    if job.model.name == CLINICAL:
+        say("no image network: the clinical columns alone (model=clinical)")
+        return [], no_lineage()
     if job.model.weights is None:
         say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
         return [], no_lineage()
@@ -121,7 +128,7 @@ def describe_transfer(job: TrainJob, plans: list[StagePlan]) -> None:
 def check_dims(name: str, shape: tuple[int, ...]) -> None:
     """Raises DataError where a network for images meets a store of volumes, or the other way round."""
     dims = count_dims(name)
-    if dims != len(shape) - 1:
+    if dims != len(shape) - 1 and name != CLINICAL:
         takes, holds = ("volumes", "images") if dims == 3 else ("images", "volumes")
         raise DataError(
             f"model.name={name} takes {takes}, the store holds {holds} {shape}: choose another model= or store="

@@ -202,8 +202,9 @@ def _predict(
 ) -> NDArray[np.float64]:
     """Logits (N, L) of one run, of the crop that it was trained on."""
     images = [pixels if card.crop is None else card.crop.take_center(pixels) for _, pixels in pending]
-    stacked = torch.from_numpy(np.stack(images))
-    return predict_logits(model, [Batch(stacked, torch.empty(len(pending), 0), torch.arange(len(pending)))], rules)
+    none = torch.empty(len(pending), 0)
+    batch = Batch(torch.from_numpy(np.stack(images)), none, torch.arange(len(pending)), none)
+    return predict_logits(model, [batch], rules)
 
 
 def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> None:

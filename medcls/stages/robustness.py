@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from medcls.config import EvaluateJob
-from medcls.data.dataset import Batch, StoreDataset
+from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.evaluation.aggregation import DECIDING
 from medcls.evaluation.intervals import summarize
@@ -54,7 +54,7 @@ def _perturbed(
     job: EvaluateJob, predictions: SplitPredictions, *, name: str, strength: float, device: str
 ) -> Iterator[Batch]:
     opened = predictions.opened
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=predictions.card.crop)
+    dataset = opened.build_dataset(crop=predictions.card.crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     for batch in build_loader(dataset, sampler, workers=choose_workers(job.workers, device=device), device=device):
         changed = [

@@ -44,6 +44,7 @@ def compute_features(job: EvaluateJob, predictions: SplitPredictions) -> Floats:
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
     model = read_model(predictions.run / MODEL)[0].to(device)
     opened = predictions.opened
+    # The image's features only: what the columns say is no shortcut of the image.
     dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=predictions.card.crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     loader = build_loader(dataset, sampler, workers=choose_workers(job.workers, device=device), device=device)

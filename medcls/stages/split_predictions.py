@@ -15,7 +15,6 @@ from tqdm import tqdm
 from medcls.command_line import say
 from medcls.config import EvaluateJob
 from medcls.data.crops import Crop
-from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.store import Store
@@ -152,7 +151,7 @@ def compute_logits(
     """Returns the model's logits (N, L) of the opened rows."""
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
     model.to(device)
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=crop)
+    dataset = opened.build_dataset(crop=crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     workers = choose_workers(job.workers, device=device)
     loader = build_loader(dataset, sampler, workers=workers, device=device)

@@ -25,7 +25,7 @@ from medcls.evaluation.metrics import compute_metrics
 from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
-from medcls.models.transfer import StagePlan, build_parameter_groups, set_train_mode
+from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group, set_train_mode
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
@@ -197,6 +197,7 @@ def build_learner(
     layout = torch.channels_last if rules.channels_last and flat else torch.contiguous_format
     model.to(device=rules.device, memory_format=layout)  # type: ignore[call-overload]
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
+    groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
     optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
     schedule = build_schedule(
         optimizer,
@@ -327,6 +328,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         deidentify=data.store.info["deidentify"],
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),
+        clinical=data.clinical,
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

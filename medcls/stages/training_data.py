@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.augment import Augmentation
+from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.crops import Crop
 from medcls.data.dataset import Batch, StoreDataset
@@ -25,6 +26,8 @@ from medcls.data.targets import Task, build_task, check_classes_present, encode_
 from medcls.errors import ConfigError, DataError
 from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
+from medcls.models.backbones import CLINICAL
+from medcls.stages.clinical import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
 
 # Volumes have all three.
@@ -43,6 +46,7 @@ class TrainingData:
         certificate: Of the split.
         labels_sha256: Of the store's labels.
         held_out: Manifest rows of val and test: nothing that the weights went through may have seen them.
+        clinical: How clinical columns are encoded; None where there are none.
         features: Split -> features in place of its images; {} where the network sees images.
     """
 
@@ -53,6 +57,7 @@ class TrainingData:
     certificate: dict[str, Any]
     labels_sha256: str
     held_out: NDArray[np.int64]
+    clinical: ClinicalSpec | None = None
     features: dict[str, FeatureDataset] = field(default_factory=dict)
 
     @property
@@ -81,18 +86,30 @@ def open_data(job: TrainJob) -> TrainingData:
     )
     crop = build_crop(job, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
-    augmentation = Augmentation(job.augment.transforms, shape=shape, dtype=store.spec.dtype)
+    # Where no image is looked at, none is worth a change.
+    transforms = {} if job.model.name == CLINICAL else job.augment.transforms
+    augmentation = Augmentation(transforms, shape=shape, dtype=store.spec.dtype)
     datasets: dict[str, StoreDataset] = {}
+    spec: ClinicalSpec | None = None
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
         kept, targets = select_labelled(task, labels, rows, split=name)
         check_classes_present(task, targets, split=name)
         check_grades(task, targets, split=name)
-        chosen = augmentation if name == TRAIN else None
-        datasets[name] = StoreDataset(store, kept, targets=targets, augmentation=chosen, crop=crop, seed=job.seed)
+        if name == TRAIN:
+            spec = learn_clinical(job, store, kept, targets)
+        datasets[name] = StoreDataset(
+            store,
+            kept,
+            targets=targets,
+            augmentation=augmentation if name == TRAIN else None,
+            crop=crop,
+            seed=job.seed,
+            clinical=encode_rows(spec, store, kept, where=name),
+        )
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
     held_out = np.concatenate([val_rows, rows_of(splits, TEST)])
-    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out)
+    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out, spec)
 
 
 def build_crop(job: TrainJob, store: Store) -> Crop | None:

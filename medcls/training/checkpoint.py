@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from medcls.data.clinical import ClinicalSpec
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
@@ -51,6 +52,7 @@ class ModelCard:
         deidentify: The store's: {"kind": …, "key_fingerprint": …}; {} in files from before it was recorded.
         seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
+        clinical: How clinical columns are encoded; None where the model takes images alone.
     """
 
     architecture: str
@@ -70,6 +72,7 @@ class ModelCard:
     deidentify: dict[str, Any] = field(default_factory=dict)
     seen_sha256: dict[str, str] = field(default_factory=dict)
     normalize: str = "imagenet"
+    clinical: ClinicalSpec | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -82,8 +85,9 @@ class ModelCard:
         preprocess = read_spec(content["preprocess"])
         domain = Domain(**content["domain"]) if content.get("domain") is not None else None
         crop = Crop(**content["crop"]) if content.get("crop") is not None else None
-        task = Task(**content["task"])
-        return cls(**rest | {"task": task, "preprocess": preprocess, "domain": domain, "crop": crop})
+        clinical = ClinicalSpec.from_json(content["clinical"]) if content.get("clinical") else None
+        parts = {"task": Task(**content["task"]), "preprocess": preprocess, "domain": domain, "crop": crop}
+        return cls(**rest | parts | {"clinical": clinical})
 
     def build(self) -> Classifier:
         """Returns the network with random weights."""
@@ -95,6 +99,7 @@ class ModelCard:
             max_value=self.max_value,
             dropout=self.dropout,
             normalize=self.build_normalization(),
+            num_clinical=len(self.clinical.terms) if self.clinical else 0,
         )
 
     def build_normalization(self) -> VolumeNormalization | None:

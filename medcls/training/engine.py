@@ -33,7 +33,7 @@ class Learner:
     """Everything a training step changes.
 
     Attributes:
-        model: Stored images to logits.
+        model: Stored images, and clinical columns where it takes them, to logits.
         loss: (logits, targets) to a scalar.
         optimizer: Over the trained parameters.
         schedule: Stepped after each optimizer step.
@@ -49,7 +49,7 @@ class Learner:
     schedule: LRScheduler
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Tensor]
     nonfinite: int = 0
 
     @property
@@ -106,6 +106,15 @@ def move_images(images: Tensor, rules: StepRules) -> Tensor:
     """Returns the stored integers on the device; conversion to float happens there."""
     layout = torch.channels_last if rules.channels_last and images.ndim == 4 else torch.contiguous_format
     return images.to(rules.device, non_blocking=True).contiguous(memory_format=layout)
+
+
+def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) -> Tensor:
+    """Returns the logits (N, L) of a batch, in the precision and on the device of the rules."""
+    images = move_images(batch.images, rules)
+    with autocast(rules.precision, device=rules.device):
+        if not batch.clinical.shape[1]:
+            return forward(images)
+        return forward(images, batch.clinical.to(rules.device, non_blocking=True))
 
 
 def train_one_epoch(
@@ -184,8 +193,7 @@ def _accumulate(learner: Learner, group: list[Batch], rules: StepRules) -> float
     total = sum(len(batch.images) for batch in group)
     mean_loss = 0.0
     for batch in group:
-        with autocast(rules.precision, device=rules.device):
-            logits = learner.forward(move_images(batch.images, rules))
+        logits = run_forward(learner.forward, batch, rules)
         # The loss is computed in float32: log and exp of half precision lose rare classes.
         loss = learner.loss(logits.float(), batch.targets.to(rules.device))
         share = len(batch.images) / total
@@ -228,9 +236,7 @@ def predict_logits(model: nn.Module, batches: Iterable[Batch], rules: StepRules)
     model.eval()
     logits, positions = [], []
     for batch in batches:
-        with autocast(rules.precision, device=rules.device):
-            out = model(move_images(batch.images, rules))
-        logits.append(out.float().cpu())
+        logits.append(run_forward(model, batch, rules).float().cpu())
         positions.append(batch.positions)
     order = torch.cat(positions).argsort()
     result: NDArray[np.float64] = torch.cat(logits)[order].double().numpy()

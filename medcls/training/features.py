@@ -193,10 +193,11 @@ class FeatureDataset(Dataset[Batch]):
         views: Caches; epoch e reads view e % K.
         rows: Manifest rows.
         targets: (N, T) of them.
+        clinical: (N, C) of them.
     """
 
-    def __init__(self, views: Sequence[FeatureCache], rows: Rows, *, targets: Tensor) -> None:
-        self.views, self.rows, self.targets = views, rows, targets
+    def __init__(self, views: Sequence[FeatureCache], rows: Rows, *, targets: Tensor, clinical: Tensor) -> None:
+        self.views, self.rows, self.targets, self.clinical = views, rows, targets, clinical
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -210,7 +211,7 @@ class FeatureDataset(Dataset[Batch]):
         places = np.array([position for _, position in positions], dtype=np.int64)
         features = self.views[epoch % len(self.views)].read(self.rows[places])
         index = torch.from_numpy(places)
-        return Batch(torch.from_numpy(features), self.targets[index], index)
+        return Batch(torch.from_numpy(features), self.targets[index], index, self.clinical[index])
 
 
 def list_batches(positions: Sequence[int], *, epoch: int) -> list[list[Position]]:

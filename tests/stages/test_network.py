@@ -29,6 +29,7 @@ class Data:
     task: Task
     shape: tuple[int, int, int] = (1, 32, 32)
     dtype: str = "uint8"
+    clinical: None = None
 
     @property
     def store(self) -> Any:

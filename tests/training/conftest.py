@@ -48,7 +48,7 @@ def make_batch() -> Callable[..., Batch]:
             "multilabel": lambda: torch.randint(0, 2, (size, num_classes), generator=generator),
             "regression": lambda: 100 + 20 * torch.randn(size, 1, generator=generator),
         }.get(kind, lambda: torch.randint(0, num_classes, (size, 1), generator=generator))()
-        return Batch(images, targets.float(), torch.arange(size))
+        return Batch(images, targets.float(), torch.arange(size), torch.empty(size, 0))
 
     return make
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from medcls.data.clinical import ClinicalSpec, Levels, Number
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
@@ -72,9 +73,21 @@ def test_card_and_weights_come_back(path: Path, card: ModelCard, network: Classi
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_file_from_before_crops_takes_the_whole_image(path: Path) -> None:
-    rewrite(path, lambda card: card.pop("crop"))
-    assert read_card(path).crop is None
+@pytest.mark.parametrize("field", ["crop", "clinical"])
+def test_file_from_before_crops_or_clinical_columns_takes_the_whole_image_alone(path: Path, field: str) -> None:
+    rewrite(path, lambda card: card.pop(field))
+    assert getattr(read_card(path), field) is None
+
+
+def test_clinical_columns_come_back(card: ModelCard, tmp_path: Path) -> None:
+    spec = ClinicalSpec([Levels("sex", "F", ["M", "missing"])], [Number("age_years", 50.0, 10.0, True)])
+    wide = dataclasses.replace(card, clinical=spec)
+    model = wide.build()
+    write_model(tmp_path / "wide.safetensors", model.state_dict(), wide)
+    back, read = read_model(tmp_path / "wide.safetensors")
+    assert read.clinical == spec
+    assert back.wide is not None
+    assert back.wide.weight.shape == (1, 4)
 
 
 def test_same_weights_give_the_same_bytes_whatever_the_layout(

@@ -75,7 +75,9 @@ def test_one_batch_overfits_with_a_real_network(make_batch: Make, build_learner:
     batch = make_batch(6)
     torch.manual_seed(0)
     model = build_classifier("resnet18", kind="multiclass", num_classes=3).to(memory_format=torch.channels_last)
-    large = Batch(batch.images.repeat_interleave(2, 2).repeat_interleave(2, 3), batch.targets, batch.positions)
+    large = Batch(
+        batch.images.repeat_interleave(2, 2).repeat_interleave(2, 3), batch.targets, batch.positions, batch.clinical
+    )
     learner = build_learner(model.train(), name="adamw", lr=1e-3)
     losses = [train_step(learner, [large], CPU)[0] for _ in range(12)]
     assert losses[-1] < 0.05 < 0.5 < losses[0]
@@ -345,6 +347,18 @@ def test_predictions_are_complete_and_in_order_whatever_the_batches(
     logits = predict_logits(model.train(), batches, CPU)
     assert (logits.shape, logits.dtype, model.training) == ((11, 3), np.float64, False)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_clinical_columns_reach_a_model_that_takes_them(build_tiny: Tiny, make_batch: Make) -> None:
+    batch = make_batch(4)._replace(clinical=torch.arange(8.0).view(4, 2))
+
+    class Sum(nn.Module):
+        def forward(self, images: Tensor, clinical: Tensor) -> Tensor:
+            return clinical.sum(dim=1, keepdim=True)
+
+    np.testing.assert_array_equal(predict_logits(Sum(), [batch], CPU)[:, 0], [1.0, 5.0, 9.0, 13.0])
+    with pytest.raises(ValueError, match="takes images alone"):
+        predict_logits(build_tiny(), [batch], CPU)
 
 
 def test_prediction_changes_nothing_and_leaves_training_possible(

@@ -177,7 +177,7 @@ def test_epochs_read_their_views_in_turn(open_cache: Open) -> None:
     views = [open_cache(view=str(v)) for v in range(2)]
     for v, view in enumerate(views):
         view.fill(rows, lambda missing, v=v: [(missing, TRUTH[missing] + v)])
-    dataset = FeatureDataset(views, rows, targets=torch.tensor([[0.0], [1], [2]]))
+    dataset = FeatureDataset(views, rows, targets=torch.tensor([[0.0], [1], [2]]), clinical=torch.empty(3, 0))
     for epoch in range(4):
         batch = dataset.__getitems__([(epoch, 2), (epoch, 0)])
         np.testing.assert_array_equal(batch.images, TRUTH[[20, 4]] + epoch % 2)

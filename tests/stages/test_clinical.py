@@ -1,0 +1,238 @@
+"""Clinical columns from the store's manifest to the model, and what happens where they are not as in training."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from medcls.config import EvaluateJob
+from medcls.data.columns import read_columns
+from medcls.data.splits import read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.targets import encode_targets
+from medcls.errors import ConfigError, DataError
+from medcls.files import MANIFEST, MODEL, read_json
+from medcls.stages.evaluation_data import open_rows
+from medcls.stages.split_predictions import compute_logits
+from medcls.stages.training_data import read_store_labels
+from medcls.training.checkpoint import read_card, read_model
+
+Run = Callable[..., Path]
+
+COLUMNS = ("clinical.categorical=[sex,site]", "clinical.numeric=[age_years]")
+BINARY = ("task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
+
+
+def add_clinical(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sex, age (not known of every ninth patient) and site, none of which follows the grade."""
+    changed = []
+    for row in rows:
+        number = int(row["patient_id"][1:])
+        clinical = {"sex": "FFM"[number % 5 % 3], "age_years": "" if number % 9 == 4 else 40 + 7 * number % 31}
+        changed.append(row | clinical | {"site": "abab"[number // 3 % 4] if number % 7 else "c"})
+    return changed
+
+
+@pytest.fixture(scope="session")
+def clinical_store(
+    write_source: Callable[..., Path], run_prepare: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """48 patients, 96 images, grades 0 to 2, with sex, age_years and site; do not write into it."""
+    folder = tmp_path_factory.mktemp("clinical")
+    raw = write_source(folder / "raw", patients=48, classes=("0", "1", "2"), rewrite=add_clinical)
+    return run_prepare(raw, folder / "store", "split.test=0.25", "split.val=0.25", "columns=[site]")
+
+
+@pytest.fixture(scope="session")
+def train_wide(run_train: Run, clinical_store: Store) -> Run:
+    """Trains with the clinical columns: train_wide(run, "task=binary")."""
+
+    def run(folder: Path, *arguments: str) -> Path:
+        return run_train(folder, f"store={clinical_store.folder}", *COLUMNS, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def wide_run(train_wide: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished binary run with the clinical columns; do not write into it."""
+    return train_wide(tmp_path_factory.mktemp("wide") / "run", *BINARY)
+
+
+def read_training(store: Store, run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Design columns and targets of the training rows, made without the code under test."""
+    rows = rows_of(read_split(store, "default")[0], "train")
+    table = store.read("sex", "site", "age_years", rows=rows).to_pydict()
+    age = np.array([np.nan if x is None else x for x in table["age_years"]])
+    columns = {f"sex={x}": [y == x for y in table["sex"]] for x in "FM"}
+    columns |= {f"site={x}": [y == x for y in table["site"]] for x in "abc"}
+    columns["age_years"] = np.nan_to_num((age - np.nanmean(age)) / np.nanstd(age)).tolist()
+    columns["age_years=missing"] = np.isnan(age).tolist()
+    card = read_card(run / MODEL)
+    assert card.clinical is not None
+    design = np.array([columns[term.name] for term in card.clinical.terms], dtype=float).T
+    return design, encode_targets(card.task, read_store_labels(store).take(pa.array(rows)))[0]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal", "grade_joint", "grade_regression"])
+def test_every_task_trains_with_clinical_columns_and_is_evaluated(
+    train_wide: Run, run_evaluate: Run, tmp_path: Path, task: str
+) -> None:
+    run = train_wide(tmp_path / "run", *(BINARY if task == "binary" else (f"task={task}",)))
+    folder = run_evaluate(run, "split=test", "report=false")
+    assert np.isfinite(np.array(read_columns(folder / "predictions.parquet", "logits").column(0).to_pylist())).all()
+
+
+def test_the_card_says_how_columns_are_encoded_by_the_training_rows(wide_run: Path, clinical_store: Store) -> None:
+    spec = read_card(wide_run / MODEL).clinical
+    assert spec is not None
+    rows = rows_of(read_split(clinical_store, "default")[0], "train")
+    age = np.array([x for x in clinical_store.column("age_years", rows) if x is not None])
+    assert [each.name for each in spec.levels] == ["sex", "site"]
+    assert (spec.numbers[0].mean, spec.numbers[0].std) == (pytest.approx(age.mean()), pytest.approx(age.std()))
+    assert spec.numbers[0].missing
+
+
+def test_values_of_other_splits_change_no_bit_of_the_model(
+    train_wide: Run, wide_run: Path, clinical_store: Store, tmp_path: Path, certify: Callable[[Path], None]
+) -> None:
+    copy = Path(shutil.copytree(clinical_store.folder, tmp_path / "store"))
+    test = rows_of(read_split(clinical_store, "default")[0], "test")
+    table = clinical_store.read(*clinical_store.column_names)
+    age = np.array([np.nan if x is None else x for x in table.column("age_years").to_pylist()])
+    age[test] = 99.0
+    place = table.column_names.index("age_years")
+    pq.write_table(table.set_column(place, "age_years", pa.array(age, from_pandas=True)), copy / MANIFEST)
+    certify(copy)
+    again, _ = read_model(train_wide(tmp_path / "run", *BINARY, f"store={copy}") / MODEL)
+    before, _ = read_model(wide_run / MODEL)
+    assert all((again.state_dict()[name] == value).all() for name, value in before.state_dict().items())
+
+
+def test_the_wide_part_starts_at_the_logistic_regression(
+    train_wide: Run, clinical_store: Store, tmp_path: Path
+) -> None:
+    run = train_wide(tmp_path / "run", *BINARY, "model=clinical", "clinical.lr_scale=0", "optimizer.lr=1e-9")
+    model, card = read_model(run / MODEL)
+    assert (card.architecture, list(model.stages)) == ("clinical", ["head"])
+    design, targets = read_training(clinical_store, run)
+    reference = LogisticRegression(C=1 / (1e-3 * len(design)), tol=1e-10, max_iter=1000).fit(design, targets[:, 0])
+    assert model.wide is not None
+    np.testing.assert_allclose(model.wide.weight.detach(), reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(model.head.linear.bias.detach(), reference.intercept_, atol=1e-4)
+
+
+def test_the_wide_part_of_a_value_starts_at_the_ridge_in_its_unit(
+    train_wide: Run, clinical_store: Store, tmp_path: Path
+) -> None:
+    settings = ("task=regression", "model=clinical", "clinical.lr_scale=0", "optimizer.lr=1e-9")
+    model, _ = read_model(train_wide(tmp_path / "run", *settings) / MODEL)
+    design, targets = read_training(clinical_store, tmp_path / "run")
+    reference = Ridge(alpha=1e-3 * len(design)).fit(design, targets[:, 0])
+    assert model.wide is not None
+    np.testing.assert_allclose(model.wide.weight[0].detach(), reference.coef_, atol=1e-4)
+    bias = model.head.linear.bias.detach() * model.head.scale + model.head.shift
+    np.testing.assert_allclose(bias, reference.intercept_, atol=1e-4)
+
+
+def test_the_wide_part_is_trained_also_where_the_network_is_frozen(train_wide: Run, tmp_path: Path) -> None:
+    settings = ("transfer=frozen", "model.weights=null", "clinical.lr_scale=1")
+    first, second = (
+        read_model(train_wide(tmp_path / name, *BINARY, *settings, f"optimizer.lr={lr}") / MODEL)[0]
+        for name, lr in (("slow", 1e-9), ("fast", 1e-2))
+    )
+    assert first.wide is not None
+    assert second.wide is not None
+    assert not np.allclose(first.wide.weight.detach(), second.wide.weight.detach(), atol=1e-4)
+
+
+def test_cached_features_give_the_same_wide_part(train_wide: Run, tmp_path: Path) -> None:
+    settings = ("transfer=frozen", "augment=none", "clinical.lr_scale=1", "trainer.max_steps=8")
+    live, cached = (
+        read_model(train_wide(tmp_path / name, *BINARY, *settings, f"transfer.features={name}") / MODEL)[0]
+        for name in ("live", "cached")
+    )
+    assert live.wide is not None
+    assert cached.wide is not None
+    torch.testing.assert_close(cached.wide.weight, live.wide.weight)
+
+
+def test_the_columns_change_the_predictions(wide_run: Path, run_evaluate: Run, clinical_store: Store) -> None:
+    model, card = read_model(wide_run / MODEL)
+    job = EvaluateJob(run=str(wide_run), split="val", device="cpu", workers=0)
+    opened = open_rows(job, wide_run, card)
+    assert opened.clinical is not None
+    with_columns = compute_logits(job, opened, model=model, crop=None, device="cpu")
+    expected = opened.clinical @ model.wide.weight.detach().numpy().T  # type: ignore[union-attr]
+    opened.clinical = np.zeros_like(opened.clinical)
+    np.testing.assert_allclose(
+        with_columns - compute_logits(job, opened, model=model, crop=None, device="cpu"), expected, atol=1e-5
+    )
+
+
+def test_the_table_of_stages_has_the_wide_part(
+    train_wide: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_wide(tmp_path / "run", *BINARY)
+    printed = capsys.readouterr().err
+    assert "clinical columns: sex=" in printed
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("wide ")] == ["5"]
+
+
+def test_two_runs_with_and_without_columns_are_compared(
+    train_wide: Run, wide_run: Path, run_train: Run, run_evaluate: Run, clinical_store: Store, tmp_path: Path
+) -> None:
+    both = Path(shutil.copytree(wide_run, tmp_path / "both"))
+    image = run_train(tmp_path / "image", f"store={clinical_store.folder}", *BINARY)
+    metrics = read_json(run_evaluate(both, "split=test", f"against={image}", "report=false") / "metrics.json")
+    assert (metrics["comparison"]["first"], metrics["comparison"]["second"]) == ("both", "image")
+
+
+@pytest.mark.parametrize(
+    ("argument", "part"),
+    [
+        ("clinical.categorical=[patient_id]", "tells patients or images apart"),
+        ("clinical.categorical=[sexx]", "nearest: sex"),
+        ("clinical.categorical=[modality]", "modality is 'missing' in every training row: leave it out"),
+    ],
+)
+def test_columns_that_cannot_be_used_stop_before_the_run_is_begun(
+    train_wide: Run, tmp_path: Path, argument: str, part: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=part):
+        train_wide(tmp_path / "run", *BINARY, argument)
+    assert not (tmp_path / "run" / MODEL).exists()
+
+
+def test_an_external_store_must_have_the_columns_and_their_levels(
+    wide_run: Path,
+    run_evaluate: Run,
+    tmp_path: Path,
+    write_source: Callable[..., Path],
+    run_prepare: Any,
+    draw_picture: Any,
+) -> None:
+    def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"patient_id": f"x{row['patient_id']}", "sex": "F", "age_years": 50, "site": "d"} for row in rows]
+
+    raw = write_source(tmp_path / "raw", classes=("0", "1", "2"), patients=6, rewrite=rename)
+    for number, path in enumerate(sorted((raw / "images").iterdir())):
+        cv2.imwrite(str(path), draw_picture(number % 3, 1000 + number))
+    without = run_prepare(raw, tmp_path / "without", "split.test=0", "split.val=0")
+    run = Path(shutil.copytree(wide_run, tmp_path / "run"))
+    with pytest.raises(DataError, match=r"has no column site.*prepare it with columns=\[site\]"):
+        run_evaluate(run, f"store={without.folder}", "split=all")
+    other = run_prepare(raw, tmp_path / "other", "split.test=0", "split.val=0", "columns=[site]")
+    with pytest.raises(DataError, match="12 of 12 rows of split=all have no values: site is 'd', not seen in training"):
+        run_evaluate(run, f"store={other.folder}", "split=all")
+    assert not list(run.glob("evaluation/other*/opened.jsonl"))
