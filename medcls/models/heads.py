@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medcls.errors import ConfigError
 
@@ -95,3 +98,29 @@ def compute_scores(kind: str, logits: Tensor) -> Tensor:
     above = logits.sigmoid().cumprod(dim=1)
     ones, zeros = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
     return torch.cat([ones, above], dim=1) - torch.cat([above, zeros], dim=1)
+
+
+def average_logits(kind: str, logits: Tensor) -> Tensor:
+    """Returns the logits whose scores are the mean of several views' or runs' scores, (N, L) float64.
+
+    The link is inverted within logarithms, so that nothing is lost where a probability is next to 0 or 1.
+
+    Args:
+        kind: What the outputs are, as for `count_logits`; they must have the same meaning in every view.
+        logits: (V, N, L), any floating dtype. The logits of one view come back as they are.
+    """
+    logits = logits.double()
+    if len(logits) == 1:
+        return logits[0]
+    if kind == "regression":
+        return logits.mean(dim=0)
+    if kind == "joint":
+        return torch.cat([average_logits("multiclass", logits[..., :-1]), logits[..., -1:].mean(dim=0)], dim=-1)
+    if kind == "multiclass":
+        # Log probabilities are logits: the softmax does not see the constant between them.
+        return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+    yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
+    if kind == "ordinal":
+        # log P(y > k) and log P(y = k), k = 0 … K - 2; their difference is CORN's conditional logit.
+        yes, no = yes.cumsum(dim=-1), F.pad(yes.cumsum(dim=-1), (1, -1)) + no
+    return yes.logsumexp(dim=0) - no.logsumexp(dim=0)

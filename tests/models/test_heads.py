@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medcls.errors import ConfigError
-from medcls.models.heads import LinearHead, compute_scores, count_logits
+from medcls.models.heads import LinearHead, average_logits, compute_scores, count_logits
 
 LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=st.floats(-60, 60))
 
@@ -106,3 +106,38 @@ def test_counts_of_logits() -> None:
     assert [count_logits(kind, 5) for kind in (*kinds, "joint")] == [1, 5, 5, 4, 1, 6]
     with pytest.raises(ConfigError, match=r"task.kind=ranking: expected one of binary"):
         count_logits("ranking", 5)
+
+
+VIEWS = hnp.arrays(
+    np.float64, st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6)), elements=st.floats(-60, 60)
+)
+OUTPUTS = ("binary", "multiclass", "multilabel", "ordinal", "joint", "regression")
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@given(VIEWS)
+def test_scores_of_averaged_logits_are_the_mean_of_the_scores(kind: str, logits: NDArray[np.float64]) -> None:
+    views = torch.from_numpy(logits)
+    if kind == "joint":
+        views = torch.cat([views, views[..., :1]], dim=-1)
+    averaged = average_logits(kind, views)
+    assert averaged.shape == views.shape[1:]
+    assert averaged.isfinite().all()
+    expected = torch.stack([compute_scores(kind, view) for view in views]).mean(dim=0)
+    torch.testing.assert_close(compute_scores(kind, averaged), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel", "ordinal", "regression"])
+@given(VIEWS)
+def test_equal_views_are_answered_as_one(kind: str, logits: NDArray[np.float64]) -> None:
+    """Also where a probability in float64 is 1 and its logit could not be found again: at 60 it is."""
+    view = torch.from_numpy(logits[:1])
+    assert torch.equal(average_logits(kind, view), view[0])
+    torch.testing.assert_close(average_logits(kind, view.expand(4, -1, -1)), view[0], rtol=1e-12, atol=1e-12)
+
+
+def test_the_value_of_a_joint_output_is_averaged_as_a_value() -> None:
+    averaged = average_logits("joint", torch.tensor([[[0.0, 1.0, 2.5]], [[3.0, 0.0, 0.5]]]))
+    assert averaged[0, -1] == 1.5
+    chances = compute_scores("multiclass", torch.tensor([[0.0, 1.0], [3.0, 0.0]])).mean(dim=0)
+    torch.testing.assert_close(averaged[0, :2].exp(), chances)
