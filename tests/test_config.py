@@ -130,6 +130,11 @@ OUT_OF_RANGE = [
     ("evaluate", "replicates=10", ["replicates=10", ">= 100"]),
     ("evaluate", "replicates=0 report=false", ["replicates=0", ">= 1"]),
     ("evaluate", "replicates=10 report=false against=other", ["replicates=10", ">= 100"]),
+    ("evaluate", "views=dens", ["views=dens", "nearest: dense"]),
+    ("evaluate", "views=dense scales=[4]", ["scales=4", ">= 8"]),
+    ("evaluate", "views=multicrop crops_per_side=1", ["crops_per_side=1", ">= 2"]),
+    ("evaluate", "views=dense crops_per_side=3", ["crops_per_side=3", "only views=multicrop"]),
+    ("evaluate", "views=dense robustness=true", ["robustness", "leave views out"]),
     ("show", "per_class=0", ["per_class=0", ">= 1"]),
 ]
 

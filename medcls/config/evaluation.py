@@ -26,6 +26,11 @@ class EvaluateJob:
     workers: int = -1
     replicates: int = 2000
     seed: int = 0
+    views: str = "center"
+    # Shortest sides in pixels; [] = the middle of the training scales. flips: null = true but for views=center.
+    scales: list[int] = field(default_factory=list)
+    flips: bool | None = None
+    crops_per_side: int = 5
     # Chosen on the validation split and frozen there; null = as frozen, or else the defaults.
     sensitivity_at_least: list[float] | None = None
     specificity_at_least: list[float] | None = None
@@ -47,6 +52,7 @@ class EvaluateJob:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("batch_size", self.batch_size, low=1)
         check_range("workers", self.workers, low=-1, high=256)
+        self._check_views()
         # What a reader or a test of two runs rests on is never drawn from a handful of resamples.
         check_range("replicates", self.replicates, low=100 if self.report or self.against else 1)
         check_range("seed", self.seed, low=0)
@@ -61,6 +67,16 @@ class EvaluateJob:
             raise ConfigError(f"prevalences={self.prevalences}: expected shares between 0 and 1")
         check_range("least_patients", self.least_patients, low=2)
         check_range("gallery", self.gallery, low=0, high=60)
+
+    def _check_views(self) -> None:
+        check_choice("views", self.views, ("center", "dense", "multicrop", "both"))
+        check_range("crops_per_side", self.crops_per_side, low=2, high=20)
+        for scale in self.scales:
+            check_range("scales", scale, low=8, high=8192)
+        if self.crops_per_side != 5 and self.views not in ("multicrop", "both"):
+            raise ConfigError(f"crops_per_side={self.crops_per_side}: only views=multicrop and both have crops")
+        if (self.robustness or self.shortcuts) and (self.views != "center" or self.scales or self.flips):
+            raise ConfigError("robustness and shortcuts are measured on the middle of each image: leave views out")
 
 
 @dataclass(slots=True)

@@ -80,10 +80,11 @@ class Classifier(nn.Module):
         Raises:
             ValueError: clinical columns are missing, or given to a model that takes none.
         """
-        return _add_wide(self.wide, self.head(self.backbone(self.normalize(images))), clinical)
+        return add_wide(self.wide, self.head(self.backbone(self.normalize(images))), clinical)
 
 
-def _add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> Tensor:
+def add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> Tensor:
+    """Returns logits (N, L) with what clinical columns (N, C) add to them; raises ValueError as `Classifier` does."""
     if clinical is None and wide is None:
         return logits
     if clinical is None or wide is None:
@@ -107,7 +108,7 @@ class FeatureClassifier(nn.Module):
 
     def forward(self, features: Tensor, clinical: Tensor | None = None) -> Tensor:
         """Returns logits (N, L) of features (N, num_features), and of clinical columns as `Classifier` takes them."""
-        return _add_wide(self.wide, self.head(features), clinical)
+        return add_wide(self.wide, self.head(features), clinical)
 
 
 def build_classifier(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG, ResNet
 
 from medcls.errors import ConfigError
-from medcls.models.classifier import Classifier
+from medcls.models.classifier import Classifier, add_wide
 
 
 class DenseClassifier(nn.Module):
@@ -46,7 +46,7 @@ class DenseClassifier(nn.Module):
     def _measure(self, size: tuple[int, int]) -> tuple[int, ...]:
         """(h, w) of the feature map of images (H, W)."""
         with torch.inference_mode():
-            features = self.features(self.classifier.normalize.mean.new_zeros(1, 3, *size))
+            features = self.features(next(self.features.parameters()).new_zeros(1, 3, *size))
         return tuple(features.shape[2:])
 
     def compute_map(self, images: Tensor) -> Tensor:
@@ -69,6 +69,11 @@ class DenseClassifier(nn.Module):
         logits: Tensor = self.classifier.head(self.read(windows.transpose(1, 2).flatten(0, 1)))
         return logits.view(len(windows), -1, logits.shape[1]).transpose(1, 2)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, L): the class map averaged over space, before any link, as in the paper."""
-        return self.compute_map(images).mean(dim=(2, 3))
+    def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
+        """Returns logits (N, L): the class map averaged over space, before any link, as in the paper.
+
+        Args:
+            images: As for `compute_map`.
+            clinical: As for the classifier; what they add to the logits does not depend on the place.
+        """
+        return add_wide(self.classifier.wide, self.compute_map(images).mean(dim=(2, 3)), clinical)

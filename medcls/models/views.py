@@ -29,14 +29,19 @@ class ManyViews(nn.Module):
         self.model, self.output, self.size = model, output, size
         self.crops_per_side, self.flips = crops_per_side, flips
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns logits (N, L), float64, whose scores are the mean of the views'; images (N, C, H, W) as stored."""
+    def forward(self, images: Tensor, *clinical: Tensor) -> Tensor:
+        """Returns logits (N, L), float64, whose scores are the mean of the views'.
+
+        Args:
+            images: (N, C, H, W) as stored.
+            clinical: (N, C) where the model takes them: the same for every view.
+        """
         logits = []
         for crop in self.list_crops(images):
-            logits.append(self.model(crop))
+            logits.append(self.model(crop, *clinical))
             if self.flips:
                 # torch cannot mirror uint16.
-                logits.append(self.model(crop.float().flip(-1)))
+                logits.append(self.model(crop.float().flip(-1), *clinical))
         return average_logits(self.output, torch.stack(logits))
 
     def list_crops(self, images: Tensor) -> list[Tensor]:

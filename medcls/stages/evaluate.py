@@ -53,7 +53,8 @@ def evaluate(job: EvaluateJob) -> None:
     other = open_other(job, like=card, opened=opened) if job.against else None
     predictions = predict_split(job, run, card=card, opened=opened)
     metrics = measure(job, predictions, choices)
-    notes = [*opened.notes, *choices.notes, describe_openings(job, predictions)]
+    views = predictions.plan.describe()
+    notes = [*opened.notes, *choices.notes, describe_openings(job, predictions), *([views] if views else [])]
     columns, absent = read_subgroup_columns(predictions, job.subgroups)
     if absent:
         notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
@@ -105,12 +106,16 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         seed=job.seed,
     )
     chosen_on = choices.operating.get("chosen_on")
-    return metrics | {
-        "n_images": len(rows.patient_ids),
-        "n_patients": len(set(rows.patient_ids)),
-        "openings": predictions.openings,
-        "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
-    }
+    return (
+        metrics
+        | {
+            "n_images": len(rows.patient_ids),
+            "n_patients": len(set(rows.patient_ids)),
+            "openings": predictions.openings,
+            "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
+        }
+        | predictions.plan.to_json()
+    )
 
 
 def describe_openings(job: EvaluateJob, predictions: SplitPredictions) -> str:
@@ -188,7 +193,8 @@ def report_results(
             explanation_notes=explanation_notes,
             operating=choices.operating,
             model=predictions.card.to_json(),
-            facts=describe_study(predictions),
+            facts=describe_study(predictions)
+            | ({"ensembling": views} if (views := predictions.plan.describe()) else {}),
         ),
     )
 

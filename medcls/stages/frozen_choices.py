@@ -16,10 +16,9 @@ from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, count_test_openings, predict_split
+from medcls.stages.views import plan_views
 from medcls.training.checkpoint import ModelCard
 
-OPERATING_POINTS = "operating_points.json"
-CALIBRATION = "calibration.json"
 _FORMAT = 1
 # Where nothing is asked for and nothing is frozen yet.
 _SENSITIVITY, _SPECIFICITY, _ALPHA = (0.95,), (0.95,), 0.1
@@ -47,7 +46,8 @@ def freeze_choices(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Open
         ConfigError: other rules are asked for than those that were frozen before a test split was opened.
     """
     model_sha256 = sha256_file(run / MODEL)
-    before = read_choices(run, model_sha256=model_sha256)
+    views = plan_views(job, crop=card.crop, stored=opened.store.shape).name
+    before = read_choices(run, model_sha256=model_sha256, views=views)
     openings = count_test_openings(run, model_sha256)
     asked = _ask(job)
     if before is not None:
@@ -56,8 +56,8 @@ def freeze_choices(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Open
             return before
         if openings:
             raise ConfigError(
-                f"{run / OPERATING_POINTS} was frozen with other settings ({'; '.join(changed)}) and a test split has "
-                "been opened since: evaluate with the frozen ones (leave the option out), or train another run"
+                f"{name_files(run, views)[0]} was frozen with other settings ({'; '.join(changed)}) and a test split "
+                "has been opened since: evaluate with the frozen ones (leave the option out), or train another run"
             )
         asked = before.operating["settings"] | asked
     validation = _predict_validation(job, run, card=card, opened=opened)
@@ -89,11 +89,23 @@ def _list_changes(frozen: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [f"{name}: {frozen[name]} -> {value}" for name, value in asked.items() if frozen[name] != value]
 
 
-def read_choices(run: Path, *, model_sha256: str) -> Choices | None:
-    """Returns the frozen choices; None where there are none, or those of another model."""
-    if not (run / OPERATING_POINTS).is_file() or not (run / CALIBRATION).is_file():
+def name_files(run: Path, views: str) -> tuple[Path, Path]:
+    """Returns where operating points and calibration lie: scores of other views are others, and so are thresholds.
+
+    Args:
+        run: Folder.
+        views: Name of the views; "" = the middle of each image, as predict takes it.
+    """
+    suffix = f"-{views}.json" if views else ".json"
+    return run / f"operating_points{suffix}", run / f"calibration{suffix}"
+
+
+def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | None:
+    """Returns the frozen choices for these views; None where there are none, or those of another model."""
+    files = name_files(run, views)
+    if not all(file.is_file() for file in files):
         return None
-    operating, calibration = read_json(run / OPERATING_POINTS), read_json(run / CALIBRATION)
+    operating, calibration = map(read_json, files)
     shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
     if shas != {model_sha256} or operating.get("format") != _FORMAT or operating["settings"] != calibration["settings"]:
         return None
@@ -118,13 +130,14 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
         "n_images": len(rows.patient_ids),
         "n_patients": len(set(rows.patient_ids)),
         "test_openings_before": openings,
-    }
+    } | validation.plan.to_json()
     shared = {"format": _FORMAT, "chosen_on": chosen_on, "settings": settings}
     operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules)
     calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
-    write_json(run / CALIBRATION, calibration)
-    write_json(run / OPERATING_POINTS, operating)
-    say(f"chosen on {rows_in_words(chosen_on)} and frozen: {run / OPERATING_POINTS}, {run / CALIBRATION}")
+    files = name_files(run, validation.plan.name)
+    for file, content in zip(files, (operating, calibration), strict=True):
+        write_json(file, content)
+    say(f"chosen on {rows_in_words(chosen_on)} and frozen: {files[0]}, {files[1]}")
     return Choices(operating, calibration, _describe(operating))
 
 

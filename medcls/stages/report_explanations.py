@@ -36,6 +36,8 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
         for path in found
         if path not in own
     ]
+    if own and predictions.plan.name:
+        notes.append("Explained is the middle of each image, not the views that were evaluated.")
     if not own:
         store = f" store={job.store}" if job.store else ""
         notes.append(

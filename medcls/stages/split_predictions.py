@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from medcls.command_line import say
 from medcls.config import EvaluateJob
-from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.store import Store
@@ -22,9 +21,9 @@ from medcls.errors import ConfigError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import check_predictions
 from medcls.files import LABELS, MODEL, append_json_line, read_json, read_json_lines, sha256_file, write_json
-from medcls.models.classifier import Classifier
-from medcls.models.heads import compute_scores
+from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
+from medcls.stages.views import Pass, ViewPlan, build_passes, plan_views
 from medcls.training.checkpoint import ModelCard, read_model
 from medcls.training.engine import NonFiniteError, StepRules, predict_logits
 from medcls.training.precision import choose_device, choose_precision
@@ -48,6 +47,8 @@ class SplitPredictions:
         folder: Of the results.
         log: opened.jsonl.
         key: Checksums of all that the predictions follow from.
+        plan: The views of each image.
+        logits: (N, L).
     """
 
     run: Path
@@ -57,6 +58,8 @@ class SplitPredictions:
     folder: Path
     log: Path
     key: dict[str, Any]
+    plan: ViewPlan
+    logits: NDArray[np.float64]
 
     @property
     def openings(self) -> int:
@@ -65,13 +68,27 @@ class SplitPredictions:
 
 
 def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions:
-    """Returns the predictions of the opened rows and keeps them as predictions.parquet, one row an image."""
-    # Counted in the run, wherever the results go: out= makes no opening uncounted.
-    own = run / EVALUATION / f"{opened.store.name}-{job.split}"
-    folder = Path(job.out) if job.out else own
+    """Returns the predictions of the opened rows and keeps them as predictions.parquet, one row an image.
+
+    The same inputs as before give the predictions of before: nothing is opened again.
+    """
+    plan = plan_views(job, crop=card.crop, stored=opened.store.shape)
+    log = run / EVALUATION / f"{opened.store.name}-{job.split}" / OPENED
+    folder = Path(job.out) if job.out else log.parent.with_name("-".join(filter(None, (log.parent.name, plan.name))))
     check_folder(folder, opened.store)
     folder.mkdir(parents=True, exist_ok=True)
-    key = {
+    key = list_inputs(job, run, opened=opened, plan=plan)
+    logits = read_repetition(folder, key)
+    if logits is None:
+        logits = predict_views(job, run, opened=opened, plan=plan, log=log)
+    rows = build_rows(card, opened, logits)
+    write_predictions(folder, opened, rows=rows, logits=logits, key=key)
+    return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
+
+
+def list_inputs(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:
+    """Returns the checksums and settings that predictions follow from."""
+    return {
         "model_sha256": sha256_file(run / MODEL),
         "store_sha256": opened.store.sha256,
         "split": job.split,
@@ -79,20 +96,20 @@ def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opene
         "labels_sha256": sha256_file(opened.store.folder / LABELS),
         "precision": job.precision,
         "device": job.device,
-    }
-    logits = predict_once(job, run, folder=folder, opened=opened, key=key, log=own / OPENED)
+    } | plan.to_json()
+
+
+def build_rows(card: ModelCard, opened: Opened, logits: NDArray[np.float64]) -> Rows:
+    """Returns scores and truth of the opened rows, checked, and whose they are."""
     task = card.task
-    scores = compute_scores(task.output, torch.from_numpy(logits)).numpy()
     predictions = check_predictions(
         task.kind,
         opened.targets if task.kind == "multilabel" else opened.targets[:, 0],
-        scores,
+        compute_scores(task.output, torch.from_numpy(logits)).numpy(),
         class_names=task.class_names,
         grades=task.grades,
     )
-    rows = Rows(predictions, values_of(opened, "patient_id"), values_of(opened, "study_id"))
-    write_predictions(folder, opened, rows=rows, logits=logits, key=key)
-    return SplitPredictions(run, card, opened, rows, folder, own / OPENED, key)
+    return Rows(predictions, values_of(opened, "patient_id"), values_of(opened, "study_id"))
 
 
 def values_of(opened: Opened, column: str) -> list[Any]:
@@ -106,24 +123,29 @@ def check_folder(folder: Path, store: Store) -> None:
         raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
 
-def predict_once(
-    job: EvaluateJob, run: Path, *, folder: Path, opened: Opened, key: dict[str, Any], log: Path
-) -> NDArray[np.float64]:
-    """Returns the logits; those made before from the very same inputs are reused."""
-    if is_repetition(folder, key):
-        say(f"predictions of {folder}: the same inputs as before; reused")
-        table = read_table(folder / PREDICTIONS, columns=("logits",))
-        return np.array(column_list(table, "logits"), dtype=np.float64)
+def predict_views(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan, log: Path) -> NDArray[np.float64]:
+    """Returns the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
+
+    Args:
+        job: Batch size, device, precision.
+        run: The run's folder.
+        opened: The rows.
+        plan: Of the views.
+        log: In the run, wherever the results go and whatever the views: nothing makes an opening uncounted.
+    """
     # A model or device that cannot be used is found before the split is opened.
     model, card = read_model(run / MODEL)
     device = choose_device(job.device)
+    passes = build_passes(plan, model.to(device), output=card.task.output)
     log.parent.mkdir(parents=True, exist_ok=True)
     # Counted before the first image is read: an evaluation that is broken off was an opening, too.
-    append_json_line(log, {"key": key, "split": job.split})
+    append_json_line(log, {"key": list_inputs(job, run, opened=opened, plan=plan), "split": job.split})
     if job.split in TESTS:
         count = count_openings(log, opened.store)
         say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
-    return compute_logits(job, opened, model=model, crop=card.crop, device=device)
+    logits = [compute_logits(job, opened, passed=passed, device=device) for passed in passes]
+    averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
+    return averaged
 
 
 def count_openings(log: Path, store: Store) -> int:
@@ -138,24 +160,26 @@ def count_test_openings(run: Path, model_sha256: str) -> int:
     return sum(key["model_sha256"] == model_sha256 and key["split"] in TESTS for key in keys)
 
 
-def is_repetition(folder: Path, key: dict[str, Any]) -> bool:
-    """Returns whether the predictions there are whole and were made from the very same inputs."""
+def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | None:
+    """Returns the logits there where they are whole and were made from the very same inputs; else None."""
     if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
-        return False
-    return read_json(folder / INPUTS) == key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}
+        return None
+    if read_json(folder / INPUTS) != key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}:
+        return None
+    say(f"predictions of {folder}: the same inputs as before; reused")
+    table = read_table(folder / PREDICTIONS, columns=("logits",))
+    return np.array(column_list(table, "logits"), dtype=np.float64)
 
 
-def compute_logits(
-    job: EvaluateJob, opened: Opened, *, model: Classifier, crop: Crop | None, device: str
-) -> NDArray[np.float64]:
-    """Returns the model's logits (N, L) of the opened rows."""
+def compute_logits(job: EvaluateJob, opened: Opened, *, passed: Pass, device: str) -> NDArray[np.float64]:
+    """Returns the logits (N, L) of the opened rows in one pass over their images."""
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    model.to(device)
-    dataset = opened.build_dataset(crop=crop)
+    dataset = opened.build_dataset(crop=passed.crop)
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     workers = choose_workers(job.workers, device=device)
     loader = build_loader(dataset, sampler, workers=workers, device=device)
-    logits = predict_logits(model, tqdm(loader, desc=f"predict {job.split}", unit="batch"), rules)
+    progress = tqdm(loader, desc=" ".join(filter(None, ("predict", job.split, passed.name))), unit="batch")
+    logits = predict_logits(passed.network, progress, rules)
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=1)).sum())
         raise NonFiniteError(f"the outputs for {wrong} of {len(logits)} images are not finite: try precision=fp32")

@@ -15,6 +15,7 @@ from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.dense import DenseClassifier
 from medcls.models.heads import LinearHead
+from medcls.models.views import ManyViews
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,20 @@ def test_residual_network_pools_over_the_whole_image() -> None:
     dense = DenseClassifier(model, size=(64, 64))
     assert dense.compute_map(images).shape == (2, 1, 3, 5)
     torch.testing.assert_close(dense(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+def test_clinical_columns_add_the_same_whatever_the_form() -> None:
+    torch.manual_seed(0)
+    model = build_classifier("resnet18", kind="multiclass", num_classes=3, num_clinical=2).eval()
+    assert model.wide is not None
+    nn.init.normal_(model.wide.weight)
+    images, clinical = draw_images(2, 1, 64, 64), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
+    dense = DenseClassifier(model, size=(64, 64))
+    torch.testing.assert_close(dense(images, clinical), model(images, clinical), rtol=1e-5, atol=1e-6)
+    views = ManyViews(dense, output="multiclass", size=None, flips=False)
+    torch.testing.assert_close(views(images, clinical).float(), model(images, clinical), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="clinical columns are missing"):
+        dense(images)
 
 
 def test_images_smaller_than_the_window_are_refused(padded: Classifier) -> None:

@@ -24,6 +24,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import MANIFEST, MODEL, read_json
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.split_predictions import compute_logits
+from medcls.stages.views import Pass
 from medcls.stages.training_data import read_store_labels
 from medcls.training.checkpoint import read_card, read_model
 
@@ -172,11 +173,11 @@ def test_the_columns_change_the_predictions(wide_run: Path, run_evaluate: Run, c
     job = EvaluateJob(run=str(wide_run), split="val", device="cpu", workers=0)
     opened = open_rows(job, wide_run, card)
     assert opened.clinical is not None
-    with_columns = compute_logits(job, opened, model=model, crop=None, device="cpu")
+    with_columns = compute_logits(job, opened, passed=Pass("", model, None), device="cpu")
     expected = opened.clinical @ model.wide.weight.detach().numpy().T  # type: ignore[union-attr]
     opened.clinical = np.zeros_like(opened.clinical)
     np.testing.assert_allclose(
-        with_columns - compute_logits(job, opened, model=model, crop=None, device="cpu"), expected, atol=1e-5
+        with_columns - compute_logits(job, opened, passed=Pass("", model, None), device="cpu"), expected, atol=1e-5
     )
 
 

@@ -1,0 +1,147 @@
+"""The views of each image that an evaluation predicts: what was asked for, its name, and the networks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from medcls.config import EvaluateJob
+from medcls.data.crops import Crop, scale_sides
+from medcls.errors import ConfigError
+from medcls.models.classifier import Classifier
+from medcls.models.dense import DenseClassifier
+from medcls.models.views import ManyViews
+
+CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"
+_GRID = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPlan:
+    """Which views of each image are predicted; their scores are averaged.
+
+    Attributes:
+        kind: "center", "dense", "multicrop" or "both".
+        scales: Shortest sides Q, ascending; () = the image as `crop` takes it, and nothing else.
+        flips: Mirror images, too.
+        crops_per_side: Of the grid of crops; None where there is none.
+        size: (H, W) that the network was trained on.
+        crop: What the model takes of an image; None = all of it.
+        usual: The middle of the training scales, which a name leaves out.
+    """
+
+    kind: str
+    scales: tuple[int, ...]
+    flips: bool
+    crops_per_side: int | None
+    size: tuple[int, ...]
+    crop: Crop | None
+    usual: int
+
+    @property
+    def name(self) -> str:
+        """Such as "dense", "multicrop-q256-384-noflips"; "" for the plain evaluation of the middle."""
+        if self.kind == CENTER and not self.scales:
+            return ""
+        parts = [self.kind]
+        if self.scales != (self.usual,):
+            parts.append("q" + "-".join(map(str, self.scales)))
+        if self.flips != (self.kind != CENTER):
+            parts.append("flips" if self.flips else "noflips")
+        if self.crops_per_side not in (None, _GRID):
+            parts.append(f"{self.crops_per_side}x{self.crops_per_side}")
+        return "-".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the results follow from; {} for the plain evaluation, whose key has no views."""
+        if not self.name:
+            return {}
+        names = ("kind", "scales", "flips", "crops_per_side")
+        return {"views": {name: getattr(self, name) for name in names} | {"scales": list(self.scales)}}
+
+    def describe(self) -> str:
+        """Returns what a report says of it; "" for the plain evaluation."""
+        if not self.name:
+            return ""
+        grid = f"{self.crops_per_side} x {self.crops_per_side} crops"
+        whole = "densely on the whole image, the class map averaged"
+        what = {CENTER: "the middle", DENSE: whole, MULTICROP: grid, BOTH: f"{whole}, and {grid}"}[self.kind]
+        scales = f"at shortest side {', '.join(map(str, self.scales))}"
+        return f"views of each image: {what}; {scales}{', mirrored too' if self.flips else ''}; scores averaged"
+
+
+def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...]) -> ViewPlan:
+    """Returns the plan that the command line asks for.
+
+    Args:
+        job: views, scales, flips, crops_per_side.
+        crop: Of the model.
+        stored: (C, *spatial) of the store's images.
+
+    Raises:
+        ConfigError: a scale above the store's images or below those trained on; views of volumes.
+    """
+    shape, usual = (stored, min(stored[1:])) if crop is None else (crop.shape(stored), crop.scale)
+    flips = job.flips if job.flips is not None else job.views != CENTER
+    if job.views == CENTER and not flips and job.scales in ([], [usual]):
+        return ViewPlan(CENTER, (), False, None, shape[1:], crop, usual)
+    if len(stored) != 3:
+        raise ConfigError(f"views={job.views}: the store holds volumes {stored}; only images have other views here")
+    scales = tuple(sorted(set(job.scales))) or (usual,)
+    if scales[-1] > min(stored[1:]):
+        raise ConfigError(
+            f"scales={list(scales)}: the store has images of {stored[1]} x {stored[2]}, and none is enlarged: lower "
+            "scales, or prepare a store with a larger image.size and train on crops of it (crop=vgg_fixed)"
+        )
+    if any(side < trained for side, trained in zip(scale_sides(stored[1:], scales[0]), shape[1:], strict=True)):
+        raise ConfigError(
+            f"scales={list(scales)}: the model was trained on {shape[1]} x {shape[2]} pixels: scales may not be smaller"
+        )
+    crops = job.crops_per_side if job.views in (MULTICROP, BOTH) else None
+    return ViewPlan(job.views, scales, flips, crops, shape[1:], crop, usual)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the images.
+
+    Attributes:
+        name: For the progress bar.
+        network: Images to logits.
+        crop: What it takes of an image; None = all of it.
+    """
+
+    name: str
+    network: nn.Module
+    crop: Crop | None
+
+
+def build_passes(plan: ViewPlan, model: Classifier, *, output: str) -> list[Pass]:
+    """Returns the passes over the images whose scores are averaged: one for each scale, and for both forms of it.
+
+    Args:
+        plan: Of the views.
+        model: In evaluation mode.
+        output: What its logits are (data.targets.Task.output).
+
+    Raises:
+        ConfigError: the network has no dense form.
+    """
+    if not plan.scales:
+        return [Pass("", model, plan.crop)]
+    height, width = plan.size
+    networks: dict[str, nn.Module] = {}
+    if plan.kind in (DENSE, BOTH):
+        dense = DenseClassifier(model, size=(height, width))
+        networks[DENSE] = ManyViews(dense, output=output, size=None, flips=plan.flips)
+    if plan.kind != DENSE:
+        networks[MULTICROP if plan.crops_per_side else CENTER] = ManyViews(
+            model, output=output, size=(height, width), crops_per_side=plan.crops_per_side or 1, flips=plan.flips
+        )
+    return [
+        Pass(f"{name} {scale}", network, Crop(None, scale, scale))
+        for scale in plan.scales
+        for name, network in networks.items()
+    ]
