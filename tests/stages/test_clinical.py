@@ -24,8 +24,8 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import MANIFEST, MODEL, read_json
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.split_predictions import compute_logits
-from medcls.stages.views import Pass
 from medcls.stages.training_data import read_store_labels
+from medcls.stages.views import Pass
 from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
