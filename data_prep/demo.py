@@ -8,7 +8,6 @@ they are drawn in phantom.py, how they are exposed and stored in film.py.
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data_prep.demo_set import README, claim_folder, parse_command, same_readme, to_csv
 from data_prep.film import build_dicom, draw_exposure, patient_id
 from data_prep.knees import SIDES, Knee, draw_grades, draw_knee, draw_sex
 from data_prep.phantom import signal_box
@@ -27,6 +27,7 @@ from medcls.reproducibility import make_generator
 Row = dict[str, object]
 FORMAT_VERSION = 1  # part of README.txt: a set of another version is written anew
 _OWN_FILE = re.compile(rf"({re.escape(TEMPORARY)}.*)?\d{{6,}}-[LR]\.dcm")
+_USAGE = "python -m data_prep.demo out=DIR [num_images=600 seed=0]"
 _README = """SYNTHETIC knee radiographs (demo set of medcls): drawn by a program, no patient, no diagnosis.
 seed={seed} num_images={num_images} format={version}
 labels.csv: path, patient_id, label (Kellgren-Lawrence grade 0-4), side, sex, age_years.
@@ -53,11 +54,11 @@ def write_demo(folder: Path, *, num_images: int = 600, seed: int = 0) -> Path:
     try:
         if not _is_complete(folder, readme, num_images):
             _clear(folder)
-            write_bytes(folder / "README.txt", readme.encode())
+            write_bytes(folder / README, readme.encode())
             films = (_write_film(folder, index, seed) for index in range(num_images))
             rows = list(tqdm(films, desc="synthetic knees", total=num_images, file=sys.stderr))
-            write_bytes(folder / "labels-truth.csv", _to_csv([truth for _, truth in rows]))
-            write_bytes(folder / "labels.csv", _to_csv([row for row, _ in rows]))  # last: the set is whole
+            write_bytes(folder / "labels-truth.csv", to_csv([truth for _, truth in rows]))
+            write_bytes(folder / "labels.csv", to_csv([row for row, _ in rows]))  # last: the set is whole
     except OSError as error:
         raise WriteError(f"out={folder}: {error.strerror or error}; free space or choose another") from error
     return folder / "labels.csv"
@@ -94,19 +95,14 @@ def _truth(knee: Knee) -> Row:
 
 def _is_complete(folder: Path, readme: str, num_images: int) -> bool:
     """Whether the same demo set lies there whole."""
-    written = folder / "README.txt"
-    if not (folder / "labels.csv").is_file() or not written.is_file() or written.read_text() != readme:
+    if not (folder / "labels.csv").is_file() or not same_readme(folder, readme):
         return False
     return sum(1 for _ in (folder / "images").glob("*.dcm")) == num_images
 
 
 def _clear(folder: Path) -> None:
     """Removes what an earlier demo set left, labels.csv first; refuses a folder with anything else in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    readme = folder / "README.txt"
-    ours = readme.is_file() and readme.read_text(errors="replace").startswith("SYNTHETIC")
-    if not ours and any(not file.name.startswith(TEMPORARY) for file in folder.iterdir()):
-        raise WriteError(f"out={folder}: holds files that are no demo set; choose an empty or new folder")
+    claim_folder(folder)
     for name in ("labels.csv", "labels-truth.csv"):
         (folder / name).unlink(missing_ok=True)
     for file in (folder / "images").glob("*"):
@@ -114,33 +110,10 @@ def _clear(folder: Path) -> None:
             file.unlink()
 
 
-def _to_csv(rows: list[Row]) -> bytes:
-    """Rows of the same columns as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def _parse(arguments: list[str]) -> tuple[Path, dict[str, int]]:
-    """The folder and the numbers of the command line."""
-    values = dict(argument.partition("=")[::2] for argument in arguments)
-    unknown = sorted(values.keys() - {"out", "num_images", "seed"})
-    if unknown or not values.get("out"):
-        what = f"unknown argument {unknown[0]!r}" if unknown else "out is missing"
-        raise UsageError(f"{what}; expected: python -m data_prep.demo out=DIR [num_images=600 seed=0]")
-    numbers = {name: values[name] for name in ("num_images", "seed") if name in values}
-    for name, value in numbers.items():
-        if not (value.isascii() and value.isdecimal()):
-            raise UsageError(f"{name}={value}: expected a whole number")
-    return Path(values["out"]).expanduser(), {name: int(value) for name, value in numbers.items()}
-
-
 def main(arguments: list[str]) -> int:
     """Exit code of the command; prints where the demo set is."""
     try:
-        folder, numbers = _parse(arguments)
+        folder, numbers = parse_command(arguments, names=("num_images", "seed"), usage=_USAGE)
         labels = write_demo(folder, **numbers)
     except MedclsError as error:
         print(f"data_prep.demo: {error}", file=sys.stderr)

@@ -1,0 +1,63 @@
+"""What the demo sets share: a folder that is theirs or empty, their tables, their command lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from medcls.errors import UsageError, WriteError
+from medcls.files import TEMPORARY
+
+README = "README.txt"
+
+
+def claim_folder(folder: Path) -> None:
+    """Makes the folder; one that holds an earlier demo set may be written over.
+
+    Raises:
+        WriteError: it holds anything else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    readme = folder / README
+    ours = readme.is_file() and readme.read_text(errors="replace").startswith("SYNTHETIC")
+    if not ours and any(not file.name.startswith(TEMPORARY) for file in folder.iterdir()):
+        raise WriteError(f"out={folder}: holds files that are no demo set; choose an empty or new folder")
+
+
+def same_readme(folder: Path, readme: str) -> bool:
+    """Returns whether the set there was made from the same settings."""
+    return (folder / README).is_file() and (folder / README).read_text() == readme
+
+
+def to_csv(rows: Sequence[dict[str, object]]) -> bytes:
+    """Returns rows of the same columns as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def parse_command(arguments: Sequence[str], *, names: Sequence[str], usage: str) -> tuple[Path, dict[str, int]]:
+    """Returns the folder and the whole numbers of a command line.
+
+    Args:
+        arguments: out=DIR and NAME=NUMBER.
+        names: Of the numbers.
+        usage: What is expected, for messages.
+
+    Raises:
+        UsageError: an unknown argument, no out=, or no whole number.
+    """
+    values = dict(argument.partition("=")[::2] for argument in arguments)
+    unknown = sorted(values.keys() - {"out", *names})
+    if unknown or not values.get("out"):
+        what = f"unknown argument {unknown[0]!r}" if unknown else "out is missing"
+        raise UsageError(f"{what}; expected: {usage}")
+    numbers = {name: values[name] for name in names if name in values}
+    for name, value in numbers.items():
+        if not (value.isascii() and value.isdecimal()):
+            raise UsageError(f"{name}={value}: expected a whole number")
+    return Path(values["out"]).expanduser(), {name: int(value) for name, value in numbers.items()}

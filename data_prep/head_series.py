@@ -1,0 +1,109 @@
+"""A head as a DICOM MR series, one file a slice: nobody's, at a fixed date, with valid headers."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+
+from data_prep.head_phantom import SCANNERS, Scanner, place_voxels, scan
+from data_prep.heads import Head
+
+_DATE, _TIME = "20000101", "120000"
+
+
+def build_slices(head: Head) -> Iterator[bytes]:
+    """Yields the files of a head's series, in order.
+
+    Source: DICOM PS3.3 A.4 (MR image), C.8.3 (MR modules), C.7.6.2 (image plane).
+    """
+    scanner = SCANNERS[head.site]
+    volume, affine = scan(head), place_voxels(scanner)
+    common = Dataset()
+    for part in (_describe_patient(head), _describe_scan(scanner), _describe_pixels(scanner, volume)):
+        common.update(part)
+    for number, plane in enumerate(volume):
+        common.SOPInstanceUID = _uid(head, "instance", str(number))
+        common.InstanceNumber = str(number + 1)
+        common.ImagePositionPatient = [_decimal(v) for v in affine[:3] @ (number, 0, 0, 1)]
+        common.SliceLocation = _decimal(number * scanner.spacing_mm[0])
+        common.SmallestImagePixelValue, common.LargestImagePixelValue = int(plane.min()), int(plane.max())
+        common.PixelData = plane.astype("<u2").tobytes()
+        common["PixelData"].VR = "OW"
+        common.file_meta = _file_meta(common.SOPInstanceUID)
+        file = io.BytesIO()
+        common.save_as(file, enforce_file_format=True)
+        yield file.getvalue()
+
+
+def _file_meta(instance: str) -> FileMetaDataset:
+    """File meta information without a library version, which would change the bytes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, UID(instance)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'medcls/demo').int}")
+    meta.ImplementationVersionName = "MEDCLS_DEMO"
+    return meta
+
+
+def _uid(head: Head, *parts: str) -> str:
+    """A UID under 2.25 (PS3.5 B.2), the same for the same seed and patient."""
+    name = "/".join(("medcls/demo3d", str(head.seed), head.patient_id, *parts))
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, name).int}"
+
+
+def _describe_patient(head: Head) -> Dataset:
+    """Patient, study, series, frame of reference, equipment."""
+    part = Dataset()
+    part.SOPClassUID = MRImageStorage
+    part.StudyInstanceUID, part.SeriesInstanceUID = _uid(head, "study"), _uid(head, "series")
+    part.FrameOfReferenceUID, part.PositionReferenceIndicator = _uid(head, "frame"), ""
+    part.PatientName, part.PatientID, part.PatientBirthDate = "SYNTHETIC^DEMO", head.patient_id, ""
+    part.PatientSex, part.PatientAge = head.sex, f"{head.age_years:03d}Y"
+    part.StudyDate = part.SeriesDate = part.AcquisitionDate = part.ContentDate = _DATE
+    part.StudyTime = part.SeriesTime = part.AcquisitionTime = part.ContentTime = _TIME
+    part.ReferringPhysicianName, part.StudyID, part.AccessionNumber = "", "1", ""
+    part.StudyDescription, part.SeriesDescription = "SYNTHETIC head, demo set", "T1 3D, drawn"
+    part.Modality, part.SeriesNumber, part.BodyPartExamined, part.PatientPosition = "MR", "1", "HEAD", "HFS"
+    part.Manufacturer, part.ManufacturerModelName = "medcls demo (synthetic)", SCANNERS[head.site].name
+    return part
+
+
+def _describe_scan(scanner: Scanner) -> Dataset:
+    """How the slices were taken, and where they lie."""
+    part = Dataset()
+    part.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+    part.DerivationDescription = "Synthetic: drawn, not acquired"
+    part.ScanningSequence, part.SequenceVariant, part.ScanOptions = ["GR", "IR"], "MP", ""
+    part.MRAcquisitionType = "3D"
+    part.MagneticFieldStrength = _decimal(scanner.tesla)
+    part.RepetitionTime, part.EchoTime, part.InversionTime, part.EchoTrainLength = "2300", "3", "900", "1"
+    slices, rows, columns = scanner.axes
+    if np.dot(np.cross(columns, rows), slices) == 0:
+        raise ValueError(f"axes of {scanner.name}: slices must be stacked along the normal of rows and columns")
+    part.ImageOrientationPatient = [_decimal(v) for v in (*columns, *rows)]
+    part.PixelSpacing = [_decimal(v) for v in scanner.spacing_mm[1:]]
+    part.SliceThickness = part.SpacingBetweenSlices = _decimal(scanner.spacing_mm[0])
+    return part
+
+
+def _describe_pixels(scanner: Scanner, volume: NDArray[np.uint16]) -> Dataset:
+    """12 bits in 16, unsigned, with a window around the tissues."""
+    part = Dataset()
+    _, part.Rows, part.Columns = scanner.shape
+    part.SamplesPerPixel, part.PhotometricInterpretation = 1, "MONOCHROME2"
+    part.BitsAllocated, part.BitsStored, part.HighBit, part.PixelRepresentation = 16, 12, 11, 0
+    top = float(np.percentile(volume, 99.5))
+    part.WindowCenter, part.WindowWidth = f"{top / 2:.0f}", f"{top:.0f}"
+    part.LossyImageCompression, part.BurnedInAnnotation = "00", "NO"
+    return part
+
+
+def _decimal(value: float) -> str:
+    """A decimal string (PS3.5 6.2, DS) of at most 16 characters."""
+    return f"{value:.10g}"
