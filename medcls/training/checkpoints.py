@@ -1,0 +1,112 @@
+"""Checkpoints of an unfinished training: one folder each, checksums inside, COMPLETE last; the newest valid one wins.
+
+checkpoints/
+  step-0000001234/   tensors.safetensors  state.json  COMPLETE (sha256 of the two)
+
+Nothing is pickled. A folder is made under a temporary name and renamed when it is whole, and the one before it is
+deleted only then: at every moment a valid one exists.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from medcls.errors import DataError, MissingInputError, WriteError
+from medcls.files import TEMPORARY, read_json, sha256_file, sync_folder, write_bytes, write_json
+
+TENSORS, STATE, COMPLETE = "tensors.safetensors", "state.json", "COMPLETE"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read from a valid checkpoint.
+
+    Attributes:
+        path: Its folder.
+        tensors: By name, on the CPU.
+        state: The JSON object.
+        damaged: Newer checkpoints that are not valid, each with the reason.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    damaged: list[str]
+
+
+def write_checkpoint(
+    folder: Path, name: str, *, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes one checkpoint, deletes all but the newest `keep`, and returns its folder.
+
+    Args:
+        folder: Of the checkpoints; it is made.
+        name: Sorts after the names before it: `name_checkpoint`.
+        tensors: Of any dtype and device.
+        state: JSON values.
+        keep: How many stay, this one included; 1 or more.
+
+    Raises:
+        WriteError: no space, read-only or gone; the checkpoints before it are as they were.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    except OSError as error:
+        raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
+    try:
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        write_bytes(temporary / TENSORS, save(plain))
+        write_json(temporary / STATE, dict(state))
+        write_json(temporary / COMPLETE, {part: sha256_file(temporary / part) for part in (TENSORS, STATE)})
+        temporary.replace(folder / name)
+        sync_folder(folder)
+    except OSError as error:
+        raise WriteError(f"cannot write {folder / name}: {error.strerror}; free or change the folder") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _list(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder / name
+
+
+def name_checkpoint(step: int, *, validated: bool) -> str:
+    """Returns the folder's name at a step; the one after its epoch's validation sorts behind the one before."""
+    return f"{_PREFIX}{step:010d}{'-validated' if validated else ''}"
+
+
+def read_newest(folder: Path) -> Checkpoint | None:
+    """Returns the newest valid checkpoint, None where there is none; a flipped bit or a missing byte is noticed."""
+    damaged: list[str] = []
+    for path in _list(folder):
+        try:
+            return Checkpoint(path, *_read(path), damaged)
+        except (DataError, MissingInputError) as error:
+            damaged.append(str(error))
+    return None
+
+
+def _list(folder: Path) -> list[Path]:
+    """Newest first; temporary ones are none."""
+    return sorted((path for path in folder.glob(f"{_PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    expected = read_json(path / COMPLETE)
+    for part in (TENSORS, STATE):
+        if expected.get(part) != sha256_file(path / part):
+            raise DataError(f"{path / part} has changed since it was written")
+    try:
+        return load((path / TENSORS).read_bytes()), read_json(path / STATE)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path / TENSORS} cannot be read: {error}") from error
