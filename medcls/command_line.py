@@ -155,8 +155,10 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         # A single job runs after Hydra has returned, so that an error is ours alone to print.
         main(load(cfg)) if sweeping else composed.append(cfg)
 
-    # A batch system's end comes as SIGTERM: the same way out as Ctrl-C, so that half-written files are removed.
+    # A batch system's end comes as SIGTERM or SIGUSR1: the same way out as Ctrl-C, so that half-written files are
+    # removed. The loop of training, which can go on later, listens for them itself.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
         conf = conf_folder()
         arguments = sys.argv[1:] or ([default] if default else [])

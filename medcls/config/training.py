@@ -240,6 +240,21 @@ class ClinicalConfig:
 
 
 @dataclass(slots=True)
+class CheckpointConfig:
+    """How an unfinished run is kept; no part of what is learnt, so it may change between two starts."""
+
+    minutes: float = 5.0
+    keep: int = 2
+    hang_minutes: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        check_range("checkpoint.minutes", self.minutes, low=0)
+        check_range("checkpoint.keep", self.keep, low=1)
+        if self.hang_minutes is not None:
+            check_range("checkpoint.hang_minutes", self.hang_minutes, low=0, open_low=True)
+
+
+@dataclass(slots=True)
 class TrainJob:
     """python -m medcls.train: store to run."""
 
@@ -261,6 +276,7 @@ class TrainJob:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     clinical: ClinicalConfig = field(default_factory=ClinicalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         check_range("seed", self.seed, low=0)

@@ -21,7 +21,8 @@ _WORKER_TIMEOUT_SECONDS = 300
 class EpochSampler(Sampler[list[Position]]):
     """Batches of (epoch, position): a pure function of (seed, epoch), whatever ran before.
 
-    Batches differ by at most one in size, so that no tiny last batch upsets BatchNorm.
+    Batches differ by at most one in size, so that no tiny last batch upsets BatchNorm. Set `epoch` before each epoch,
+    and `start` to the number of its batches that are done already.
 
     Args:
         num_samples: Of the dataset.
@@ -42,7 +43,7 @@ class EpochSampler(Sampler[list[Position]]):
     ) -> None:
         self.num_samples, self.batch_size, self.seed, self.shuffle = num_samples, batch_size, seed, shuffle
         self.weights = None if weights is None else weights / weights.sum()
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -54,7 +55,7 @@ class EpochSampler(Sampler[list[Position]]):
         else:
             order = generator.permutation(self.num_samples) if self.shuffle else np.arange(self.num_samples)
         size, larger = divmod(self.num_samples, max(1, len(self)))
-        for batch in range(len(self)):
+        for batch in range(self.start, len(self)):
             start = batch * size + min(batch, larger)
             yield [(self.epoch, position) for position in order[start : start + size + (batch < larger)].tolist()]
 

@@ -15,6 +15,7 @@ from medcls.config import TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import (
     ANCESTORS,
+    CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
     ENVIRONMENT,
@@ -30,10 +31,10 @@ from medcls.files import (
 
 SETTINGS = "config/settings.json"
 # They do not change what is learnt.
-_FREE = ("run", "workers", "weights_dir", "demo")
+_FREE = ("run", "workers", "weights_dir", "demo", "checkpoint")
 _OURS = {
     "config",
-    "checkpoints",
+    CHECKPOINTS,
     "evaluation",
     "tensorboard",
     METRICS_LOG,
@@ -49,7 +50,7 @@ _OURS = {
 def claim_run(job: TrainJob) -> tuple[Path, bool]:
     """Returns the run folder and whether it holds a finished run with the very same settings.
 
-    An unfinished run of the same settings is started again from its beginning.
+    An unfinished run of the same settings goes on from its last checkpoint, or begins again where it has none.
 
     Raises:
         UsageError: no run=.
@@ -111,7 +112,7 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def start_run(run: Path, job: TrainJob, *, environment: dict[str, Any]) -> None:
-    """Empties an unfinished run and writes its configuration and environment."""
+    """Empties an unfinished run without a checkpoint and writes its configuration and environment."""
     for name in _OURS - {"evaluation"}:
         path = run / name
         if path.is_dir():

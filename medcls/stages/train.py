@@ -22,7 +22,7 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file
+from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group, set_train_mode
@@ -31,6 +31,7 @@ from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
 from medcls.stages.network import build_model, choose_normalization
+from medcls.stages.resume import Keeper, check_space, resume_training
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, read_card, write_model
@@ -39,6 +40,7 @@ from medcls.training.engine import (
     EpochResult,
     Learner,
     NonFiniteError,
+    Progress,
     StepRules,
     predict_logits,
     run_epochs,
@@ -46,6 +48,7 @@ from medcls.training.engine import (
 from medcls.training.losses import Loss, balanced_weights, build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
+from medcls.training.preemption import Watch
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
 
@@ -62,15 +65,7 @@ def _train(job: TrainJob) -> None:
         check_same_data(job, run)
         say(f"run {run}: finished already with these settings; nothing to do")
         return
-    device = choose_device(job.device)
-    rules = StepRules(
-        device=device,
-        precision=choose_precision(job.precision, device=device),
-        accumulate=job.trainer.accumulate,
-        clip_norm=job.trainer.clip_norm,
-        max_nonfinite=job.trainer.max_nonfinite,
-        channels_last=job.trainer.channels_last,
-    )
+    rules = choose_rules(job)
     seed_everything(job.seed)
     data = open_data(job)
     model, plans, lineage = build_model(job, data)
@@ -78,20 +73,45 @@ def _train(job: TrainJob) -> None:
     learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
     # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
     score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
-    start_run(run, job, environment=describe_environment(device=device, precision=rules.precision))
-    write_seen(run, data)
-    write_lineage(run, lineage)
-    look_at_data(run, data)
+    inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.models])
+    environment = describe_environment(device=rules.device, precision=rules.precision)
+    progress = resume_training(run, learner, environment=environment, inputs=inputs)
+    if progress is None:
+        start_run(run, job, environment=environment)
+        write_seen(run, data)
+        write_lineage(run, lineage)
+        look_at_data(run, data)
+        check_space(run, learner)
     if cached:
         data.features = cache_features(job, run, data=data, model=model, rules=rules)
 
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
 
-    best = fit(job, run, data=data, learner=learner, set_modes=set_modes, rules=rules)
+    hang_seconds = job.checkpoint.hang_minutes and 60 * job.checkpoint.hang_minutes
+    with Watch(hang_seconds=hang_seconds) as watch:
+        seconds, keep = 60 * job.checkpoint.minutes, job.checkpoint.keep
+        keeper = Keeper(run, learner, progress or Progress(), watch, inputs=inputs, seconds=seconds, keep=keep)
+        fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
+    best = keeper.progress.best
     if cached and best.state is not None:
         best.state = model.state_dict() | best.state
     write_best(job, run, data=data, best=best, ancestors=lineage.models)
+    keeper.give_up()
+
+
+def choose_rules(job: TrainJob) -> StepRules:
+    """Returns how a step is made, on the device that there is."""
+    device = choose_device(job.device)
+    return StepRules(
+        device=device,
+        precision=choose_precision(job.precision, device=device),
+        accumulate=job.trainer.accumulate,
+        clip_norm=job.trainer.clip_norm,
+        max_nonfinite=job.trainer.max_nonfinite,
+        channels_last=job.trainer.channels_last,
+        seed=job.seed,
+    )
 
 
 def check_same_data(job: TrainJob, run: Path) -> None:
@@ -123,50 +143,48 @@ def look_at_data(run: Path, data: TrainingData) -> None:
 
 
 def fit(
-    job: TrainJob,
-    run: Path,
-    *,
-    data: TrainingData,
-    learner: Learner,
-    set_modes: Callable[[int], None],
-    rules: StepRules,
-) -> Best:
-    """Runs the loop and returns the best epoch; one line of metrics.jsonl and of progress an epoch."""
-    # Features are read faster than a worker could hand them over.
-    workers = 0 if data.features else choose_workers(job.workers, device=rules.device)
+    job: TrainJob, *, data: TrainingData, keeper: Keeper, set_modes: Callable[[int], None], rules: StepRules
+) -> None:
+    """Runs the loop from where it stands to its end; one line of metrics.jsonl and of progress an epoch."""
+    workers = choose_loading(job, data, rules)
     sampler = build_sampler(job, data)
     loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
-    tracker = Tracker(run, tensorboard=job.trainer.tensorboard)
-    best = Best()
+    learner, progress = keeper.learner, keeper.progress
+    tracker = Tracker(keeper.run, tensorboard=job.trainer.tensorboard)
     bar = tqdm(total=job.trainer.epochs * len(data.train), unit="image", desc="train", mininterval=1.0)
 
-    def batches(epoch: int) -> Any:
-        sampler.epoch = epoch
+    def batches(epoch: int, groups: int) -> Any:
+        sampler.epoch, sampler.start = epoch, groups * rules.accumulate
         return loader
 
     def on_step(result: EpochResult) -> None:
-        bar.update(result.images + seen - bar.n)
+        bar.update(progress.epoch * len(data.train) + result.images - bar.n)
+        keeper.look()
 
-    seen = 0
     for epoch, result, metrics, best in run_epochs(
         learner,
         epochs=job.trainer.epochs,
         rules=rules,
         batches=batches,
         set_train_mode=set_modes,
-        validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, workers=workers),
+        validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, keeper=keeper),
         max_steps=job.trainer.max_steps,
         patience=job.trainer.patience,
+        progress=progress,
         on_step=on_step,
     ):
-        seen += result.images
         tracker.write(describe_epoch(epoch, result, metrics, learner))
         mark = " *" if best.epoch == epoch else ""
         shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
         bar.write(f"epoch {epoch + 1}/{job.trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
+        keeper.look(validated=True)
     bar.close()
     tracker.close()
-    return best
+
+
+def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
+    """Returns the loading processes: none for features, which are read faster than a process could hand them over."""
+    return 0 if data.features else choose_workers(job.workers, device=rules.device)
 
 
 def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
@@ -242,12 +260,12 @@ def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
 
 
 def validate(
-    job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, workers: int
+    job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, keeper: Keeper
 ) -> tuple[float, dict[str, float]]:
     """Returns the score that chooses the best epoch and the validation metrics for the log."""
     sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size)
-    loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
-    logits = torch.from_numpy(predict_logits(model, loader, rules))
+    loader = build_loader(data.inputs[1], sampler, workers=choose_loading(job, data, rules), device=rules.device)
+    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader), rules))
     if not logits.isfinite().all():
         # A network that overflows here may recover; its epoch is logged and never kept.
         return math.nan, {"val_loss": math.nan, "val_score": math.nan}

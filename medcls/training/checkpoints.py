@@ -35,13 +35,11 @@ class Checkpoint:
         path: Its folder.
         tensors: By name, on the CPU.
         state: The JSON object.
-        damaged: Newer checkpoints that are not valid, each with the reason.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
-    damaged: list[str]
 
 
 def write_checkpoint(
@@ -85,15 +83,18 @@ def name_checkpoint(step: int, *, validated: bool) -> str:
     return f"{_PREFIX}{step:010d}{'-validated' if validated else ''}"
 
 
-def read_newest(folder: Path) -> Checkpoint | None:
-    """Returns the newest valid checkpoint, None where there is none; a flipped bit or a missing byte is noticed."""
+def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Returns the newest valid checkpoint, None where there is none, and what is wrong with newer ones.
+
+    A flipped bit or a missing byte is noticed.
+    """
     damaged: list[str] = []
     for path in _list(folder):
         try:
-            return Checkpoint(path, *_read(path), damaged)
+            return Checkpoint(path, *_read(path)), damaged
         except (DataError, MissingInputError) as error:
             damaged.append(str(error))
-    return None
+    return None, damaged
 
 
 def _list(folder: Path) -> list[Path]:

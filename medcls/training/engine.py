@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
+from medcls.reproducibility import draw_seed
 from medcls.training.losses import Loss
 from medcls.training.precision import autocast
 
@@ -71,6 +72,7 @@ class StepRules:
         clip_norm: Largest gradient norm, or None.
         max_nonfinite: Stop after so many non-finite steps in a row.
         channels_last: Memory layout of the images.
+        seed: Of what a step draws (dropout): a function of (seed, epoch, step), whatever was drawn before.
     """
 
     device: str = "cpu"
@@ -79,14 +81,16 @@ class StepRules:
     clip_norm: float | None = None
     max_nonfinite: int = 5
     channels_last: bool = True
+    seed: int = 0
 
 
 @dataclass(slots=True)
 class EpochResult:
-    """What one epoch did.
+    """What one epoch did so far.
 
     Attributes:
-        loss: Mean training loss over the images of steps with a finite loss; NaN where there was none.
+        loss_sum: Of the images of steps with a finite loss.
+        loss_images: How many those are.
         images: Seen.
         steps: Optimizer steps taken.
         skipped: Steps skipped because the loss or the gradient was not finite (fp16 does so to find its scale).
@@ -94,12 +98,23 @@ class EpochResult:
         wait_seconds: Of these, waiting for data.
     """
 
-    loss: float = math.nan
+    loss_sum: float = 0.0
+    loss_images: int = 0
     images: int = 0
     steps: int = 0
     skipped: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the images of steps with a finite loss; NaN where there was none."""
+        return self.loss_sum / self.loss_images if self.loss_images else math.nan
+
+    @property
+    def groups(self) -> int:
+        """Groups of batches that are done: the position in the epoch."""
+        return self.steps + self.skipped
 
 
 def move_images(images: Tensor, rules: StepRules) -> Tensor:
@@ -122,6 +137,8 @@ def train_one_epoch(
     batches: Iterable[Batch],
     rules: StepRules,
     *,
+    epoch: int = 0,
+    result: EpochResult | None = None,
     max_steps: int | None = None,
     on_step: Callable[[EpochResult], None] = lambda result: None,
 ) -> EpochResult:
@@ -129,24 +146,26 @@ def train_one_epoch(
 
     Args:
         learner: What is trained.
-        batches: Of the epoch.
+        batches: Of the epoch; of one that was broken off, those that are left.
         rules: How.
+        epoch: Its number.
+        result: Of the part before it was broken off; it is continued.
         max_steps: Ends the epoch after so many steps.
-        on_step: Called after each step, for progress.
+        on_step: Called after each step, for progress; what it sees is whole, and may be kept.
 
     Raises:
         NonFiniteError: rules.max_nonfinite skipped steps in a row.
     """
-    result = EpochResult()
-    start = time.perf_counter()
+    result = result or EpochResult()
+    start = time.perf_counter() - result.seconds
     iterator = iter(batches)
-    loss_sum, loss_images = 0.0, 0
-    while max_steps is None or result.steps + result.skipped < max_steps:
+    while max_steps is None or result.groups < max_steps:
         waiting = time.perf_counter()
         group = list(islice(iterator, rules.accumulate))
         result.wait_seconds += time.perf_counter() - waiting
         if not group:
             break
+        torch.manual_seed(draw_seed("step", rules.seed, epoch, result.groups))
         loss, taken = train_step(learner, group, rules)
         images = sum(len(batch.images) for batch in group)
         result.images += images
@@ -157,8 +176,7 @@ def train_one_epoch(
                 "optimizer.lr, set trainer.clip_norm, or precision=fp32"
             )
         if math.isfinite(loss):
-            loss_sum, loss_images = loss_sum + loss * images, loss_images + images
-        result.loss = loss_sum / loss_images if loss_images else math.nan
+            result.loss_sum, result.loss_images = result.loss_sum + loss * images, result.loss_images + images
         result.seconds = time.perf_counter() - start
         on_step(result)
     return result
@@ -266,39 +284,74 @@ class Best:
         return better
 
 
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands: with the learner all that the next step depends on.
+
+    Attributes:
+        epoch: The epoch at work, or the next one.
+        result: What it did so far.
+        groups: Steps of the epochs before it, taken and skipped.
+        best: The best epoch so far.
+    """
+
+    epoch: int = 0
+    result: EpochResult = field(default_factory=EpochResult)
+    groups: int = 0
+    best: Best = field(default_factory=Best)
+
+    @property
+    def total(self) -> int:
+        """Steps since the beginning, taken and skipped."""
+        return self.groups + self.result.groups
+
+    def is_over(self, *, epochs: int, max_steps: int | None, patience: int | None) -> bool:
+        """Returns whether no epoch is to begin: all are done, or the steps, or the patience."""
+        waited = self.epoch - 1 - self.best.epoch
+        return (
+            self.epoch >= epochs
+            or (max_steps is not None and self.groups >= max_steps)
+            or (patience is not None and self.epoch > 0 and waited >= patience)
+        )
+
+
 def run_epochs(
     learner: Learner,
     *,
     epochs: int,
     rules: StepRules,
-    batches: Callable[[int], Iterable[Batch]],
+    batches: Callable[[int, int], Iterable[Batch]],
     set_train_mode: Callable[[int], None],
     validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
     max_steps: int | None = None,
     patience: int | None = None,
+    progress: Progress | None = None,
     on_step: Callable[[EpochResult], None] = lambda result: None,
 ) -> Iterator[tuple[int, EpochResult, dict[str, float], Best]]:
     """Yields (epoch, what it did, validation metrics, best so far) after each epoch, 0 first.
+
+    While an epoch is yielded `progress` stands at the beginning of the next one.
 
     Args:
         learner: What is trained.
         epochs: Largest number of epochs.
         rules: How a step is made.
-        batches: Epoch -> its batches.
+        batches: (epoch, groups done) -> the batches that are left of it.
         set_train_mode: Epoch -> nothing; puts the model's stages into the modes they are trained in then.
         validate: Model -> (score to maximise, metrics to log).
         max_steps: Ends the whole training after so many steps.
         patience: Ends it after so many epochs without a better score.
-        on_step: For progress.
+        progress: Where to go on; None begins.
+        on_step: As for `train_one_epoch`.
     """
-    best = Best()
-    left = max_steps
-    for epoch in range(epochs):
-        set_train_mode(epoch)
-        result = train_one_epoch(learner, batches(epoch), rules, max_steps=left, on_step=on_step)
+    at = progress or Progress()
+    while not at.is_over(epochs=epochs, max_steps=max_steps, patience=patience):
+        set_train_mode(at.epoch)
+        left = None if max_steps is None else max_steps - at.groups
+        batches_left = batches(at.epoch, at.result.groups)
+        train_one_epoch(learner, batches_left, rules, epoch=at.epoch, result=at.result, max_steps=left, on_step=on_step)
         score, metrics = validate(learner.evaluated)
-        best.update(score, epoch, learner.evaluated)
-        yield epoch, result, metrics, best
-        left = None if left is None else left - result.steps - result.skipped
-        if left == 0 or (patience is not None and epoch - best.epoch >= patience):
-            return
+        at.best.update(score, at.epoch, learner.evaluated)
+        epoch, result = at.epoch, at.result
+        at.epoch, at.result, at.groups = epoch + 1, EpochResult(), at.total
+        yield epoch, result, metrics, at.best

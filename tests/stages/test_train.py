@@ -176,7 +176,7 @@ def test_average_of_the_weights_is_what_is_kept(
     original = stage.fit
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["learner"])
+        seen.append(kwargs["keeper"].learner)
         return original(*args, **kwargs)
 
     monkeypatch.setattr(stage, "fit", record)
@@ -262,7 +262,9 @@ def test_finished_run_of_a_store_with_other_content_is_no_answer(
     run_train(run, f"store={folder}")  # finished, and the store gone: nothing to do
 
 
-def test_interrupted_run_starts_again_and_ends_the_same(run_train: Run, run_copy: Path, trained: Path) -> None:
+def test_unfinished_run_without_a_checkpoint_starts_again_and_ends_the_same(
+    run_train: Run, run_copy: Path, trained: Path
+) -> None:
     (run_copy / "model.safetensors").unlink()
     run_train(run_copy)
     assert model_sha256(run_copy) == model_sha256(trained)

@@ -28,9 +28,9 @@ def write(folder: Path, step: int, *, keep: int = 2) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "checkpoints", 12)
     assert path.name == "step-0000000012"
-    read = read_newest(tmp_path / "checkpoints")
+    read, damaged = read_newest(tmp_path / "checkpoints")
     assert read is not None
-    assert (read.path, read.state, read.damaged) == (path, {"n": 12}, [])
+    assert (read.path, read.state, damaged) == (path, {"n": 12}, [])
     assert set(read.tensors) == {"a", "b", "c", "step"}
     assert all(torch.equal(read.tensors[name], WEIGHTS[name]) for name in WEIGHTS)
     assert all(read.tensors[name].dtype == WEIGHTS[name].dtype for name in WEIGHTS)
@@ -40,7 +40,7 @@ def test_the_newest_wins_and_only_the_last_are_kept(tmp_path: Path) -> None:
     for step in (5, 900, 70, 1000):
         write(tmp_path, step, keep=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:010d}" for n in (70, 900, 1000)]
-    newest = read_newest(tmp_path)
+    newest, _ = read_newest(tmp_path)
     assert newest is not None
     assert newest.state == {"n": 1000}
 
@@ -52,8 +52,8 @@ def test_after_validation_sorts_behind_before_and_before_the_next_step() -> None
 
 def test_no_folder_and_no_checkpoint_are_none(tmp_path: Path) -> None:
     (tmp_path / ".partial-x").mkdir()
-    assert read_newest(tmp_path / "gone") is None
-    assert read_newest(tmp_path) is None
+    assert read_newest(tmp_path / "gone") == (None, [])
+    assert read_newest(tmp_path) == (None, [])
 
 
 @pytest.mark.parametrize("part", [TENSORS, STATE, COMPLETE])
@@ -73,21 +73,23 @@ def test_damage_is_noticed_and_the_one_before_is_taken(tmp_path: Path, part: str
         else:
             content[generator.integers(len(content))] ^= 1 << int(generator.integers(8))
             path.write_bytes(content)
-        newest = read_newest(folder)
+        newest, damaged = read_newest(folder)
         assert newest is not None
         if newest.state == {"n": 2}:
             # White space of COMPLETE, or the case of a letter within it, may change without changing what it says.
             assert part == COMPLETE
             assert all(torch.equal(newest.tensors[name], WEIGHTS[name]) for name in WEIGHTS)
         else:
-            assert (newest.state, len(newest.damaged)) == ({"n": 1}, 1)
-            assert "step-0000000002" in newest.damaged[0]
+            assert (newest.state, len(damaged)) == ({"n": 1}, 1)
+            assert "step-0000000002" in damaged[0]
 
 
 def test_all_damaged_is_none(tmp_path: Path) -> None:
     path = write(tmp_path, 1)
     (path / TENSORS).write_bytes(b"")
-    assert read_newest(tmp_path) is None
+    newest, damaged = read_newest(tmp_path)
+    assert newest is None
+    assert len(damaged) == 1
 
 
 def test_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path: Path) -> None:
@@ -100,7 +102,7 @@ def test_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path: Path) -> Non
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000000001"]
-    newest = read_newest(tmp_path)
+    newest, _ = read_newest(tmp_path)
     assert newest is not None
     assert newest.state == {"n": 1}
 
@@ -127,7 +129,7 @@ def test_kill_at_random_moments_always_leaves_a_valid_one(tmp_path: Path) -> Non
             reported = [int(process.stdout.readline()) for _ in range(int(generator.integers(1, 30)))]
             process.kill()
             reported += [int(line) for line in process.stdout.read().split()]
-        newest = read_newest(tmp_path / str(trial))
+        newest, _ = read_newest(tmp_path / str(trial))
         assert newest is not None
         assert newest.state["n"] in (reported[-1], reported[-1] + 1)
         assert newest.tensors["weight"].unique().tolist() == [newest.state["n"]]

@@ -400,7 +400,7 @@ def run(
     left = iter(scores or [0.0] * 100)
     given = {"epochs": 9, "rules": CPU, "set_train_mode": lambda epoch: learner.model.train()} | settings
     validate = lambda model: (next(left), {})
-    for epoch, result, _, best in run_epochs(learner, batches=lambda _: batches, validate=validate, **given):  # type: ignore[arg-type]
+    for epoch, result, _, best in run_epochs(learner, batches=lambda *_: batches, validate=validate, **given):  # type: ignore[arg-type]
         yield epoch, result.steps, best.epoch
 
 
@@ -427,7 +427,7 @@ def test_best_weights_are_those_of_the_best_epoch(build_tiny: Tiny, make_batch: 
         build_learner(model, lr=0.1),
         epochs=3,
         rules=CPU,
-        batches=lambda _: [make_batch()],
+        batches=lambda *_: [make_batch()],
         set_train_mode=lambda epoch: model.train(),
         validate=validate,
     )
@@ -469,7 +469,7 @@ def test_training_mode_is_set_before_every_epoch(build_tiny: Tiny, make_batch: M
         build_learner(model),
         epochs=2,
         rules=CPU,
-        batches=lambda _: [make_batch()],
+        batches=lambda *_: [make_batch()],
         set_train_mode=set_mode,
         validate=lambda evaluated: (float(predict_logits(evaluated, [make_batch()], CPU).mean()), {}),
     )

@@ -1,0 +1,144 @@
+"""Where a training stands, kept in its run: found again by the same command, written in time, and given up last."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from medcls.command_line import say
+from medcls.errors import ConfigError, WriteError
+from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
+from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
+from medcls.training.engine import Learner, Progress
+from medcls.training.preemption import PreemptedError, Watch
+from medcls.training.resuming import pack_training, unpack_training
+
+# What has to be equal for the same bits again; of environment.json.
+_SAME_BITS = ("processor", "threads", "device", "precision", "packages")
+Item = TypeVar("Item")
+
+
+def _find_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest valid one; says what is damaged."""
+    found, damaged = read_newest(run / CHECKPOINTS)
+    for reason in damaged:
+        say(f"notice: a checkpoint is damaged and left out ({reason}); {found.path.name if found else 'none'} is taken")
+    return found
+
+
+def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any], inputs: str) -> Progress | None:
+    """Puts the learner where the newest valid checkpoint stood, and returns where that is; None without one.
+
+    What the log has beyond it is dropped.
+
+    Args:
+        run: Of the same settings.
+        learner: As it was built for the first step.
+        environment: Of this process; where it differs from the first one's that is said and recorded.
+        inputs: Checksum of store, split, labels and weights.
+
+    Raises:
+        ConfigError: the inputs have changed since the run began.
+    """
+    checkpoint = _find_checkpoint(run)
+    if checkpoint is None:
+        return None
+    if checkpoint.state["inputs"] != inputs:
+        raise ConfigError(
+            f"run={run} was begun with other data or weights than there are now: restore them, or choose another run="
+        )
+    progress = unpack_training(learner, checkpoint.tensors, checkpoint.state)
+    _shorten_log(run / METRICS_LOG, epochs=progress.epoch)
+    say(f"resuming {run} in epoch {progress.epoch + 1}, after {progress.total} steps ({checkpoint.path.name})")
+    record = read_json(run / ENVIRONMENT)
+    changed = [name for name in _SAME_BITS if record.get(name) != environment.get(name)]
+    if changed:
+        say(f"notice: {', '.join(changed)} differ from before: the result is the same to rounding, not to the bit")
+    resumed = {"step": progress.total, "changed": {name: environment.get(name) for name in changed}}
+    write_json(run / ENVIRONMENT, record | {"resumed": [*record.get("resumed", []), resumed]})
+    return progress
+
+
+def _shorten_log(path: Path, *, epochs: int) -> None:
+    """Keeps the rows of the epochs that are done; a line that a power cut broke off is none of them."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:epochs]] if epochs else []
+    write_bytes(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+
+def check_space(run: Path, learner: Learner) -> None:
+    """Raises WriteError where two checkpoints do not fit: a job must not find that out in the middle of a night."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in learner.model.state_dict().values())
+    # Weights, two moments of the optimizer, the best epoch's weights, and their average where there is one.
+    needed = 2 * weights * (4 + (learner.average is not None))
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise WriteError(
+            f"run={run}: {free / 1e9:.2f} GB are free and two checkpoints take {needed / 1e9:.2f} GB: free space, or "
+            "choose another folder"
+        )
+
+
+@dataclass(slots=True)
+class Keeper:
+    """Writes checkpoints when they are due, and ends the training where a signal asks for it.
+
+    Attributes:
+        run: The run folder.
+        learner: What is trained.
+        progress: Where it stands.
+        watch: Signals.
+        inputs: Checksum of store, split, labels and weights.
+        seconds: Between two checkpoints.
+        keep: How many stay.
+        written: When the last one was, by time.monotonic().
+    """
+
+    run: Path
+    learner: Learner
+    progress: Progress
+    watch: Watch
+    inputs: str
+    seconds: float
+    keep: int
+    written: float = field(default_factory=time.monotonic)
+
+    def look(self, *, validated: bool = False) -> None:
+        """Call it after every step, and with `validated` after every epoch's validation.
+
+        Raises:
+            PreemptedError: a signal came; the checkpoint is written.
+            WriteError: it cannot be written.
+        """
+        self.watch.step()
+        if self.watch.signal or time.monotonic() - self.written >= self.seconds:
+            self._write(validated=validated)
+        if self.watch.signal:
+            raise PreemptedError(
+                f"{self.watch.signal}: stopped after {self.progress.total} steps, in epoch {self.progress.epoch + 1}; "
+                "run the same command again to go on"
+            )
+
+    def look_between(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yields the items of a validation; a signal ends it, and it is made again from its beginning."""
+        for item in items:
+            self.watch.step()
+            if self.watch.signal:
+                self.look()
+            yield item
+
+    def _write(self, *, validated: bool) -> None:
+        tensors, state = pack_training(self.learner, self.progress)
+        state["inputs"] = self.inputs
+        name = name_checkpoint(self.progress.total, validated=validated)
+        if not (self.run / CHECKPOINTS / name).exists():
+            write_checkpoint(self.run / CHECKPOINTS, name, tensors=tensors, state=state, keep=self.keep)
+        self.written = time.monotonic()
+
+    def give_up(self) -> None:
+        """Deletes the checkpoints of a run whose model is written."""
+        shutil.rmtree(self.run / CHECKPOINTS, ignore_errors=True)

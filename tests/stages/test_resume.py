@@ -1,0 +1,203 @@
+"""Whatever ends a training, the same command goes on and gives the same model, bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medcls.config import TrainJob
+from medcls.errors import ConfigError, WriteError
+from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.stages import resume
+from medcls.stages import train as stage
+from medcls.training.preemption import PreemptedError
+
+Run = Callable[..., Path]
+# Three epochs of three steps, and a checkpoint after each of them.
+SETTINGS = (
+    "trainer.epochs=3",
+    "trainer.max_steps=9",
+    "trainer.ema_decay=0.9",
+    "model.dropout=0.3",
+    "checkpoint.minutes=0",
+)
+
+
+class Killed(BaseException):
+    """What cannot be caught: as if the process were gone."""
+
+
+@pytest.fixture(scope="module")
+def whole(run_train: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing broke off."""
+    return run_train(tmp_path_factory.mktemp("whole") / "run", *SETTINGS)
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
+    """Ends the process after so many looks of the keeper: steps, epochs, and batches of validation."""
+    looks = iter(range(1, 1000))
+
+    def count(look: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if next(looks) == at:
+                raise Killed
+            return look(*args, **kwargs)
+
+        return counted
+
+    monkeypatch.setattr(resume.Keeper, "look", count(resume.Keeper.look))
+    monkeypatch.setattr(resume.Watch, "step", count(resume.Watch.step))
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 8, 10, 13, 20, 26])
+def test_broken_off_run_goes_on_and_ends_with_the_same_model(
+    run_train: Run, whole: Path, tmp_path: Path, at: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=at)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    run = run_train(tmp_path / "run", *SETTINGS, "workers=1")
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    rows = [read_json_lines(folder / "metrics.jsonl") for folder in (run, whole)]
+    clock = ("seconds", "images_per_second", "data_wait_share")
+    kept = [[{k: v for k, v in row.items() if k not in clock} for row in each] for each in rows]
+    assert kept[0] == kept[1]
+    assert not (run / "checkpoints").exists()
+
+
+def test_resuming_is_said_and_recorded(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=6)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    record = tmp_path / "run" / "environment.json"
+    before = read_json(record)
+    monkeypatch.setattr(stage, "describe_environment", lambda **_: before | {"threads": 64})
+    run_train(tmp_path / "run", *SETTINGS)
+    err = capsys.readouterr().err
+    assert "resuming" in err
+    assert "threads differ from before: the result is the same to rounding, not to the bit" in err
+    (entry,) = read_json(record)["resumed"]
+    assert entry["changed"] == {"threads": 64}
+
+
+def test_damaged_checkpoint_is_said_and_the_one_before_is_taken(
+    run_train: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=9)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    newest, older = sorted((tmp_path / "run" / "checkpoints").iterdir(), reverse=True)
+    content = bytearray((newest / "tensors.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "tensors.safetensors").write_bytes(content)
+    run_train(tmp_path / "run", *SETTINGS)
+    assert f"{newest.name}/tensors.safetensors has changed since it was written); {older.name} is taken" in (
+        capsys.readouterr().err
+    )
+    assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Path, tmp_path: Path) -> None:
+    looks = iter(range(1, 1000))
+    original = resume.Keeper.look
+
+    def look(self: resume.Keeper, *, validated: bool = False) -> None:
+        if next(looks) == 5:
+            signal.raise_signal(signal.SIGUSR1)
+        original(self, validated=validated)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.Keeper, "look", look)
+        with pytest.raises(PreemptedError, match=r"SIGUSR1: stopped after 4 steps, in epoch 2; run the same command"):
+            run_train(tmp_path / "run", *SETTINGS, "checkpoint.minutes=1000")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000004"]
+    run_train(tmp_path / "run", *SETTINGS)
+    assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def test_too_little_space_is_found_before_the_first_step(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = resume.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    with pytest.raises(WriteError, match=r"0.01 GB are free and two checkpoints take 0.36 GB"):
+        run_train(tmp_path / "run")
+
+
+def test_other_labels_than_at_the_beginning_are_refused(
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]
+) -> None:
+    store = copy_store()
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=4)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", f"store={store}", *SETTINGS)
+    table = pq.read_table(store / "labels.parquet")
+    column = table.column_names.index("label_hurt")
+    pq.write_table(
+        table.set_column(column, "label_hurt", table.column(column).slice(0)),
+        store / "labels.parquet",
+        compression="none",
+    )
+    with pytest.raises(ConfigError, match="was begun with other data or weights than there are now"):
+        run_train(tmp_path / "run", f"store={store}", *SETTINGS)
+
+
+def test_other_checkpoint_settings_are_no_other_run(run_train: Run, whole: Path) -> None:
+    run_train(whole, *SETTINGS, "checkpoint.minutes=7", "checkpoint.keep=9")
+
+
+def command(job: TrainJob, run: Path) -> list[str]:
+    settings = [*SETTINGS, "model.weights=null", "trainer.batch_size=8", "trainer.channels_last=false", "workers=0"]
+    return [sys.executable, "-m", "medcls.train", f"store={job.store}", f"run={run}", "device=cpu", *settings]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_twenty_times_it_is_the_same_model(
+    compose_train: Callable[..., TrainJob], whole: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    job = compose_train(tmp_path)
+    for trial in range(20):
+        run, killed = tmp_path / str(trial), 0
+        while not (run / "model.safetensors").exists():
+            process = subprocess.Popen(command(job, run), stderr=subprocess.DEVNULL)
+            try:
+                # Between the import of torch and well after the end.
+                process.wait(timeout=generator.uniform(2, 14))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL if generator.random() < 0.7 else signal.SIGTERM)
+                killed += 1
+            assert process.wait() in (0, -signal.SIGKILL, 75)
+        assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors"), (trial, killed)
+
+
+def test_sigterm_of_the_command_exits_with_75_and_the_same_command_goes_on(
+    compose_train: Callable[..., TrainJob], whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    line = command(compose_train(tmp_path), run)
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        limit = time.monotonic() + 120
+        while not list(run.glob("checkpoints/step-*")) and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "SIGTERM: stopped after" in err
+    assert subprocess.run(line, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
