@@ -32,10 +32,37 @@ class ModelConfig:
     weights_sha256: str | None = None
     dropout: float = 0.0
     normalize: str = "auto"
+    supervision: list[float] = field(default_factory=list)
+    planes: str = "axial"
+    num_slices: int = 0
+    pooling: str = "mean"
 
     def __post_init__(self) -> None:
+        check_choice("model.planes", self.planes, ("axial", "orthogonal"))
+        check_choice("model.pooling", self.pooling, ("mean", "attention"))
+        check_range("model.num_slices", self.num_slices, low=0)
+        self._check_effects()
         check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
         check_range("model.dropout", self.dropout, low=0, high=0.95)
+
+    def _check_effects(self) -> None:
+        """A setting that this network does not have would be without effect."""
+        if not self.name.startswith("slices_"):
+            for key, default in (("planes", "axial"), ("num_slices", 0), ("pooling", "mean")):
+                if getattr(self, key) != default:
+                    raise ConfigError(f"model.{key}={getattr(self, key)}: only slices_NAME has it, not {self.name}")
+        if self.planes == "orthogonal" and self.num_slices:
+            raise ConfigError(f"model.num_slices={self.num_slices}: model.planes=orthogonal has three, always")
+        if not self.supervision:
+            return
+        if self.name != "acnn3d" or len(self.supervision) != 2:
+            raise ConfigError(
+                f"model.supervision={self.supervision}: expected [FC1, FC2], the weights of the two heads of acnn3d; "
+                f"[] trains the last alone (model.name={self.name})"
+            )
+        for weight in self.supervision:
+            check_range("model.supervision", weight, low=0)
+        check_range("model.supervision, the last", self.supervision[-1], low=0, open_low=True)
 
 
 @dataclass(slots=True)
@@ -199,6 +226,7 @@ class TrainerConfig:
     max_steps: int | None = None
     max_nonfinite: int = 5
     channels_last: bool = True
+    activation_checkpointing: bool = False
     compile: bool = False
     tensorboard: bool = False
 
@@ -215,6 +243,8 @@ class TrainerConfig:
             check_range("trainer.patience", self.patience, low=1)
         if self.max_steps is not None:
             check_range("trainer.max_steps", self.max_steps, low=1)
+        if self.activation_checkpointing and self.compile:
+            raise ConfigError("trainer.activation_checkpointing=true with trainer.compile=true: take one of them")
 
 
 @dataclass(slots=True)

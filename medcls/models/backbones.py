@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torchvision
 from torch import Tensor, nn
 
+from medcls.config import nearest
 from medcls.errors import ConfigError
+from medcls.models.pooling import MaxPool3d
 
 VGG = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 ARCHITECTURES = (*VGG, *RESNET)
 CLINICAL = "clinical"
 """No image network at all: what a wide part says alone."""
+RESNET_3D = ("resnet10_3d", "resnet18_3d", "resnet34_3d", "resnet50_3d")
+VOLUME_ARCHITECTURES = ("acnn3d", "encoder3d", *RESNET_3D)
+
+StateDict = dict[str, Tensor]
 
 
 class Backbone(nn.Module):
-    """A network from images to a feature vector; parameter names under `body` are torchvision's.
+    """A network from images or volumes to a feature vector; parameter names under `body` are torchvision's or MONAI's.
 
     Args:
-        body: Maps (N, 3, H, W) float to (N, num_features).
+        body: Maps (N, C, *spatial) float to (N, num_features).
         num_features: Length of the feature vector.
         stages: Stage name -> modules of `body`, from input to output; together they hold every parameter.
+        spatial_dims: 2 for images, 3 for volumes.
+        levels: Lengths of the parts of the feature vector, where a head may answer from each (deep supervision).
+        optional: Beginnings of the names of parameters that a weights file may lack: they stay random, and the
+            caller says so.
+        convert: Weights as their file names and shapes them -> as `body` does.
     """
 
-    def __init__(self, body: nn.Module, *, num_features: int, stages: dict[str, list[nn.Module]]) -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        *,
+        num_features: int,
+        stages: dict[str, list[nn.Module]],
+        spatial_dims: int = 2,
+        levels: Sequence[int] = (),
+        optional: tuple[str, ...] = (),
+        convert: Callable[[StateDict], StateDict] = dict,
+    ) -> None:
         super().__init__()
         self.body = body
         self.num_features = num_features
+        self.spatial_dims = spatial_dims
+        self.levels = tuple(levels) or (num_features,)
+        self.optional, self.convert = optional, convert
         self._stages = {name: nn.ModuleList(modules) for name, modules in stages.items()}
 
     @property
@@ -37,17 +61,20 @@ class Backbone(nn.Module):
         return self._stages
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns features (N, num_features) of normalised images (N, 3, H, W)."""
+        """Returns features (N, num_features) of normalised images (N, C, *spatial)."""
         features: Tensor = self.body(images)
         return features
 
 
-def build_backbone(name: str, *, dropout: float = 0.0) -> Backbone:
+def build_backbone(
+    name: str, *, dropout: float = 0.0, change: Callable[[nn.Module], None] = lambda body: None
+) -> Backbone:
     """Returns a randomly initialised backbone.
 
     Args:
         name: One of ARCHITECTURES, or CLINICAL.
         dropout: Of VGG's two fully connected layers (0.5 in the paper), [0, 1); ResNet has none inside.
+        change: What is done to the network before its stages are named, such as inflation to 3-D.
 
     Raises:
         ConfigError: unknown name.
@@ -58,10 +85,14 @@ def build_backbone(name: str, *, dropout: float = 0.0) -> Backbone:
     if name == CLINICAL:
         return Backbone(_Blind(), num_features=1, stages={})
     if name in VGG:
-        return _build_vgg(name, dropout=dropout)
+        return _build_vgg(name, dropout=dropout, change=change)
     if name in RESNET:
-        return _build_resnet(name)
-    raise ConfigError(f"model.name={name}: expected one of {', '.join((*ARCHITECTURES, CLINICAL))}")
+        return _build_resnet(name, change=change)
+    known = (*ARCHITECTURES, CLINICAL)
+    raise ConfigError(
+        f"model.name={name}: expected one of {', '.join(known)}; for volumes {', '.join(VOLUME_ARCHITECTURES)}, "
+        f"or inflated_ or slices_ before one of the first{nearest(name, (*known, *VOLUME_ARCHITECTURES))}"
+    )
 
 
 class _Blind(nn.Module):
@@ -73,31 +104,33 @@ class _Blind(nn.Module):
 
 def count_dims(name: str) -> int:
     """Returns the number of spatial axes that an architecture takes."""
-    return 2
+    return 3 if name.endswith("3d") or name.startswith(("inflated_", "slices_")) else 2
 
 
-def _build_resnet(name: str) -> Backbone:
+def _build_resnet(name: str, *, change: Callable[[nn.Module], None]) -> Backbone:
     body = torchvision.models.get_model(name, weights=None)
     num_features = body.fc.in_features
     body.fc = nn.Identity()
+    change(body)
     stages = {"stem": [body.conv1, body.bn1]}
     stages |= {layer: [getattr(body, layer)] for layer in ("layer1", "layer2", "layer3", "layer4")}
     return Backbone(body, num_features=num_features, stages=stages)
 
 
-def _build_vgg(name: str, *, dropout: float) -> Backbone:
+def _build_vgg(name: str, *, dropout: float, change: Callable[[nn.Module], None]) -> Backbone:
     body = torchvision.models.get_model(name, weights=None, dropout=dropout)
     num_features = body.classifier[6].in_features
     body.classifier[6] = nn.Identity()
+    change(body)
     stages = {f"block{i}": block for i, block in enumerate(_split_at_pools(body.features), start=1)}
     stages |= {"fc6": [body.classifier[0]], "fc7": [body.classifier[3]]}
-    return Backbone(body, num_features=num_features, stages=stages)
+    return Backbone(body, num_features=num_features, stages=stages, optional=("classifier.",))
 
 
 def _split_at_pools(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
     blocks: list[list[nn.Module]] = [[]]
     for layer in layers:
         blocks[-1].append(layer)
-        if isinstance(layer, nn.MaxPool2d):
+        if isinstance(layer, nn.MaxPool2d | MaxPool3d):
             blocks.append([])
     return [block for block in blocks if block]

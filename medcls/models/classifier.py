@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import CLINICAL, Backbone, build_backbone
+from medcls.models import inflation, slices
+from medcls.models.autoencoder import CLASSIFIER_OF
+from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
 from medcls.models.heads import LinearHead, count_logits
-from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from medcls.models.normalization import ColourNormalization, VolumeNormalization
+from medcls.models.volume_backbones import build_volume_backbone
+from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
 from medcls.models.wide import WidePart, count_wide_outputs
 
 
@@ -91,7 +98,8 @@ def add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> 
         needs = "takes images alone" if wide is None else "has a wide part"
         raise ValueError(f"clinical columns {'are missing' if clinical is None else 'given'}: this model {needs}")
     added: Tensor = wide(clinical)
-    return logits + added
+    # With deep supervision every layer's answer has the clinical columns added.
+    return logits + added.repeat(1, logits.shape[1] // added.shape[1])
 
 
 class FeatureClassifier(nn.Module):
@@ -119,18 +127,24 @@ def build_classifier(
     in_channels: int = 1,
     max_value: int = 255,
     dropout: float = 0.0,
-    normalize: nn.Module | None = None,
+    size: Sequence[int] = (),
+    options: Mapping[str, Any] | None = None,
+    normalize: VolumeNormalization | None = None,
     num_clinical: int = 0,
 ) -> Classifier:
     """Returns a randomly initialised classifier.
 
     Args:
-        name: Architecture, one of backbones.ARCHITECTURES; "clinical" has no image network, only a bias.
+        name: Architecture: one of backbones.ARCHITECTURES for images; of volumes one of VOLUME_ARCHITECTURES, or
+            "inflated_" or "slices_" before the name of a network for images; "clinical" has no image network, only a
+            bias.
         kind: What the outputs are (data.targets.Task.output).
         num_classes: K.
-        in_channels: Channels of the stored images, 1 or 3.
+        in_channels: Channels of what is stored; 1 or 3 where weights may be ImageNet's.
         max_value: Largest stored integer, 255 or 65535.
-        dropout: Inside VGG's fully connected layers, or before a ResNet's head.
+        dropout: Inside VGG's fully connected layers, or before another network's head.
+        size: (D, H, W) of the volumes; only acnn3d's weights depend on it.
+        options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling.
         normalize: Of volumes; None = ImageNet's, of images.
         num_clinical: Columns C of the wide part; 0 = none.
 
@@ -139,11 +153,37 @@ def build_classifier(
     """
     if name == CLINICAL and not num_clinical:
         raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
-    if in_channels not in (1, 3) and name != CLINICAL:
-        raise ConfigError(f"the store has {in_channels} channels: {name} takes 1 (grey) or 3 (colour)")
-    backbone = build_backbone(name, dropout=dropout)
+    backbone = choose_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options or {})
     # VGG's own layers carry the dropout; a second one before the head would double it.
-    head_dropout = 0.0 if name.startswith("vgg") else dropout
-    head = LinearHead(backbone.num_features, count_logits(kind, num_classes), dropout=head_dropout)
+    head_dropout = 0.0 if flat_name(name).startswith("vgg") else dropout
+    *earlier, last = backbone.levels
+    head = LinearHead(last, count_logits(kind, num_classes), dropout=head_dropout, earlier=earlier)
     wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
-    return Classifier(backbone, head, max_value=max_value, normalize=normalize, wide=wide)
+    coloured = normalize is not None and flat_name(name) != name
+    chosen = ColourNormalization(normalize) if normalize is not None and coloured else normalize
+    return Classifier(backbone, head, max_value=max_value, normalize=chosen, wide=wide)
+
+
+def choose_backbone(name: str, *, shape: Sequence[int], dropout: float, options: Mapping[str, Any]) -> Backbone:
+    """Returns a randomly initialised backbone of any architecture.
+
+    Args:
+        name: As for `build_classifier`.
+        shape: (C, *spatial) of what is stored.
+        dropout: Of VGG's fully connected layers.
+        options: As for `build_classifier`.
+
+    Raises:
+        ConfigError: unknown name, or another number of channels.
+    """
+    if name in VOLUME_ARCHITECTURES:
+        return build_volume_backbone(name, shape=shape, **options)
+    if name in CLASSIFIER_OF:
+        raise ConfigError(f"model.name={name} is an autoencoder: python -m medcls.pretrain trains it")
+    if shape[0] not in (1, 3) and name != CLINICAL:
+        raise ConfigError(f"the store has {shape[0]} channels: {name} takes 1 (grey) or 3 (colour)")
+    if name.startswith(inflation.PREFIX):
+        return inflation.build_inflated(name, dropout=dropout)
+    if name.startswith(slices.PREFIX):
+        return slices.build_slices(name, dropout=dropout, **options)
+    return build_backbone(name, dropout=dropout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,24 +30,40 @@ def count_logits(kind: str, num_classes: int) -> int:
 class LinearHead(nn.Module):
     """Dropout and one linear layer, with small random weights; outputs in the targets' unit for regression.
 
+    With deep supervision the features are those of several layers side by side, each with a linear layer of its own:
+    while training all of them answer, later the last one alone.
+
     Args:
-        num_features: Of the backbone.
+        num_features: Of the backbone; of its last layer alone where there are `earlier` ones.
         num_logits: Outputs.
         dropout: Probability, [0, 1).
+        earlier: Lengths of the features of earlier layers, from input to output.
+
+    Source: deep supervision, Lee et al., arXiv 1409.5185 (there with SVMs).
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, num_features: int, num_logits: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self, num_features: int, num_logits: int, *, dropout: float = 0.0, earlier: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        self.sizes = (*earlier, num_features)
         self.dropout = nn.Dropout(dropout)
+        self.earlier = nn.ModuleList(nn.Linear(size, num_logits) for size in earlier)
         self.linear = nn.Linear(num_features, num_logits)
         # Starts near the prior: the first steps teach the head before they can disturb transferred layers.
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        for linear in self.layers:
+            nn.init.normal_(linear.weight, std=0.01)
+            nn.init.zeros_(linear.bias)
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The linear layers, from input to output; the last is `linear`."""
+        return [*(layer for layer in self.earlier if isinstance(layer, nn.Linear)), self.linear]
 
     def set_unit(self, targets: Tensor) -> None:
         """Makes the outputs start at the mean of the targets, in units of their standard deviation (regression).
@@ -65,13 +82,15 @@ class LinearHead(nn.Module):
             targets: (N, 1) of the training rows.
         """
         with torch.no_grad():
-            self.linear.bias[-1] = targets.mean()
+            for linear in self.layers:
+                linear.bias[-1] = targets.mean()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns logits (N, num_logits), float32, of features (N, num_features)."""
+        """Returns logits (N, num_logits), float32, of features; those of all layers side by side while training."""
+        parts = list(zip(self.layers, self.dropout(features).split(self.sizes, dim=1), strict=True))
+        answers = [linear(part).float() for linear, part in (parts if self.training else parts[-1:])]
         # In half precision a unit would be lost: bfloat16 knows no number between 128 and 129 (months of bone age).
-        logits: Tensor = self.linear(self.dropout(features)).float() * self.scale + self.shift
-        return logits
+        return torch.cat(answers, dim=1) * self.scale + self.shift
 
 
 def compute_scores(kind: str, logits: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
+from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 NORMALIZATIONS = ("stored", "min_max", "z_score")
 _SPATIAL = (2, 3, 4)
@@ -38,16 +40,55 @@ class VolumeNormalization(nn.Module):
         self.kind = kind
         self.low, self.high = value_range
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns (N, C, D, H, W) float32 of stored volumes (N, C, D, H, W)."""
-        scaled = (images.float() - self.low) / (self.high - self.low)
+    def forward(self, volumes: Tensor, like: Tensor | None = None) -> Tensor:
+        """Returns (N, C, D, H, W) float32 of stored volumes (N, C, D, H, W).
+
+        Args:
+            volumes: As stored.
+            like: As many volumes, by whose numbers these are normalised (corrupted by intact ones); None = their own.
+        """
+        scaled = self._scale(volumes)
         if self.kind == "stored":
             return scaled
+        shift, spread = self._measure(scaled if like is None else self._scale(like))
+        return (scaled - shift) / spread.clamp(min=_LEAST_RANGE)
+
+    def _scale(self, volumes: Tensor) -> Tensor:
+        return (volumes.float() - self.low) / (self.high - self.low)
+
+    def _measure(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """What becomes 0 and how much becomes 1, (N, C, 1, 1, 1) each."""
         if self.kind == "min_max":
             low = scaled.amin(dim=_SPATIAL, keepdim=True)
-            return (scaled - low) / (scaled.amax(dim=_SPATIAL, keepdim=True) - low).clamp(min=_LEAST_RANGE)
+            return low, scaled.amax(dim=_SPATIAL, keepdim=True) - low
         inside = scaled > 0
         count = inside.sum(dim=_SPATIAL, keepdim=True).clamp(min=1)
         mean = (scaled * inside).sum(dim=_SPATIAL, keepdim=True) / count
         variance = ((scaled - mean).square() * inside).sum(dim=_SPATIAL, keepdim=True) / count
-        return (scaled - mean) / variance.sqrt().clamp(min=_LEAST_RANGE)
+        return mean, variance.sqrt()
+
+
+class ColourNormalization(nn.Module):
+    """Stored volumes to the three channels that ImageNet's weights expect; grey is repeated.
+
+    z_score has ImageNet's mean 0 and deviation 1 already; values in [0, 1] are normalised as colours are.
+
+    Args:
+        inner: Stored values to float.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, inner: VolumeNormalization) -> None:
+        super().__init__()
+        self.inner = inner
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1, 1), persistent=False)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """Returns (N, 3, D, H, W) float32 of stored volumes (N, 1 or 3, D, H, W)."""
+        normalised: Tensor = self.inner(volumes)
+        if self.inner.kind == "z_score":
+            return normalised.expand(-1, 3, -1, -1, -1)
+        return (normalised - self.mean) / self.std

@@ -23,6 +23,9 @@ _TIMEOUT_SECONDS = 20.0
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Of a ResNet and of a VGG; also inside a network over slices.
+_LAST = tuple(f"{layer}.{kind}" for layer in ("fc", "classifier.6") for kind in ("weight", "bias"))
+
 StateDict = dict[str, Tensor]
 
 
@@ -45,7 +48,7 @@ def find_weights(
 
     Args:
         weights: "imagenet", the folder of a finished run, or a path to .safetensors or a torchvision .pth file.
-        architecture: torchvision's name of the network.
+        architecture: torchvision's name of the network, or "inflated_" or "slices_" before it.
         weights_dir: Offline folder, or None.
         sha256: Expected checksum, hexadecimal; None takes that of FILE.sha256 beside the file, where there is one.
 
@@ -54,7 +57,7 @@ def find_weights(
         DataError: the checksum differs.
         ConfigError: the architecture has no ImageNet weights.
     """
-    path = _find_imagenet(architecture, weights_dir) if weights == IMAGENET else locate_weights(weights)
+    path = _find_imagenet(flat_name(architecture), weights_dir) if weights == IMAGENET else locate_weights(weights)
     if not path.is_file():
         fault = f"is a folder without {MODEL} (an unfinished run?)" if Path(weights).is_dir() else "is not there"
         raise MissingInputError(f"model.weights={weights} {fault}: give a file, a run's folder, imagenet, or null")
@@ -70,6 +73,11 @@ def find_weights(
 def locate_weights(weights: str) -> Path:
     """Returns the file of a path to weights: of a run's folder its model file, whether it is there or not."""
     return Path(weights) / MODEL if Path(weights).is_dir() else Path(weights)
+
+
+def flat_name(architecture: str) -> str:
+    """Returns the 2-D network whose weights a network for volumes starts from; other names stay as they are."""
+    return architecture.removeprefix("inflated_").removeprefix("slices_")
 
 
 def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
@@ -137,7 +145,9 @@ def _expected_prefix(path: Path) -> str | None:
 
 
 def read_weights(file: WeightsFile) -> StateDict:
-    """Returns the tensors of a weights file by torchvision's parameter names, floating point ones as float32.
+    """Returns the tensors of a weights file by its own parameter names, floating point ones as float32.
+
+    Of a training checkpoint these are the ones under "state_dict" (MedicalNet's files are such).
 
     Raises:
         DataError: neither safetensors nor a plain dictionary of tensors; nothing in the file is executed.
@@ -146,7 +156,9 @@ def read_weights(file: WeightsFile) -> StateDict:
         if file.path.suffix == ".safetensors":
             tensors = load_file(file.path)
         else:
-            tensors = torch.load(file.path, map_location="cpu", weights_only=True)
+            content = torch.load(file.path, map_location="cpu", weights_only=True)
+            inner = content.get("state_dict") if isinstance(content, dict) else None
+            tensors = inner if isinstance(inner, dict) else content
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         raise DataError(f"{file.path} cannot be read as weights: {_reason(error)}") from error
     except Exception as error:  # weights_only raises pickle.UnpicklingError for anything but tensors
@@ -156,28 +168,30 @@ def read_weights(file: WeightsFile) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
-def load_backbone(module: nn.Module, state: StateDict, *, source: str) -> list[str]:
-    """Copies `state` into a torchvision network without its last layer; returns the parameters left as they were.
+def load_backbone(
+    module: nn.Module, state: StateDict, *, source: str, optional: tuple[str, ...] = ("classifier.",)
+) -> list[str]:
+    """Copies `state` into a network without its last layer; returns the parameters left as they were.
 
     Args:
-        module: The network; its names are torchvision's.
-        state: Weights by torchvision's names; the last layer of the file (fc, classifier.6) is not used.
+        module: The network, a Backbone's body.
+        state: Weights by its names; the last layer of the file (fc, classifier.6) is not used.
         source: For messages.
+        optional: Beginnings of the names that may be missing: the fully connected layers of a VGG (a file with the
+            convolutional base only), or of a classifier that starts from an encoder.
 
     Returns:
-        Names that the file does not have. Only the fully connected layers of a VGG may be missing (a file with the
-        convolutional base only); they keep their random weights and the caller says so.
+        Names that the file does not have; they keep their random weights and the caller says so.
 
     Raises:
         DataError: the file is of another architecture: other shapes, unknown names, or missing ones.
     """
     own = module.state_dict()
-    last = {"fc.weight", "fc.bias", "classifier.6.weight", "classifier.6.bias"}
-    given = {name: value for name, value in state.items() if name not in last}
+    given = {name: value for name, value in state.items() if not name.endswith(_LAST)}
     unknown = sorted(set(given) - set(own))
     shapes = [n for n in given if n in own and given[n].shape != own[n].shape]
     missing = sorted(set(own) - set(given) - {n for n in own if n.endswith("num_batches_tracked")})
-    base_only = bool(missing) and all(name.startswith("classifier.") for name in missing)
+    base_only = bool(missing) and all(name.startswith(optional) for name in missing)
     if unknown or shapes or (missing and not base_only):
         facts = [f"{len(shapes)} of other shape ({shapes[0]})"] if shapes else []
         facts += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from medcls.command_line import say
-from medcls.config import TrainJob
+from medcls.config import ModelConfig, TrainJob
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
-from medcls.models.backbones import CLINICAL, count_dims
+from medcls.models import slices
+from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
+from medcls.models.backbones import CLINICAL, StateDict, count_dims
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
-from medcls.models.weights import find_weights, load_backbone, read_weights
+from medcls.models.weights import find_weights, flat_name, load_backbone, read_weights
 from medcls.stages.clinical import start_wide
 from medcls.stages.lineage import Lineage, check_unseen, no_lineage, read_lineage
 from medcls.stages.training_data import TrainingData
-from medcls.training.checkpoint import find_card, read_state
+from medcls.training.checkpoint import ModelCard, find_card, read_state
 
 _LEAST_VGG_SIZE = 32
 _BODY = "backbone.body."
@@ -41,6 +42,8 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         in_channels=spec.channels,
         max_value=int(spec.value_range[1]),
         dropout=job.model.dropout,
+        size=data.train.shape[1:],
+        options=choose_options(job.model),
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
         num_clinical=len(data.clinical.terms) if data.clinical else 0,
     )
@@ -87,22 +90,40 @@ def load_weights(job: TrainJob, model: Classifier) -> tuple[list[str], Lineage]:
         sha256=job.model.weights_sha256,
     )
     card = find_card(file.path)
-    if card is not None and card.architecture != job.model.name:
-        raise ConfigError(
-            f"model.weights={job.model.weights} is a {card.architecture}, model.name={job.model.name}: "
-            f"say model={card.architecture}, or take other weights"
-        )
-    state = read_weights(file) if card is None else choose_backbone(read_state(file.path)[0])
-    left = load_backbone(model.backbone.body, state, source=str(file.path))
+    if card is None:
+        state = model.backbone.convert(read_weights(file))
+    else:
+        check_ancestor(job.model, card)
+        state = take_backbone(card.architecture, read_state(file.path)[0])
+    left = load_backbone(model.backbone.body, state, source=str(file.path), optional=model.backbone.optional)
     say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
     if left:
         say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
     return left, read_lineage(file.path, card, sha256=file.sha256, weights=job.model.weights)
 
 
-def choose_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors of a classifier's backbone by the names of its body."""
+def check_ancestor(model: ModelConfig, card: ModelCard) -> None:
+    """Raises ConfigError where the weights of a run are neither of this architecture nor of its autoencoder."""
+    name = CLASSIFIER_OF.get(card.architecture, card.architecture)
+    if name != model.name:
+        raise ConfigError(
+            f"model.weights={model.weights} is a {card.architecture}, model.name={model.name}: "
+            f"say model={name}, or take other weights"
+        )
+
+
+def take_backbone(architecture: str, state: StateDict) -> StateDict:
+    """Returns the tensors of a classifier's backbone, or of an autoencoder's encoder, by the names of a body."""
+    if architecture in CLASSIFIER_OF:
+        return take_encoder(state)
     return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
+
+
+def choose_options(model: ModelConfig) -> dict[str, Any]:
+    """Returns what an architecture is told beside its name, as models.classifier.build_classifier takes it."""
+    if model.name.startswith(slices.PREFIX):
+        return {"planes": model.planes, "num_slices": model.num_slices, "pooling": model.pooling}
+    return {"all_levels": True} if model.supervision else {}
 
 
 def check_lineage(data: TrainingData, lineage: Lineage, *, split: str) -> None:
@@ -155,9 +176,12 @@ def choose_normalization(kind: str, spec: Spec) -> str:
 
 def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raises ConfigError where images (C, H, W) are too small for the network: a VGG halves them five times."""
-    if name.startswith("vgg") and min(shape[1:]) < _LEAST_VGG_SIZE:
+    # Of axial slices the depth may be any.
+    halved = shape[2:] if name.startswith(slices.PREFIX) else shape[1:]
+    if flat_name(name).startswith("vgg") and min(halved) < _LEAST_VGG_SIZE:
+        size = " x ".join(map(str, shape[1:]))
         raise ConfigError(
-            f"model.name={name} takes images of {_LEAST_VGG_SIZE} pixels and more, these have {shape[1]} x {shape[2]}: "
+            f"model.name={name} takes images of {_LEAST_VGG_SIZE} pixels and more, these have {size}: "
             "prepare the store with a larger image.size (or raise crop.size), or take a ResNet"
         )
 

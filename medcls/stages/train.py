@@ -25,12 +25,14 @@ from medcls.evaluation.metrics import compute_metrics
 from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
+from medcls.models.pooling import list_nondeterministic
+from medcls.models.recomputation import recompute_blocks
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group, set_train_mode
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
-from medcls.stages.network import build_model, choose_normalization
+from medcls.stages.network import build_model, choose_normalization, choose_options
 from medcls.stages.resume import Keeper, check_space, resume_training
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
@@ -42,10 +44,11 @@ from medcls.training.engine import (
     NonFiniteError,
     Progress,
     StepRules,
+    move_model,
     predict_logits,
     run_epochs,
 )
-from medcls.training.losses import Loss, balanced_weights, build_loss
+from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
 from medcls.training.preemption import Watch
@@ -75,6 +78,7 @@ def _train(job: TrainJob) -> None:
     score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
     inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.models])
     environment = describe_environment(device=rules.device, precision=rules.precision)
+    environment["not_deterministic_on_cuda"] = list_nondeterministic(model)
     progress = resume_training(run, learner, environment=environment, inputs=inputs)
     if progress is None:
         start_run(run, job, environment=environment)
@@ -210,10 +214,9 @@ def build_learner(
 
     With cached features the learner's model is what stands above the backbone.
     """
-    # Of volumes torch has a layout of its own name, and refuses this one.
-    flat = data.store.spec.spatial_dims == 2
-    layout = torch.channels_last if rules.channels_last and flat else torch.contiguous_format
-    model.to(device=rules.device, memory_format=layout)  # type: ignore[call-overload]
+    move_model(model, rules)
+    if job.trainer.activation_checkpointing and not recompute_blocks(model.backbone.stages):
+        raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
     optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
@@ -248,7 +251,7 @@ def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
     if job.task.class_weights == "balanced":
         targets = data.train.targets.numpy().astype(np.float64)
         weights = balanced_weights(data.task.output, targets, num_classes=data.task.num_classes)
-    return build_loss(
+    loss = build_loss(
         data.task.output,
         job.task.loss,
         class_weights=weights,
@@ -257,6 +260,7 @@ def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
         joint_lambda=job.task.joint_lambda,
         scale=unit,
     )
+    return supervise_deeply(loss, job.model.supervision) if job.model.supervision else loss
 
 
 def validate(
@@ -347,6 +351,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),
         clinical=data.clinical,
+        options=choose_options(job.model),
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

@@ -53,6 +53,7 @@ class ModelCard:
         seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
         clinical: How clinical columns are encoded; None where the model takes images alone.
+        options: Of the architecture, for models.build_classifier.
     """
 
     architecture: str
@@ -73,6 +74,7 @@ class ModelCard:
     seen_sha256: dict[str, str] = field(default_factory=dict)
     normalize: str = "imagenet"
     clinical: ClinicalSpec | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -98,6 +100,8 @@ class ModelCard:
             in_channels=self.in_channels,
             max_value=self.max_value,
             dropout=self.dropout,
+            size=self.preprocess.shape[1:],
+            options=self.options,
             normalize=self.build_normalization(),
             num_clinical=len(self.clinical.terms) if self.clinical else 0,
         )

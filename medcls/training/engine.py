@@ -71,7 +71,7 @@ class StepRules:
             the loss is a plain mean over images (class weights and masks are normalised within each batch).
         clip_norm: Largest gradient norm, or None.
         max_nonfinite: Stop after so many non-finite steps in a row.
-        channels_last: Memory layout of the images.
+        channels_last: Memory layout of images and volumes.
         seed: Of what a step draws (dropout): a function of (seed, epoch, step), whatever was drawn before.
     """
 
@@ -119,8 +119,20 @@ class EpochResult:
 
 def move_images(images: Tensor, rules: StepRules) -> Tensor:
     """Returns the stored integers on the device; conversion to float happens there."""
-    layout = torch.channels_last if rules.channels_last and images.ndim == 4 else torch.contiguous_format
-    return images.to(rules.device, non_blocking=True).contiguous(memory_format=layout)
+    return images.to(rules.device, non_blocking=True).contiguous(memory_format=choose_layout(images, rules))
+
+
+def move_model(model: nn.Module, rules: StepRules) -> None:
+    """Puts the model on the device, its filters in the layout of the images or volumes they meet."""
+    model.to(rules.device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous(memory_format=choose_layout(parameter, rules))
+
+
+def choose_layout(tensor: Tensor, rules: StepRules) -> torch.memory_format:
+    """Returns channels_last of images and square filters, channels_last_3d of volumes and cubes, where asked for."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if rules.channels_last else {}
+    return layouts.get(tensor.ndim, torch.contiguous_format)
 
 
 def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) -> Tensor:

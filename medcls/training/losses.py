@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -66,6 +66,23 @@ def build_loss(
     if kind == "regression" and name in _REGRESSION:
         return _regression_loss(name, scale=scale)
     raise ConfigError(f"task.loss={name}: task.kind={kind} has no such loss")
+
+
+def supervise_deeply(loss: Loss, weights: Sequence[float]) -> Loss:
+    """Returns sum_k w_k loss(logits_k) of the logits of several heads side by side, (N, len(weights) L).
+
+    Args:
+        loss: Of one head.
+        weights: w_k, from input to output; the last head is the one that answers after training.
+
+    Source: Lee et al., arXiv 1409.5185 (there with SVMs); weights are our own choice, docs/decisions/0022.
+    """
+
+    def total(logits: Tensor, targets: Tensor) -> Tensor:
+        parts = logits.chunk(len(weights), dim=1)
+        return torch.stack([w * loss(part, targets) for w, part in zip(weights, parts, strict=True)]).sum()
+
+    return total
 
 
 def _mean(losses: Tensor, weights: Tensor) -> Tensor:

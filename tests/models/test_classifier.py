@@ -9,8 +9,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import ARCHITECTURES
+from medcls.models.backbones import ARCHITECTURES, VOLUME_ARCHITECTURES, count_dims
 from medcls.models.classifier import Classifier, InputNormalization, build_classifier
+from medcls.models.normalization import ColourNormalization, VolumeNormalization
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -79,3 +80,54 @@ def test_dropout_stands_once_before_the_last_layer(build_meta: Callable[..., Cla
 def test_two_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the store has 2 channels: resnet18 takes 1 .* or 3"):
         build_classifier("resnet18", kind="binary", num_classes=2, in_channels=2)
+
+
+VOLUME_NAMES = (*VOLUME_ARCHITECTURES, "inflated_resnet18", "inflated_vgg11", "slices_resnet18", "slices_vgg11_bn")
+
+
+@pytest.mark.parametrize("name", VOLUME_NAMES)
+@pytest.mark.parametrize("kind", ["min_max", "z_score", "stored"])
+def test_stored_volumes_become_logits(build_meta: Callable[..., Classifier], name: str, kind: str) -> None:
+    normalize = VolumeNormalization(kind, (0.0, 255.0))
+    with torch.device("meta"):
+        model = build_meta(name, size=(32, 40, 33), normalize=normalize)
+        assert model(torch.empty(2, 1, 32, 40, 33, dtype=torch.uint8)).shape == (2, 3)
+    assert list(model.stages)[-1] == "head"
+    assert model.backbone.spatial_dims == count_dims(name) == 3
+
+
+@pytest.mark.parametrize("name", ["inflated_resnet18", "slices_resnet18"])
+def test_networks_from_imagenet_take_grey_or_three_windows(build_meta: Callable[..., Classifier], name: str) -> None:
+    normalize = VolumeNormalization("stored", (0.0, 255.0))
+    with torch.device("meta"):
+        model = build_meta(name, in_channels=3, size=(16, 16, 16), normalize=normalize)
+        assert model(torch.empty(2, 3, 16, 16, 16, dtype=torch.uint8)).shape == (2, 3)
+    with pytest.raises(ConfigError, match="the store has 2 channels"):
+        build_meta(name, in_channels=2, size=(16, 16, 16), normalize=normalize)
+
+
+def test_colours_of_a_volume_are_normalised_as_those_of_its_slices() -> None:
+    volumes = torch.randint(0, 256, (2, 1, 3, 8, 9), dtype=torch.uint8)
+    colour = ColourNormalization(VolumeNormalization("stored", (0.0, 255.0)))(volumes)
+    torch.testing.assert_close(colour[:, :, 1], InputNormalization(255)(volumes[:, :, 1]))
+    standard = VolumeNormalization("z_score", (0.0, 255.0))
+    assert torch.equal(ColourNormalization(standard)(volumes), standard(volumes).expand(-1, 3, -1, -1, -1))
+
+
+def test_deep_supervision_answers_from_every_layer_while_training_and_from_the_last_after() -> None:
+    torch.manual_seed(0)
+    normalize = VolumeNormalization("min_max", (0.0, 255.0))
+    settings = {"kind": "multiclass", "num_classes": 3, "size": (24, 24, 24), "normalize": normalize}
+    model = build_classifier("acnn3d", options={"all_levels": True}, num_clinical=2, **settings)  # type: ignore[arg-type]
+    volumes, clinical = torch.randint(0, 256, (2, 1, 24, 24, 24), dtype=torch.uint8), torch.randn(2, 2)
+    both, last = model.train()(volumes, clinical), model.eval()(volumes, clinical)
+    assert (both.shape, last.shape) == ((2, 6), (2, 3))
+    assert torch.equal(both[:, 3:], last)
+    assert not torch.allclose(both[:, :3], last)
+
+
+def test_unknown_names_and_autoencoders_say_what_to_do() -> None:
+    with pytest.raises(ConfigError, match=r"expected one of vgg11, .*; for volumes acnn3d, .*nearest: encoder3d"):
+        build_classifier("encodr3d", kind="binary", num_classes=2)
+    with pytest.raises(ConfigError, match=r"is an autoencoder: python -m medcls.pretrain trains it"):
+        build_classifier("autoencoder3d", kind="binary", num_classes=2)

@@ -141,3 +141,23 @@ def test_the_value_of_a_joint_output_is_averaged_as_a_value() -> None:
     assert averaged[0, -1] == 1.5
     chances = compute_scores("multiclass", torch.tensor([[0.0, 1.0], [3.0, 0.0]])).mean(dim=0)
     torch.testing.assert_close(averaged[0, :2].exp(), chances)
+
+
+def test_several_layers_answer_side_by_side_while_training_and_the_last_alone_after() -> None:
+    torch.manual_seed(0)
+    head = LinearHead(3, 2, earlier=[5, 4])
+    features = torch.randn(6, 12)
+    parts = features.split([5, 4, 3], dim=1)
+    expected = [layer(part) for layer, part in zip(head.layers, parts, strict=True)]
+    torch.testing.assert_close(head.train()(features), torch.cat(expected, dim=1))
+    torch.testing.assert_close(head.eval()(features), expected[2])
+    assert head.linear.out_features == 2
+
+
+def test_units_and_grades_are_those_of_every_layer() -> None:
+    head = LinearHead(3, 1, earlier=[5]).train()
+    head.set_unit(torch.tensor([[60.0], [80.0], [100.0]]))
+    assert head(torch.zeros(1, 8))[0].tolist() == [80.0, 80.0]
+    joint = LinearHead(3, 4, earlier=[5]).train()
+    joint.set_grade(torch.tensor([[1.0], [2.0]]))
+    assert joint(torch.zeros(1, 8))[0].tolist() == [0, 0, 0, 1.5, 0, 0, 0, 1.5]

@@ -69,3 +69,15 @@ def test_a_volume_of_one_value_stays_finite(kind: str, value: int) -> None:
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(ConfigError, match="normalize=minmax: expected one of stored, min_max, z_score"):
         VolumeNormalization("minmax", (0.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_changed_volumes_are_normalised_by_the_numbers_of_others(kind: str) -> None:
+    normalize = VolumeNormalization(kind, (0.0, 255.0))
+    intact = draw_volumes()
+    assert torch.equal(normalize(intact, like=intact), normalize(intact))
+    changed = intact.clone()
+    changed[:, :, 2:] = 250
+    out = normalize(changed, like=intact)
+    assert torch.equal(out[:, :, :2], normalize(intact)[:, :, :2])
+    assert kind == "stored" or not torch.allclose(out[:, :, :2], normalize(changed)[:, :, :2])

@@ -66,19 +66,19 @@ def store(
 def write_volumes() -> Callable[..., Path]:
     """Writes 24 NIfTI files of 16 voxels a side and labels.csv: the grade 0 to 2 is where a bright block lies.
 
-    `hounsfield` moves the values into the range of Hounsfield units.
+    `hounsfield` moves the values into the range of Hounsfield units; another `hospital` has other patients and voxels.
     """
 
-    def write(folder: Path, *, patients: int = 24, hounsfield: bool = False) -> Path:
+    def write(folder: Path, *, patients: int = 24, hounsfield: bool = False, hospital: str = "p") -> Path:
         folder.mkdir(parents=True)
         lines = ["path,patient_id,label"]
         for patient in range(patients):
-            values = np.random.default_rng(patient).normal(100, 20, (16, 16, 16))
+            values = np.random.default_rng([patient, *hospital.encode()]).normal(100, 20, (16, 16, 16))
             values[2:14, 2:14, 2 + 4 * (patient % 3) : 6 + 4 * (patient % 3)] += 150
             image = nibabel.Nifti1Image((values - 200 * hounsfield).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
             image.header.set_xyzt_units("mm")
             nibabel.save(image, folder / f"v{patient:02d}.nii")
-            lines.append(f"v{patient:02d}.nii,p{patient:02d},{patient % 3}")
+            lines.append(f"v{patient:02d}.nii,{hospital}{patient:02d},{patient % 3}")
         (folder / "labels.csv").write_text("\n".join(lines) + "\n")
         return folder
 
@@ -91,9 +91,9 @@ def make_volume_store(
 ) -> Callable[..., Store]:
     """Makes a store of 24 volumes (1, 16, 16, 16) of 24 patients: make_volume_store("image.dtype=float16")."""
 
-    def make(*arguments: str, hounsfield: bool = False) -> Store:
+    def make(*arguments: str, **source: Any) -> Store:
         folder = tmp_path_factory.mktemp("volumes")
-        raw = write_volumes(folder / "raw", hounsfield=hounsfield)
+        raw = write_volumes(folder / "raw", **source)
         defaults = ("image=mr_volume", "image.size=[16,16,16]", "split.test=0.25", "split.val=0.25")
         return run_prepare(raw, folder / "store", *defaults, *arguments)
 

@@ -17,6 +17,7 @@ from medcls.training.engine import (
     NonFiniteError,
     StepRules,
     move_images,
+    move_model,
     predict_logits,
     run_epochs,
     train_one_epoch,
@@ -381,6 +382,21 @@ def test_images_travel_as_integers_in_the_layout_asked_for(dtype: torch.dtype, c
     assert moved.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved.int(), images.int())
     assert move_images(images, StepRules(channels_last=False)).is_contiguous()
+    volumes = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
+    moved = move_images(volumes, StepRules(channels_last=True))
+    assert torch.equal(moved, volumes)
+    assert moved.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_filters_have_the_layout_of_what_they_meet() -> None:
+    model = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Conv2d(2, 4, 3), nn.Linear(3, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    move_model(model, StepRules(channels_last=True))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert model[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    move_model(model, StepRules(channels_last=False))
+    assert all(value.is_contiguous() for value in model.state_dict().values())
 
 
 def test_layout_does_not_change_what_is_computed(build_tiny: Tiny, make_batch: Make) -> None:

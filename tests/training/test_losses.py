@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medcls.errors import ConfigError
-from medcls.training.losses import balanced_weights, build_loss
+from medcls.training.losses import balanced_weights, build_loss, supervise_deeply
 
 NAN = math.nan
 KINDS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
@@ -206,3 +206,26 @@ def test_balanced_multilabel_weights_count_known_labels_only() -> None:
 def test_tasks_without_classes_have_no_class_weights() -> None:
     with pytest.raises(ConfigError, match=r"task.kind=ordinal has none"):
         balanced_weights("ordinal", np.zeros((3, 1)), num_classes=3)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "binary", "ordinal"])
+def test_deep_supervision_is_the_weighted_sum_of_each_heads_loss(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = {"multiclass": 3, "binary": 1, "ordinal": 2}[kind]
+    logits = torch.randn(5, 3 * size, generator=generator, requires_grad=True)
+    targets = torch.randint(0, 2, (5, 1), generator=generator).float()
+    loss, weights = build_loss(kind), [0.2, 0.3, 1.0]
+    total = supervise_deeply(loss, weights)(logits, targets)
+    parts = [w * loss(logits[:, k * size : (k + 1) * size], targets) for k, w in enumerate(weights)]
+    torch.testing.assert_close(total, parts[0] + parts[1] + parts[2])
+    total.backward()
+    assert logits.grad is not None
+    assert bool((logits.grad.view(5, 3, size).abs().sum(dim=(0, 2)) > 0).all())
+
+
+def test_a_weight_of_zero_leaves_a_head_alone() -> None:
+    logits = torch.randn(4, 4, requires_grad=True)
+    supervise_deeply(build_loss("multiclass"), [0.0, 1.0])(logits, torch.zeros(4, 1)).backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, :2].any()
+    assert logits.grad[:, 2:].any()
