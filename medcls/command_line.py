@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_origin, get_type_hints
@@ -29,7 +29,11 @@ PATH_KEYS = frozenset(
     | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
     | {"patient_id.pattern", "split.name", "task.label", "label", "series.description"}
 )
-LIST_KEYS = frozenset({"columns", "task.labels", "subgroups", "shortcuts", "images"})
+LIST_KEYS = frozenset(
+    {"columns", "task.labels", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
+)
+# Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
+PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 
@@ -43,10 +47,14 @@ def quote_value(key: str, value: str) -> str:
         UsageError: a path or name is blank, as of an unset shell variable; it would mean the current folder.
     """
     bare = key.lstrip("+")
-    if bare in LIST_KEYS and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
+    if (bare in LIST_KEYS or bare.startswith(LIST_GROUPS)) and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
         items = [_quote(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
-    if bare not in PATH_KEYS or value == "null" or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
+    if (
+        not (bare in PATH_KEYS or bare.startswith(PATH_GROUPS))
+        or value == "null"
+        or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value)
+    ):
         return f"{key}={value}"
     if not value.strip():
         raise UsageError(f"{key}= is blank: give a value, or {key}=null for none")
@@ -131,6 +139,21 @@ def _leaf_names(schema: type, prefix: str = "") -> list[str]:
     return names
 
 
+def compose_job(name: str, arguments: Sequence[str]) -> Any:
+    """Returns the checked job of a command line, such as ["model=vgg11"] of "train", without running it.
+
+    Raises:
+        UsageError, ConfigError: as the command itself.
+    """
+    register_schemas()
+    overrides = prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf_folder())
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+            return load(hydra.compose(name, overrides=overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
 def run_command(name: str, main: Callable[[Any], None], *, program: str, default: str = "") -> NoReturn:
     """Composes conf/<name>.yaml with the command line, hands `main` the checked plain object, and exits.
 
@@ -191,7 +214,9 @@ def format_help(name: str, conf: Path) -> str:
 
     Hydra's own help composes each option of each group to list their names, which takes seconds.
     """
-    names = {f.name for f in fields(SCHEMAS[name])} | ({"experiment"} if name == "train" else set())
+    names = {f.name for f in fields(SCHEMAS[name])} | {"train": {"experiment"}, "compare": {"comparison"}}.get(
+        name, set()
+    )
     groups = sorted(folder for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
     lines = [f"{g.name}: {', '.join(sorted(path.stem for path in g.glob('*.yaml')))}" for g in groups]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):

@@ -110,11 +110,18 @@ def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> No
 @pytest.mark.parametrize("key", sorted(LIST_KEYS))
 def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
     evaluate = dict.fromkeys(("subgroups", "shortcuts"), "evaluate")
-    command = {"columns": "prepare", "images": "explain", **evaluate}.get(key, "train")
+    compare = dict.fromkeys(("common", "extra", "only", "secondary"), "compare")
+    command = {"columns": "prepare", "images": "explain", **evaluate, **compare}.get(key, "train")
     value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]")
     for part in key.split("."):
         value = getattr(value, part)
     assert value == ["KL grade", "1.10", "2024_05", "a(b)"]
+
+
+def test_names_below_a_dictionary_are_quoted_too(compose_job: Compose) -> None:
+    job = compose_job("compare", "stores.eyes=a(b)/2024_05", "arms.one=[model.weights=a(b),seed=1e3]")
+    assert job.stores == {"eyes": "a(b)/2024_05"}
+    assert job.arms == {"one": ["model.weights=a(b)", "seed=1e3"]}
 
 
 def test_null_quotes_and_home_keep_their_meaning(compose_job: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

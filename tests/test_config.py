@@ -17,7 +17,7 @@ Compose = Callable[..., Any]
 
 GROUP_FILES = sorted(conf_folder().glob("*/*.yaml"))
 # Which command a group belongs to, where it is not train's.
-COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare"}
+COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare", "comparison": "compare"}
 # What an option needs beside itself to make sense.
 ALONGSIDE: dict[str, list[str]] = {
     "transfer=partial": ["transfer.train_from=layer4"],
@@ -37,6 +37,8 @@ def test_every_option_composes_and_changes_only_its_group(path: Path, compose_jo
     assert isinstance(job, SCHEMAS[command])
     if group == "experiment":
         assert job.run
+    elif group == "comparison":
+        assert job.arms
     else:
         assert is_dataclass(getattr(job, group))
 
@@ -50,7 +52,10 @@ def test_groups_are_one_deep() -> None:
     assert [p for p in conf_folder().rglob("*.yaml") if len(p.relative_to(conf_folder()).parts) > 2] == []
 
 
-@pytest.mark.parametrize("path", sorted((conf_folder() / "experiment").glob("*.yaml")), ids=name_of)
+NAMED = [path for path in GROUP_FILES if path.parent.name in ("experiment", "comparison")]
+
+
+@pytest.mark.parametrize("path", NAMED, ids=name_of)
 def test_every_experiment_starts_with_a_comment_that_has_its_command(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     assert any("python -m medcls" in line for line in comments)

@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
+from medcls.config.comparison import CompareJob, FoldsConfig
 from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
 from medcls.config.preparation import (
     DeidentifyConfig,
@@ -47,10 +48,12 @@ __all__ = [
     "TASKS",
     "AugmentConfig",
     "ClinicalConfig",
+    "CompareJob",
     "CropConfig",
     "DeidentifyConfig",
     "EvaluateJob",
     "ExplainJob",
+    "FoldsConfig",
     "ImageConfig",
     "IndexJob",
     "LimitsConfig",
@@ -88,6 +91,7 @@ SCHEMAS: dict[str, type] = {
     "show": ShowJob,
     "predict": PredictJob,
     "explain": ExplainJob,
+    "compare": CompareJob,
 }
 
 

@@ -110,6 +110,20 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "mae": Definition("MAE", "Mean absolute error; of classes: distance in grades.", "—", "low"),
     "mse": Definition("MSE", "Mean squared error; of classes: squared distance in grades.", "—", "low"),
+    "mae_value": Definition(
+        "MAE of the value",
+        "Mean absolute error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
+        "probability).",
+        "—",
+        "low",
+    ),
+    "mse_value": Definition(
+        "MSE of the value",
+        "Mean squared error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
+        "probability).",
+        "—",
+        "low",
+    ),
     "rmse": Definition("RMSE", "Square root of the mean squared error.", "—", "low"),
     "r2": Definition("R²", "1 - squared error / squared error of the mean; may be negative.", "Draper & Smith 1998"),
     "pearson": Definition("Pearson r", "Linear correlation of true and predicted value.", "Pearson 1895"),

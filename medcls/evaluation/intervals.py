@@ -98,7 +98,7 @@ def summarize(
     drawn = _concatenate([estimate(weights) for weights in chunks])
     single = bool(patients.max() == 0)
     return {
-        name: _describe(name, float(value[0]), drawn[name], level=level, single=single, explain=explain)
+        name: describe_estimate(name, float(value[0]), drawn[name], level=level, single=single, explain=explain)
         for name, value in values.items()
     }
 
@@ -138,10 +138,25 @@ def _concatenate(chunks: list[Estimates]) -> Estimates:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _describe(
-    name: str, value: float, drawn: Floats, *, level: float, single: bool, explain: Callable[[str], str]
+def describe_estimate(
+    name: str,
+    value: float,
+    drawn: Floats,
+    *,
+    level: float = 0.95,
+    single: bool = False,
+    explain: Callable[[str], str] = explain_plainly,
 ) -> dict[str, Any]:
-    """One entry of metrics.json."""
+    """One entry of metrics.json.
+
+    Args:
+        name: Of the metric.
+        value: On the rows as they are; NaN = undefined.
+        drawn: (R,) of the replicates.
+        level: Nominal coverage.
+        single: There is one patient only.
+        explain: Name to the reason why it is undefined.
+    """
     if not np.isfinite(value):
         return {"value": None, "low": None, "high": None, "reason": explain(name)}
     defined = drawn[np.isfinite(drawn)]

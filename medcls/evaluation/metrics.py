@@ -174,7 +174,7 @@ def _build_multiclass(predictions: Predictions) -> Estimator:
     """One-vs-rest ranking, the most probable class, and calibration of its probability."""
     true, score, names = predictions.grade_true, predictions.y_score, predictions.class_names
     rankings = [build_ranking(true == k, score[:, k]) for k in range(len(names))]
-    from_classes = _build_from_classes(predictions)
+    from_classes = build_from_classes(predictions)
     confidence, outcome = compute_confidence(true, score)
     brier, log_loss = compute_brier_rows(true, score), compute_log_loss_rows(true, score)
 
@@ -194,8 +194,12 @@ def _build_multiclass(predictions: Predictions) -> Estimator:
     return estimate
 
 
-def _build_from_classes(predictions: Predictions) -> Estimator:
-    """What needs only the true and the predicted class of each row."""
+def build_from_classes(predictions: Predictions) -> Estimator:
+    """A function from weights (R, N) to what needs only the true and the predicted class of each row, each (R,).
+
+    Args:
+        predictions: Of several classes, or of a regression of grades.
+    """
     true, predicted, names = predictions.grade_true, predictions.grade_predicted, predictions.class_names
 
     def estimate(weights: Floats) -> Estimates:
@@ -235,7 +239,7 @@ def _build_regression(predictions: Predictions) -> Estimator:
 def _build_graded_value(predictions: Predictions) -> Estimator:
     grade, value, names = predictions.grade_true, predictions.y_score[:, 0], predictions.class_names
     rankings = [build_ranking(grade > k, value) for k in range(len(names) - 1)]
-    from_classes = _build_from_classes(predictions)
+    from_classes = build_from_classes(predictions)
 
     def estimate(weights: Floats) -> Estimates:
         above = np.asarray([compute_areas(ranking, weights)[0] for ranking in rankings])

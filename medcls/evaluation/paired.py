@@ -104,9 +104,9 @@ def compare_predictions(
     metrics = _compare_metrics(first, second, patients, names=names, replicates=replicates, seed=seed)
     compared = {"metrics": metrics, "auc": _compare_areas(first, second, patients)}
     for family in compared.values():
-        holm = adjust_holm([_or_nan(entry["p_value"]) for entry in family.values()])
+        holm = adjust_holm([or_nan(entry["p_value"]) for entry in family.values()])
         for entry, p_value in zip(family.values(), holm, strict=True):
-            entry["p_holm"] = _or_none(p_value)
+            entry["p_holm"] = or_none(p_value)
     if first.kind == "multilabel" or (first.kind == "regression" and not first.grades):
         return compared
     right = [one.grade_predicted == one.grade_true for one in (first, second)]
@@ -125,13 +125,20 @@ def _compare_metrics(
         for name, differences in drawn.items():
             differences.append(one[name] - two[name])
     return {
-        name: _describe(float(values[0][name][0]), float(values[1][name][0]), np.concatenate(differences))
+        name: describe_difference(float(values[0][name][0]), float(values[1][name][0]), np.concatenate(differences))
         for name, differences in drawn.items()
     }
 
 
-def _describe(one: float, two: float, drawn: Floats) -> dict[str, Any]:
-    entry: dict[str, Any] = {"first": _or_none(one), "second": _or_none(two), "difference": _or_none(one - two)}
+def describe_difference(one: float, two: float, drawn: Floats) -> dict[str, Any]:
+    """Two values, their difference with its interval, and the p value of no difference.
+
+    Args:
+        one: Of the first model; NaN = undefined.
+        two: Of the second.
+        drawn: (R,) differences of the replicates.
+    """
+    entry: dict[str, Any] = {"first": or_none(one), "second": or_none(two), "difference": or_none(one - two)}
     known = drawn[np.isfinite(drawn)]
     if entry["difference"] is None or len(known) < 0.9 * len(drawn) or np.ptp(known) == 0:
         return entry | {"low": None, "high": None, "p_value": 1.0 if entry["difference"] == 0 else None}
@@ -154,13 +161,15 @@ def _compare_areas(first: Predictions, second: Predictions, patients: Integers) 
         except ValueError as error:
             compared[one.name] = {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
             continue
-        compared[one.name] = {name: _or_none(value) for name, value in found._asdict().items() if name != "z"}
+        compared[one.name] = {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
     return compared
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
+    """None for what is not finite, as JSON takes it."""
     return value if math.isfinite(value) else None
 
 
-def _or_nan(value: float | None) -> float:
+def or_nan(value: float | None) -> float:
+    """NaN for None."""
     return math.nan if value is None else value

@@ -1,0 +1,25 @@
+"""python -m medcls.compare: arms over the same folds of a store, with paired statistics."""
+
+from __future__ import annotations
+
+from medcls.command_line import run_command
+from medcls.config import CompareJob
+from medcls.errors import UsageError
+
+
+def main(job: CompareJob) -> None:
+    """Runs every arm on every fold and compares them."""
+    if job.store is None:
+        raise UsageError("store=DIR is missing: name the store that data_prep wrote")
+    if job.out is None:
+        raise UsageError("out=DIR is missing: name the folder for runs, logs and results")
+    if not job.arms:
+        raise UsageError("no arms: say comparison=NAME, or arms.NAME=[overrides of medcls.train]")
+    # Reading of results takes seconds to import: --help and --cfg job do without it.
+    from medcls.stages.compare import compare
+
+    compare(job)
+
+
+if __name__ == "__main__":
+    run_command("compare", main, program="python -m medcls.compare")

@@ -1,0 +1,107 @@
+"""Metrics that mean the same for every arm of a comparison, whatever the kind of its task.
+
+Classes of grades and a regression of grades are the same question, and their metrics.json use some names for different
+things: a regression's mse is that of its value, a classification's that of its class. Here each has its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from medcls.evaluation.definitions import find_definition
+from medcls.evaluation.metrics import Estimates, Estimator, build_estimator, build_from_classes
+from medcls.evaluation.predictions import Floats, Predictions, check_predictions
+
+_OF_VALUES = {
+    "mae": "mae_value",
+    "mse": "mse_value",
+    "pearson": "pearson",
+    "spearman": "spearman",
+    "auc": "auc_above",
+}
+"""Metrics of a regression of grades that also the expected grade of a classification has, and their names here."""
+
+PRIMARY = {"binary": "auc", "multiclass": "auc", "multilabel": "auc", "regression": "mae"}
+SECONDARY = {
+    "binary": ("average_precision", "sensitivity", "specificity", "balanced_accuracy", "brier"),
+    "multiclass": ("balanced_accuracy", "accuracy", "f1", "brier"),
+    "multilabel": ("average_precision", "balanced_accuracy", "brier"),
+    "regression": ("rmse", "r2", "spearman"),
+}
+GRADED_PRIMARY = "quadratic_kappa"
+GRADED_SECONDARY = ("accuracy", "balanced_accuracy", "mae", "mse", "mse_value", "auc_above")
+
+
+def expect_grades(predictions: Predictions) -> Predictions:
+    """The same rows as a regression of grades: the expected grade of probabilities, or the value as it is.
+
+    Args:
+        predictions: Of ordered grades.
+    """
+    if predictions.kind == "regression":
+        return predictions
+    value = predictions.y_score @ np.arange(len(predictions.class_names), dtype=np.float64)
+    return check_predictions("regression", predictions.y_true, value, class_names=predictions.class_names, grades=True)
+
+
+def build_shared_estimator(predictions: Predictions, *, kinds: Sequence[str]) -> Estimator:
+    """A function from weights (R, N) to the metrics that all arms share, each (R,).
+
+    Of ordered grades: what follows from the predicted grade (mae, mse, quadratic_kappa, recall_<grade> …; a value is
+    rounded), and from the value before rounding (mae_value, mse_value, auc_above …); what only one kind of task has,
+    such as the log loss, only where all arms are of that kind. Of other tasks: all their metrics.
+
+    Args:
+        predictions: Checked predictions of one arm on N rows.
+        kinds: Kinds of the tasks of all arms.
+    """
+    plain = build_estimator(predictions)
+    if not predictions.has_grades:
+        return plain
+    from_classes, of_values = build_from_classes(predictions), build_estimator(expect_grades(predictions))
+    alike = len(set(kinds)) == 1
+
+    def estimate(weights: Floats) -> Estimates:
+        values = of_values(weights)
+        shared = from_classes(weights) | {name: values[key] for key, name in _OF_VALUES.items()}
+        shared |= {name: value for name, value in values.items() if name.startswith("auc_above_")}
+        return (plain(weights) if alike else {}) | shared
+
+    return estimate
+
+
+def check_one_question(arms: Sequence[Predictions]) -> None:
+    """Raises ValueError where the tasks cannot be compared: other classes, or grades beside something else."""
+    first = arms[0]
+    for other in arms[1:]:
+        if other.class_names != first.class_names:
+            raise ValueError(f"classes {list(first.class_names)} and {list(other.class_names)}")
+        if other.kind != first.kind and not (other.has_grades and first.has_grades):
+            raise ValueError(f"tasks {first.kind} and {other.kind}")
+
+
+def choose_metrics(predictions: Predictions) -> tuple[str, tuple[str, ...]]:
+    """The metric that a comparison of such tasks is about, and further ones."""
+    if predictions.has_grades:
+        recalls = tuple(f"recall_{name}" for name in predictions.class_names)
+        return GRADED_PRIMARY, (*GRADED_SECONDARY, *recalls)
+    return PRIMARY[predictions.kind], SECONDARY[predictions.kind]
+
+
+def is_error(name: str) -> bool:
+    """Whether a metric is better the lower it is."""
+    definition = find_definition(name)
+    return definition is not None and definition.ideal == "low"
+
+
+def as_grades(predictions: Predictions) -> Predictions:
+    """A multiclass task of ordered grades, marked as such.
+
+    Args:
+        predictions: Whose class names are the grades 0 … K - 1 in order; others stay as they are.
+    """
+    numbered = predictions.class_names == tuple(str(i) for i in range(len(predictions.class_names)))
+    return replace(predictions, grades=True) if predictions.kind == "multiclass" and numbered else predictions

@@ -1,0 +1,83 @@
+"""The comparison stage: arms over the same folds, each an ordinary training and evaluation, and paired statistics.
+
+It reads nothing but the files that those commands write, so everything in out/ can be made again by hand.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from medcls.command_line import say
+from medcls.config import CompareJob
+from medcls.errors import MedclsError
+from medcls.files import append_json_line, lock_folder
+from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
+from medcls.stages.comparison_plan import Plan, Work, keep_plan, make_plan
+from medcls.stages.comparison_results import format_comparison, write_results
+from medcls.stages.comparison_runs import is_finished, run_works
+
+OPENED = "opened.jsonl"
+
+
+class ArmsFailedError(MedclsError):
+    """Some arms could not be trained; the others were, and are compared."""
+
+
+def compare(job: CompareJob) -> None:
+    """Runs what is not finished, compares the arms that are, and prints the table and the report's path.
+
+    Raises:
+        ArmsFailedError: an arm failed; what the others gave is written before.
+    """
+    out = Path(job.out or "")
+    with lock_folder(out):
+        plan = make_plan(job)
+        keep_plan(out, plan)
+        left = list_unfinished(out, plan)
+        say(f"plan: {len(plan.works)} trainings of {len(job.chosen)} arms, {len(left)} to do: {out / 'plan.json'}")
+        if job.plan_only:
+            return
+        note_opening(job, out, plan, left=left)
+        executor, threads = build_executor(job, out)
+        failed = run_works(left, out=out, store=plan.store, executor=executor, threads=threads)
+        results = write_results(job, out, plan, failed=failed)
+        if results:
+            print(format_comparison(results))
+            print(f"comparison: {out / 'comparison.json'}")
+    if failed:
+        where = "; ".join(f"{arm} in {one['work']}: see {one['log']}" for arm, one in failed.items())
+        raise ArmsFailedError(f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired")
+
+
+def list_unfinished(out: Path, plan: Plan) -> list[Work]:
+    """Returns the works that have to run, in order."""
+    folds = {f"{arm}/{fold.folder}": fold for work in plan.works for arm in work.arms for fold in plan.folds}
+    return [
+        work
+        for work in plan.works
+        if not is_finished(out, work, store=plan.store, fold=folds.get(work.name) if work.evaluated else None)
+    ]
+
+
+def note_opening(job: CompareJob, out: Path, plan: Plan, *, left: list[Work]) -> None:
+    """Says and writes down that the store's test rows are opened, where they are."""
+    if job.folds.over != "all" and job.folds.kind != "holdout":
+        return
+    if not any(work.evaluated for work in left):
+        return
+    what = "test rows as part of the folds" if job.folds.over == "all" else "test rows"
+    say(f"opening the {what} of {plan.store.name} (split {job.folds.split}): noted in {out / OPENED}")
+    line = {"store_sha256": plan.store.sha256, "split": job.folds.split, "folds": job.folds.kind, "arms": job.chosen}
+    append_json_line(out / OPENED, line)
+
+
+def build_executor(job: CompareJob, out: Path) -> tuple[Executor, int]:
+    """Returns where the works run, and the threads of each process."""
+    if job.executor == "slurm":
+        options: dict[str, Any] = job.slurm
+        threads = job.threads or int(options.get("cpus_per_task") or 1)
+        return SlurmExecutor(out / "slurm", slots=job.jobs or 10_000, options=options), threads
+    slots = job.jobs or 1
+    return LocalExecutor(slots), job.threads or max(1, len(os.sched_getaffinity(0)) // slots)

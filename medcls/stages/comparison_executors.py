@@ -1,0 +1,188 @@
+"""Where the commands of a comparison run: processes of this machine, or jobs of a Slurm cluster through submitit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from medcls.errors import ConfigError
+from medcls.files import read_json, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Commands that follow one another in one process after the other.
+
+    Attributes:
+        name: For messages.
+        commands: Argument lists; "python" as the first means this interpreter.
+        makes: (file that the command writes last) for each command: seconds are kept of the run that made it.
+        log: Where their output goes, one after the other, appended.
+        seconds: JSON file: module -> wall time.
+        environment: Variables over those of this process.
+    """
+
+    name: str
+    commands: list[list[str]]
+    makes: list[Path]
+    log: Path
+    seconds: Path
+    environment: dict[str, str]
+
+
+class Handle(Protocol):
+    """A started task; concurrent.futures.Future and submitit.Job are such."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    def result(self) -> int:
+        """The exit code of its last command."""
+
+
+class Executor(Protocol):
+    """Starts tasks and ends those that still run."""
+
+    slots: int
+
+    def start(self, task: Task) -> Handle:
+        """Returns at once."""
+
+    def stop(self) -> None:
+        """Ends what still runs, where it would not outlive this process anyway."""
+
+
+def run_task(task: Task, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
+    """Returns the exit code of the first command that fails, or 0.
+
+    Args:
+        task: To run.
+        on_start: Is told each process.
+    """
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("ab") as log:
+        for command, made in zip(task.commands, task.makes, strict=True):
+            was_there = made.is_file()
+            log.write(f"$ {' '.join(command)}\n".encode())
+            log.flush()
+            started = time.monotonic()
+            executable = sys.executable if command[0] == "python" else command[0]
+            process = subprocess.Popen(
+                [executable, *command[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | task.environment,
+            )
+            if on_start:
+                on_start(process)
+            if code := process.wait():
+                return code
+            if not was_there:
+                _keep_seconds(task.seconds, command, time.monotonic() - started)
+    return 0
+
+
+def _keep_seconds(path: Path, command: Sequence[str], seconds: float) -> None:
+    known = read_json(path) if path.is_file() else {}
+    write_json(path, known | {command[2].removeprefix("medcls."): round(seconds, 3)})
+
+
+class LocalExecutor:
+    """Processes of this machine, `slots` at once."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._pool = ThreadPoolExecutor(slots)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, task: Task) -> Handle:
+        """Returns at once; the task runs as soon as a slot is free."""
+        return self._pool.submit(run_task, task, on_start=self._processes.append)
+
+    def stop(self) -> None:
+        """Ends all processes and waits for them; a training that was broken off starts again next time."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+        self._pool.shutdown(wait=True)
+
+
+class SlurmExecutor:
+    """Jobs of a Slurm cluster, one for each task; they outlive this process, and are found again by it.
+
+    Args:
+        folder: Of submitit's own files and logs; every node has to see it.
+        slots: Jobs in the queue at once.
+        options: submitit's own names: slurm_partition, timeout_min, cpus_per_task …; "cluster" is "slurm", or "local"
+            or "debug" to try it without one.
+
+    Raises:
+        ConfigError: submitit is not installed, or does not know an option.
+    """
+
+    def __init__(self, folder: Path, *, slots: int, options: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ConfigError(
+                "executor=slurm needs submitit: pip install 'medcls[slurm]', or executor=local"
+            ) from error
+        self.slots = slots
+        self._folder = folder
+        self._jobs = folder / "jobs.json"
+        chosen = dict(options)
+        self._cluster = str(chosen.pop("cluster", "slurm"))
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=self._cluster)
+            self._executor.update_parameters(name="medcls", **chosen)
+        except (NameError, ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"slurm.*={dict(options)}: submitit says: {reason}") from error
+
+    def start(self, task: Task) -> Handle:
+        """Submits the task, unless its job of an earlier start is still in the queue."""
+        known = read_json(self._jobs) if self._jobs.is_file() else {}
+        job: Any = self._find(known.get(task.name))
+        if job is None:
+            job = self._executor.submit(run_task, task)
+            write_json(self._jobs, known | {task.name: job.job_id})
+        return _SubmittedJob(job)
+
+    def _find(self, job_id: str | None) -> Any:
+        """The job of an earlier start, where Slurm still knows it as waiting or running."""
+        if job_id is None or self._cluster != "slurm":
+            return None
+        import submitit
+
+        job: Any = submitit.SlurmJob(folder=self._folder, job_id=job_id, tasks=[0])
+        return job if job.state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED") else None
+
+    def stop(self) -> None:
+        """Leaves the jobs in the queue: the same command finds them again."""
+
+
+class _SubmittedJob:
+    """A job of submitit whose end by the cluster (time limit, memory) is an exit code, too."""
+
+    def __init__(self, job: Any) -> None:
+        self._job = job
+
+    def done(self) -> bool:
+        return bool(self._job.done())
+
+    def result(self) -> int:
+        import submitit
+
+        try:
+            return int(self._job.result())
+        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
+            return 70

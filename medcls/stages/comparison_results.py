@@ -1,0 +1,181 @@
+"""What the runs of a comparison left on disk, as comparison.json and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcls.command_line import say
+from medcls.config import CompareJob
+from medcls.data.manifest import column_list, read_table
+from medcls.errors import DataError
+from medcls.evaluation.arms import FoldPredictions, assess_arms
+from medcls.evaluation.predictions import check_predictions
+from medcls.evaluation.shared_metrics import choose_metrics, is_error
+from medcls.files import METRICS_LOG, MODEL, read_json, read_json_lines, write_json
+from medcls.stages.comparison_plan import Plan, PlannedFold, Work, run_folder
+from medcls.stages.comparison_runs import evaluation_folder, seconds_of
+from medcls.training.checkpoint import read_card
+
+COMPARISON = "comparison.json"
+FORMAT = 1
+ALL = "all"
+
+
+def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what comparison.json holds; {} where no arm is whole.
+
+    Fields: "arms", "folds", "metric", "secondary", "design" {…}, "failed"; "sizes": training images ("all", "100") ->
+    {"arms": name -> {"metrics", "folds", "cost"}, "pairs": metric -> pairs} as `assess_arms` describes them.
+    """
+    arms = [arm for arm in job.chosen if arm not in failed]
+    if not arms:
+        return {}
+    say("statistics: bootstrap over patients …")
+    read = {
+        size: {arm: [read_fold(out, arm, fold, plan) for fold in plan.folds if fold.size == size] for arm in arms}
+        for size in dict.fromkeys(fold.size for fold in plan.folds)
+    }
+    metric, secondary = choose(job, read)
+    sizes = {}
+    for size, folds in read.items():
+        try:
+            found = assess_arms(
+                folds,
+                design=job.folds.kind,
+                metrics=[metric, *secondary],
+                test_share=plan.test_share,
+                replicates=job.replicates,
+                seed=job.seed,
+            )
+        except ValueError as error:
+            raise DataError(f"the arms cannot be compared: {error}") from error
+        for arm, entry in found["arms"].items():
+            entry["cost"] = measure_cost(out, arm, plan, size=size)
+        sizes[ALL if size is None else str(size)] = found
+    results = {
+        "format": FORMAT,
+        "store": plan.store.name,
+        "store_sha256": plan.store.sha256,
+        "arms": {arm: job.steps(arm) for arm in job.chosen},
+        "common": job.shared,
+        "metric": metric,
+        "lower_is_better": is_error(metric),
+        "secondary": secondary,
+        "design": {
+            "kind": job.folds.kind,
+            "k": job.folds.shape[0],
+            "repeats": job.folds.shape[1],
+            "over": job.folds.over,
+            "validation": job.folds.val,
+            "folds_seed": job.folds.seed,
+            "seed": job.seed,
+            "test_share": plan.test_share,
+            "replicates": job.replicates,
+            "openings": len(read_json_lines(out / "opened.jsonl")),
+        },
+        "folds": [{"fold": f.name, "size": f.size, "split": f.split, "images": f.images} for f in plan.folds],
+        "failed": dict(failed),
+        "sizes": sizes,
+    }
+    write_json(out / COMPARISON, results)
+    return results
+
+
+def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan) -> FoldPredictions:
+    """Returns what an arm says about the test rows of a fold."""
+    work = next(one for one in plan.works if one.name == f"{arm}/{fold.folder}")
+    task = read_card(run_folder(out, work.name) / MODEL).task
+    names = ("image_id", "patient_id", "y_true", "y_score")
+    table = read_table(evaluation_folder(out, work, plan.store) / "predictions.parquet", columns=names)
+    images, patients, true, score = (column_list(table, name) for name in names)
+    truth = np.array(true, dtype=np.float64)
+    predictions = check_predictions(
+        task.kind,
+        truth if task.kind == "multilabel" else truth[:, 0],
+        np.array(score, dtype=np.float64),
+        class_names=task.class_names,
+        grades=task.grades,
+    )
+    return FoldPredictions(fold.name, fold.repeat, fold.number, predictions, images, patients)
+
+
+def choose(
+    job: CompareJob, read: Mapping[int | None, Mapping[str, Sequence[FoldPredictions]]]
+) -> tuple[str, list[str]]:
+    """Returns the metric that the comparison is about, and the others in which pairs are tested."""
+    every = [folds[0].predictions for arms in read.values() for folds in arms.values()]
+    graded = next((one for one in every if one.has_grades), None)
+    metric, secondary = choose_metrics(graded or every[0])
+    metric = metric if job.metric == "auto" else job.metric
+    chosen = list(job.secondary) or list(secondary)
+    return metric, [name for name in chosen if name != metric]
+
+
+def measure_cost(out: Path, arm: str, plan: Plan, *, size: int | None) -> dict[str, Any]:
+    """Returns the wall times of an arm's works of one size, all folds together, and how fast it trained.
+
+    "train_seconds" and "evaluate_seconds" count whole processes, start included; "shared_seconds" those of steps on
+    another store, which serve all folds and arms that start from them. None where a time was not kept.
+    """
+    folders = {f"{arm}/{fold.folder}" for fold in plan.folds if fold.size == size}
+    own = [work for work in plan.works if work.arms == (arm,) and work.name.partition("-step")[0] in folders]
+    shared = [work for work in plan.works if arm in work.arms and work.name.startswith("_shared/")]
+    history = [row for work in own for row in read_json_lines(run_folder(out, work.name) / METRICS_LOG)]
+    timed = [row for row in history if row.get("images_per_second") and row.get("seconds")]
+    seconds = sum(row["seconds"] for row in timed)
+    return {
+        "train_seconds": _sum_seconds(out, own, "train"),
+        "evaluate_seconds": _sum_seconds(out, [work for work in own if work.evaluated], "evaluate"),
+        "shared_seconds": _sum_seconds(out, shared, "train") if shared else 0.0,
+        "trainings": len(own),
+        "train_images_per_second": sum(row["seconds"] * row["images_per_second"] for row in timed) / seconds
+        if seconds
+        else None,
+    }
+
+
+def _sum_seconds(out: Path, works: Sequence[Work], command: str) -> float | None:
+    known = [read_json(path).get(command) if (path := seconds_of(out, work.name)).is_file() else None for work in works]
+    return None if any(one is None for one in known) else float(sum(one for one in known if one is not None))
+
+
+def format_comparison(results: Mapping[str, Any]) -> str:
+    """Returns the arms with intervals and cost, and all pairs, as lines of text."""
+    metric = results["metric"]
+    better = "lower" if results["lower_is_better"] else "higher"
+    lines = []
+    for size, found in results["sizes"].items():
+        lines.append(f"{metric} ({better} is better), training images: {size}; 95 % intervals over patients")
+        width = max(len(arm) for arm in found["arms"])
+        for arm, entry in found["arms"].items():
+            cost = entry["cost"]
+            minutes = "" if cost["train_seconds"] is None else f"  train {cost['train_seconds'] / 60:.1f} min"
+            lines.append(f"  {arm:{width}s}  {_format(entry['metrics'][metric])}{minutes}")
+        for pair in found["pairs"][metric]:
+            lines.append(f"  {pair['first']} - {pair['second']}: {format_pair(pair)}")
+    return "\n".join(lines)
+
+
+def _format(entry: Mapping[str, Any]) -> str:
+    if entry["value"] is None:
+        return f"undefined: {entry.get('reason', '')}"
+    interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return f"{entry['value']:.3f}{interval}"
+
+
+def format_pair(pair: Mapping[str, Any]) -> str:
+    """Returns "+0.031; corrected resampled t test p 0.021 (Holm 0.063); bootstrap p 0.004 (Holm 0.012)"."""
+    if pair["difference"] is None:
+        return "undefined"
+    parts = [f"{pair['difference']:+.3f}"]
+    for name, entry in ((pair["test"] and pair["test"]["name"], pair["test"]), ("bootstrap", pair["bootstrap"])):
+        if entry:
+            p_value, holm = (
+                "undefined" if entry[key] is None else f"{entry[key]:.3f}" for key in ("p_value", "p_holm")
+            )
+            parts.append(f"{name} p {p_value} (Holm {holm})")
+    return "; ".join(parts)

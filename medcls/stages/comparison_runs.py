@@ -1,0 +1,154 @@
+"""The works of a comparison, run in order: what is finished is left alone, a failing arm stops and the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medcls.command_line import say
+from medcls.data.store import Store
+from medcls.files import LABELS, MODEL, read_json, sha256_file
+from medcls.stages.comparison_executors import Executor, Handle, Task
+from medcls.stages.comparison_plan import PlannedFold, Work, run_folder
+
+_TAIL = 12
+_PAUSE_SECONDS = 0.2
+
+
+def describe_progress(name: str, seconds: Sequence[float], *, left: int, slots: int) -> str:
+    """Returns "3/20 finetune/r1f2 in 41 s; about 12 min left".
+
+    Args:
+        name: Of the work that has ended.
+        seconds: Of all works so far, its own last.
+        left: Works that wait or run.
+        slots: At once.
+    """
+    mean = sum(seconds) / len(seconds)
+    rest = f"; about {describe_seconds(left * mean / min(slots, max(1, left)))} left" if left else ""
+    return f"{len(seconds)}/{len(seconds) + left} {name} in {describe_seconds(seconds[-1])}{rest}"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Returns "41 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def evaluation_folder(out: Path, work: Work, store: Store) -> Path:
+    """Returns where the evaluation of a work puts its predictions."""
+    return run_folder(out, work.name) / "evaluation" / f"{store.name}-test"
+
+
+def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None) -> bool:
+    """Returns whether a work has its model and, where it is evaluated, predictions of this very model, fold and labels.
+
+    Args:
+        out: Of the comparison.
+        work: The work.
+        store: Of the folds.
+        fold: Of the work; None for a step on another store.
+    """
+    model = run_folder(out, work.name) / MODEL
+    if not model.is_file():
+        return False
+    if not work.evaluated or fold is None:
+        return True
+    folder = evaluation_folder(out, work, store)
+    if not (folder / "inputs.json").is_file() or not (folder / "metrics.json").is_file():
+        return False
+    inputs = read_json(folder / "inputs.json")
+    return all(
+        inputs.get(key) == value
+        for key, value in {
+            "model_sha256": sha256_file(model),
+            "store_sha256": store.sha256,
+            "split_sha256": fold.split_sha256,
+            "labels_sha256": sha256_file(store.folder / LABELS),
+        }.items()
+    )
+
+
+def build_task(out: Path, work: Work, *, store: Store, threads: int) -> Task:
+    """Returns the task of a work, with its log and its number of threads."""
+    run = run_folder(out, work.name)
+    makes = [run / MODEL, evaluation_folder(out, work, store) / "metrics.json"][: len(work.commands)]
+    return Task(
+        name=work.name,
+        commands=work.commands,
+        makes=makes,
+        log=log_of(out, work.name),
+        seconds=seconds_of(out, work.name),
+        environment={"OMP_NUM_THREADS": str(threads)},
+    )
+
+
+def log_of(out: Path, name: str) -> Path:
+    """Returns the log of a work."""
+    return out / "logs" / f"{name}.log"
+
+
+def seconds_of(out: Path, name: str) -> Path:
+    """Returns the file with a work's wall times."""
+    return out / "logs" / f"{name}.json"
+
+
+def run_works(
+    works: Sequence[Work], *, out: Path, store: Store, executor: Executor, threads: int
+) -> dict[str, dict[str, Any]]:
+    """Runs the works that are left, and returns the arms that failed: name -> {"work", "exit_code", "log", "tail"}.
+
+    Args:
+        works: Those that are not finished, in the order in which they start.
+        out: Of the comparison.
+        store: Of the folds.
+        executor: Where they run.
+        threads: Of each process.
+    """
+    waiting, unmade = list(works), {work.name for work in works}
+    running: dict[str, tuple[Work, Handle, float]] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    seconds: list[float] = []
+    try:
+        while waiting or running:
+            waiting = _drop_failed(waiting, failed)
+            ready = [work for work in waiting if not unmade & set(work.needs)]
+            for work in ready[: executor.slots - len(running)]:
+                waiting.remove(work)
+                task = build_task(out, work, store=store, threads=threads)
+                running[work.name] = (work, executor.start(task), time.monotonic())
+            for work, handle, started in [one for one in running.values() if one[1].done()]:
+                del running[work.name]
+                if code := handle.result():
+                    failed |= _note_failure(work, code, out=out, failed=failed)
+                    continue
+                unmade.discard(work.name)
+                seconds.append(time.monotonic() - started)
+                left = len(_drop_failed(waiting, failed)) + len(running)
+                say(describe_progress(work.name, seconds, left=left, slots=executor.slots))
+            time.sleep(_PAUSE_SECONDS)
+    except BaseException:
+        executor.stop()
+        raise
+    return failed
+
+
+def _drop_failed(waiting: Sequence[Work], failed: dict[str, dict[str, Any]]) -> list[Work]:
+    """A work is left out when all arms that need it have failed."""
+    return [work for work in waiting if not set(work.arms) <= failed.keys()]
+
+
+def _note_failure(work: Work, code: int, *, out: Path, failed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Says what the log says last, and returns the arms that end with it."""
+    log = log_of(out, work.name)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    tail = [line.rpartition("\r")[2] for line in lines if line.strip()][-_TAIL:]
+    arms = [arm for arm in work.arms if arm not in failed]
+    say(f"FAILED {work.name} (exit code {code}); its log {log} ends with:")
+    for line in tail:
+        say(f"    {line}")
+    say(f"arm {', '.join(work.arms)} stops; the other arms go on")
+    return {arm: {"work": work.name, "exit_code": code, "log": str(log), "tail": tail} for arm in arms}

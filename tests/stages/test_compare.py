@@ -1,0 +1,399 @@
+"""Comparisons: planned once, run by the ordinary commands, resumed, and read from their files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medcls.command_line import compose_job
+from medcls.data.splits import read_split
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
+from medcls.files import read_json, read_json_lines
+from medcls.stages import compare as stage
+from medcls.stages.compare import ArmsFailedError, compare
+from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, run_task
+from medcls.stages.comparison_runs import describe_progress
+from medcls.stages.evaluate import evaluate
+from medcls.stages.train import train
+
+QUICK = (
+    "common=[model.weights=null,trainer.batch_size=8,trainer.epochs=1,trainer.max_steps=1,trainer.channels_last=false,"
+    "workers=0,device=cpu,augment=none]"
+)
+ARMS = ("arms.classes=[task=grade_classification]", "arms.number=[task=grade_regression,optimizer.lr=0.001]")
+Compare = Callable[..., Path]
+
+
+class InProcess:
+    """Runs the commands of a task here, at once: the same arguments, without the start of an interpreter."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+
+    def start(self, task: Task) -> Future[int]:
+        future: Future[int] = Future()
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        for _, _, module, *arguments in task.commands:
+            self.commands.append([module, *arguments])
+            try:
+                job = compose_job(module.removeprefix("medcls."), arguments)
+                (train if module == "medcls.train" else evaluate)(job)
+            except MedclsError as error:
+                task.log.write_text(f"first line\npython -m {module}: {error}\n")
+                future.set_result(error.exit_code)
+                return future
+        future.set_result(0)
+        return future
+
+    def stop(self) -> None:
+        raise AssertionError("nothing runs")
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """All comparisons of a test run here, and say what they ran."""
+    made = InProcess()
+    monkeypatch.setattr(stage, "build_executor", lambda job, out: (made, 1))
+    return made
+
+
+@pytest.fixture
+def run_compare(store: Store, copy_store: Callable[..., Path], executor: InProcess, tmp_path: Path) -> Compare:
+    """Compares two arms over two folds on a copy of the store and returns out: run_compare("folds.k=3")."""
+    folder = copy_store()
+
+    def run(*arguments: str, arms: tuple[str, ...] = ARMS, out: str = "out") -> Path:
+        given = {
+            text.partition("=")[0]: text
+            for text in ("folds.k=2", "folds.val=0.34", "replicates=100", QUICK, *arms, *arguments)
+        }
+        compare(compose_job("compare", [f"store={folder}", f"out={tmp_path / out}", *given.values()]))
+        return tmp_path / out
+
+    return run
+
+
+def commands_of(executor: InProcess, module: str) -> list[dict[str, str]]:
+    return [
+        {key: value for key, _, value in (text.partition("=") for text in arguments)}
+        for name, *arguments in executor.commands
+        if name == module
+    ]
+
+
+def test_each_arm_is_trained_and_evaluated_on_each_fold(
+    run_compare: Compare, executor: InProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run_compare("sizes=[6,0]")
+    trained, evaluated = (commands_of(executor, f"medcls.{name}") for name in ("train", "evaluate"))
+    runs = [f"{arm}/{fold}{size}" for fold in ("r1f1", "r1f2") for size in ("-n6", "") for arm in ("classes", "number")]
+    for commands in (trained, evaluated):
+        assert [str(Path(one["run"]).relative_to(out.resolve() / "runs")) for one in commands] == runs
+    assert {one["split"] for one in evaluated} == {"test"}
+    assert {one["report"] for one in evaluated} == {"false"}
+    found = read_json(out / "comparison.json")
+    assert set(found["sizes"]) == {"6", "all"}
+    everything = found["sizes"]["all"]
+    assert set(everything["arms"]) == {"classes", "number"}
+    fold = everything["arms"]["number"]["folds"][0]
+    metrics = read_json(out / "runs" / "number" / "r1f1" / "evaluation" / "store-test" / "metrics.json")
+    assert fold["metrics"]["quadratic_kappa"] == pytest.approx(metrics["quadratic_kappa"]["value"])
+    assert fold["metrics"]["mse_value"] == pytest.approx(metrics["mse"]["value"]), "a regression's mse is of its value"
+    assert fold["metrics"]["accuracy"] == pytest.approx(metrics["accuracy"]["value"])
+    (pair,) = everything["pairs"]["quadratic_kappa"]
+    assert pair["test"]["name"] == "corrected resampled t test"
+    assert everything["arms"]["number"]["cost"]["trainings"] == 2
+    printed = capsys.readouterr().out
+    assert "quadratic_kappa (higher is better), training images: 6" in printed
+    assert "classes - number: " in printed
+
+
+def test_all_arms_see_the_same_rows_and_batches(run_compare: Compare, store: Store) -> None:
+    out = run_compare(arms=("arms.one=[task=multiclass]", "arms.two=[task=multiclass]"))
+    for fold in ("r1f1", "r1f2"):
+        one, two = (out / "runs" / arm / fold for arm in ("one", "two"))
+        assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+        assert read_json(one / "config" / "settings.json")["split"]["name"] == f"kfold2-s0-{fold}"
+    assert read_json(out / "comparison.json")["sizes"]["all"]["pairs"]["auc"][0]["difference"] == 0
+
+
+def test_test_rows_of_the_store_stay_closed(run_compare: Compare, store: Store, copy_store: Any) -> None:
+    out = run_compare()
+    splits, _ = read_split(store, "default")
+    closed = {image for image, code in zip(store.column("image_id"), splits, strict=True) if code == 2}
+    seen = set()
+    for path in out.glob("runs/*/*/evaluation/*/predictions.parquet"):
+        seen |= set(pq.read_table(path).column("image_id").to_pylist())
+    assert len(seen) == 36
+    assert not seen & closed
+    assert not (out / "opened.jsonl").exists()
+
+
+def test_opening_the_test_rows_is_said_and_written_down(
+    run_compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = run_compare("folds.over=all", arms=ARMS[:1])
+    assert "opening the test rows as part of the folds of store" in capsys.readouterr().err
+    assert len(read_json_lines(out / "opened.jsonl")) == 1
+    found = read_json(out / "comparison.json")
+    assert sum(fold["images"] for fold in found["sizes"]["all"]["arms"]["classes"]["folds"]) == 48
+    assert found["design"]["openings"] == 1
+    run_compare("folds.over=all", arms=ARMS[:1])
+    assert len(read_json_lines(out / "opened.jsonl")) == 1, "nothing was opened again"
+
+
+def test_a_second_start_does_only_what_is_left(run_compare: Compare, executor: InProcess) -> None:
+    out = run_compare()
+    before = (out / "comparison.json").read_bytes()
+    executor.commands.clear()
+    run_compare()
+    assert executor.commands == []
+    assert (out / "comparison.json").read_bytes() == before
+    shutil.rmtree(out / "runs" / "number" / "r1f2" / "evaluation")
+    run_compare()
+    assert [(module, Path(a[0].partition("=")[2]).name) for module, *a in executor.commands] == [
+        ("medcls.train", "r1f2"),
+        ("medcls.evaluate", "r1f2"),
+    ]
+    assert (out / "comparison.json").read_bytes() == before
+
+
+def test_arms_and_sizes_may_join_but_none_may_change(run_compare: Compare, executor: InProcess) -> None:
+    out = run_compare(arms=ARMS[:1])
+    executor.commands.clear()
+    run_compare(arms=ARMS)
+    assert len(commands_of(executor, "medcls.train")) == 2
+    with pytest.raises(ConfigError, match=r"holds number/r1f1 with other settings \(optimizer.lr=0.001 -> none\)"):
+        run_compare(arms=(ARMS[0], "arms.number=[task=grade_regression]"))
+    run_compare("only=[classes]", arms=ARMS)
+    assert list(read_json(out / "comparison.json")["sizes"]["all"]["arms"]) == ["classes"]
+    works = {work["name"] for work in read_json(out / "plan.json")["works"]}
+    assert "number/r1f1" in works
+
+
+def test_a_failing_arm_stops_and_the_others_go_on(
+    run_compare: Compare, executor: InProcess, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broken = f"arms.broken=[task=multiclass,model.weights={tmp_path}/nowhere.safetensors]"
+    with pytest.raises(ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken/r1f1: see .*broken/r1f1.log\)"):
+        run_compare(arms=(broken, *ARMS))
+    assert ArmsFailedError.exit_code == 70
+    said = capsys.readouterr().err
+    assert "FAILED broken/r1f1 (exit code" in said
+    assert "nowhere.safetensors" in said
+    assert [one["run"] for one in commands_of(executor, "medcls.train") if "broken" in one["run"]].__len__() == 1
+    found = read_json(tmp_path / "out" / "comparison.json")
+    assert set(found["sizes"]["all"]["arms"]) == {"classes", "number"}
+    assert found["failed"]["broken"]["work"] == "broken/r1f1"
+
+
+def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Compare, executor: InProcess) -> None:
+    out = run_compare("folds.kind=holdout", "folds.k=null", "folds.repeats=2", "seed=5", arms=ARMS[:1])
+    trained = commands_of(executor, "medcls.train")
+    assert [(one["split.name"], one["seed"]) for one in trained] == [("default", "5"), ("default", "6")]
+    found = read_json(out / "comparison.json")
+    assert [fold["fold"] for fold in found["sizes"]["all"]["arms"]["classes"]["folds"]] == ["s1", "s2"]
+    assert found["design"]["openings"] == 1
+
+
+def test_repeats_have_seeds_of_their_own_unless_told_otherwise(run_compare: Compare, executor: InProcess) -> None:
+    run_compare("folds.kind=repeated", "folds.repeats=2", "plan_only=true", out="own")
+    assert executor.commands == []
+    for out, same, expected in (("own", "false", {"0", "1"}), ("one", "true", {"0"})):
+        path = run_compare(
+            "folds.kind=repeated", "folds.repeats=2", f"folds.same_seed={same}", "plan_only=true", out=out
+        )
+        seeds = {text for work in read_json(path / "plan.json")["works"] for text in work["commands"][0]}
+        assert {text.partition("=")[2] for text in seeds if text.startswith("seed=")} == expected
+
+
+@pytest.fixture
+def other_store(
+    write_source: Callable[..., Path], run_prepare: Callable[..., Store], draw_picture: Any, tmp_path: Path
+) -> Store:
+    """12 other patients."""
+    import cv2
+
+    def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"patient_id": "other" + row["patient_id"]} for row in rows]
+
+    raw = write_source(tmp_path / "other_raw", patients=18, classes=("0", "1", "2"), rewrite=rename)
+    for number, path in enumerate(sorted((raw / "images").iterdir())):
+        cv2.imwrite(str(path), draw_picture(number // 2 % 3, 5000 + number))
+    return run_prepare(raw, tmp_path / "other", "split.test=0.3", "split.val=0.3")
+
+
+CHAINS = (
+    "++arms.frozen={steps: [['store=first'], ['transfer=frozen']]}",
+    "++arms.tuned={steps: [['store=first'], ['transfer=finetune']]}",
+    "arms.direct=[transfer=finetune]",
+)
+
+
+def test_a_step_on_another_store_is_trained_once_and_shared(
+    run_compare: Compare, executor: InProcess, other_store: Store
+) -> None:
+    out = run_compare(f"stores.first={other_store.folder}", arms=CHAINS)
+    trained = commands_of(executor, "medcls.train")
+    shared = [one for one in trained if "_shared" in one["run"]]
+    assert len(shared) == 1
+    assert shared[0]["store"] == str(other_store.folder)
+    assert shared[0]["split.name"] == "default"
+    heirs = [one for one in trained if one.get("model.weights") == shared[0]["run"]]
+    assert len(heirs) == 4
+    cost = read_json(out / "comparison.json")["sizes"]["all"]["arms"]
+    assert cost["direct"]["cost"]["shared_seconds"] == 0
+    assert len(commands_of(executor, "medcls.evaluate")) == 6
+
+
+def test_what_cannot_be_planned_is_refused_before_anything_runs(
+    run_compare: Compare, executor: InProcess, other_store: Store
+) -> None:
+    for arms, kind, message in (
+        (CHAINS, MissingInputError, r"stores\.first=DIR is missing: arm frozen trains on it first"),
+        (("arms.a=[trainer.epochs=0]",), ConfigError, r"arms\.a: trainer\.epochs=0: expected >= 1"),
+        (("arms.a=[modle=resnet18]",), ConfigError, r"arms\.a: modle is no setting"),
+        (("arms.a=[seed=3]",), ConfigError, r"arms\.a: seed=3: the comparison sets seed= itself"),
+        (("arms.a=[run=x]",), ConfigError, r"the comparison sets run= itself"),
+        (("arms.a=[model]",), ConfigError, r"arms\.a: 'model' is no key=value"),
+        (("arms._a=[model=vgg11]",), ConfigError, r"expected a name"),
+        (("++arms.a={steps: []}",), ConfigError, r"expected \[overrides\] or \{steps"),
+    ):
+        with pytest.raises(kind, match=message):
+            run_compare(arms=arms)
+    with pytest.raises(ConfigError, match="only=nubmer: expected one of classes, number"):
+        run_compare("only=[nubmer]")
+    with pytest.raises(ConfigError, match="its last step says store="):
+        run_compare(f"stores.first={other_store.folder}", arms=("arms.a=[store=first]",))
+    with pytest.raises(ConfigError, match=r"step 2 says model\.weights=x, and starts from the step before"):
+        run_compare(
+            f"stores.first={other_store.folder}", arms=("++arms.a={steps: [['store=first'], ['model.weights=x']]}",)
+        )
+    with pytest.raises(DataError, match=r"fold r1f1: .*val has no image of"):
+        run_compare("folds.val=0.01")
+    with pytest.raises(DataError, match=r"sizes=500: fold r1f1 has \d+ training images"):
+        run_compare("sizes=[500]")
+    assert executor.commands == []
+
+
+def test_folds_of_other_arguments_take_other_names_or_are_refused(run_compare: Compare) -> None:
+    run_compare("plan_only=true")
+    run_compare("plan_only=true", "folds.seed=1", out="other")
+    with pytest.raises(ConfigError, match=r"split\.name=kfold2-s0-r1f1 is in the store already.*folds\.name="):
+        run_compare("plan_only=true", "folds.val=0.3", out="third")
+    run_compare("plan_only=true", "folds.val=0.3", "folds.name=mine", out="third")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folds.kind=5x2", "folds.k=3"], "has k=2 and repeats=5"),
+        (["folds.kind=kfold", "folds.repeats=2"], "folds.kind=repeated takes both"),
+        (["folds.kind=holdout", "folds.over=all"], "takes the store's own split"),
+        (["folds.kind=kfolds"], "nearest: kfold"),
+        (["sizes=[10,10]"], "different numbers"),
+        (["slurm.timeout_min=5"], "executor=slurm takes it"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_job("compare", arguments)
+
+
+def task_of(tmp_path: Path, *codes: int) -> Task:
+    """A task of commands that print and exit with these codes."""
+    commands = [
+        ["python", "-c", f"import os; print('threads', os.environ['OMP_NUM_THREADS']); exit({c})"] for c in codes
+    ]
+    return Task(
+        name="arm/r1f1",
+        commands=commands,
+        makes=[tmp_path / f"made{n}" for n in range(len(codes))],
+        log=tmp_path / "logs" / "arm.log",
+        seconds=tmp_path / "logs" / "arm.json",
+        environment={"OMP_NUM_THREADS": "3"},
+    )
+
+
+def test_commands_run_in_order_until_one_fails_and_are_logged(tmp_path: Path) -> None:
+    assert run_task(task_of(tmp_path, 0, 7, 0)) == 7
+    log = (tmp_path / "logs" / "arm.log").read_text()
+    assert log.count("$ python -c") == 2
+    assert log.count("threads 3") == 2
+    assert run_task(task_of(tmp_path, 0)) == 0
+    assert "exit(7)" in (tmp_path / "logs" / "arm.log").read_text(), "an earlier log is kept"
+
+
+def test_seconds_are_kept_of_the_run_that_made_something(tmp_path: Path) -> None:
+    task = task_of(tmp_path, 0)
+    task.commands[0][1:2] = ["-u", "-c"]
+    task.commands[0][2] = "-c"
+    task.commands[0] = ["python", "-c", "pass", "medcls.train"]
+    run_task(task)
+    (kept,) = json.loads(task.seconds.read_text()).values()
+    task.makes[0].touch()
+    run_task(task)
+    assert list(json.loads(task.seconds.read_text()).values()) == [kept]
+
+
+def test_local_processes_end_when_told(tmp_path: Path) -> None:
+    executor = LocalExecutor(2)
+    waiting = task_of(tmp_path, 0)
+    waiting.commands[0] = ["python", "-c", "import time; time.sleep(60)"]
+    handle = executor.start(waiting)
+    assert executor.start(task_of(tmp_path, 5)).result() == 5
+    executor.stop()
+    assert handle.done()
+    assert handle.result() != 0
+
+
+def test_submitit_runs_the_same_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    executor = SlurmExecutor(tmp_path / "slurm", slots=4, options={"cluster": "local", "timeout_min": 5})
+    good, bad = executor.start(task_of(tmp_path, 0)), executor.start(task_of(tmp_path / "bad", 9))
+    assert (good.result(), bad.result()) == (0, 9)
+    assert (good.done(), bad.done()) == (True, True)
+    assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm/r1f1"}
+    with pytest.raises(ConfigError, match="submitit says"):
+        SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local", "timeout": 5})
+
+
+def test_progress_says_how_long_it_may_take() -> None:
+    assert describe_progress("a/r1f1", [40.0, 20.0], left=4, slots=2) == "2/6 a/r1f1 in 20 s; about 60 s left"
+    assert describe_progress("a/r1f1", [7200.0], left=0, slots=2) == "1/1 a/r1f1 in 2.0 h"
+
+
+@pytest.mark.slow
+def test_the_commands_as_a_user_types_them(store: Store, copy_store: Callable[..., Path], tmp_path: Path) -> None:
+    job = compose_job(
+        "compare",
+        [
+            f"store={copy_store()}",
+            f"out={tmp_path / 'out'}",
+            "folds.k=2",
+            "folds.val=0.34",
+            "replicates=100",
+            QUICK,
+            *ARMS,
+            "jobs=2",
+        ],
+    )
+    compare(job)
+    found = read_json(tmp_path / "out" / "comparison.json")
+    for arm in found["sizes"]["all"]["arms"].values():
+        assert arm["cost"]["train_seconds"] > 0
+        assert arm["cost"]["evaluate_seconds"] > 0
+    environment = read_json(tmp_path / "out" / "runs" / "number" / "r1f1" / "environment.json")
+    assert environment["threads"] >= 1
+    assert np.isfinite(arm["cost"]["train_images_per_second"])
