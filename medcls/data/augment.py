@@ -8,12 +8,14 @@ import os
 import random
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.config import nearest
+from medcls.data.augment_volume import VolumeAugmentation
+from medcls.data.transform_arguments import check_arguments
 from medcls.errors import ConfigError
 
 # It would ask the network for a newer release of itself while being imported.
@@ -89,19 +91,13 @@ def _build_transform(name: str, arguments: Any) -> A.BasicTransform:
     known = [n for n in dir(A) if _is_transform(getattr(A, n)) and n not in _REFUSED]
     if name not in known:
         raise ConfigError(f"augment.transforms.{name}: albumentations has no such transform{nearest(name, known)}")
-    if not isinstance(arguments, Mapping):
-        raise ConfigError(f"augment.transforms.{name}={arguments}: expected {{argument: value}}")
     constructor = getattr(A, name)
-    names = list(inspect.signature(constructor.__init__).parameters)[1:]
-    for argument in arguments:
-        if argument not in names:
-            hint = nearest(str(argument), names)
-            raise ConfigError(f"augment.transforms.{name}.{argument}: no argument of {name}{hint}")
+    checked = check_arguments(name, arguments, constructor)
     with warnings.catch_warnings():
         # albumentations only warns about an argument that it then ignores.
         warnings.simplefilter("error")
         try:
-            return constructor(**{key: _to_tuple(value) for key, value in arguments.items()})
+            return constructor(**checked)
         except (ValueError, TypeError, UserWarning) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ConfigError(f"augment.transforms.{name}={dict(arguments)}: {' '.join(lines[:4])}") from error
@@ -118,5 +114,17 @@ def _is_transform(candidate: object) -> bool:
     return inspect.isclass(candidate) and issubclass(candidate, A.ImageOnlyTransform | A.DualTransform)
 
 
-def _to_tuple(value: Any) -> Any:
-    return tuple(_to_tuple(item) for item in value) if isinstance(value, list) else value
+Augment: TypeAlias = Augmentation | VolumeAugmentation
+
+
+def build_augmentation(
+    transforms: Mapping[str, Any], *, shape: tuple[int, ...], dtype: str, value_range: tuple[float, float]
+) -> Augment:
+    """Returns the augmentation of stored images (C, H, W) by albumentations, or of volumes (C, D, H, W) by MONAI.
+
+    Raises:
+        ConfigError: as the classes say.
+    """
+    if len(shape) == 4:
+        return VolumeAugmentation(transforms, shape=shape, dtype=dtype, value_range=value_range)
+    return Augmentation(transforms, shape=shape, dtype=dtype)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medcls.data.augment import Augmentation
+from medcls.data.augment import Augment
 from medcls.data.crops import Crop
+from medcls.data.patches import Patch
 from medcls.data.store import Store
 from medcls.reproducibility import draw_seed, make_generator
 
@@ -58,8 +59,8 @@ class StoreDataset(Dataset[Batch]):
         rows: NDArray[np.int64],
         *,
         targets: NDArray[np.float64],
-        augmentation: Augmentation | None = None,
-        crop: Crop | None = None,
+        augmentation: Augment | None = None,
+        crop: Crop | Patch | None = None,
         seed: int = 0,
         clinical: NDArray[np.float32] | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.contact_sheet import write_contact_sheet
+from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
 from medcls.data.splits import read_split
 from medcls.data.store import Store
@@ -346,7 +347,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
             "val_images": len(data.val),
         },
         domain=read_domain(data),
-        crop=data.train.crop,
+        crop=data.train.crop if isinstance(data.train.crop, Crop) else None,
         deidentify=data.store.info["deidentify"],
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from medcls.command_line import say
 from medcls.config import TrainJob
-from medcls.data.augment import Augmentation
+from medcls.data.augment import build_augmentation
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.crops import Crop
@@ -23,7 +23,7 @@ from medcls.data.manifest import write_table
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
-from medcls.errors import ConfigError, DataError
+from medcls.errors import DataError
 from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
 from medcls.models.backbones import CLINICAL
@@ -88,7 +88,9 @@ def open_data(job: TrainJob) -> TrainingData:
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
     transforms = {} if job.model.name == CLINICAL else job.augment.transforms
-    augmentation = Augmentation(transforms, shape=shape, dtype=store.spec.dtype)
+    augmentation = build_augmentation(
+        transforms, shape=shape, dtype=store.spec.dtype, value_range=store.spec.value_range
+    )
     datasets: dict[str, StoreDataset] = {}
     spec: ClinicalSpec | None = None
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
@@ -120,8 +122,6 @@ def build_crop(job: TrainJob, store: Store) -> Crop | None:
     """
     if not job.crop.scales:
         return None
-    if store.spec.spatial_dims == 3:
-        raise ConfigError(f"crop.scales={job.crop.scales}: crops are of images, and store={store.folder} holds volumes")
     crop = Crop(job.crop.size, *job.crop.scales)
     crop.check(store.shape)
     return crop

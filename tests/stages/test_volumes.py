@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from medcls.config import TrainJob
+from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json
@@ -117,5 +118,23 @@ def test_volumes_are_explained(
 
 
 def test_crops_are_of_images(compose_train: Callable[..., TrainJob], volume_store: Store) -> None:
-    with pytest.raises(ConfigError, match=r"crops are of images, and store=.* holds volumes"):
+    with pytest.raises(ConfigError, match="only images are rescaled and cropped"):
         open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", "crop.scales=[16,16]"))
+
+
+def test_augmented_volumes_are_the_same_for_any_number_of_workers(
+    compose_train: Callable[..., TrainJob], volume_store: Store
+) -> None:
+    changes = ("augment.transforms={RandAffine: {rotate_range: [0.2], prob: 0.9}, RandGaussianNoise: {prob: 0.5}}",)
+    data = open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", *changes))
+
+    def read(workers: int) -> list[np.ndarray]:
+        sampler = EpochSampler(len(data.train), batch_size=4, shuffle=True)
+        sampler.epoch = 1
+        return [b.images.numpy() for b in build_loader(data.train, sampler, workers=workers, device="cpu")]
+
+    alone = read(0)
+    assert any((batch != volume_store.images(data.train.rows[:4])).any() for batch in alone)
+    for workers in (1, 2):
+        for one, other in zip(alone, read(workers), strict=True):
+            np.testing.assert_array_equal(one, other)
