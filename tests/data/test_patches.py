@@ -19,7 +19,7 @@ def test_a_patch_is_a_part_of_the_volume_and_a_function_of_its_key(size: tuple[i
     patch.check(STORED)
     taken = patch.take_random(VOLUME, make_generator(key))
     assert taken.shape == patch.shape(STORED) == (2, *size)
-    corner = np.argwhere(VOLUME == taken[0, 0, 0, 0])[0, 1:]
+    corner = np.argwhere(taken[0, 0, 0, 0] == VOLUME)[0, 1:]
     np.testing.assert_array_equal(taken, VOLUME[(slice(None), *map(slice, corner, corner + size))])
     np.testing.assert_array_equal(taken, patch.take_random(VOLUME, make_generator(key)))
 
