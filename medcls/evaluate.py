@@ -8,7 +8,7 @@ from medcls.errors import UsageError
 
 
 def main(job: EvaluateJob) -> None:
-    """Evaluates one run on one split."""
+    """Evaluates one run, or several together, on one split."""
     if job.run is None:
         raise UsageError("run=DIR is missing: python -m medcls.evaluate run=DIR split=test")
     # torch takes seconds to import: --help and --cfg job do without it.

@@ -12,11 +12,26 @@ from medcls.config.training import AugmentConfig
 from medcls.errors import ConfigError
 
 
+def _list_runs(typed: Any) -> list[Path]:
+    """The command line hands over run=[A,B] as it was typed: paths need no quoting there."""
+    if isinstance(typed, str) and typed.startswith("[") and typed.endswith("]"):
+        typed = typed[1:-1].split(",")
+    if not isinstance(typed, list):
+        return [Path(typed)] if typed else []
+    names = [str(item).strip() for item in typed if str(item).strip()]
+    return [Path(name).expanduser() if name.startswith("~/") else Path(name) for name in names]
+
+
+def _check_runs(typed: Any) -> None:
+    if typed is not None and not _list_runs(typed):
+        raise ConfigError(f"run={typed}: expected a run folder, or several as run=[A,B]")
+
+
 @dataclass(slots=True)
 class EvaluateJob:
-    """python -m medcls.evaluate: run and store to report."""
+    """python -m medcls.evaluate: one or several runs and a store to a report."""
 
-    run: str | None = None
+    run: Any = None
     store: str | None = None
     split: str = "val"
     out: str | None = None
@@ -47,12 +62,15 @@ class EvaluateJob:
     report: bool = True
 
     def __post_init__(self) -> None:
+        _check_runs(self.run)
         check_choice("split", self.split, (*SPLITS, "all"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("batch_size", self.batch_size, low=1)
         check_range("workers", self.workers, low=-1, high=256)
         self._check_views()
+        if len(self.runs) > 1 and (self.against or self.robustness or self.shortcuts):
+            raise ConfigError(f"run={self.run}: against, robustness and shortcuts are measured of one run: name one")
         # What a reader or a test of two runs rests on is never drawn from a handful of resamples.
         check_range("replicates", self.replicates, low=100 if self.report or self.against else 1)
         check_range("seed", self.seed, low=0)
@@ -67,6 +85,11 @@ class EvaluateJob:
             raise ConfigError(f"prevalences={self.prevalences}: expected shares between 0 and 1")
         check_range("least_patients", self.least_patients, low=2)
         check_range("gallery", self.gallery, low=0, high=60)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The run folders."""
+        return _list_runs(self.run)
 
     def _check_views(self) -> None:
         check_choice("views", self.views, ("center", "dense", "multicrop", "both"))
@@ -95,8 +118,7 @@ class PredictJob:
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
 
     def __post_init__(self) -> None:
-        if self.run is not None and not self.runs:
-            raise ConfigError(f"run={self.run}: expected a run folder, or several as run=[A,B]")
+        _check_runs(self.run)
         check_choice("format", self.format, ("parquet", "json"))
         check_choice("out_of_domain", self.out_of_domain, ("refuse", "allow"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -106,11 +128,8 @@ class PredictJob:
 
     @property
     def runs(self) -> list[Path]:
-        """The run folders. The command line hands over run=[A,B] as it was typed: paths need no quoting there."""
-        typed = self.run if isinstance(self.run, list) else [self.run or ""]
-        if isinstance(self.run, str) and self.run.startswith("[") and self.run.endswith("]"):
-            typed = self.run[1:-1].split(",")
-        return [Path(str(item).strip()).expanduser() for item in typed if str(item).strip()]
+        """The run folders."""
+        return _list_runs(self.run)
 
 
 @dataclass(slots=True)

@@ -8,15 +8,16 @@ from typing import Any
 
 from medcls.command_line import say
 from medcls.config import EvaluateJob
-from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluation.assessment import assess
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
-from medcls.files import CONFIG, CONTACT_SHEET, ENVIRONMENT, METRICS_LOG, MODEL, read_json, read_json_lines, write_json
-from medcls.stages.evaluation_data import Opened, open_rows
+from medcls.files import ENVIRONMENT, read_json, write_json
+from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
+from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_choices import Choices, freeze_choices, rows_in_words
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
@@ -26,10 +27,18 @@ from medcls.stages.report_facts import (
     draw_gallery,
     read_subgroup_columns,
 )
+from medcls.stages.report_runs import (
+    describe_ensemble,
+    describe_model,
+    describe_openings,
+    list_runs,
+    list_sheets,
+    read_configs,
+    read_history,
+)
 from medcls.stages.robustness import measure_robustness
 from medcls.stages.shortcuts import measure_shortcuts
 from medcls.stages.split_predictions import SplitPredictions, predict_split, values_of
-from medcls.training.checkpoint import ModelCard, read_card
 
 METRICS = "metrics.json"
 HEADLINES = frozenset(
@@ -39,22 +48,21 @@ HEADLINES = frozenset(
 
 
 def evaluate(job: EvaluateJob) -> None:
-    """Evaluates one run on one split and prints the metrics and the report's path.
+    """Evaluates one run, or several together, on one split and prints the metrics and the report's path.
 
     What has to be chosen (thresholds, recalibration, how images become patients) is chosen on the validation split
-    and written into the run before another split is opened.
+    and written into the run (of several: into out=) before another split is opened.
     """
-    run = Path(job.run or "")
-    card = read_run_card(run)
-    if job.robustness and card.preprocess.spatial_dims == 3:
-        raise ConfigError(f"robustness=true: its perturbations are of images, and run={run} takes volumes")
-    opened = open_rows(job, run, card)
-    choices = freeze_choices(job, run, card=card, opened=opened)
-    other = open_other(job, like=card, opened=opened) if job.against else None
-    predictions = predict_split(job, run, card=card, opened=opened)
+    members = open_members(job)
+    first = members[0]
+    if job.robustness and first.card.preprocess.spatial_dims == 3:
+        raise ConfigError(f"robustness=true: its perturbations are of images, and run={first.run} takes volumes")
+    choices = freeze_choices(job, members)
+    other = open_other(job, like=first) if job.against else None
+    predictions = predict_members(job, members)
     metrics = measure(job, predictions, choices)
-    views = predictions.plan.describe()
-    notes = [*opened.notes, *choices.notes, describe_openings(job, predictions), *([views] if views else [])]
+    notes = list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
+    notes += [describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
     columns, absent = read_subgroup_columns(predictions, job.subgroups)
     if absent:
         notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
@@ -84,13 +92,6 @@ def evaluate(job: EvaluateJob) -> None:
     print(f"{written.stem}: {written}")
 
 
-def read_run_card(run: Path) -> ModelCard:
-    """Returns the card of a finished run."""
-    if not run.is_dir():
-        raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
-    return read_card(run / MODEL)
-
-
 def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
     """Returns the plain metrics with intervals, the sizes, and what was chosen where."""
     rows = predictions.rows
@@ -106,25 +107,16 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         seed=job.seed,
     )
     chosen_on = choices.operating.get("chosen_on")
-    return (
-        metrics
-        | {
-            "n_images": len(rows.patient_ids),
-            "n_patients": len(set(rows.patient_ids)),
-            "openings": predictions.openings,
-            "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
-        }
-        | predictions.plan.to_json()
-    )
+    metrics |= {
+        "n_images": len(rows.patient_ids),
+        "n_patients": len(set(rows.patient_ids)),
+        "openings": predictions.openings,
+        "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
+    }
+    return metrics | list_runs(predictions.parts)
 
 
-def describe_openings(job: EvaluateJob, predictions: SplitPredictions) -> str:
-    """Returns "split test was opened 1 time by this run"."""
-    count = predictions.openings
-    return f"split {job.split} was opened {count} time{'s' if count != 1 else ''} by this run"
-
-
-def open_other(job: EvaluateJob, *, like: ModelCard, opened: Opened) -> SplitPredictions:
+def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
     """Returns the predictions of the run against=, on the very same images, kept and counted there.
 
     Raises:
@@ -133,16 +125,16 @@ def open_other(job: EvaluateJob, *, like: ModelCard, opened: Opened) -> SplitPre
         DataError: other images; or as for the run itself.
     """
     run = Path(job.against or "")
-    if run.resolve() == Path(job.run or "").resolve():
+    if run.resolve() == like.run.resolve():
         raise UsageError(f"against={run} is run= itself: name another run")
     card = read_run_card(run)
-    if not card.task.asks_the_same(like.task):
+    if not card.task.asks_the_same(like.card.task):
         raise ConfigError(f"against={run} has another task than run={job.run}: only runs of one task compare")
     inner = replace(job, run=str(run), against=None, out=None)
     theirs = open_rows(inner, run, card)
-    if values_of(theirs, "image_id") != values_of(opened, "image_id"):
+    if values_of(theirs, "image_id") != values_of(like.opened, "image_id"):
         raise DataError(f"split={job.split}: run={job.run} and against={run} have different images in it")
-    freeze_choices(inner, run, card=card, opened=theirs)
+    freeze_choices(inner, [Member(run, card, theirs)])
     return predict_split(inner, run, card=card, opened=theirs)
 
 
@@ -162,8 +154,7 @@ def report_results(
     job: EvaluateJob, predictions: SplitPredictions, *, metrics: dict[str, Any], choices: Choices, notes: list[str]
 ) -> Path:
     """Writes report.html and what goes with it, and returns its path."""
-    run, opened, one = predictions.run, predictions.opened, predictions.rows.predictions
-    sheet = run / CONTACT_SHEET
+    opened, one, parts = predictions.opened, predictions.rows.predictions, predictions.parts
     explanations, explanation_notes = read_explanations(job, predictions)
     return write_report(
         predictions.folder,
@@ -179,22 +170,19 @@ def report_results(
             store_name=opened.store.name,
             seed=job.seed,
             certificate=opened.certificate,
-            config_yaml=(run / CONFIG).read_text(encoding="utf-8"),
-            environment=read_json(run / ENVIRONMENT),
-            history=read_json_lines(run / METRICS_LOG),
+            config_yaml=read_configs(parts),
+            environment=read_json(predictions.run / ENVIRONMENT),
+            history=read_history(parts),
             notes=notes,
-            contact_sheets={"Training images by class, stored above and augmented below": sheet}
-            if sheet.is_file()
-            else {},
+            contact_sheets=list_sheets(parts),
             flow=describe_flow(predictions, split=job.split),
             demographics=describe_splits(predictions),
             gallery=draw_gallery(predictions, choose_worst(one, count=job.gallery)),
             explanations=explanations,
             explanation_notes=explanation_notes,
             operating=choices.operating,
-            model=predictions.card.to_json(),
-            facts=describe_study(predictions)
-            | ({"ensembling": views} if (views := predictions.plan.describe()) else {}),
+            model=describe_model(parts),
+            facts=describe_study(predictions),
         ),
     )
 

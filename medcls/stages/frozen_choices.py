@@ -13,11 +13,11 @@ from medcls.errors import ConfigError
 from medcls.evaluation.assessment import choose_calibration, choose_operating
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
-from medcls.stages.evaluation_data import Opened, open_rows
+from medcls.stages.ensemble import Member, check_out, identify, predict_members
+from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
-from medcls.stages.split_predictions import SplitPredictions, count_test_openings, predict_split
+from medcls.stages.split_predictions import SplitPredictions, count_test_openings
 from medcls.stages.views import plan_views
-from medcls.training.checkpoint import ModelCard
 
 _FORMAT = 1
 # Where nothing is asked for and nothing is frozen yet.
@@ -39,16 +39,23 @@ class Choices:
     notes: list[str]
 
 
-def freeze_choices(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> Choices:
-    """Returns what was chosen on the validation split for this model; chosen and written now where it was not yet.
+def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
+    """Returns what was chosen on the validation split for the model; chosen and written now where it was not yet.
+
+    It lies in the run; for several runs together in out=, after each run's own choices were frozen, too.
 
     Raises:
         ConfigError: other rules are asked for than those that were frozen before a test split was opened.
     """
-    model_sha256 = sha256_file(run / MODEL)
-    views = plan_views(job, crop=card.crop, stored=opened.store.shape).name
-    before = read_choices(run, model_sha256=model_sha256, views=views)
-    openings = count_test_openings(run, model_sha256)
+    folder = members[0].run
+    if len(members) > 1:
+        folder = Path(job.out or "")
+        check_out(folder, members)
+        for member in members:
+            freeze_choices(_leave_frozen(job, member), [member])
+    views = name_views(job, members)
+    before = read_choices(folder, model_sha256=identify(members), views=views)
+    openings = max(count_test_openings(member.run, sha256_file(member.run / MODEL)) for member in members)
     asked = _ask(job)
     if before is not None:
         changed = _list_changes(before.operating["settings"], asked)
@@ -56,14 +63,31 @@ def freeze_choices(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Open
             return before
         if openings:
             raise ConfigError(
-                f"{name_files(run, views)[0]} was frozen with other settings ({'; '.join(changed)}) and a test split "
-                "has been opened since: evaluate with the frozen ones (leave the option out), or train another run"
+                f"{name_files(folder, views)[0]} was frozen with other settings ({'; '.join(changed)}) and a test "
+                "split has been opened since: leave the option out, or train another run"
             )
         asked = before.operating["settings"] | asked
-    validation = _predict_validation(job, run, card=card, opened=opened)
+    validation = _predict_validation(job, members)
     if validation is None:
         return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
-    return _choose(job, validation, settings=_DEFAULTS | asked, openings=openings)
+    choices = _choose(job, validation, settings=_DEFAULTS | asked, openings=openings)
+    files = name_files(folder, views)
+    for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
+        write_json(file, content)
+    say(f"chosen on {rows_in_words(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
+    return choices
+
+
+def _leave_frozen(job: EvaluateJob, member: Member) -> EvaluateJob:
+    """The job of one run by itself, with its choices as they are frozen, or the defaults."""
+    own = replace(job, run=str(member.run), out=None)
+    return replace(own, sensitivity_at_least=None, specificity_at_least=None, miss_costs=None, alpha=None)
+
+
+def name_views(job: EvaluateJob, members: list[Member]) -> str:
+    """Returns the name of the views of all members; "" for the plain middle."""
+    plans = [plan_views(job, crop=each.card.crop, stored=each.opened.store.shape) for each in members]
+    return "+".join(sorted({plan.name for plan in plans} - {""}))
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -112,17 +136,19 @@ def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | 
     return Choices(operating, calibration, _describe(operating))
 
 
-def _predict_validation(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions | None:
-    """Predictions of the validation split of the run's own store; None where that store is not here."""
-    own = opened.store.folder if opened.store.sha256 == card.store_sha256 else read_store_folder(run)
+def _predict_validation(job: EvaluateJob, members: list[Member]) -> SplitPredictions | None:
+    """Predictions of the validation split of the runs' own store; None where that store is not here."""
+    first = members[0]
+    here = first.opened.store.sha256 == first.card.store_sha256
+    own = first.opened.store.folder if here else read_store_folder(first.run)
     if not own.is_dir():
         return None
     inner = replace(job, store=str(own), split=VAL, out=None)
-    return predict_split(inner, run, card=card, opened=open_rows(inner, run, card))
+    return predict_members(inner, [replace(each, opened=open_rows(inner, each.run, each.card)) for each in members])
 
 
 def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[str, Any], openings: int) -> Choices:
-    rows, run = validation.rows, validation.run
+    rows = validation.rows
     rules: tuple[Rule, ...] = list_rules(**{k: settings[k] for k in ("sensitivity", "specificity", "cost")})
     chosen_on = {key: validation.key[key] for key in ("model_sha256", "store_sha256", "split", "split_sha256")}
     chosen_on |= {
@@ -134,10 +160,6 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
     shared = {"format": _FORMAT, "chosen_on": chosen_on, "settings": settings}
     operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules)
     calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
-    files = name_files(run, validation.plan.name)
-    for file, content in zip(files, (operating, calibration), strict=True):
-        write_json(file, content)
-    say(f"chosen on {rows_in_words(chosen_on)} and frozen: {files[0]}, {files[1]}")
     return Choices(operating, calibration, _describe(operating))
 
 

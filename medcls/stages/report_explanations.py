@@ -27,6 +27,8 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
     Raises:
         DataError: an explanations.json is no JSON.
     """
+    if predictions.members:
+        return [], ["Explanations are of one run: see the reports of the runs that were averaged."]
     folder = predictions.log.parent
     found = {path.parent: read_json(path) for path in sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))}
     own = {path: content for path, content in found.items() if _is_of(content, predictions)}

@@ -17,6 +17,7 @@ from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import name_age_band
 from medcls.files import LEDGER, read_json
 from medcls.imaging.picture import draw_pixels
+from medcls.stages.report_runs import describe_ensemble
 from medcls.stages.run_folder import SETTINGS
 from medcls.stages.split_predictions import SplitPredictions, values_of
 
@@ -44,17 +45,21 @@ def read_subgroup_columns(
 
 
 def describe_study(predictions: SplitPredictions) -> dict[str, str]:
-    """Returns what the store and the run's settings say for the checklists: "deidentification", "imbalance"."""
+    """Returns what store and settings say for the checklists: "deidentification", "imbalance", "ensembling"."""
     kinds = {
         "hmac": "patient, study and file names replaced by keyed pseudonyms (HMAC)",
         "declared": "ids as declared in the labels file; no header is kept but the manifest's columns",
     }
     kind = str(predictions.opened.store.info["deidentify"]["kind"])
-    task = read_json(predictions.run / SETTINGS)["task"]
+    tasks = [read_json(part.run / SETTINGS)["task"] for part in predictions.parts]
+    weights = [
+        f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}" for task in tasks
+    ]
+    ensemble = describe_ensemble(predictions.parts)
     return {
         "deidentification": kinds.get(kind, kind),
-        "imbalance": f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}",
-    }
+        "imbalance": "; ".join(dict.fromkeys(weights)),
+    } | ({"ensembling": "; ".join(ensemble)} if ensemble else {})
 
 
 def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, Any]]:

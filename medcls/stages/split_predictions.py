@@ -49,6 +49,8 @@ class SplitPredictions:
         key: Checksums of all that the predictions follow from.
         plan: The views of each image.
         logits: (N, L).
+        members: Of several runs, whose scores these are the mean of; () = of this run alone. Where there are some,
+            `run`, `card`, `opened`, `log` and `plan` are the first one's.
     """
 
     run: Path
@@ -60,11 +62,17 @@ class SplitPredictions:
     key: dict[str, Any]
     plan: ViewPlan
     logits: NDArray[np.float64]
+    members: tuple[SplitPredictions, ...] = ()
+
+    @property
+    def parts(self) -> tuple[SplitPredictions, ...]:
+        """Of each run by itself."""
+        return self.members or (self,)
 
     @property
     def openings(self) -> int:
-        """How often this split of this store was opened by the run."""
-        return count_openings(self.log, self.opened.store)
+        """How often this split of this store was opened by the run; of several by the one that opened it most."""
+        return max(count_openings(part.log, part.opened.store) for part in self.parts)
 
 
 def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions:

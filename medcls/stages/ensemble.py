@@ -1,0 +1,134 @@
+"""One run, or several whose scores are averaged: what must agree between them, and their predictions as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medcls.config import EvaluateJob
+from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.files import MODEL, read_json, sha256_file
+from medcls.models.heads import average_logits
+from medcls.stages.evaluation_data import Opened, open_rows
+from medcls.stages.split_predictions import (
+    INPUTS,
+    SplitPredictions,
+    build_rows,
+    check_folder,
+    predict_split,
+    write_predictions,
+)
+from medcls.training.checkpoint import ModelCard, read_card
+
+# What must be equal, and what it is called.
+_ALIKE = {
+    "task": "task",
+    "preprocess": "preprocessing",
+    "store_sha256": "store",
+    "split_name": "split",
+    "split_sha256": "split",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A run and the rows that are evaluated.
+
+    Attributes:
+        run: Folder.
+        card: Of its model.
+        opened: The rows, checked against this run.
+    """
+
+    run: Path
+    card: ModelCard
+    opened: Opened
+
+
+def open_members(job: EvaluateJob) -> list[Member]:
+    """Opens the rows to evaluate, once for each run: each may forbid patients that only it has seen.
+
+    Raises:
+        UsageError: several runs without out=, or a run named twice.
+        ConfigError: runs of different tasks, preprocessing, stores or splits.
+        MissingInputError, DataError: as for one run.
+    """
+    runs = job.runs
+    if len(runs) > 1 and not job.out:
+        raise UsageError(f"out=DIR is missing: the results of {len(runs)} runs together lie in none of them")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UsageError(f"run={job.run} names a run twice")
+    cards = [read_run_card(run) for run in runs]
+    for run, card in zip(runs, cards, strict=True):
+        check_alike(run, card, runs[0], cards[0])
+    return [Member(run, card, open_rows(job, run, card)) for run, card in zip(runs, cards, strict=True)]
+
+
+def read_run_card(run: Path) -> ModelCard:
+    """Returns the card of a finished run."""
+    if not run.is_dir():
+        raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+    return read_card(run / MODEL)
+
+
+def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> None:
+    """Raises ConfigError where two runs may not be averaged; of other folds, one's test images trained the other."""
+    changed = list(
+        dict.fromkeys(name for field, name in _ALIKE.items() if getattr(card, field) != getattr(like, field))
+    )
+    if changed:
+        raise ConfigError(
+            f"run={run} has another {' and '.join(changed)} than run={first}: only runs of one task, preprocessing, "
+            "store and split are averaged"
+        )
+
+
+def predict_members(job: EvaluateJob, members: list[Member]) -> SplitPredictions:
+    """Returns the predictions of one run, or the mean of several; each run keeps its own and counts its own opening."""
+    if len(members) == 1:
+        (one,) = members
+        return predict_split(job, one.run, card=one.card, opened=one.opened)
+    folder = Path(job.out) if job.out else None
+    if folder is not None:
+        check_out(folder, members)
+    inner = replace(job, out=None)
+    return fuse([predict_split(inner, each.run, card=each.card, opened=each.opened) for each in members], folder=folder)
+
+
+def check_out(folder: Path, members: list[Member]) -> None:
+    """Raises ConfigError where out= is a run, or holds what other runs together have answered or chosen."""
+    if (folder / MODEL).exists():
+        raise ConfigError(f"out={folder} is a run: choose a new folder for the results of several")
+    check_folder(folder, members[0].opened.store)
+    if (folder / INPUTS).is_file() and read_json(folder / INPUTS)["model_sha256"] != identify(members):
+        raise ConfigError(f"out={folder} holds the results of other runs: choose a new folder")
+
+
+def identify(members: list[Member]) -> str:
+    """Returns the checksum of the model file, or of several, in whichever order they were named."""
+    return "+".join(sorted(sha256_file(member.run / MODEL) for member in members))
+
+
+def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredictions:
+    """Returns the predictions whose scores are the mean of the runs', kept in a folder where one is given.
+
+    Raises:
+        DataError: the runs have different images or targets (labels were changed between them).
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        same_rows = np.array_equal(part.opened.rows, first.opened.rows)
+        if not same_rows or not np.array_equal(part.opened.targets, first.opened.targets, equal_nan=True):
+            raise DataError(f"run={part.run} and run={first.run} have different images or targets in this split")
+    stacked = torch.from_numpy(np.stack([part.logits for part in parts]))
+    logits = average_logits(first.card.task.output, stacked).numpy()
+    rows = build_rows(first.card, first.opened, logits)
+    key = first.key | {"model_sha256": "+".join(sorted(part.key["model_sha256"] for part in parts))}
+    key |= {"runs": [part.key for part in parts]}
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(folder, first.opened, rows=rows, logits=logits, key=key)
+    return replace(first, rows=rows, logits=logits, key=key, folder=folder or first.folder, members=tuple(parts))

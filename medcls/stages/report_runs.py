@@ -1,0 +1,84 @@
+"""What a report tells of the run, or of several runs whose scores were averaged: settings, history, model, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
+from medcls.stages.split_predictions import SplitPredictions
+
+_SHEET = "Training images by class, stored above and augmented below"
+
+
+def name_runs(parts: Sequence[SplitPredictions]) -> list[str]:
+    """Returns the folders' own names, with a number where two are the same."""
+    names = [part.run.resolve().name for part in parts]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+
+
+def read_configs(parts: Sequence[SplitPredictions]) -> str:
+    """Returns the composed configuration, of several runs one below the other."""
+    texts = [(part.run / CONFIG).read_text(encoding="utf-8") for part in parts]
+    if len(parts) == 1:
+        return texts[0]
+    return "\n".join(f"# run {name}\n{text}" for name, text in zip(name_runs(parts), texts, strict=True))
+
+
+def read_history(parts: Sequence[SplitPredictions]) -> list[dict[str, Any]]:
+    """Returns the rows of metrics.jsonl; [] of several runs, whose curves are in their own reports."""
+    return read_json_lines(parts[0].run / METRICS_LOG) if len(parts) == 1 else []
+
+
+def list_sheets(parts: Sequence[SplitPredictions]) -> dict[str, Path]:
+    """Returns title and file of each run's contact sheet, where it has one."""
+    titles = [_SHEET] if len(parts) == 1 else [f"{_SHEET} ({name})" for name in name_runs(parts)]
+    sheets = {title: part.run / CONTACT_SHEET for title, part in zip(titles, parts, strict=True)}
+    return {title: path for title, path in sheets.items() if path.is_file()}
+
+
+def describe_model(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
+    """Returns the metadata of the model file; of several the values that differ side by side: "vgg16 + vgg19"."""
+    cards = [part.card.to_json() for part in parts]
+    ancestors = [ancestor for card in cards for ancestor in card["ancestors"]]
+    return _join(cards) | {"ancestors": ancestors, "training": _join([card["training"] for card in cards])}
+
+
+def _join(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    values = {key: [row.get(key) for row in rows] for row in rows for key in row}
+    return {
+        key: each[0] if each.count(each[0]) == len(each) else " + ".join(map(str, each)) for key, each in values.items()
+    }
+
+
+def describe_ensemble(parts: Sequence[SplitPredictions]) -> list[str]:
+    """Returns which runs were averaged and which views of each image; [] for one run and the plain middle."""
+    lines = []
+    if len(parts) > 1:
+        named = [
+            f"{name} ({part.card.architecture}, {part.key['model_sha256'][:12]}…)"
+            for name, part in zip(name_runs(parts), parts, strict=True)
+        ]
+        lines.append(f"scores of {len(parts)} runs averaged: {', '.join(named)}")
+    return lines + list(dict.fromkeys(part.plan.describe() for part in parts if part.plan.name))
+
+
+def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> str:
+    """Returns "split test was opened 1 time by this run", or by each of several."""
+    counts = [f"{part.openings} time{'s' if part.openings != 1 else ''}" for part in parts]
+    if len(parts) == 1:
+        return f"split {split} was opened {counts[0]} by this run"
+    named = [f"{count} by {name}" for name, count in zip(name_runs(parts), counts, strict=True)]
+    return f"split {split} was opened {', '.join(named)}"
+
+
+def list_runs(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
+    """Returns what metrics.json says of several runs under "runs", and of other views under "views"; else {}."""
+    rows = [
+        {"name": name, "model_sha256": part.key["model_sha256"], "openings": part.openings, **part.plan.to_json()}
+        for name, part in zip(name_runs(parts), parts, strict=True)
+    ]
+    return {"runs": rows} if len(parts) > 1 else parts[0].plan.to_json()
