@@ -296,6 +296,7 @@ class TrainJob:
     weights_dir: str | None = None
     workers: int = -1
     demo: bool = False
+    baseline: bool = True
     split: SplitChoice = field(default_factory=SplitChoice)
     model: ModelConfig = field(default_factory=ModelConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)

@@ -23,6 +23,7 @@ TITLES = {
     "certainty": "When should a reader decide?",
     "levels": "What of whole patients?",
     "subgroups": "Is it as good for everyone?",
+    "baseline": "Is it better than a linear model?",
     "comparison": "Is it better than the other run?",
     "robustness": "Does it bear worse images?",
     "failures": "Where does it fail?",
@@ -77,6 +78,7 @@ def build_sections(
         "certainty": tables.build_conformal_tables(metrics),
         "levels": tables.build_level_table(metrics, choose_headlines(predictions)),
         "subgroups": [*tables.build_subgroup_table(metrics), *tables.build_shortcut_table(metrics)],
+        "baseline": tables.build_comparison_tables(metrics.get("baseline", {})),
         "comparison": tables.build_comparison_tables(metrics),
     }
     return [

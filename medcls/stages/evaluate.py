@@ -39,6 +39,7 @@ from medcls.stages.report_runs import (
 from medcls.stages.robustness import measure_robustness
 from medcls.stages.shortcuts import measure_shortcuts
 from medcls.stages.split_predictions import SplitPredictions, predict_split, values_of
+from medcls.stages.voxel_baseline import describe_baseline, measure_baseline
 
 METRICS = "metrics.json"
 HEADLINES = frozenset(
@@ -82,6 +83,9 @@ def evaluate(job: EvaluateJob) -> None:
         metrics["robustness"] = measure_robustness(job, predictions)
     if job.shortcuts:
         metrics["shortcuts"] = measure_shortcuts(job, predictions)
+    baseline = measure_baseline(job, predictions)
+    if baseline is not None:
+        metrics["baseline"] = baseline
     write_json(predictions.folder / METRICS, metrics)
     written = predictions.folder / METRICS
     if job.report:
@@ -198,4 +202,6 @@ def format_metrics(metrics: dict[str, Any], *, split: str) -> str:
         else:
             interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
             lines.append(f"  {name:28s} {entry['value']:.3f}{interval}")
+    if "baseline" in metrics:
+        lines.append(describe_baseline(metrics["baseline"]))
     return "\n".join(lines)

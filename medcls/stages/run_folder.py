@@ -15,6 +15,8 @@ from medcls.config import TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import (
     ANCESTORS,
+    BASELINE,
+    BASELINE_WEIGHTS,
     CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
@@ -31,7 +33,7 @@ from medcls.files import (
 
 SETTINGS = "config/settings.json"
 # They do not change what is learnt.
-_FREE = ("run", "workers", "weights_dir", "demo", "checkpoint")
+_FREE = ("run", "workers", "weights_dir", "demo", "baseline", "checkpoint")
 _OURS = {
     "config",
     CHECKPOINTS,
@@ -44,6 +46,8 @@ _OURS = {
     MODEL,
     ENVIRONMENT,
     CONTACT_SHEET,
+    BASELINE,
+    BASELINE_WEIGHTS,
 }
 
 

@@ -37,6 +37,7 @@ from medcls.stages.network import build_model, choose_normalization, choose_opti
 from medcls.stages.resume import Keeper, check_space, resume_training
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
+from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, read_card, write_model
 from medcls.training.engine import (
     Best,
@@ -86,6 +87,8 @@ def _train(job: TrainJob) -> None:
         write_seen(run, data)
         write_lineage(run, lineage)
         look_at_data(run, data)
+        if job.baseline and data.store.spec.spatial_dims == 3:
+            write_baseline(run, job, data)
         check_space(run, learner)
     if cached:
         data.features = cache_features(job, run, data=data, model=model, rules=rules)

@@ -11,6 +11,7 @@ import pytest
 
 from medcls.config import TrainJob
 from medcls.data.loaders import EpochSampler, build_loader
+from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json
@@ -138,3 +139,66 @@ def test_augmented_volumes_are_the_same_for_any_number_of_workers(
     for workers in (1, 2):
         for one, other in zip(alone, read(workers), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_baseline_stands_beside_the_network(
+    volume_store: Store, run_train: Train, run_evaluate: Callable[..., Path], tiny3d: None, tmp_path: Path
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
+    facts = read_json(run / "baseline.json")
+    assert facts["rows"] == 12
+    assert facts["val"]["auc"] == 1.0  # the block is easy for a linear model
+    folder = run_evaluate(run, "split=test")
+    baseline = read_json(folder / "metrics.json")["baseline"]
+    assert baseline["metrics"]["auc"]["value"] == 1.0
+    assert baseline["comparison"]["metrics"]["auc"]["second"] == 1.0
+    table = read_table(folder / "baseline_predictions.parquet")
+    assert column_list(table, "image_id") == column_list(read_table(folder / "predictions.parquet"), "image_id")
+    assert "Is it better than a linear model?" in (folder / "report.html").read_text()
+    (run / "baseline.safetensors").write_bytes((run / "baseline.safetensors").read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"baseline.safetensors has changed since the training"):
+        run_evaluate(run, "split=test")
+
+
+def test_a_baseline_can_be_left_out_and_images_have_none(
+    volume_store: Store, run_train: Train, trained: Path, tiny3d: None, tmp_path: Path
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}", "baseline=false")
+    assert not (run / "baseline.json").exists()
+    assert not (trained / "baseline.json").exists()
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal", "grade_joint", "grade_regression", "regression"])
+def test_every_task_has_its_baseline(
+    volume_store: Store, run_train: Train, run_evaluate: Callable[..., Path], tiny3d: None, tmp_path: Path, task: str
+) -> None:
+    classes = ("task.classes={0: 0, 1: 1, 2: 1}",) if task == "binary" else ()
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}", f"task={task}", *classes)
+    folder = run_evaluate(run, "split=test", "report=false")
+    compared = read_json(folder / "metrics.json")["baseline"]["comparison"]["metrics"]
+    first = next(iter(compared.values()))
+    assert first["second"] is not None
+
+
+def test_labels_without_meaning_give_an_auc_of_a_half(
+    write_volumes: Callable[..., Path],
+    run_prepare: Callable[..., Store],
+    run_train: Train,
+    run_evaluate: Callable[..., Path],
+    tiny3d: None,
+    tmp_path: Path,
+) -> None:
+    """Labels permuted by patient: where network or baseline still tell them apart, something has leaked."""
+    raw = write_volumes(tmp_path / "raw", patients=48)
+    lines = (raw / "labels.csv").read_text().splitlines()
+    rows = [line.rsplit(",", 1) for line in lines[1:]]
+    labels = np.random.default_rng(5).permutation([label == "0" for _, label in rows]).astype(int)
+    content = [lines[0], *(f"{start},{label}" for (start, _), label in zip(rows, labels, strict=True))]
+    (raw / "labels.csv").write_text("\n".join(content) + "\n")
+    sizes = ("image=mr_volume", "image.size=[16,16,16]", "split.test=0.4", "split.val=0.1")
+    store = run_prepare(raw, tmp_path / "store", *sizes)
+    settings = (f"store={store.folder}", "task=binary", "trainer.epochs=5", "trainer.max_steps=null")
+    run = run_train(tmp_path / "run", *TINY, *settings, "optimizer.lr=0.02")
+    metrics = read_json(run_evaluate(run, "split=test", "report=false", "replicates=500") / "metrics.json")
+    for auc in (metrics["auc"], metrics["baseline"]["metrics"]["auc"]):
+        assert auc["low"] < 0.5 < auc["high"]

@@ -1,0 +1,122 @@
+"""The baseline beside every network of volumes: fitted at training on the same rows, evaluated on the same split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+from tqdm import tqdm
+
+from medcls.command_line import say
+from medcls.config import EvaluateJob, TrainJob
+from medcls.data.manifest import write_table
+from medcls.data.store import Store
+from medcls.errors import DataError
+from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.metrics import compute_metrics
+from medcls.evaluation.paired import compare_predictions
+from medcls.evaluation.predictions import check_predictions
+from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
+from medcls.stages.split_predictions import SplitPredictions, values_of
+from medcls.stages.training_data import TrainingData
+from medcls.training.selection import name_metric
+from medcls.training.voxels import VoxelModel, fit_voxels, shrink
+
+BASELINE_PREDICTIONS = "baseline_predictions.parquet"
+NAME = "regression on voxels"
+_CHUNK = 16
+
+
+def write_baseline(run: Path, job: TrainJob, data: TrainingData) -> None:
+    """Fits the baseline on the training rows, measures it on the validation rows, and keeps it in the run."""
+    train, val = data.train, data.val
+    model = fit_voxels(
+        read_features(data.store, train.rows),
+        train.targets.numpy().astype(np.float64),
+        data.store.column("patient_id", train.rows),
+        kind=data.task.kind,
+        seed=job.seed,
+    )
+    write_bytes(run / BASELINE_WEIGHTS, save({"weight": model.weight, "bias": model.bias}))
+    targets = val.targets.numpy().astype(np.float64)
+    metrics = compute_metrics(
+        data.task.kind,
+        targets if data.task.kind == "multilabel" else targets[:, 0],
+        model.predict(read_features(data.store, val.rows)),
+        class_names=data.task.class_names,
+        grades=data.task.grades,
+    )
+    metric = name_metric(job.task.metric, job.task.kind)
+    known = {name: value for name, value in metrics.items() if np.isfinite(value)}
+    content = {"name": NAME, "kind": model.kind, "weights_sha256": sha256_file(run / BASELINE_WEIGHTS)}
+    write_json(run / BASELINE, content | model.facts | {"val": known})
+    shown = f"{metrics[metric]:.3f}" if metric in metrics else "undefined"
+    say(f"baseline, {NAME} of the same rows: validation {metric} {shown}; the network has to beat it")
+
+
+def read_baseline(run: Path) -> VoxelModel | None:
+    """Returns the baseline of a run; None where it has none: images, or baseline=false.
+
+    Raises:
+        DataError: it has changed since the training.
+    """
+    if not (run / BASELINE).is_file():
+        return None
+    facts = read_json(run / BASELINE)
+    if sha256_file(run / BASELINE_WEIGHTS) != facts["weights_sha256"]:
+        raise DataError(f"{run / BASELINE_WEIGHTS} has changed since the training: restore it, or train again")
+    tensors = load_file(run / BASELINE_WEIGHTS)
+    return VoxelModel(facts["kind"], tensors["weight"], tensors["bias"], facts)
+
+
+def measure_baseline(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any] | None:
+    """Returns the baseline's metrics with intervals and the network's paired differences from it; None without one.
+
+    Its predictions lie beside the network's. It follows the network: it opens nothing that is not opened already.
+    """
+    model = read_baseline(predictions.run) if len(predictions.parts) == 1 else None
+    if model is None:
+        return None
+    opened, one = predictions.opened, predictions.rows.predictions
+    scores = model.predict(read_features(opened.store, opened.rows))
+    other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
+    columns = {name: values_of(opened, name) for name in ("image_id", "patient_id")}
+    table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
+    write_table(predictions.folder / BASELINE_PREDICTIONS, table)
+    settings: dict[str, Any] = {"replicates": job.replicates, "seed": job.seed}
+    metrics = compute_intervals(
+        one.kind,
+        one.y_true,
+        scores,
+        patient_ids=predictions.rows.patient_ids,
+        class_names=one.class_names,
+        grades=one.grades,
+        **settings,
+    )
+    compared = compare_predictions(one, other, predictions.rows.patients, **settings)
+    return {"name": NAME, "metrics": metrics, "comparison": {"first": "network", "second": NAME, **compared}}
+
+
+def describe_baseline(baseline: dict[str, Any]) -> str:
+    """Returns the first headline metric of the baseline and the network's difference from it, in one line."""
+    name, entry = next(iter(baseline["comparison"]["metrics"].items()))
+    found = baseline["metrics"][name]
+    value, difference = (_format(each, key) for each, key in ((found, "value"), (entry, "difference")))
+    return f"baseline, {baseline['name']}: {name} {value}; the network's less that {difference}"
+
+
+def _format(entry: dict[str, Any], key: str) -> str:
+    if entry[key] is None:
+        return "undefined"
+    return f"{entry[key]:.3f}" + ("" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]")
+
+
+def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Returns coarse voxels (N, F) of manifest rows, a few volumes in memory at a time."""
+    chunks = range(0, len(rows), _CHUNK)
+    bar = tqdm(chunks, desc="baseline", unit="batch", mininterval=1.0)
+    return np.concatenate([shrink(store.images(rows[start : start + _CHUNK])) for start in bar])
