@@ -158,5 +158,16 @@ UNIT_RANGE = frozenset(
 
 def find_definition(name: str) -> Definition | None:
     """The definition of a metric, also of its per-class form (recall_KL2); None for a count."""
+    stem = _find_stem(name)
+    return DEFINITIONS[stem] if stem else None
+
+
+def name_metric(name: str) -> str:
+    """The metric's name for a reader, of its per-class form with the class: "Recall KL2"."""
+    stem = _find_stem(name)
+    return f"{DEFINITIONS[stem].title} {name[len(stem) + 1 :]}".strip() if stem else name
+
+
+def _find_stem(name: str) -> str:
     stems = [stem for stem in DEFINITIONS if name == stem or name.startswith(f"{stem}_")]
-    return DEFINITIONS[max(stems, key=len)] if stems else None
+    return max(stems, key=len, default="")

@@ -12,6 +12,7 @@ from typing import Any
 from medcls.command_line import say
 from medcls.config import CompareJob
 from medcls.errors import MedclsError
+from medcls.evaluation.comparison_page import write_comparison_page
 from medcls.files import append_json_line, lock_folder
 from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
 from medcls.stages.comparison_plan import Plan, Work, keep_plan, make_plan
@@ -45,7 +46,7 @@ def compare(job: CompareJob) -> None:
         results = write_results(job, out, plan, failed=failed)
         if results:
             print(format_comparison(results))
-            print(f"comparison: {out / 'comparison.json'}")
+            print(f"comparison: {out / 'comparison.json'}; report: {write_comparison_page(out, results)}")
     if failed:
         where = "; ".join(f"{arm} in {one['work']}: see {one['log']}" for arm, one in failed.items())
         raise ArmsFailedError(f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired")

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from medcls.errors import ConfigError
 from medcls.files import read_json, write_json
 
+PREEMPTED = 75  # of a training that goes on when it is started again
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -23,7 +25,7 @@ class Task:
     Attributes:
         name: For messages.
         commands: Argument lists; "python" as the first means this interpreter.
-        makes: (file that the command writes last) for each command: seconds are kept of the run that made it.
+        makes: The file that each command writes last: where it is there before, the command's seconds do not count.
         log: Where their output goes, one after the other, appended.
         seconds: JSON file: module -> wall time.
         environment: Variables over those of this process.
@@ -83,16 +85,17 @@ def run_task(task: Task, *, on_start: Callable[[subprocess.Popen[bytes]], None] 
             )
             if on_start:
                 on_start(process)
-            if code := process.wait():
+            code = process.wait()
+            if code in (0, PREEMPTED) and not was_there:
+                _add_seconds(task.seconds, command, time.monotonic() - started)
+            if code:
                 return code
-            if not was_there:
-                _keep_seconds(task.seconds, command, time.monotonic() - started)
     return 0
 
 
-def _keep_seconds(path: Path, command: Sequence[str], seconds: float) -> None:
-    known = read_json(path) if path.is_file() else {}
-    write_json(path, known | {command[2].removeprefix("medcls."): round(seconds, 3)})
+def _add_seconds(path: Path, command: Sequence[str], seconds: float) -> None:
+    known, name = read_json(path) if path.is_file() else {}, command[2].removeprefix("medcls.")
+    write_json(path, known | {name: round(known.get(name, 0.0) + seconds, 3)})
 
 
 class LocalExecutor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from medcls.command_line import say
 from medcls.data.store import Store
 from medcls.files import LABELS, MODEL, read_json, sha256_file
-from medcls.stages.comparison_executors import Executor, Handle, Task
+from medcls.stages.comparison_executors import PREEMPTED, Executor, Handle, Task
 from medcls.stages.comparison_plan import PlannedFold, Work, run_folder
 
 _TAIL = 12
+_TRIES = 10
 _PAUSE_SECONDS = 0.2
 
 
@@ -112,6 +114,7 @@ def run_works(
     running: dict[str, tuple[Work, Handle, float]] = {}
     failed: dict[str, dict[str, Any]] = {}
     seconds: list[float] = []
+    tries: Counter[str] = Counter()
     try:
         while waiting or running:
             waiting = _drop_failed(waiting, failed)
@@ -122,7 +125,13 @@ def run_works(
                 running[work.name] = (work, executor.start(task), time.monotonic())
             for work, handle, started in [one for one in running.values() if one[1].done()]:
                 del running[work.name]
-                if code := handle.result():
+                code = handle.result()
+                tries[work.name] += 1
+                if code == PREEMPTED and tries[work.name] < _TRIES:
+                    say(f"{work.name} was interrupted (exit code {code}): it starts again")
+                    waiting.insert(0, work)
+                    continue
+                if code:
                     failed |= _note_failure(work, code, out=out, failed=failed)
                     continue
                 unmade.discard(work.name)

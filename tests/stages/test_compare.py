@@ -21,7 +21,8 @@ from medcls.files import read_json, read_json_lines
 from medcls.stages import compare as stage
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, run_task
-from medcls.stages.comparison_runs import describe_progress
+from medcls.stages.comparison_plan import Work
+from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
 
@@ -335,11 +336,8 @@ def test_commands_run_in_order_until_one_fails_and_are_logged(tmp_path: Path) ->
     assert "exit(7)" in (tmp_path / "logs" / "arm.log").read_text(), "an earlier log is kept"
 
 
-def test_seconds_are_kept_of_the_run_that_made_something(tmp_path: Path) -> None:
+def test_seconds_count_until_something_is_made(tmp_path: Path) -> None:
     task = task_of(tmp_path, 0)
-    task.commands[0][1:2] = ["-u", "-c"]
-    task.commands[0][2] = "-c"
-    task.commands[0] = ["python", "-c", "pass", "medcls.train"]
     run_task(task)
     (kept,) = json.loads(task.seconds.read_text()).values()
     task.makes[0].touch()
@@ -367,6 +365,31 @@ def test_submitit_runs_the_same_tasks(tmp_path: Path) -> None:
     assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm/r1f1"}
     with pytest.raises(ConfigError, match="submitit says"):
         SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local", "timeout": 5})
+
+
+def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> None:
+    class Preempting:
+        """Exit code 75 twice, then 0; and a training that always is."""
+
+        slots = 2
+
+        def __init__(self) -> None:
+            self.started: list[str] = []
+
+        def start(self, task: Task) -> Future[int]:
+            self.started.append(task.name)
+            future: Future[int] = Future()
+            future.set_result(0 if task.name == "a/r1f1" and self.started.count(task.name) == 3 else 75)
+            return future
+
+        def stop(self) -> None:
+            raise AssertionError("nothing runs")
+
+    works = [Work(f"{arm}/r1f1", (arm,), [["python"]], (), False) for arm in "ab"]
+    executor = Preempting()
+    failed = run_works(works, out=tmp_path, store=store, executor=executor, threads=1)
+    assert executor.started.count("a/r1f1") == 3
+    assert {arm: one["exit_code"] for arm, one in failed.items()} == {"b": 75}
 
 
 def test_progress_says_how_long_it_may_take() -> None:

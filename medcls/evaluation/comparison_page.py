@@ -1,0 +1,259 @@
+"""One comparison as a self-contained page, in the style of the evaluation's report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medcls.evaluation.assessed_tables import Cell, Table
+from medcls.evaluation.comparison_figures import draw_arms, draw_folds, draw_learning_curves
+from medcls.evaluation.definitions import find_definition, name_metric
+from medcls.evaluation.evaluation import INTENDED_USE
+from medcls.evaluation.panels import Panel, Plan, write_panel
+from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.files import write_bytes
+
+Results = Mapping[str, Any]
+ALL = "all"
+_COLUMNS = 7  # more do not fit the page
+_TESTS = {
+    "kfold": "corrected resampled t test (Nadeau & Bengio 2003)",
+    "repeated": "corrected resampled t test (Nadeau & Bengio 2003; Bouckaert & Frank 2004)",
+    "5x2": "5x2cv F test (Alpaydin 1999)",
+    "holdout": "bootstrap over patients",
+}
+
+
+def write_comparison_page(folder: Path, results: Results) -> Path:
+    """The path of report.html; beside it figures/ as PNG.
+
+    The page needs no network, runs no script, follows the reader's light or dark scheme, and shows no patient or image
+    identifier.
+
+    Args:
+        folder: Is made if missing.
+        results: What comparison.json holds.
+    """
+    # All training images first: what a reader asks about.
+    sizes = sorted(results["sizes"], key=lambda size: size != ALL)
+    page = _load_template().render(
+        results=results,
+        title=name_metric(results["metric"]),
+        test=_TESTS[results["design"]["kind"]],
+        facts=list_facts(results),
+        notes=list_notes(results),
+        panels=draw_panels(results, folder / "figures"),
+        arm_tables=[table for size in sizes for table in build_arm_tables(results, size)],
+        pair_tables=[table for size in sizes for table in build_pair_tables(results, size)],
+        folds=[build_fold_table(results, size) for size in sizes],
+        cost=build_cost_table(results),
+        definitions=list_definitions(results),
+        intended_use=INTENDED_USE,
+    )
+    path = folder / "report.html"
+    write_bytes(path, page.encode())
+    return path
+
+
+def list_facts(results: Results) -> list[tuple[str, str]]:
+    """Numbers for the head of the page."""
+    design = results["design"]
+    first = next(iter(next(iter(results["sizes"].values()))["arms"].values()))["folds"]
+    once = [fold for fold in first if fold["repeat"] == first[0]["repeat"]]
+    shape = {
+        "kfold": f"{design['k']} folds",
+        "repeated": f"{design['repeats']} × {design['k']} folds",
+        "5x2": "5 × 2 folds",
+        "holdout": f"{design['repeats']} seeds of one split",
+    }[design["kind"]]
+    return [
+        (str(len(results["arms"])), "arms"),
+        (shape, "by patient"),
+        (str(sum(fold["images"] for fold in once)), "images tested"),
+        (str(sum(fold["patients"] for fold in once)), "patients"),
+    ]
+
+
+def list_notes(results: Results) -> list[str]:
+    """What a reader has to know first."""
+    notes = [
+        f"arm {arm} failed in {one['work']} (exit code {one['exit_code']}) and is left out of every table"
+        for arm, one in results["failed"].items()
+    ]
+    openings = results["design"]["openings"]
+    if openings:
+        notes.append(
+            f"the store's test rows were opened {openings} time{'s' if openings != 1 else ''} for this comparison"
+        )
+    return [*results.get("notes", []), *notes]
+
+
+def draw_panels(results: Results, figures: Path) -> list[Panel]:
+    """The figures: all arms, their folds, and over sizes."""
+    metric, label = results["metric"], name_metric(results["metric"])
+    largest = ALL if ALL in results["sizes"] else max(results["sizes"], key=int)
+    arms = results["sizes"][largest]["arms"]
+    entries = {name: arm["metrics"][metric] for name, arm in arms.items()}
+    by_fold = {name: [fold["metrics"][metric] for fold in arm["folds"]] for name, arm in arms.items()}
+    what = f"Training images: {largest}."
+    height = 1.4 + 0.42 * len(arms)
+    mean = f"Mean over folds with 95 % interval over patients. {what}"
+    lines = f"A line is one fold, the same for all arms. {what}"
+    plans = [
+        Plan("arms", label, mean, draw_arms(entries, label=label), 5.6, max(3.2, height)),
+        Plan("folds", f"{label} in each fold", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
+    ]
+    if len(results["sizes"]) > 1:
+        curves = draw_learning_curves(build_curves(results), label=label)
+        caption = (
+            "Mean over folds with 95 % interval over patients; validation and test rows are the same at every size."
+        )
+        plans.append(Plan("learning_curves", "Learning curves", caption, curves, 9.0, 4.6))
+    return [write_panel(plan, figures) for plan in plans]
+
+
+def build_curves(results: Results) -> dict[str, list[tuple[float, Mapping[str, Any]]]]:
+    """Arm -> its metric at each number of training images, rising; "all" is the mean over the folds."""
+    images: dict[str, list[int]] = {}
+    for fold in results["folds"]:
+        images.setdefault(ALL if fold["size"] is None else str(fold["size"]), []).append(fold["images"]["train"])
+    sizes = sorted((sum(images[size]) / len(images[size]), size) for size in results["sizes"])
+    names = next(iter(results["sizes"].values()))["arms"]
+    return {
+        name: [(number, results["sizes"][size]["arms"][name]["metrics"][results["metric"]]) for number, size in sizes]
+        for name in names
+    }
+
+
+def build_arm_tables(results: Results, size: str) -> list[Table]:
+    """Arms in rows, the metrics in columns: the main ones, and a table of further ones."""
+    caption = (
+        "Computed within each fold and averaged; 95 % intervals by bootstrap over patients, for these trained models."
+    )
+    arms = results["sizes"][size]["arms"]
+    tables = []
+    for part, metrics in enumerate(_divide([results["metric"], *results["secondary"]])):
+        rows: list[tuple[str, list[Cell]]] = [
+            (name, [format_number(metric, arm["metrics"][metric]) for metric in metrics]) for name, arm in arms.items()
+        ]
+        title = f"Arms{', further metrics' if part else ''}, training images: {size}"
+        tables.append(Table(title, "" if part else caption, ["Arm", *map(name_metric, metrics)], rows))
+    return tables
+
+
+def _divide(metrics: Sequence[str]) -> list[list[str]]:
+    return [list(metrics[start : start + _COLUMNS]) for start in range(0, len(metrics), _COLUMNS)]
+
+
+def build_pair_tables(results: Results, size: str) -> list[Table]:
+    """All pairs in the main metric, and in a second table the other metrics."""
+    pairs = results["sizes"][size]["pairs"]
+    main = results["metric"]
+    tables = [_build_pairs(pairs[main], name_metric(main), results, size)]
+    caption = "Differences; p values are Holm-corrected over the pairs of a metric, not over the metrics."
+    for metrics in _divide([metric for metric in results["secondary"] if metric in pairs]):
+        rows: list[tuple[str, list[Cell]]] = [
+            (f"{pair['first']} − {pair['second']}", [_difference(pairs[metric][k]) for metric in metrics])
+            for k, pair in enumerate(pairs[main])
+        ]
+        title = f"Pairs in other metrics, training images: {size}"
+        tables.append(Table(title, caption, ["Pair", *map(name_metric, metrics)], rows))
+    return [table for table in tables if table.rows]
+
+
+def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Results, size: str) -> Table:
+    tested = any(pair["test"] for pair in pairs)
+    columns = ["Pair", "Difference"]
+    columns += ["p of the test", "Holm"] if tested else []
+    columns += ["Bootstrap interval", "p of the bootstrap", "Holm"]
+    rows: list[tuple[str, list[Cell]]] = []
+    for pair in pairs:
+        test, drawn = pair["test"], pair["bootstrap"]
+        cells: list[Cell] = [_number(pair["difference"], test)]
+        cells += [format_p(test["p_value"]), format_p(test["p_holm"])] if test else []
+        cells += [_interval(drawn), format_p(drawn["p_value"]), format_p(drawn["p_holm"])]
+        rows.append((f"{pair['first']} − {pair['second']}", cells))
+    better = "lower" if results["lower_is_better"] else "higher"
+    caption = f"{title}: {better} is better. Test: {_TESTS[results['design']['kind']]}"
+    caption += "; the bootstrap keeps the trained models and draws other patients. Holm over the pairs of this table."
+    return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
+
+
+def _number(value: float | None, test: Mapping[str, Any] | None) -> Number:
+    bounded = test is not None and test["low"] is not None
+    interval = f"{format_value(test['low'])} – {format_value(test['high'])}" if bounded and test else ""
+    return Number(_signed(value), interval, "" if value is not None else "undefined in a fold", None)
+
+
+def _interval(drawn: Mapping[str, Any]) -> str:
+    return "—" if drawn["low"] is None else f"{format_value(drawn['low'])} – {format_value(drawn['high'])}"
+
+
+def _difference(pair: Mapping[str, Any]) -> Number:
+    tested = pair["test"] or pair["bootstrap"]
+    return Number(_signed(pair["difference"]), f"p {format_p(tested['p_holm'])}", "", None)
+
+
+def _signed(value: float | None) -> str:
+    return f"+{format_value(value)}" if value is not None and value > 0 else format_value(value)
+
+
+def format_p(value: float | None) -> str:
+    """Three decimals; "< 0.001" below them, "—" for None."""
+    if value is None:
+        return "—"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def build_fold_table(results: Results, size: str) -> Table:
+    """Folds in rows, arms in columns: the main metric."""
+    arms = results["sizes"][size]["arms"]
+    folds = next(iter(arms.values()))["folds"]
+    rows: list[tuple[str, list[Cell]]] = []
+    for k, fold in enumerate(folds):
+        values = [format_value(arm["folds"][k]["metrics"][results["metric"]]) for arm in arms.values()]
+        rows.append((fold["fold"], [str(fold["images"]), str(fold["patients"]), *values]))
+    columns = ["Fold", "Images", "Patients", *arms]
+    return Table(f"{name_metric(results['metric'])} by fold, training images: {size}", "", columns, rows)
+
+
+def build_cost_table(results: Results) -> Table:
+    """Seconds of all folds together."""
+    rows: list[tuple[str, list[Cell]]] = []
+    for size, found in results["sizes"].items():
+        for name, arm in found["arms"].items():
+            cost = arm["cost"]
+            cells: list[Cell] = [size, str(cost["trainings"])]
+            cells += [_seconds(cost[key]) for key in ("train_seconds", "shared_seconds", "evaluate_seconds")]
+            speed = cost["train_images_per_second"]
+            rows.append((name, [*cells, "—" if speed is None else f"{speed:.1f}"]))
+    caption = "Wall time of whole processes, start included; shared steps on another store serve all folds and arms."
+    columns = ["Arm", "Training images", "Trainings", "Training, s", "Shared steps, s", "Evaluation, s", "Images/s"]
+    return Table("Cost", caption, columns, rows)
+
+
+def _seconds(value: float | None) -> str:
+    return "—" if value is None else f"{value:.0f}"
+
+
+def list_definitions(results: Results) -> list[tuple[str, str, str]]:
+    """Title, text and source of each metric that is shown."""
+    found = [find_definition(metric) for metric in (results["metric"], *results["secondary"])]
+    known = {one.title: one for one in found if one is not None}
+    return [(one.title, one.text, one.source) for one in known.values()]
+
+
+@cache
+def _load_template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("medcls.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison.html.j2")
