@@ -22,6 +22,7 @@ import medcls
 _RECORDED_PACKAGES = (
     "torch", "torchvision", "monai", "pydicom", "albumentations", "hydra-core", "omegaconf", "numpy",
     "opencv-python-headless", "pillow", "pyarrow", "safetensors", "imagecodecs",
+    "scikit-learn",
 )  # fmt: skip
 
 

@@ -36,8 +36,12 @@ class ModelConfig:
     planes: str = "axial"
     num_slices: int = 0
     pooling: str = "mean"
+    head: str = "linear"
+    head_width: int = 256
 
     def __post_init__(self) -> None:
+        check_choice("model.head", self.head, ("linear", "mlp", "svm"))
+        check_range("model.head_width", self.head_width, low=1, high=65536)
         check_choice("model.planes", self.planes, ("axial", "orthogonal"))
         check_choice("model.pooling", self.pooling, ("mean", "attention"))
         check_range("model.num_slices", self.num_slices, low=0)
@@ -76,6 +80,7 @@ class TransferConfig:
     thaw_every: int = 1
     features: str = "auto"
     views: int | None = None
+    val_seen: str = "refuse"
 
     def __post_init__(self) -> None:
         check_choice("transfer.kind", self.kind, ("scratch", "frozen", "partial", "finetune", "gradual"))
@@ -88,6 +93,7 @@ class TransferConfig:
             )
         check_range("transfer.layer_decay", self.layer_decay, low=0, high=1, open_low=True)
         check_choice("transfer.batchnorm", self.batchnorm, ("train", "frozen"))
+        check_choice("transfer.val_seen", self.val_seen, ("refuse", "allow"))
         check_choice("transfer.features", self.features, ("auto", "cached", "live"))
         if self.views is not None:
             check_range("transfer.views", self.views, low=1, high=1000)
@@ -317,6 +323,8 @@ class TrainJob:
         self._check_views()
         if self.model.name == "clinical" and not self.clinical.columns:
             raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
+        if self.model.head == "svm":
+            self._check_svm()
         if self.transfer.kind == "scratch" and self.model.weights is not None:
             raise ConfigError(
                 f"transfer=scratch with model.weights={self.model.weights}: scratch starts from random weights; "
@@ -338,4 +346,27 @@ class TrainJob:
             raise ConfigError(
                 "transfer.features=cached with augmentation or random crops: say how many views of each image are kept "
                 "(transfer.views=10), or augment=none crop=none"
+            )
+
+    def _check_svm(self) -> None:
+        if self.task.kind not in ("binary", "multiclass"):
+            raise ConfigError(f"model.head=svm with task.kind={self.task.kind}: only binary and multiclass have it")
+        if self.transfer.kind != "frozen":
+            raise ConfigError(
+                f"model.head=svm with transfer={self.transfer.kind}: it is solved on features that stand still; train "
+                "another head first, then model.weights=RUN transfer=frozen model.head=svm transfer.val_seen=allow"
+            )
+        if self.transfer.features == "live" or (self.varies and self.transfer.views is None):
+            raise ConfigError(
+                "model.head=svm is solved on fixed views of the images: say augment=none crop=none, or "
+                "transfer.views=K, and leave transfer.features out"
+            )
+        if self.clinical.columns:
+            raise ConfigError("model.head=svm takes images alone: leave clinical.* out, or take linear or mlp")
+        names = ("loss", "label_smoothing", "class_weights", "sampler")
+        changed = [name for name in names if getattr(self.task, name) != getattr(TaskConfig(), name)]
+        if changed:
+            raise ConfigError(
+                f"task.{changed[0]}={getattr(self.task, changed[0])} has no effect on model.head=svm, which has a "
+                "squared hinge loss and balanced classes: leave it out"
             )

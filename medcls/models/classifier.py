@@ -12,7 +12,7 @@ from medcls.errors import ConfigError
 from medcls.models import inflation, slices
 from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
-from medcls.models.heads import LinearHead, count_logits
+from medcls.models.heads import LinearHead, build_head, count_logits
 from medcls.models.normalization import ColourNormalization, VolumeNormalization
 from medcls.models.volume_backbones import build_volume_backbone
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
@@ -131,6 +131,8 @@ def build_classifier(
     options: Mapping[str, Any] | None = None,
     normalize: VolumeNormalization | None = None,
     num_clinical: int = 0,
+    head: str = "linear",
+    head_width: int = 0,
 ) -> Classifier:
     """Returns a randomly initialised classifier.
 
@@ -147,6 +149,8 @@ def build_classifier(
         options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling.
         normalize: Of volumes; None = ImageNet's, of images.
         num_clinical: Columns C of the wide part; 0 = none.
+        head: One of heads.HEADS.
+        head_width: Hidden units of head="mlp".
 
     Raises:
         ConfigError: unknown name or task, another number of channels, or "clinical" without columns.
@@ -154,14 +158,14 @@ def build_classifier(
     if name == CLINICAL and not num_clinical:
         raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
     backbone = choose_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options or {})
-    # VGG's own layers carry the dropout; a second one before the head would double it.
-    head_dropout = 0.0 if flat_name(name).startswith("vgg") else dropout
-    *earlier, last = backbone.levels
-    head = LinearHead(last, count_logits(kind, num_classes), dropout=head_dropout, earlier=earlier)
+    # VGG's own layers carry the dropout; a second one on the same features would double it.
+    head_dropout = 0.0 if flat_name(name).startswith("vgg") and head == "linear" else dropout
+    num_logits = count_logits(kind, num_classes)
+    top = build_head(head, backbone.levels, num_logits, dropout=head_dropout, width=head_width)
     wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
     coloured = normalize is not None and flat_name(name) != name
     chosen = ColourNormalization(normalize) if normalize is not None and coloured else normalize
-    return Classifier(backbone, head, max_value=max_value, normalize=chosen, wide=wide)
+    return Classifier(backbone, top, max_value=max_value, normalize=chosen, wide=wide)
 
 
 def choose_backbone(name: str, *, shape: Sequence[int], dropout: float, options: Mapping[str, Any]) -> Backbone:

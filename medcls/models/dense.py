@@ -36,6 +36,8 @@ class DenseClassifier(nn.Module):
             self.features: nn.Module = body.features
             self.window: tuple[int, ...] = self._measure(size)
             self.read: nn.Module = nn.Sequential(body.avgpool, nn.Flatten(), body.classifier)
+        elif isinstance(body, ResNet) and not classifier.head.is_linear:
+            raise ConfigError("views=dense: a ResNet has one with model.head=linear only; take views=multicrop")
         elif isinstance(body, ResNet):
             self.window = (1, 1)
             layers = (body.conv1, body.bn1, body.relu, body.maxpool, body.layer1, body.layer2, body.layer3, body.layer4)

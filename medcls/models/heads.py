@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from medcls.errors import ConfigError
 
+HEADS = ("linear", "mlp", "svm")
+
 
 def count_logits(kind: str, num_classes: int) -> int:
     """Returns the outputs a task's head has.
@@ -34,10 +36,11 @@ class LinearHead(nn.Module):
     while training all of them answer, later the last one alone.
 
     Args:
-        num_features: Of the backbone; of its last layer alone where there are `earlier` ones.
+        num_features: Of the backbone; of its last layer alone where there are `earlier` ones; of `before`.
         num_logits: Outputs.
         dropout: Probability, [0, 1).
         earlier: Lengths of the features of earlier layers, from input to output.
+        before: What the features go through first.
 
     Source: deep supervision, Lee et al., arXiv 1409.5185 (there with SVMs).
     """
@@ -46,9 +49,16 @@ class LinearHead(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, num_features: int, num_logits: int, *, dropout: float = 0.0, earlier: Sequence[int] = ()
+        self,
+        num_features: int,
+        num_logits: int,
+        *,
+        dropout: float = 0.0,
+        earlier: Sequence[int] = (),
+        before: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.before = before or nn.Identity()
         self.sizes = (*earlier, num_features)
         self.dropout = nn.Dropout(dropout)
         self.earlier = nn.ModuleList(nn.Linear(size, num_logits) for size in earlier)
@@ -64,6 +74,11 @@ class LinearHead(nn.Module):
     def layers(self) -> list[nn.Linear]:
         """The linear layers, from input to output; the last is `linear`."""
         return [*(layer for layer in self.earlier if isinstance(layer, nn.Linear)), self.linear]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether logits of averaged features are averaged logits."""
+        return isinstance(self.before, nn.Identity)
 
     def set_unit(self, targets: Tensor) -> None:
         """Makes the outputs start at the mean of the targets, in units of their standard deviation (regression).
@@ -87,10 +102,49 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns logits (N, num_logits), float32, of features; those of all layers side by side while training."""
-        parts = list(zip(self.layers, self.dropout(features).split(self.sizes, dim=1), strict=True))
+        parts = list(zip(self.layers, self.dropout(self.before(features)).split(self.sizes, dim=1), strict=True))
         answers = [linear(part).float() for linear, part in (parts if self.training else parts[-1:])]
         # In half precision a unit would be lost: bfloat16 knows no number between 128 and 129 (months of bone age).
         return torch.cat(answers, dim=1) * self.scale + self.shift
+
+
+class UnitNorm(nn.Module):
+    """Features divided by their L2 norm; those that are all zero stay so."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns (N, F) float32 of features (N, F)."""
+        return F.normalize(features.float())
+
+
+def build_head(
+    name: str, levels: Sequence[int], num_logits: int, *, dropout: float = 0.0, width: int = 0
+) -> LinearHead:
+    """Returns a head with random weights.
+
+    Args:
+        name: "linear"; "mlp", a hidden layer with ReLU before it; or "svm", on L2-normalised features, whose numbers
+            training.svm finds.
+        levels: Lengths of the parts of the feature vector, from input to output; several = deep supervision.
+        num_logits: Outputs.
+        dropout: Before the last layer of linear and mlp.
+        width: Hidden units of mlp.
+
+    Raises:
+        ConfigError: unknown name, or another than "linear" with several levels.
+
+    Source: svm: features as Simonyan and Zisserman, arXiv 1409.1556, appendix B, and Menegola et al., arXiv 1703.07479
+    (their code), use them.
+    """
+    *earlier, last = levels
+    if name not in HEADS:
+        raise ConfigError(f"model.head={name}: expected one of {', '.join(HEADS)}")
+    if name == "linear":
+        return LinearHead(last, num_logits, dropout=dropout, earlier=earlier)
+    if earlier:
+        raise ConfigError(f"model.head={name} with model.supervision: only model.head=linear answers from every layer")
+    if name == "svm":
+        return LinearHead(last, num_logits, before=UnitNorm())
+    return LinearHead(width, num_logits, dropout=dropout, before=nn.Sequential(nn.Linear(last, width), nn.ReLU()))
 
 
 def compute_scores(kind: str, logits: Tensor) -> Tensor:

@@ -46,11 +46,13 @@ def choose_features(job: TrainJob, plans: list[StagePlan]) -> bool:
             that is the folder of the features.
     """
     trained = [plan.name for plan in plans if plan.name != "head" and plan.first_epoch is not None]
-    asked = job.transfer.features == "cached" or job.transfer.views is not None
+    svm = job.model.head == "svm"
+    asked = job.transfer.features == "cached" or job.transfer.views is not None or svm
     if asked and trained:
         raise ConfigError(
-            f"transfer.features=cached: {', '.join(trained)} of the network is trained, so its features change with "
-            "every step: take transfer=frozen, or leave transfer.features and transfer.views out"
+            f"{'model.head=svm' if svm else 'transfer.features=cached'}: {', '.join(trained)} of the network is "
+            "trained, so its features change with every step: take transfer=frozen with weights for all of it, or "
+            "leave model.head=svm, transfer.features and transfer.views out"
         )
     if trained or job.transfer.features == "live" or job.model.name == CLINICAL:
         return False
@@ -106,6 +108,7 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
     return {
         "format": _FORMAT,
         "architecture": job.model.name,
+        "options": choose_options(job.model),
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
         "network": choose_options(job.model),
         "normalize": choose_normalization(job.model.normalize, data.store.spec),
@@ -123,7 +126,8 @@ def list_views(job: TrainJob) -> list[dict[str, Any]]:
     """Returns what each view of a training image follows from; [] where there is one, the stored image."""
     # A list: the order of the transforms counts, and the keys of a JSON object are sorted.
     transforms = [[name, arguments] for name, arguments in job.augment.transforms.items()]
-    common = {"transforms": transforms, "seed": job.seed, "albumentations": version("albumentations")}
+    versions = {name: version(name) for name in ("albumentations", "monai")}
+    common = {"transforms": transforms, "seed": job.seed, "versions": versions}
     return [common | {"epoch": epoch} for epoch in range(job.transfer.views or 1)] if job.varies else []
 
 
@@ -139,7 +143,7 @@ def fill_cache(
     total = len(dataset)
 
     def compute_missing(rows: NDArray[np.int64]) -> Iterator[Portion]:
-        batches = list_batches(np.searchsorted(dataset.rows, rows).tolist(), epoch=epoch)
+        batches = list_batches(np.searchsorted(dataset.rows, rows).tolist(), epoch=epoch, shape=dataset.shape)
         with tqdm(total=total, initial=total - len(rows), unit="image", desc=name, mininterval=1.0) as bar:
             for places, features in compute(dataset, batches):
                 yield dataset.rows[places], features

@@ -8,6 +8,7 @@ Source: Wen et al., Medical Image Analysis, 2020 ("biased transfer"); own choice
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,12 @@ def write_lineage(run: Path, lineage: Lineage) -> None:
     """Writes ancestors.parquet, where an ancestor has seen anybody."""
     if lineage.seen.num_rows:
         write_table(run / ANCESTORS, lineage.seen)
+
+
+def without_seen(lineage: Lineage, models: Sequence[str]) -> Lineage:
+    """Returns the lineage without what some of its models (sha256) have seen."""
+    theirs = pc.is_in(lineage.seen.column("ancestor"), value_set=pa.array(models, pa.string()))
+    return Lineage(lineage.models, lineage.seen.filter(pc.invert(theirs)))
 
 
 def hash_seen(run: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
 from medcls.models.weights import find_weights, flat_name, load_backbone, read_weights
 from medcls.stages.clinical import start_wide
-from medcls.stages.lineage import Lineage, check_unseen, no_lineage, read_lineage
+from medcls.stages.lineage import RUN, Lineage, check_unseen, no_lineage, read_lineage, without_seen
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import ModelCard, find_card, read_state
 
@@ -46,9 +46,11 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         options=choose_options(job.model),
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
         num_clinical=len(data.clinical.terms) if data.clinical else 0,
+        head=job.model.head,
+        head_width=job.model.head_width,
     )
     left, lineage = load_weights(job, model)
-    check_lineage(data, lineage, split=job.split.name)
+    check_lineage(job, data, lineage)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
     if data.task.output == "joint":
@@ -126,14 +128,29 @@ def choose_options(model: ModelConfig) -> dict[str, Any]:
     return {"all_levels": True} if model.supervision else {}
 
 
-def check_lineage(data: TrainingData, lineage: Lineage, *, split: str) -> None:
-    """Raises DataError where a model of the lineage has seen patients or images that are held out now."""
+def check_lineage(job: TrainJob, data: TrainingData, lineage: Lineage) -> None:
+    """Raises DataError where a model of the lineage has seen patients or images that are held out now.
+
+    With transfer.val_seen=allow an ancestor of the very same split passes: it selected on the same validation rows, and
+    has seen nobody of test.
+    """
+    own = [model for model in lineage.models if model["weights"] == RUN and _is_of_split(model, data)]
     remedy = (
-        f"they are in val or test of split.name={split} (biased transfer); make a split with them in train or in none, "
-        "or start from other weights"
+        f"they are in val or test of split.name={job.split.name} (biased transfer); make a split with them in train or "
+        "in none, or start from other weights"
     )
+    if own and job.transfer.val_seen == "allow":
+        say(f"notice: val is no unseen split for this run: its ancestor {own[0]['run']} was selected on it")
+        lineage = without_seen(lineage, [model["sha256"] for model in own])
+    elif own:
+        remedy += "; transfer.val_seen=allow takes the val of an ancestor's own split"
     for notice in check_unseen(data.store, data.held_out, lineage, remedy=remedy):
         say(f"notice: {notice}")
+
+
+def _is_of_split(model: dict[str, Any], data: TrainingData) -> bool:
+    here = (data.store.sha256, data.certificate["split_sha256"])
+    return (model["store_sha256"], model["split_sha256"]) == here
 
 
 def describe_transfer(job: TrainJob, plans: list[StagePlan]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medcls.command_line import say
+from medcls.config import TrainJob
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
 from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
@@ -139,6 +141,17 @@ class Keeper:
             write_checkpoint(self.run / CHECKPOINTS, name, tensors=tensors, state=state, keep=self.keep)
         self.written = time.monotonic()
 
-    def give_up(self) -> None:
-        """Deletes the checkpoints of a run whose model is written."""
-        shutil.rmtree(self.run / CHECKPOINTS, ignore_errors=True)
+
+@contextlib.contextmanager
+def keep_checkpoints(
+    job: TrainJob, run: Path, learner: Learner, progress: Progress, *, inputs: str
+) -> Iterator[Keeper]:
+    """Yields what writes the checkpoints of a training as job.checkpoint says; signals are noted meanwhile."""
+    chosen = job.checkpoint
+    with Watch(hang_seconds=chosen.hang_minutes and 60 * chosen.hang_minutes) as watch:
+        yield Keeper(run, learner, progress, watch, inputs=inputs, seconds=60 * chosen.minutes, keep=chosen.keep)
+
+
+def delete_checkpoints(run: Path) -> None:
+    """Deletes the checkpoints of a run whose model is written."""
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)

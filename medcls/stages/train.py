@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from medcls.config import TrainJob
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
-from medcls.data.splits import read_split
+from medcls.data.splits import VAL, read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
@@ -34,8 +35,9 @@ from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
 from medcls.stages.network import build_model, choose_normalization, choose_options
-from medcls.stages.resume import Keeper, check_space, resume_training
+from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import claim_run, start_run
+from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, read_card, write_model
@@ -53,7 +55,6 @@ from medcls.training.engine import (
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
-from medcls.training.preemption import Watch
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
 
@@ -96,16 +97,16 @@ def _train(job: TrainJob) -> None:
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
 
-    hang_seconds = job.checkpoint.hang_minutes and 60 * job.checkpoint.hang_minutes
-    with Watch(hang_seconds=hang_seconds) as watch:
-        seconds, keep = 60 * job.checkpoint.minutes, job.checkpoint.keep
-        keeper = Keeper(run, learner, progress or Progress(), watch, inputs=inputs, seconds=seconds, keep=keep)
-        fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
-    best = keeper.progress.best
+    if job.model.head == "svm":
+        best = solve(job, run, data=data, model=model)
+    else:
+        with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
+            fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
+        best = keeper.progress.best
     if cached and best.state is not None:
         best.state = model.state_dict() | best.state
     write_best(job, run, data=data, best=best, ancestors=lineage.models)
-    keeper.give_up()
+    delete_checkpoints(run)
 
 
 def choose_rules(job: TrainJob) -> StepRules:
@@ -193,6 +194,23 @@ def fit(
 def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
     """Returns the loading processes: none for features, which are read faster than a process could hand them over."""
     return 0 if data.features else choose_workers(job.workers, device=rules.device)
+
+
+def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier) -> Best:
+    """Solves a head that has no epochs, and returns it as the only one, with the score that it has on validation."""
+    start = time.perf_counter()
+    chosen = solve_head(job, data=data, model=model)
+    trained = FeatureClassifier(model).eval()
+    val = data.features[VAL]
+    with torch.inference_mode():
+        logits = trained(torch.from_numpy(val.views[0].read(val.rows)).to(model.head.scale.device)).cpu()
+    score, metrics = score_logits(job, logits, data=data, unit=1.0)
+    tracker = Tracker(run)
+    tracker.write({"epoch": 0, "svm": chosen, "seconds": time.perf_counter() - start, **metrics})
+    tracker.close()
+    best = Best()
+    best.update(score, 0, trained)
+    return best
 
 
 def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
@@ -356,6 +374,8 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         normalize=choose_normalization(job.model.normalize, spec),
         clinical=data.clinical,
         options=choose_options(job.model),
+        head=job.model.head,
+        head_width=job.model.head_width if job.model.head == "mlp" else 0,
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

@@ -54,6 +54,8 @@ class ModelCard:
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
         clinical: How clinical columns are encoded; None where the model takes images alone.
         options: Of the architecture, for models.build_classifier.
+        head: One of models.heads.HEADS.
+        head_width: Its hidden units; 0 = none.
     """
 
     architecture: str
@@ -75,6 +77,8 @@ class ModelCard:
     normalize: str = "imagenet"
     clinical: ClinicalSpec | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    head: str = "linear"
+    head_width: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -104,6 +108,8 @@ class ModelCard:
             options=self.options,
             normalize=self.build_normalization(),
             num_clinical=len(self.clinical.terms) if self.clinical else 0,
+            head=self.head,
+            head_width=self.head_width,
         )
 
     def build_normalization(self) -> VolumeNormalization | None:

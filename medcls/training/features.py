@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,10 +36,11 @@ from medcls.training.engine import StepRules, move_images
 from medcls.training.precision import autocast
 
 FEATURES = "features"
-BATCH_SIZE = 32
 _KEY, _VALUES, _DIGESTS = "key.json", "features.npy", "digests.npy"
 _POLL_SECONDS = 0.5
 _CHUNK = 1024
+# Pixels or voxels of one pass: 32 images of 224 pixels, 16 of 512, 2 volumes of 128.
+_MOST_IMAGES, _MOST_PIXELS = 32, 2**22
 
 Rows = NDArray[np.int64]
 Features = NDArray[np.float32]
@@ -214,13 +216,20 @@ class FeatureDataset(Dataset[Batch]):
         return Batch(torch.from_numpy(features), self.targets[index], index, self.clinical[index])
 
 
-def list_batches(positions: Sequence[int], *, epoch: int) -> list[list[Position]]:
-    """Returns batches of (epoch, position), all of BATCH_SIZE: the last position fills the last one up.
+def list_batches(positions: Sequence[int], *, epoch: int, shape: tuple[int, ...]) -> list[list[Position]]:
+    """Returns batches of (epoch, position), all of one size: the last position fills the last one up.
 
-    The bits of a row depend on the size of its batch, so that there is one size, whichever rows a run asks for.
+    The bits of a row depend on the size of its batch, so that there is one size for images of one shape, whichever rows
+    a run asks for and whatever its own batches are.
+
+    Args:
+        positions: In a dataset.
+        epoch: Whose view is taken.
+        shape: (C, *spatial) of the images.
     """
-    padded = [*positions, *[positions[-1]] * (-len(positions) % BATCH_SIZE)]
-    return [[(epoch, p) for p in padded[i : i + BATCH_SIZE]] for i in range(0, len(padded), BATCH_SIZE)]
+    size = max(1, min(_MOST_IMAGES, _MOST_PIXELS // math.prod(shape[1:])))
+    padded = [*positions, *[positions[-1]] * (-len(positions) % size)]
+    return [[(epoch, p) for p in padded[i : i + size]] for i in range(0, len(padded), size)]
 
 
 @torch.inference_mode()

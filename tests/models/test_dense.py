@@ -173,3 +173,10 @@ def test_memory_stays_far_below_all_windows_at_once(padded: Classifier, monkeypa
     monkeypatch.setattr(dense.read, "forward", lambda windows: largest.append(len(windows)) or read(windows))
     dense(draw_images(2, 1, 100, 60))
     assert largest == [2 * 9] * 19
+
+
+@pytest.mark.parametrize("head", ["mlp", "svm"])
+def test_pooling_and_a_head_that_is_not_linear_do_not_change_places(head: str) -> None:
+    model = build_classifier("resnet18", kind="binary", num_classes=2, head=head, head_width=4).eval()
+    with pytest.raises(ConfigError, match=r"model.head=linear only"):
+        DenseClassifier(model, size=(64, 64))

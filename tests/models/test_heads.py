@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from medcls.errors import ConfigError
-from medcls.models.heads import LinearHead, average_logits, compute_scores, count_logits
+from medcls.models.heads import LinearHead, average_logits, build_head, compute_scores, count_logits
 
 LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 7)), elements=st.floats(-60, 60))
 
@@ -161,3 +161,32 @@ def test_units_and_grades_are_those_of_every_layer() -> None:
     joint = LinearHead(3, 4, earlier=[5]).train()
     joint.set_grade(torch.tensor([[1.0], [2.0]]))
     assert joint(torch.zeros(1, 8))[0].tolist() == [0, 0, 0, 1.5, 0, 0, 0, 1.5]
+
+
+# --- other heads
+
+
+def test_hidden_layer_and_norm_come_before_the_last_layer() -> None:
+    features = torch.rand(8, 6, generator=torch.Generator().manual_seed(0))
+    mlp = build_head("mlp", [6], 2, dropout=0.5, width=4).eval()
+    expected = mlp.linear(torch.relu(mlp.before[0](features)))
+    torch.testing.assert_close(mlp(features), expected)
+    svm = build_head("svm", [6], 2)
+    torch.testing.assert_close(svm(features), svm.linear(features / features.norm(dim=1, keepdim=True)))
+    torch.testing.assert_close(svm(features), svm(7 * features))
+    assert [build_head(name, [6], 2, width=4).is_linear for name in ("linear", "mlp", "svm")] == [True, False, False]
+
+
+def test_dropout_of_a_hidden_layer_is_on_its_units_alone() -> None:
+    torch.manual_seed(0)
+    mlp = build_head("mlp", [6], 1, dropout=0.5, width=400).train()
+    features = torch.rand(1, 6)
+    assert not torch.equal(mlp(features), mlp(features))
+    assert torch.equal(mlp.before(features), mlp.before(features))
+
+
+def test_a_head_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.head=tree: expected one of linear, mlp, svm"):
+        build_head("tree", [6], 2)
+    with pytest.raises(ConfigError, match=r"model.head=svm with model.supervision"):
+        build_head("svm", [4, 6], 2)

@@ -15,7 +15,7 @@ from medcls.data.splits import TEST, read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.stages import cached_features
+from medcls.stages import cached_features, resume
 from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
@@ -168,6 +168,30 @@ def test_a_run_that_is_broken_off_goes_on(
     broken = run_train(tmp_path / "a" / "run", *settings)
     assert "view 1/2: 0 of 24 images computed" in capsys.readouterr().err
     whole = run_train(tmp_path / "b" / "run", *settings)
+    assert sha256_file(broken / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def test_a_training_on_features_is_resumed_to_the_bit(run_train: Run, tmp_path: Path) -> None:
+    settings = [*FROZEN, *NONE, "model.dropout=0.3", "trainer.ema_decay=0.8", "checkpoint.minutes=0"]
+    looks: list[int] = []
+
+    class KilledError(BaseException):
+        pass
+
+    def look(self: resume.Keeper, **given: bool) -> None:
+        looks.append(1)
+        if len(looks) == 6:
+            raise KilledError
+        original(self, **given)
+
+    original = resume.Keeper.look
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.Keeper, "look", look)
+        with pytest.raises(KilledError):
+            run_train(tmp_path / "run", *settings)
+    broken = run_train(tmp_path / "run", *settings)
+    whole = run_train(tmp_path / "whole", *settings)
+    assert log_of(broken) == log_of(whole)
     assert sha256_file(broken / "model.safetensors") == sha256_file(whole / "model.safetensors")
 
 

@@ -21,7 +21,7 @@ from medcls.errors import DataError, WriteError
 from medcls.files import lock_folder, read_json, sha256_json
 from medcls.models.classifier import Classifier
 from medcls.training.engine import StepRules
-from medcls.training.features import BATCH_SIZE, FeatureCache, FeatureDataset, compute_features, list_batches
+from medcls.training.features import FeatureCache, FeatureDataset, compute_features, list_batches
 
 SHAPE = (40, 6)
 TRUTH = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -195,14 +195,20 @@ def test_maps_do_not_travel_to_workers(open_cache: Open) -> None:
     np.testing.assert_array_equal(pickle.loads(content).read(np.arange(3)), TRUTH[:3])
 
 
-@given(st.lists(st.integers(0, 500), min_size=1, max_size=100))
-def test_every_batch_has_one_size_and_every_position_is_there(positions: list[int]) -> None:
-    batches = list_batches(positions, epoch=3)
-    assert {len(batch) for batch in batches} == {BATCH_SIZE}
+@given(
+    st.lists(st.integers(0, 500), min_size=1, max_size=100),
+    st.sampled_from([((1, 224, 224), 32), ((3, 512, 512), 16), ((1, 128, 128, 128), 2), ((1, 4096, 4096), 1)]),
+)
+def test_every_batch_has_one_size_and_every_position_is_there(
+    positions: list[int], shape: tuple[tuple[int, ...], int]
+) -> None:
+    batches = list_batches(positions, epoch=3, shape=shape[0])
+    size = shape[1]
+    assert {len(batch) for batch in batches} == {size}
     flat = [pair for batch in batches for pair in batch]
     assert flat[: len(positions)] == [(3, position) for position in positions]
     assert set(flat[len(positions) :]) <= {(3, positions[-1])}
-    assert len(batches) == -(-len(positions) // BATCH_SIZE)
+    assert len(batches) == -(-len(positions) // size)
 
 
 def test_features_are_those_of_the_network_in_evaluation_mode(

@@ -1,0 +1,191 @@
+"""Heads by configuration: from store to report, and through every command that reads the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.svm import LinearSVC
+
+from medcls.config import TrainJob
+from medcls.data.splits import read_split, rows_of
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError
+from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.stages.explain import explain
+from medcls.stages.predict import predict
+from medcls.training.checkpoint import read_card, read_model
+
+Run = Callable[..., Path]
+SVM = ("transfer=frozen", "augment=none", "model.head=svm")
+BINARY = ("task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
+MLP = ("transfer=frozen", "augment=none", "model.head=mlp", "model.head_width=12", "model.dropout=0.2")
+
+
+def features_of(run: Path, rows: np.ndarray) -> np.ndarray:
+    (folder,) = (run.parent / "features").iterdir()
+    values: np.ndarray = np.load(folder / "features.npy")[rows]
+    return values.astype(np.float64)
+
+
+@pytest.mark.parametrize("task", [(), BINARY], ids=["multiclass", "binary"])
+def test_svm_is_the_pipeline_of_scikit_learn_on_the_features(
+    run_train: Run, run_evaluate: Run, store: Store, tmp_path: Path, task: tuple[str, ...]
+) -> None:
+    run = run_train(tmp_path / "run", *SVM, *task)
+    (row,) = read_json_lines(run / "metrics.jsonl")
+    chosen = row["svm"]
+    assert [entry["C"] for entry in chosen["table"]] == [10.0**e for e in range(-3, 5)]
+    assert chosen["C"] == max(chosen["table"], key=lambda entry: entry["auc"])["C"]
+    splits = read_split(store, "default")[0]
+    train, val = (rows_of(splits, name) for name in ("train", "val"))
+    labels = np.array([int(label) for label in store_labels(store)])
+    targets = np.minimum(labels, 1) if task else labels
+    machine = LinearSVC(C=chosen["C"], class_weight="balanced", dual=False, max_iter=10_000)
+    pipeline = make_pipeline(Normalizer(), machine).fit(features_of(run, train), targets[train])
+    decisions = pipeline.decision_function(features_of(run, val)).reshape(len(val), -1)
+    model, card = read_model(run / "model.safetensors")
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(store.images(val))).double().numpy()
+    np.testing.assert_allclose(logits, chosen["logit"]["slope"] * decisions + chosen["logit"]["shift"], atol=1e-3)
+    assert (card.head, card.head_width, card.training["epoch"]) == ("svm", 0, 0)
+    metrics = read_json(run_evaluate(run, "split=val") / "metrics.json")
+    assert metrics["auc"]["value"] == pytest.approx(row["val_auc"], abs=1e-6)
+    assert (run / "patients.parquet").is_file()
+
+
+def store_labels(store: Store) -> list[str]:
+    import pyarrow.parquet as pq
+
+    labels: list[str] = pq.read_table(store.folder / "labels.parquet").column("label").to_pylist()
+    return labels
+
+
+def test_svm_is_the_same_to_the_bit_and_does_not_look_at_validation(
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], certify: Callable[[Path], None], store: Store
+) -> None:
+    first, second = (run_train(tmp_path / name, *SVM) for name in ("a", "b"))
+    assert sha256_file(first / "model.safetensors") == sha256_file(second / "model.safetensors")
+    folder = copy_store()
+    val = rows_of(read_split(store, "default")[0], "val")
+    shard = np.load(folder / "shard-00000.npy")
+    shard[val] = 255 - shard[val]
+    np.save(folder / "shard-00000.npy", shard)
+    certify(folder)
+    other = run_train(tmp_path / "c", *SVM, f"store={folder}")
+    states = [read_model(run / "model.safetensors")[0].state_dict() for run in (first, other)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    (one,), (two,) = (read_json_lines(run / "metrics.jsonl") for run in (first, other))
+    assert one["svm"] == two["svm"]
+    assert one["val_loss"] != two["val_loss"]
+
+
+def test_svm_folds_keep_patients_whole(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medcls.stages import svm_head
+
+    seen = {}
+    original = svm_head.assign_folds
+
+    def record(data, targets, *, seed):  # type: ignore[no-untyped-def]
+        folds = original(data, targets, seed=seed)
+        seen.update(folds=folds, patients=data.store.column("patient_id", data.train.rows), targets=targets)
+        return folds
+
+    monkeypatch.setattr(svm_head, "assign_folds", record)
+    run_train(tmp_path / "run", *SVM)
+    for patient in set(seen["patients"]):
+        assert len({f for f, p in zip(seen["folds"], seen["patients"], strict=True) if p == patient}) == 1
+    # Four patients of each of three classes in train: as many folds.
+    assert set(seen["folds"].tolist()) == {0, 1, 2, 3}
+    for fold in range(4):
+        assert set(seen["targets"][seen["folds"] == fold].tolist()) == {0, 1, 2}
+
+
+def test_views_of_an_image_are_further_rows_of_the_svm(run_train: Run, tmp_path: Path) -> None:
+    run = run_train(tmp_path / "run", "transfer=frozen", "augment=radiograph", "transfer.views=2", "model.head=svm")
+    one = run_train(tmp_path / "one", "transfer=frozen", "augment=radiograph", "transfer.views=1", "model.head=svm")
+    weights = [read_model(r / "model.safetensors")[0].head.linear.weight for r in (run, one)]
+    assert not torch.equal(*weights)
+
+
+def test_a_class_of_one_patient_is_refused_in_one_line(
+    run_train: Run, tmp_path: Path, write_source: Run, run_prepare: Callable[..., Store]
+) -> None:
+    raw = write_source(tmp_path / "raw", patients=3, classes=("0", "1", "2"), rewrite=one_patient_each)
+    store = run_prepare(raw, tmp_path / "store", "split.on_leak=report")
+    with pytest.raises(DataError, match="has one patient in train"):
+        run_train(tmp_path / "run", *SVM, f"store={store.folder}")
+
+
+def one_patient_each(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The left images train, the right ones validate."""
+    return [row | {"split": "train" if row["side"] == "L" else "val"} for row in rows]
+
+
+@pytest.mark.parametrize("head", [SVM, MLP], ids=["svm", "mlp"])
+def test_every_command_takes_the_model(
+    run_train: Run, run_evaluate: Run, compose_job: Callable[..., object], source: Path, tmp_path: Path,
+    head: tuple[str, ...],
+) -> None:  # fmt: skip
+    run = run_train(tmp_path / "run", *head, *BINARY)
+    assert (run_evaluate(run, "split=test") / "report.html").is_file()
+    out = tmp_path / "out.parquet"
+    predict(compose_job("predict", f"run={run}", f"source={source / 'images'}", f"out={out}", "device=cpu"))  # type: ignore[arg-type]
+    assert out.is_file()
+    settings = ("split=val", "method=gradcam", "worst=1", "device=cpu", "sanity_images=0")
+    explain(compose_job("explain", f"run={run}", *settings))  # type: ignore[arg-type]
+    (page,) = (run / "evaluation").glob("*/explanation-gradcam/*.html")
+    assert page.is_file()
+
+
+def test_mlp_is_trained_on_cached_features_and_through_the_network(run_train: Run, tmp_path: Path) -> None:
+    cached = run_train(tmp_path / "cached", *MLP, "trainer.max_steps=4")
+    live = run_train(tmp_path / "live", *MLP, "trainer.max_steps=4", "transfer.features=live")
+    heads = [read_model(run / "model.safetensors")[0].head for run in (cached, live)]
+    assert heads[0].before[0].weight.shape == (12, 512)
+    for name, value in heads[0].state_dict().items():
+        torch.testing.assert_close(value, heads[1].state_dict()[name], rtol=1e-4, atol=1e-5)
+    card = read_card(cached / "model.safetensors")
+    assert (card.head, card.head_width) == ("mlp", 12)
+    assert run_train(tmp_path / "tuned", *MLP, "transfer=finetune").is_dir()
+
+
+def test_a_fine_tuned_run_gives_its_features_to_an_svm(
+    run_train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned = run_train(tmp_path / "tuned", "augment=none")
+    with pytest.raises(DataError, match=r"biased transfer.*transfer.val_seen=allow"):
+        run_train(tmp_path / "refused", *SVM, f"model.weights={tuned}")
+    run = run_train(tmp_path / "svm", *SVM, f"model.weights={tuned}", "transfer.val_seen=allow")
+    assert "val is no unseen split for this run: its ancestor tuned was selected on it" in capsys.readouterr().err
+    ours, theirs = (read_model(r / "model.safetensors")[0].backbone.state_dict() for r in (run, tuned))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert read_card(run / "model.safetensors").ancestors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["task=ordinal"], "task.kind=ordinal: only binary and multiclass"),
+        (["task=regression", "task.label=hurt"], "task.kind=regression: only binary and multiclass"),
+        (["transfer=finetune"], "model.weights=RUN transfer=frozen model.head=svm"),
+        (["augment=radiograph"], "augment=none crop=none, or transfer.views=K"),
+        (["transfer.features=live"], "fixed views"),
+        (["clinical.numeric=[age_years]"], "images alone"),
+        (["task.loss=focal"], "task.loss=focal has no effect"),
+        (["task.sampler=balanced"], "task.sampler=balanced has no effect"),
+        (["model.head=svn"], "nearest: svm"),
+        (["model.head=mlp", "model.head_width=0"], ">= 1"),
+    ],
+)
+def test_what_a_head_cannot_do_is_refused(
+    compose_train: Callable[..., TrainJob], tmp_path: Path, arguments: list[str], part: str
+) -> None:
+    given = {a.partition("=")[0]: a for a in (*SVM, *arguments)}
+    with pytest.raises(ConfigError, match=part):
+        compose_train(tmp_path / "run", *given.values())
