@@ -95,6 +95,10 @@ OUT_OF_RANGE = [
     ("train", "transfer=partial", ["transfer.train_from=STAGE"]),
     ("train", "transfer.train_from=layer4", ["transfer.train_from=layer4", "take partial or gradual"]),
     ("train", "transfer.thaw_every=0", ["transfer.thaw_every=0", ">= 1"]),
+    ("train", "model.init=meanvar", ["model.init=meanvar", "nearest: mean_var"]),
+    ("train", "model.init=hybrid", ["model.init=hybrid with model.init_to=None", "model.init_to=layer2"]),
+    ("train", "model.init_to=layer2", ["model.init=full with model.init_to=layer2"]),
+    ("train", "model.width=0", ["model.width=0", "> 0 and <= 1"]),
     ("train", "model.dropout=1", ["model.dropout=1", "<= 0.95"]),
     ("train", "model.planes=axal", ["nearest: axial"]),
     ("train", "model.pooling=max", ["mean, attention"]),
@@ -170,6 +174,7 @@ def test_out_of_range_names_field_value_and_range(
     [
         (["transfer.kind=scratch"], "transfer=scratch with model.weights=imagenet"),
         (["trainer.activation_checkpointing=true", "trainer.compile=true"], "take one of them"),
+        (["model.weights=null", "model.init=mean_var"], "model.init=mean_var needs model.weights="),
         (["task=ordinal", "task.label_smoothing=0.1"], "only task.kind=multiclass"),
         (["model=clinical"], "takes no images: say clinical.categorical"),
         (["task=multilabel", "task.classes={a: 0, b: 1}"], "takes no classes"),

@@ -38,16 +38,31 @@ class ModelConfig:
     pooling: str = "mean"
     head: str = "linear"
     head_width: int = 256
+    init: str = "full"
+    init_to: str | None = None
+    width: float = 0.5
 
     def __post_init__(self) -> None:
         check_choice("model.head", self.head, ("linear", "mlp", "svm"))
         check_range("model.head_width", self.head_width, low=1, high=65536)
+        self._check_init()
         check_choice("model.planes", self.planes, ("axial", "orthogonal"))
         check_choice("model.pooling", self.pooling, ("mean", "attention"))
         check_range("model.num_slices", self.num_slices, low=0)
         self._check_effects()
         check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
         check_range("model.dropout", self.dropout, low=0, high=0.95)
+
+    def _check_init(self) -> None:
+        check_choice("model.init", self.init, ("full", "mean_var", "hybrid", "shallower"))
+        check_range("model.width", self.width, low=0, high=1, open_low=True)
+        if self.init != "full" and self.weights is None:
+            raise ConfigError(f"model.init={self.init} needs model.weights=: imagenet, a run's folder or a file")
+        if (self.init == "hybrid") != (self.init_to is not None):
+            raise ConfigError(
+                f"model.init={self.init} with model.init_to={self.init_to}: model.init=hybrid, and it alone, takes the "
+                "last stage that stays pretrained (model.init_to=layer2)"
+            )
 
     def _check_effects(self) -> None:
         """A setting that this network does not have would be without effect."""

@@ -1,23 +1,30 @@
-"""torchvision's VGG and ResNet without their last layer, as a row of stages from input to output."""
+"""Networks without their last layer, as a row of stages from input to output: torchvision's, and small ones by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
+from medcls.models.antony import ANTONY, build_antony
+from medcls.models.cbr import CBR, build_cbr
 from medcls.models.pooling import MaxPool3d
+from medcls.models.vgg_m import build_vgg_m
 
 VGG = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-ARCHITECTURES = (*VGG, *RESNET)
+OWN = (*CBR, *ANTONY, "vgg_m")
+"""Networks that torchvision has no ImageNet weights of: trained from scratch, or from a run."""
+ARCHITECTURES = (*VGG, *RESNET, *OWN)
 CLINICAL = "clinical"
 """No image network at all: what a wide part says alone."""
 RESNET_3D = ("resnet10_3d", "resnet18_3d", "resnet34_3d", "resnet50_3d")
 VOLUME_ARCHITECTURES = ("acnn3d", "encoder3d", *RESNET_3D)
+_LEAST_SIZES = dict.fromkeys(VGG, 32) | {"antony2017_class": 31, "antony2017_joint": 61, "vgg_m": 59}
 
 StateDict = dict[str, Tensor]
 
@@ -34,6 +41,9 @@ class Backbone(nn.Module):
         optional: Beginnings of the names of parameters that a weights file may lack: they stay random, and the
             caller says so.
         convert: Weights as their file names and shapes them -> as `body` does.
+
+    Attributes:
+        options: What the architecture was told beside its name; a model card keeps it.
     """
 
     def __init__(
@@ -53,6 +63,7 @@ class Backbone(nn.Module):
         self.spatial_dims = spatial_dims
         self.levels = tuple(levels) or (num_features,)
         self.optional, self.convert = optional, convert
+        self.options: dict[str, Any] = {}
         self._stages = {name: nn.ModuleList(modules) for name, modules in stages.items()}
 
     @property
@@ -66,6 +77,11 @@ class Backbone(nn.Module):
         return features
 
 
+def least_size(name: str) -> int:
+    """Returns the shorter side, in pixels, of the smallest images that a network's strides and pools leave one of."""
+    return _LEAST_SIZES.get(name, 1)
+
+
 def build_backbone(
     name: str, *, dropout: float = 0.0, change: Callable[[nn.Module], None] = lambda body: None
 ) -> Backbone:
@@ -73,14 +89,15 @@ def build_backbone(
 
     Args:
         name: One of ARCHITECTURES, or CLINICAL.
-        dropout: Of VGG's two fully connected layers (0.5 in the paper), [0, 1); ResNet has none inside.
+        dropout: After the fully connected layers of VGG (0.5 in the paper), VGG-M and Antony's networks, [0, 1);
+            ResNet and CBR have none inside.
         change: What is done to the network before its stages are named, such as inflation to 3-D.
 
     Raises:
         ConfigError: unknown name.
 
     Source: VGG, Simonyan and Zisserman, arXiv 1409.1556, table 1; ResNet, He et al., arXiv 1512.03385, table 1;
-    both as torchvision builds them.
+    both as torchvision builds them; the others in their own modules.
     """
     if name == CLINICAL:
         return Backbone(_Blind(), num_features=1, stages={})
@@ -88,6 +105,8 @@ def build_backbone(
         return _build_vgg(name, dropout=dropout, change=change)
     if name in RESNET:
         return _build_resnet(name, change=change)
+    if name in OWN:
+        return _build_own(name, dropout=dropout, change=change)
     known = (*ARCHITECTURES, CLINICAL)
     raise ConfigError(
         f"model.name={name}: expected one of {', '.join(known)}; for volumes {', '.join(VOLUME_ARCHITECTURES)}, "
@@ -109,22 +128,31 @@ def count_dims(name: str) -> int:
 
 def _build_resnet(name: str, *, change: Callable[[nn.Module], None]) -> Backbone:
     body = torchvision.models.get_model(name, weights=None)
-    num_features = body.fc.in_features
     body.fc = nn.Identity()
     change(body)
     stages = {"stem": [body.conv1, body.bn1]}
     stages |= {layer: [getattr(body, layer)] for layer in ("layer1", "layer2", "layer3", "layer4")}
+    return Backbone(body, num_features=body.inplanes, stages=stages)
+
+
+def _build_own(name: str, *, dropout: float, change: Callable[[nn.Module], None]) -> Backbone:
+    """Every child that learns is a stage."""
+    if name in CBR:
+        body, num_features = build_cbr(name)
+    else:
+        body, num_features = build_antony(name, dropout=dropout) if name in ANTONY else build_vgg_m(dropout=dropout)
+    change(body)
+    stages = {name: [child] for name, child in body.named_children() if any(True for _ in child.parameters())}
     return Backbone(body, num_features=num_features, stages=stages)
 
 
 def _build_vgg(name: str, *, dropout: float, change: Callable[[nn.Module], None]) -> Backbone:
     body = torchvision.models.get_model(name, weights=None, dropout=dropout)
-    num_features = body.classifier[6].in_features
     body.classifier[6] = nn.Identity()
     change(body)
     stages = {f"block{i}": block for i, block in enumerate(_split_at_pools(body.features), start=1)}
     stages |= {"fc6": [body.classifier[0]], "fc7": [body.classifier[3]]}
-    return Backbone(body, num_features=num_features, stages=stages, optional=("classifier.",))
+    return Backbone(body, num_features=body.classifier[3].out_features, stages=stages, optional=("classifier.",))
 
 
 def _split_at_pools(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:

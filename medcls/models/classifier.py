@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
 from medcls.models.heads import LinearHead, build_head, count_logits
 from medcls.models.normalization import ColourNormalization, VolumeNormalization
+from medcls.models.slim import Slim, make_slim
 from medcls.models.volume_backbones import build_volume_backbone
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
 from medcls.models.wide import WidePart, count_wide_outputs
@@ -144,9 +146,10 @@ def build_classifier(
         num_classes: K.
         in_channels: Channels of what is stored; 1 or 3 where weights may be ImageNet's.
         max_value: Largest stored integer, 255 or 65535.
-        dropout: Inside VGG's fully connected layers, or before another network's head.
+        dropout: After the backbone's fully connected layers, or before the head of one without any.
         size: (D, H, W) of the volumes; only acnn3d's weights depend on it.
-        options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling.
+        options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling;
+            a VGG or ResNet above and width (models.slim.Slim).
         normalize: Of volumes; None = ImageNet's, of images.
         num_clinical: Columns C of the wide part; 0 = none.
         head: One of heads.HEADS.
@@ -158,8 +161,10 @@ def build_classifier(
     if name == CLINICAL and not num_clinical:
         raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
     backbone = choose_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options or {})
-    # VGG's own layers carry the dropout; a second one on the same features would double it.
-    head_dropout = 0.0 if flat_name(name).startswith("vgg") and head == "linear" else dropout
+    backbone.options = dict(options or {})
+    # Fully connected layers carry the dropout; a second one on the same features would double it.
+    dropped = any(isinstance(module, nn.Dropout) for module in backbone.modules())
+    head_dropout = 0.0 if dropped and head == "linear" else dropout
     num_logits = count_logits(kind, num_classes)
     top = build_head(head, backbone.levels, num_logits, dropout=head_dropout, width=head_width)
     wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
@@ -190,4 +195,6 @@ def choose_backbone(name: str, *, shape: Sequence[int], dropout: float, options:
         return inflation.build_inflated(name, dropout=dropout)
     if name.startswith(slices.PREFIX):
         return slices.build_slices(name, dropout=dropout, **options)
+    if options:
+        return build_backbone(name, dropout=dropout, change=partial(make_slim, slim=Slim(**options)))
     return build_backbone(name, dropout=dropout)

@@ -82,7 +82,12 @@ def choose_first_epochs(
 
 
 def plan_transfer(
-    model: Classifier, first_epochs: Mapping[str, int | None], *, layer_decay: float, batchnorm: str
+    model: Classifier,
+    first_epochs: Mapping[str, int | None],
+    *,
+    layer_decay: float,
+    batchnorm: str,
+    unsettled: Collection[str] = (),
 ) -> list[StagePlan]:
     """Returns the plan for each stage, from input to output.
 
@@ -91,6 +96,8 @@ def plan_transfer(
         first_epochs: Of each stage, from `choose_first_epochs`.
         layer_decay: A stage's rate is layer_decay ** (number of stages above it); 1 = one rate for all.
         batchnorm: Policy for the trained stages; a frozen stage keeps its running statistics always.
+        unsettled: Stages whose weights are not pretrained as they are: they have no statistics to keep, and while they
+            are trained they learn them.
 
     Source: discriminative rates, Howard and Ruder, arXiv 1801.06146, section 3.2.
     """
@@ -100,8 +107,10 @@ def plan_transfer(
         first = first_epochs[name]
         scale = 0.0 if first is None else layer_decay ** (len(stages) - 1 - depth)
         has_batchnorm = any(isinstance(m, _BatchNorm) for m in module.modules())
-        policy = ("frozen" if first is None else batchnorm) if has_batchnorm else ""
-        plans.append(StagePlan(name, sum(p.numel() for p in module.parameters()), scale, policy, first))
+        policy = "frozen" if first is None else "train" if name in unsettled else batchnorm
+        plans.append(
+            StagePlan(name, sum(p.numel() for p in module.parameters()), scale, policy if has_batchnorm else "", first)
+        )
     return plans
 
 
@@ -173,17 +182,25 @@ def build_wide_group(model: Classifier, *, lr: float, lr_scale: float, l2: float
     return [{"params": [model.wide.weight], "weight_decay": l2, **common}]
 
 
-def format_plan(plans: Sequence[StagePlan], *, lr: float) -> str:
-    """Returns the table that every run prints: stage, parameters, learning rate, when it is trained, BatchNorm."""
-    lines = [f"{'stage':10s} {'parameters':>12s} {'lr':>10s}  {'trained':14s}  batchnorm"]
+def format_plan(plans: Sequence[StagePlan], *, lr: float, origins: Mapping[str, str] | None = None) -> str:
+    """Returns the table that every run prints.
+
+    Args:
+        plans: Of each stage.
+        lr: The optimizer's.
+        origins: Stage -> where its weights come from; a stage that is not in it is new: random.
+    """
+    lines = [f"{'stage':10s} {'weights':10s} {'parameters':>12s} {'lr':>10s}  {'trained':14s}  batchnorm"]
     for plan in plans:
         rate = f"{lr * plan.lr_scale:.2e}" if plan.lr_scale else "-"
         when, norm = _describe_time(plan), plan.batchnorm or "-"
         if plan.batchnorm == "train" and plan.first_epoch:
             norm = "frozen, then train"
-        lines.append(f"{plan.name:10s} {plan.num_parameters:12,d} {rate:>10s}  {when:14s}  {norm}")
+        origin = (origins or {}).get(plan.name, "random")
+        lines.append(f"{plan.name:10s} {origin:10s} {plan.num_parameters:12,d} {rate:>10s}  {when:14s}  {norm}")
     trained = sum(plan.num_parameters for plan in plans if plan.first_epoch is not None)
-    return "\n".join([*lines, f"{'all':10s} {sum(plan.num_parameters for plan in plans):12,d} {'':10s}  {trained:,d}"])
+    total = sum(plan.num_parameters for plan in plans)
+    return "\n".join([*lines, f"{'all':10s} {'':10s} {total:12,d} {'':10s}  {trained:,d}"])
 
 
 def _describe_time(plan: StagePlan) -> str:

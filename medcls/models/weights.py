@@ -104,7 +104,10 @@ def _imagenet_url(architecture: str) -> str:
         weights: Any = torchvision.models.get_model_weights(architecture)
         url: str = weights.IMAGENET1K_V1.url
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"model.weights=imagenet: torchvision has no ImageNet weights for {architecture}") from error
+        raise ConfigError(
+            f"model.weights=imagenet: torchvision has no ImageNet weights for {architecture}: train it from scratch "
+            "(transfer=scratch), or start from another run (model.weights=DIR)"
+        ) from error
     return url
 
 
@@ -173,15 +176,27 @@ def load_backbone(
 ) -> list[str]:
     """Copies `state` into a network without its last layer; returns the parameters left as they were.
 
+    Args, raises: as match_state.
+    """
+    given, missing = match_state(module, state, source=source, optional=optional)
+    module.load_state_dict(given, strict=False)
+    return missing
+
+
+def match_state(
+    module: nn.Module, state: StateDict, *, source: str, optional: tuple[str, ...] = ("classifier.",)
+) -> tuple[StateDict, list[str]]:
+    """Returns the tensors that a network takes of a file's, and the names of those it does not find there.
+
     Args:
-        module: The network, a Backbone's body.
+        module: The network, a Backbone's body, or its shapes alone (device "meta").
         state: Weights by its names; the last layer of the file (fc, classifier.6) is not used.
         source: For messages.
         optional: Beginnings of the names that may be missing: the fully connected layers of a VGG (a file with the
             convolutional base only), or of a classifier that starts from an encoder.
 
     Returns:
-        Names that the file does not have; they keep their random weights and the caller says so.
+        The tensors, and names that the file does not have; they keep their random weights and the caller says so.
 
     Raises:
         DataError: the file is of another architecture: other shapes, unknown names, or missing ones.
@@ -197,5 +212,4 @@ def load_backbone(
         facts += [f"{len(unknown)} unknown ({unknown[0]})"] if unknown else []
         facts += [f"{len(missing)} missing ({missing[0]})"] if missing and not base_only else []
         raise DataError(f"{source} is not for this architecture: {', '.join(facts)}; choose the model it was made for")
-    module.load_state_dict(given, strict=False)
-    return missing
+    return given, missing

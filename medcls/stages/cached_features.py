@@ -22,7 +22,7 @@ from medcls.errors import ConfigError
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
-from medcls.stages.network import choose_normalization, choose_options
+from medcls.stages.network import choose_normalization
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import compute_digest
 from medcls.training.engine import StepRules
@@ -108,9 +108,8 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
     return {
         "format": _FORMAT,
         "architecture": job.model.name,
-        "options": choose_options(job.model),
+        "options": model.backbone.options,
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
-        "network": choose_options(job.model),
         "normalize": choose_normalization(job.model.normalize, data.store.spec),
         "preprocess": data.store.spec.to_json(),
         "crop": asdict(job.crop),

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from medcls.command_line import say
-from medcls.config import ModelConfig, TrainJob
+from medcls.config import TrainJob
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
 from medcls.models import slices
-from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
-from medcls.models.backbones import CLINICAL, StateDict, count_dims
+from medcls.models.backbones import CLINICAL, count_dims, least_size
 from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
-from medcls.models.weights import find_weights, flat_name, load_backbone, read_weights
+from medcls.models.weights import flat_name
 from medcls.stages.clinical import start_wide
-from medcls.stages.lineage import RUN, Lineage, check_unseen, no_lineage, read_lineage, without_seen
+from medcls.stages.initial_weights import choose_options, find_source, load_source
+from medcls.stages.lineage import RUN, Lineage, check_unseen, without_seen
 from medcls.stages.training_data import TrainingData
-from medcls.training.checkpoint import ModelCard, find_card, read_state
-
-_LEAST_VGG_SIZE = 32
-_BODY = "backbone.body."
 
 
 def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], Lineage]:
@@ -34,6 +30,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
     spec = data.store.spec
     check_dims(job.model.name, spec.shape)
     check_size(job.model.name, data.train.shape)
+    source = find_source(job)
     kind = choose_normalization(job.model.normalize, spec)
     model = build_classifier(
         job.model.name,
@@ -43,13 +40,13 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         max_value=int(spec.value_range[1]),
         dropout=job.model.dropout,
         size=data.train.shape[1:],
-        options=choose_options(job.model),
+        options=choose_options(job.model, source),
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
         num_clinical=len(data.clinical.terms) if data.clinical else 0,
         head=job.model.head,
         head_width=job.model.head_width,
     )
-    left, lineage = load_weights(job, model)
+    left, lineage = load_source(job, model, source)
     check_lineage(job, data, lineage)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
@@ -62,70 +59,19 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         kind=job.transfer.kind,
         train_from=job.transfer.train_from,
         thaw_every=job.transfer.thaw_every,
-        fresh=stages_of(model, left),
+        fresh=stages_of(model, left) if source is not None else (),
     )
-    plans = plan_transfer(model, epochs, layer_decay=job.transfer.layer_decay, batchnorm=job.transfer.batchnorm)
+    origins = describe_origins(model.backbone, set(left), init=job.model.init)
+    plans = plan_transfer(
+        model,
+        epochs,
+        layer_decay=job.transfer.layer_decay,
+        batchnorm=job.transfer.batchnorm,
+        unsettled={stage for stage, origin in origins.items() if origin != PRETRAINED},
+    )
     apply_plan(model, plans)
-    describe_transfer(job, [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)])
+    describe_transfer(job, [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)], origins=origins)
     return model, plans, lineage
-
-
-def load_weights(job: TrainJob, model: Classifier) -> tuple[list[str], Lineage]:
-    """Loads the backbone that model.weights names; the head is always new.
-
-    Returns:
-        The backbone's parameters that the file does not have, and what the weights went through.
-
-    Raises:
-        ConfigError: a run of another architecture.
-    """
-    if job.model.name == CLINICAL:
-        say("no image network: the clinical columns alone (model=clinical)")
-        return [], no_lineage()
-    if job.model.weights is None:
-        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
-        return [], no_lineage()
-    file = find_weights(
-        job.model.weights,
-        architecture=job.model.name,
-        weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
-        sha256=job.model.weights_sha256,
-    )
-    card = find_card(file.path)
-    if card is None:
-        state = model.backbone.convert(read_weights(file))
-    else:
-        check_ancestor(job.model, card)
-        state = take_backbone(card.architecture, read_state(file.path)[0])
-    left = load_backbone(model.backbone.body, state, source=str(file.path), optional=model.backbone.optional)
-    say(f"weights: {file.path} (sha256 {file.sha256[:12]}…)")
-    if left:
-        say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
-    return left, read_lineage(file.path, card, sha256=file.sha256, weights=job.model.weights)
-
-
-def check_ancestor(model: ModelConfig, card: ModelCard) -> None:
-    """Raises ConfigError where the weights of a run are neither of this architecture nor of its autoencoder."""
-    name = CLASSIFIER_OF.get(card.architecture, card.architecture)
-    if name != model.name:
-        raise ConfigError(
-            f"model.weights={model.weights} is a {card.architecture}, model.name={model.name}: "
-            f"say model={name}, or take other weights"
-        )
-
-
-def take_backbone(architecture: str, state: StateDict) -> StateDict:
-    """Returns the tensors of a classifier's backbone, or of an autoencoder's encoder, by the names of a body."""
-    if architecture in CLASSIFIER_OF:
-        return take_encoder(state)
-    return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
-
-
-def choose_options(model: ModelConfig) -> dict[str, Any]:
-    """Returns what an architecture is told beside its name, as models.classifier.build_classifier takes it."""
-    if model.name.startswith(slices.PREFIX):
-        return {"planes": model.planes, "num_slices": model.num_slices, "pooling": model.pooling}
-    return {"all_levels": True} if model.supervision else {}
 
 
 def check_lineage(job: TrainJob, data: TrainingData, lineage: Lineage) -> None:
@@ -153,14 +99,15 @@ def _is_of_split(model: dict[str, Any], data: TrainingData) -> bool:
     return (model["store_sha256"], model["split_sha256"]) == here
 
 
-def describe_transfer(job: TrainJob, plans: list[StagePlan]) -> None:
+def describe_transfer(job: TrainJob, plans: list[StagePlan], *, origins: dict[str, str]) -> None:
     """Prints the plan, and what of it may not be what was meant."""
-    if job.model.weights is None and any(plan.first_epoch != 0 for plan in plans):
-        say(f"notice: transfer={job.transfer.kind} keeps random numbers in stages that are frozen (model.weights=null)")
+    bare = [plan.name for plan in plans if plan.first_epoch != 0 and origins[plan.name] != PRETRAINED]
+    if bare:
+        say(f"notice: transfer={job.transfer.kind} keeps random numbers in stages that are frozen: {', '.join(bare)}")
     late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= job.trainer.epochs]
     if late:
         say(f"notice: trainer.epochs={job.trainer.epochs} ends before {', '.join(late)} are trained")
-    say(format_plan(plans, lr=job.optimizer.lr))
+    say(format_plan(plans, lr=job.optimizer.lr, origins=origins))
 
 
 def check_dims(name: str, shape: tuple[int, ...]) -> None:
@@ -195,10 +142,11 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raises ConfigError where images (C, H, W) are too small for the network: a VGG halves them five times."""
     # Of axial slices the depth may be any.
     halved = shape[2:] if name.startswith(slices.PREFIX) else shape[1:]
-    if flat_name(name).startswith("vgg") and min(halved) < _LEAST_VGG_SIZE:
+    least = least_size(flat_name(name))
+    if min(halved) < least:
         size = " x ".join(map(str, shape[1:]))
         raise ConfigError(
-            f"model.name={name} takes images of {_LEAST_VGG_SIZE} pixels and more, these have {size}: "
+            f"model.name={name} takes images of {least} pixels and more, these have {size}: "
             "prepare the store with a larger image.size (or raise crop.size), or take a ResNet"
         )
 

@@ -34,7 +34,7 @@ from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
-from medcls.stages.network import build_model, choose_normalization, choose_options
+from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.svm_head import solve_head
@@ -105,7 +105,7 @@ def _train(job: TrainJob) -> None:
         best = keeper.progress.best
     if cached and best.state is not None:
         best.state = model.state_dict() | best.state
-    write_best(job, run, data=data, best=best, ancestors=lineage.models)
+    write_best(job, run, data=data, best=best, ancestors=lineage.models, options=model.backbone.options)
     delete_checkpoints(run)
 
 
@@ -337,7 +337,15 @@ def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], l
     }
 
 
-def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ancestors: list[dict[str, Any]]) -> None:
+def write_best(
+    job: TrainJob,
+    run: Path,
+    *,
+    data: TrainingData,
+    best: Best,
+    ancestors: list[dict[str, Any]],
+    options: dict[str, Any],
+) -> None:
     """Writes model.safetensors, last of all: a run with a model file is a finished run."""
     if best.state is None:
         raise NonFiniteError(
@@ -360,6 +368,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         ancestors=ancestors,
         training={
             "transfer": job.transfer.kind,
+            "init": job.model.init if job.model.weights else "random",
             "seed": job.seed,
             "epoch": best.epoch,
             "metric": metric,
@@ -373,7 +382,7 @@ def write_best(job: TrainJob, run: Path, *, data: TrainingData, best: Best, ance
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),
         clinical=data.clinical,
-        options=choose_options(job.model),
+        options=options,
         head=job.model.head,
         head_width=job.model.head_width if job.model.head == "mlp" else 0,
     )

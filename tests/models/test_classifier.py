@@ -74,7 +74,8 @@ def test_dropout_stands_once_before_the_last_layer(build_meta: Callable[..., Cla
         return [m.p for m in build_meta(name, dropout=0.3).modules() if isinstance(m, nn.Dropout) and m.p]
 
     assert rates("resnet34") == [0.3]
-    assert rates("vgg11") == [0.3, 0.3]  # after fc6 and fc7; none of the head's own
+    assert rates("cbr_tiny") == rates("antony2017_class") == [0.3]
+    assert rates("vgg11") == rates("vgg_m") == [0.3, 0.3]  # after fc6 and fc7; none of the head's own
 
 
 def test_two_channels_are_refused() -> None:

@@ -105,6 +105,16 @@ def test_frozen_batchnorm_keeps_its_statistics_and_learns_its_scale(resnet: Clas
     assert {"backbone.body.bn1.weight", "backbone.body.bn1.bias", "backbone.body.conv1.weight"} <= now
 
 
+def test_stages_without_statistics_of_their_own_learn_them(build_meta: Build) -> None:
+    model = build_meta("resnet18")
+    epochs = choose_first_epochs(list(model.stages), kind="frozen", fresh={"layer4"})
+    plans = plan_transfer(model, epochs, layer_decay=1.0, batchnorm="frozen", unsettled={"layer3", "layer4"})
+    assert [p.batchnorm for p in plans] == ["frozen"] * 4 + ["train", ""]
+    set_train_mode(model, plans, epoch=0)
+    training = {n.split(".")[2] for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.training}
+    assert training == {"layer4"}
+
+
 def test_rates_fall_from_the_head_to_the_input(build_meta: Build) -> None:
     model = build_meta("resnet50")
     plans = plan(model, "finetune", decay=0.7)
@@ -260,11 +270,12 @@ def test_the_mode_of_an_epoch_does_not_depend_on_what_came_before(build_meta: Bu
 
 def test_the_plan_is_printed_with_its_rates(build_meta: Build) -> None:
     model = build_meta("resnet18")
-    lines = format_plan(plan(model, "frozen", batchnorm="frozen"), lr=0.002).splitlines()
+    origins = {"stem": "pretrained", "layer4": "mean_var"}
+    lines = format_plan(plan(model, "frozen", batchnorm="frozen"), lr=0.002, origins=origins).splitlines()
     assert len(lines) == 8
-    assert lines[0].split() == ["stage", "parameters", "lr", "trained", "batchnorm"]
-    assert lines[1].split() == ["stem", "9,536", "-", "frozen", "frozen"]
-    assert lines[-2].split() == ["head", "1,539", "2.00e-03", "yes", "-"]
+    assert lines[0].split() == ["stage", "weights", "parameters", "lr", "trained", "batchnorm"]
+    assert lines[1].split() == ["stem", "pretrained", "9,536", "-", "frozen", "frozen"]
+    assert lines[-2].split() == ["head", "random", "1,539", "2.00e-03", "yes", "-"]
     assert lines[-1].split() == ["all", "11,178,051", "1,539"]
 
 
@@ -272,10 +283,10 @@ def test_the_plan_says_from_which_epoch_on(build_meta: Build) -> None:
     model = build_meta("resnet18")
     lines = format_plan(plan(model, "gradual", decay=0.5, train_from="layer3", thaw_every=2), lr=0.01).splitlines()
     assert [" ".join(line.split()) for line in lines[3:]] == [
-        "layer2 525,568 - frozen frozen",
-        "layer3 2,099,712 2.50e-03 from epoch 5 frozen, then train",
-        "layer4 8,393,728 5.00e-03 from epoch 3 frozen, then train",
-        "head 1,539 1.00e-02 yes -",
+        "layer2 random 525,568 - frozen frozen",
+        "layer3 random 2,099,712 2.50e-03 from epoch 5 frozen, then train",
+        "layer4 random 8,393,728 5.00e-03 from epoch 3 frozen, then train",
+        "head random 1,539 1.00e-02 yes -",
         "all 11,178,051 10,494,979",
     ]
 

@@ -187,7 +187,7 @@ def test_the_table_of_stages_has_the_wide_part(
     train_wide(tmp_path / "run", *BINARY)
     printed = capsys.readouterr().err
     assert "clinical columns: sex=" in printed
-    assert [line.split()[1] for line in printed.splitlines() if line.startswith("wide ")] == ["5"]
+    assert [line.split()[2] for line in printed.splitlines() if line.startswith("wide ")] == ["5"]
 
 
 def test_two_runs_with_and_without_columns_are_compared(

@@ -1,0 +1,108 @@
+"""Where the numbers of a network come from, other than from a file as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medcls.models.backbones import VGG, Backbone
+from medcls.reproducibility import make_generator
+
+INITS = ("full", "mean_var", "hybrid", "shallower")
+PRETRAINED, IN_PART, MEAN_VAR, RANDOM = "pretrained", "in part", "mean_var", "random"
+_FIRST_CONVOLUTIONS = 4
+
+
+def draw_mean_variance(state: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
+    """Returns tensors of the same names and shapes, drawn from normal distributions: the scale of weights, no features.
+
+    Each tensor of weights (filters, biases, BatchNorm's scale and shift) is drawn i.i.d. with its own mean and standard
+    deviation in `state`. BatchNorm's running statistics describe the answers of filters that are no more: they start
+    anew, at mean 0 and variance 1.
+
+    Args:
+        state: Pretrained weights, float32.
+        seed: Every tensor is a pure function of (seed, its name).
+
+    Source: Raghu et al., arXiv 1902.07208 ("Mean Var Init"); the running statistics, own choice.
+    """
+    return {name: _draw(name, value, seed) for name, value in state.items()}
+
+
+def _draw(name: str, value: Tensor, seed: int) -> Tensor:
+    if name.endswith("running_var"):
+        return torch.ones_like(value)
+    if name.endswith(("running_mean", "num_batches_tracked")):
+        return torch.zeros_like(value)
+    mean, deviation = float(value.double().mean()), float(value.double().std(correction=0))
+    numbers = make_generator("mean_var", seed, name).normal(mean, deviation, tuple(value.shape))
+    return torch.from_numpy(np.asarray(numbers, dtype=np.float32))
+
+
+def choose_below(backbone: Backbone, state: dict[str, Tensor], *, stage: str) -> dict[str, Tensor]:
+    """Returns the tensors of the stages up to and including one, by their names in the backbone's body."""
+    names = list(backbone.stages)
+    kept = {id(module) for name in names[: names.index(stage) + 1] for module in backbone.stages[name].modules()}
+    prefixes = tuple(f"{name}." for name, module in backbone.body.named_modules() if name and id(module) in kept)
+    return {name: value for name, value in state.items() if name.startswith(prefixes)}
+
+
+def list_shallower(name: str) -> list[str]:
+    """Returns the VGGs with fewer layers than one, and BatchNorm as it has; [] for any other network."""
+    return [n for n in VGG if name in VGG and n.endswith("_bn") == name.endswith("_bn") and n < name]
+
+
+def choose_shallower(shallow: Backbone, deep: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns what a deeper VGG takes over from a shallower one, by the deeper one's names.
+
+    These are the first four convolutions of the shallower network, each at its own place in its own block, where the
+    channels agree (from vgg11 the second convolution of blocks 1 and 2 stays new), and fc6 and fc7.
+
+    Args:
+        shallow: The shallower VGG.
+        deep: The deeper VGG; with BatchNorm where the shallower one has it.
+        state: Tensors of the shallower one's body.
+
+    Source: Simonyan and Zisserman, arXiv 1409.1556, section 3.1. The third fully connected layer there is the head
+    here, which is new. Own choice: the other layers keep He's initialisation; the paper has N(0, 0.01), and says that
+    Glorot's does as well.
+    """
+    places = dict(_list_convolutions(deep))
+    taken: dict[str, Tensor] = {}
+    for place, index in list(_list_convolutions(shallow))[:_FIRST_CONVOLUTIONS]:
+        for step in (0, 1):  # the convolution, and the BatchNorm behind it where there is one
+            old, new = f"features.{index + step}.", f"features.{places[place] + step}."
+            taken |= {new + n.removeprefix(old): value for n, value in state.items() if n.startswith(old)}
+    return taken | {name: value for name, value in state.items() if name.startswith("classifier.")}
+
+
+def _list_convolutions(backbone: Backbone) -> Iterator[tuple[tuple[int, int], int]]:
+    """((block, place in it), index in body.features) of each convolution."""
+    block, place = 1, 0
+    features: nn.Sequential = backbone.body.features  # type: ignore[assignment]
+    for index, layer in enumerate(features):
+        if isinstance(layer, nn.Conv2d):
+            yield (block, place), index
+            place += 1
+        if isinstance(layer, nn.MaxPool2d):
+            block, place = block + 1, 0
+
+
+def describe_origins(backbone: Backbone, left: set[str], *, init: str) -> dict[str, str]:
+    """Returns where the numbers of each stage come from.
+
+    Args:
+        backbone: The network.
+        left: Parameters of its body that were left as they were: random.
+        init: One of INITS.
+    """
+    names = {id(parameter): name for name, parameter in backbone.body.named_parameters()}
+    origins = {}
+    for stage, modules in backbone.stages.items():
+        missing = [names[id(parameter)] in left for parameter in modules.parameters()]
+        whole = MEAN_VAR if init == "mean_var" else PRETRAINED
+        origins[stage] = RANDOM if all(missing) else IN_PART if any(missing) else whole
+    return origins

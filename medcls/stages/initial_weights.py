@@ -1,0 +1,150 @@
+"""The numbers that a network starts from: random, or those of a file or a run, whole, in part, or drawn after them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medcls.command_line import say
+from medcls.config import ModelConfig, TrainJob
+from medcls.errors import ConfigError
+from medcls.models import slices
+from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
+from medcls.models.backbones import CLINICAL, RESNET, VGG, StateDict, build_backbone
+from medcls.models.classifier import Classifier
+from medcls.models.initialization import choose_below, choose_shallower, draw_mean_variance, list_shallower
+from medcls.models.slim import Slim
+from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
+from medcls.stages.lineage import Lineage, no_lineage, read_lineage
+from medcls.training.checkpoint import ModelCard, find_card, read_state
+
+_BODY = "backbone.body."
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What model.weights names.
+
+    Attributes:
+        file: The file.
+        card: Of a run's model; None for weights by torchvision's names.
+        architecture: Whose weights they are.
+    """
+
+    file: WeightsFile
+    card: ModelCard | None
+    architecture: str
+
+
+def find_source(job: TrainJob) -> Source | None:
+    """Returns what the network starts from; None for random numbers.
+
+    Raises:
+        ConfigError: weights of another architecture than model.name and model.init can take.
+    """
+    name, init = job.model.name, job.model.init
+    if job.model.weights is None or name == CLINICAL:
+        return None
+    takes = list_shallower(name) if init == "shallower" else [name]
+    if not takes:
+        raise ConfigError(f"model.init=shallower: there is no VGG shallower than model.name={name}; take vgg16")
+    if init == "hybrid" and name not in (*VGG, *RESNET):
+        raise ConfigError(f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGG or ResNet")
+    file = find_weights(
+        job.model.weights,
+        architecture=takes[0],
+        weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
+        sha256=job.model.weights_sha256,
+    )
+    card = find_card(file.path)
+    if card is not None:
+        check_ancestor(job.model, card, takes=takes)
+    return Source(file, card, takes[0] if card is None else card.architecture)
+
+
+def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> None:
+    """Raises ConfigError where the weights of a run are neither of these architectures nor of their autoencoder."""
+    name = CLASSIFIER_OF.get(card.architecture, card.architecture)
+    if name not in takes:
+        advice = f"it takes {' or '.join(takes)}" if model.init == "shallower" else f"say model={name}"
+        raise ConfigError(
+            f"model.weights={model.weights} is a {card.architecture}, model.name={model.name} with "
+            f"model.init={model.init}: {advice}, or take other weights"
+        )
+    if model.init in ("hybrid", "shallower") and card.options:
+        raise ConfigError(f"model.init={model.init}: model.weights={model.weights} is a hybrid itself; take init=full")
+
+
+def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
+    """Returns what an architecture is told beside its name, as models.classifier.build_classifier takes it.
+
+    A run that was a hybrid is handed on as one.
+    """
+    if model.init == "hybrid":
+        return asdict(Slim(str(model.init_to), model.width))
+    if model.name in (*VGG, *RESNET):
+        card = None if source is None or model.init == "shallower" else source.card
+        return {} if card is None else dict(card.options)
+    if model.name.startswith(slices.PREFIX):
+        return {"planes": model.planes, "num_slices": model.num_slices, "pooling": model.pooling}
+    return {"all_levels": True} if model.supervision else {}
+
+
+def load_source(job: TrainJob, model: Classifier, source: Source | None) -> tuple[list[str], Lineage]:
+    """Loads the backbone, says from where, and leaves the head as it is: new.
+
+    Returns:
+        The backbone's parameters that were left at random numbers, and what the weights went through.
+
+    Raises:
+        DataError: the file is damaged, or not for this architecture.
+    """
+    if job.model.name == CLINICAL:
+        say("no image network: the clinical columns alone (model=clinical)")
+        return [], no_lineage()
+    if source is None:
+        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
+        return [name for name, _ in model.backbone.body.named_parameters()], no_lineage()
+    file, init = source.file, job.model.init
+    state = read_source(model, source)
+    if init in ("full", "mean_var"):
+        numbers = state if init == "full" else draw_mean_variance(state, seed=job.seed)
+        left = load_backbone(model.backbone.body, numbers, source=str(file.path), optional=model.backbone.optional)
+    else:
+        left = load_part(job, model, state, source=source)
+    how = {
+        "full": "",
+        "mean_var": "; each tensor drawn anew with its mean and variance",
+        "hybrid": f"; up to {job.model.init_to}, above it new and {job.model.width:g} times as wide",
+        "shallower": f"; of a {source.architecture} the first four convolutions, fc6 and fc7",
+    }
+    say(f"weights: {file.path} (sha256 {file.sha256[:12]}…){how[init]}")
+    if left and init in ("full", "mean_var"):
+        say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
+    return left, read_lineage(file.path, source.card, sha256=file.sha256, weights=str(job.model.weights))
+
+
+def read_source(model: Classifier, source: Source) -> StateDict:
+    """Returns the tensors of the weights by the names of a backbone's body."""
+    if source.card is None:
+        return model.backbone.convert(read_weights(source.file))
+    state, _ = read_state(source.file.path)
+    if source.architecture in CLASSIFIER_OF:
+        return take_encoder(state)
+    return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
+
+
+def load_part(job: TrainJob, model: Classifier, state: StateDict, *, source: Source) -> list[str]:
+    """Loads what model.init=hybrid or shallower takes of the weights; returns the parameters that stay random."""
+    with torch.device("meta"):
+        donor = build_backbone(source.architecture)
+    there, _ = match_state(donor.body, state, source=str(source.file.path), optional=donor.optional)
+    if job.model.init == "hybrid":
+        taken = choose_below(donor, there, stage=str(job.model.init_to))
+    else:
+        taken = choose_shallower(donor, model.backbone, there)
+    model.backbone.body.load_state_dict(taken, strict=False)
+    return [name for name, _ in model.backbone.body.named_parameters() if name not in taken]
