@@ -9,9 +9,7 @@ from data_prep.plan import Unit
 from medcls.files import sha256_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodedImage
-from medcls.imaging.terms import name_body_part, name_manufacturer, name_modality, name_photometric
-
-AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+from medcls.imaging.terms import describe_headers, name_photometric
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,8 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
     if image is None:
         raise ValueError("a copied image has the row of the store that it was copied from")
     headers, prepared = image.headers, image.prepared
-    age = unit.age_years if unit.age_years is not None else parse_age_years(headers.get("PatientAge", ""))
+    said = describe_headers(headers)
+    age = unit.age_years if unit.age_years is not None else said["age_years"]
     return {
         "image_id": identity.name("image", unit.key),
         "patient_id": identity.name("patient", unit.patient_id),
@@ -54,13 +53,13 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         "row": place[1],
         **_geometry(image.source_size, prepared.valid_extent, prepared.spacing_mm),
         "spacing_source": image.spacing_source or None,
-        "modality": name_modality(headers.get("Modality", "")) or None,
+        "modality": said["modality"],
         "photometric": name_photometric(image.photometric) or None,
-        "body_part": name_body_part(headers.get("BodyPartExamined", "")) or None,
-        "side": unit.side or _allowed(headers, "ImageLaterality", "LRBU") or _allowed(headers, "Laterality", "LR"),
-        "sex": unit.sex or _allowed(headers, "PatientSex", "MFO"),
+        "body_part": said["body_part"],
+        "side": unit.side or said["side"],
+        "sex": unit.sex or said["sex"],
         "age_years": identity.age_years(age),
-        "manufacturer": name_manufacturer(headers.get("Manufacturer", "")) or None,
+        "manufacturer": said["manufacturer"],
         "pixel_sha256": stored.pixel_sha256,
         "pixel_dhash": stored.pixel_dhash,
         "declared_sha256": declared_sha256(unit, identity),
@@ -86,19 +85,3 @@ def _geometry(
         columns[f"valid_{place}"], columns[f"valid_{size}"] = extent[i], extent[n + i]
         columns[f"spacing_{distance}_mm"] = spacing_mm[i] if spacing_mm else None
     return columns
-
-
-def _allowed(headers: dict[str, str], keyword: str, codes: str) -> str | None:
-    """The value of a coded attribute where it is one of its codes; free text may hold anything, so None."""
-    value = headers.get(keyword, "")
-    return value if value and value in tuple(codes) else None
-
-
-def parse_age_years(text: str) -> float | None:
-    """Returns the years of a DICOM age such as "057Y" or "006M"; None where it is none.
-
-    Source: PS3.5 6.2, value representation AS.
-    """
-    if len(text) == 4 and text[:3].isdecimal() and text[3] in AGE_UNITS:
-        return round(int(text[:3]) * AGE_UNITS[text[3]], 2)
-    return None

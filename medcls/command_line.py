@@ -25,12 +25,13 @@ from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
 from medcls.errors import ConfigError, MedclsError, UsageError
 
 PATH_KEYS = frozenset(
-    {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against"}
+    {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
     | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
     | {"patient_id.pattern", "split.name", "task.label", "label", "series.description"}
 )
 LIST_KEYS = frozenset(
     {"columns", "task.labels", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
+    | {"clinical.categorical", "clinical.numeric"}
 )
 # Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
 PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
@@ -63,7 +64,7 @@ def quote_value(key: str, value: str) -> str:
 
 def _quote(value: str) -> str:
     """Within quotes Hydra wants an escape for quotes, and for the backslashes that stand before one."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"
 
 
 def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> list[str]:

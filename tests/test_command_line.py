@@ -92,6 +92,7 @@ LITERAL = (TEXT | TRICKY).filter(is_literal)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(typed=st.tuples(LITERAL, LITERAL, LITERAL))
 @example(typed=("a\\'", "\\\\'\\", "a\n"))
+@example(typed=("0", "0", "\\\n"))
 def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) -> None:
     job = compose_job("evaluate", f"run={typed[0]}", f"store={typed[1]}", f"out={typed[2]}")
     assert (job.run, job.store, job.out) == typed

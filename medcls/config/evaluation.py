@@ -109,6 +109,7 @@ class PredictJob:
     run: Any = None
     source: str | None = None
     out: str | None = None
+    clinical_file: str | None = None
     format: str = "parquet"
     out_of_domain: str = "refuse"
     batch_size: int = 64

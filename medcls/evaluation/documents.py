@@ -10,6 +10,7 @@ from typing import Any
 from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
 from medcls.evaluation.definitions import DEFINITIONS, HEADLINES
 from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.odds_table import build_odds_tables, say_number
 from medcls.evaluation.tables import format_value
 from medcls.files import write_bytes, write_json
 
@@ -117,6 +118,12 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     if points:
         lines += ["", f"Thresholds: {facts['thresholds']}.", "", "| Question | Rule | Sensitivity | Specificity |"]
         lines += ["|---|---|---|---|", *(_card_row(point) for point in points)]
+    for table in build_odds_tables(evaluation.metrics):
+        lines += ["", f"## {_escape(table.title)}", "", table.caption, "", f"| {' | '.join(table.columns)} |"]
+        lines += ["|---" * len(table.columns) + "|"]
+        lines += [
+            f"| {' | '.join(_escape(say_number(cell)) for cell in (name, *cells))} |" for name, cells in table.rows
+        ]
     lines += ["", "## Training data", "", *_list(facts, "training", "preprocessing", "disjoint")]
     lines += ["## Ethical considerations", "", LEFT, "", "## Limitations", "", LEFT, ""]
     return "\n".join(lines)

@@ -65,10 +65,15 @@ def list_contrasts(output: str, targets: Floats, image: Floats, *, class_names: 
         known = [np.flatnonzero(~np.isnan(column)) for column in targets.T]
         return [_plain(name, known[k], targets[:, k], image[:, k]) for k, name in enumerate(class_names)]
     return [
-        _plain(f"{class_names[k]} against {class_names[0]}", np.flatnonzero((first == 0) | (first == k)), first == k,
-               image[:, k] - image[:, 0])
-        for k in range(1, len(class_names))
-    ]  # fmt: skip
+        _plain(f"{name} against {class_names[0]}", _either(first, k), first == k, image[:, k] - image[:, 0])
+        for k, name in enumerate(class_names)
+        if k
+    ]
+
+
+def _either(target: Floats, k: int) -> Integers:
+    """The rows of the first class and of class k."""
+    return np.flatnonzero((target == 0) | (target == k))
 
 
 def _plain(name: str, rows: Integers, outcome: Any, image: Floats) -> Contrast:

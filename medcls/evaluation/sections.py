@@ -10,6 +10,7 @@ from typing import Any
 from medcls.evaluation import assessed_tables as tables
 from medcls.evaluation.assessed_tables import Table
 from medcls.evaluation.intervals import number_patients
+from medcls.evaluation.odds_table import build_odds_tables
 from medcls.evaluation.panels import Panel, plan_panels, write_panel
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import choose_headlines
@@ -24,6 +25,7 @@ TITLES = {
     "levels": "What of whole patients?",
     "subgroups": "Is it as good for everyone?",
     "baseline": "Is it better than a linear model?",
+    "clinical": "What do the clinical columns say?",
     "comparison": "Is it better than the other run?",
     "robustness": "Does it bear worse images?",
     "failures": "Where does it fail?",
@@ -79,6 +81,7 @@ def build_sections(
         "levels": tables.build_level_table(metrics, choose_headlines(predictions)),
         "subgroups": [*tables.build_subgroup_table(metrics), *tables.build_shortcut_table(metrics)],
         "baseline": tables.build_comparison_tables(metrics.get("baseline", {})),
+        "clinical": build_odds_tables(metrics),
         "comparison": tables.build_comparison_tables(metrics),
     }
     return [

@@ -6,6 +6,8 @@ Every function here returns words of its own lists, never one of the header's, a
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 # PS3.3 C.7.3.1.1.1, the retired ones in the last line.
 _MODALITY_WORDS = """
@@ -40,6 +42,7 @@ _BODY_PART_WORDS = """
 _BODY_PARTS = frozenset(_BODY_PART_WORDS.split())
 _COMPOUND = re.compile(f"(?:{'|'.join(sorted(_BODY_PARTS))})+")
 _LONGEST = 64
+AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SIDES = frozenset({"L", "R", "LT", "RT", "LEFT", "RIGHT", "BILATERAL", "BOTH"})
 _LINKS = frozenset({"AND", "WITH", "TO"})
 
@@ -142,6 +145,38 @@ def name_manufacturer(text: str) -> str:
     words = " ".join(re.findall(r"[^\W\d_]+", text.lower()))
     found = (vendor for name, vendor in _VENDORS.items() if f" {name} " in f" {words} ")
     return next(found, "other" if text.strip() else "")
+
+
+def parse_age_years(text: str) -> float | None:
+    """Returns the years of a DICOM age such as "057Y" or "006M"; None where it is none.
+
+    Source: PS3.5 6.2, value representation AS.
+    """
+    if len(text) == 4 and text[:3].isdecimal() and text[3] in AGE_UNITS:
+        return round(int(text[:3]) * AGE_UNITS[text[3]], 2)
+    return None
+
+
+def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what a header says of an image and its patient, by the names of the manifest's columns.
+
+    Args:
+        headers: Allow-listed attributes by keyword.
+
+    Returns:
+        modality, body_part, side, sex, age_years, manufacturer; None where it says nothing, or what is no term.
+    """
+    coded = {"ImageLaterality": "LRBU", "Laterality": "LR", "PatientSex": "MFO"}
+    words = {name: headers.get(name, "") for name in coded}
+    known = {name: word if word in tuple(coded[name]) else None for name, word in words.items()}
+    return {
+        "modality": name_modality(headers.get("Modality", "")) or None,
+        "body_part": name_body_part(headers.get("BodyPartExamined", "")) or None,
+        "side": known["ImageLaterality"] or known["Laterality"],
+        "sex": known["PatientSex"],
+        "age_years": parse_age_years(headers.get("PatientAge", "")),
+        "manufacturer": name_manufacturer(headers.get("Manufacturer", "")) or None,
+    }
 
 
 def _known(text: str, terms: frozenset[str]) -> str:

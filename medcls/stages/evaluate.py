@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
-from medcls.files import ENVIRONMENT, read_json, write_json
+from medcls.files import ENVIRONMENT, ODDS_RATIOS, read_json, write_json
+from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_choices import Choices, freeze_choices, rows_in_words
@@ -56,8 +58,7 @@ def evaluate(job: EvaluateJob) -> None:
     """
     members = open_members(job)
     first = members[0]
-    if job.robustness and first.card.preprocess.spatial_dims == 3:
-        raise ConfigError(f"robustness=true: its perturbations are of images, and run={first.run} takes volumes")
+    check_takes_images(job, members)
     choices = freeze_choices(job, members)
     other = open_other(job, like=first) if job.against else None
     predictions = predict_members(job, members)
@@ -79,13 +80,7 @@ def evaluate(job: EvaluateJob) -> None:
     )
     if other is not None:
         metrics["comparison"] = compare_runs(job, predictions, other)
-    if job.robustness:
-        metrics["robustness"] = measure_robustness(job, predictions)
-    if job.shortcuts:
-        metrics["shortcuts"] = measure_shortcuts(job, predictions)
-    baseline = measure_baseline(job, predictions)
-    if baseline is not None:
-        metrics["baseline"] = baseline
+    metrics |= measure_beside(job, predictions)
     write_json(predictions.folder / METRICS, metrics)
     written = predictions.folder / METRICS
     if job.report:
@@ -94,6 +89,31 @@ def evaluate(job: EvaluateJob) -> None:
         say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
     print(format_metrics(metrics, split=job.split))
     print(f"{written.stem}: {written}")
+
+
+def check_takes_images(job: EvaluateJob, members: Sequence[Member]) -> None:
+    """Raises ConfigError where what is asked for is of images, and a run takes volumes or looks at no image."""
+    first = members[0]
+    if job.robustness and first.card.preprocess.spatial_dims == 3:
+        raise ConfigError(f"robustness=true: its perturbations are of images, and run={first.run} takes volumes")
+    blind = [member.run for member in members if member.card.architecture == CLINICAL]
+    if blind and (job.robustness or job.shortcuts):
+        raise ConfigError(f"robustness and shortcuts are of images, and run={blind[0]} looks at none (model=clinical)")
+
+
+def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any]:
+    """Returns what stands beside the metrics: what was asked for, and what training left in the run."""
+    found: dict[str, Any] = {}
+    if job.robustness:
+        found["robustness"] = measure_robustness(job, predictions)
+    if job.shortcuts:
+        found["shortcuts"] = measure_shortcuts(job, predictions)
+    baseline = measure_baseline(job, predictions)
+    if baseline is not None:
+        found["baseline"] = baseline
+    if not predictions.members and (predictions.run / ODDS_RATIOS).is_file():
+        found["odds_ratios"] = read_json(predictions.run / ODDS_RATIOS)
+    return found
 
 
 def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from medcls.explanation.lime import pick_submodular
 from medcls.explanation.nifti import write_nifti
 from medcls.explanation.overlay import write_overlay
 from medcls.explanation.page import Picture
-from medcls.files import MODEL, TEMPORARY, write_bytes, write_json
+from medcls.files import MODEL, ODDS_RATIOS, TEMPORARY, write_bytes, write_json
+from medcls.models.backbones import CLINICAL
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
     Subject,
@@ -54,7 +55,9 @@ def explain(job: ExplainJob) -> None:
         raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
     if job.out:
         check_folder(Path(job.out))
-    model, _ = read_model(run / MODEL)
+    model, card = read_model(run / MODEL)
+    if card.architecture == CLINICAL:
+        raise ConfigError(f"run={run} looks at no image (model=clinical): {ODDS_RATIOS} in it says what its columns do")
     device = choose_device(job.device)
     method = Method(job, device, choose_precision(job.precision, device=device))
     freeze(model, device)
@@ -76,6 +79,8 @@ def explain(job: ExplainJob) -> None:
     summary = summarize(rows, sanity)
     if job.method == "lime" and job.superpixels == "grid":
         summary["submodular_pick"] = pick(subjects, explained)
+    if card.clinical is not None:
+        summary["held"] = card.clinical.columns
     clear(folder)
     pictures = [write_files(folder, method, *each) for each in zip(subjects, explained, rows, strict=True)]
     opened = predictions.opened
@@ -139,7 +144,10 @@ def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subj
             Subject(
                 image_id=ids[row],
                 image=np.array(image),
-                target=choose_target(predictions.card.task, checked.y_score[row], target=job.target),
+                target=replace(
+                    choose_target(predictions.card.task, checked.y_score[row], target=job.target),
+                    clinical=() if opened.clinical is None else tuple(opened.clinical[row].tolist()),
+                ),
                 true=words.true,
                 predicted=words.predicted,
                 box=box,

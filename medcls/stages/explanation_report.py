@@ -65,6 +65,11 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
             f"LIME's linear model explains R² = {_number(mean['r2'])} of the score's changes on average; two seeds "
             f"order the superpixels with a rank correlation of {_number(mean['stability'])}."
         )
+    if "held" in summary:
+        sentences.append(
+            f"The network also takes {', '.join(summary['held'])}: the maps are of what the image adds, with "
+            "each image's own values of these columns held fixed."
+        )
     return sentences
 
 

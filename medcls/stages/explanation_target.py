@@ -27,12 +27,14 @@ class Target:
         index: Class; -1 = the whole answer (a value, or the expected grade).
         words: For readers.
         output: What the network's outputs are; "" = as the kind says.
+        clinical: (C,) the image's own columns, held fixed; () where the network takes none.
     """
 
     kind: str
     index: int
     words: str
     output: str = ""
+    clinical: tuple[float, ...] = ()
 
     def score(self, logits: Tensor) -> Tensor:
         """Returns what readers are shown, (N,) float64: a probability, a value, or an expected grade."""
@@ -94,10 +96,12 @@ def _choose_grade(names: list[str], target: str) -> Target:
 
 def build_score(model: nn.Module, target: Target, *, device: str, precision: str, slope: bool = False) -> Score:
     """Returns images (N, C, *spatial) float32 -> (N,): the target's slope or score by this network."""
+    held = torch.tensor([target.clinical], device=device) if target.clinical else None
 
     def score(images: Tensor) -> Tensor:
         with autocast(precision, device=device):
-            logits = model(images.to(device))
+            images = images.to(device)
+            logits = model(images) if held is None else model(images, held.expand(len(images), -1))
         return target.slope(logits.float()) if slope else target.score(logits)
 
     return score

@@ -29,6 +29,7 @@ from medcls.imaging.source import choose_identity, is_image, list_files
 from medcls.imaging.worker import run_limited
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
+from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.frozen_choices import Choices, read_choices
 from medcls.stages.prediction_levels import complete_cases
 from medcls.stages.prediction_table import (
@@ -47,6 +48,9 @@ from medcls.training.precision import choose_device, choose_precision
 
 INTENDED_USE = "research use; not a medical device"
 
+Pending = tuple[Case, NDArray[Any]]
+"""A file and its pixels."""
+
 
 @dataclass(slots=True)
 class Ensemble:
@@ -56,11 +60,13 @@ class Ensemble:
         models: In evaluation mode, on their device.
         cards: Of each.
         rules: Device and precision.
+        table: Of clinical values.
     """
 
     models: list[Classifier]
     cards: list[ModelCard]
     rules: StepRules
+    table: ClinicalTable
 
 
 def predict(job: PredictJob) -> None:
@@ -74,6 +80,7 @@ def predict(job: PredictJob) -> None:
     if out.is_dir() or (out.is_file() and is_image(out)):
         raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
     cards = read_cards(job)
+    table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
     cases = [judge_file(root, path, skip) for path, skip in files]
@@ -82,7 +89,7 @@ def predict(job: PredictJob) -> None:
     choices = find_choices(job.runs, models_sha256)
     images = [case for case in cases if case.state == OK]
     if images:
-        predict_cases(images, job, root=root, cards=cards)
+        predict_cases(images, job, root=root, cards=cards, table=table)
     origin = {
         "model_sha256": "+".join(models_sha256),
         "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
@@ -157,13 +164,15 @@ def judge_file(root: Path, path: str, skip: str) -> Case:
     return Case(path, SKIPPED if reason else OK, reason)
 
 
-def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, cards: list[ModelCard]) -> None:
+def predict_cases(
+    cases: Sequence[Case], job: PredictJob, *, root: Path, cards: list[ModelCard], table: ClinicalTable
+) -> None:
     """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
-    ensemble = load_models(job, cards)
+    ensemble = load_models(job, cards, table)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     tasks = (DecodeTask((root / case.path,), None, cards[0].preprocess) for case in cases)
     outcomes = run_limited(decode_image, tasks, workers=workers)
-    pending: list[tuple[Case, NDArray[Any]]] = []
+    pending: list[Pending] = []
     bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)
     for case, outcome in bar:
         if isinstance(outcome, ImageRefusedError):
@@ -179,11 +188,11 @@ def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, cards: 
         score(pending, ensemble)
 
 
-def load_models(job: PredictJob, cards: list[ModelCard]) -> Ensemble:
+def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -> Ensemble:
     """Returns the networks of the runs on the chosen device."""
     device = choose_device(job.device)
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    return Ensemble([read_model(run / MODEL)[0].to(device) for run in job.runs], cards, rules)
+    return Ensemble([read_model(run / MODEL)[0].to(device) for run in job.runs], cards, rules, table)
 
 
 def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:
@@ -198,19 +207,35 @@ def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], 
 
 
 def _predict(
-    pending: Sequence[tuple[Case, NDArray[Any]]], model: Classifier, card: ModelCard, rules: StepRules
+    pending: Sequence[Pending], model: Classifier, card: ModelCard, *, clinical: NDArray[np.float32], rules: StepRules
 ) -> NDArray[np.float64]:
     """Logits (N, L) of one run, of the crop that it was trained on."""
     images = [pixels if card.crop is None else card.crop.take_center(pixels) for _, pixels in pending]
-    none = torch.empty(len(pending), 0)
-    batch = Batch(torch.from_numpy(np.stack(images)), none, torch.arange(len(pending)), none)
+    places, targets = torch.arange(len(pending)), torch.empty(len(pending), 0)
+    batch = Batch(torch.from_numpy(np.stack(images)), targets, places, torch.from_numpy(clinical))
     return predict_logits(model, [batch], rules)
 
 
-def score(pending: Sequence[tuple[Case, NDArray[Any]]], ensemble: Ensemble) -> None:
-    """Fills in logits and scores of one batch; the scores of several runs are averaged."""
-    members = zip(ensemble.models, ensemble.cards, strict=True)
-    logits = np.stack([_predict(pending, model, card, ensemble.rules) for model, card in members])
+def score(pending: Sequence[Pending], ensemble: Ensemble) -> None:
+    """Fills in logits and scores of one batch; the scores of several runs are averaged.
+
+    Files without a clinical value that a run needs are refused.
+    """
+    encoded = [encode_cases([case for case, _ in pending], card, ensemble.table) for card in ensemble.cards]
+    faults = {place: why for _, found in encoded for place, why in found.items()}
+    for place, why in faults.items():
+        refused = pending[place][0]
+        refused.state, refused.reason, refused.detail = REFUSED, "clinical_value", why
+    kept = [place for place in range(len(pending)) if place not in faults]
+    if kept:
+        _fill_scores([pending[place] for place in kept], ensemble, [values[kept] for values, _ in encoded])
+
+
+def _fill_scores(pending: Sequence[Pending], ensemble: Ensemble, clinical: Sequence[NDArray[np.float32]]) -> None:
+    members = zip(ensemble.models, ensemble.cards, clinical, strict=True)
+    logits = np.stack(
+        [_predict(pending, model, card, clinical=values, rules=ensemble.rules) for model, card, values in members]
+    )
     kind = ensemble.cards[0].task.output
     scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
     for i, (case, _) in enumerate(pending):

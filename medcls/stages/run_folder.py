@@ -24,6 +24,7 @@ from medcls.files import (
     IMAGES,
     METRICS_LOG,
     MODEL,
+    ODDS_RATIOS,
     PATIENTS,
     read_json,
     sha256_json,
@@ -48,6 +49,7 @@ _OURS = {
     CONTACT_SHEET,
     BASELINE,
     BASELINE_WEIGHTS,
+    ODDS_RATIOS,
 }
 
 

@@ -35,6 +35,7 @@ from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
 from medcls.stages.network import build_model, choose_normalization
+from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.svm_head import solve_head
@@ -103,6 +104,8 @@ def _train(job: TrainJob) -> None:
         with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
             fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
         best = keeper.progress.best
+    if best.state is not None:
+        write_odds(job, run, data=data, model=learner.model, state=best.state, rules=rules)
     if cached and best.state is not None:
         best.state = model.state_dict() | best.state
     write_best(job, run, data=data, best=best, ancestors=lineage.models, options=model.backbone.options)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from data_prep.manifest_rows import declared_sha256, parse_age_years
+from data_prep.manifest_rows import declared_sha256
 from data_prep.plan import Unit
 from medcls.identity import Identity
+from medcls.imaging.terms import parse_age_years
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,43 @@ def trained(run_train: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 def run_copy(trained: Path, tmp_path: Path) -> Path:
     """A copy of `trained` that may be evaluated and damaged."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+CLINICAL = ("clinical.categorical=[sex,site]", "clinical.numeric=[age_years]")
+
+
+def add_clinical(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sex, age (not known of every ninth patient) and site, none of which follows the grade."""
+    changed = []
+    for row in rows:
+        number = int(row["patient_id"][1:])
+        clinical = {"sex": "FFM"[number % 5 % 3], "age_years": "" if number % 9 == 4 else 40 + 7 * number % 31}
+        clinical |= {"label_bright": int(int(row["label"]) > 0), "label_low": int(row["label"] == "2")}
+        changed.append(row | clinical | {"site": "abab"[number // 3 % 4] if number % 7 else "c"})
+    return changed
+
+
+@pytest.fixture(scope="session")
+def clinical_store(
+    write_source: Callable[..., Path], run_prepare: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    """48 patients, 96 images, grades 0 to 2, with sex, age_years and site; do not write into it."""
+    folder = tmp_path_factory.mktemp("clinical")
+    raw = write_source(folder / "raw", patients=48, classes=("0", "1", "2"), rewrite=add_clinical)
+    return run_prepare(raw, folder / "store", "split.test=0.25", "split.val=0.25", "columns=[site]")
+
+
+@pytest.fixture(scope="session")
+def train_wide(run_train: Callable[..., Path], clinical_store: Store) -> Callable[..., Path]:
+    """Trains with the clinical columns: train_wide(run, "task=binary")."""
+
+    def run(folder: Path, *arguments: str) -> Path:
+        return run_train(folder, f"store={clinical_store.folder}", *CLINICAL, *arguments)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def wide_run(train_wide: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished binary run with the clinical columns; do not write into it."""
+    return train_wide(tmp_path_factory.mktemp("wide") / "run", "task=binary", "task.classes={0: 0, 1: 1, 2: 1}")

@@ -21,8 +21,10 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import ConfigError, DataError
-from medcls.files import MANIFEST, MODEL, read_json
+from medcls.files import MANIFEST, MODEL, ODDS_RATIOS, read_json
+from medcls.stages import robustness
 from medcls.stages.evaluation_data import open_rows
+from medcls.stages.explain import explain
 from medcls.stages.split_predictions import compute_logits
 from medcls.stages.training_data import read_store_labels
 from medcls.stages.views import Pass
@@ -30,44 +32,7 @@ from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
 
-COLUMNS = ("clinical.categorical=[sex,site]", "clinical.numeric=[age_years]")
 BINARY = ("task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
-
-
-def add_clinical(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sex, age (not known of every ninth patient) and site, none of which follows the grade."""
-    changed = []
-    for row in rows:
-        number = int(row["patient_id"][1:])
-        clinical = {"sex": "FFM"[number % 5 % 3], "age_years": "" if number % 9 == 4 else 40 + 7 * number % 31}
-        changed.append(row | clinical | {"site": "abab"[number // 3 % 4] if number % 7 else "c"})
-    return changed
-
-
-@pytest.fixture(scope="session")
-def clinical_store(
-    write_source: Callable[..., Path], run_prepare: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory
-) -> Store:
-    """48 patients, 96 images, grades 0 to 2, with sex, age_years and site; do not write into it."""
-    folder = tmp_path_factory.mktemp("clinical")
-    raw = write_source(folder / "raw", patients=48, classes=("0", "1", "2"), rewrite=add_clinical)
-    return run_prepare(raw, folder / "store", "split.test=0.25", "split.val=0.25", "columns=[site]")
-
-
-@pytest.fixture(scope="session")
-def train_wide(run_train: Run, clinical_store: Store) -> Run:
-    """Trains with the clinical columns: train_wide(run, "task=binary")."""
-
-    def run(folder: Path, *arguments: str) -> Path:
-        return run_train(folder, f"store={clinical_store.folder}", *COLUMNS, *arguments)
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def wide_run(train_wide: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished binary run with the clinical columns; do not write into it."""
-    return train_wide(tmp_path_factory.mktemp("wide") / "run", *BINARY)
 
 
 def read_training(store: Store, run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -181,6 +146,38 @@ def test_the_columns_change_the_predictions(wide_run: Path, run_evaluate: Run, c
     )
 
 
+@pytest.mark.parametrize("task", ["binary", "ordinal", "multilabel", "regression"])
+def test_odds_ratios_are_written_for_each_contrast_and_column(train_wide: Run, tmp_path: Path, task: str) -> None:
+    run = train_wide(tmp_path / "run", *(BINARY if task == "binary" else (f"task={task}",)))
+    found, card = read_json(run / ODDS_RATIOS), read_card(run / MODEL)
+    assert card.clinical is not None
+    assert [term["name"] for term in found["terms"]] == [term.name for term in card.clinical.terms]
+    assert found["measure"] == ("coefficient" if task == "regression" else "odds ratio")
+    names = {"binary": ["1+2 against 0"], "ordinal": ["a higher grade, from each grade on"]}
+    names |= {"multilabel": ["bright", "low"], "regression": ["value"]}
+    assert [each["name"] for each in found["contrasts"]] == names[task]
+    for contrast in found["contrasts"]:
+        for part in (contrast["model"], contrast["train"], contrast["val"]):
+            assert len(part) == len(found["terms"])
+        assert all(entry["value"] is not None for entry in contrast["train"])
+
+
+def test_the_model_of_the_columns_alone_has_the_ratios_of_its_regression(train_wide: Run, tmp_path: Path) -> None:
+    run = train_wide(tmp_path / "run", *BINARY, "model=clinical", "clinical.lr_scale=0", "optimizer.lr=1e-9")
+    (contrast,) = read_json(run / ODDS_RATIOS)["contrasts"]
+    assert [entry["value"] for entry in contrast["train"]] == pytest.approx(contrast["model"], rel=1e-4)
+
+
+def test_a_run_without_columns_writes_none(trained: Path) -> None:
+    assert not (trained / ODDS_RATIOS).exists()
+
+
+def test_the_report_shows_the_ratios(wide_run: Path, run_evaluate: Run, tmp_path: Path) -> None:
+    folder = run_evaluate(Path(shutil.copytree(wide_run, tmp_path / "run")), "split=val")
+    assert "sex: M against F" in (folder / "report.html").read_text()
+    assert "sex: M against F" in (folder / "MODEL_CARD.md").read_text()
+
+
 def test_the_table_of_stages_has_the_wide_part(
     train_wide: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,3 +234,42 @@ def test_an_external_store_must_have_the_columns_and_their_levels(
     with pytest.raises(DataError, match="12 of 12 rows of split=all have no values: site is 'd', not seen in training"):
         run_evaluate(run, f"store={other.folder}", "split=all")
     assert not list(run.glob("evaluation/other*/opened.jsonl"))
+
+
+# --- explanations
+
+
+def test_maps_are_of_the_image_with_the_columns_held(
+    wide_run: Path, clinical_store: Store, compose_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = ("method=occlusion", "device=cpu", "worst=2", "sanity_images=1")
+    explain(compose_job("explain", f"run={wide_run}", f"out={tmp_path / 'out'}", *settings))
+    found = read_json(tmp_path / "out" / "explanations.json")
+    assert "held fixed" in found["found"][-1]
+    assert "sex, site, age_years" in found["found"][-1]
+    predicted = read_columns(wide_run / "evaluation" / "store-val" / "predictions.parquet", "image_id", "y_score")
+    scores = dict(zip(predicted.column(0).to_pylist(), predicted.column(1).to_pylist(), strict=True))
+    for row in found["images"]:
+        (score,) = scores[row["image_id"]]
+        assert row["score"] == pytest.approx(score, abs=1e-4)
+
+
+def test_a_run_that_looks_at_no_image_has_nothing_to_explain_or_to_blur(
+    train_wide: Run, run_evaluate: Run, compose_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = train_wide(tmp_path / "run", *BINARY, "model=clinical")
+    with pytest.raises(ConfigError, match="looks at no image"):
+        explain(compose_job("explain", f"run={run}", "device=cpu"))
+    with pytest.raises(ConfigError, match="looks at none"):
+        run_evaluate(run, "robustness=true")
+
+
+def test_robustness_and_shortcuts_take_the_columns_along(
+    wide_run: Path, run_evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(robustness, "PERTURBATIONS", {"noise": ("sd", (0.0,))})
+    run = Path(shutil.copytree(wide_run, tmp_path / "run"))
+    metrics = read_json(run_evaluate(run, "robustness=true", "shortcuts=[site]", "report=false") / "metrics.json")
+    (point,) = metrics["robustness"]["curves"]["noise"]["points"]
+    assert point["value"] == pytest.approx(metrics["robustness"]["unchanged"]["value"])
+    assert "site" in metrics["shortcuts"]

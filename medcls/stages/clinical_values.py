@@ -1,0 +1,114 @@
+"""The clinical values of raw files: as a table says them, else as their DICOM headers do."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medcls.data.clinical import Faults, encode_clinical
+from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.identity import Identity
+from medcls.imaging.terms import describe_headers
+from medcls.stages.prediction_table import Case
+from medcls.training.checkpoint import ModelCard
+
+KEYS = ("path", "patient_id")
+
+
+@dataclass(frozen=True, slots=True)
+class ClinicalTable:
+    """What clinical_file=FILE says; empty without a file.
+
+    Attributes:
+        key: "path" (relative to the source) or "patient_id" (the PatientID of the DICOM header); "" = no file.
+        rows: Key -> its columns.
+    """
+
+    key: str = ""
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def find(self, case: Case) -> Mapping[str, str]:
+        """Returns the cells of a file's row that are filled."""
+        named = case.path if self.key == "path" else case.headers.get("PatientID", "")
+        return self.rows.get(named, {})
+
+
+def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTable:
+    """Returns the table, after checking that every column that a model takes is in it or in DICOM headers.
+
+    Args:
+        path: CSV with path or patient_id, and the models' columns as the store's manifest names them; None = no table.
+        cards: Of the runs.
+
+    Raises:
+        ConfigError: a table without a model that takes it, or no source for a column.
+        MissingInputError, DataError: no file, no CSV, no key, or a key that stands in it twice.
+    """
+    needed = list(dict.fromkeys(name for card in cards if card.clinical for name in card.clinical.columns))
+    if path is not None and not needed:
+        raise ConfigError(f"clinical_file={path}: no run takes clinical columns; leave it out")
+    header, records = _read_csv(path) if path else ([], [])
+    absent = [name for name in needed if name not in header and name not in describe_headers({})]
+    if absent:
+        where = f"clinical_file={path} lacks" if path else "say clinical_file=FILE.csv with path or patient_id and"
+        raise ConfigError(f"the run takes {', '.join(needed)} beside the image: {where} {', '.join(absent)}")
+    if path is None:
+        return ClinicalTable()
+    key = next((name for name in KEYS if name in header), "")
+    if not key:
+        raise DataError(f"clinical_file={path}: no column path or patient_id, by which its rows are found")
+    rows: dict[str, dict[str, str]] = {}
+    for number, record in enumerate(records, start=2):
+        name = record[key].replace("\\", "/").removeprefix("./") if key == "path" else record[key]
+        if name in rows:
+            raise DataError(f"clinical_file={path}, line {number}: its {key} stands in an earlier line, too")
+        rows[name] = {column: record[column] for column in needed if record.get(column)}
+    return ClinicalTable(key, rows)
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    if not path.is_file():
+        raise MissingInputError(f"clinical_file={path} is missing")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"clinical_file={path} is no CSV in UTF-8: {error}") from error
+    header = lines[0] if lines else []
+    wrong = [number for number, line in enumerate(lines, start=1) if len(line) != len(header)]
+    if len(set(header)) != len(header):
+        raise DataError(f"clinical_file={path}: a column stands in its header twice: {', '.join(header)}")
+    if wrong:
+        raise DataError(
+            f"clinical_file={path}, line {wrong[0]}: expected {len(header)} cells; quote those that hold commas"
+        )
+    return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
+
+
+def encode_cases(cases: Sequence[Case], card: ModelCard, table: ClinicalTable) -> tuple[NDArray[np.float32], Faults]:
+    """Returns the design matrix (N, C) of files, and why files have none, as `encode_clinical` does.
+
+    Values that headers say are those that data_prep would have put into the manifest.
+    """
+    if card.clinical is None:
+        return np.empty((len(cases), 0), np.float32), {}
+    # Ages are merged into 90 where the store that was trained on has pseudonyms.
+    identity = Identity(kind=str(card.deidentify.get("kind", "declared")))
+    found = [describe_headers(case.headers) | dict(table.find(case)) for case in cases]
+    columns = {name: [_as_text(name, values.get(name), identity) for values in found] for name in card.clinical.columns}
+    return encode_clinical(card.clinical, pa.table({k: pa.array(v, pa.string()) for k, v in columns.items()}))
+
+
+def _as_text(name: str, value: Any, identity: Identity) -> str | None:
+    if name == "age_years" and value is not None:
+        with contextlib.suppress(ValueError):  # no number: encoding says so
+            value = identity.age_years(float(value))
+    return None if value is None else str(value)
