@@ -133,31 +133,31 @@ def _join(known: Work, work: Work) -> Work:
 def _check_arm(job: CompareJob, arm: str, store: Store) -> None:
     """Composes each step's training, so that no mistake is found after hours."""
     for number, overrides in enumerate(job.steps(arm), start=1):
-        chosen = _merge(job.shared, overrides)
+        chosen = merge_overrides(job.shared, overrides)
         for key in _OURS:
             if key in chosen and not (key == "split.name" and "store" in chosen):
                 raise ConfigError(f"arms.{arm}: {chosen[key]}: the comparison sets {key}= itself")
-        own = _merge([], overrides)
+        own = merge_overrides([], overrides)
         if number > 1 and "model.weights" in own:
             raise ConfigError(
                 f"arms.{arm}: step {number} says {own['model.weights']}, and starts from the step before: "
                 "only the first step takes weights"
             )
         _find_store(job, arm, chosen, store)
-        arguments = _settings(chosen, weights="step before" if number > 1 else "")
+        arguments = choose_settings(chosen, weights="step before" if number > 1 else "")
         try:
             compose_job("train", arguments)
         except ConfigError as error:
             raise ConfigError(f"arms.{arm}: {error}") from error
 
 
-def _merge(common: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
-    """Key -> override; a later one goes over an earlier one, as Hydra does not allow for groups."""
+def merge_overrides(common: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
+    """Returns key -> override; a later one goes over an earlier one, as Hydra does not allow for groups."""
     return {text.partition("=")[0].lstrip("+~"): text for text in (*common, *overrides)}
 
 
-def _settings(chosen: dict[str, str], *, weights: str) -> list[str]:
-    """The overrides of a training but for store and split; `weights` of the step before go over all others."""
+def choose_settings(chosen: dict[str, str], *, weights: str) -> list[str]:
+    """Returns the overrides of a training but for store and split; `weights` of the step before go over all others."""
     last = {"model.weights": f"model.weights={weights}"} if weights else {}
     return [text for key, text in (chosen | last).items() if key not in ("store", "split.name")]
 
@@ -250,7 +250,7 @@ def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, store: Store) -> list
     steps, works = job.steps(arm), []
     shared, before = True, ""
     for number, overrides in enumerate(steps, start=1):
-        chosen = _merge(job.shared, overrides)
+        chosen = merge_overrides(job.shared, overrides)
         # A step on another store sees nothing of the folds: all folds of a seed start from the same run.
         shared = shared and "store" in chosen
         last = number == len(steps)
@@ -258,7 +258,7 @@ def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, store: Store) -> list
         split = f"split.name={fold.split}"
         if "store" in chosen:
             split = chosen.get("split.name", "split.name=default")
-        settings = _settings(chosen, weights=str(_run(job, before)) if before else "")
+        settings = choose_settings(chosen, weights=str(_run(job, before)) if before else "")
         head = [f"store={folder}", split, f"seed={fold.seed}"]
         if shared:
             name = f"_shared/{folder.name}-s{fold.seed}-{sha256_json([*head, *sorted(settings)])[:8]}"

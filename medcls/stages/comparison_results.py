@@ -16,7 +16,7 @@ from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.shared_metrics import choose_metrics, is_error
 from medcls.files import METRICS_LOG, MODEL, read_json, read_json_lines, write_json
-from medcls.stages.comparison_plan import Plan, PlannedFold, Work, run_folder
+from medcls.stages.comparison_plan import Plan, PlannedFold, Work, merge_overrides, run_folder
 from medcls.stages.comparison_runs import evaluation_folder, seconds_of
 from medcls.training.checkpoint import read_card
 
@@ -61,7 +61,7 @@ def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str
         "store": plan.store.name,
         "store_sha256": plan.store.sha256,
         "arms": {arm: job.steps(arm) for arm in job.chosen},
-        "common": job.shared,
+        "common": list(merge_overrides(job.shared, []).values()),
         "metric": metric,
         "lower_is_better": is_error(metric),
         "secondary": secondary,

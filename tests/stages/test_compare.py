@@ -9,11 +9,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from medcls.command_line import compose_job
+from medcls.config import conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
@@ -21,10 +23,11 @@ from medcls.files import read_json, read_json_lines
 from medcls.stages import compare as stage
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, run_task
-from medcls.stages.comparison_plan import Work
+from medcls.stages.comparison_plan import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
+from medcls.training.checkpoint import read_card
 
 QUICK = (
     "common=[model.weights=null,trainer.batch_size=8,trainer.epochs=1,trainer.max_steps=1,trainer.channels_last=false,"
@@ -224,7 +227,6 @@ def other_store(
     write_source: Callable[..., Path], run_prepare: Callable[..., Store], draw_picture: Any, tmp_path: Path
 ) -> Store:
     """12 other patients."""
-    import cv2
 
     def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [row | {"patient_id": "other" + row["patient_id"]} for row in rows]
@@ -310,6 +312,79 @@ def test_folds_of_other_arguments_take_other_names_or_are_refused(run_compare: C
 def test_settings_that_contradict_each_other_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         compose_job("compare", arguments)
+
+
+SHIPPED = sorted(path.stem for path in (conf_folder() / "comparison").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_step_of_a_shipped_comparison_is_a_training(name: str) -> None:
+    job = compose_job("compare", [f"comparison={name}"])
+    for arm in job.arms:
+        for number, step in enumerate(job.steps(arm)):
+            chosen = merge_overrides(job.shared, step)
+            weights = "a run" if number else ""
+            trained = compose_job("train", choose_settings(chosen, weights=weights))
+            assert trained.model.weights != "imagenet" or number == 0
+
+
+@pytest.fixture
+def lesions(write_source: Callable[..., Path], run_prepare: Callable[..., Store], tmp_path: Path) -> Store:
+    """36 patients with one of Menegola's three labels."""
+
+    def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [row | {"patient_id": "lesion" + row["patient_id"]} for row in rows]
+
+    classes = ("benign", "basal_cell_carcinoma", "melanoma")
+    raw = write_source(tmp_path / "lesions_raw", patients=36, classes=classes, rewrite=rename)
+    for number, path in enumerate(sorted((raw / "images").iterdir())):
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        image[:2] = number  # no pixels of the other store
+        cv2.imwrite(str(path), image)
+    return run_prepare(raw, tmp_path / "lesions", "split.test=0.2", "split.val=0.2")
+
+
+SMALL = (
+    "extra=[model=resnet18,model.weights=null,augment=none,trainer.epochs=1,trainer.max_steps=1,trainer.batch_size=8,"
+    "trainer.channels_last=false,workers=0,device=cpu]"
+)
+
+
+def test_menegolas_chain_goes_through_both_stores(
+    store: Store, lesions: Store, executor: InProcess, tmp_path: Path
+) -> None:
+    """ImageNet to retina to lesions to a support vector machine, and the machine on the retina's features alone."""
+    arms = "only=[B_retina,F_imagenet_retina_tuned]"
+    where = [f"store={lesions.folder}", f"stores.retina={store.folder}", f"out={tmp_path / 'out'}"]
+    folds = ["folds.kind=kfold", "folds.k=2", "folds.val=0.3", "replicates=100"]
+    compare(compose_job("compare", ["comparison=melanoma_menegola", *where, *folds, arms, SMALL]))
+    trained = commands_of(executor, "medcls.train")
+    assert sum("_shared" in one["run"] for one in trained) == 2, "the retina from scratch, and from ImageNet"
+    chain = [one for one in trained if "F_imagenet" in one["run"]]
+    assert [one["transfer"] for one in chain] == ["finetune", "frozen"] * 2
+    assert chain[1]["model.weights"] == chain[0]["run"]
+    last = read_card(Path(chain[1]["run"]) / "model.safetensors")
+    assert [one["run"] for one in last.ancestors if one["weights"] == "run"] == [
+        Path(chain[0]["model.weights"]).name,
+        "r1f1-step2",
+    ]
+    found = read_json(tmp_path / "out" / "comparison.json")
+    assert found["metric"] == "auc"
+    assert set(found["sizes"]["all"]["arms"]) == {"B_retina", "F_imagenet_retina_tuned"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["p1", "p2", "p3"])
+def test_menegola_whole(protocol: str, store: Store, lesions: Store, executor: InProcess, tmp_path: Path) -> None:
+    """All six arms over 5 x 2 folds: 5 x 2 x 14 trainings of one step, ImageNet's weights left out."""
+    where = [f"store={lesions.folder}", f"stores.retina={store.folder}", f"out={tmp_path / 'out'}", "folds.val=0.3"]
+    extra = SMALL.replace("[", f"[task=menegola_{protocol},")
+    compare(compose_job("compare", ["comparison=melanoma_menegola", *where, "replicates=100", extra]))
+    found = read_json(tmp_path / "out" / "comparison.json")["sizes"]["all"]
+    assert len(found["arms"]) == 6
+    assert all(len(arm["folds"]) == 10 for arm in found["arms"].values())
+    assert len(found["pairs"]["auc"]) == 15
+    assert {pair["test"]["name"] for pair in found["pairs"]["auc"]} == {"5x2cv F test"}
 
 
 def task_of(tmp_path: Path, *codes: int) -> Task:
