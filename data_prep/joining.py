@@ -160,7 +160,8 @@ def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], s
     if key == "path":
         every, first = np.unique(series_rows, return_index=True)
         for row, at in zip(every, first, strict=True):
-            if named[row] < sizes[row]:
+            header = str(series["files"][int(row)][0]).lower().endswith(".hdr")  # stands for its image, too
+            if named[row] < sizes[row] and not header:
                 where = name_place(labels, int(label_rows[at]), show)
                 bad.add(f"{where}: {named[row]} of the {sizes[row]} files of a volume are named; name its folder")
     return label_rows, series_rows

@@ -75,6 +75,8 @@ def build_spec(job: PrepareJob) -> Spec:
         spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if spacing else None,
         patient_axes=image.patient_axes,
         nifti_unit=image.nifti_unit,
+        analyze_axes=image.analyze_axes,
+        crop_margin_mm=image.crop_margin_mm,
         max_voxels=image.max_voxels,
         stack=StackRule(**asdict(job.stack)),
         series=SeriesRule(**series),

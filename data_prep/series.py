@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -131,12 +132,27 @@ def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Fo
         for each in stacks[: len(stacks) - len(others)]:
             found.add(first, each.paths, key=f"{first.series_uid}{each.name}", chosen=True)
         found.leave(first, leftovers)
+    images = _find_images(index)
     for nifti in instances_of(index.filter(pc.equal(index["kind"], "nifti"))):
+        header = PurePosixPath(nifti.path).suffix.lower() == ".hdr"
+        image = images.get(_without_suffix(nifti.path)) if header else None
         if nifti.problem:
             found.leave(nifti, [_leave_out(nifti, "")])
+        elif header and image is None:
+            found.leave(nifti, [(nifti.path, QUARANTINED, "nifti_pair", "its .img is missing")])
         else:
-            found.add(nifti, (nifti.path,), key=nifti.path, chosen=True)
+            found.add(nifti, (nifti.path, image) if image else (nifti.path,), key=nifti.path, chosen=True)
     return found
+
+
+def _find_images(index: pa.Table) -> dict[str, str]:
+    """The image files of headers beside them, by their path without .img."""
+    paths = index.filter(pc.match_like(index["path"], "%.img", ignore_case=True))["path"].to_pylist()
+    return {_without_suffix(str(path)): str(path) for path in paths}
+
+
+def _without_suffix(path: str) -> str:
+    return path[: -len(".img")]
 
 
 def _choose(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> tuple[set[SeriesKey], dict[SeriesKey, str]]:

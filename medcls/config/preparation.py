@@ -26,6 +26,8 @@ class ImageConfig:
     windows_hu: list[Any] = field(default_factory=list)
     patient_axes: bool = False
     nifti_unit: str = ""
+    analyze_axes: str = ""
+    crop_margin_mm: float | None = None
     max_voxels: int = 1 << 28
     burnt_in: str = "refuse"
     mask_boxes: list[list[int]] = field(default_factory=list)

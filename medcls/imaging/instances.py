@@ -28,6 +28,9 @@ _NIFTI_PARTS = {
 NIFTI_MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """By the code of the unit of space: unknown counts as mm, then metre, mm, micrometre (nifti1.h)."""
 
+_ANALYZE = (struct.pack("<i", 348), struct.pack(">i", 348))
+"""How an Analyze header starts; it has no magic, so that its name must say .hdr, too."""
+
 _START_BYTES = 4096
 
 
@@ -156,6 +159,8 @@ def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -
         found |= {"kind": "dicom", "problem": "no_file_meta"}
     elif last == ".nii" or suffixes[-2:] == [".nii", ".gz"]:
         found |= {"kind": "nifti", "problem": "unknown_format" if start else "empty_file"}
+    elif last == ".hdr" and start[:4] in _ANALYZE:
+        found |= {"kind": "nifti"} | _describe_nifti(start)
     elif last in SUPPORTED_SUFFIXES:
         dicom = last in (".dcm", ".dicom", ".ima")
         found |= {"kind": "dicom" if dicom else "raster", "problem": "unknown_format" if start else "empty_file"}
@@ -191,8 +196,9 @@ def _nifti_header(start: bytes) -> bytes:
 def _describe_nifti(header: bytes) -> dict[str, Any]:
     """Size and in-plane spacing; a damaged header leaves them unknown, and reading the file says why."""
     for order in "<>":
-        parts = _NIFTI_PARTS.get(struct.unpack_from(f"{order}i", header)[0], ())
-        if parts and len(header) >= 504:
+        length = struct.unpack_from(f"{order}i", header)[0]
+        parts = _NIFTI_PARTS.get(length, ())
+        if parts and len(header) >= length:
             dim, pixdim, units = (struct.unpack_from(order + form, header, place) for place, form in parts)
             scale = NIFTI_MILLIMETRES.get(units[0] & 7, 0.0)
             size = {"columns": dim[1], "rows": dim[2], "frames": dim[3]}

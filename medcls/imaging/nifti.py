@@ -1,10 +1,11 @@
-"""A NIfTI file to a volume with its affine in DICOM's patient coordinates, or a named refusal."""
+"""A NIfTI or Analyze file to a volume with its affine in DICOM's patient coordinates, or a named refusal."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +21,7 @@ from medcls.imaging.volume import RawVolume
 _VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header", 4, b"n+2\0", b"ni2\0")}
 """By the size of the header: nibabel's class, place of the magic, of one file, of a header beside its image."""
 
+_ANALYZE_BYTES = 348
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ANGLE = 1e-3
 _MAX_HEADER_BYTES = 1 << 24
@@ -31,16 +33,22 @@ _AGREEMENT = 0.5
 """Fraction of the smallest voxel edge by which two affines of one file may place a corner differently."""
 
 
-def read_nifti(path: Path, *, max_voxels: int = 1 << 28) -> RawVolume:
-    """The volume of a NIfTI-1 or NIfTI-2 file, compressed or not, known by its content and not its name.
+def read_nifti(
+    path: Path, *, image: Path | None = None, analyze_axes: str = "", max_voxels: int = 1 << 28
+) -> RawVolume:
+    """The volume of a NIfTI-1, NIfTI-2 or Analyze 7.5 file, compressed or not, known by its content and not its name.
 
     Args:
-        path: One file with header and image (.nii, .nii.gz).
+        path: One file with header and image (.nii, .nii.gz), or the header of a pair (.hdr).
+        image: The other file of a pair (.img).
+        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS": their orient byte is not written, or
+            written wrong, by most programs. "" refuses them. NIfTI files say it themselves.
         max_voxels: Limit of voxels, checked in the header before any data is read.
 
     Returns:
         Axes d, h, w are the file's third, second and first; scl_slope and scl_inter applied; NaN is masked; the affine
-        leads to LPS+ where the file's leads to RAS+. No unit: NIfTI states none.
+        leads to LPS+ where the file's leads to RAS+. No unit: NIfTI states none. The middle of an Analyze volume lies
+        at the origin, and SPM's scale factor is applied.
 
     Raises:
         ImageRefusedError: not_nifti, nifti_pair, time, vector, zero_pixels, too_few_slices, too_large, colour,
@@ -49,15 +57,17 @@ def read_nifti(path: Path, *, max_voxels: int = 1 << 28) -> RawVolume:
 
     Source: nifti1.h of 2005, "METHOD 1 to 3" and scl_slope; choice of the affine in docs/decisions/0008-volumes.md.
     """
-    with refusing_parser_errors(), BoundedReader(path) as raw:
-        compressed = raw.peek(2)[:2] == b"\x1f\x8b"
-        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if compressed else raw)
-        header = _read_header(stream)
+    with refusing_parser_errors(), ExitStack() as files:
+        stream = _open(files, path)
+        header = _read_header(stream, pair=image is not None)
         shape = _find_shape(header)
         if math.prod(shape) > max_voxels:
             raise ImageRefusedError("too_large", f"{math.prod(shape)} voxels; the limit is {max_voxels}")
-        affine = _find_affine(header, shape)
-        values, mask = _read_values(stream, header, shape)
+        affine = _declare_affine(header, shape, analyze_axes) if _is_analyze(header) else _find_affine(header, shape)
+        if image is None:
+            values, mask = _read_values(stream, header, shape, start=int(header["sizeof_hdr"]))
+        else:
+            values, mask = _read_values(_open(files, image), header, shape, start=0)
         return RawVolume(
             values=values,
             mask=mask,
@@ -69,7 +79,14 @@ def read_nifti(path: Path, *, max_voxels: int = 1 << 28) -> RawVolume:
         )
 
 
-def _read_header(stream: IO[bytes]) -> Any:
+def _open(files: ExitStack, path: Path) -> IO[bytes]:
+    """The content of a file, inflated where it is in gzip."""
+    raw = files.enter_context(BoundedReader(path))
+    compressed = raw.peek(2)[:2] == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.GzipFile(fileobj=raw) if compressed else raw)
+
+
+def _read_header(stream: IO[bytes], *, pair: bool) -> Any:
     """The header object of nibabel, unchecked: its own checks repair in silence or print what they find."""
     import nibabel  # here and not above: 40 ms of every worker's start, for those who have NIfTI
 
@@ -78,13 +95,17 @@ def _read_header(stream: IO[bytes]) -> Any:
     size = size if size in _VERSIONS else int.from_bytes(start, "big")
     if size not in _VERSIONS:
         raise ImageRefusedError("not_nifti", "no NIfTI header")
-    name, place, single, pair = _VERSIONS[size]
+    name, place, single, double = _VERSIONS[size]
     start += stream.read(size - 4)
     magic = start[place : place + 4]
-    if magic == pair:
-        raise ImageRefusedError("nifti_pair", "header and image in two files; convert to one .nii")
-    if len(start) < size or magic != single:
-        raise ImageRefusedError("truncated" if len(start) < size else "not_nifti", "no whole NIfTI header")
+    if len(start) < size:
+        raise ImageRefusedError("truncated", "no whole NIfTI header")
+    if magic != single and pair and magic != double and size == _ANALYZE_BYTES:
+        name = "Spm99AnalyzeHeader"
+    elif magic == double and not pair:
+        raise ImageRefusedError("nifti_pair", "header and image in two files, .hdr and .img; one of them is missing")
+    elif magic != (double if pair else single):
+        raise ImageRefusedError("not_nifti", "no NIfTI header")
     return getattr(nibabel, name).from_fileobj(io.BytesIO(start), check=False)
 
 
@@ -106,12 +127,12 @@ def _find_shape(header: Any) -> tuple[int, int, int]:
 
 
 def _read_values(
-    stream: IO[bytes], header: Any, shape: tuple[int, int, int]
+    stream: IO[bytes], header: Any, shape: tuple[int, int, int], *, start: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Values (k, j, i) after the rescale, and where they are none."""
     dtype = _find_dtype(header)
     slope, intercept = _find_rescale(header)
-    behind = int(header["vox_offset"]) - int(header["sizeof_hdr"])
+    behind = int(header["vox_offset"]) - start
     if not 0 <= behind <= _MAX_HEADER_BYTES:
         raise ImageRefusedError("malformed_element", f"the image starts {behind} bytes behind the header")
     size = math.prod(shape) * dtype.itemsize
@@ -158,12 +179,37 @@ def _find_dtype(header: Any) -> np.dtype[Any]:
 
 def _find_rescale(header: Any) -> tuple[float, float]:
     """Slope and intercept; a slope of 0 or NaN says that there is none (nifti1.h, scl_slope)."""
-    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    slope = float(header["scl_slope"])
+    intercept = 0.0 if _is_analyze(header) else float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(intercept):
         raise ImageRefusedError("rescale", f"scl_slope {slope:g}, scl_inter {intercept:g}")
     return slope, intercept
+
+
+def _is_analyze(header: Any) -> bool:
+    return "scl_inter" not in header.keys()  # noqa: SIM118 (not a dict)
+
+
+def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str) -> NDArray[np.float64]:
+    """Voxel (k, j, i, 1) to mm, LPS+, with the axes that the user names and the middle of the volume at the origin."""
+    if not axes:
+        raise ImageRefusedError(
+            "orientation",
+            "an Analyze file does not say where left is; image.analyze_axes=LAS says where i, j, k grow to",
+        )
+    spacing = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    if not (np.isfinite(spacing).all() and spacing.min() > 1 / _FARTHEST_MM and spacing.max() < _FARTHEST_MM):
+        raise ImageRefusedError("orientation", "an axis of the file has no length")
+    linear = np.zeros((3, 3))
+    for axis, letter in enumerate(axes):
+        row = "LPS".find(letter) if letter in "LPS" else "RAI".index(letter)
+        linear[row, axis] = spacing[axis] if letter in "LPS" else -spacing[axis]
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = -linear @ ((np.array(shape) - 1) / 2)
+    return affine[:, [2, 1, 0, 3]]
 
 
 def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64]:

@@ -45,6 +45,9 @@ class VolumeSpec:
         dtype: "uint8", "uint16" or "float16" of [0, 1]; "int16" is that of intensity="hounsfield".
         patient_axes: Turn oblique volumes to the patient's axes; else they stay oblique, as their affine says.
         nifti_unit: "HU" where NIfTI files hold Hounsfield units, which they cannot say themselves; else "".
+        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS": they cannot say it themselves; else "".
+        crop_margin_mm: Cuts each volume to its foreground (above Otsu's threshold) and so many mm around it; None
+            keeps the whole field of view.
         max_voxels: Of one volume, as decoded; more is refused before decoding.
         burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
         stack: How the slices of a series become volumes.
@@ -65,6 +68,8 @@ class VolumeSpec:
     dtype: str = "uint8"
     patient_axes: bool = False
     nifti_unit: str = ""
+    analyze_axes: str = ""
+    crop_margin_mm: float | None = None
     max_voxels: int = 1 << 28
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     stack: StackRule = field(default_factory=StackRule)
@@ -76,6 +81,10 @@ class VolumeSpec:
                 raise ConfigError(f"image.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
         if self.nifti_unit not in ("", "HU"):
             raise ConfigError(f"image.nifti_unit={self.nifti_unit}: expected HU, or leave it out")
+        if self.analyze_axes and not is_orientation(self.analyze_axes):
+            raise ConfigError(f"image.analyze_axes={self.analyze_axes}: expected one of L R, of A P and of I S, as LAS")
+        if self.crop_margin_mm is not None and not 0 <= self.crop_margin_mm < 1000:
+            raise ConfigError(f"image.crop_margin_mm={self.crop_margin_mm}: expected 0 to 1000 mm, or null")
         if self.max_voxels < 1:
             raise ConfigError(f"image.max_voxels={self.max_voxels}: expected at least 1")
         channels, *size = self.shape
@@ -145,7 +154,8 @@ class VolumeSpec:
         Raises:
             DataError: an unknown or missing field (written by another version).
         """
-        record = dict(content)
+        # Records of stores from before there were Analyze files and crops.
+        record: dict[str, Any] = {"analyze_axes": "", "crop_margin_mm": None} | content
         try:
             if record.pop("spatial_dims") != 3:
                 raise ValueError("spatial_dims is not 3")
@@ -174,6 +184,11 @@ def read_spec(content: dict[str, Any]) -> PreprocessSpec | VolumeSpec:
     if dims not in (2, 3):
         raise DataError(f"preprocessing record with spatial_dims={dims}: expected 2 or 3")
     return VolumeSpec.from_json(content) if dims == 3 else PreprocessSpec.from_json(content)
+
+
+def is_orientation(text: str) -> bool:
+    """Returns whether three letters name each of the patient's axes once: one of L R, of A P and of I S."""
+    return len(text) == 3 and all(sum(letter in pair for letter in text) == 1 for pair in ("LR", "AP", "IS"))
 
 
 def find_windows(entries: Sequence[Any]) -> tuple[tuple[float, float], ...]:

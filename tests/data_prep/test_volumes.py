@@ -283,6 +283,29 @@ def test_nifti_in_hounsfield_units_where_the_user_says_so(make: Prepare, tmp_pat
     assert (len(store), store.shape) == (4, (3, 8, 12, 12))
 
 
+def test_analyze_pairs_are_volumes_of_two_files(make: Prepare, tmp_path: Path) -> None:
+    import nibabel
+
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for number in range(5):
+        values = np.random.default_rng(number).integers(0, 900, (10, 12, 8)).astype(np.int16)
+        image = nibabel.AnalyzeImage(values, None)
+        image.header.set_zooms((0.7, 0.7, 2.0))
+        image.to_filename(raw / f"{number}.img")
+        (raw / f"{number}.mat").unlink(missing_ok=True)
+    (raw / "4.img").unlink()
+    names = ["0.hdr", "1.hdr", "2.hdr", "3.hdr"]
+    rows = "".join(f"{name},p{n},{'ab'[n % 2]}\n" for n, name in enumerate(names))
+    (raw / "labels.csv").write_text("path,patient_id,label\n" + rows)
+    with pytest.raises(DataError, match=r"orientation: .*image\.analyze_axes=LAS"):
+        make("max_quarantined=0.1", folder=raw)
+    store = make("image.analyze_axes=LAS", folder=raw, name="las")
+    assert len(store) == 4
+    assert store.column("source_files") == [2] * 4
+    assert store.info["counts"]["states"] == {"ok": 8, "quarantined: nifti_pair": 1, "skipped: not_in_labels": 1}
+
+
 def test_what_the_series_rule_leaves_out_has_its_reason(make: Prepare) -> None:
     store = make("series.min_slices=7")
     states = store.info["counts"]["states"]

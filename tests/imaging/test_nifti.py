@@ -21,6 +21,7 @@ from medcls.imaging.dicom import read_modality_values
 from medcls.imaging.geometry import StackRule
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.volume import read_volume
+from medcls.imaging.volume_preprocess import to_canonical
 
 AFFINE = np.array([[-0.6, 0, 0, 30], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
 Save = Callable[..., Path]
@@ -302,3 +303,84 @@ def test_real_pairs(number: int) -> None:
     assert_allclose(turned[:3], corner, atol=1e-3)
     assert_allclose(volume.affine[:3, 0], 3.6 * np.cross([1, 0, 0], column), atol=1e-4)
     assert_allclose(volume.affine[:3, 1], -3.25 * column, atol=1e-4)
+
+
+def save_analyze(
+    folder: Path, data: np.ndarray, zooms: tuple[float, ...], kind: type = nib.AnalyzeImage
+) -> tuple[Path, Path]:
+    """A pair of files, behind an affine that nibabel makes up."""
+    image = kind(data, None)
+    image.header.set_zooms(zooms)
+    image.to_filename(folder / "image.img")
+    return folder / "image.hdr", folder / "image.img"
+
+
+DATA = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize("axes", ["LAS", "RAS", "LPI", "ASL", "SRP"])
+def test_analyze_has_the_axes_that_the_user_names(axes: str, tmp_path: Path) -> None:
+    header, image = save_analyze(tmp_path, DATA, (1.5, 2.0, 3.0))
+    raw = read_nifti(header, image=image, analyze_axes=axes)
+    assert_array_equal(raw.values, DATA.T)
+    ras = np.diag([-1.0, -1, 1, 1]) @ raw.affine[:, [2, 1, 0, 3]]
+    assert "".join(nib.aff2axcodes(ras)) == axes
+    assert_allclose(np.linalg.norm(ras[:3, :3], axis=0), (1.5, 2.0, 3.0))
+    assert_allclose(raw.affine @ [1.5, 1.0, 0.5, 1], [0, 0, 0, 1], atol=1e-12)
+
+
+def test_analyze_is_the_nifti_of_the_same_place(tmp_path: Path) -> None:
+    """Turned to the patient's axes, both are one volume."""
+    header, image = save_analyze(tmp_path, DATA, (1.5, 2.0, 3.0))
+    affine = np.diag([-1.5, 2.0, 3.0, 1.0])
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(DATA.shape) - 1) / 2)
+    nifti = nib.Nifti1Image(DATA, affine)
+    nifti.header.set_xyzt_units("mm")
+    nifti.to_filename(tmp_path / "same.nii")
+    one = to_canonical(read_nifti(header, image=image, analyze_axes="LAS"))
+    other = to_canonical(read_nifti(tmp_path / "same.nii"))
+    assert_array_equal(one.values, other.values)
+    assert_allclose(one.affine, other.affine, atol=1e-6)
+
+
+def test_analyze_without_axes_is_refused_by_what_to_say(tmp_path: Path) -> None:
+    header, image = save_analyze(tmp_path, DATA, (1.0, 1.0, 1.0))
+    with pytest.raises(ImageRefusedError, match="analyze_axes=LAS") as error:
+        read_nifti(header, image=image)
+    assert error.value.reason == "orientation"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda h, i: i.write_bytes(i.read_bytes()[:-1]), "truncated"),
+        (lambda h, i: h.write_bytes(h.read_bytes()[:200]), "truncated"),
+        (lambda h, i: patch(h, 80, "f", 0.0), "orientation"),
+        (lambda h, i: patch(h, 80, "f", float("nan")), "orientation"),
+        (lambda h, i: patch(h, 70, "h", 128), "colour"),
+        (lambda h, i: patch(h, 42, "h", 0), "zero_pixels"),
+    ],
+)
+def test_a_damaged_pair_is_refused(change: Callable[..., object], expected: str, tmp_path: Path) -> None:
+    header, image = save_analyze(tmp_path, DATA, (1.0, 1.0, 1.0))
+    change(header, image)
+    with pytest.raises(ImageRefusedError) as error:
+        read_nifti(header, image=image, analyze_axes="LAS")
+    assert error.value.reason == expected
+
+
+def test_spms_scale_is_applied_and_gzip_is_inflated(tmp_path: Path) -> None:
+    header, image = save_analyze(tmp_path, DATA, (1.0, 1.0, 1.0), nib.Spm99AnalyzeImage)
+    patch(header, 112, "f", 0.5)
+    image.write_bytes(gzip.compress(image.read_bytes()))
+    assert_array_equal(read_nifti(header, image=image, analyze_axes="RAS").values, 0.5 * DATA.T)
+
+
+def test_a_nifti_pair_says_its_place_itself(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    pair = nib.Nifti1Pair(DATA, affine)
+    pair.header.set_xyzt_units("mm")
+    pair.to_filename(tmp_path / "pair.img")
+    raw = read_nifti(tmp_path / "pair.hdr", image=tmp_path / "pair.img")
+    assert_array_equal(raw.values, DATA.T)
+    assert_allclose(raw.affine[:, [2, 1, 0, 3]], np.diag([-1.0, -1, 1, 1]) @ affine)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from medcls.imaging.geometry import compute_spacing
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.resample import build_weights, resample, resample_masked
 from medcls.imaging.volume import RawVolume
-from medcls.imaging.volume_preprocess import preprocess_volume, to_canonical, to_patient_axes
+from medcls.imaging.volume_preprocess import crop_foreground, preprocess_volume, to_canonical, to_patient_axes
 from medcls.imaging.volume_spec import HU_RANGE, WINDOWS_HU, VolumeSpec, find_windows, read_spec
 
 CT = {"Modality": "CT"}
@@ -533,3 +535,65 @@ def test_a_spec_that_contradicts_itself_is_refused(changes: dict[str, Any], name
 def test_unknown_windows_are_refused(entries: list[Any]) -> None:
     with pytest.raises(ConfigError, match=r"image\.windows_hu has"):
         find_windows(entries)
+
+
+def draw_body(noise: float = 0.0) -> RawVolume:
+    """A bright box in the dark, over d 6 to 13, h 4 to 11 and w 9 to 20, with a speck in a corner."""
+    values = np.random.default_rng(0).normal(0, noise, (20, 22, 24)) if noise else np.zeros((20, 22, 24))
+    values[6:14, 4:12, 9:21] += 100
+    values[0, 0, 0] = 90
+    return make_volume(values, make_affine(np.eye(3), (2.0, 1.5, 1.0), (5.0, 6.0, 7.0)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 10.0])
+@pytest.mark.parametrize("margin_mm", [0.0, 3.0, 500.0])
+def test_a_crop_keeps_the_foreground_its_margin_and_its_place(noise: float, margin_mm: float) -> None:
+    raw = draw_body(noise)
+    cropped = crop_foreground(raw, margin_mm=margin_mm)
+    spacing = compute_spacing(raw.affine)
+    margins = [math.ceil(margin_mm / each) for each in spacing]
+    bounds = [(6, 14), (4, 12), (9, 21)]
+    box = tuple(
+        slice(max(0, low - margin), min(length, high + margin))
+        for (low, high), margin, length in zip(bounds, margins, raw.values.shape, strict=True)
+    )
+    np.testing.assert_array_equal(cropped.values, raw.values[box])
+    corner = [each.start for each in box]
+    np.testing.assert_allclose(cropped.affine @ [0, 0, 0, 1], raw.affine @ [*corner, 1])
+    assert compute_spacing(cropped.affine) == pytest.approx(spacing)
+
+
+def test_a_crop_makes_the_foreground_larger_in_the_frame_and_is_part_of_the_record() -> None:
+    raw = draw_body()
+    whole, cropped = (
+        preprocess_volume(raw, VolumeSpec(16, 16, 16, fit="stretch", crop_margin_mm=margin)) for margin in (None, 2.0)
+    )
+    assert (cropped.pixels > 128).sum() > 3 * (whole.pixels > 128).sum()
+    record = spec(crop_margin_mm=2.0).to_json()
+    assert VolumeSpec.from_json(record).crop_margin_mm == 2.0
+    for name in ("crop_margin_mm", "analyze_axes"):
+        del record[name]  # as stores from before have it
+    assert VolumeSpec.from_json(record).crop_margin_mm is None
+
+
+def test_padding_is_no_foreground_and_one_value_is_left_to_be_refused() -> None:
+    raw = draw_body()
+    mask = np.zeros(raw.values.shape, bool)
+    mask[:, :, 15:] = True
+    cropped = crop_foreground(replace(raw, mask=mask), margin_mm=0)
+    assert cropped.values.shape == (8, 8, 6)
+    assert cropped.mask is not None
+    assert not cropped.mask.any()
+    flat = make_volume(np.ones((3, 3, 3)))
+    assert crop_foreground(flat, margin_mm=0) is flat
+
+
+@pytest.mark.parametrize("axes", ["LA", "LRS", "las", "LASP", "XYZ"])
+def test_axes_that_name_no_patient_are_refused(axes: str) -> None:
+    with pytest.raises(ConfigError, match=f"analyze_axes={axes}: expected one of L R"):
+        spec(analyze_axes=axes)
+
+
+def test_a_margin_out_of_range_is_refused() -> None:
+    with pytest.raises(ConfigError, match="crop_margin_mm=-1"):
+        spec(crop_margin_mm=-1.0)
