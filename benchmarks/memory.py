@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from medcls.data.manifest import COLUMNS, write_table
 from medcls.data.shards import shard_name
 from medcls.data.store import SCHEMA_VERSION, Store
-from medcls.files import LABELS, MANIFEST, write_json
+from medcls.files import LABELS, MANIFEST, sha256_file, write_json
 from medcls.imaging.preprocess import PreprocessSpec
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -74,7 +74,13 @@ def write_store(folder: Path, size: int, *, hashed: bool = False) -> Path:
             writer.write_table(_rows(generator, start, min(_BATCH, size - start), hashed=hashed))
     image_ids = pq.read_table(folder / MANIFEST, columns=["image_id"])
     write_table(folder / LABELS, image_ids.append_column("label", labels))
-    record = {"preprocess": PreprocessSpec(height=1, width=1).to_json(), "counts": {}, "deidentify": {}, "sha256": {}}
+    parts = {name: sha256_file(folder / name) for name in (MANIFEST, shard_name(0))}
+    record = {
+        "preprocess": PreprocessSpec(height=1, width=1).to_json(),
+        "counts": {},
+        "deidentify": {},
+        "sha256": parts,
+    }
     write_json(folder / "dataset.json", {"schema_version": SCHEMA_VERSION, **record})
     return folder
 

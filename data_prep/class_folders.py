@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.label_rows import CHUNK_ROWS, Column, PatientRule, build_schema
+from data_prep.label_rows import CHUNK_ROWS, CONTROL, Column, PatientRule, build_schema
 from medcls.errors import ConfigError, DataError
 
 
@@ -39,6 +39,8 @@ def read_class_folder_table(source: Path, *, files: Column, rule: PatientRule) -
         raise DataError(f"{outside} images lie outside class folders in source={source}: give labels=FILE.csv")
     labels: Any = pc.replace_substring_regex(paths, pattern=r"(?s)/.*", replacement="")
     classes: list[str] = sorted(labels.unique().to_pylist())
+    if any(map(CONTROL.search, classes)):
+        raise DataError(f"source={source} has a class folder whose name holds a control character: rename it")
     empty = sorted(p.name for p in source.iterdir() if p.is_dir() and p.name not in classes and p.name[0] != ".")
     if empty:
         raise DataError(f"class folders without an image: {', '.join(empty)}; fill or remove them")

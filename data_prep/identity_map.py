@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_prep.plan import Plan
 from medcls.command_line import say
 from medcls.files import atomic_file
-from medcls.identity import Identity
+from medcls.identity import Identity, guard_cell
 
 _BATCH = 8192
 
@@ -27,7 +27,8 @@ def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
             for row in batch.to_pylist():
                 names = (identity.name("image", row["key"]), identity.name("patient", row["patient_id"]))
                 for each in row["files"]:
-                    writer.writerow([*names, identity.name("path", each), each, row["patient_id"]])
+                    cells = (*names, identity.name("path", each), each, row["patient_id"])
+                    writer.writerow(map(guard_cell, cells))
         text.flush()
         text.detach()
 

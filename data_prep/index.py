@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from medcls.command_line import run_command, say
+from medcls.command_line import put, run_command, say
 from medcls.config import IndexJob
 from medcls.errors import ConfigError, MissingInputError, UsageError
 
@@ -31,7 +31,7 @@ def main(job: IndexJob) -> None:
     files = tqdm(list_files(source), total=total, desc="index", unit="file", mininterval=0.5, file=sys.stderr)
     table = build_index(source, files, workers=workers)
     for line in describe_folder(table, lines=job.lines):
-        print(line)
+        put(line)
     if out is not None:
         rows = write_index(out, table.to_batches())
         say(f"{out}: {rows} rows with the real identifiers (mode 0600): keep it where the images are kept")

@@ -79,12 +79,16 @@ def _is_missing(root: Path, path: str) -> bool:
 
     A link out of the source reads somebody else's files; one inside gives a file two names.
     """
-    file = Path(os.path.realpath(root / path))
+    try:
+        file = Path(os.path.realpath(root / path))
+        missing = not file.is_file()
+    except OSError:  # a name too long for any file
+        return True
     if not file.is_relative_to(root):
         raise ValueError("path is a link that leaves the source folder")
     if file != root / path:
         raise ValueError("path is or passes a symbolic link; expected the file itself")
-    return not file.is_file()
+    return missing
 
 
 _WHAT = {"path": "image", "series_uid": "series", "study_uid": "study", "dicom_patient_id": "patient"}

@@ -33,6 +33,8 @@ OWN_COLUMNS = (
     *(name for name, _ in _AFTER),
 )
 _SHOWN = 10
+# A name that is shown in tables, figures and terminals has none of these.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Rows that are held as Python objects at a time.
 CHUNK_ROWS = 16_384
 

@@ -17,6 +17,7 @@ from data_prep.class_folders import read_class_folder_table
 from data_prep.label_paths import check_paths, check_together, with_folders
 from data_prep.label_rows import (
     CHUNK_ROWS,
+    CONTROL,
     KEYS,
     OWN_COLUMNS,
     ROI,
@@ -199,10 +200,14 @@ def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]
     for label, value in labels.items():
         if value is not None and _NO_VALUE.fullmatch(value):
             raise ValueError(f"{label}={value!r}: leave it blank where it is unknown")
+    patient = _parse_patient(record.get("patient_id"), name, layout.rule)
+    for column, value in {"patient_id": patient, **{c: record[c] for c in (*layout.labels, *layout.columns)}}.items():
+        if value and CONTROL.search(value):
+            raise ValueError(f"{column} holds a control character or a line break")
     return {
         "number": number,
         layout.key: name,
-        "patient_id": _parse_patient(record.get("patient_id"), name, layout.rule),
+        "patient_id": patient,
         **labels,
         "split": _parse_choice(record, "split", SPLITS),
         "sex": _parse_choice(record, "sex", ("M", "F", "O")),

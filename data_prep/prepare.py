@@ -188,8 +188,10 @@ def _clear_rubbish(folder: Path) -> None:
 
 
 def _check_only_ours(folder: Path) -> None:
-    """Anything unknown is somebody's and stops us."""
+    """Anything unknown is somebody's and stops us, and so does a link: it would take our files elsewhere."""
     for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            raise ConfigError(f"store={folder} holds {path.name}, a link: remove it, or choose an empty folder")
         if not _OURS.fullmatch(path.name):
             raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
 

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
 from medcls.errors import ConfigError, MedclsError, UsageError
+from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
 
 PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
@@ -80,7 +82,10 @@ def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> 
     flags: list[str] = []
     previous = ""
     for argument in arguments:
-        if argument.startswith("-") or previous in _VALUE_FLAGS:
+        if argument.startswith("-"):
+            check_flag(argument)
+            flags.append(argument)
+        elif previous in _VALUE_FLAGS:
             flags.append(argument)
         else:
             prepared.append(_prepare_one(argument, schema=schema, conf=conf, sweeping=sweeping))
@@ -93,8 +98,14 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
     key, equals, value = argument.partition("=")
     if not key or (not equals and not key.startswith("~")):
         raise UsageError(f"{argument!r} is not key=value: see --help")
-    bare = key.lstrip("+~").split("@")[0]
-    if bare.startswith("hydra") or key.startswith("~"):
+    check_no_resolver(argument)
+    bare = key.lstrip("+~")
+    if "@" in bare:
+        raise UsageError(f"{key}: groups have one place each: leave @… out")
+    if re.match(r"hydra\b", bare):
+        check_hydra_key(bare, value)
+        return argument
+    if key.startswith("~"):
         return argument
     if bare in {folder.name for folder in conf.iterdir() if folder.is_dir()}:
         _check_option(bare, value, conf=conf)
@@ -108,7 +119,7 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
 def _check_option(group: str, value: str, *, conf: Path) -> None:
     """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra; it has no words for null."""
     options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-    if not set(value) & set(",{[(") and value not in options:
+    if not check_options(group, value, options) and value not in options:
         raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
 
 
@@ -254,10 +265,29 @@ def _one_line(error: BaseException) -> str:
 
 
 def _say(program: str, message: str, code: int) -> int:
-    print(f"{program}: {message}", file=sys.stderr)
+    say(f"{program}: {message}".replace("\n", "\\n"))
     return code
 
 
 def say(message: str) -> None:
-    """Prints one line of progress or a notice to standard error, flushed."""
-    print(message, file=sys.stderr, flush=True)
+    """Prints progress or a notice to standard error, flushed."""
+    print(make_printable(message), file=sys.stderr, flush=True)
+
+
+def put(result: str) -> None:
+    """Prints a result to standard output."""
+    print(make_printable(result))
+
+
+def make_printable(text: str) -> str:
+    """Returns the text with control characters spelt out: names of files and classes are other people's.
+
+    A terminal obeys escape sequences in them, and marks of direction make one name look like another. Lines and tabs
+    stay.
+    """
+    return "".join(c if c in "\n\t" or _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    """Neither a control character, a format character, a line separator nor a lone surrogate."""
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

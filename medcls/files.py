@@ -137,18 +137,22 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
     Raises:
-        MissingInputError: no such file.
+        MissingInputError: no such file, or a pipe or device, which would never end.
         DataError: not a JSON object.
     """
+    _check_regular(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def _check_regular(path: Path) -> None:
+    if not path.is_file():
+        raise MissingInputError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -160,15 +164,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path} has a line that is no JSON object: remove that line")
+    return rows
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:
-    """Appends one JSON line and syncs it to disk."""
+    """Appends one JSON line and syncs it to disk; a link is not followed: it would write into another file.
+
+    Raises:
+        WriteError: the disk is full, the folder read-only, or the file a link.
+    """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(json.dumps(content, sort_keys=True, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -180,13 +192,11 @@ def sha256_file(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file's bytes.
 
     Raises:
-        MissingInputError: no such file.
+        MissingInputError: no such file, or a pipe or device, which would never end.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{path} is missing") from error
+    _check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_json(content: Any) -> str:

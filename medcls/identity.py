@@ -17,6 +17,17 @@ from medcls.errors import ConfigError, MissingInputError, WriteError
 KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
 KEY_BYTES = 32
 AGE_CAP_YEARS = 90.0
+_FORMULA_STARTS = tuple("=+-@\t\r\n'＝＋－＠")
+
+
+def guard_cell(text: str) -> str:
+    """Returns a cell of a CSV file that no spreadsheet runs: one that begins like a formula gets a ' before it.
+
+    So does one that begins with a ', so that taking one off at the front always gives the text back.
+
+    Source: OWASP, CSV Injection; own choice of the way back, docs/decisions/0026-hostile-inputs.md.
+    """
+    return f"'{text}" if text[:1] in _FORMULA_STARTS else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,5 +164,5 @@ def _open(path: Path, *names: str, coded: bool = False) -> Iterator[pq.ParquetFi
             if missing:
                 raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(there)}")
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a column to be coded that is not there
         raise DataError(f"{path} is not a whole parquet file: {error}") from error

@@ -192,7 +192,7 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     if not store.has_images_of(path):
         raise DataError(f"{path}: its images are not the store's; make the split again by data_prep")
     splits = code_splits(read_codes(path, "split"))
-    if certificate["on_leak"] != "report":
+    if certificate.get("on_leak") != "report":
         _check_again(store, splits, path)
     return splits, certificate
 

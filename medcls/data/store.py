@@ -22,7 +22,9 @@ from medcls.data.manifest import column_list
 from medcls.data.shards import shard_name
 from medcls.errors import DataError, MissingInputError
 from medcls.files import DATASET, MANIFEST, read_json, sha256_file, sha256_json
-from medcls.imaging.volume_spec import read_spec
+from medcls.imaging.preprocess import PreprocessSpec
+from medcls.imaging.volume_spec import VolumeSpec, read_spec
+from medcls.typed_fields import check_types
 
 SCHEMA_VERSION = 2
 
@@ -57,10 +59,26 @@ class Store:
         absent = [name for name in ("preprocess", "counts", "deidentify", "sha256") if name not in self.info]
         if absent:
             raise DataError(f"{folder / DATASET}: no {', '.join(absent)}; it was changed: prepare the store again")
-        self.spec = read_spec(self.info["preprocess"])
+        self.spec = self._read_spec()
+        self._check_parts()
         place = self.read("shard", "row")
         self._shard, self._row = (place.column(name).to_numpy() for name in ("shard", "row"))
         self._maps: dict[int, NDArray[Any]] = {}
+
+    def _read_spec(self) -> PreprocessSpec | VolumeSpec:
+        try:
+            spec = read_spec(self.info["preprocess"])
+            check_types(spec)
+        except (TypeError, AttributeError) as error:
+            raise DataError(f"{self.folder / DATASET}: preprocess is no record of medcls ({error})") from error
+        return spec
+
+    def _check_parts(self) -> None:
+        """Parts lie in the folder itself, and none of those that are read goes without a checksum."""
+        parts = self.info["sha256"]
+        named = isinstance(parts, dict) and all(isinstance(sha, str) for sha in parts.values())
+        if not named or MANIFEST not in parts or any(name != Path(name).name for name in parts):
+            raise DataError(f"{self.folder / DATASET}: sha256 does not list the store's parts: prepare the store again")
 
     @property
     def sha256(self) -> str:
@@ -146,6 +164,8 @@ class Store:
 
     def _open(self, shard: int) -> NDArray[Any]:
         path = self.folder / shard_name(shard)
+        if path.name not in self.info["sha256"]:
+            raise DataError(f"{path} is no part that {DATASET} lists: prepare the store again")
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

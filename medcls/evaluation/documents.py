@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,11 @@ def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
 def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     """The model card as Markdown."""
     lines = ["# Model card", "", evaluation.intended_use, ""]
-    lines += [f"> {note}" for note in evaluation.notes] + [""]
+    lines += [f"> {_escape(note)}" for note in evaluation.notes] + [""]
     lines += ["## Model", "", *_list(facts, "technology", "initialization", "selection", "model")]
     lines += ["## Intended use", "", f"{evaluation.intended_use} {LEFT}", ""]
     lines += ["## Factors", "", "Subgroups that were measured are in report.html and metrics.json. " + LEFT, ""]
-    where = f"split {evaluation.split} of store {evaluation.store_name}"
+    where = f"split {evaluation.split} of store {_escape(evaluation.store_name)}"
     lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
     lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
     lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
@@ -145,5 +146,6 @@ def _dump(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Class names are the user's: no HTML and no table border may come of them."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    """Names of classes and stores are other people's: no HTML, link, table border or new line may come of them."""
+    plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([|`]|\]\()", r"\\\1", plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,7 @@ def read_weights(file: WeightsFile) -> StateDict:
         if file.path.suffix == ".safetensors":
             tensors = load_file(file.path)
         else:
+            _check_archive(file.path)
             content = torch.load(file.path, map_location="cpu", weights_only=True)
             inner = content.get("state_dict") if isinstance(content, dict) else None
             tensors = inner if isinstance(inner, dict) else content
@@ -166,9 +168,26 @@ def read_weights(file: WeightsFile) -> StateDict:
         raise DataError(f"{file.path} cannot be read as weights: {_reason(error)}") from error
     except Exception as error:  # weights_only raises pickle.UnpicklingError for anything but tensors
         raise DataError(f"{file.path} is refused: only plain tensors are loaded ({type(error).__name__})") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise DataError(f"{file.path}: expected a dictionary of tensors")
+    if not isinstance(tensors, dict) or not all(_is_honest(name, value) for name, value in tensors.items()):
+        raise DataError(f"{file.path}: expected a dictionary of tensors, named and whole")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Torch stores tensors as they are; a packed one is a bomb: megabytes that unfold to all memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"{packed[0]} is compressed, which torch never does")
+
+
+def _is_honest(name: object, value: object) -> bool:
+    """A dense tensor under a name, with the memory that its shape says: one number may stand for a billion."""
+    if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def load_backbone(

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import say
+from medcls.command_line import put, say
 from medcls.config import CompareJob
 from medcls.errors import MedclsError
 from medcls.evaluation.comparison_page import write_comparison_page
@@ -45,8 +45,8 @@ def compare(job: CompareJob) -> None:
         failed = run_works(left, out=out, store=plan.store, executor=executor, threads=threads)
         results = write_results(job, out, plan, failed=failed)
         if results:
-            print(format_comparison(results))
-            print(f"comparison: {out / 'comparison.json'}; report: {write_comparison_page(out, results)}")
+            put(format_comparison(results))
+            put(f"comparison: {out / 'comparison.json'}; report: {write_comparison_page(out, results)}")
     if failed:
         where = "; ".join(f"{arm} in {one['work']}: see {one['log']}" for arm, one in failed.items())
         raise ArmsFailedError(f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired")

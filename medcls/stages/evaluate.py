@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import say
+from medcls.command_line import put, say
 from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluation.assessment import assess
@@ -87,8 +87,8 @@ def evaluate(job: EvaluateJob) -> None:
         written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes)
     elif (predictions.folder / REPORT).is_file():
         say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
-    print(format_metrics(metrics, split=job.split))
-    print(f"{written.stem}: {written}")
+    put(format_metrics(metrics, split=job.split))
+    put(f"{written.stem}: {written}")
 
 
 def check_takes_images(job: EvaluateJob, members: Sequence[Member]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from medcls.command_line import put
 from medcls.config import EvaluateJob, ExplainJob
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.gallery import Worst, choose_worst
@@ -88,11 +89,11 @@ def explain(job: ExplainJob) -> None:
         folder, method, summary=summary, curves=curves, pictures=pictures, notes=opened.notes, store=opened.store.name
     )
     write_json(folder / EXPLANATIONS, build_content(method, predictions, summary=summary, rows=rows))
-    print("\n".join(write_sentences(summary)))
-    print(f"explanations: {page}")
+    put("\n".join(write_sentences(summary)))
+    put(f"explanations: {page}")
     if not job.out:
         store = f" store={job.store}" if job.store else ""
-        print(f"to put them into report.html: python -m medcls.evaluate run={run}{store} split={job.split}")
+        put(f"to put them into report.html: python -m medcls.evaluate run={run}{store} split={job.split}")
 
 
 def build_content(
@@ -206,7 +207,11 @@ def check_folder(folder: Path) -> None:
     """Raises ConfigError where the folder holds something that no explanation wrote."""
     if folder.is_file():
         raise ConfigError(f"out={folder} is a file: choose a folder")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    links = sorted(path.name for path in paths if path.is_symlink())
+    if links:
+        raise ConfigError(f"out={folder} holds {links[0]}, a link: what it leads to would be cleared; remove it")
+    names = [path.name for path in paths]
     strangers = sorted(name for name in names if name not in _OURS and not name.startswith(TEMPORARY))
     if strangers:
         raise ConfigError(f"out={folder} holds {strangers[0]}, which is no explanation: choose an empty or new folder")

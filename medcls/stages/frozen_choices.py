@@ -9,7 +9,7 @@ from typing import Any
 from medcls.command_line import say
 from medcls.config import EvaluateJob
 from medcls.data.splits import VAL
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import choose_calibration, choose_operating
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
@@ -130,10 +130,12 @@ def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | 
     if not all(file.is_file() for file in files):
         return None
     operating, calibration = map(read_json, files)
-    shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
-    if shas != {model_sha256} or operating.get("format") != _FORMAT or operating["settings"] != calibration["settings"]:
-        return None
-    return Choices(operating, calibration, _describe(operating))
+    try:
+        shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
+        same = operating.get("format") == _FORMAT and operating["settings"] == calibration["settings"]
+        return Choices(operating, calibration, _describe(operating)) if shas == {model_sha256} and same else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{files[0]} is not as evaluate wrote it ({error}): restore it") from error
 
 
 def _predict_validation(job: EvaluateJob, members: list[Member]) -> SplitPredictions | None:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medcls.command_line import say
+from medcls.command_line import put, say
 from medcls.config import PredictJob
 from medcls.data.dataset import Batch
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
@@ -104,7 +104,7 @@ def predict(job: PredictJob) -> None:
     line = f"{summarize(cases)}; {out}; {INTENDED_USE}"
     if not any(case.state == OK for case in cases):
         raise DataError(f"no image could be classified: {line}")
-    print(line)
+    put(line)
 
 
 def read_cards(job: PredictJob) -> list[ModelCard]:

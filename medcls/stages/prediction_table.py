@@ -19,7 +19,7 @@ from medcls.data.manifest import write_table
 from medcls.data.targets import Task
 from medcls.evaluation.predictions import Predictions
 from medcls.files import write_bytes
-from medcls.identity import Identity
+from medcls.identity import Identity, guard_cell
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
 IMAGE = "image"
@@ -154,7 +154,8 @@ def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) ->
     writer.writerow(["image_id", "patient_pseudonym", "path", "patient_id"])
     for case in cases:
         patient = case.headers.get("PatientID", "")
-        writer.writerow([identity.name("image", case.path), identity.name("patient", patient), case.path, patient])
+        cells = [identity.name("image", case.path), identity.name("patient", patient), case.path, patient]
+        writer.writerow(map(guard_cell, cells))
     write_bytes(path, text.getvalue().encode(), private=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 
 from medcls.config import EvaluateJob
+from medcls.errors import DataError
 from medcls.evaluation.maps import Explanation, Overlay
 from medcls.files import read_json
 from medcls.stages.split_predictions import SplitPredictions, values_of
@@ -25,7 +26,7 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
     another model or store are left out and named.
 
     Raises:
-        DataError: an explanations.json is no JSON.
+        DataError: an explanations.json is no JSON, or another one than explain writes.
     """
     if predictions.members:
         return [], ["Explanations are of one run: see the reports of the runs that were averaged."]
@@ -46,7 +47,12 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
             "None was made of this model on this split. To get them: "
             f"python -m medcls.explain run={job.run}{store} split={job.split} method=gradcam; then evaluate again."
         )
-    return [_read_one(path, content, rows) for path, content in own.items()], notes
+    try:
+        return [_read_one(path, content, rows) for path, content in own.items()], notes
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder}: an {EXPLANATIONS} is not as medcls.explain writes it ({error}): explain again"
+        ) from error
 
 
 def _is_of(content: dict[str, Any], predictions: SplitPredictions) -> bool:
@@ -59,7 +65,7 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
     pictured = [
         Overlay(rows[row["image_id"]], row["true"], row["predicted"], png)
         for row in content["images"][:SHOWN]
-        if row["image_id"] in rows and (png := _shrink(folder / IMAGES / row.get("picture", "")))
+        if row["image_id"] in rows and (png := _shrink(folder / IMAGES / Path(row.get("picture", "")).name))
     ]
     return Explanation(
         method=content["method"],
@@ -72,7 +78,7 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
 
 def _shrink(path: Path) -> bytes:
     """The picture as PNG, at most WIDTH wide; empty where there is none."""
-    picture = cv2.imread(str(path)) if path.is_file() else None
+    picture = cv2.imread(str(path)) if path.is_file() and not path.is_symlink() else None
     if picture is None:
         return b""
     height, width = picture.shape[:2]

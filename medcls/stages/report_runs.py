@@ -22,7 +22,8 @@ def name_runs(parts: Sequence[SplitPredictions]) -> list[str]:
 
 def read_configs(parts: Sequence[SplitPredictions]) -> str:
     """Returns the composed configuration, of several runs one below the other."""
-    texts = [(part.run / CONFIG).read_text(encoding="utf-8") for part in parts]
+    files = [part.run / CONFIG for part in parts]
+    texts = [file.read_text(encoding="utf-8") if file.is_file() else "" for file in files]
     if len(parts) == 1:
         return texts[0]
     return "\n".join(f"# run {name}\n{text}" for name, text in zip(name_runs(parts), texts, strict=True))

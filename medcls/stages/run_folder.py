@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medcls.config import TrainJob
-from medcls.errors import ConfigError, UsageError
+from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import (
     ANCESTORS,
     BASELINE,
@@ -106,8 +106,12 @@ def read_store_folder(run: Path) -> Path:
 
     Raises:
         MissingInputError: the run has no settings.
+        DataError: they name no store.
     """
-    return Path(str(read_json(run / SETTINGS)["store"]))
+    store = read_json(run / SETTINGS).get("store")
+    if not isinstance(store, str):
+        raise DataError(f"{run / SETTINGS} names no store: say store=DIR")
+    return Path(store)
 
 
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:
@@ -121,7 +125,7 @@ def start_run(run: Path, job: TrainJob, *, environment: dict[str, Any]) -> None:
     """Empties an unfinished run without a checkpoint and writes its configuration and environment."""
     for name in _OURS - {"evaluation"}:
         path = run / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from medcls.config import EvaluateJob
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.store import Store
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import check_predictions
 from medcls.files import LABELS, MODEL, append_json_line, read_json, read_json_lines, sha256_file, write_json
@@ -127,7 +127,7 @@ def values_of(opened: Opened, column: str) -> list[Any]:
 
 def check_folder(folder: Path, store: Store) -> None:
     """Raises ConfigError where the folder holds the results of another store, which may have the same name."""
-    if (folder / INPUTS).is_file() and read_json(folder / INPUTS)["store_sha256"] != store.sha256:
+    if (folder / INPUTS).is_file() and read_json(folder / INPUTS).get("store_sha256") != store.sha256:
         raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
 
@@ -158,14 +158,23 @@ def predict_views(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan
 
 def count_openings(log: Path, store: Store) -> int:
     """Returns how often the split was opened: stores of one name share a log, and are told apart by checksum."""
-    return sum(row["key"]["store_sha256"] == store.sha256 for row in read_json_lines(log))
+    return sum(key["store_sha256"] == store.sha256 for key in _read_openings(log))
 
 
 def count_test_openings(run: Path, model_sha256: str) -> int:
     """Returns how often a test split, of any store, was opened with this model."""
     logs = sorted((run / EVALUATION).glob(f"*/{OPENED}"))
-    keys = [row["key"] for log in logs for row in read_json_lines(log)]
+    keys = [key for log in logs for key in _read_openings(log)]
     return sum(key["model_sha256"] == model_sha256 and key["split"] in TESTS for key in keys)
+
+
+def _read_openings(log: Path) -> list[dict[str, Any]]:
+    """What was opened, by line of the log; a log that cannot be counted is no log without openings."""
+    keys = [row.get("key") for row in read_json_lines(log)]
+    names = {"model_sha256", "store_sha256", "split"}
+    if not all(isinstance(key, dict) and names <= set(key) for key in keys):
+        raise DataError(f"{log} has a line that no evaluation wrote: restore the file")
+    return [key for key in keys if key is not None]
 
 
 def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | None:

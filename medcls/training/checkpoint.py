@@ -13,20 +13,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from medcls.config import TASKS
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
-from medcls.errors import DataError, MissingInputError
+from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import write_bytes
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec, read_spec
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
+from medcls.typed_fields import check_types
 
 FORMAT = 1
 # Beside the card's own fields.
 _FORMAT, _DIGEST = "format", "tensors_sha256"
+MOST_CLASSES = 10_000
+"""A card that names more would fill the memory with a head before its tensors are compared."""
 _METADATA = "medcls"
 
 
@@ -86,14 +90,16 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ModelCard:
-        """Returns the card that `to_json` wrote; raises KeyError or TypeError for anything else."""
+        """Returns the card that `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
         rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
         preprocess = read_spec(content["preprocess"])
         domain = Domain(**content["domain"]) if content.get("domain") is not None else None
         crop = Crop(**content["crop"]) if content.get("crop") is not None else None
         clinical = ClinicalSpec.from_json(content["clinical"]) if content.get("clinical") else None
         parts = {"task": Task(**content["task"]), "preprocess": preprocess, "domain": domain, "crop": crop}
-        return cls(**rest | parts | {"clinical": clinical})
+        card = cls(**rest | parts | {"clinical": clinical})
+        _check_card(card)
+        return card
 
     def build(self) -> Classifier:
         """Returns the network with random weights."""
@@ -117,6 +123,19 @@ class ModelCard:
         if self.preprocess.spatial_dims == 2:
             return None
         return VolumeNormalization(self.normalize, self.preprocess.value_range)
+
+
+def _check_card(card: ModelCard) -> None:
+    """What a network could be built of; the file may be anybody's."""
+    check_types(card)
+    if card.task.kind not in TASKS:
+        raise ValueError(f"task.kind {card.task.kind}")
+    if len(card.task.class_names) > MOST_CLASSES or not (card.task.class_names or card.task.kind == "regression"):
+        raise ValueError(f"{len(card.task.class_names)} classes")
+    if card.max_value < 1 or not 0 <= card.dropout < 1:
+        raise ValueError(f"max_value {card.max_value}, dropout {card.dropout}")
+    if card.split_name != Path(card.split_name).name:
+        raise ValueError(f"split_name {card.split_name}")
 
 
 def write_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
@@ -155,7 +174,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, str]:
         if metadata[_FORMAT] != FORMAT:
             raise DataError(f"{path}: format {metadata[_FORMAT]}, expected {FORMAT}: train again with this version")
         return ModelCard.from_json(metadata), metadata[_DIGEST]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is no model file of medcls, or damaged ({error})") from error
 
 
@@ -201,7 +220,10 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
         DataError: damaged, or its tensors are not those of the architecture and classes it names.
     """
     state, card = read_state(path)
-    model = card.build()
+    try:
+        model = card.build()
+    except (ConfigError, ValueError, TypeError) as error:
+        raise DataError(f"{path} describes no network of this version ({error})") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -154,7 +154,7 @@ def test_paths_with_backslashes_dots_and_quoted_commas(source: Path) -> None:
 
 
 def test_numbers_are_lines_of_the_file(source: Path) -> None:
-    rows = read(source, f'{HEADER}\n\na.png,P1,"two\nlines"\n\nb.png,P2,x\n')
+    rows = read(source, f'{HEADER},note\n\na.png,P1,x,"two\nlines"\n\nb.png,P2,x,\n')
     assert [row.number for row in rows] == [4, 6]
 
 
