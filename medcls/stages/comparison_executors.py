@@ -16,6 +16,8 @@ from medcls.errors import ConfigError
 from medcls.files import read_json, write_json
 
 PREEMPTED = 75  # of a training that goes on when it is started again
+_ENDED_BY_CLUSTER = 70
+_ASK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,34 +160,55 @@ class SlurmExecutor:
         if job is None:
             job = self._executor.submit(run_task, task)
             write_json(self._jobs, known | {task.name: job.job_id})
-        return _SubmittedJob(job)
+        return _QueuedJob(job) if self._cluster == "slurm" else job
 
     def _find(self, job_id: str | None) -> Any:
-        """The job of an earlier start, where Slurm still knows it as waiting or running."""
-        if job_id is None or self._cluster != "slurm":
+        """The job of an earlier start, where Slurm still has it in the queue."""
+        if job_id is None or self._cluster != "slurm" or not is_queued(job_id):
             return None
         import submitit
 
-        job: Any = submitit.SlurmJob(folder=self._folder, job_id=job_id, tasks=[0])
-        return job if job.state in ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED") else None
+        return submitit.SlurmJob(folder=self._folder, job_id=job_id, tasks=[0])
 
     def stop(self) -> None:
         """Leaves the jobs in the queue: the same command finds them again."""
 
 
-class _SubmittedJob:
-    """A job of submitit whose end by the cluster (time limit, memory) is an exit code, too."""
+def is_queued(job_id: str) -> bool:
+    """Returns whether Slurm has the job waiting or running; yes where it does not answer.
+
+    From squeue: sacct, which submitit asks, lags behind and needs accounting that small clusters do not have.
+    """
+    command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    if asked.returncode:
+        return "invalid job id" not in asked.stderr.lower()
+    return bool(asked.stdout.strip())
+
+
+class _QueuedJob:
+    """A job of Slurm; one that the cluster ended (time limit, memory) has an exit code, too."""
 
     def __init__(self, job: Any) -> None:
         self._job = job
+        self._asked, self._gone = time.monotonic(), False
 
     def done(self) -> bool:
-        return bool(self._job.done())
+        if self._has_result():
+            return True
+        if time.monotonic() - self._asked < _ASK_SECONDS:
+            return False
+        # Gone twice: on a network file system the result may come after the end.
+        before, self._gone, self._asked = self._gone, not is_queued(self._job.job_id), time.monotonic()
+        return before and self._gone
 
     def result(self) -> int:
-        import submitit
+        return int(self._job.result()) if self._has_result() else _ENDED_BY_CLUSTER
 
-        try:
-            return int(self._job.result())
-        except (submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError):
-            return 70
+    def _has_result(self) -> bool:
+        path = self._job.paths.result_pickle
+        # A listing is fresh where a network file system still remembers that there was no such file.
+        return path.parent.is_dir() and path in path.parent.iterdir()

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,8 +22,9 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.files import read_json, read_json_lines
 from medcls.stages import compare as stage
+from medcls.stages import comparison_executors
 from medcls.stages.compare import ArmsFailedError, compare
-from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, run_task
+from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, is_queued, run_task
 from medcls.stages.comparison_plan import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.evaluate import evaluate
@@ -440,6 +442,52 @@ def test_submitit_runs_the_same_tasks(tmp_path: Path) -> None:
     assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm/r1f1"}
     with pytest.raises(ConfigError, match="submitit says"):
         SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local", "timeout": 5})
+
+
+@pytest.fixture
+def set_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A squeue that does what a line of shell says: set_queue("echo RUNNING")."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+    def write(line: str) -> None:
+        (folder / "squeue").write_text(f"#!/bin/sh\n{line}\n")
+        (folder / "squeue").chmod(0o755)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("line", "queued"),
+    [
+        ("echo RUNNING", True),
+        ("exit 0", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", True),
+    ],
+)
+def test_what_slurm_says_of_a_job(line: str, queued: bool, set_queue: Callable[[str], None]) -> None:
+    set_queue(line)
+    assert is_queued("12") is queued
+
+
+def test_a_job_that_the_cluster_ended_has_an_exit_code(
+    set_queue: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison_executors, "_ASK_SECONDS", 0.0)
+    result = tmp_path / "12_0_result.pkl"
+    job = SimpleNamespace(job_id="12", paths=SimpleNamespace(result_pickle=result), result=lambda: 65)
+    set_queue("echo PENDING")
+    waiting = comparison_executors._QueuedJob(job)
+    assert not waiting.done()
+    set_queue("exit 0")
+    assert not waiting.done(), "its result may still be on the way"
+    assert waiting.done()
+    assert waiting.result() == 70
+    result.touch()
+    assert comparison_executors._QueuedJob(job).done()
+    assert comparison_executors._QueuedJob(job).result() == 65
 
 
 def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> None:
