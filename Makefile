@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo test test-slow fuzz lint bench clean-demo
+.PHONY: env demo test test-slow fuzz lint bench sbom container-test clean-demo
 
 env: $(STAMP)
 
@@ -36,6 +36,21 @@ fuzz: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks
+
+# What is installed, as CycloneDX: of the development environment, or of another (make sbom SBOM_ENV=/opt/venv)
+SBOM_ENV ?= $(VENV)
+sbom: $(STAMP)
+	@mkdir -p build
+	@test -x build/sbom-tool/bin/cyclonedx-py || { $(PY) -m venv build/sbom-tool && \
+		build/sbom-tool/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0; }
+	build/sbom-tool/bin/cyclonedx-py environment $(SBOM_ENV)/bin/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file build/medcls.cdx.json
+	@echo "build/medcls.cdx.json"
+
+# Builds the Dockerfile and runs the image as a strict cluster does; as root, with Debian's buildah, umoci, runc and
+# debootstrap. CONTAINER_ARGS="--keep -- --build-arg PIP_INDEX_URL=…": what stands after -- goes to buildah bud.
+container-test:
+	$(PYTHON) -m tests.deploy.container $(CONTAINER_ARGS)
 
 clean-demo:
 	rm -rf demo
