@@ -150,7 +150,7 @@ def test_uniform_weights_reach_their_bounds_and_not_further() -> None:
     initialize_uniform(conv, pool_volume=8)
     initialize_uniform(linear)
     for layer, bound in ((conv, math.sqrt(6 / (8 * 27 + 16 * 27 / 8))), (linear, math.sqrt(6 / 400))):
-        assert 0.99 * bound < float(layer.weight.abs().max()) <= bound
+        assert 0.99 * bound < float(layer.weight.detach().abs().max()) <= bound
         assert layer.bias is not None
         assert not layer.bias.any()
 
