@@ -17,7 +17,13 @@ Compose = Callable[..., Any]
 
 GROUP_FILES = sorted(conf_folder().glob("*/*.yaml"))
 # Which command a group belongs to, where it is not train's.
-COMMAND = {"image": "prepare", "split": "prepare", "deidentify": "prepare", "comparison": "compare"}
+COMMAND = {
+    "corruption": "pretrain",
+    "image": "prepare",
+    "split": "prepare",
+    "deidentify": "prepare",
+    "comparison": "compare",
+}
 # What an option needs beside itself to make sense.
 ALONGSIDE: dict[str, list[str]] = {
     "transfer=partial": ["transfer.train_from=layer4"],
@@ -144,6 +150,18 @@ OUT_OF_RANGE = [
     ("prepare", "split.name=a/b", ["split.name=a/b", "plain name"]),
     ("prepare", "patients=per_file", ["patients=per_file", "nearest: per_image"]),
     ("prepare", "max_quarantined=1.5", ["max_quarantined=1.5", "<= 1"]),
+    ("pretrain", "stacking=greed", ["stacking=greed", "nearest: greedy"]),
+    ("pretrain", "loss=mae", ["loss=mae", "mse, l1, ssim, half_sse"]),
+    ("pretrain", "corruption.kind=nose", ["nearest: noise"]),
+    ("pretrain", "corruption.mask_ratio=1", ["corruption.mask_ratio=1", "<= 0.95"]),
+    ("pretrain", "corruption.noise_std=0", ["corruption.noise_std=0", "> 0"]),
+    ("pretrain", "patch.size=[8,8]", ["patch.size=[8, 8]", "[depth, height, width]"]),
+    ("pretrain", "patch.size=[8,0,8]", ["patch.size=0", ">= 1"]),
+    ("pretrain", "figures=-1", ["figures=-1", ">= 0"]),
+    ("pretrain", "trainer.batch_size=0", ["trainer.batch_size=0", ">= 1"]),
+    ("pretrain", "model.weights=run", ["model.weights=run", "starts from random numbers"]),
+    ("pretrain", "model.dropout=0.1", ["model.dropout=0.1", "corruption=noise"]),
+    ("pretrain", "stacking=greedy trainer.max_steps=3", ["trainer.max_steps=3", "trainer.epochs"]),
     ("evaluate", "split=tset", ["split=tset", "nearest: test"]),
     ("evaluate", "replicates=10", ["replicates=10", ">= 100"]),
     ("evaluate", "replicates=0 report=false", ["replicates=0", ">= 1"]),
@@ -184,6 +202,14 @@ def test_out_of_range_names_field_value_and_range(
 def test_values_that_contradict_each_other_are_refused(arguments: list[str], part: str, compose_job: Compose) -> None:
     with pytest.raises(ConfigError, match=part):
         compose_job("train", *arguments)
+
+
+def test_auto_means_the_papers_choices_for_the_papers_autoencoder(compose_job: Compose) -> None:
+    paper, modern = (compose_job("pretrain", f"model={name}") for name in ("autoencoder3d_hosseini", "autoencoder3d"))
+    assert (paper.greedy, paper.loss_name, paper.model.normalize) == (True, "half_sse", "min_max")
+    assert (modern.greedy, modern.loss_name) == (False, "mse")
+    assert not compose_job("pretrain", "model=autoencoder3d_hosseini", "stacking=joint").greedy
+    assert compose_job("pretrain", "trainer.batch_size=1").trainer.batch_size == 1
 
 
 def test_scratch_takes_no_weights(compose_job: Compose) -> None:

@@ -26,6 +26,7 @@ from medcls.config.preparation import (
     SplitConfig,
     StackConfig,
 )
+from medcls.config.pretraining import CorruptionConfig, PatchConfig, PretrainJob
 from medcls.config.training import (
     TASKS,
     AugmentConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "AugmentConfig",
     "ClinicalConfig",
     "CompareJob",
+    "CorruptionConfig",
     "CropConfig",
     "DeidentifyConfig",
     "EvaluateJob",
@@ -59,9 +61,11 @@ __all__ = [
     "LimitsConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PatchConfig",
     "PatientConfig",
     "PredictJob",
     "PrepareJob",
+    "PretrainJob",
     "ScheduleConfig",
     "SeriesConfig",
     "ShardConfig",
@@ -85,6 +89,7 @@ __all__ = [
 SCHEMAS: dict[str, type] = {
     "index": IndexJob,
     "train": TrainJob,
+    "pretrain": PretrainJob,
     "prepare": PrepareJob,
     "merge": PrepareJob,
     "evaluate": EvaluateJob,

@@ -211,7 +211,7 @@ class OptimizerConfig:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        check_choice("optimizer.name", self.name, ("sgd", "adam", "adamw"))
+        check_choice("optimizer.name", self.name, ("sgd", "adam", "adamw", "adadelta"))
         check_range("optimizer.lr", self.lr, low=0, high=10, open_low=True)
         check_range("optimizer.weight_decay", self.weight_decay, low=0, high=1)
         check_range("optimizer.momentum", self.momentum, low=0, high=0.9999)
@@ -253,7 +253,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_range("trainer.epochs", self.epochs, low=1)
-        check_range("trainer.batch_size", self.batch_size, low=2)
+        check_range("trainer.batch_size", self.batch_size, low=1)
         check_range("trainer.accumulate", self.accumulate, low=1)
         check_range("trainer.max_nonfinite", self.max_nonfinite, low=1)
         if self.clip_norm is not None:
@@ -335,6 +335,8 @@ class TrainJob:
         check_range("workers", self.workers, low=-1, high=256)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        # BatchNorm cannot take a batch of one.
+        check_range("trainer.batch_size", self.trainer.batch_size, low=2)
         self._check_views()
         if self.model.name == "clinical" and not self.clinical.columns:
             raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")

@@ -7,11 +7,13 @@ first stages (acnn3d, encoder3d), which takes them by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medcls.errors import ConfigError
 from medcls.models.backbones import StateDict
@@ -112,6 +114,10 @@ class Autoencoder(nn.Module):
         levels: By the names of the classifier's stages, from input to code.
         normalize: Stored volumes to float: a module that takes (volumes, like=volumes).
         in_channels: C of the volumes.
+
+    Attributes:
+        level: See `choose_level`.
+        recompute: While training, levels compute their maps twice instead of keeping them.
     """
 
     def __init__(self, levels: dict[str, Level | PaperLevel], *, normalize: nn.Module, in_channels: int) -> None:
@@ -120,6 +126,7 @@ class Autoencoder(nn.Module):
         self.normalize = normalize
         self.in_channels = in_channels
         self.level: int | None = None
+        self.recompute = False
 
     @property
     def stages(self) -> dict[str, nn.Module]:
@@ -144,20 +151,27 @@ class Autoencoder(nn.Module):
             for level in levels[: self.level or 0]:
                 target, maps = level.down(level.code(target)), level.down(level.code(maps))
         chosen = levels if self.level is None else [levels[self.level]]
-        return torch.stack([_reconstruct(chosen, maps), target], dim=1)
+        made = _reconstruct(chosen, maps, recompute=self.recompute and self.training)
+        return torch.stack([made, target], dim=1)
 
 
-def _reconstruct(levels: Sequence[Level], maps: Tensor) -> Tensor:
+def _reconstruct(levels: Sequence[Level], maps: Tensor, *, recompute: bool) -> Tensor:
     """What the levels make of the maps (N, C, D, H, W) under the first of them."""
+    # Activation checkpointing; no BatchNorm here could count a batch twice.
+    run = partial(checkpoint, use_reentrant=False) if recompute else _call
     sizes = []
     for level in levels:
         sizes.append(maps.shape[2:])
-        code = level.code(maps)
+        code = run(level.code, maps)
         maps = level.down(code) if level is not levels[-1] else code
     for level, size in zip(reversed(levels), reversed(sizes), strict=True):
         code = maps if level is levels[-1] else level.up(maps, size)
-        maps = level.decode(code, size)
+        maps = run(level.decode, code, size)
     return maps
+
+
+def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
 
 
 def build_autoencoder(name: str, *, in_channels: int, normalize: nn.Module) -> Autoencoder:

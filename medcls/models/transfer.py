@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
+from medcls.models.autoencoder import Autoencoder
 from medcls.models.classifier import Classifier
 
 KINDS = ("scratch", "frozen", "partial", "finetune", "gradual")
@@ -82,7 +83,7 @@ def choose_first_epochs(
 
 
 def plan_transfer(
-    model: Classifier,
+    model: Classifier | Autoencoder,
     first_epochs: Mapping[str, int | None],
     *,
     layer_decay: float,
@@ -92,7 +93,7 @@ def plan_transfer(
     """Returns the plan for each stage, from input to output.
 
     Args:
-        model: The classifier.
+        model: What has the stages.
         first_epochs: Of each stage, from `choose_first_epochs`.
         layer_decay: A stage's rate is layer_decay ** (number of stages above it); 1 = one rate for all.
         batchnorm: Policy for the trained stages; a frozen stage keeps its running statistics always.
@@ -145,7 +146,7 @@ def set_train_mode(model: Classifier, plans: Sequence[StagePlan], *, epoch: int)
 
 
 def build_parameter_groups(
-    model: Classifier, plans: Sequence[StagePlan], *, lr: float, weight_decay: float
+    model: Classifier | Autoencoder, plans: Sequence[StagePlan], *, lr: float, weight_decay: float
 ) -> list[dict[str, object]]:
     """Returns optimizer groups: one for each stage that is ever trained, biases and norms apart without weight decay.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medcls.command_line import say
-from medcls.config import TrainJob
+from medcls.config import PretrainJob, TrainJob
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
 from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
@@ -68,8 +68,17 @@ def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any],
 
 def _shorten_log(path: Path, *, epochs: int) -> None:
     """Keeps the rows of the epochs that are done; a line that a power cut broke off is none of them."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:epochs]] if epochs else []
+    lines = path.read_text(encoding="utf-8").splitlines() if epochs else []
+    rows = [row for row in map(_read_row, lines) if row is not None and row["epoch"] < epochs]
     write_bytes(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+
+
+def _read_row(line: str) -> dict[str, Any] | None:
+    try:
+        row: dict[str, Any] = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row
 
 
 def check_space(run: Path, learner: Learner) -> None:
@@ -144,7 +153,7 @@ class Keeper:
 
 @contextlib.contextmanager
 def keep_checkpoints(
-    job: TrainJob, run: Path, learner: Learner, progress: Progress, *, inputs: str
+    job: TrainJob | PretrainJob, run: Path, learner: Learner, progress: Progress, *, inputs: str
 ) -> Iterator[Keeper]:
     """Yields what writes the checkpoints of a training as job.checkpoint says; signals are noted meanwhile."""
     chosen = job.checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medcls.config import TrainJob
+from medcls.config import PretrainJob, TrainJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import (
     ANCESTORS,
@@ -26,6 +26,7 @@ from medcls.files import (
     MODEL,
     ODDS_RATIOS,
     PATIENTS,
+    RECONSTRUCTIONS,
     read_json,
     sha256_json,
     write_bytes,
@@ -50,10 +51,11 @@ _OURS = {
     BASELINE,
     BASELINE_WEIGHTS,
     ODDS_RATIOS,
+    RECONSTRUCTIONS,
 }
 
 
-def claim_run(job: TrainJob) -> tuple[Path, bool]:
+def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     """Returns the run folder and whether it holds a finished run with the very same settings.
 
     An unfinished run of the same settings goes on from its last checkpoint, or begins again where it has none.
@@ -91,7 +93,7 @@ def list_some(names: Sequence[str], *, shown: int = 5) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def _settings_of(job: TrainJob) -> dict[str, Any]:
+def _settings_of(job: TrainJob | PretrainJob) -> dict[str, Any]:
     """As they come back from JSON, where the keys of task.classes={0: 0, 1: 1} are strings.
 
     The store's folder is absolute: evaluate finds it from any working folder.
@@ -121,7 +123,7 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
     return [] if before == now else [f"{name}: {before} -> {now}"]
 
 
-def start_run(run: Path, job: TrainJob, *, environment: dict[str, Any]) -> None:
+def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, Any]) -> None:
     """Empties an unfinished run without a checkpoint and writes its configuration and environment."""
     for name in _OURS - {"evaluation"}:
         path = run / name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
 from medcls.command_line import say
-from medcls.config import TrainJob
+from medcls.config import PretrainJob, TrainJob
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
@@ -34,6 +32,7 @@ from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import hash_seen, write_lineage
+from medcls.stages.loop import Feed, run_loop
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
@@ -41,17 +40,15 @@ from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
-from medcls.training.checkpoint import ModelCard, read_card, write_model
+from medcls.training.checkpoint import ModelCard, read_any_card, write_model
 from medcls.training.engine import (
     Best,
-    EpochResult,
     Learner,
     NonFiniteError,
     Progress,
     StepRules,
     move_model,
     predict_logits,
-    run_epochs,
 )
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
@@ -112,7 +109,7 @@ def _train(job: TrainJob) -> None:
     delete_checkpoints(run)
 
 
-def choose_rules(job: TrainJob) -> StepRules:
+def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
     """Returns how a step is made, on the device that there is."""
     device = choose_device(job.device)
     return StepRules(
@@ -126,14 +123,14 @@ def choose_rules(job: TrainJob) -> StepRules:
     )
 
 
-def check_same_data(job: TrainJob, run: Path) -> None:
+def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
     """Raises ConfigError where the store of a finished run has other content now; a store that is gone is none."""
     if not Path(job.store or "").is_dir():
         return
-    store, card = Store(Path(job.store or "")), read_card(run / MODEL)
+    store, card = Store(Path(job.store or "")), read_any_card(run / MODEL)
     now = {
         "images": (card.store_sha256, store.sha256),
-        "labels": (card.labels_sha256, sha256_file(store.folder / LABELS)),
+        "labels": (card.labels_sha256, card.labels_sha256 and sha256_file(store.folder / LABELS)),
         "splits": (card.split_sha256, read_split(store, job.split.name)[1]["split_sha256"]),
     }
     weights = None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
@@ -158,40 +155,16 @@ def fit(
     job: TrainJob, *, data: TrainingData, keeper: Keeper, set_modes: Callable[[int], None], rules: StepRules
 ) -> None:
     """Runs the loop from where it stands to its end; one line of metrics.jsonl and of progress an epoch."""
-    workers = choose_loading(job, data, rules)
     sampler = build_sampler(job, data)
-    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
-    learner, progress = keeper.learner, keeper.progress
-    tracker = Tracker(keeper.run, tensorboard=job.trainer.tensorboard)
-    bar = tqdm(total=job.trainer.epochs * len(data.train), unit="image", desc="train", mininterval=1.0)
-
-    def batches(epoch: int, groups: int) -> Any:
-        sampler.epoch, sampler.start = epoch, groups * rules.accumulate
-        return loader
-
-    def on_step(result: EpochResult) -> None:
-        bar.update(progress.epoch * len(data.train) + result.images - bar.n)
-        keeper.look()
-
-    for epoch, result, metrics, best in run_epochs(
-        learner,
-        epochs=job.trainer.epochs,
+    loader = build_loader(data.inputs[0], sampler, workers=choose_loading(job, data, rules), device=rules.device)
+    run_loop(
+        keeper,
+        Feed(loader, sampler),
+        job.trainer,
         rules=rules,
-        batches=batches,
-        set_train_mode=set_modes,
+        set_modes=set_modes,
         validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, keeper=keeper),
-        max_steps=job.trainer.max_steps,
-        patience=job.trainer.patience,
-        progress=progress,
-        on_step=on_step,
-    ):
-        tracker.write(describe_epoch(epoch, result, metrics, learner))
-        mark = " *" if best.epoch == epoch else ""
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
-        bar.write(f"epoch {epoch + 1}/{job.trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
-        keeper.look(validated=True)
-    bar.close()
-    tracker.close()
+    )
 
 
 def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
@@ -322,22 +295,6 @@ def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: flo
     )
     score = choose_score(job.task.metric, metrics, loss=loss, kind=job.task.kind)
     return score, {"val_loss": loss, "val_score": score, **{f"val_{k}": v for k, v in metrics.items()}}
-
-
-def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], learner: Learner) -> dict[str, Any]:
-    """Returns one row of metrics.jsonl."""
-    rates = {str(group["stage"]): float(group["lr"]) for group in learner.optimizer.param_groups}
-    return {
-        "epoch": epoch,
-        "lr": rates,
-        "train_loss": result.loss,
-        "steps": result.steps,
-        "skipped_steps": result.skipped,
-        "images_per_second": result.images / result.seconds if result.seconds else None,
-        "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
-        "seconds": result.seconds,
-        **metrics,
-    }
 
 
 def write_best(

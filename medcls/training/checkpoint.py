@@ -22,6 +22,7 @@ from medcls.files import write_bytes
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec, read_spec
+from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.typed_fields import check_types
@@ -32,6 +33,8 @@ _FORMAT, _DIGEST = "format", "tensors_sha256"
 MOST_CLASSES = 10_000
 """A card that names more would fill the memory with a head before its tensors are compared."""
 _METADATA = "medcls"
+RECONSTRUCTION = "reconstruction"
+"""The kind of an autoencoder's task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,16 @@ class ModelCard:
     """The metadata of a model file.
 
     Attributes:
-        architecture: Name for models.build_classifier.
+        architecture: Name for models.build_classifier, or of an autoencoder for models.build_autoencoder.
         dropout: As trained.
         in_channels: Of the stored images: 1 or 3, of volumes any number.
         max_value: Largest stored value.
-        task: Classes and kind.
+        task: Classes and kind; of an autoencoder the kind is "reconstruction".
         preprocess: What the images or volumes must have gone through.
         store_sha256: Of the store trained on.
         split_name: Of the split.
         split_sha256: Of the split.
-        labels_sha256: Of labels.parquet.
+        labels_sha256: Of labels.parquet; "" where no label was looked at.
         ancestors: The weights it went through, oldest first, as stages/lineage.py describes them.
         training: Epoch, metric and settings in short.
         domain: Kinds of images trained on; None in files from before it was recorded.
@@ -156,12 +159,21 @@ def compute_digest(state: dict[str, Tensor]) -> str:
 
 
 def read_card(path: Path) -> ModelCard:
-    """Returns the metadata of a model file without reading its tensors.
+    """Returns the metadata of a classifier's file without reading its tensors.
 
     Raises:
         MissingInputError: no such file.
-        DataError: not a model file of medcls, damaged, or of another format.
+        DataError: not a model file of medcls, damaged, of another format, or an autoencoder.
     """
+    card = read_any_card(path)
+    if card.task.kind == RECONSTRUCTION:
+        start = f"python -m medcls.train model={CLASSIFIER_OF[card.architecture]} model.weights={path.parent}"
+        raise DataError(f"{path.parent} holds an autoencoder, which knows no classes: {start} starts from it")
+    return card
+
+
+def read_any_card(path: Path) -> ModelCard:
+    """Returns the metadata of a model file, of a classifier or an autoencoder, as `read_card` does."""
     if not path.is_file():
         raise MissingInputError(f"{path} is missing: the training of this run has not finished; run it again")
     return _read_metadata(path)[0]
@@ -190,7 +202,7 @@ def find_card(path: Path) -> ModelCard | None:
                 return None
     except (SafetensorError, OSError):
         return None
-    return read_card(path)
+    return read_any_card(path)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
@@ -200,7 +212,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         MissingInputError: no such file.
         DataError: damaged.
     """
-    card = read_card(path)
+    card = read_any_card(path)
     _, digest = _read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -219,6 +231,7 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
         MissingInputError: no such file.
         DataError: damaged, or its tensors are not those of the architecture and classes it names.
     """
+    read_card(path)
     state, card = read_state(path)
     try:
         model = card.build()
@@ -230,4 +243,20 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
         reason = " ".join(str(error).split())[:300]
         wanted = f"{card.architecture} with {card.task.num_classes} classes"
         raise DataError(f"{path}: its weights are not those of {wanted}: {reason}") from error
+    return model.eval(), card
+
+
+def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
+    """Returns the trained autoencoder and its card.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: damaged, or no autoencoder.
+    """
+    state, card = read_state(path)
+    normalize = card.build_normalization()
+    if card.task.kind != RECONSTRUCTION or normalize is None:
+        raise DataError(f"{path} is a {card.architecture}, which classifies: expected an autoencoder")
+    model = build_autoencoder(card.architecture, in_channels=card.in_channels, normalize=normalize)
+    model.load_state_dict(state)
     return model.eval(), card

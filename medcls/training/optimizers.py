@@ -17,13 +17,16 @@ def build_optimizer(name: str, groups: Iterable[dict[str, Any]], *, lr: float, m
     """Returns the optimizer over parameter groups that carry their own lr and weight_decay.
 
     Args:
-        name: "sgd" (Nesterov momentum), "adam" or "adamw" (decoupled weight decay).
+        name: "sgd" (Nesterov momentum), "adam", "adamw" (decoupled weight decay) or "adadelta" (rho 0.95, eps 1e-6;
+            lr 1 is the paper's, which has none).
         groups: From transfer.build_parameter_groups.
         lr: Of groups without their own.
         momentum: Of SGD, [0, 1).
 
     Raises:
         ConfigError: unknown name.
+
+    Source: Adadelta, Zeiler, arXiv 1212.5701, algorithm 1; its numbers, code of Hosseini-Asl et al. 2016.
     """
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
@@ -31,7 +34,9 @@ def build_optimizer(name: str, groups: Iterable[dict[str, Any]], *, lr: float, m
         return torch.optim.Adam(groups, lr=lr)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
-    raise ConfigError(f"optimizer.name={name}: expected sgd, adam or adamw")
+    if name == "adadelta":
+        return torch.optim.Adadelta(groups, lr=lr, rho=0.95, eps=1e-6)
+    raise ConfigError(f"optimizer.name={name}: expected sgd, adam, adamw or adadelta")
 
 
 def lr_factor(

@@ -69,7 +69,9 @@ def write_volumes() -> Callable[..., Path]:
     `hounsfield` moves the values into the range of Hounsfield units; another `hospital` has other patients and voxels.
     """
 
-    def write(folder: Path, *, patients: int = 24, hounsfield: bool = False, hospital: str = "p") -> Path:
+    def write(
+        folder: Path, *, patients: int = 24, hounsfield: bool = False, hospital: str = "p", labelled: bool = True
+    ) -> Path:
         folder.mkdir(parents=True)
         lines = ["path,patient_id,label"]
         for patient in range(patients):
@@ -78,7 +80,7 @@ def write_volumes() -> Callable[..., Path]:
             image = nibabel.Nifti1Image((values - 200 * hounsfield).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
             image.header.set_xyzt_units("mm")
             nibabel.save(image, folder / f"v{patient:02d}.nii")
-            lines.append(f"v{patient:02d}.nii,{hospital}{patient:02d},{patient % 3}")
+            lines.append(f"v{patient:02d}.nii,{hospital}{patient:02d},{patient % 3 if labelled else ''}")
         (folder / "labels.csv").write_text("\n".join(lines) + "\n")
         return folder
 

@@ -40,7 +40,7 @@ def test_optimizers_by_name_keep_each_groups_own_settings(name: str, kind: type)
 
 
 def test_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.name=lamb: expected sgd, adam or adamw"):
+    with pytest.raises(ConfigError, match=r"optimizer.name=lamb: expected sgd, adam, adamw or adadelta"):
         build_optimizer("lamb", [], lr=0.1)
 
 
@@ -96,3 +96,19 @@ def test_short_trainings_are_not_all_warmup() -> None:
 def test_warmup_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"schedule.warmup_epochs=5: trainer.epochs=4 ends before it"):
         build(warmup_epochs=5)
+
+
+def test_adadelta_takes_the_steps_of_the_authors_code() -> None:
+    """delta = sqrt(D + eps) / sqrt(G + eps) * g, with running means D of squared steps and G of squared gradients."""
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = build_optimizer("adadelta", [{"params": [parameter], "weight_decay": 0.0}], lr=1.0)
+    expected, squares, steps = parameter.detach().double(), torch.zeros(2).double(), torch.zeros(2).double()
+    for gradient in ([0.3, -1.0], [0.1, 2.0], [-0.5, 0.01]):
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+        g = torch.tensor(gradient).double()
+        squares = 0.95 * squares + 0.05 * g**2
+        step = (steps + 1e-6).sqrt() / (squares + 1e-6).sqrt() * g
+        steps = 0.95 * steps + 0.05 * step**2
+        expected = expected - step
+    torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-8)

@@ -1,0 +1,275 @@
+"""The pretraining stage: a store of volumes to an autoencoder. It needs no labels and never reads the test split."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from medcls.command_line import say
+from medcls.config import PretrainJob
+from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.errors import ConfigError
+from medcls.files import MODEL, RECONSTRUCTIONS, lock_folder, sha256_json
+from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
+from medcls.models.normalization import VolumeNormalization
+from medcls.models.pooling import list_nondeterministic
+from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
+from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.lineage import hash_seen
+from medcls.stages.loop import Feed, run_loop
+from medcls.stages.network import choose_normalization
+from medcls.stages.pretraining_data import PretrainingData, open_volumes
+from medcls.stages.reconstructions import draw_reconstructions
+from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
+from medcls.stages.run_folder import claim_run, start_run
+from medcls.stages.train import check_same_data, choose_rules, look_at_data
+from medcls.stages.training_data import read_domain, write_seen
+from medcls.training.checkpoint import ModelCard, write_model
+from medcls.training.engine import Best, Learner, NonFiniteError, Progress, StepRules, move_model, run_forward
+from medcls.training.losses import Loss
+from medcls.training.optimizers import build_optimizer, build_schedule
+from medcls.training.precision import build_scaler
+from medcls.training.reconstruction import build_reconstruction_loss
+
+
+def pretrain(job: PretrainJob) -> str:
+    """Trains one autoencoder, or finds it finished; returns the command that starts from it."""
+    with lock_folder(Path(job.run or "")):
+        _pretrain(job)
+    return f"python -m medcls.train store=TARGET run=DIR model={CLASSIFIER_OF[job.model.name]} model.weights={job.run}"
+
+
+def _pretrain(job: PretrainJob) -> None:
+    run, finished = claim_run(job)
+    if finished:
+        check_same_data(job, run)
+        say(f"run {run}: finished already with these settings; nothing to do")
+        return
+    rules = choose_rules(job)
+    seed_everything(job.seed)
+    data = open_volumes(job)
+    model = build_model(job, data)
+    learner = build_learner(job, data, model=model, rules=rules)
+    inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"]])
+    environment = describe_environment(device=rules.device, precision=rules.precision)
+    environment["not_deterministic_on_cuda"] = list_nondeterministic(model)
+    progress = resume_training(run, learner, environment=environment, inputs=inputs)
+    if progress is None:
+        start_run(run, job, environment=environment)
+        write_seen(run, data)
+        look_at_data(run, data)
+        check_space(run, learner)
+    with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
+        fit(job, data, keeper=keeper, model=model, rules=rules)
+    write_best(job, run, data=data, model=model, best=keeper.progress.best)
+    draw_reconstructions(run / RECONSTRUCTIONS, model, data.inputs[1], count=job.figures, rules=rules)
+    delete_checkpoints(run)
+
+
+def build_model(job: PretrainJob, data: PretrainingData) -> Autoencoder:
+    """Returns the autoencoder of the store's volumes, with random weights.
+
+    Raises:
+        ConfigError: no autoencoder, or values below zero for one that cannot return them.
+    """
+    spec = data.store.spec
+    kind = choose_normalization(job.model.normalize, spec)
+    if job.is_paper and kind == "z_score":
+        raise ConfigError(
+            f"model.normalize={kind}: {job.model.name} ends in a ReLU, which gives no values below zero; take min_max"
+        )
+    normalize = VolumeNormalization(kind, spec.value_range)
+    model = build_autoencoder(job.model.name, in_channels=spec.channels, normalize=normalize)
+    model.recompute = job.trainer.activation_checkpointing
+    levels = ", ".join(
+        f"{name} {sum(p.numel() for p in level.parameters()):,d}" for name, level in model.stages.items()
+    )
+    say(
+        f"autoencoder {job.model.name}: {levels} parameters; {'level by level' if job.greedy else 'all levels at once'}"
+    )
+    return model
+
+
+def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder, rules: StepRules) -> Learner:
+    """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
+    move_model(model, rules)
+    every = choose_first_epochs(list(model.stages), kind="scratch")
+    plans = plan_transfer(model, every, layer_decay=1.0, batchnorm="train")
+    groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
+    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
+    average = None
+    if job.trainer.ema_decay is not None:
+        rule = get_ema_multi_avg_fn(job.trainer.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+    return Learner(
+        model=model,
+        loss=build_reconstruction_loss(job.loss_name),
+        optimizer=optimizer,
+        schedule=start_schedule(job, data, optimizer, rules=rules),
+        scaler=build_scaler(rules.precision, device=rules.device),
+        average=average,
+        forward=torch.compile(model) if job.trainer.compile else model,
+    )
+
+
+def start_schedule(
+    job: PretrainJob, data: PretrainingData, optimizer: torch.optim.Optimizer, *, rules: StepRules
+) -> LambdaLR:
+    """Returns the schedule of trainer.epochs epochs, from their first step: of all levels, or of one."""
+    return build_schedule(
+        optimizer,
+        name=job.schedule.name,
+        steps_per_epoch=-(-len(build_sampler(job, data)) // rules.accumulate),
+        epochs=job.trainer.epochs,
+        warmup_epochs=job.schedule.warmup_epochs,
+        step_epochs=job.schedule.step_epochs,
+        step_factor=job.schedule.step_factor,
+    )
+
+
+def build_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
+    """Returns the order of the training volumes."""
+    size = min(job.trainer.batch_size, len(data.train))
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True)
+
+
+def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoencoder, rules: StepRules) -> None:
+    """Trains all levels at once, or each for trainer.epochs with the best weights of those below it."""
+    learner, progress = keeper.learner, keeper.progress
+    evaluated = learner.evaluated
+    workers = choose_workers(job.workers, device=rules.device)
+    sampler = build_sampler(job, data)
+    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
+    levels = len(model.stages) if job.greedy else 1
+
+    def set_modes(epoch: int) -> None:
+        level = epoch // job.trainer.epochs if job.greedy else None
+        train_level(model, level)
+        if isinstance(evaluated, Autoencoder):
+            evaluated.choose_level(level)
+
+    def on_epoch(epoch: int) -> None:
+        # A level ends with its epochs, or with its patience; the next one starts from its best epoch.
+        level, done = divmod(epoch, job.trainer.epochs)
+        waited = job.trainer.patience is not None and epoch - progress.best.epoch >= job.trainer.patience
+        if level + 1 < levels and (done + 1 == job.trainer.epochs or waited):
+            start_level(job, learner, progress, epoch=(level + 1) * job.trainer.epochs)
+            learner.schedule = start_schedule(job, data, learner.optimizer, rules=rules)
+
+    trainer = replace(job.trainer, epochs=levels * job.trainer.epochs)
+    run_loop(
+        keeper,
+        Feed(loader, sampler),
+        trainer,
+        rules=rules,
+        set_modes=set_modes,
+        validate=partial(validate, job, data=data, rules=rules, keeper=keeper, loss=learner.loss, workers=workers),
+        on_epoch=on_epoch if job.greedy else lambda epoch: None,
+    )
+
+
+def train_level(model: Autoencoder, level: int | None) -> None:
+    """Puts one level (None = all) into training mode and keeps the others as they are."""
+    model.choose_level(level)
+    model.train()
+    for depth, stage in enumerate(model.stages.values()):
+        stage.requires_grad_(level is None or depth == level)
+
+
+def start_level(job: PretrainJob, learner: Learner, progress: Progress, *, epoch: int) -> None:
+    """Takes the best weights of the level that ends, and sets the mark for the next one's best."""
+    best = progress.best
+    if best.state is None:
+        raise NonFiniteError(describe_overflow(job))
+    learner.evaluated.load_state_dict(best.state)
+    learner.model.load_state_dict(best.state)
+    # Patience counts from here.
+    progress.epoch, progress.best = epoch, Best(epoch=epoch - 1)
+
+
+def describe_overflow(job: PretrainJob) -> str:
+    """Returns what to say where no epoch gave a finite loss."""
+    return (
+        f"no epoch gave a finite loss={job.loss_name} on the validation volumes: lower optimizer.lr, set "
+        "trainer.clip_norm, or precision=fp32"
+    )
+
+
+@torch.inference_mode()
+def validate(
+    job: PretrainJob,
+    model: nn.Module,
+    *,
+    data: PretrainingData,
+    rules: StepRules,
+    keeper: Keeper,
+    loss: Loss,
+    workers: int,
+) -> tuple[float, dict[str, float]]:
+    """Returns the negative mean loss over the validation volumes, which chooses the best epoch, and what to log."""
+    model.eval()
+    size = min(job.trainer.batch_size, len(data.val))
+    loader = build_loader(
+        data.inputs[1], EpochSampler(len(data.val), batch_size=size), workers=workers, device=rules.device
+    )
+    total = 0.0
+    for batch in keeper.look_between(loader):
+        pairs = run_forward(model, batch, rules)
+        total += float(loss(pairs.float(), batch.targets)) * len(batch.images)
+    mean = total / len(data.val)
+    level = {} if getattr(model, "level", None) is None else {"level": float(model.level)}  # type: ignore[arg-type]
+    return (-mean if math.isfinite(mean) else math.nan), {"val_loss": mean, **level}
+
+
+def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Autoencoder, best: Best) -> None:
+    """Writes model.safetensors, and leaves its weights in `model`.
+
+    Raises:
+        NonFiniteError: no epoch gave finite outputs.
+    """
+    if best.state is None:
+        raise NonFiniteError(describe_overflow(job))
+    spec = data.store.spec
+    card = ModelCard(
+        architecture=job.model.name,
+        dropout=0.0,
+        in_channels=spec.channels,
+        max_value=int(spec.value_range[1]),
+        task=data.task,
+        preprocess=spec,
+        store_sha256=data.store.sha256,
+        split_name=job.split.name,
+        split_sha256=data.certificate["split_sha256"],
+        labels_sha256="",
+        training=describe_training(job, data, best),
+        domain=read_domain(data),
+        deidentify=data.store.info["deidentify"],
+        seen_sha256=hash_seen(run),
+        normalize=choose_normalization(job.model.normalize, spec),
+    )
+    write_model(run / MODEL, best.state, card)
+    model.load_state_dict(best.state)
+    say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {job.loss_name} {-best.score:.4g}")
+
+
+def describe_training(job: PretrainJob, data: PretrainingData, best: Best) -> dict[str, Any]:
+    """Returns what the card says of how it was made."""
+    return {
+        "stacking": "greedy" if job.greedy else "joint",
+        "loss": job.loss_name,
+        "corruption": job.corruption.kind,
+        "patch": list(job.patch.size),
+        "seed": job.seed,
+        "epoch": best.epoch,
+        "score": -best.score,
+        "train_images": len(data.train),
+        "val_images": len(data.val),
+    }

@@ -1,0 +1,109 @@
+"""The volumes that pretraining may see: train and val of a store, with and without labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from medcls.command_line import say
+from medcls.config import PretrainJob
+from medcls.data.augment import build_augmentation
+from medcls.data.corruption import CorruptedDataset, Corruption
+from medcls.data.dataset import Batch, StoreDataset
+from medcls.data.patches import Patch
+from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.targets import Task
+from medcls.errors import DataError
+from medcls.stages.training_data import TrainingData
+from medcls.training.checkpoint import RECONSTRUCTION
+
+
+@dataclass(slots=True)
+class PretrainingData(TrainingData):
+    """Volumes and, where they are corrupted, their twins.
+
+    Attributes:
+        corruption: None where the autoencoder sees what it has to return.
+        seed: Of the corruption.
+    """
+
+    corruption: Corruption | None = None
+    seed: int = 0
+
+    @property
+    def inputs(self) -> tuple[Dataset[Batch], Dataset[Batch]]:
+        """What the loop trains on, and what it validates on: corrupted alike in every epoch."""
+        if self.corruption is None:
+            return self.train, self.val
+        return (
+            CorruptedDataset(self.train, self.corruption, seed=self.seed),
+            CorruptedDataset(self.val, self.corruption, seed=self.seed, varies=False),
+        )
+
+
+def open_volumes(job: PretrainJob) -> PretrainingData:
+    """Opens the store, checks it and its split again, and reads the rows of train and val only, whatever their labels.
+
+    Raises:
+        DataError: a store of images, or without volumes in train or val.
+        ConfigError: a patch that is larger than the volumes.
+    """
+    store = Store(Path(job.store or ""))
+    store.verify()
+    if store.spec.spatial_dims != 3:
+        raise DataError(f"store={store.folder} holds images {store.shape}: an autoencoder takes volumes")
+    splits, certificate = read_split(store, job.split.name)
+    rows = {name: rows_of(splits, name) for name in (TRAIN, VAL)}
+    if not all(len(chosen) for chosen in rows.values()):
+        raise DataError(
+            f"split {job.split.name}: {len(rows[TRAIN])} train and {len(rows[VAL])} val volumes: both needed"
+        )
+    patch = build_patch(job, store)
+    shape = store.shape if patch is None else patch.shape(store.shape)
+    augmentation = build_augmentation(
+        job.augment.transforms, shape=shape, dtype=store.spec.dtype, value_range=store.spec.value_range
+    )
+    train, val = (
+        StoreDataset(
+            store,
+            rows[name],
+            targets=np.zeros((len(rows[name]), 1)),
+            augmentation=augmentation if name == TRAIN else None,
+            crop=patch,
+            seed=job.seed,
+        )
+        for name in (TRAIN, VAL)
+    )
+    say(f"store {store.folder}: {len(train)} train, {len(val)} val volumes {shape}, labelled or not; no test volume")
+    held_out = np.concatenate([rows[VAL], rows_of(splits, TEST)])
+    task = Task(RECONSTRUCTION, [], [])
+    corruption = build_corruption(job)
+    return PretrainingData(store, task, train, val, certificate, "", held_out, corruption=corruption, seed=job.seed)
+
+
+def build_patch(job: PretrainJob, store: Store) -> Patch | None:
+    """Returns the part of each volume that is taken; None = all of it."""
+    if not job.patch.size:
+        return None
+    depth, height, width = job.patch.size
+    patch = Patch((depth, height, width))
+    patch.check(store.shape)
+    return patch
+
+
+def build_corruption(job: PretrainJob) -> Corruption | None:
+    """Returns what is done to the volumes that the autoencoder sees; None = nothing."""
+    chosen = job.corruption
+    if chosen.kind == "none":
+        return None
+    return Corruption(
+        chosen.kind,
+        noise_std=chosen.noise_std,
+        mask_ratio=chosen.mask_ratio,
+        mask_size=chosen.mask_size,
+        max_boxes=chosen.max_boxes,
+    )
