@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import dicom, evaluation, loader, memory, startup, store, throughput
+from benchmarks import dicom, evaluation, features, loader, memory, startup, store, throughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Suite:
 
 SUITES = {
     "throughput": Suite(throughput.measure),
+    "features": Suite(features.measure),
     "loader": Suite(loader.measure),
     "store": Suite(store.measure),
     "startup": Suite(startup.measure),

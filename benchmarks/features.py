@@ -1,0 +1,69 @@
+"""A head on a frozen network: epochs on cached features beside the ordinary loop, from command to model file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.images import make_store
+from medcls.config import ModelConfig, TaskConfig, TrainerConfig, TrainJob, TransferConfig
+from medcls.files import METRICS_LOG, MODEL, read_json_lines
+from medcls.stages.train import train
+from medcls.training.checkpoint import read_model
+
+_EPOCHS = 30
+_IMAGES = 64
+_CLOCK = ("seconds", "images_per_second", "data_wait_share")
+
+
+def measure(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yields the whole training three ways, and how far the results are apart."""
+    _, store = make_store(folder / "features", size=224, count=_IMAGES)
+    # The first run in a process pays for what torch builds once.
+    _train(store.folder, folder / "warm" / "run", epochs=1, features="live")
+    seconds = {
+        name: _train(store.folder, folder / "features" / "runs" / name, features=features)
+        for name, features in (("cached", "cached"), ("live", "live"), ("again", "cached"))
+    }
+    what = f"{_EPOCHS} epochs of a frozen ResNet-18 at 224, {_IMAGES} images"
+    for name, how in (("cached", what), ("again", "the same, its features there already")):
+        ratio = seconds["live"] / seconds[name]
+        yield how, f"{seconds[name]:.1f} s", f"ordinary loop {seconds['live']:.1f} s", f"{ratio:.1f}", ">= 10"
+    runs = [folder / "features" / "runs" / name for name in ("cached", "live")]
+    for what, difference in (
+        ("weights", _compare_weights(*runs)),
+        ("losses and validation scores", _compare_logs(*runs)),
+    ):
+        yield f"largest difference of {what}", f"{difference:.1e}", "ordinary loop", "", "<= 1e-4"
+
+
+def _train(store: Path, run: Path, *, features: str, epochs: int = _EPOCHS) -> float:
+    job = TrainJob(
+        store=str(store),
+        run=str(run),
+        device="cpu",
+        workers=0,
+        model=ModelConfig(weights=None),
+        transfer=TransferConfig(kind="frozen", batchnorm="frozen", features=features),
+        task=TaskConfig(kind="binary"),
+        trainer=TrainerConfig(epochs=epochs, batch_size=16),
+    )
+    start = time.perf_counter()
+    train(job)
+    return time.perf_counter() - start
+
+
+def _compare_weights(first: Path, second: Path) -> float:
+    states = [read_model(run / MODEL)[0].state_dict() for run in (first, second)]
+    return max(float((value - states[1][name]).abs().max()) for name, value in states[0].items())
+
+
+def _compare_logs(first: Path, second: Path) -> float:
+    logs = [read_json_lines(run / METRICS_LOG) for run in (first, second)]
+    return max(
+        abs(value - other[name])
+        for row, other in zip(*logs, strict=True)
+        for name, value in row.items()
+        if isinstance(value, float) and name not in _CLOCK
+    )
