@@ -131,9 +131,12 @@ class ModelCard:
 def _check_card(card: ModelCard) -> None:
     """What a network could be built of; the file may be anybody's."""
     check_types(card)
-    if card.task.kind not in TASKS:
+    if card.task.kind not in (*TASKS, RECONSTRUCTION):
         raise ValueError(f"task.kind {card.task.kind}")
-    if len(card.task.class_names) > MOST_CLASSES or not (card.task.class_names or card.task.kind == "regression"):
+    if (card.task.kind == RECONSTRUCTION) != (card.architecture in CLASSIFIER_OF):
+        raise ValueError(f"task.kind {card.task.kind} of a {card.architecture}")
+    classless = card.task.kind in ("regression", RECONSTRUCTION)
+    if len(card.task.class_names) > MOST_CLASSES or not (card.task.class_names or classless):
         raise ValueError(f"{len(card.task.class_names)} classes")
     if card.max_value < 1 or not 0 <= card.dropout < 1:
         raise ValueError(f"max_value {card.max_value}, dropout {card.dropout}")
@@ -258,5 +261,9 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
     if card.task.kind != RECONSTRUCTION or normalize is None:
         raise DataError(f"{path} is a {card.architecture}, which classifies: expected an autoencoder")
     model = build_autoencoder(card.architecture, in_channels=card.in_channels, normalize=normalize)
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path}: its weights are not those of {card.architecture}: {reason}") from error
     return model.eval(), card
