@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo test test-slow fuzz lint bench sbom container-test clean-demo
+.PHONY: env demo test test-slow fuzz lint bench sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -51,6 +51,11 @@ sbom: $(STAMP)
 # debootstrap. CONTAINER_ARGS="--keep -- --build-arg PIP_INDEX_URL=…": what stands after -- goes to buildah bud.
 container-test:
 	$(PYTHON) -m tests.deploy.container $(CONTAINER_ARGS)
+
+# A training on a real Slurm of one node: preempted, requeued, the same model. As root, with Debian's slurmctld, slurmd,
+# slurm-client and munge.
+slurm-test: $(STAMP)
+	$(PY) -m tests.deploy.slurm $(SLURM_ARGS)
 
 clean-demo:
 	rm -rf demo
