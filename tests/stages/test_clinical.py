@@ -273,3 +273,68 @@ def test_robustness_and_shortcuts_take_the_columns_along(
     (point,) = metrics["robustness"]["curves"]["noise"]["points"]
     assert point["value"] == pytest.approx(metrics["robustness"]["unchanged"]["value"])
     assert "site" in metrics["shortcuts"]
+
+
+# --- known odds ratios
+
+TRUE = {"site=b": np.log(3.0), "age_years": np.log(0.4)}
+
+
+@pytest.fixture
+def make_known(
+    write_labels: Callable[..., None],
+    draw_picture: Callable[..., Any],
+    run_prepare: Callable[..., Store],
+    tmp_path: Path,
+) -> Callable[..., Store]:
+    """600 patients whose log odds are what site, age and (where signal is not 0) the picture add."""
+
+    def make(*, signal: float) -> Store:
+        raw, generator, rows = tmp_path / "raw", np.random.default_rng(0), []
+        (raw / "images").mkdir(parents=True)
+        for number in range(600):
+            picture, site, age = int(generator.integers(0, 2)), generator.integers(0, 2), generator.normal()
+            odds = -0.3 + TRUE["site=b"] * site + TRUE["age_years"] * age + signal * (picture - 0.5)
+            row = {"path": f"images/{number}.png", "patient_id": str(number), "site": "ab"[site], "picture": picture}
+            row |= {"label": int(generator.random() < 1 / (1 + np.exp(-odds))), "age_years": round(50 + 10 * age, 3)}
+            cv2.imwrite(str(raw / str(row["path"])), draw_picture(2 * picture, number))
+            rows.append(row)
+        write_labels(raw / "labels.csv", rows)
+        return run_prepare(raw, tmp_path / "store", "split.test=0.1", "split.val=0.4", "columns=[site,picture]")
+
+    return make
+
+
+def fit_known(store: Store, split: str, *, signal: float) -> list[float]:
+    """The odds ratios on a split by scikit-learn, with the picture itself as a column."""
+    rows, train = (rows_of(read_split(store, "default")[0], name) for name in (split, "train"))
+    site, age, picture = (store.column(name, rows) for name in ("site", "age_years", "picture"))
+    scaled = np.array(age) / np.std(store.column("age_years", train))
+    columns = [[x == "b" for x in site], scaled, *([[x == "1" for x in picture]] if signal else [])]
+    labels = read_store_labels(store).take(pa.array(rows)).column("label").to_pylist()
+    fit = LogisticRegression(C=1e6, max_iter=10_000).fit(np.array(columns, dtype=float).T, labels)
+    ratios: list[float] = np.exp(fit.coef_[0, :2]).tolist()
+    return ratios
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal", [0.0, 2.0], ids=["images say nothing", "images say something of their own"])
+def test_known_odds_ratios_come_back_through_images(
+    make_known: Callable[..., Store], run_train: Run, run_evaluate: Run, tmp_path: Path, signal: float
+) -> None:
+    store = make_known(signal=signal)
+    # A frozen network of random numbers tells the two pictures apart, and its features are computed once.
+    settings = ("task=binary", "transfer=frozen", "augment=none", "trainer.epochs=20", "trainer.max_steps=null")
+    columns = ("clinical.categorical=[site]", "clinical.numeric=[age_years]", "clinical.reference={site: a}")
+    both = run_train(tmp_path / "both", f"store={store.folder}", *settings, *columns)
+    (contrast,) = read_json(both / ODDS_RATIOS)["contrasts"]
+    for split in ("train", "val"):
+        # A sample is off the truth by chance; what the network makes of the picture does as well as the picture.
+        known = fit_known(store, split, signal=signal)
+        assert [entry["value"] for entry in contrast[split]] == pytest.approx(known, rel=0.15)
+    for entry, true in zip(contrast["val"], TRUE.values(), strict=True):
+        assert entry["low"] < np.exp(true) < entry["high"]
+    image = run_train(tmp_path / "image", f"store={store.folder}", *settings)
+    metrics = read_json(run_evaluate(both, f"against={image}", "split=val", "report=false") / "metrics.json")
+    (gain,) = metrics["comparison"]["auc"].values()
+    assert gain["low"] > 0
