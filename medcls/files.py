@@ -35,6 +35,7 @@ RECONSTRUCTIONS = "reconstructions.png"
 CHECKPOINTS = "checkpoints"
 ODDS_RATIOS = "odds_ratios.json"
 ENVIRONMENT = "environment.json"
+OPENED = "opened.jsonl"
 CONFIG = "config/config.yaml"
 TEMPORARY = ".partial-"
 

@@ -7,13 +7,14 @@ a patient who is drawn twice counts twice everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from medcls.config import nearest
 from medcls.evaluation.intervals import describe_estimate, draw_replicates, explain_undefined, number_patients
 from medcls.evaluation.metrics import Estimator
 from medcls.evaluation.paired import adjust_holm, describe_difference, or_nan, or_none
@@ -87,8 +88,11 @@ def assess_arms(
     kinds = [folds[0].predictions.kind for folds in arms.values()]
     first = next(iter(arms.values()))
     patients = _number_together(first)
-    draws = list(draw_replicates(np.arange(1 + max(int(p.max()) for p in patients)), replicates=replicates, seed=seed))
-    measured = {name: _measure(folds, patients, draws=draws, kinds=kinds) for name, folds in arms.items()}
+    estimators = {
+        name: [build_shared_estimator(one.predictions, kinds=kinds) for one in folds] for name, folds in arms.items()
+    }
+    draws = draw_replicates(np.arange(1 + max(int(p.max()) for p in patients)), replicates=replicates, seed=seed)
+    measured = _measure(estimators, patients, draws=draws)
     chosen = _choose(measured, metrics)
     return {
         "arms": {name: _describe_arm(arms[name], patients, measured[name]) for name in arms},
@@ -133,13 +137,20 @@ def _number_together(folds: Sequence[FoldPredictions]) -> list[Integers]:
 
 
 def _measure(
-    folds: Sequence[FoldPredictions], patients: Sequence[Integers], *, draws: Sequence[Floats], kinds: Sequence[str]
-) -> _Arm:
-    estimators = [build_shared_estimator(one.predictions, kinds=kinds) for one in folds]
-    plain = [estimate(np.ones((1, len(rows)))) for estimate, rows in zip(estimators, patients, strict=True)]
-    values = {name: np.array([float(one[name][0]) for one in plain]) for name in plain[0]}
-    chunks = [_average(estimators, patients, weights) for weights in draws]
-    return _Arm(values, {name: np.concatenate([chunk[name] for chunk in chunks]) for name in values})
+    arms: Mapping[str, Sequence[Estimator]], patients: Sequence[Integers], *, draws: Iterable[Floats]
+) -> dict[str, _Arm]:
+    """All arms on each chunk of draws in turn: of many patients no two chunks are in memory at once."""
+    drawn: dict[str, list[dict[str, Floats]]] = {name: [] for name in arms}
+    for weights in draws:
+        for name, estimators in arms.items():
+            drawn[name].append(_average(estimators, patients, weights))
+    measured = {}
+    for name, estimators in arms.items():
+        plain = [estimate(np.ones((1, len(rows)))) for estimate, rows in zip(estimators, patients, strict=True)]
+        values = {metric: np.array([float(one[metric][0]) for one in plain]) for metric in plain[0]}
+        whole = {metric: np.concatenate([chunk[metric] for chunk in drawn[name]]) for metric in values}
+        measured[name] = _Arm(values, whole)
+    return measured
 
 
 def _average(estimators: Sequence[Estimator], patients: Sequence[Integers], weights: Floats) -> dict[str, Floats]:
@@ -152,7 +163,8 @@ def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:
     shared = [name for name in next(iter(measured.values())).values if all(name in a.values for a in measured.values())]
     wrong = [name for name in metrics if name not in shared]
     if wrong:
-        raise ValueError(f"the arms do not share a metric {wrong[0]}; they share {', '.join(sorted(shared))}")
+        known = f"{', '.join(sorted(shared))}{nearest(wrong[0], shared)}"
+        raise ValueError(f"the arms do not share a metric {wrong[0]}; they share {known}")
     return list(dict.fromkeys(metrics)) or shared
 
 

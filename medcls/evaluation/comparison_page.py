@@ -231,7 +231,10 @@ def build_cost_table(results: Results) -> Table:
             cells += [_seconds(cost[key]) for key in ("train_seconds", "shared_seconds", "evaluate_seconds")]
             speed = cost["train_images_per_second"]
             rows.append((name, [*cells, "—" if speed is None else f"{speed:.1f}"]))
-    caption = "Wall time of whole processes, start included; shared steps on another store serve all folds and arms."
+    caption = (
+        "Wall time of whole processes, start included; shared steps on another store serve all folds and arms. Cached "
+        "features are computed by the first run that needs them, and cost the later ones nothing."
+    )
     columns = ["Arm", "Training images", "Trainings", "Training, s", "Shared steps, s", "Evaluation, s", "Images/s"]
     return Table("Cost", caption, columns, rows)
 

@@ -13,13 +13,12 @@ from medcls.command_line import put, say
 from medcls.config import CompareJob
 from medcls.errors import MedclsError
 from medcls.evaluation.comparison_page import write_comparison_page
-from medcls.files import append_json_line, lock_folder
+from medcls.files import OPENED, append_json_line, lock_folder
+from medcls.stages.comparison_commands import Work
 from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
-from medcls.stages.comparison_plan import Plan, Work, keep_plan, make_plan
+from medcls.stages.comparison_plan import Plan, keep_plan, make_plan
 from medcls.stages.comparison_results import format_comparison, write_results
 from medcls.stages.comparison_runs import is_finished, run_works
-
-OPENED = "opened.jsonl"
 
 
 class ArmsFailedError(MedclsError):
@@ -36,30 +35,36 @@ def compare(job: CompareJob) -> None:
     with lock_folder(out):
         plan = make_plan(job)
         keep_plan(out, plan)
-        left = list_unfinished(out, plan)
-        say(f"plan: {len(plan.works)} trainings of {len(job.chosen)} arms, {len(left)} to do: {out / 'plan.json'}")
+        left = [work for work in list_unfinished(out, plan) if set(work.arms) & set(job.chosen)]
+        say(f"plan: {len(plan.works)} trainings of {len(plan.arms)} arms, {len(left)} to do: {out / 'plan.json'}")
         if job.plan_only:
             return
         note_opening(job, out, plan, left=left)
         executor, threads = build_executor(job, out)
         failed = run_works(left, out=out, store=plan.store, executor=executor, threads=threads)
-        results = write_results(job, out, plan, failed=failed)
+        results = write_results(job, out, plan, arms=list_whole(out, plan), failed=failed)
         if results:
             put(format_comparison(results))
             put(f"comparison: {out / 'comparison.json'}; report: {write_comparison_page(out, results)}")
     if failed:
-        where = "; ".join(f"{arm} in {one['work']}: see {one['log']}" for arm, one in failed.items())
+        where = "; ".join(f"{arm} in {one['work']}: see {out / one['log']}" for arm, one in failed.items())
         raise ArmsFailedError(f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired")
 
 
 def list_unfinished(out: Path, plan: Plan) -> list[Work]:
     """Returns the works that have to run, in order."""
-    folds = {f"{arm}/{fold.folder}": fold for work in plan.works for arm in work.arms for fold in plan.folds}
+    folds = {fold.folder: fold for fold in plan.folds}
     return [
-        work
-        for work in plan.works
-        if not is_finished(out, work, store=plan.store, fold=folds.get(work.name) if work.evaluated else None)
+        work for work in plan.works if not is_finished(out, work, store=plan.store, fold=folds.get(work.fold or ""))
     ]
+
+
+def list_whole(out: Path, plan: Plan) -> list[str]:
+    """Returns the arms that are finished, and says which are left out: only= runs some, and compares all that are."""
+    lacking = {arm for work in list_unfinished(out, plan) for arm in work.arms}
+    if lacking:
+        say(f"notice: not finished, and left out of the results: {', '.join(a for a in plan.arms if a in lacking)}")
+    return [arm for arm in plan.arms if arm not in lacking]
 
 
 def note_opening(job: CompareJob, out: Path, plan: Plan, *, left: list[Work]) -> None:

@@ -13,25 +13,35 @@ from medcls.config import CompareJob
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
+from medcls.evaluation.comparison_page import ALL
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.shared_metrics import choose_metrics, is_error
-from medcls.files import METRICS_LOG, MODEL, read_json, read_json_lines, write_json
-from medcls.stages.comparison_plan import Plan, PlannedFold, Work, merge_overrides, run_folder
+from medcls.files import METRICS_LOG, MODEL, OPENED, read_json, read_json_lines, write_json
+from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
+from medcls.stages.comparison_folds import PlannedFold
+from medcls.stages.comparison_plan import Plan
 from medcls.stages.comparison_runs import evaluation_folder, seconds_of
 from medcls.training.checkpoint import read_card
 
 COMPARISON = "comparison.json"
 FORMAT = 1
-ALL = "all"
 
 
-def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str, Any]) -> dict[str, Any]:
+def write_results(
+    job: CompareJob, out: Path, plan: Plan, *, arms: Sequence[str], failed: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns what comparison.json holds; {} where no arm is whole.
+
+    Args:
+        job: Of the comparison.
+        out: Its folder.
+        plan: What was planned.
+        arms: Those that are whole.
+        failed: What `run_works` returned.
 
     Fields: "arms", "folds", "metric", "secondary", "design" {…}, "failed"; "sizes": training images ("all", "100") ->
     {"arms": name -> {"metrics", "folds", "cost"}, "pairs": metric -> pairs} as `assess_arms` describes them.
     """
-    arms = [arm for arm in job.chosen if arm not in failed]
     if not arms:
         return {}
     say("statistics: bootstrap over patients …")
@@ -60,7 +70,7 @@ def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str
         "format": FORMAT,
         "store": plan.store.name,
         "store_sha256": plan.store.sha256,
-        "arms": {arm: job.steps(arm) for arm in job.chosen},
+        "arms": {arm: job.steps(arm) for arm in plan.arms if arm in arms or arm in failed},
         "common": list(merge_overrides(job.shared, []).values()),
         "metric": metric,
         "lower_is_better": is_error(metric),
@@ -75,7 +85,7 @@ def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str
             "seed": job.seed,
             "test_share": plan.test_share,
             "replicates": job.replicates,
-            "openings": len(read_json_lines(out / "opened.jsonl")),
+            "openings": len(read_json_lines(out / OPENED)),
         },
         "folds": [{"fold": f.name, "size": f.size, "split": f.split, "images": f.images} for f in plan.folds],
         "failed": dict(failed),
@@ -87,7 +97,7 @@ def write_results(job: CompareJob, out: Path, plan: Plan, *, failed: Mapping[str
 
 def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan) -> FoldPredictions:
     """Returns what an arm says about the test rows of a fold."""
-    work = next(one for one in plan.works if one.name == f"{arm}/{fold.folder}")
+    work = next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
     task = read_card(run_folder(out, work.name) / MODEL).task
     names = ("image_id", "patient_id", "y_true", "y_score")
     table = read_table(evaluation_folder(out, work, plan.store) / "predictions.parquet", columns=names)
@@ -121,9 +131,10 @@ def measure_cost(out: Path, arm: str, plan: Plan, *, size: int | None) -> dict[s
     "train_seconds" and "evaluate_seconds" count whole processes, start included; "shared_seconds" those of steps on
     another store, which serve all folds and arms that start from them. None where a time was not kept.
     """
-    folders = {f"{arm}/{fold.folder}" for fold in plan.folds if fold.size == size}
-    own = [work for work in plan.works if work.arms == (arm,) and work.name.partition("-step")[0] in folders]
-    shared = [work for work in plan.works if arm in work.arms and work.name.startswith("_shared/")]
+    folders = {fold.folder for fold in plan.folds if fold.size == size}
+    works = [work for work in plan.works if arm in work.arms]
+    own = [work for work in works if work.fold in folders]
+    shared = [work for work in works if work.fold is None]
     history = [row for work in own for row in read_json_lines(run_folder(out, work.name) / METRICS_LOG)]
     timed = [row for row in history if row.get("images_per_second") and row.get("seconds")]
     seconds = sum(row["seconds"] for row in timed)

@@ -11,8 +11,9 @@ from typing import Any
 from medcls.command_line import say
 from medcls.data.store import Store
 from medcls.files import LABELS, MODEL, read_json, sha256_file
+from medcls.stages.comparison_commands import Work, run_folder
 from medcls.stages.comparison_executors import PREEMPTED, Executor, Handle, Task
-from medcls.stages.comparison_plan import PlannedFold, Work, run_folder
+from medcls.stages.comparison_folds import PlannedFold
 
 _TAIL = 12
 _TRIES = 10
@@ -20,7 +21,7 @@ _PAUSE_SECONDS = 0.2
 
 
 def describe_progress(name: str, seconds: Sequence[float], *, left: int, slots: int) -> str:
-    """Returns "3/20 finetune/r1f2 in 41 s; about 12 min left".
+    """Returns "3/20 finetune-r1f2 in 41 s; about 12 min left".
 
     Args:
         name: Of the work that has ended.
@@ -75,13 +76,14 @@ def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None
 
 
 def build_task(out: Path, work: Work, *, store: Store, threads: int) -> Task:
-    """Returns the task of a work, with its log and its number of threads."""
+    """Returns the task of a work, with its log and number of threads; a model that is there is only evaluated."""
     run = run_folder(out, work.name)
     makes = [run / MODEL, evaluation_folder(out, work, store) / "metrics.json"][: len(work.commands)]
+    done = 1 if work.evaluated and makes[0].is_file() else 0
     return Task(
         name=work.name,
-        commands=work.commands,
-        makes=makes,
+        commands=work.commands[done:],
+        makes=makes[done:],
         log=log_of(out, work.name),
         seconds=seconds_of(out, work.name),
         environment={"OMP_NUM_THREADS": str(threads)},
@@ -101,7 +103,7 @@ def seconds_of(out: Path, name: str) -> Path:
 def run_works(
     works: Sequence[Work], *, out: Path, store: Store, executor: Executor, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Runs the works that are left, and returns the arms that failed: name -> {"work", "exit_code", "log", "tail"}.
+    """Runs the works that are left, and returns the arms that failed: name -> {"work", "exit_code", "log"}.
 
     Args:
         works: Those that are not finished, in the order in which they start.
@@ -151,7 +153,7 @@ def _drop_failed(waiting: Sequence[Work], failed: dict[str, dict[str, Any]]) -> 
 
 
 def _note_failure(work: Work, code: int, *, out: Path, failed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Says what the log says last, and returns the arms that end with it."""
+    """Says what the log says last, and returns the arms that end with it; its lines go into no result."""
     log = log_of(out, work.name)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     tail = [line.rpartition("\r")[2] for line in lines if line.strip()][-_TAIL:]
@@ -160,4 +162,4 @@ def _note_failure(work: Work, code: int, *, out: Path, failed: dict[str, Any]) -
     for line in tail:
         say(f"    {line}")
     say(f"arm {', '.join(work.arms)} stops; the other arms go on")
-    return {arm: {"work": work.name, "exit_code": code, "log": str(log), "tail": tail} for arm in arms}
+    return {arm: {"work": work.name, "exit_code": code, "log": str(log.relative_to(out))} for arm in arms}

@@ -20,7 +20,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import check_predictions
-from medcls.files import LABELS, MODEL, append_json_line, read_json, read_json_lines, sha256_file, write_json
+from medcls.files import LABELS, MODEL, OPENED, append_json_line, read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, plan_views
@@ -29,7 +29,6 @@ from medcls.training.engine import NonFiniteError, StepRules, predict_logits
 from medcls.training.precision import choose_device, choose_precision
 
 PREDICTIONS = "predictions.parquet"
-OPENED = "opened.jsonl"
 INPUTS = "inputs.json"
 EVALUATION = "evaluation"
 TESTS = ("test", "all")

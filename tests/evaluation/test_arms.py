@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from medcls.evaluation import arms as arms_module
+from medcls.evaluation import intervals
 from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import adjust_holm
@@ -233,3 +236,32 @@ def test_the_bootstrap_is_paired(make_arm: Callable[..., Folds]) -> None:
     alone = found["arms"]["one"]["metrics"]["mse"]
     (pair,) = found["pairs"]["mse"]
     assert pair["bootstrap"]["high"] - pair["bootstrap"]["low"] < 0.5 * (alone["high"] - alone["low"])
+
+
+def test_bootstrap_samples_go_through_in_chunks(
+    make_arm: Callable[..., Folds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk is used up before the next is drawn, and how many there are changes no number."""
+    arms = {"a": make_arm("ordinal"), "b": make_arm("ordinal", seed=1)}
+    whole = assess(arms, replicates=20)
+    monkeypatch.setattr(intervals, "CHUNK_VALUES", 3 * 40)
+    alive, most = 0, 0
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        nonlocal alive, most
+        for weights in intervals.draw_replicates(*args, **kwargs):
+            alive, most = alive + 1, max(most, alive + 1)
+            weakref.finalize(weights, lower)
+            yield weights
+            del weights
+
+    def lower() -> None:
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(arms_module, "draw_replicates", watch)
+    of_chunks = assess(arms, replicates=20)
+    for name in arms:
+        one, other = (found["arms"][name]["metrics"]["quadratic_kappa"] for found in (whole, of_chunks))
+        assert other == pytest.approx(one)
+    assert most <= 2

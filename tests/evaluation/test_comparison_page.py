@@ -72,7 +72,7 @@ def make_results() -> Callable[..., dict[str, Any]]:
             "secondary": list(secondary),
             "design": design,
             "folds": folds,
-            "failed": {"broken": {"work": "broken/r1f1", "exit_code": 70, "log": "l", "tail": []}},
+            "failed": {"broken": {"work": "broken-r1f1", "exit_code": 70, "log": "l"}},
             "sizes": found,
         }
 
@@ -88,7 +88,7 @@ def test_the_page_says_what_the_results_say(make_results: Callable[..., dict[str
         for pair in results["sizes"][size]["pairs"]["quadratic_kappa"]:
             assert format_p(pair["test"]["p_holm"]).replace("<", "&lt;") in page
             assert format_p(pair["bootstrap"]["p_value"]).replace("<", "&lt;") in page
-    assert "arm broken failed in broken/r1f1 (exit code 70)" in page
+    assert "arm broken failed in broken-r1f1 (exit code 70)" in page
     assert "test rows were opened 1 time for this comparison" in page
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"arms.png", "folds.png", "learning_curves.png"}
     assert "<b>400</b> images tested" in page

@@ -24,8 +24,9 @@ from medcls.files import read_json, read_json_lines
 from medcls.stages import compare as stage
 from medcls.stages import comparison_executors
 from medcls.stages.compare import ArmsFailedError, compare
+from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, is_queued, run_task
-from medcls.stages.comparison_plan import Work, choose_settings, merge_overrides
+from medcls.stages.comparison_plan import make_plan
 from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
@@ -77,16 +78,22 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> InProcess:
 @pytest.fixture
 def run_compare(store: Store, copy_store: Callable[..., Path], executor: InProcess, tmp_path: Path) -> Compare:
     """Compares two arms over two folds on a copy of the store and returns out: run_compare("folds.k=3")."""
-    folder = copy_store()
+    places = [copy_store()]
 
     def run(*arguments: str, arms: tuple[str, ...] = ARMS, out: str = "out") -> Path:
         given = {
             text.partition("=")[0]: text
             for text in ("folds.k=2", "folds.val=0.34", "replicates=100", QUICK, *arms, *arguments)
         }
-        compare(compose_job("compare", [f"store={folder}", f"out={tmp_path / out}", *given.values()]))
+        compare(compose_job("compare", [f"store={places[-1]}", f"out={tmp_path / out}", *given.values()]))
         return tmp_path / out
 
+    def move_store() -> Path:
+        places.append(places[-1].rename(tmp_path / "moved" / places[-1].name))
+        return places[-1]
+
+    (tmp_path / "moved").mkdir()
+    run.move_store = move_store  # type: ignore[attr-defined]
     return run
 
 
@@ -103,7 +110,7 @@ def test_each_arm_is_trained_and_evaluated_on_each_fold(
 ) -> None:
     out = run_compare("sizes=[6,0]")
     trained, evaluated = (commands_of(executor, f"medcls.{name}") for name in ("train", "evaluate"))
-    runs = [f"{arm}/{fold}{size}" for fold in ("r1f1", "r1f2") for size in ("-n6", "") for arm in ("classes", "number")]
+    runs = [f"{arm}-{fold}{size}" for fold in ("r1f1", "r1f2") for size in ("-n6", "") for arm in ("classes", "number")]
     for commands in (trained, evaluated):
         assert [str(Path(one["run"]).relative_to(out.resolve() / "runs")) for one in commands] == runs
     assert {one["split"] for one in evaluated} == {"test"}
@@ -113,7 +120,7 @@ def test_each_arm_is_trained_and_evaluated_on_each_fold(
     everything = found["sizes"]["all"]
     assert set(everything["arms"]) == {"classes", "number"}
     fold = everything["arms"]["number"]["folds"][0]
-    metrics = read_json(out / "runs" / "number" / "r1f1" / "evaluation" / "store-test" / "metrics.json")
+    metrics = read_json(out / "runs" / "number-r1f1" / "evaluation" / "store-test" / "metrics.json")
     assert fold["metrics"]["quadratic_kappa"] == pytest.approx(metrics["quadratic_kappa"]["value"])
     assert fold["metrics"]["mse_value"] == pytest.approx(metrics["mse"]["value"]), "a regression's mse is of its value"
     assert fold["metrics"]["accuracy"] == pytest.approx(metrics["accuracy"]["value"])
@@ -128,7 +135,7 @@ def test_each_arm_is_trained_and_evaluated_on_each_fold(
 def test_all_arms_see_the_same_rows_and_batches(run_compare: Compare, store: Store) -> None:
     out = run_compare(arms=("arms.one=[task=multiclass]", "arms.two=[task=multiclass]"))
     for fold in ("r1f1", "r1f2"):
-        one, two = (out / "runs" / arm / fold for arm in ("one", "two"))
+        one, two = (out / "runs" / f"{arm}-{fold}" for arm in ("one", "two"))
         assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
         assert read_json(one / "config" / "settings.json")["split"]["name"] == f"kfold2-s0-{fold}"
     assert read_json(out / "comparison.json")["sizes"]["all"]["pairs"]["auc"][0]["difference"] == 0
@@ -139,7 +146,7 @@ def test_test_rows_of_the_store_stay_closed(run_compare: Compare, store: Store, 
     splits, _ = read_split(store, "default")
     closed = {image for image, code in zip(store.column("image_id"), splits, strict=True) if code == 2}
     seen = set()
-    for path in out.glob("runs/*/*/evaluation/*/predictions.parquet"):
+    for path in out.glob("runs/*/evaluation/*/predictions.parquet"):
         seen |= set(pq.read_table(path).column("image_id").to_pylist())
     assert len(seen) == 36
     assert not seen & closed
@@ -166,11 +173,10 @@ def test_a_second_start_does_only_what_is_left(run_compare: Compare, executor: I
     run_compare()
     assert executor.commands == []
     assert (out / "comparison.json").read_bytes() == before
-    shutil.rmtree(out / "runs" / "number" / "r1f2" / "evaluation")
+    shutil.rmtree(out / "runs" / "number-r1f2" / "evaluation")
     run_compare()
     assert [(module, Path(a[0].partition("=")[2]).name) for module, *a in executor.commands] == [
-        ("medcls.train", "r1f2"),
-        ("medcls.evaluate", "r1f2"),
+        ("medcls.evaluate", "number-r1f2")
     ]
     assert (out / "comparison.json").read_bytes() == before
 
@@ -180,28 +186,31 @@ def test_arms_and_sizes_may_join_but_none_may_change(run_compare: Compare, execu
     executor.commands.clear()
     run_compare(arms=ARMS)
     assert len(commands_of(executor, "medcls.train")) == 2
-    with pytest.raises(ConfigError, match=r"holds number/r1f1 with other settings \(optimizer.lr=0.001 -> none\)"):
+    with pytest.raises(ConfigError, match=r"holds number-r1f1 with other settings \(optimizer.lr=0.001 -> none\)"):
         run_compare(arms=(ARMS[0], "arms.number=[task=grade_regression]"))
+    before = (out / "comparison.json").read_bytes()
     run_compare("only=[classes]", arms=ARMS)
+    assert (out / "comparison.json").read_bytes() == before, "only= says what runs; all that is finished is compared"
+    run_compare("only=[classes]", arms=ARMS[:1])
     assert list(read_json(out / "comparison.json")["sizes"]["all"]["arms"]) == ["classes"]
     works = {work["name"] for work in read_json(out / "plan.json")["works"]}
-    assert "number/r1f1" in works
+    assert "number-r1f1" in works
 
 
 def test_a_failing_arm_stops_and_the_others_go_on(
     run_compare: Compare, executor: InProcess, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     broken = f"arms.broken=[task=multiclass,model.weights={tmp_path}/nowhere.safetensors]"
-    with pytest.raises(ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken/r1f1: see .*broken/r1f1.log\)"):
+    with pytest.raises(ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken-r1f1: see .*broken-r1f1.log\)"):
         run_compare(arms=(broken, *ARMS))
     assert ArmsFailedError.exit_code == 70
     said = capsys.readouterr().err
-    assert "FAILED broken/r1f1 (exit code" in said
+    assert "FAILED broken-r1f1 (exit code" in said
     assert "nowhere.safetensors" in said
     assert [one["run"] for one in commands_of(executor, "medcls.train") if "broken" in one["run"]].__len__() == 1
     found = read_json(tmp_path / "out" / "comparison.json")
     assert set(found["sizes"]["all"]["arms"]) == {"classes", "number"}
-    assert found["failed"]["broken"]["work"] == "broken/r1f1"
+    assert found["failed"]["broken"] == {"work": "broken-r1f1", "exit_code": 66, "log": "logs/broken-r1f1.log"}
 
 
 def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Compare, executor: InProcess) -> None:
@@ -262,6 +271,55 @@ def test_a_step_on_another_store_is_trained_once_and_shared(
     assert len(commands_of(executor, "medcls.evaluate")) == 6
 
 
+def test_an_arm_may_be_called_step(run_compare: Compare) -> None:
+    """Works are found by their fold, not by what their names look like."""
+    steps = "['transfer=finetune'], ['transfer=finetune', 'transfer.val_seen=allow']"
+    out = run_compare(arms=(f"++arms.two-step2={{steps: [{steps}]}}",))
+    cost = read_json(out / "comparison.json")["sizes"]["all"]["arms"]["two-step2"]["cost"]
+    assert cost["trainings"] == 4
+    assert cost["train_images_per_second"] > 0
+
+
+def test_the_test_share_does_not_depend_on_the_sizes_asked_for(store: Store, copy_store: Callable[..., Path]) -> None:
+    given = [f"store={copy_store()}", "out=nowhere", "folds.k=2", "folds.val=0.34", QUICK, *ARMS]
+    shares = [make_plan(compose_job("compare", [*given, f"sizes={sizes}"])).test_share for sizes in ("[6]", "[6,0]")]
+    assert shares[0] == shares[1] == pytest.approx(1.0, abs=0.2)
+
+
+def test_runs_on_other_data_are_not_taken_for_finished(
+    run_compare: Compare, other_store: Store, tmp_path: Path
+) -> None:
+    weights = tmp_path / "start.safetensors"
+    weights.write_bytes(b"some")
+    arms = (*CHAINS[:1], f"++arms.file=[model.weights={weights}]")
+    plan = ("plan_only=true", "common=[model.weights=null,device=cpu]")
+    run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
+    weights.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=r"holds file-r1f1 on other weights than there are now"):
+        run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
+    weights.write_bytes(b"some")
+    labels = other_store.folder / "labels.parquet"
+    table = pq.read_table(labels)
+    pq.write_table(table.append_column("label_more", table.column("label")), labels)
+    with pytest.raises(ConfigError, match=r"holds _shared-first-.* on other labels than there are now"):
+        run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
+
+
+def test_store_and_results_may_move(
+    run_compare: Compare, executor: InProcess, copy_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Only paths change: nothing is trained again, and what is left is evaluated on the store where it is now."""
+    before = (run_compare(arms=ARMS[:1]) / "comparison.json").read_bytes()
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "elsewhere" / "runs" / "classes-r1f2" / "evaluation")
+    executor.commands.clear()
+    moved = run_compare.move_store()  # type: ignore[attr-defined]
+    run_compare(arms=ARMS[:1], out="elsewhere")
+    assert [module for module, *_ in executor.commands] == ["medcls.evaluate"]
+    assert commands_of(executor, "medcls.evaluate")[0]["store"] == str(moved)
+    assert (tmp_path / "elsewhere" / "comparison.json").read_bytes() == before
+
+
 def test_what_cannot_be_planned_is_refused_before_anything_runs(
     run_compare: Compare, executor: InProcess, other_store: Store
 ) -> None:
@@ -277,6 +335,14 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
     ):
         with pytest.raises(kind, match=message):
             run_compare(arms=arms)
+    for setting, message in (
+        ("metric=quadratic_kapa", r"do not share a metric quadratic_kapa.*nearest: quadratic_kappa"),
+        ("secondary=[log_loss]", r"do not share a metric log_loss"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_compare(setting)
+    with pytest.raises(ConfigError, match=r"arms one and two learn other things: classes"):
+        run_compare(arms=("arms.one=[task=multiclass]", "arms.two=['task=binary','task.classes={0: 0, 1: 1, 2: 1}']"))
     with pytest.raises(ConfigError, match="only=nubmer: expected one of classes, number"):
         run_compare("only=[nubmer]")
     with pytest.raises(ConfigError, match="its last step says store="):
@@ -368,7 +434,7 @@ def test_menegolas_chain_goes_through_both_stores(
     last = read_card(Path(chain[1]["run"]) / "model.safetensors")
     assert [one["run"] for one in last.ancestors if one["weights"] == "run"] == [
         Path(chain[0]["model.weights"]).name,
-        "r1f1-step2",
+        Path(chain[0]["run"]).name,
     ]
     found = read_json(tmp_path / "out" / "comparison.json")
     assert found["metric"] == "auc"
@@ -395,7 +461,7 @@ def task_of(tmp_path: Path, *codes: int) -> Task:
         ["python", "-c", f"import os; print('threads', os.environ['OMP_NUM_THREADS']); exit({c})"] for c in codes
     ]
     return Task(
-        name="arm/r1f1",
+        name="arm-r1f1",
         commands=commands,
         makes=[tmp_path / f"made{n}" for n in range(len(codes))],
         log=tmp_path / "logs" / "arm.log",
@@ -439,7 +505,7 @@ def test_submitit_runs_the_same_tasks(tmp_path: Path) -> None:
     good, bad = executor.start(task_of(tmp_path, 0)), executor.start(task_of(tmp_path / "bad", 9))
     assert (good.result(), bad.result()) == (0, 9)
     assert (good.done(), bad.done()) == (True, True)
-    assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm/r1f1"}
+    assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm-r1f1"}
     with pytest.raises(ConfigError, match="submitit says"):
         SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local", "timeout": 5})
 
@@ -502,22 +568,22 @@ def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> N
         def start(self, task: Task) -> Future[int]:
             self.started.append(task.name)
             future: Future[int] = Future()
-            future.set_result(0 if task.name == "a/r1f1" and self.started.count(task.name) == 3 else 75)
+            future.set_result(0 if task.name == "a-r1f1" and self.started.count(task.name) == 3 else 75)
             return future
 
         def stop(self) -> None:
             raise AssertionError("nothing runs")
 
-    works = [Work(f"{arm}/r1f1", (arm,), [["python"]], (), False) for arm in "ab"]
+    works = [Work(f"{arm}-r1f1", (arm,), "r1f1", [], {}, [["python"]], (), False) for arm in "ab"]
     executor = Preempting()
     failed = run_works(works, out=tmp_path, store=store, executor=executor, threads=1)
-    assert executor.started.count("a/r1f1") == 3
+    assert executor.started.count("a-r1f1") == 3
     assert {arm: one["exit_code"] for arm, one in failed.items()} == {"b": 75}
 
 
 def test_progress_says_how_long_it_may_take() -> None:
-    assert describe_progress("a/r1f1", [40.0, 20.0], left=4, slots=2) == "2/6 a/r1f1 in 20 s; about 60 s left"
-    assert describe_progress("a/r1f1", [7200.0], left=0, slots=2) == "1/1 a/r1f1 in 2.0 h"
+    assert describe_progress("a-r1f1", [40.0, 20.0], left=4, slots=2) == "2/6 a-r1f1 in 20 s; about 60 s left"
+    assert describe_progress("a-r1f1", [7200.0], left=0, slots=2) == "1/1 a-r1f1 in 2.0 h"
 
 
 @pytest.mark.slow
@@ -540,6 +606,6 @@ def test_the_commands_as_a_user_types_them(store: Store, copy_store: Callable[..
     for arm in found["sizes"]["all"]["arms"].values():
         assert arm["cost"]["train_seconds"] > 0
         assert arm["cost"]["evaluate_seconds"] > 0
-    environment = read_json(tmp_path / "out" / "runs" / "number" / "r1f1" / "environment.json")
+    environment = read_json(tmp_path / "out" / "runs" / "number-r1f1" / "environment.json")
     assert environment["threads"] >= 1
     assert np.isfinite(arm["cost"]["train_images_per_second"])

@@ -1,0 +1,169 @@
+"""What a comparison runs: for each arm and fold the commands that a user could type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medcls.command_line import compose_job
+from medcls.config import CompareJob, TrainJob
+from medcls.data.splits import read_split
+from medcls.data.store import Store
+from medcls.errors import ConfigError, MissingInputError
+from medcls.files import LABELS, sha256_file, sha256_json
+from medcls.models.weights import IMAGENET, locate_weights
+from medcls.stages.comparison_folds import PlannedFold
+
+# Of the training, where the arm's overrides say them, for its evaluation.
+_SHARED = ("device", "precision", "workers")
+_OURS = ("run", "split.name", "seed")
+_PYTHON = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One training of an arm, but for the fold.
+
+    Attributes:
+        chosen: Key -> override, the shared ones beneath the arm's own.
+        job: What medcls.train makes of them.
+        foreign: NAME of stores.NAME, or None for the store of the folds.
+        folder: Of the store.
+        inputs: Name -> sha256 of what it is trained on, as far as the folds do not decide it.
+    """
+
+    chosen: dict[str, str]
+    job: TrainJob
+    foreign: str | None
+    folder: Path
+    inputs: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One training and, after the last step of an arm, its evaluation.
+
+    Attributes:
+        name: Of its folder in runs/ and its log.
+        arms: Those that need it.
+        fold: The fold's folder name; None for a step on another store, which all folds of a seed share.
+        settings: What its result follows from, without the places of store and results.
+        inputs: Name -> sha256 of store, split, labels and a file of weights.
+        commands: Argument lists, each starting with "python".
+        needs: Names of the works that come before.
+        evaluated: Whether the test rows are predicted.
+    """
+
+    name: str
+    arms: tuple[str, ...]
+    fold: str | None
+    settings: list[str]
+    inputs: dict[str, str]
+    commands: list[list[str]]
+    needs: tuple[str, ...]
+    evaluated: bool
+
+
+def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
+    """Returns the steps of an arm, each composed, so that no mistake is found after hours.
+
+    Raises:
+        ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
+        MissingInputError: a store that is not there.
+    """
+    steps = [_plan_step(job, arm, number, store) for number in range(1, len(job.steps(arm)) + 1)]
+    if steps[-1].foreign is not None:
+        raise ConfigError(f"arms.{arm}: its last step says store=: only steps before the last train on another store")
+    return steps
+
+
+def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
+    overrides = job.steps(arm)[number - 1]
+    chosen = merge_overrides(job.shared, overrides)
+    for key in _OURS:
+        if key in chosen and not (key == "split.name" and "store" in chosen):
+            raise ConfigError(f"arms.{arm}: {chosen[key]}: the comparison sets {key}= itself")
+    own = merge_overrides([], overrides)
+    if number > 1 and "model.weights" in own:
+        raise ConfigError(
+            f"arms.{arm}: step {number} says {own['model.weights']}, and starts from the step before: "
+            "only the first step takes weights"
+        )
+    foreign = chosen["store"].partition("=")[2] if "store" in chosen else None
+    if foreign is not None and not job.stores.get(foreign):
+        raise MissingInputError(f"stores.{foreign}=DIR is missing: arm {arm} trains on it first")
+    trains_on = store if foreign is None else Store(Path(str(job.stores[foreign])))
+    try:
+        composed = compose_job("train", choose_settings(chosen, weights="step before" if number > 1 else ""))
+    except ConfigError as error:
+        raise ConfigError(f"arms.{arm}: {error}") from error
+    inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
+    if foreign is not None:
+        inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
+    if number == 1 and composed.model.weights not in (None, IMAGENET):
+        weights = locate_weights(str(composed.model.weights))
+        inputs |= {"weights": sha256_file(weights)} if weights.is_file() else {}
+    return Step(chosen, composed, foreign, trains_on.folder.resolve(), inputs)
+
+
+def _own_split(chosen: dict[str, str]) -> str:
+    return chosen.get("split.name", "split.name=default")
+
+
+def merge_overrides(common: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
+    """Returns key -> override; a later one goes over an earlier one, as Hydra does not allow for groups."""
+    return {text.partition("=")[0].lstrip("+~"): text for text in (*common, *overrides)}
+
+
+def choose_settings(chosen: dict[str, str], *, weights: str) -> list[str]:
+    """Returns the overrides of a training but for store and split; `weights` of the step before go over all others."""
+    last = {"model.weights": f"model.weights={weights}"} if weights else {}
+    return [text for key, text in (chosen | last).items() if key not in ("store", "split.name")]
+
+
+def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]) -> list[Work]:
+    """Returns the works of one arm on one fold: its steps, each starting from the one before."""
+    out, works, shared, before = Path(job.out or ""), [], True, ""
+    for number, step in enumerate(steps, start=1):
+        # A step on another store sees nothing of the folds: all folds of a seed start from the same run.
+        shared = shared and step.foreign is not None
+        last = number == len(steps)
+        split = f"split.name={fold.split}" if step.foreign is None else _own_split(step.chosen)
+        settings = [split, f"seed={fold.seed}", *choose_settings(step.chosen, weights=before)]
+        if shared:
+            name = f"_shared-{step.foreign}-s{fold.seed}-{sha256_json(sorted(settings))[:8]}"
+        else:
+            name = f"{arm}-{fold.folder}" + ("" if last else f"-step{number}")
+        run = run_folder(out, name)
+        weights = str(run_folder(out, before)) if before else ""
+        typed = [f"run={run}", f"store={step.folder}", *settings[:2], *choose_settings(step.chosen, weights=weights)]
+        commands = [[_PYTHON, "-m", "medcls.train", *typed]]
+        if last:
+            commands.append(_evaluate(run, step))
+        works.append(
+            Work(
+                name=name,
+                arms=(arm,),
+                fold=None if shared else fold.folder,
+                settings=settings,
+                inputs={"split": fold.split_sha256} | step.inputs,
+                commands=commands,
+                needs=(before,) if before else (),
+                evaluated=last,
+            )
+        )
+        before = name
+    return works
+
+
+def _evaluate(run: Path, step: Step) -> list[str]:
+    """The numbers of metrics.json come without intervals: those of a comparison are over all folds together."""
+    kept = [step.chosen[key] for key in _SHARED if key in step.chosen]
+    what = [f"run={run}", f"store={step.folder}", "split=test", "report=false", "replicates=1"]
+    return [_PYTHON, "-m", "medcls.evaluate", *what, *kept]
+
+
+def run_folder(out: Path, name: str) -> Path:
+    """Returns the run folder of a work: all lie beside one another, and share the features that they cache."""
+    return out.resolve() / "runs" / name

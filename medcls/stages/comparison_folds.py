@@ -1,0 +1,127 @@
+"""The folds of a comparison, written into the store as splits like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from medcls.command_line import say
+from medcls.config import CompareJob
+from medcls.data.folds import Fold, check_labels, find_links, link_patients, make_folds, shrink_training, write_fold
+from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, read_split, rows_of
+from medcls.data.store import Store
+from medcls.data.strata import build_strata
+from medcls.errors import DataError
+from medcls.stages.training_data import read_store_labels
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFold:
+    """A fold, or a seed of a holdout, with all or some of its training images.
+
+    Attributes:
+        name: Of the fold: r1f2, or s1 for the second seed.
+        repeat: Of the partition or seed, from 1.
+        number: In it, from 1.
+        size: Training images asked for; None = all.
+        split: Name of the split file in the store.
+        split_sha256: Its checksum.
+        seed: Of the trainings.
+        images: Split -> images.
+    """
+
+    name: str
+    repeat: int
+    number: int
+    size: int | None
+    split: str
+    split_sha256: str
+    seed: int
+    images: dict[str, int]
+
+    @property
+    def folder(self) -> str:
+        """Such as r1f2-n100."""
+        return self.name + (f"-n{self.size}" if self.size else "")
+
+
+def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]:
+    """Returns the folds of all sizes, written as splits of the store, and the test share.
+
+    The test share is test images over the other images, on average over the folds before any is made smaller: it does
+    not depend on which sizes are asked for together.
+    """
+    config = job.folds
+    splits, certificate = read_split(store, config.split)
+    strata = build_strata(read_store_labels(store), label=_find_label(store, config.label))
+    pairs = find_links(store, certificate)
+    patients = link_patients(store.codes("patient_id"), pairs)
+    k, repeats = config.shape
+    if config.kind == "holdout":
+        folds = [Fold(1, 1, splits)]
+    else:
+        pool = splits != SPLIT_NAMES.index(DROPPED)
+        if config.over == "development":
+            pool &= splits != SPLIT_NAMES.index(TEST)
+        folds = make_folds(
+            patients,
+            strata,
+            pool=pool,
+            k=k,
+            repeats=repeats,
+            val=config.val,
+            seed=config.seed,
+        )
+    provenance = {
+        "source": f"fold of {config.prefix} by patient, stratified by label, of the rows of {config.split} "
+        f"({'train, val and test' if config.over == 'all' else 'train and val'})",
+        "seed": config.seed,
+        "near_duplicates": certificate["near_duplicates"],
+    }
+    planned = []
+    for fold in folds:
+        for size in job.sizes:
+            part = shrink_training(fold, size or None, patients=patients, strata=strata, seed=config.seed)
+            if config.on_missing == "refuse":
+                check_labels(part, strata)
+            own = config.kind == "holdout" and not size
+            name = config.split if own else _name_split(config.prefix, part, holdout=config.kind == "holdout")
+            if not own:
+                write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance)
+            planned += list(_plan_seeds(job, store, part, split=name))
+    say(f"folds: {len(folds)} ({config.prefix}), {len({fold.split for fold in planned})} splits in {store.folder}")
+    return planned, sum(map(_measure_test_share, folds)) / len(folds)
+
+
+def _measure_test_share(fold: Fold) -> float:
+    train, val, test = (len(rows_of(fold.splits, name)) for name in (TRAIN, VAL, TEST))
+    return test / (train + val)
+
+
+def _find_label(store: Store, label: str | None) -> str | None:
+    names = read_store_labels(store).column_names if label else []
+    if label and label not in names:
+        raise DataError(f"folds.label={label}: the store's labels have {', '.join(names)}")
+    return label
+
+
+def _name_split(prefix: str, fold: Fold, *, holdout: bool) -> str:
+    return f"{prefix}-n{fold.size}" if holdout else f"{prefix}-{fold.name}"
+
+
+def _plan_seeds(job: CompareJob, store: Store, fold: Fold, *, split: str) -> Iterator[PlannedFold]:
+    """A fold has the seed of its repeat; a holdout stands for several seeds."""
+    splits, certificate = read_split(store, split)
+    images = {name: len(rows_of(splits, name)) for name in (TRAIN, VAL, TEST)}
+    holdout = job.folds.kind == "holdout"
+    for repeat in range(1, job.folds.shape[1] + 1) if holdout else [fold.repeat]:
+        yield PlannedFold(
+            name=f"s{repeat}" if holdout else f"r{fold.repeat}f{fold.number}",
+            repeat=repeat,
+            number=fold.number,
+            size=fold.size,
+            split=split,
+            split_sha256=certificate["split_sha256"],
+            seed=job.seed + (0 if job.folds.same_seed else repeat - 1),
+            images=images,
+        )
