@@ -107,7 +107,8 @@ def describe_transfer(job: TrainJob, plans: list[StagePlan], *, origins: dict[st
     late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= job.trainer.epochs]
     if late:
         say(f"notice: trainer.epochs={job.trainer.epochs} ends before {', '.join(late)} are trained")
-    say(format_plan(plans, lr=job.optimizer.lr, origins=origins))
+    # The wide part starts at the regression on its columns alone.
+    say(format_plan(plans, lr=job.optimizer.lr, origins=origins | {"wide": "regression"}))
 
 
 def check_dims(name: str, shape: tuple[int, ...]) -> None:

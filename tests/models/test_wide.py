@@ -105,8 +105,9 @@ def test_it_is_a_row_of_the_plan_and_trained_whatever_the_transfer(build_meta: B
     model = build_meta("resnet18", num_clinical=2)
     epochs = choose_first_epochs(list(model.stages), kind="frozen")
     plans = plan_transfer(model, epochs, layer_decay=1.0, batchnorm="train")
-    printed = format_plan([*plans, *plan_wide(model, lr_scale=0.1)], lr=1e-2).splitlines()
-    assert next(line for line in printed if line.startswith("wide")).split()[1:3] == ["6", "1.00e-03"]
+    planned = [*plans, *plan_wide(model, lr_scale=0.1)]
+    printed = format_plan(planned, lr=1e-2, origins={"wide": "regression"}).splitlines()
+    assert next(line for line in printed if line.startswith("wide")).split()[1:4] == ["regression", "6", "1.00e-03"]
     assert plan_wide(build_meta("resnet18"), lr_scale=0.1) == []
 
 

@@ -13,7 +13,8 @@ from medcls.config import ModelConfig
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import ENVIRONMENT, MODEL, read_json, sha256_file
-from medcls.stages.network import check_size, choose_options
+from medcls.stages.initial_weights import choose_options
+from medcls.stages.network import check_size
 from medcls.training.checkpoint import read_card, read_model
 
 Train = Callable[..., Path]
@@ -94,10 +95,10 @@ def test_a_vgg_names_its_pooling_and_has_nothing_to_compute_again(run_train: Tra
 
 
 def test_only_what_an_architecture_has_is_told_to_it() -> None:
-    assert choose_options(ModelConfig(name="resnet18")) == {}
-    assert choose_options(ModelConfig(name="acnn3d", supervision=[0.5, 1.0])) == {"all_levels": True}
+    assert choose_options(ModelConfig(name="resnet18"), None) == {}
+    assert choose_options(ModelConfig(name="acnn3d", supervision=[0.5, 1.0]), None) == {"all_levels": True}
     slices: dict[str, Any] = {"planes": "axial", "num_slices": 3, "pooling": "attention"}
-    assert choose_options(ModelConfig(name="slices_vgg11", **slices)) == slices
+    assert choose_options(ModelConfig(name="slices_vgg11", **slices), None) == slices
 
 
 def test_a_vgg_needs_32_voxels_along_each_axis_that_it_halves() -> None:
