@@ -26,7 +26,7 @@ from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder
 from medcls.identity import Identity, read_identity
 from medcls.imaging.source import choose_identity
-from medcls.imaging.worker import Limits
+from medcls.imaging.worker import VOLUME_LIMITS, Limits
 
 _BATCH = 65536
 _NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, SPLITS)))
@@ -117,10 +117,10 @@ def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity)
 
 
 def _limits(job: PrepareJob) -> Limits:
-    """A volume is some hundred images, and resampled as a whole."""
-    gib, seconds = (6.0, 600.0) if job.image.kind == "volume" else (2.0, 60.0)
-    gib, seconds = job.limits.memory_gib or gib, job.limits.seconds or seconds
-    return Limits(memory_bytes=int(gib * (1 << 30)), seconds=seconds)
+    """What the job says, else what the kind of image needs."""
+    usual, given = VOLUME_LIMITS if job.image.kind == "volume" else Limits(), job.limits
+    memory = usual.memory_bytes if given.memory_gib is None else int(given.memory_gib * (1 << 30))
+    return Limits(memory, usual.seconds if given.seconds is None else given.seconds)
 
 
 def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, decode: bool) -> Store:

@@ -48,6 +48,10 @@ class Limits:
     seconds: float = 60.0
 
 
+VOLUME_LIMITS = Limits(6 << 30, 600.0)
+"""A volume is some hundred images, and resampled as a whole."""
+
+
 def run_limited(
     function: Callable[[Item], Result],
     items: Iterable[Item],

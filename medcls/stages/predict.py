@@ -25,8 +25,11 @@ from medcls.files import MODEL, sha256_file, sha256_json
 from medcls.identity import read_identity
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
+from medcls.imaging.index import build_index
 from medcls.imaging.source import choose_identity, is_image, list_files
-from medcls.imaging.worker import run_limited
+from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volumes import QUARANTINED, find_series
+from medcls.imaging.worker import VOLUME_LIMITS, run_limited
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
@@ -70,7 +73,7 @@ class Ensemble:
 
 
 def predict(job: PredictJob) -> None:
-    """Predicts every file of the source and writes one row each, then one for each series and patient.
+    """Predicts every image or volume of the source and writes one row each, then one for each series and patient.
 
     Raises:
         DataError: no file ended in state ok; the table with the reasons is written all the same.
@@ -83,7 +86,11 @@ def predict(job: PredictJob) -> None:
     table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
-    cases = [judge_file(root, path, skip) for path, skip in files]
+    spec, workers = cards[0].preprocess, job.workers if job.workers >= 0 else os.cpu_count() or 1
+    if isinstance(spec, VolumeSpec):
+        cases = find_volume_cases(root, files, spec, workers=workers)
+    else:
+        cases = [judge_file(root, path, skip) for path, skip in files]
     # What every row was made by; read before the networks are, so that it is theirs.
     models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
     choices = find_choices(job.runs, models_sha256)
@@ -119,11 +126,6 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
             raise ConfigError(
                 f"run={run} has another {' and '.join(different)} than run={job.runs[0]}: only runs of the same "
                 "classes and preprocessing are averaged"
-            )
-        if card.preprocess.spatial_dims == 3:
-            raise ConfigError(
-                f"run={run} takes volumes: predict reads images; prepare a store with the same image settings and "
-                "evaluate it (split=all)"
             )
         if card.domain is None and job.out_of_domain == "refuse":
             raise DataError(
@@ -164,14 +166,35 @@ def judge_file(root: Path, path: str, skip: str) -> Case:
     return Case(path, SKIPPED if reason else OK, reason)
 
 
+def find_volume_cases(root: Path, files: Sequence[tuple[str, str]], spec: VolumeSpec, *, workers: int) -> list[Case]:
+    """Returns a case for each volume of the source, by the rules that filled the store, and for each file of none.
+
+    A volume is named by its first file; the other files of a volume have no row.
+    """
+    index = build_index(root, files, workers=workers)
+    cases: list[Case] = []
+    seen: set[str] = set()
+    for found in find_series(index, series=spec.series, stack=spec.stack):
+        for _, paths in found.volumes:
+            cases.append(Case(min(paths), files=paths))
+            seen.update(paths)
+        for path, state, reason, detail in found.left:
+            cases.append(Case(path, REFUSED if state == QUARANTINED else SKIPPED, reason, detail))
+            seen.add(path)
+    cases += [Case(path, SKIPPED, skip or "no_volume") for path, skip in files if path not in seen]
+    return sorted(cases, key=lambda case: case.path)
+
+
 def predict_cases(
     cases: Sequence[Case], job: PredictJob, *, root: Path, cards: list[ModelCard], table: ClinicalTable
 ) -> None:
     """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
     ensemble = load_models(job, cards, table)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
-    tasks = (DecodeTask((root / case.path,), None, cards[0].preprocess) for case in cases)
-    outcomes = run_limited(decode_image, tasks, workers=workers)
+    spec = cards[0].preprocess
+    tasks = (DecodeTask(tuple(root / file for file in case.files or (case.path,)), None, spec) for case in cases)
+    limits = VOLUME_LIMITS if spec.spatial_dims == 3 else None
+    outcomes = run_limited(decode_image, tasks, workers=workers, limits=limits)
     pending: list[Pending] = []
     bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)
     for case, outcome in bar:

@@ -30,7 +30,7 @@ class Case:
     """What became of one file, or of the images of one series or patient.
 
     Attributes:
-        path: Relative to the source, with /; "" of a series or patient.
+        path: Relative to the source, with /; of a volume its first file; "" of a series or patient.
         state: "ok", "refused" or "skipped".
         reason: Fixed word; "" for ok, unless training never saw the like and out_of_domain=allow.
         detail: What was found and expected; no identifying value.
@@ -41,6 +41,7 @@ class Case:
         images: How many went into the scores of a series or patient.
         aggregation: By which rule; "" of an image.
         chosen: Columns that the run's frozen choices add, the same names in every row.
+        files: All of a volume; () of an image, which is its path.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Case:
     images: int = 0
     aggregation: str = ""
     chosen: dict[str, float | bool | None] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 def build_rows(

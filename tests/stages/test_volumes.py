@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -97,8 +101,6 @@ def test_what_volumes_do_not_have_is_refused_in_one_line(
     run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
     with pytest.raises(ConfigError, match="robustness=true: its perturbations are of images"):
         run_evaluate(run, "split=val", "robustness=true")
-    with pytest.raises(ConfigError, match="takes volumes: predict reads images"):
-        predict(compose_job("predict", f"run={run}", f"source={tmp_path}", f"out={tmp_path / 'out.parquet'}"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["occlusion", "gradcam"])
@@ -202,3 +204,70 @@ def test_labels_without_meaning_give_an_auc_of_a_half(
     metrics = read_json(run_evaluate(run, "split=test", "report=false", "replicates=500") / "metrics.json")
     for auc in (metrics["auc"], metrics["baseline"]["metrics"]["auc"]):
         assert auc["low"] < 0.5 < auc["high"]
+
+
+def test_raw_volumes_get_the_scores_of_the_stored_ones(
+    volume_store: Store,
+    run_train: Train,
+    run_evaluate: Callable[..., Path],
+    compose_job: Callable[..., Any],
+    tiny3d: None,
+    tmp_path: Path,
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
+    raw = volume_store.folder.parent / "raw"
+    settings = (f"source={raw}", f"out={tmp_path / 'out.parquet'}", "workers=0", "device=cpu", "deidentify=declared")
+    predict(compose_job("predict", f"run={run}", *settings))
+    rows = [row for row in read_table(tmp_path / "out.parquet").to_pylist() if row["level"] == "image"]
+    states = Counter((row["state"], row["reason"]) for row in rows)
+    assert states == {("ok", None): 24, ("skipped", "no_volume"): 1}
+    stored = read_table(run_evaluate(run, "split=all", "report=false") / "predictions.parquet").to_pylist()
+    logits = {row["image_id"]: row["logits"] for row in stored}
+    assert len(logits) == 24
+    for row in rows:
+        if row["state"] == "ok":
+            np.testing.assert_allclose(row["logits"], logits[row["image_id"]], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def series() -> ModuleType:
+    """The builders of synthetic series of tests/imaging."""
+    path = Path(__file__).resolve().parent.parent / "imaging" / "build_series.py"
+    spec = importlib.util.spec_from_file_location("build_series", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_series_and_broken_ones_are_named_each_with_its_reason(
+    series: ModuleType,
+    run_prepare: Callable[..., Store],
+    run_train: Train,
+    compose_job: Callable[..., Any],
+    tiny3d: None,
+    tmp_path: Path,
+) -> None:
+    raw = tmp_path / "raw"
+    for number in range(9):
+        slices = series.build_slices(
+            tuple(2.5 * k for k in range(6)), origin=(-30.0 - number, 20.0, 5.0), PatientID=f"P{number}"
+        )
+        series.write_series(raw / f"case{number}", slices if number < 8 else [*slices[:2], *slices[3:]])
+    lines = [f"case{n},{n % 2}" for n in range(8)]
+    (raw / "labels.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    sizes = ("image=mr_volume", "image.size=[16,16,16]", "split.test=0.25", "split.val=0.25")
+    store = run_prepare(raw, tmp_path / "store", *sizes, "deidentify=declared", "max_quarantined=0.2")
+    run = run_train(tmp_path / "run", *TINY, f"store={store.folder}", "trainer.batch_size=4")
+    settings = (f"source={raw}", f"out={tmp_path / 'out.parquet'}", "workers=0", "device=cpu", "deidentify=declared")
+    predict(compose_job("predict", f"run={run}", *settings))
+    rows = read_table(tmp_path / "out.parquet").to_pylist()
+    assert Counter((row["level"], row["state"], row["reason"]) for row in rows) == {
+        ("image", "ok", None): 8,
+        ("image", "refused", "gap"): 5,
+        ("image", "skipped", "no_volume"): 1,
+        ("series", "ok", None): 8,
+        ("patient", "ok", None): 8,
+    }
+    assert {row["patient_id"] for row in rows if row["state"] == "ok"} == {f"P{number}" for number in range(8)}
