@@ -79,12 +79,25 @@ def assign_folds(data: TrainingData, targets: NDArray[np.int64], *, seed: int) -
 
 
 def fill_head(head: LinearHead, svm: Svm) -> None:
-    """Writes the machine and its map to logits into a head on L2-normalised features."""
+    """Writes the machine and its map to logits into a head on L2-normalised features.
+
+    Two classes have one decision value. A head with a logit for each (task.kind=multiclass) gets half of it, taken from
+    one and given to the other: its softmax is the sigmoid.
+
+    Raises:
+        ValueError: the head has another number of outputs or features than the machine.
+    """
+    weight, bias, shift = torch.from_numpy(svm.weight), torch.from_numpy(svm.bias), svm.shift
+    if len(weight) == 1 and head.linear.out_features == 2:
+        halves = torch.tensor([-0.5, 0.5], dtype=weight.dtype)
+        weight, bias, shift = halves[:, None] * weight, halves * (bias + shift / svm.slope), 0.0
+    if weight.shape != head.linear.weight.shape:
+        raise ValueError(f"a machine of {tuple(weight.shape)} for a head of {tuple(head.linear.weight.shape)}")
     with torch.no_grad():
-        head.linear.weight.copy_(torch.from_numpy(svm.weight))
-        head.linear.bias.copy_(torch.from_numpy(svm.bias))
+        head.linear.weight.copy_(weight)
+        head.linear.bias.copy_(bias)
         head.scale.fill_(svm.slope)
-        head.shift.fill_(svm.shift)
+        head.shift.fill_(shift)
 
 
 def describe_svm(svm: Svm) -> None:

@@ -17,9 +17,12 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.models.heads import LinearHead
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
+from medcls.stages.svm_head import fill_head
 from medcls.training.checkpoint import read_card, read_model
+from medcls.training.svm import fit_svm
 
 Run = Callable[..., Path]
 SVM = ("transfer=frozen", "augment=none", "model.head=svm")
@@ -111,6 +114,28 @@ def test_views_of_an_image_are_further_rows_of_the_svm(run_train: Run, tmp_path:
     one = run_train(tmp_path / "one", "transfer=frozen", "augment=radiograph", "transfer.views=1", "model.head=svm")
     weights = [read_model(r / "model.safetensors")[0].head.linear.weight for r in (run, one)]
     assert not torch.equal(*weights)
+
+
+def test_two_classes_have_the_same_probabilities_with_one_logit_and_with_two() -> None:
+    features = np.random.default_rng(0).normal(size=(60, 5))
+    targets = (features[:, 0] + 0.5 > 0).astype(np.int64)
+    svm = fit_svm(features, targets, folds=np.arange(60) % 3, costs=[1.0])
+    one, two = LinearHead(5, 1), LinearHead(5, 2)
+    fill_head(one, svm)
+    fill_head(two, svm)
+    images = torch.from_numpy(features).float()
+    with torch.no_grad():
+        expected, found = one.eval()(images).sigmoid()[:, 0], two.eval()(images).softmax(dim=1)[:, 1]
+    assert expected.std() > 0.1
+    assert svm.shift != 0
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_machine_of_other_size_than_the_head_is_refused() -> None:
+    features = np.random.default_rng(0).normal(size=(60, 5))
+    svm = fit_svm(features, np.arange(60) % 2, folds=np.arange(60) % 3, costs=[1.0])
+    with pytest.raises(ValueError, match="a machine of"):
+        fill_head(LinearHead(5, 3), svm)
 
 
 def test_a_class_of_one_patient_is_refused_in_one_line(
