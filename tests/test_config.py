@@ -115,6 +115,7 @@ OUT_OF_RANGE = [
     ("train", "model=acnn3d model.supervision=[1]", ["[FC1, FC2]"]),
     ("train", "model=dsa3dcnn model.supervision=[-1,1]", ["model.supervision=-1", ">= 0"]),
     ("train", "model=dsa3dcnn model.supervision=[1,0]", ["the last=0", "> 0"]),
+    ("train", "model.name=clinical", ["model.weights=imagenet", "no network to load them into"]),
     ("train", "task.kind=multiclas", ["multiclas", "nearest: multiclass"]),
     ("train", "task.loss=mse", ["task.loss", "multiclass", "mse", "cross_entropy"]),
     ("train", "task.focal_gamma=11", ["task.focal_gamma=11", "<= 10"]),

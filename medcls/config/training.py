@@ -9,6 +9,7 @@ from medcls.config.checks import check_choice, check_file_name, check_range
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+_HEAD_WIDTH = 256
 # The loss of an ordinal task decides what its outputs are.
 _ORDINAL = {"corn": "corn", "cross_entropy": "softmax", "focal": "softmax", "joint": "joint"}
 
@@ -37,7 +38,7 @@ class ModelConfig:
     num_slices: int = 0
     pooling: str = "mean"
     head: str = "linear"
-    head_width: int = 256
+    head_width: int = _HEAD_WIDTH
     init: str = "full"
     init_to: str | None = None
     width: float = 0.5
@@ -66,6 +67,10 @@ class ModelConfig:
 
     def _check_effects(self) -> None:
         """A setting that this network does not have would be without effect."""
+        if self.name == "clinical" and self.weights is not None:
+            raise ConfigError(f"model.weights={self.weights}: model=clinical has no network to load them into")
+        if self.head != "mlp" and self.head_width != _HEAD_WIDTH:
+            raise ConfigError(f"model.head_width={self.head_width}: only model.head=mlp has it, not {self.head}")
         if not self.name.startswith("slices_"):
             for key, default in (("planes", "axial"), ("num_slices", 0), ("pooling", "mean")):
                 if getattr(self, key) != default:

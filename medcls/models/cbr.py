@@ -13,7 +13,7 @@ _LAYERS: dict[str, tuple[int, tuple[int, ...]]] = {
     "cbr_tiny": (5, (64, 128, 256, 512)),
 }
 CBR = tuple(_LAYERS)
-_POOLS = 4  # the fifth block of CBR-LargeT has none
+_POOLS = 4  # the fifth block of CBR-LargeT has none: own choice
 
 
 def build_cbr(name: str) -> tuple[nn.Sequential, int]:
@@ -24,8 +24,9 @@ def build_cbr(name: str) -> tuple[nn.Sequential, int]:
     Args:
         name: One of CBR.
 
-    Source: filters, widths and pools (3 x 3, stride 2), Raghu et al., arXiv 1902.07208, as quoted by others; own
-    choice: padding that keeps the size, no bias beside BatchNorm, He's initialisation (docs/decisions/0016).
+    Source: filters, widths, max-pools between the blocks and the global average: Raghu et al., arXiv 1902.07208, as
+    quoted by others. Own choice (docs/decisions/0016): pools of 3 x 3 with stride 2 after the first four blocks,
+    padding that keeps the size, no bias beside BatchNorm, He's initialisation.
     """
     size, widths = _LAYERS[name]
     layers: OrderedDict[str, nn.Module] = OrderedDict()

@@ -60,7 +60,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     if external and job.store is None:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
     check_same_preprocessing(store, card)
-    notes: list[str] = []
+    notes = list_lineage_notes(card)
     certificate: dict[str, Any] = {}
     if external and job.split == "all":
         rows = np.arange(len(store), dtype=np.int64)
@@ -113,3 +113,11 @@ def check_external(store: Store, rows: NDArray[np.int64], run: Path, card: Model
         raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
     notes = check_unseen(store, rows, lineage, remedy="leave them out of the external store", own=sha256)
     return [f"external store {store.name}: no patient id and no image of it was trained or selected on", *notes]
+
+
+def list_lineage_notes(card: ModelCard) -> list[str]:
+    """Returns what a reader has to know where an ancestor had this run's own split (transfer.val_seen=allow)."""
+    own = (card.store_sha256, card.split_sha256)
+    if not any((model.get("store_sha256"), model.get("split_sha256")) == own for model in card.ancestors):
+        return []
+    return ["val is no unseen split for this run: a model that its weights come from was selected on it, too"]

@@ -21,7 +21,7 @@ from medcls.stages.views import plan_views
 
 _FORMAT = 1
 # Where nothing is asked for and nothing is frozen yet.
-_SENSITIVITY, _SPECIFICITY, _ALPHA = (0.95,), (0.95,), 0.1
+_DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +88,6 @@ def name_views(job: EvaluateJob, members: list[Member]) -> str:
     """Returns the name of the views of all members; "" for the plain middle."""
     plans = [plan_views(job, crop=each.card.crop, stored=each.opened.store.shape) for each in members]
     return "+".join(sorted({plan.name for plan in plans} - {""}))
-
-
-_DEFAULTS: dict[str, Any] = {
-    "sensitivity": list(_SENSITIVITY),
-    "specificity": list(_SPECIFICITY),
-    "cost": [],
-    "alpha": _ALPHA,
-}
 
 
 def _ask(job: EvaluateJob) -> dict[str, Any]:

@@ -111,6 +111,15 @@ def hash_seen(run: Path) -> dict[str, str]:
     return {name: sha256_file(run / name) for name in (PATIENTS, IMAGES, ANCESTORS) if (run / name).is_file()}
 
 
+def has_seen(lineage: Lineage, store: Store, rows: Rows) -> bool:
+    """Returns whether a model of the lineage trained or selected on a patient or an image of these rows."""
+    for kind in _KINDS:
+        seen = lineage.seen.filter(pc.equal(lineage.seen.column("kind"), kind)).column("value")
+        if pc.any(pc.is_in(store.read(kind, rows=rows).column(kind), value_set=seen)).as_py():
+            return True
+    return False
+
+
 def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own: str = "") -> list[str]:
     """Returns what could not be compared, after checking that no model of the lineage has seen these rows.
 

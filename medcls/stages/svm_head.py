@@ -11,23 +11,25 @@ from tqdm import tqdm
 
 from medcls.command_line import say
 from medcls.config import TrainJob
-from medcls.data.splits import TRAIN
+from medcls.data.splits import TRAIN, VAL
 from medcls.data.strata import Strata
 from medcls.data.stratification import assign_shares
 from medcls.errors import DataError
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead
 from medcls.reproducibility import draw_seed
+from medcls.stages.lineage import Lineage, has_seen
 from medcls.stages.training_data import TrainingData
 from medcls.training.svm import GRID, MAX_ITERATIONS, Svm, fit_svm
 
 FOLDS = 5
 
 
-def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier) -> dict[str, Any]:
+def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
     """Puts the machine into the model's head and returns what was chosen, as JSON.
 
-    C is chosen by folds of the training patients; the validation rows have no part in it.
+    C is chosen by folds of the training patients, and so is the map to probabilities. Where the network was trained on
+    them before, their margins are too good in any fold: the map is then fitted on the validation rows.
 
     Raises:
         DataError: a class has fewer than two patients.
@@ -40,7 +42,14 @@ def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier) -> dict[
     features = np.concatenate([view.read(train.rows) for view in train.views])
     views = len(train.views)
     costs = tqdm(GRID, desc="svm", unit="C")
-    svm = fit_svm(features, np.tile(targets, views), folds=np.tile(folds, views), costs=costs)
+    known = has_seen(lineage, data.store, data.train.rows)
+    apart = read_validation(data) if known else None
+    if known:
+        say(
+            "notice: the network was trained on these training patients before: C is chosen on features that know "
+            "them, and the map to probabilities is fitted on the validation rows"
+        )
+    svm = fit_svm(features, np.tile(targets, views), folds=np.tile(folds, views), costs=costs, apart=apart)
     fill_head(model.head, svm)
     describe_svm(svm)
     return {
@@ -48,8 +57,15 @@ def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier) -> dict[
         "table": svm.table,
         "folds": int(folds.max()) + 1,
         "converged": svm.converged,
-        "logit": {"slope": svm.slope, "shift": svm.shift},
+        "logit": {"slope": svm.slope, "shift": svm.shift, "fitted_on": "val" if known else "train, held out by fold"},
+        "training_patients_known_to_network": known,
     }
+
+
+def read_validation(data: TrainingData) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Returns features (N, F) and classes (N,) of the validation rows."""
+    val = data.features[VAL]
+    return val.views[0].read(val.rows), val.targets[:, 0].numpy().astype(np.int64)
 
 
 def assign_folds(data: TrainingData, targets: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:

@@ -31,7 +31,7 @@ from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
-from medcls.stages.lineage import hash_seen, write_lineage
+from medcls.stages.lineage import Lineage, hash_seen, write_lineage
 from medcls.stages.loop import Feed, run_loop
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
@@ -96,7 +96,7 @@ def _train(job: TrainJob) -> None:
         set_train_mode(model, plans, epoch=epoch)
 
     if job.model.head == "svm":
-        best = solve(job, run, data=data, model=model)
+        best = solve(job, run, data=data, model=model, lineage=lineage)
     else:
         with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
             fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
@@ -172,10 +172,10 @@ def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
     return 0 if data.features else choose_workers(job.workers, device=rules.device)
 
 
-def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier) -> Best:
+def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, lineage: Lineage) -> Best:
     """Solves a head that has no epochs, and returns it as the only one, with the score that it has on validation."""
     start = time.perf_counter()
-    chosen = solve_head(job, data=data, model=model)
+    chosen = solve_head(job, data=data, model=model, lineage=lineage)
     trained = FeatureClassifier(model).eval()
     val = data.features[VAL]
     with torch.inference_mode():

@@ -54,7 +54,14 @@ class Svm:
     ranks: bool
 
 
-def fit_svm(features: NDArray[Any], targets: Integers, *, folds: Integers, costs: Iterable[float] = GRID) -> Svm:
+def fit_svm(
+    features: NDArray[Any],
+    targets: Integers,
+    *,
+    folds: Integers,
+    costs: Iterable[float] = GRID,
+    apart: tuple[NDArray[Any], Integers] | None = None,
+) -> Svm:
     """Returns the machine fitted on all rows with the C that ranks held-out patients best.
 
     Deterministic: the primal problem is solved, which draws no random numbers.
@@ -64,6 +71,8 @@ def fit_svm(features: NDArray[Any], targets: Integers, *, folds: Integers, costs
         targets: (N,) classes 0 … K-1.
         folds: (N,) fold of each row; all rows of a patient are in one, and every class in two.
         costs: Values of C that are tried.
+        apart: Features and classes of other rows, on which the map to logits is fitted. Needed where the network that
+            made the features was trained on the rows above: it knows them by heart, in whichever fold they are.
 
     Raises:
         DataError: no fold has two classes.
@@ -76,8 +85,12 @@ def fit_svm(features: NDArray[Any], targets: Integers, *, folds: Integers, costs
     ]
     # The smallest of equals: the widest margin.
     best = max(table, key=lambda row: (row["auc"], -row["C"]))
-    slope, shift, ranks = fit_logits(held_out[best["C"]][0], targets)
     machine, converged = _fit(rows, targets, cost=best["C"])
+    if apart is None:
+        slope, shift, ranks = fit_logits(held_out[best["C"]][0], targets)
+    else:
+        decisions = machine.decision_function(normalize_rows(apart[0])).reshape(len(apart[1]), -1)
+        slope, shift, ranks = fit_logits(decisions, apart[1])
     return Svm(
         weight=np.asarray(machine.coef_, np.float64),
         bias=np.asarray(machine.intercept_, np.float64),

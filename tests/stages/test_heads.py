@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.heads import LinearHead
+from medcls.stages.evaluation_data import list_lineage_notes
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.stages.svm_head import fill_head
@@ -131,6 +133,14 @@ def test_two_classes_have_the_same_probabilities_with_one_logit_and_with_two() -
     torch.testing.assert_close(found, expected)
 
 
+def test_two_labels_as_classes_are_told_apart(run_train: Run, tmp_path: Path) -> None:
+    two = "task.classes={0: 0, 1: 0, 2: 1}"
+    runs = [run_train(tmp_path / kind, *SVM, f"task={kind}", two) for kind in ("binary", "multiclass")]
+    rows = [read_json_lines(run / "metrics.jsonl")[0] for run in runs]
+    assert rows[0]["val_auc"] == pytest.approx(rows[1]["val_auc"])
+    assert rows[0]["val_accuracy"] == pytest.approx(rows[1]["val_accuracy"])
+
+
 def test_a_machine_of_other_size_than_the_head_is_refused() -> None:
     features = np.random.default_rng(0).normal(size=(60, 5))
     svm = fit_svm(features, np.arange(60) % 2, folds=np.arange(60) % 3, costs=[1.0])
@@ -187,10 +197,21 @@ def test_a_fine_tuned_run_gives_its_features_to_an_svm(
     with pytest.raises(DataError, match=r"biased transfer.*transfer.val_seen=allow"):
         run_train(tmp_path / "refused", *SVM, f"model.weights={tuned}")
     run = run_train(tmp_path / "svm", *SVM, f"model.weights={tuned}", "transfer.val_seen=allow")
-    assert "val is no unseen split for this run: its ancestor tuned was selected on it" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "val is no unseen split for this run: its ancestor tuned was selected on it" in err
+    assert "the map to probabilities is fitted on the validation rows" in err
+    (row,) = read_json_lines(run / "metrics.jsonl")
+    assert '"fitted_on": "val"' in json.dumps(row)
+    assert '"fitted_on": "train, held out by fold"' in json.dumps(
+        read_json_lines(run_train(tmp_path / "plain", *SVM) / "metrics.jsonl")
+    )
     ours, theirs = (read_model(r / "model.safetensors")[0].backbone.state_dict() for r in (run, tuned))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert read_card(run / "model.safetensors").ancestors
+    card = read_card(run / "model.safetensors")
+    assert card.ancestors
+    (note,) = list_lineage_notes(card)
+    assert "val is no unseen split" in note
+    assert list_lineage_notes(read_card(tuned / "model.safetensors")) == []
 
 
 @pytest.mark.parametrize(
@@ -206,6 +227,7 @@ def test_a_fine_tuned_run_gives_its_features_to_an_svm(
         (["task.sampler=balanced"], "task.sampler=balanced has no effect"),
         (["model.head=svn"], "nearest: svm"),
         (["model.head=mlp", "model.head_width=0"], ">= 1"),
+        (["model.head=linear", "model.head_width=7"], "only model.head=mlp has it, not linear"),
     ],
 )
 def test_what_a_head_cannot_do_is_refused(

@@ -142,3 +142,15 @@ def test_rows_of_zeros_stay() -> None:
     head = build_head("svm", [2], 1)
     fill_head(head, Svm(np.ones((1, 2)), np.zeros(1), 2.0, 0.5, 1.0, [], True, True))
     np.testing.assert_allclose(head(torch.tensor([[3.0, 4.0], [0, 0]])).detach(), [[2 * 1.4 + 0.5], [0.5]], rtol=1e-6)
+
+
+def test_features_that_know_their_rows_by_heart_get_their_logits_from_other_rows(draw: Callable[..., Sample]) -> None:
+    rng = np.random.default_rng(0)
+    features, targets, folds = draw(signal=0.0, size=200)
+    features[:, 0] = 100 * (2 * targets - 1)  # a network trained on these rows
+    other = rng.normal(size=(200, 20))  # what it makes of rows that it has not seen: nothing
+    others = rng.integers(0, 2, 200)
+    for apart, better in ((None, False), ((other, others), True)):
+        svm = fit_svm(features, targets, folds=folds, costs=COSTS, apart=apart)
+        logits = svm.slope * (normalize_rows(other) @ svm.weight.T + svm.bias) + svm.shift
+        assert (log_loss(others, 1 / (1 + np.exp(-logits[:, 0]))) < 0.7) == better
