@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo test test-slow fuzz lint bench sbom container-test slurm-test clean-demo
+.PHONY: env demo demo3d test test-slow fuzz lint bench sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@PY=$(PY) WEIGHTS_DIR="$(WEIGHTS_DIR)" sh data_prep/demo.sh
+
+# Three dimensions: synthetic heads, pretraining without labels on one domain, fine-tuning on the other
+demo3d: $(STAMP)
+	@PY=$(PY) sh data_prep/demo3d.sh
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
@@ -58,4 +62,4 @@ slurm-test: $(STAMP)
 	$(PY) -m tests.deploy.slurm $(SLURM_ARGS)
 
 clean-demo:
-	rm -rf demo
+	rm -rf demo demo3d
