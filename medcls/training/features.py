@@ -39,8 +39,8 @@ FEATURES = "features"
 _KEY, _VALUES, _DIGESTS = "key.json", "features.npy", "digests.npy"
 _POLL_SECONDS = 0.5
 _CHUNK = 1024
-# Pixels or voxels of one pass: 32 images of 224 pixels, 16 of 512, 2 volumes of 128.
-_MOST_IMAGES, _MOST_PIXELS = 32, 2**22
+# Of one pass: 16 images of up to 512 pixels, 2 volumes of 128. Small, because the last one is filled up.
+_MOST_IMAGES, _MOST_PIXELS = 16, 2**22
 
 Rows = NDArray[np.int64]
 Features = NDArray[np.float32]

@@ -197,7 +197,7 @@ def test_maps_do_not_travel_to_workers(open_cache: Open) -> None:
 
 @given(
     st.lists(st.integers(0, 500), min_size=1, max_size=100),
-    st.sampled_from([((1, 224, 224), 32), ((3, 512, 512), 16), ((1, 128, 128, 128), 2), ((1, 4096, 4096), 1)]),
+    st.sampled_from([((1, 224, 224), 16), ((3, 1024, 1024), 4), ((1, 128, 128, 128), 2), ((1, 4096, 4096), 1)]),
 )
 def test_every_batch_has_one_size_and_every_position_is_there(
     positions: list[int], shape: tuple[tuple[int, ...], int]
