@@ -16,6 +16,7 @@ from medcls.data.splits import TEST, read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.models.backbones import count_dims
 from medcls.stages import train as stage
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.engine import NonFiniteError
@@ -369,10 +370,11 @@ def test_class_missing_from_validation_is_refused(
 
 @pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_runs_one_step(
-    compose_job: Callable[..., Any], tmp_path: Path, store: Store, path: Path
+    compose_job: Callable[..., Any], tmp_path: Path, store: Store, volume_store: Store, path: Path
 ) -> None:
     small = ["trainer.max_steps=1", "trainer.batch_size=2", "workers=0", "device=cpu"]
-    job = compose_job("train", f"experiment={path.stem}", f"store={store.folder}", f"run={tmp_path / 'run'}", *small)
+    job = compose_job("train", f"experiment={path.stem}", f"run={tmp_path / 'run'}", *small)
+    job.store = str((volume_store if count_dims(job.model.name) == 3 else store).folder)
     if job.model.weights is not None:
         job.model.weights = None  # no download in a test
     stage.train(job)
