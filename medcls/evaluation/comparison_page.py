@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medcls.evaluation.assessed_tables import Cell, Table
 from medcls.evaluation.comparison_figures import draw_arms, draw_folds, draw_learning_curves
@@ -15,6 +12,7 @@ from medcls.evaluation.definitions import find_definition, name_metric
 from medcls.evaluation.evaluation import INTENDED_USE
 from medcls.evaluation.panels import Panel, Plan, write_panel
 from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.evaluation.templates import load_template
 from medcls.files import write_bytes
 
 Results = Mapping[str, Any]
@@ -40,7 +38,7 @@ def write_comparison_page(folder: Path, results: Results) -> Path:
     """
     # All training images first: what a reader asks about.
     sizes = sorted(results["sizes"], key=lambda size: size != ALL)
-    page = _load_template().render(
+    page = load_template("comparison.html.j2").render(
         results=results,
         title=name_metric(results["metric"]),
         test=_TESTS[results["design"]["kind"]],
@@ -248,15 +246,3 @@ def list_definitions(results: Results) -> list[tuple[str, str, str]]:
     found = [find_definition(metric) for metric in (results["metric"], *results["secondary"])]
     known = {one.title: one for one in found if one is not None}
     return [(one.title, one.text, one.source) for one in known.values()]
-
-
-@cache
-def _load_template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("medcls.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("comparison.html.j2")

@@ -5,11 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medcls.evaluation.documents import write_documents
 from medcls.evaluation.drawing import embed_image
@@ -18,6 +14,7 @@ from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
+from medcls.evaluation.templates import load_template
 from medcls.files import write_bytes
 
 REPORT = "report.html"
@@ -48,7 +45,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         grades=evaluation.grades,
     )
     slider = build_slider(predictions, evaluation.metrics.get("operating_points", []))
-    page = _load_template().render(
+    page = load_template("report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,
         cards=build_cards(predictions, evaluation.metrics),
@@ -86,15 +83,3 @@ def choose_kept(evaluation: Evaluation, *, slider: bool) -> list[str]:
         "explanations": bool(evaluation.explanations or evaluation.explanation_notes),
     }
     return [anchor for anchor, here in given.items() if here]
-
-
-@cache
-def _load_template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("medcls.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from medcls.config import TrainerConfig
+from medcls.config import PretrainJob, TrainerConfig, TrainJob
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
 from medcls.stages.resume import Keeper
 from medcls.training.engine import EpochResult, Learner, StepRules, run_epochs
+from medcls.training.optimizers import build_schedule
 from medcls.training.tracking import Tracker
 
 
@@ -29,6 +32,19 @@ class Feed:
 
     loader: Iterable[Batch]
     sampler: EpochSampler
+
+
+def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:
+    """Returns the schedule of trainer.epochs epochs of `batches` each, from their first step."""
+    return build_schedule(
+        optimizer,
+        name=job.schedule.name,
+        steps_per_epoch=-(-batches // rules.accumulate),
+        epochs=job.trainer.epochs,
+        warmup_epochs=job.schedule.warmup_epochs,
+        step_epochs=job.schedule.step_epochs,
+        step_factor=job.schedule.step_factor,
+    )
 
 
 def run_loop(

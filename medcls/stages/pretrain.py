@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.command_line import say
 from medcls.config import PretrainJob
@@ -24,7 +22,7 @@ from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.lineage import hash_seen
-from medcls.stages.loop import Feed, run_loop
+from medcls.stages.loop import Feed, run_loop, start_schedule
 from medcls.stages.network import choose_normalization
 from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
@@ -35,7 +33,7 @@ from medcls.stages.training_data import read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, write_model
 from medcls.training.engine import Best, Learner, NonFiniteError, Progress, StepRules, move_model, run_forward
 from medcls.training.losses import Loss
-from medcls.training.optimizers import build_optimizer, build_schedule
+from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler
 from medcls.training.reconstruction import build_reconstruction_loss
 
@@ -105,33 +103,14 @@ def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder
     plans = plan_transfer(model, every, layer_decay=1.0, batchnorm="train")
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
-    average = None
-    if job.trainer.ema_decay is not None:
-        rule = get_ema_multi_avg_fn(job.trainer.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
     return Learner(
         model=model,
         loss=build_reconstruction_loss(job.loss_name),
         optimizer=optimizer,
-        schedule=start_schedule(job, data, optimizer, rules=rules),
+        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
         scaler=build_scaler(rules.precision, device=rules.device),
-        average=average,
+        average=build_average(model, decay=job.trainer.ema_decay),
         forward=torch.compile(model) if job.trainer.compile else model,
-    )
-
-
-def start_schedule(
-    job: PretrainJob, data: PretrainingData, optimizer: torch.optim.Optimizer, *, rules: StepRules
-) -> LambdaLR:
-    """Returns the schedule of trainer.epochs epochs, from their first step: of all levels, or of one."""
-    return build_schedule(
-        optimizer,
-        name=job.schedule.name,
-        steps_per_epoch=-(-len(build_sampler(job, data)) // rules.accumulate),
-        epochs=job.trainer.epochs,
-        warmup_epochs=job.schedule.warmup_epochs,
-        step_epochs=job.schedule.step_epochs,
-        step_factor=job.schedule.step_factor,
     )
 
 
@@ -162,7 +141,9 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoe
         waited = job.trainer.patience is not None and epoch - progress.best.epoch >= job.trainer.patience
         if level + 1 < levels and (done + 1 == job.trainer.epochs or waited):
             start_level(job, learner, progress, epoch=(level + 1) * job.trainer.epochs)
-            learner.schedule = start_schedule(job, data, learner.optimizer, rules=rules)
+            learner.schedule = start_schedule(
+                job, learner.optimizer, batches=len(build_sampler(job, data)), rules=rules
+            )
 
     trainer = replace(job.trainer, epochs=levels * job.trainer.epochs)
     run_loop(

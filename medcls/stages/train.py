@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
@@ -32,7 +31,7 @@ from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import Lineage, hash_seen, write_lineage
-from medcls.stages.loop import Feed, run_loop
+from medcls.stages.loop import Feed, run_loop, start_schedule
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
@@ -51,7 +50,7 @@ from medcls.training.engine import (
     predict_logits,
 )
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
-from medcls.training.optimizers import build_optimizer, build_schedule
+from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler, choose_device, choose_precision
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
@@ -218,27 +217,14 @@ def build_learner(
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
     optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
-    schedule = build_schedule(
-        optimizer,
-        name=job.schedule.name,
-        steps_per_epoch=-(-len(build_sampler(job, data)) // rules.accumulate),
-        epochs=job.trainer.epochs,
-        warmup_epochs=job.schedule.warmup_epochs,
-        step_epochs=job.schedule.step_epochs,
-        step_factor=job.schedule.step_factor,
-    )
     trained = FeatureClassifier(model) if cached else model
-    average = None
-    if job.trainer.ema_decay is not None:
-        rule = get_ema_multi_avg_fn(job.trainer.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(trained, multi_avg_fn=rule, use_buffers=True)
     return Learner(
         model=trained,
         loss=build_task_loss(job, data, unit=float(model.head.scale)),
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
         scaler=build_scaler(rules.precision, device=rules.device),
-        average=average,
+        average=build_average(trained, decay=job.trainer.ema_decay),
         forward=torch.compile(trained) if job.trainer.compile else trained,
     )
 

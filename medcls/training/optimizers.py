@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.errors import ConfigError
 
@@ -101,3 +103,11 @@ def build_schedule(
         )
 
     return LambdaLR(optimizer, factor)
+
+
+def build_average(model: nn.Module, *, decay: float | None) -> AveragedModel | None:
+    """Returns the exponential moving average of a model's weights and buffers; None without a decay."""
+    if decay is None:
+        return None
+    rule = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
