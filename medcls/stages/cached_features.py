@@ -25,7 +25,6 @@ from medcls.models.transfer import StagePlan
 from medcls.stages.network import choose_normalization
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import compute_digest
-from medcls.training.engine import StepRules
 from medcls.training.features import (
     FEATURES,
     FeatureCache,
@@ -34,6 +33,7 @@ from medcls.training.features import (
     compute_features,
     list_batches,
 )
+from medcls.training.learner import StepRules
 
 _FORMAT = 1
 

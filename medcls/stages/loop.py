@@ -16,8 +16,10 @@ from medcls.config import PretrainJob, TrainerConfig, TrainJob
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
 from medcls.stages.resume import Keeper
-from medcls.training.engine import EpochResult, Learner, StepRules, run_epochs
+from medcls.training.engine import run_epochs
+from medcls.training.learner import Learner, StepRules
 from medcls.training.optimizers import build_schedule
+from medcls.training.progress import EpochResult
 from medcls.training.tracking import Tracker
 
 

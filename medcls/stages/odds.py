@@ -19,8 +19,9 @@ from medcls.data.splits import TRAIN, VAL
 from medcls.evaluation.odds import REGRESSION, compute_ratios, list_contrasts, read_own
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.stages.training_data import TrainingData
-from medcls.training.engine import StepRules, predict_logits
 from medcls.training.features import FeatureDataset
+from medcls.training.learner import StepRules
+from medcls.training.prediction import predict_logits
 
 REPLICATES = 1000
 _FORMAT = 1

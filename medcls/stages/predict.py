@@ -46,8 +46,9 @@ from medcls.stages.prediction_table import (
     write_rows,
 )
 from medcls.training.checkpoint import ModelCard, read_card, read_model
-from medcls.training.engine import StepRules, predict_logits
+from medcls.training.learner import StepRules
 from medcls.training.precision import choose_device, choose_precision
+from medcls.training.prediction import predict_logits
 
 INTENDED_USE = "research use; not a medical device"
 

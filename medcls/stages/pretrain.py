@@ -31,10 +31,13 @@ from medcls.stages.run_folder import claim_run, start_run
 from medcls.stages.train import check_same_data, choose_rules, look_at_data
 from medcls.stages.training_data import read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, write_model
-from medcls.training.engine import Best, Learner, NonFiniteError, Progress, StepRules, move_model, run_forward
+from medcls.training.engine import NonFiniteError
+from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss
 from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler
+from medcls.training.prediction import move_model, run_forward
+from medcls.training.progress import Best, Progress
 from medcls.training.reconstruction import build_reconstruction_loss
 
 

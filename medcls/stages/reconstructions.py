@@ -15,7 +15,8 @@ from medcls.command_line import say
 from medcls.data.dataset import Batch
 from medcls.files import write_bytes
 from medcls.models.autoencoder import Autoencoder
-from medcls.training.engine import StepRules, move_images
+from medcls.training.learner import StepRules
+from medcls.training.prediction import move_images
 
 _CELL, _GAP, _TITLE = 112, 4, 18
 _VIEWS = ("axial", "coronal", "sagittal")

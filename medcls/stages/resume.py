@@ -16,8 +16,9 @@ from medcls.config import PretrainJob, TrainJob
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
 from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
-from medcls.training.engine import Learner, Progress
+from medcls.training.learner import Learner
 from medcls.training.preemption import PreemptedError, Watch
+from medcls.training.progress import Progress
 from medcls.training.resuming import pack_training, unpack_training
 
 # What has to be equal for the same bits again; of environment.json.

@@ -24,8 +24,9 @@ from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.stages.split_predictions import SplitPredictions
 from medcls.training.checkpoint import read_model
-from medcls.training.engine import StepRules, predict_logits
+from medcls.training.learner import StepRules
 from medcls.training.precision import choose_device, choose_precision
+from medcls.training.prediction import predict_logits
 
 MOST_REPLICATES = 500  # thirty points: their intervals are for the eye
 

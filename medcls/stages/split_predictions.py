@@ -25,8 +25,10 @@ from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, plan_views
 from medcls.training.checkpoint import ModelCard, read_model
-from medcls.training.engine import NonFiniteError, StepRules, predict_logits
+from medcls.training.engine import NonFiniteError
+from medcls.training.learner import StepRules
 from medcls.training.precision import choose_device, choose_precision
+from medcls.training.prediction import predict_logits
 
 PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"

@@ -40,18 +40,13 @@ from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, read_any_card, write_model
-from medcls.training.engine import (
-    Best,
-    Learner,
-    NonFiniteError,
-    Progress,
-    StepRules,
-    move_model,
-    predict_logits,
-)
+from medcls.training.engine import NonFiniteError
+from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler, choose_device, choose_precision
+from medcls.training.prediction import move_model, predict_logits
+from medcls.training.progress import Best, Progress
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
 

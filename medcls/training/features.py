@@ -32,8 +32,9 @@ from medcls.data.dataset import Batch, Position
 from medcls.errors import BusyError, DataError, WriteError
 from medcls.files import TEMPORARY, lock_folder, sha256_json, sync_folder, write_json
 from medcls.models.classifier import Classifier
-from medcls.training.engine import StepRules, move_images
+from medcls.training.learner import StepRules
 from medcls.training.precision import autocast
+from medcls.training.prediction import move_images
 
 FEATURES = "features"
 _KEY, _VALUES, _DIGESTS = "key.json", "features.npy", "digests.npy"

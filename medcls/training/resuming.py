@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from medcls.training.engine import Best, EpochResult, Learner, Progress
+from medcls.training.learner import Learner
+from medcls.training.progress import Best, EpochResult, Progress
 
 _MODEL, _AVERAGE, _BEST, _OPTIMIZER = "model/", "average/", "best/", "optimizer/"
 

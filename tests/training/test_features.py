@@ -20,8 +20,8 @@ from medcls.data.dataset import Batch
 from medcls.errors import DataError, WriteError
 from medcls.files import lock_folder, read_json, sha256_json
 from medcls.models.classifier import Classifier
-from medcls.training.engine import StepRules
 from medcls.training.features import FeatureCache, FeatureDataset, compute_features, list_batches
+from medcls.training.learner import StepRules
 
 SHAPE = (40, 6)
 TRUTH = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

@@ -15,7 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
 from medcls.training.checkpoints import name_checkpoint, read_newest, write_checkpoint
-from medcls.training.engine import EpochResult, Learner, Progress, StepRules, predict_logits, run_epochs
+from medcls.training.engine import run_epochs
+from medcls.training.learner import Learner, StepRules
+from medcls.training.prediction import predict_logits
+from medcls.training.progress import EpochResult, Progress
 from medcls.training.resuming import pack_training, unpack_training
 
 EPOCHS, BATCHES = 3, 4

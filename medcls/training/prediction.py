@@ -1,0 +1,54 @@
+"""The forward pass: stored images to the device, in its layout and precision, and logits back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medcls.data.dataset import Batch
+from medcls.training.learner import StepRules
+from medcls.training.precision import autocast
+
+
+def move_images(images: Tensor, rules: StepRules) -> Tensor:
+    """Returns the stored integers on the device; conversion to float happens there."""
+    return images.to(rules.device, non_blocking=True).contiguous(memory_format=choose_layout(images, rules))
+
+
+def move_model(model: nn.Module, rules: StepRules) -> None:
+    """Puts the model on the device, its filters in the layout of the images or volumes they meet."""
+    model.to(rules.device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous(memory_format=choose_layout(parameter, rules))
+
+
+def choose_layout(tensor: Tensor, rules: StepRules) -> torch.memory_format:
+    """Returns channels_last of images and square filters, channels_last_3d of volumes and cubes, where asked for."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if rules.channels_last else {}
+    return layouts.get(tensor.ndim, torch.contiguous_format)
+
+
+def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) -> Tensor:
+    """Returns the logits (N, L) of a batch, in the precision and on the device of the rules."""
+    images = move_images(batch.images, rules)
+    with autocast(rules.precision, device=rules.device):
+        if not batch.clinical.shape[1]:
+            return forward(images)
+        return forward(images, batch.clinical.to(rules.device, non_blocking=True))
+
+
+@torch.inference_mode()
+def predict_logits(model: nn.Module, batches: Iterable[Batch], rules: StepRules) -> NDArray[np.float64]:
+    """Returns logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode."""
+    model.eval()
+    logits, positions = [], []
+    for batch in batches:
+        logits.append(run_forward(model, batch, rules).float().cpu())
+        positions.append(batch.positions)
+    order = torch.cat(positions).argsort()
+    result: NDArray[np.float64] = torch.cat(logits)[order].double().numpy()
+    return result

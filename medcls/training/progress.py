@@ -1,0 +1,95 @@
+"""Where a training stands: the epoch at work, what it did so far, and the best one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class EpochResult:
+    """What one epoch did so far.
+
+    Attributes:
+        loss_sum: Of the images of steps with a finite loss.
+        loss_images: How many those are.
+        images: Seen.
+        steps: Optimizer steps taken.
+        skipped: Steps skipped because the loss or the gradient was not finite (fp16 does so to find its scale).
+        seconds: Wall clock.
+        wait_seconds: Of these, waiting for data.
+    """
+
+    loss_sum: float = 0.0
+    loss_images: int = 0
+    images: int = 0
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the images of steps with a finite loss; NaN where there was none."""
+        return self.loss_sum / self.loss_images if self.loss_images else math.nan
+
+    @property
+    def groups(self) -> int:
+        """Groups of batches that are done: the position in the epoch."""
+        return self.steps + self.skipped
+
+
+@dataclass(slots=True)
+class Best:
+    """The best epoch so far by the validation metric.
+
+    Attributes:
+        score: Its metric, larger is better; -inf before the first, and where it is undefined.
+        epoch: Its number; -1 before the first.
+        state: Copy of the evaluated network's weights on the CPU.
+    """
+
+    score: float = -math.inf
+    epoch: int = -1
+    state: dict[str, Tensor] | None = None
+
+    def update(self, score: float, epoch: int, model: nn.Module) -> bool:
+        """Keeps the model where its score is better, or the first; NaN (outputs not finite) is never kept."""
+        better = score > self.score or (self.state is None and not math.isnan(score))
+        if better:
+            self.score, self.epoch = score, epoch
+            self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        return better
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands: with the learner all that the next step depends on.
+
+    Attributes:
+        epoch: The epoch at work, or the next one.
+        result: What it did so far.
+        groups: Steps of the epochs before it, taken and skipped.
+        best: The best epoch so far.
+    """
+
+    epoch: int = 0
+    result: EpochResult = field(default_factory=EpochResult)
+    groups: int = 0
+    best: Best = field(default_factory=Best)
+
+    @property
+    def total(self) -> int:
+        """Steps since the beginning, taken and skipped."""
+        return self.groups + self.result.groups
+
+    def is_over(self, *, epochs: int, max_steps: int | None, patience: int | None) -> bool:
+        """Returns whether no epoch is to begin: all are done, or the steps, or the patience."""
+        waited = self.epoch - 1 - self.best.epoch
+        return (
+            self.epoch >= epochs
+            or (max_steps is not None and self.groups >= max_steps)
+            or (patience is not None and self.epoch > 0 and waited >= patience)
+        )
