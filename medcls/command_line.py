@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
+from medcls.distributed import PeerError, count_ranks, get_rank, is_first
 from medcls.errors import ConfigError, MedclsError, UsageError
 from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
 
@@ -37,6 +38,7 @@ LIST_KEYS = frozenset(
 )
 # Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
 PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
+SEVERAL_PROCESSES = ("train", "pretrain")
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 
@@ -195,6 +197,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
+        _take_place(name, program)
         conf = conf_folder()
         arguments = sys.argv[1:] or ([default] if default else [])
         if {"-h", "--help"} & set(arguments):
@@ -206,13 +209,14 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         for cfg in composed:
             main(load(cfg))
     except MedclsError as error:
-        return _say(program, str(error), error.exit_code)
+        # Where one process has ended, it has said why; one of the others says what to do.
+        return _say(program, str(error), error.exit_code, by_all=not isinstance(error, PeerError))
     except (HydraException, OmegaConfBaseException) as error:
         return _say(program, _one_line(error), ConfigError.exit_code)
     except OSError as error:
         return _explain_os_error(program, error)
     except KeyboardInterrupt:
-        return _say(program, "interrupted: run the same command again", 75)
+        return _say(program, "interrupted: run the same command again", 75, by_all=False)
     except SystemExit as stop:
         return UsageError.exit_code if stop.code == 2 else int(stop.code or 0)
     except Exception:
@@ -264,14 +268,26 @@ def _one_line(error: BaseException) -> str:
     return " ".join(kept)
 
 
-def _say(program: str, message: str, code: int) -> int:
-    say(f"{program}: {message}".replace("\n", "\\n"))
+def _take_place(name: str, program: str) -> None:
+    if count_ranks() > 1 and name not in SEVERAL_PROCESSES:
+        raise UsageError(f"{program} is one process: start it without torchrun and medcls.launch")
+    if not is_first():
+        # The first shows a bar; tqdm reads this when it is imported.
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+def _say(program: str, message: str, code: int, *, by_all: bool = True) -> int:
+    """Says why the command ends, as the first of several processes or, with its number, as any of them."""
+    if by_all or is_first():
+        who = program if is_first() else f"{program} (process {get_rank()})"
+        print(make_printable(f"{who}: {message}".replace("\n", "\\n")), file=sys.stderr, flush=True)
     return code
 
 
 def say(message: str) -> None:
-    """Prints progress or a notice to standard error, flushed."""
-    print(make_printable(message), file=sys.stderr, flush=True)
+    """Prints progress or a notice to standard error, flushed; of several processes of a training the first does."""
+    if is_first():
+        print(make_printable(message), file=sys.stderr, flush=True)
 
 
 def put(result: str) -> None:

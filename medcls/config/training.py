@@ -253,6 +253,7 @@ class TrainerConfig:
     max_nonfinite: int = 5
     channels_last: bool = True
     activation_checkpointing: bool = False
+    sync_batchnorm: bool = False
     compile: bool = False
     tensorboard: bool = False
 

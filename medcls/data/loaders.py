@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medcls.data.dataset import Batch, Position
+from medcls.distributed import count_local_ranks
+from medcls.errors import ConfigError
 from medcls.reproducibility import make_generator
 
 _WORKER_TIMEOUT_SECONDS = 300
@@ -26,10 +28,14 @@ class EpochSampler(Sampler[list[Position]]):
 
     Args:
         num_samples: Of the dataset.
-        batch_size: Largest batch.
+        batch_size: Largest batch, of all processes together.
         seed: Of the order.
         shuffle: False keeps the dataset's order.
         weights: (num_samples,) chance of each sample to be drawn (with replacement); None draws each once.
+        part: (rank, ranks): every batch is cut into so many parts, and this one yielded.
+
+    Raises:
+        ConfigError: a batch has fewer samples than there are processes.
     """
 
     def __init__(
@@ -40,10 +46,17 @@ class EpochSampler(Sampler[list[Position]]):
         seed: int = 0,
         shuffle: bool = False,
         weights: NDArray[np.float64] | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.num_samples, self.batch_size, self.seed, self.shuffle = num_samples, batch_size, seed, shuffle
         self.weights = None if weights is None else weights / weights.sum()
         self.epoch, self.start = 0, 0
+        self.part = part
+        if num_samples // max(1, len(self)) < part[1] > 1:
+            raise ConfigError(
+                f"{num_samples} images in batches of {batch_size} over {part[1]} processes: each needs an image of "
+                "every batch; raise trainer.batch_size, or start fewer processes"
+            )
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.batch_size)
@@ -57,7 +70,8 @@ class EpochSampler(Sampler[list[Position]]):
         size, larger = divmod(self.num_samples, max(1, len(self)))
         for batch in range(self.start, len(self)):
             start = batch * size + min(batch, larger)
-            yield [(self.epoch, position) for position in order[start : start + size + (batch < larger)].tolist()]
+            chosen = order[start : start + size + (batch < larger)]
+            yield [(self.epoch, position) for position in chosen[self.part[0] :: self.part[1]].tolist()]
 
 
 def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -78,10 +92,11 @@ def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose_workers(workers: int, *, device: str) -> int:
-    """Returns the number of loading processes; -1 = none on the CPU (its cores compute), up to 8 beside a GPU."""
+    """Returns the number of loading processes of this process; -1 = none on the CPU, up to 8 beside each GPU."""
     if workers >= 0:
         return workers
-    return min(8, max(1, (os.cpu_count() or 1) - 1)) if device == "cuda" else 0
+    cores = (os.cpu_count() or 1) // count_local_ranks()
+    return min(8, max(1, cores - 1)) if device == "cuda" else 0
 
 
 def build_loader(
@@ -115,5 +130,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _start_worker(worker: int) -> None:
+    # A signal to the whole group (Ctrl-C, torchrun's agent) is the training's to answer, which needs its batches.
+    os.setpgid(0, 0)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

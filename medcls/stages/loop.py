@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from medcls import distributed
 from medcls.config import PretrainJob, TrainerConfig, TrainJob
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
@@ -71,7 +72,7 @@ def run_loop(
         on_epoch: Called with each epoch's number when it is logged, before a checkpoint may be written.
     """
     learner, progress, total = keeper.learner, keeper.progress, feed.sampler.num_samples
-    tracker = Tracker(keeper.run, tensorboard=trainer.tensorboard)
+    tracker = Tracker(keeper.run, tensorboard=trainer.tensorboard) if distributed.is_first() else None
     bar = tqdm(total=trainer.epochs * total, unit="image", desc="train", mininterval=1.0)
 
     def batches(epoch: int, groups: int) -> Iterable[Batch]:
@@ -94,14 +95,16 @@ def run_loop(
         progress=progress,
         on_step=on_step,
     ):
-        tracker.write(describe_epoch(epoch, result, metrics, learner))
+        if tracker is not None:
+            tracker.write(describe_epoch(epoch, result, metrics, learner))
         mark = " *" if best.epoch == epoch else ""
         shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
         bar.write(f"epoch {epoch + 1}/{trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
         on_epoch(epoch)
         keeper.look(validated=True)
     bar.close()
-    tracker.close()
+    if tracker is not None:
+        tracker.close()
 
 
 def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], learner: Learner) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from torch import nn
 from medcls.command_line import say
 from medcls.config import PretrainJob
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
 from medcls.errors import ConfigError
-from medcls.files import MODEL, RECONSTRUCTIONS, lock_folder, sha256_json
+from medcls.files import MODEL, RECONSTRUCTIONS, sha256_json
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
@@ -27,7 +28,7 @@ from medcls.stages.network import choose_normalization
 from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import claim_run, start_run
+from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.train import check_same_data, choose_rules, look_at_data
 from medcls.stages.training_data import read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, write_model
@@ -43,36 +44,37 @@ from medcls.training.reconstruction import build_reconstruction_loss
 
 def pretrain(job: PretrainJob) -> str:
     """Trains one autoencoder, or finds it finished; returns the command that starts from it."""
-    with lock_folder(Path(job.run or "")):
-        _pretrain(job)
+    with join_ranks(), hold_run(job) as (run, finished):
+        if finished:
+            check_same_data(job, run)
+            say(f"run {run}: finished already with these settings; nothing to do")
+        else:
+            _pretrain(job, run)
     return f"python -m medcls.train store=TARGET run=DIR model={CLASSIFIER_OF[job.model.name]} model.weights={job.run}"
 
 
-def _pretrain(job: PretrainJob) -> None:
-    run, finished = claim_run(job)
-    if finished:
-        check_same_data(job, run)
-        say(f"run {run}: finished already with these settings; nothing to do")
-        return
+def _pretrain(job: PretrainJob, run: Path) -> None:
     rules = choose_rules(job)
     seed_everything(job.seed)
-    data = open_volumes(job)
-    model = build_model(job, data)
-    learner = build_learner(job, data, model=model, rules=rules)
-    inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"]])
-    environment = describe_environment(device=rules.device, precision=rules.precision)
-    environment["not_deterministic_on_cuda"] = list_nondeterministic(model)
+    with first_goes_ahead():
+        data = open_volumes(job)
+        model = build_model(job, data)
+        learner = build_learner(job, data, model=model, rules=rules)
+        inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"]])
+        environment = describe_environment(device=rules.device, precision=rules.precision)
+        environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
     progress = resume_training(run, learner, environment=environment, inputs=inputs)
-    if progress is None:
+    if progress is None and is_first():
         start_run(run, job, environment=environment)
         write_seen(run, data)
         look_at_data(run, data)
         check_space(run, learner)
     with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
         fit(job, data, keeper=keeper, model=model, rules=rules)
-    write_best(job, run, data=data, model=model, best=keeper.progress.best)
-    draw_reconstructions(run / RECONSTRUCTIONS, model, data.inputs[1], count=job.figures, rules=rules)
-    delete_checkpoints(run)
+    if is_first():
+        write_best(job, run, data=data, model=model, best=keeper.progress.best)
+        draw_reconstructions(run / RECONSTRUCTIONS, model, data.inputs[1], count=job.figures, rules=rules)
+        delete_checkpoints(run)
 
 
 def build_model(job: PretrainJob, data: PretrainingData) -> Autoencoder:
@@ -120,7 +122,8 @@ def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder
 def build_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
     """Returns the order of the training volumes."""
     size = min(job.trainer.batch_size, len(data.train))
-    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True)
+    part = (get_rank(), count_ranks())
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, part=part)
 
 
 def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoencoder, rules: StepRules) -> None:
@@ -201,14 +204,13 @@ def validate(
     """Returns the negative mean loss over the validation volumes, which chooses the best epoch, and what to log."""
     model.eval()
     size = min(job.trainer.batch_size, len(data.val))
-    loader = build_loader(
-        data.inputs[1], EpochSampler(len(data.val), batch_size=size), workers=workers, device=rules.device
-    )
+    sampler = EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
+    loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     total = 0.0
     for batch in keeper.look_between(loader):
         pairs = run_forward(model, batch, rules)
         total += float(loss(pairs.float(), batch.targets)) * len(batch.images)
-    mean = total / len(data.val)
+    mean = add_up(total)[0] / len(data.val)
     level = {} if getattr(model, "level", None) is None else {"level": float(model.level)}  # type: ignore[arg-type]
     return (-mean if math.isfinite(mean) else math.nan), {"val_loss": mean, **level}
 

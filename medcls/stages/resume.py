@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from medcls import distributed
 from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
+from medcls.training.checkpoint import compute_digest
 from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
 from medcls.training.learner import Learner
 from medcls.training.preemption import PreemptedError, Watch
@@ -22,7 +24,7 @@ from medcls.training.progress import Progress
 from medcls.training.resuming import pack_training, unpack_training
 
 # What has to be equal for the same bits again; of environment.json.
-_SAME_BITS = ("processor", "threads", "device", "precision", "packages")
+_SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packages")
 Item = TypeVar("Item")
 
 
@@ -56,6 +58,8 @@ def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any],
             f"run={run} was begun with other data or weights than there are now: restore them, or choose another run="
         )
     progress = unpack_training(learner, checkpoint.tensors, checkpoint.state)
+    if not distributed.is_first():
+        return progress
     _shorten_log(run / METRICS_LOG, epochs=progress.epoch)
     say(f"resuming {run} in epoch {progress.epoch + 1}, after {progress.total} steps ({checkpoint.path.name})")
     record = read_json(run / ENVIRONMENT)
@@ -127,29 +131,36 @@ class Keeper:
             WriteError: it cannot be written.
         """
         self.watch.step()
-        if self.watch.signal or time.monotonic() - self.written >= self.seconds:
+        due = distributed.is_first() and time.monotonic() - self.written >= self.seconds
+        ended, due = distributed.any_rank(bool(self.watch.signal), due)
+        if ended or due:
             self._write(validated=validated)
-        if self.watch.signal:
+        if ended:
+            # One process that ends takes the others with it: none before the checkpoint is whole.
+            distributed.wait()
             raise PreemptedError(
-                f"{self.watch.signal}: stopped after {self.progress.total} steps, in epoch {self.progress.epoch + 1}; "
-                "run the same command again to go on"
+                f"{self.watch.signal or 'a signal to another process'}: stopped after {self.progress.total} steps, in "
+                f"epoch {self.progress.epoch + 1}; run the same command again to go on"
             )
 
     def look_between(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yields the items of a validation; a signal ends it, and it is made again from its beginning."""
         for item in items:
             self.watch.step()
-            if self.watch.signal:
+            if distributed.any_rank(bool(self.watch.signal))[0]:
                 self.look()
             yield item
 
     def _write(self, *, validated: bool) -> None:
+        self.written = time.monotonic()
+        if not distributed.is_first():
+            return
         tensors, state = pack_training(self.learner, self.progress)
         state["inputs"] = self.inputs
         name = name_checkpoint(self.progress.total, validated=validated)
         if not (self.run / CHECKPOINTS / name).exists():
             write_checkpoint(self.run / CHECKPOINTS, name, tensors=tensors, state=state, keep=self.keep)
-        self.written = time.monotonic()
+            self.written = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -158,6 +169,8 @@ def keep_checkpoints(
 ) -> Iterator[Keeper]:
     """Yields what writes the checkpoints of a training as job.checkpoint says; signals are noted meanwhile."""
     chosen = job.checkpoint
+    digest = compute_digest({name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()})
+    distributed.check_same(f"{inputs} {progress.total} {digest}", what="data, weights or checkpoints")
     with Watch(hang_seconds=chosen.hang_minutes and 60 * chosen.hang_minutes) as watch:
         yield Keeper(run, learner, progress, watch, inputs=inputs, seconds=60 * chosen.minutes, keep=chosen.keep)
 

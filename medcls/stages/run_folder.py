@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medcls.config import PretrainJob, TrainJob
+from medcls.distributed import first_goes_ahead, is_first
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import (
     ANCESTORS,
@@ -27,6 +29,7 @@ from medcls.files import (
     ODDS_RATIOS,
     PATIENTS,
     RECONSTRUCTIONS,
+    lock_folder,
     read_json,
     sha256_json,
     write_bytes,
@@ -53,6 +56,15 @@ _OURS = {
     ODDS_RATIOS,
     RECONSTRUCTIONS,
 }
+
+
+@contextlib.contextmanager
+def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
+    """Holds the run folder against other trainings while the block runs, and yields what `claim_run` returns."""
+    with lock_folder(Path(job.run or "")) if is_first() else contextlib.nullcontext():
+        with first_goes_ahead():
+            claimed = claim_run(job)
+        yield claimed
 
 
 def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:

@@ -19,13 +19,15 @@ from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
 from medcls.data.splits import VAL, read_split
 from medcls.data.store import Store
+from medcls.distributed import count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, LABELS, MODEL, lock_folder, sha256_file, sha256_json
+from medcls.files import CONTACT_SHEET, LABELS, MODEL, sha256_file, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.recomputation import recompute_blocks
+from medcls.models.synchronization import synchronize_batchnorm
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group, set_train_mode
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
@@ -35,7 +37,7 @@ from medcls.stages.loop import Feed, run_loop, start_schedule
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import claim_run, start_run
+from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
@@ -53,29 +55,31 @@ from medcls.training.tracking import Tracker
 
 def train(job: TrainJob) -> None:
     """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
-    with lock_folder(Path(job.run or "")):
-        _train(job)
+    with join_ranks(), hold_run(job) as (run, finished):
+        if finished:
+            check_same_data(job, run)
+            say(f"run {run}: finished already with these settings; nothing to do")
+        else:
+            _train(job, run)
 
 
-def _train(job: TrainJob) -> None:
-    run, finished = claim_run(job)
-    if finished:
-        check_same_data(job, run)
-        say(f"run {run}: finished already with these settings; nothing to do")
-        return
+def _train(job: TrainJob, run: Path) -> None:
+    if job.model.head == "svm" and count_ranks() > 1:
+        raise ConfigError("model.head=svm is solved by one process: run python -m medcls.train without medcls.launch")
     rules = choose_rules(job)
     seed_everything(job.seed)
-    data = open_data(job)
-    model, plans, lineage = build_model(job, data)
-    cached = choose_features(job, plans)
-    learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
-    # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
-    score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
-    inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.models])
-    environment = describe_environment(device=rules.device, precision=rules.precision)
-    environment["not_deterministic_on_cuda"] = list_nondeterministic(model)
+    with first_goes_ahead():
+        data = open_data(job)
+        model, plans, lineage = build_model(job, data)
+        cached = choose_features(job, plans)
+        learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
+        # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
+        score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
+        inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.models])
+        environment = describe_environment(device=rules.device, precision=rules.precision)
+        environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
     progress = resume_training(run, learner, environment=environment, inputs=inputs)
-    if progress is None:
+    if progress is None and is_first():
         start_run(run, job, environment=environment)
         write_seen(run, data)
         write_lineage(run, lineage)
@@ -84,7 +88,8 @@ def _train(job: TrainJob) -> None:
             write_baseline(run, job, data)
         check_space(run, learner)
     if cached:
-        data.features = cache_features(job, run, data=data, model=model, rules=rules)
+        with first_goes_ahead():
+            data.features = cache_features(job, run, data=data, model=model, rules=rules)
 
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
@@ -95,12 +100,13 @@ def _train(job: TrainJob) -> None:
         with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
             fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
         best = keeper.progress.best
-    if best.state is not None:
-        write_odds(job, run, data=data, model=learner.model, state=best.state, rules=rules)
-    if cached and best.state is not None:
-        best.state = model.state_dict() | best.state
-    write_best(job, run, data=data, best=best, ancestors=lineage.models, options=model.backbone.options)
-    delete_checkpoints(run)
+    if is_first():
+        if best.state is not None:
+            write_odds(job, run, data=data, model=learner.model, state=best.state, rules=rules)
+        if cached and best.state is not None:
+            best.state = model.state_dict() | best.state
+        write_best(job, run, data=data, best=best, ancestors=lineage.models, options=model.backbone.options)
+        delete_checkpoints(run)
 
 
 def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
@@ -190,7 +196,8 @@ def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
     size = min(job.trainer.batch_size, len(data.train))
     # BatchNorm cannot take a batch of one image, which pairs of an odd number of images would end in.
     size += size == 2 and len(data.train) % 2
-    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights)
+    part = (get_rank(), count_ranks())
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights, part=part)
 
 
 def build_learner(
@@ -206,6 +213,10 @@ def build_learner(
 
     With cached features the learner's model is what stands above the backbone.
     """
+    if job.trainer.sync_batchnorm and count_ranks() > 1:
+        if rules.device == "cpu":
+            raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; leave it out with device=cpu")
+        synchronize_batchnorm(model.backbone)
     move_model(model, rules)
     if job.trainer.activation_checkpointing and not recompute_blocks(model.backbone.stages):
         raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
@@ -246,9 +257,10 @@ def validate(
     job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, keeper: Keeper
 ) -> tuple[float, dict[str, float]]:
     """Returns the score that chooses the best epoch and the validation metrics for the log."""
-    sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size)
+    part = (get_rank(), count_ranks())
+    sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=part)
     loader = build_loader(data.inputs[1], sampler, workers=choose_loading(job, data, rules), device=rules.device)
-    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader), rules))
+    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader), rules, total=len(data.val)))
     if not logits.isfinite().all():
         # A network that overflows here may recover; its epoch is logged and never kept.
         return math.nan, {"val_loss": math.nan, "val_score": math.nan}

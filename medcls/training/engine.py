@@ -9,7 +9,9 @@ from itertools import islice
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from medcls import distributed
 from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
@@ -57,9 +59,8 @@ def train_one_epoch(
         result.wait_seconds += time.perf_counter() - waiting
         if not group:
             break
-        torch.manual_seed(draw_seed("step", rules.seed, epoch, result.groups))
-        loss, taken = train_step(learner, group, rules)
-        images = sum(len(batch.images) for batch in group)
+        torch.manual_seed(draw_step_seed(rules.seed, epoch=epoch, step=result.groups))
+        loss, taken, images = train_step(learner, group, rules)
         result.images += images
         result.steps, result.skipped = result.steps + taken, result.skipped + (not taken)
         if learner.nonfinite >= rules.max_nonfinite:
@@ -74,28 +75,38 @@ def train_one_epoch(
     return result
 
 
-def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[float, bool]:
-    """Takes one optimizer step over the batches of `group`.
+def draw_step_seed(seed: int, *, epoch: int, step: int) -> int:
+    """Returns the seed of what a step draws (dropout); each of several processes draws for its own images."""
+    rank = distributed.get_rank()
+    return draw_seed("step", seed, epoch, step, *([rank] if rank else []))
+
+
+def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[float, bool, int]:
+    """Takes one optimizer step over the batches of `group`, of which each of several processes has its part.
 
     Returns:
-        The mean loss over images, and whether the step was taken: it is skipped, and leaves no trace in the model,
-        where the loss or the gradient is not finite.
+        The mean loss over the images of all processes, whether the step was taken, and how many images those are. It is
+        skipped, and leaves no trace in the model, where the loss or the gradient is not finite anywhere.
     """
     learner.optimizer.zero_grad(set_to_none=True)
     # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
-    loss = _accumulate(learner, group, rules)
-    taken = math.isfinite(loss) and _update(learner, rules)
-    if not taken:
+    own = sum(len(batch.images) for batch in group)
+    loss_sum, images = distributed.add_up(_accumulate(learner, group, rules) * own, own)
+    loss, share = loss_sum / images, own / images
+    if not math.isfinite(loss):
+        learner.nonfinite += 1
+    if not (math.isfinite(loss) and _update(learner, rules, share=share)):
         learner.optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        return loss, False
+        return loss, False, int(images)
+    share_statistics(learner.model, share=share)
     learner.nonfinite = 0
     learner.schedule.step()
     if learner.average is not None:
         learner.average.update_parameters(learner.model)
-    return loss, True
+    return loss, True, int(images)
 
 
 def _accumulate(learner: Learner, group: list[Batch], rules: StepRules) -> float:
@@ -109,16 +120,17 @@ def _accumulate(learner: Learner, group: list[Batch], rules: StepRules) -> float
         share = len(batch.images) / total
         mean_loss += float(loss.detach()) * share
         if not math.isfinite(mean_loss):
-            learner.nonfinite += 1
             break
         learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
     return mean_loss
 
 
-def _update(learner: Learner, rules: StepRules) -> bool:
-    """Unscales, clips, steps and updates the scale; returns whether the parameters were changed."""
+def _update(learner: Learner, rules: StepRules, *, share: float) -> bool:
+    """Adds up over processes, unscales, clips, steps and updates the scale; returns whether parameters were changed."""
+    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    distributed.sum_gradients(parameters, share=share)
     learner.scaler.unscale_(learner.optimizer)
-    if not _clip(learner, rules):
+    if not _clip(learner, parameters, rules):
         learner.nonfinite += 1
         return False
     scale = learner.scaler.get_scale()
@@ -130,14 +142,20 @@ def _update(learner: Learner, rules: StepRules) -> bool:
     return not skipped
 
 
-def _clip(learner: Learner, rules: StepRules) -> bool:
+def _clip(learner: Learner, parameters: list[nn.Parameter], rules: StepRules) -> bool:
     """Clips the gradient; returns whether it may be used.
 
     With an active scaler infinite gradients are its signal to lower the scale: step() then skips by itself.
     """
-    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, rules.clip_norm or math.inf)
     return learner.scaler.is_enabled() or bool(torch.isfinite(norm))
+
+
+def share_statistics(model: nn.Module, *, share: float) -> None:
+    """Replaces BatchNorm's running statistics by their mean over processes, weighted by the images each has seen."""
+    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    statistics = [s for module in learning for s in (module.running_mean, module.running_var) if s is not None]
+    distributed.sum_tensors(statistics, share=share)
 
 
 def run_epochs(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medcls import distributed
 from medcls.data.dataset import Batch
 from medcls.training.learner import StepRules
 from medcls.training.precision import autocast
@@ -42,13 +43,26 @@ def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) 
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, batches: Iterable[Batch], rules: StepRules) -> NDArray[np.float64]:
-    """Returns logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode."""
+def predict_logits(
+    model: nn.Module, batches: Iterable[Batch], rules: StepRules, *, total: int | None = None
+) -> NDArray[np.float64]:
+    """Returns logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode.
+
+    Args:
+        model: Images to logits.
+        batches: Of all rows, or with `total` of this process's.
+        rules: Device and precision.
+        total: N, where each of several processes predicts its part and gets the whole.
+    """
     model.eval()
     logits, positions = [], []
     for batch in batches:
         logits.append(run_forward(model, batch, rules).float().cpu())
         positions.append(batch.positions)
-    order = torch.cat(positions).argsort()
-    result: NDArray[np.float64] = torch.cat(logits)[order].double().numpy()
+    where = torch.cat(positions)
+    if total is None:
+        ordered = torch.cat(logits)[where.argsort()]
+    else:
+        ordered = distributed.gather_rows(torch.cat(logits), where, total=total)
+    result: NDArray[np.float64] = ordered.double().numpy()
     return result

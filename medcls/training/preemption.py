@@ -16,6 +16,7 @@ from medcls.errors import MedclsError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 EXIT_CODE = 75
+_SAME_SECONDS = 2.0
 
 
 class PreemptedError(MedclsError):
@@ -30,7 +31,7 @@ class Watch:
     The loop looks at `signal` after each step. Where it does not get there within `grace_seconds` of a signal (a
     hanging file system, a dead loading process), or makes no step for `hang_seconds`, the stacks of all threads are
     written to standard error and the process exits with 75; the last checkpoint is whole in any case. A second signal
-    of the same kind ends at once.
+    ends at once; within two seconds it counts as the first, which a batch system and torchrun's agent both hand on.
 
     Args:
         grace_seconds: From the signal to the end by force.
@@ -74,7 +75,9 @@ class Watch:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            if time.monotonic() - self._asked > _SAME_SECONDS:
+                raise KeyboardInterrupt
+            return
         self.signal, self._asked = signal.Signals(number).name, time.monotonic()
 
     def _look(self) -> None:

@@ -87,7 +87,7 @@ def test_accumulated_batches_make_the_step_of_one_big_batch(
     batch, results = make_batch(12, kind), []
     for group in ([batch], split(batch, sizes)):
         model = build_tiny(kind, batchnorm=False).train()
-        loss, taken = train_step(build_learner(model, kind, lr=1e-3), group, CPU)
+        loss, taken, _ = train_step(build_learner(model, kind, lr=1e-3), group, CPU)
         results.append((loss, model.state_dict()))
         assert taken
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
@@ -207,7 +207,7 @@ def test_fp16_overflow_lowers_the_scale_and_nothing_else(
     rules = StepRules(precision="fp16", clip_norm=1.0)
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # overflows float16 in the backward pass
     before = weights_of(model)
-    loss, taken = train_step(learner, [make_batch()], rules)
+    loss, taken, _ = train_step(learner, [make_batch()], rules)
     assert (math.isfinite(loss), taken) == (True, False)
     assert learner.scaler.get_scale() == 2.0**39
     assert (learner.schedule.last_epoch, learner.nonfinite) == (0, 0)
@@ -249,7 +249,7 @@ def test_non_finite_loss_skips_the_step_and_leaves_no_trace(
     model = build_tiny().train()
     learner = build_learner(model, name="adamw", loss=Poison({0}, value))
     before = weights_of(model)
-    loss, taken = train_step(learner, [make_batch()], CPU)
+    loss, taken, _ = train_step(learner, [make_batch()], CPU)
     assert not math.isfinite(loss)
     assert not taken
     assert same(before, model)  # BatchNorm's running statistics included
@@ -274,7 +274,7 @@ def test_non_finite_gradient_of_a_finite_loss_skips_the_step(
     model.head.linear.weight.register_hook(lambda gradient: gradient * math.nan)
     before = weights_of(model)
     learner = build_learner(model)
-    loss, taken = train_step(learner, [make_batch()], StepRules(clip_norm=1.0))
+    loss, taken, _ = train_step(learner, [make_batch()], StepRules(clip_norm=1.0))
     assert (math.isfinite(loss), taken, learner.nonfinite) == (True, False, 1)
     assert same(before, model)
 

@@ -1,0 +1,118 @@
+"""python -m medcls.launch: one training in several processes, through torchrun's elastic agent.
+
+torchrun itself exits 1 whatever the processes exit with; a batch system needs to know whether to run a job again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from medcls.command_line import SEVERAL_PROCESSES, say
+from medcls.errors import MedclsError, UsageError
+
+PROGRAM = "python -m medcls.launch"
+INTERRUPTED = 75
+FAILED = 70
+# What a user or an operator can mend comes before what follows from it in the other processes.
+FIRST_TOLD = (64, 78, 66, 65, 74, 70)
+HELP = f"""{PROGRAM}: one training in several processes, each with a GPU of its own (or a part of the cores).
+
+  {PROGRAM} --nproc-per-node=4 train store=DIR run=DIR trainer.batch_size=64 …
+  {PROGRAM} --nproc-per-node=4 pretrain store=DIR run=DIR …
+
+trainer.batch_size is that of all processes together: the result is the one of a single process, to rounding, where the
+network has no BatchNorm and no dropout. Several machines: the same command on each, with --nnodes, --rdzv-backend=c10d,
+--rdzv-endpoint=HOST:PORT and --rdzv-id (or PET_NNODES, … in the environment). All of torchrun's options hold, but
+processes are never restarted here: the same command again goes on. Exit codes are those of the training."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Starts the processes, waits for them, and returns the exit code that says what to do.
+
+    Args:
+        arguments: torchrun's options, then train or pretrain (train may be left out), then key=value.
+
+    Raises:
+        UsageError: no training is named, or an option that torchrun does not have.
+    """
+    # torch takes seconds to import: --help does without it.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import determine_local_world_size, run
+
+    options = parse(arguments)
+    # torchrun would give each process one thread, and say so at length.
+    processes = determine_local_world_size(options.nproc_per_node)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # It tells over many lines of a process that ends; each has said why in one.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(options)  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        say(f"{PROGRAM}: ended: " + ", ".join(f"process {rank} with {code}" for rank, code in codes.items()))
+        return choose_code(list(codes.values()))
+    except SignalException as error:
+        # It has handed the signal on and waited for the processes, which keep where they stood.
+        say(f"{PROGRAM}: {error.sigval.name}: run the same command again to go on")
+        return INTERRUPTED
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Returns torchrun's options, with the module of the command that they start.
+
+    Raises:
+        UsageError: no training is named, or an option that torchrun does not have.
+    """
+    from torch.distributed.run import get_args_parser
+
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    parser.set_defaults(signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", module=True)
+    try:
+        options = parser.parse_args(list(arguments))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise UsageError(f"{error}: see {PROGRAM} --help, and torchrun --help for its options") from error
+    name = str(options.training_script)
+    if "=" in name:
+        options.training_script_args.insert(0, name)
+        name = "train"
+    name = name.removeprefix("medcls.")
+    if name not in SEVERAL_PROCESSES:
+        raise UsageError(f"{name}: expected {' or '.join(SEVERAL_PROCESSES)}; other commands are one process")
+    options.training_script = f"medcls.{name}"
+    return options
+
+
+def choose_code(codes: Sequence[int]) -> int:
+    """Returns the exit code of a training whose processes ended with `codes`, of which negative ones are signals.
+
+    What a user can mend comes before what follows from it in the other processes; then a signal, as 128 + n, which
+    most often is the kernel's for memory; then 75.
+    """
+    told = [code for code in FIRST_TOLD if code in codes]
+    killed = [128 - code for code in codes if code < 0]
+    return (told + killed + [INTERRUPTED] * (INTERRUPTED in codes) + [FAILED])[0]
+
+
+def _run() -> int:
+    try:
+        arguments = sys.argv[1:]
+        if {"-h", "--help"} & set(arguments):
+            print(HELP)
+            return 0
+        return main(arguments)
+    except MedclsError as error:
+        say(f"{PROGRAM}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(_run())
