@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@PY=$(PY) WEIGHTS_DIR="$(WEIGHTS_DIR)" sh data_prep/demo.sh
 
-# Three dimensions: synthetic heads, pretraining without labels on one domain, fine-tuning on the other
+# Three dimensions: synthetic heads, pretraining without labels on one domain, fine-tuning on the other. What a study of
+# such heads looks like, and how ADNI and CADDementia come in: docs/alzheimer.md
 demo3d: $(STAMP)
 	@PY=$(PY) sh data_prep/demo3d.sh
 

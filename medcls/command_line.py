@@ -22,7 +22,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medcls.config import SCHEMAS, conf_folder, load, nearest, register_schemas
+from medcls.config import NAMED, SCHEMAS, conf_folder, load, nearest, register_schemas
 from medcls.distributed import PeerError, count_ranks, get_rank, is_first
 from medcls.errors import ConfigError, MedclsError, UsageError
 from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
@@ -109,18 +109,33 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
         return argument
     if key.startswith("~"):
         return argument
-    if bare in {folder.name for folder in conf.iterdir() if folder.is_dir()}:
+    groups = list_groups(schema, conf=conf)
+    if bare in groups:
         _check_option(bare, value, conf=conf)
         return argument
+    if bare in NAMED.values():
+        own = [f"; this one has {group}=" for group in groups if group in NAMED.values()]
+        owner = next(name for name, group in NAMED.items() if group == bare)
+        raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
     is_open = _check_key(bare, schema)
     argument = argument if sweeping and "," in value else quote_value(key, value)
     # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
     return f"++{argument}" if is_open and not key.startswith("+") else argument
 
 
+def list_groups(schema: type, *, conf: Path) -> list[str]:
+    """Returns the groups of a command: folders of conf/ with the name of a setting, and that of its whole studies."""
+    names = {f.name for f in fields(schema)} | {NAMED[name] for name in NAMED if SCHEMAS[name] is schema}
+    return sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
+
+
+def _list_options(group: str, conf: Path) -> list[str]:
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
 def _check_option(group: str, value: str, *, conf: Path) -> None:
     """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra; it has no words for null."""
-    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    options = _list_options(group, conf)
     if not check_options(group, value, options) and value not in options:
         raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
 
@@ -230,11 +245,8 @@ def format_help(name: str, conf: Path) -> str:
 
     Hydra's own help composes each option of each group to list their names, which takes seconds.
     """
-    names = {f.name for f in fields(SCHEMAS[name])} | {"train": {"experiment"}, "compare": {"comparison"}}.get(
-        name, set()
-    )
-    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
-    lines = [f"{g.name}: {', '.join(sorted(path.stem for path in g.glob('*.yaml')))}" for g in groups]
+    groups = list_groups(SCHEMAS[name], conf=conf)
+    lines = [f"{group}: {', '.join(_list_options(group, conf))}" for group in groups]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         settings = OmegaConf.to_yaml(hydra.compose(name))
     listed = "Groups (choose with group=option)\n" + "\n".join(lines) + "\n\n" if lines else ""

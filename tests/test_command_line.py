@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from medcls import command_line
-from medcls.command_line import LIST_KEYS, PATH_KEYS, prepare_overrides, quote_value
-from medcls.config import SCHEMAS, conf_folder
+from medcls.command_line import LIST_KEYS, PATH_KEYS, format_help, prepare_overrides, quote_value
+from medcls.config import NAMED, SCHEMAS, conf_folder
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
 
 Compose = Callable[..., Any]
@@ -310,6 +310,35 @@ def test_help_and_cfg_import_nothing_heavy(flag: str, part: str) -> None:
     assert done.returncode == 0
     assert part in done.stdout
     assert json.loads(done.stderr.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "part"),
+    [
+        (
+            "pretrain",
+            "experiment=ad_cae",
+            "experiment= is of medcls.train, not of this command; this one has pretraining=",
+        ),
+        ("train", "pretraining=ad_cae", "is of medcls.pretrain, not of this command; this one has experiment="),
+        ("evaluate", "comparison=ad_dsa3dcnn", "is of medcls.compare, not of this command"),
+        ("pretrain", "pretraining=ad_cea", "expected one of ad_cae, demo3d (nearest: ad_cae)"),
+        ("evaluate", "optimizer=sgd", "optimizer is no setting of this command"),
+    ],
+)
+def test_a_group_of_another_command_is_named_with_its_own(
+    command: str, argument: str, part: str, compose_job: Compose
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_job(command, argument)
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("command", sorted(NAMED))
+def test_help_lists_the_studies_of_the_command_and_no_others(command: str) -> None:
+    lines = format_help(command, conf_folder()).splitlines()
+    studies = [line.partition(":")[0] for line in lines if line.partition(":")[0] in NAMED.values()]
+    assert studies == [NAMED[command]]
 
 
 @pytest.mark.parametrize(

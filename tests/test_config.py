@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from medcls import config
-from medcls.config import SCHEMAS, check_choice, check_file_name, check_range, conf_folder, nearest
+from medcls.config import NAMED, SCHEMAS, check_choice, check_file_name, check_range, conf_folder, nearest
 from medcls.errors import ConfigError
 
 Compose = Callable[..., Any]
@@ -23,6 +23,7 @@ COMMAND = {
     "split": "prepare",
     "deidentify": "prepare",
     "comparison": "compare",
+    "pretraining": "pretrain",
 }
 # What an option needs beside itself to make sense.
 ALONGSIDE: dict[str, list[str]] = {
@@ -41,7 +42,7 @@ def test_every_option_composes_and_changes_only_its_group(path: Path, compose_jo
     command = COMMAND.get(group, "train")
     job = compose_job(command, name_of(path), *ALONGSIDE.get(name_of(path), []))
     assert isinstance(job, SCHEMAS[command])
-    if group == "experiment":
+    if group in ("experiment", "pretraining"):
         assert job.run
     elif group == "comparison":
         assert job.arms
@@ -58,13 +59,14 @@ def test_groups_are_one_deep() -> None:
     assert [p for p in conf_folder().rglob("*.yaml") if len(p.relative_to(conf_folder()).parts) > 2] == []
 
 
-NAMED = [path for path in GROUP_FILES if path.parent.name in ("experiment", "comparison")]
+STUDIES = [path for path in GROUP_FILES if path.parent.name in NAMED.values()]
 
 
-@pytest.mark.parametrize("path", NAMED, ids=name_of)
-def test_every_experiment_starts_with_a_comment_that_has_its_command(path: Path) -> None:
+@pytest.mark.parametrize("path", STUDIES, ids=name_of)
+def test_every_study_starts_with_a_comment_that_has_its_command(path: Path) -> None:
     comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert any("python -m medcls" in line for line in comments)
+    command = next(name for name, group in NAMED.items() if group == path.parent.name)
+    assert any(f"python -m medcls.{command}" in line for line in comments)
 
 
 @pytest.mark.parametrize("command", sorted(SCHEMAS))
@@ -211,6 +213,39 @@ def test_auto_means_the_papers_choices_for_the_papers_autoencoder(compose_job: C
     assert (modern.greedy, modern.loss_name) == (False, "mse")
     assert not compose_job("pretrain", "model=autoencoder3d_hosseini", "stacking=joint").greedy
     assert compose_job("pretrain", "trainer.batch_size=1").trainer.batch_size == 1
+
+
+def test_the_studies_of_hosseini_asl_are_their_codes_settings(compose_job: Compose) -> None:
+    """Adadelta without a schedule, no augmentation; the autoencoder greedily, the classifier frozen, a loss a layer."""
+    autoencoder = compose_job("pretrain", "pretraining=ad_cae")
+    classifier = compose_job("train", "experiment=ad_dsa3dcnn")
+    for job in (autoencoder, classifier):
+        chosen = (job.optimizer.name, job.optimizer.lr, job.optimizer.weight_decay, job.schedule.name)
+        assert chosen == ("adadelta", 1.0, 0.0, "constant")
+        assert (job.model.normalize, job.augment.transforms) == ("min_max", {})
+    assert autoencoder.greedy
+    assert (autoencoder.trainer.batch_size, autoencoder.trainer.epochs) == (1, 100)
+    assert (classifier.transfer.kind, classifier.model.weights) == ("frozen", autoencoder.run)
+    assert len(classifier.model.supervision) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [
+        ("ad_nc", [{"NC"}, {"AD"}]),
+        ("ad_mci", [{"MCI"}, {"AD"}]),
+        ("mci_nc", [{"NC"}, {"MCI"}]),
+        ("admci_nc", [{"NC"}, {"AD", "MCI"}]),
+        ("ad_mci_nc", [{"NC"}, {"MCI"}, {"AD"}]),
+    ],
+)
+def test_tasks_of_dementia_name_the_controls_or_the_milder_first(
+    task: str, classes: list[set[str]], compose_job: Compose
+) -> None:
+    job = compose_job("train", "experiment=ad_dsa3dcnn", f"task={task}")
+    made = [{label for label, index in job.task.classes.items() if index == number} for number in range(len(classes))]
+    assert made == classes
+    assert job.task.kind == ("binary" if len(classes) == 2 else "multiclass")
 
 
 def test_scratch_takes_no_weights(compose_job: Compose) -> None:

@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
-from medcls.config.comparison import CompareJob, FoldsConfig
+from medcls.config.comparison import VOXELS, CompareJob, FoldsConfig
 from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
 from medcls.config.preparation import (
     DeidentifyConfig,
@@ -44,9 +44,11 @@ from medcls.config.training import (
 from medcls.errors import ConfigError
 
 __all__ = [
+    "NAMED",
     "SCHEMAS",
     "SPLITS",
     "TASKS",
+    "VOXELS",
     "AugmentConfig",
     "ClinicalConfig",
     "CompareJob",
@@ -98,6 +100,9 @@ SCHEMAS: dict[str, type] = {
     "explain": ExplainJob,
     "compare": CompareJob,
 }
+
+# Command -> the group whose options are whole studies of it: settings of all groups under one name.
+NAMED = {"train": "experiment", "pretrain": "pretraining", "compare": "comparison"}
 
 
 def register_schemas() -> None:

@@ -11,6 +11,8 @@ from medcls.errors import ConfigError
 
 FOLD_KINDS = ("kfold", "repeated", "5x2", "holdout")
 _DEFAULTS = {"kfold": (5, 1), "repeated": (5, 3), "5x2": (2, 5), "holdout": (1, 3)}
+# The linear baseline beside arms on volumes, in results.
+VOXELS = "voxels"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -137,6 +139,8 @@ class CompareJob:
 def _check_arm(name: str, arm: Any) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"arms.{name}: expected a name of letters, digits, - _ and .")
+    if name == VOXELS:
+        raise ConfigError(f"arms.{name}: that is the name of the baseline beside arms on volumes; choose another")
     steps = [arm] if isinstance(arm, list) else arm.get("steps") if isinstance(arm, dict) and len(arm) == 1 else None
     whole = isinstance(steps, list) and steps and all(isinstance(step, list) for step in steps)
     if not whole:

@@ -101,10 +101,19 @@ def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
     inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
     if foreign is not None:
         inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
-    if number == 1 and composed.model.weights not in (None, IMAGENET):
-        weights = locate_weights(str(composed.model.weights))
-        inputs |= {"weights": sha256_file(weights)} if weights.is_file() else {}
+    weights = find_own_weights(composed) if number == 1 else None
+    if weights is not None and not weights.is_file():
+        raise MissingInputError(
+            f"arms.{arm}: model.weights={composed.model.weights} is no finished run and no file: make it first, or "
+            "name another one for all arms by 'extra=[model.weights=RUN]'"
+        )
+    inputs |= {"weights": sha256_file(weights)} if weights is not None else {}
     return Step(chosen, composed, foreign, trains_on.folder.resolve(), inputs)
+
+
+def find_own_weights(job: TrainJob) -> Path | None:
+    """Returns the file of weights that a training starts from, there or not; None for ImageNet's or none."""
+    return None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
 
 
 def _own_split(chosen: dict[str, str]) -> str:

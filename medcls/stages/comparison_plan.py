@@ -11,16 +11,18 @@ import numpy as np
 
 from medcls.command_line import say
 from medcls.config import CompareJob, check_choice
-from medcls.data.splits import TRAIN, read_split, rows_of
+from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task
-from medcls.errors import ConfigError, MedclsError
+from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.predictions import Predictions, check_predictions
 from medcls.files import read_json, write_json
-from medcls.stages.comparison_commands import Step, Work, plan_arm, plan_steps
+from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.stages.comparison_folds import PlannedFold, plan_folds
+from medcls.stages.lineage import check_unseen, read_lineage
 from medcls.stages.training_data import read_store_labels
+from medcls.training.checkpoint import find_card
 
 PLAN = "plan.json"
 FORMAT = 2
@@ -63,7 +65,7 @@ def make_plan(job: CompareJob) -> Plan:
     Raises:
         ConfigError: an arm that medcls.train would refuse, a setting that the comparison makes itself, arms that
             learn other things, or a metric that they do not have.
-        DataError: folds that cannot be made, or that lack a label.
+        DataError: folds that cannot be made, or that lack a label; weights that have seen patients of val or test.
         MissingInputError: a store that is not there.
     """
     for name in job.only:
@@ -79,6 +81,7 @@ def make_plan(job: CompareJob) -> Plan:
             say(f"notice: arm {arm} is left out: {error}")
     folds, test_share = plan_folds(job, store)
     check_metrics(job, arms, max(folds, key=lambda fold: fold.images[TRAIN]), store)
+    check_held_out({arm: steps[0] for arm, steps in arms.items() if arm in job.chosen}, folds, store)
     works: dict[str, Work] = {}
     for fold in folds:
         for arm, steps in arms.items():
@@ -123,6 +126,37 @@ def check_metrics(job: CompareJob, arms: Mapping[str, Sequence[Step]], fold: Pla
         assess_arms(made, design="holdout", metrics=asked, replicates=1)
     except ValueError as error:
         raise ConfigError(f"the arms cannot be compared: {error}") from error
+
+
+def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], store: Store) -> None:
+    """Compares whom the run that an arm starts from has seen with the val and test rows of all folds.
+
+    Every training does so for its own fold; here it is found before any of them runs. An arm that says
+    transfer.val_seen=allow is left to them.
+
+    Args:
+        first: Arm -> its first step.
+        folds: Of all sizes.
+        store: Of the folds.
+
+    Raises:
+        DataError: patients or images that a fold holds out were trained or selected on (late split, biased transfer).
+    """
+    parts = [rows_of(read_split(store, fold.split)[0], name) for fold in folds for name in (VAL, TEST)]
+    notices: list[str] = []
+    for arm, step in first.items():
+        path = None if step.foreign or step.job.transfer.val_seen == "allow" else find_own_weights(step.job)
+        card = None if path is None else find_card(path)
+        if path is None or card is None:
+            continue
+        seen = read_lineage(path, card, sha256=step.inputs["weights"], weights=str(step.job.model.weights))
+        remedy = "the folds hold them out; start from a run on other patients"
+        try:
+            notices += check_unseen(store, np.unique(np.concatenate(parts)), seen, remedy=remedy)
+        except DataError as error:
+            raise DataError(f"arms.{arm}: {error}") from error
+    for notice in dict.fromkeys(notices):
+        say(f"notice: {notice}")
 
 
 def make_up(task: Task) -> Predictions:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medcls.command_line import say
-from medcls.config import CompareJob
+from medcls.config import VOXELS, CompareJob
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
@@ -21,10 +21,22 @@ from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_plan import Plan
 from medcls.stages.comparison_runs import evaluation_folder, seconds_of
+from medcls.stages.voxel_baseline import BASELINE_PREDICTIONS
 from medcls.training.checkpoint import read_card
 
 COMPARISON = "comparison.json"
 FORMAT = 1
+NO_COST: dict[str, Any] = {
+    "train_seconds": None,
+    "evaluate_seconds": None,
+    "shared_seconds": None,
+    "trainings": 0,
+    "train_images_per_second": None,
+}
+_NOTE = (
+    f"{VOXELS} is no network: the regression on coarse voxels that every training on volumes fits beside its network, "
+    "on the same rows; its time is in theirs"
+)
 
 
 def write_results(
@@ -45,10 +57,7 @@ def write_results(
     if not arms:
         return {}
     say("statistics: bootstrap over patients …")
-    read = {
-        size: {arm: [read_fold(out, arm, fold, plan) for fold in plan.folds if fold.size == size] for arm in arms}
-        for size in dict.fromkeys(fold.size for fold in plan.folds)
-    }
+    read = {size: read_arms(out, plan, arms, size=size) for size in dict.fromkeys(fold.size for fold in plan.folds)}
     metric, secondary = choose(job, read)
     sizes = {}
     for size, folds in read.items():
@@ -64,7 +73,7 @@ def write_results(
         except ValueError as error:
             raise DataError(f"the arms cannot be compared: {error}") from error
         for arm, entry in found["arms"].items():
-            entry["cost"] = measure_cost(out, arm, plan, size=size)
+            entry["cost"] = NO_COST if arm == VOXELS else measure_cost(out, arm, plan, size=size)
         sizes[ALL if size is None else str(size)] = found
     results = {
         "format": FORMAT,
@@ -89,18 +98,41 @@ def write_results(
         },
         "folds": [{"fold": f.name, "size": f.size, "split": f.split, "images": f.images} for f in plan.folds],
         "failed": dict(failed),
+        "notes": [_NOTE] if any(VOXELS in found["arms"] for found in sizes.values()) else [],
         "sizes": sizes,
     }
     write_json(out / COMPARISON, results)
     return results
 
 
-def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan) -> FoldPredictions:
-    """Returns what an arm says about the test rows of a fold."""
-    work = next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
+def read_arms(out: Path, plan: Plan, arms: Sequence[str], *, size: int | None) -> dict[str, list[FoldPredictions]]:
+    """Returns what each arm says about the folds of one size, and the baseline of voxels beside them.
+
+    Every training of an arm that keeps it fits the baseline on the fold's rows: of equal tasks it is the same one, so
+    the first such arm's is taken. Stores of images have none.
+    """
+    folds = [fold for fold in plan.folds if fold.size == size]
+    read = {arm: [read_fold(out, arm, fold, plan) for fold in folds] for arm in arms}
+    for arm in arms:
+        works = [find_work(plan, arm, fold) for fold in folds]
+        if all((evaluation_folder(out, work, plan.store) / BASELINE_PREDICTIONS).is_file() for work in works):
+            return read | {VOXELS: [read_fold(out, arm, fold, plan, file=BASELINE_PREDICTIONS) for fold in folds]}
+    return read
+
+
+def find_work(plan: Plan, arm: str, fold: PlannedFold) -> Work:
+    """Returns the work of an arm that predicts the test rows of a fold."""
+    return next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
+
+
+def read_fold(
+    out: Path, arm: str, fold: PlannedFold, plan: Plan, *, file: str = "predictions.parquet"
+) -> FoldPredictions:
+    """Returns what an arm, or the baseline in its runs, says about the test rows of a fold."""
+    work = find_work(plan, arm, fold)
     task = read_card(run_folder(out, work.name) / MODEL).task
     names = ("image_id", "patient_id", "y_true", "y_score")
-    table = read_table(evaluation_folder(out, work, plan.store) / "predictions.parquet", columns=names)
+    table = read_table(evaluation_folder(out, work, plan.store) / file, columns=names)
     images, patients, true, score = (column_list(table, name) for name in names)
     truth = np.array(true, dtype=np.float64)
     predictions = check_predictions(

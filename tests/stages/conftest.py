@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+from medcls import command_line
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
+from medcls.errors import MedclsError
 from medcls.files import DATASET, SPLITS, read_json, sha256_file, write_json
 from medcls.models.backbones import Backbone
+from medcls.stages import compare as stage
+from medcls.stages.comparison_executors import Task
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
 
@@ -64,13 +69,18 @@ def store(
 
 @pytest.fixture(scope="session")
 def write_volumes() -> Callable[..., Path]:
-    """Writes 24 NIfTI files of 16 voxels a side and labels.csv: the grade 0 to 2 is where a bright block lies.
+    """Writes 24 NIfTI files of 16 voxels a side and labels.csv: the label, one of three, is where a bright block lies.
 
     `hounsfield` moves the values into the range of Hounsfield units; another `hospital` has other patients and voxels.
     """
 
     def write(
-        folder: Path, *, patients: int = 24, hounsfield: bool = False, hospital: str = "p", labelled: bool = True
+        folder: Path,
+        *,
+        hounsfield: bool = False,
+        hospital: str = "p",
+        patients: int = 24,
+        labels: Sequence[Any] = (0, 1, 2),
     ) -> Path:
         folder.mkdir(parents=True)
         lines = ["path,patient_id,label"]
@@ -80,7 +90,7 @@ def write_volumes() -> Callable[..., Path]:
             image = nibabel.Nifti1Image((values - 200 * hounsfield).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
             image.header.set_xyzt_units("mm")
             nibabel.save(image, folder / f"v{patient:02d}.nii")
-            lines.append(f"v{patient:02d}.nii,{hospital}{patient:02d},{patient % 3 if labelled else ''}")
+            lines.append(f"v{patient:02d}.nii,{hospital}{patient:02d},{labels[patient % 3]}")
         (folder / "labels.csv").write_text("\n".join(lines) + "\n")
         return folder
 
@@ -145,6 +155,41 @@ def certify() -> Callable[[Path], None]:
             write_json(path, read_json(path) | split)
 
     return write_checksums
+
+
+class InProcess:
+    """Runs the commands of a task here, at once: the same arguments, without the start of an interpreter."""
+
+    slots = 2
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+
+    def start(self, task: Task) -> Future[int]:
+        future: Future[int] = Future()
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        for _, _, module, *arguments in task.commands:
+            self.commands.append([module, *arguments])
+            try:
+                job = command_line.compose_job(module.removeprefix("medcls."), arguments)
+                (train if module == "medcls.train" else evaluate)(job)
+            except MedclsError as error:
+                task.log.write_text(f"first line\npython -m {module}: {error}\n")
+                future.set_result(error.exit_code)
+                return future
+        future.set_result(0)
+        return future
+
+    def stop(self) -> None:
+        raise AssertionError("nothing runs")
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """All comparisons of a test run here, and say what they ran."""
+    made = InProcess()
+    monkeypatch.setattr(stage, "build_executor", lambda job, out: (made, 1))
+    return made
 
 
 @pytest.fixture(scope="session")

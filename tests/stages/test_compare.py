@@ -19,17 +19,14 @@ from medcls.command_line import compose_job
 from medcls.config import conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
-from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
+from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, read_json_lines
-from medcls.stages import compare as stage
 from medcls.stages import comparison_executors
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, is_queued, run_task
 from medcls.stages.comparison_plan import make_plan
 from medcls.stages.comparison_runs import describe_progress, run_works
-from medcls.stages.evaluate import evaluate
-from medcls.stages.train import train
 from medcls.training.checkpoint import read_card
 
 QUICK = (
@@ -40,43 +37,8 @@ ARMS = ("arms.classes=[task=grade_classification]", "arms.number=[task=grade_reg
 Compare = Callable[..., Path]
 
 
-class InProcess:
-    """Runs the commands of a task here, at once: the same arguments, without the start of an interpreter."""
-
-    slots = 2
-
-    def __init__(self) -> None:
-        self.commands: list[list[str]] = []
-
-    def start(self, task: Task) -> Future[int]:
-        future: Future[int] = Future()
-        task.log.parent.mkdir(parents=True, exist_ok=True)
-        for _, _, module, *arguments in task.commands:
-            self.commands.append([module, *arguments])
-            try:
-                job = compose_job(module.removeprefix("medcls."), arguments)
-                (train if module == "medcls.train" else evaluate)(job)
-            except MedclsError as error:
-                task.log.write_text(f"first line\npython -m {module}: {error}\n")
-                future.set_result(error.exit_code)
-                return future
-        future.set_result(0)
-        return future
-
-    def stop(self) -> None:
-        raise AssertionError("nothing runs")
-
-
 @pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    """All comparisons of a test run here, and say what they ran."""
-    made = InProcess()
-    monkeypatch.setattr(stage, "build_executor", lambda job, out: (made, 1))
-    return made
-
-
-@pytest.fixture
-def run_compare(store: Store, copy_store: Callable[..., Path], executor: InProcess, tmp_path: Path) -> Compare:
+def run_compare(store: Store, copy_store: Callable[..., Path], executor: Any, tmp_path: Path) -> Compare:
     """Compares two arms over two folds on a copy of the store and returns out: run_compare("folds.k=3")."""
     places = [copy_store()]
 
@@ -97,7 +59,7 @@ def run_compare(store: Store, copy_store: Callable[..., Path], executor: InProce
     return run
 
 
-def commands_of(executor: InProcess, module: str) -> list[dict[str, str]]:
+def commands_of(executor: Any, module: str) -> list[dict[str, str]]:
     return [
         {key: value for key, _, value in (text.partition("=") for text in arguments)}
         for name, *arguments in executor.commands
@@ -106,7 +68,7 @@ def commands_of(executor: InProcess, module: str) -> list[dict[str, str]]:
 
 
 def test_each_arm_is_trained_and_evaluated_on_each_fold(
-    run_compare: Compare, executor: InProcess, capsys: pytest.CaptureFixture[str]
+    run_compare: Compare, executor: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run_compare("sizes=[6,0]")
     trained, evaluated = (commands_of(executor, f"medcls.{name}") for name in ("train", "evaluate"))
@@ -166,7 +128,7 @@ def test_opening_the_test_rows_is_said_and_written_down(
     assert len(read_json_lines(out / "opened.jsonl")) == 1, "nothing was opened again"
 
 
-def test_a_second_start_does_only_what_is_left(run_compare: Compare, executor: InProcess) -> None:
+def test_a_second_start_does_only_what_is_left(run_compare: Compare, executor: Any) -> None:
     out = run_compare()
     before = (out / "comparison.json").read_bytes()
     executor.commands.clear()
@@ -181,7 +143,7 @@ def test_a_second_start_does_only_what_is_left(run_compare: Compare, executor: I
     assert (out / "comparison.json").read_bytes() == before
 
 
-def test_arms_and_sizes_may_join_but_none_may_change(run_compare: Compare, executor: InProcess) -> None:
+def test_arms_and_sizes_may_join_but_none_may_change(run_compare: Compare, executor: Any) -> None:
     out = run_compare(arms=ARMS[:1])
     executor.commands.clear()
     run_compare(arms=ARMS)
@@ -198,22 +160,23 @@ def test_arms_and_sizes_may_join_but_none_may_change(run_compare: Compare, execu
 
 
 def test_a_failing_arm_stops_and_the_others_go_on(
-    run_compare: Compare, executor: InProcess, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    run_compare: Compare, executor: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    broken = f"arms.broken=[task=multiclass,model.weights={tmp_path}/nowhere.safetensors]"
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    broken = f"arms.broken=[task=multiclass,model.weights={tmp_path}/broken.safetensors]"
     with pytest.raises(ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken-r1f1: see .*broken-r1f1.log\)"):
         run_compare(arms=(broken, *ARMS))
     assert ArmsFailedError.exit_code == 70
     said = capsys.readouterr().err
     assert "FAILED broken-r1f1 (exit code" in said
-    assert "nowhere.safetensors" in said
+    assert "broken.safetensors" in said
     assert [one["run"] for one in commands_of(executor, "medcls.train") if "broken" in one["run"]].__len__() == 1
     found = read_json(tmp_path / "out" / "comparison.json")
     assert set(found["sizes"]["all"]["arms"]) == {"classes", "number"}
-    assert found["failed"]["broken"] == {"work": "broken-r1f1", "exit_code": 66, "log": "logs/broken-r1f1.log"}
+    assert found["failed"]["broken"] == {"work": "broken-r1f1", "exit_code": 65, "log": "logs/broken-r1f1.log"}
 
 
-def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Compare, executor: InProcess) -> None:
+def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Compare, executor: Any) -> None:
     out = run_compare("folds.kind=holdout", "folds.k=null", "folds.repeats=2", "seed=5", arms=ARMS[:1])
     trained = commands_of(executor, "medcls.train")
     assert [(one["split.name"], one["seed"]) for one in trained] == [("default", "5"), ("default", "6")]
@@ -222,7 +185,7 @@ def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Comp
     assert found["design"]["openings"] == 1
 
 
-def test_repeats_have_seeds_of_their_own_unless_told_otherwise(run_compare: Compare, executor: InProcess) -> None:
+def test_repeats_have_seeds_of_their_own_unless_told_otherwise(run_compare: Compare, executor: Any) -> None:
     run_compare("folds.kind=repeated", "folds.repeats=2", "plan_only=true", out="own")
     assert executor.commands == []
     for out, same, expected in (("own", "false", {"0", "1"}), ("one", "true", {"0"})):
@@ -256,7 +219,7 @@ CHAINS = (
 
 
 def test_a_step_on_another_store_is_trained_once_and_shared(
-    run_compare: Compare, executor: InProcess, other_store: Store
+    run_compare: Compare, executor: Any, other_store: Store
 ) -> None:
     out = run_compare(f"stores.first={other_store.folder}", arms=CHAINS)
     trained = commands_of(executor, "medcls.train")
@@ -306,7 +269,7 @@ def test_runs_on_other_data_are_not_taken_for_finished(
 
 
 def test_store_and_results_may_move(
-    run_compare: Compare, executor: InProcess, copy_store: Callable[..., Path], tmp_path: Path
+    run_compare: Compare, executor: Any, copy_store: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Only paths change: nothing is trained again, and what is left is evaluated on the store where it is now."""
     before = (run_compare(arms=ARMS[:1]) / "comparison.json").read_bytes()
@@ -321,7 +284,7 @@ def test_store_and_results_may_move(
 
 
 def test_what_cannot_be_planned_is_refused_before_anything_runs(
-    run_compare: Compare, executor: InProcess, other_store: Store
+    run_compare: Compare, executor: Any, other_store: Store
 ) -> None:
     for arms, kind, message in (
         (CHAINS, MissingInputError, r"stores\.first=DIR is missing: arm frozen trains on it first"),
@@ -332,6 +295,8 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
         (("arms.a=[model]",), ConfigError, r"arms\.a: 'model' is no key=value"),
         (("arms._a=[model=vgg11]",), ConfigError, r"expected a name"),
         (("++arms.a={steps: []}",), ConfigError, r"expected \[overrides\] or \{steps"),
+        (("arms.voxels=[model=vgg11]",), ConfigError, r"that is the name of the baseline beside arms on volumes"),
+        (("arms.a=[model.weights=nowhere]",), MissingInputError, r"arms\.a: model\.weights=nowhere is no finished run"),
     ):
         with pytest.raises(kind, match=message):
             run_compare(arms=arms)
@@ -418,9 +383,7 @@ SMALL = (
 )
 
 
-def test_menegolas_chain_goes_through_both_stores(
-    store: Store, lesions: Store, executor: InProcess, tmp_path: Path
-) -> None:
+def test_menegolas_chain_goes_through_both_stores(store: Store, lesions: Store, executor: Any, tmp_path: Path) -> None:
     """ImageNet to retina to lesions to a support vector machine, and the machine on the retina's features alone."""
     arms = "only=[B_retina,F_imagenet_retina_tuned]"
     where = [f"store={lesions.folder}", f"stores.retina={store.folder}", f"out={tmp_path / 'out'}"]
@@ -443,7 +406,7 @@ def test_menegolas_chain_goes_through_both_stores(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["p1", "p2", "p3"])
-def test_menegola_whole(protocol: str, store: Store, lesions: Store, executor: InProcess, tmp_path: Path) -> None:
+def test_menegola_whole(protocol: str, store: Store, lesions: Store, executor: Any, tmp_path: Path) -> None:
     """All six arms over 5 x 2 folds: 5 x 2 x 14 trainings of one step, ImageNet's weights left out."""
     where = [f"store={lesions.folder}", f"stores.retina={store.folder}", f"out={tmp_path / 'out'}", "folds.val=0.3"]
     extra = SMALL.replace("[", f"[task=menegola_{protocol},")

@@ -97,7 +97,7 @@ def test_only_train_and_val_are_seen_with_and_without_labels(modern: Path, volum
 def test_volumes_without_a_label_take_part(
     make_volume_store: Callable[..., Store], compose_pretrain: Callable[..., PretrainJob], tmp_path: Path
 ) -> None:
-    store = make_volume_store(labelled=False)
+    store = make_volume_store(labels=("", "", ""))
     data = open_volumes(compose_pretrain(tmp_path / "run", f"store={store.folder}"))
     splits, _ = read_split(store, "default")
     assert data.train.rows.tolist() == rows_of(splits, TRAIN).tolist()
