@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # The first process reads and checks a whole store while the others wait for it.
 _TIMEOUT = timedelta(hours=2)
+_SECONDS_TO_EXIT = 3.0
 
 
 class PeerError(MedclsError):
@@ -183,5 +185,7 @@ def _translate_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # The one with a reason of its own is to exit first: torchrun's agent ends the others at the first exit.
+        time.sleep(_SECONDS_TO_EXIT)
         reason = str(error).strip().splitlines()[0][:200]
         raise PeerError(f"another process of this training has ended ({reason}): run the same command again") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -93,11 +94,12 @@ def choose_code(codes: Sequence[int]) -> int:
     """Returns the exit code of a training whose processes ended with `codes`, of which negative ones are signals.
 
     What a user can mend comes before what follows from it in the other processes; then a signal, as 128 + n, which
-    most often is the kernel's for memory; then 75.
+    most often is the kernel's for memory; then 75. The agent itself ends processes with SIGTERM, which says nothing.
     """
     told = [code for code in FIRST_TOLD if code in codes]
-    killed = [128 - code for code in codes if code < 0]
-    return (told + killed + [INTERRUPTED] * (INTERRUPTED in codes) + [FAILED])[0]
+    killed = [128 - code for code in codes if code < 0 and code != -signal.SIGTERM]
+    ended = [INTERRUPTED for code in codes if code in (INTERRUPTED, -signal.SIGTERM)]
+    return (told + killed + ended + [FAILED])[0]
 
 
 def _run() -> int:

@@ -16,6 +16,7 @@ from medcls.data.augment import Augmentation
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
 from medcls.data.store import Store
+from medcls.errors import ConfigError
 
 SIZES = {"num_samples": st.integers(1, 100), "batch_size": st.integers(1, 40)}
 
@@ -133,3 +134,27 @@ def test_batches_come_in_the_samplers_order(small_store: Store) -> None:
     loader = build_loader(dataset, sampler, workers=0, device="cpu")
     assert len(loader) == 3
     assert torch.cat([batch.positions for batch in loader]).tolist() == order_of(sampler)
+
+
+@settings(deadline=None)
+@given(ranks=st.integers(1, 4), size=st.integers(8, 40), seed=st.integers(0, 3), weighted=st.booleans())
+def test_parts_of_several_processes_make_the_batches_of_one(ranks: int, size: int, seed: int, weighted: bool) -> None:
+    weights = balance_weights((np.arange(60.0) % 7 < 2)[:, None].astype(float)) if weighted else None
+
+    def batches(part: tuple[int, int]) -> list[list[int]]:
+        sampler = EpochSampler(60, batch_size=size, seed=seed, shuffle=True, weights=weights, part=part)
+        sampler.start = 1
+        return [[position for _, position in batch] for batch in sampler]
+
+    parts = [batches((rank, ranks)) for rank in range(ranks)]
+    whole = batches((0, 1))
+    assert [Counter(p for part in each for p in part) for each in zip(*parts, strict=True)] == [*map(Counter, whole)]
+    sizes = [len(part) for each in parts for part in each]
+    assert min(sizes) >= 1
+    assert all(max(map(len, each)) - min(map(len, each)) <= 1 for each in zip(*parts, strict=True))
+
+
+def test_batch_without_an_image_for_every_process_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"9 images in batches of 8 over 5 processes: each needs an image of every"):
+        EpochSampler(9, batch_size=8, part=(0, 5))
+    EpochSampler(10, batch_size=8, part=(0, 5))

@@ -1,0 +1,115 @@
+"""A training in two processes, as a user starts it: the result of one, signals, a process that is killed, errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from medcls.data.store import Store
+from medcls.files import read_json, read_json_lines, sha256_file
+from tests.stages.conftest import QUICK
+
+# No BatchNorm and no dropout: two processes then make the steps of one.
+SETTINGS = (
+    *QUICK, "model=antony2017_class", "model.dropout=0", "transfer=scratch", "trainer.epochs=2", "trainer.max_steps=4",
+    "checkpoint.minutes=0", "task.sampler=balanced",
+)  # fmt: skip
+
+
+def start(store: Store, run: Path, *arguments: str, processes: int = 2) -> subprocess.Popen[str]:
+    """Starts a training in a process group of its own."""
+    launcher = ["medcls.launch", f"--nproc-per-node={processes}", "train"] if processes > 1 else ["medcls.train"]
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, f"store={store.folder}", f"run={run}", *SETTINGS, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Returns the exit code and what was said."""
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+@pytest.fixture(scope="module")
+def both(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of two processes, and what was said."""
+    run = tmp_path_factory.mktemp("both") / "run"
+    code, said = finish(start(store, run))
+    assert code == 0, said
+    return run, said
+
+
+def test_two_processes_give_the_run_of_one(
+    store: Store, both: tuple[Path, str], run_train: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, said = both
+    alone = run_train(tmp_path / "run", *SETTINGS, f"store={store.folder}")
+    for name, weights in load_file(alone / "model.safetensors").items():
+        np.testing.assert_allclose(load_file(run / "model.safetensors")[name], weights, rtol=0, atol=1e-5, err_msg=name)
+    rows = [read_json_lines(folder / "metrics.jsonl") for folder in (run, alone)]
+    assert len(rows[0]) == len(rows[1]) == 2
+    for two, one in zip(*rows, strict=True):
+        for key in ("train_loss", "val_loss", "val_score"):
+            assert two[key] == pytest.approx(one[key], rel=1e-4)
+    assert read_json(run / "environment.json")["processes"] == 2
+    assert said.count("model ") == said.count("next: ") == 1  # the first process speaks for both
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run: Path) -> None:
+    limit = time.monotonic() + 200
+    while not list(run.glob("checkpoints/step-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_what_ends_one_ends_both_and_the_same_command_goes_on(
+    store: Store, both: tuple[Path, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(store, tmp_path / "run")
+    wait_for_checkpoint(process, tmp_path / "run")
+    if number == signal.SIGKILL:
+        # Of the second process only: the first has to notice.
+        listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+        os.kill(int(listed.stdout.split()[1]), number)
+    else:
+        process.send_signal(number)
+    code, said = finish(process)
+    assert code == (137 if number == signal.SIGKILL else 75), said
+    assert "run the same command again" in said
+    assert "Traceback" not in said
+    assert finish(start(store, tmp_path / "run"))[0] == 0
+    assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(both[0] / "model.safetensors")
+
+
+def test_an_error_is_said_once_and_its_code_comes_back(store: Store, tmp_path: Path) -> None:
+    code, said = finish(start(store, tmp_path / "run", "task.label=grade"))
+    assert code == 65
+    assert said.splitlines() == [
+        "python -m medcls.train: task.label=grade: the store's labels have label, label_bright, label_hurt, label_low",
+        "python -m medcls.launch: ended: process 0 with 65, process 1 with 75",
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_commands_are_one_process(store: Store, tmp_path: Path) -> None:
+    several = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}
+    command = [sys.executable, "-m", "medcls.evaluate", f"run={tmp_path}"]
+    ended = subprocess.run(command, env=os.environ | several, capture_output=True, text=True, check=False)
+    assert ended.returncode == 64
+    assert "python -m medcls.evaluate is one process" in ended.stderr
