@@ -1,4 +1,7 @@
-"""Images as a worse scanner, another archive or a hurried hand would have made them, at five strengths each."""
+"""Images as a worse scanner, another archive or a hurried hand would have made them, at five strengths each.
+
+A volume is changed slice by slice, in the axial plane and all slices alike, as archives keep it and a head lies in it.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,19 @@ PERTURBATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-def perturb(image: NDArray[Any], name: str, *, strength: float, seed: int) -> NDArray[Any]:
+def perturb(
+    image: NDArray[Any], name: str, *, strength: float, seed: int, value_range: tuple[float, float]
+) -> NDArray[Any]:
     """The perturbed image, same shape and dtype.
 
     Signs (of the grey shift and the rotation) and noise are drawn from the seed.
 
     Args:
-        image: (C, H, W) uint8 or uint16.
+        image: (C, H, W) or (C, D, H, W), uint8, uint16, int16 or float16.
         name: One of `PERTURBATIONS`.
         strength: In the unit that stands there.
         seed: One for each image.
+        value_range: (lowest, highest) value that the image may have.
 
     Raises:
         ValueError: Unknown name.
@@ -38,10 +44,12 @@ def perturb(image: NDArray[Any], name: str, *, strength: float, seed: int) -> ND
     """
     if name not in PERTURBATIONS:
         raise ValueError(f"perturbation {name!r}: expected one of {', '.join(PERTURBATIONS)}")
-    top = float(np.iinfo(image.dtype).max)
+    low, high = value_range
     generator = np.random.default_rng(seed)
-    changed = _CHANGES[name](image.astype(np.float32) / top, strength, generator)
-    return np.round(np.clip(changed, 0.0, 1.0) * top).astype(image.dtype)
+    planes = (image.reshape(-1, *image.shape[-2:]).astype(np.float32) - low) / (high - low)
+    changed = np.clip(_CHANGES[name](planes, strength, generator), 0.0, 1.0) * (high - low) + low
+    whole = changed if image.dtype.kind == "f" else np.round(changed)
+    return whole.astype(image.dtype).reshape(image.shape)
 
 
 Change = Callable[[NDArray[np.float32], float, np.random.Generator], NDArray[np.float32]]

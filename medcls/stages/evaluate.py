@@ -58,7 +58,7 @@ def evaluate(job: EvaluateJob) -> None:
     """
     members = open_members(job)
     first = members[0]
-    check_takes_images(job, members)
+    check_sees_images(job, members)
     choices = freeze_choices(job, members)
     other = open_other(job, like=first) if job.against else None
     predictions = predict_members(job, members)
@@ -91,11 +91,8 @@ def evaluate(job: EvaluateJob) -> None:
     put(f"{written.stem}: {written}")
 
 
-def check_takes_images(job: EvaluateJob, members: Sequence[Member]) -> None:
-    """Raises ConfigError where what is asked for is of images, and a run takes volumes or looks at no image."""
-    first = members[0]
-    if job.robustness and first.card.preprocess.spatial_dims == 3:
-        raise ConfigError(f"robustness=true: its perturbations are of images, and run={first.run} takes volumes")
+def check_sees_images(job: EvaluateJob, members: Sequence[Member]) -> None:
+    """Raises ConfigError where what is asked for is of images, and a run looks at none."""
     blind = [member.run for member in members if member.card.architecture == CLINICAL]
     if blind and (job.robustness or job.shortcuts):
         raise ConfigError(f"robustness and shortcuts are of images, and run={blind[0]} looks at none (model=clinical)")

@@ -170,14 +170,14 @@ def judge_file(root: Path, path: str, skip: str) -> Case:
 def find_volume_cases(root: Path, files: Sequence[tuple[str, str]], spec: VolumeSpec, *, workers: int) -> list[Case]:
     """Returns a case for each volume of the source, by the rules that filled the store, and for each file of none.
 
-    A volume is named by its first file; the other files of a volume have no row.
+    A volume is named by its series, as in the store, and its path is its first file; its other files have no row.
     """
     index = build_index(root, files, workers=workers)
     cases: list[Case] = []
     seen: set[str] = set()
     for found in find_series(index, series=spec.series, stack=spec.stack):
-        for _, paths in found.volumes:
-            cases.append(Case(min(paths), files=paths))
+        for key, paths in found.volumes:
+            cases.append(Case(min(paths), files=paths, key=key))
             seen.update(paths)
         for path, state, reason, detail in found.left:
             cases.append(Case(path, REFUSED if state == QUARANTINED else SKIPPED, reason, detail))

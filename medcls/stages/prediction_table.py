@@ -42,6 +42,7 @@ class Case:
         aggregation: By which rule; "" of an image.
         chosen: Columns that the run's frozen choices add, the same names in every row.
         files: All of a volume; () of an image, which is its path.
+        key: What the image_id is made of, as in a store; "" = the path.
     """
 
     path: str
@@ -56,6 +57,12 @@ class Case:
     aggregation: str = ""
     chosen: dict[str, float | bool | None] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    key: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a store would name the image by: a series, else a file."""
+        return self.key or self.path
 
 
 def build_rows(
@@ -76,7 +83,7 @@ def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
     headers = case.headers
     return {
         "level": case.level,
-        "image_id": identity.name("image", case.path) or None,
+        "image_id": identity.name("image", case.name) or None,
         "patient_id": identity.name("patient", headers.get("PatientID", "")) or None,
         "study_id": identity.name("study", headers.get("StudyInstanceUID", "")) or None,
         "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
@@ -156,7 +163,7 @@ def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) ->
     writer.writerow(["image_id", "patient_pseudonym", "path", "patient_id"])
     for case in cases:
         patient = case.headers.get("PatientID", "")
-        cells = [identity.name("image", case.path), identity.name("patient", patient), case.path, patient]
+        cells = [identity.name("image", case.name), identity.name("patient", patient), case.path, patient]
         writer.writerow(map(guard_cell, cells))
     write_bytes(path, text.getvalue().encode(), private=True)
 

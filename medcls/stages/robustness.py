@@ -59,7 +59,13 @@ def _perturbed(
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     for batch in build_loader(dataset, sampler, workers=choose_workers(job.workers, device=device), device=device):
         changed = [
-            perturb(image, name, strength=strength, seed=draw_seed("robustness", name, job.seed, int(position)))
+            perturb(
+                image,
+                name,
+                strength=strength,
+                seed=draw_seed("robustness", name, job.seed, int(position)),
+                value_range=opened.store.spec.value_range,
+            )
             for image, position in zip(batch.images.numpy(), batch.positions, strict=True)
         ]
         yield batch._replace(images=torch.from_numpy(np.stack(changed)))

@@ -72,6 +72,72 @@ def test_weights_in_medicalnets_layout_reach_the_network(name: str, tmp_path: Pa
         load_backbone(other.body, other.convert(given), source=path.name)
 
 
+MEDICALNET = {
+    "resnet10_3d": ([1, 1, 1, 1], False, "B"),
+    "resnet18_3d": ([2, 2, 2, 2], False, "A"),
+    "resnet34_3d": ([3, 4, 6, 3], False, "A"),
+    "resnet50_3d": ([3, 4, 6, 3], True, "B"),
+}
+
+
+def list_medicalnet(layers: list[int], *, bottleneck: bool, shortcut: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the encoder in Tencent/MedicalNet's files, counted out by hand after its models/resnet.py.
+
+    Other people's code loads the files strictly into that network, "module." taken off.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def convolve(name: str, before: int, after: int, size: int) -> None:
+        shapes[f"module.{name}.weight"] = (after, before, size, size, size)
+
+    def normalize(name: str, width: int) -> None:
+        shapes.update({f"module.{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")})
+
+    convolve("conv1", 1, 64, 7)
+    normalize("bn1", 64)
+    before = 64
+    for number, (blocks, width) in enumerate(zip(layers, (64, 128, 256, 512), strict=True), start=1):
+        after = width * (4 if bottleneck else 1)
+        for block in range(blocks):
+            name = f"layer{number}.{block}"
+            for part, size in enumerate((1, 3, 1) if bottleneck else (3, 3), start=1):
+                last = part == (3 if bottleneck else 2)
+                convolve(f"{name}.conv{part}", before if part == 1 else width, after if last else width, size)
+                normalize(f"{name}.bn{part}", after if last else width)
+            if block == 0 and shortcut == "B" and (number > 1 or before != after):
+                convolve(f"{name}.downsample.0", before, after, 1)
+                normalize(f"{name}.downsample.1", after)
+            before = after
+    return shapes
+
+
+@pytest.mark.parametrize("name", MEDICALNET)
+@pytest.mark.parametrize("segments", [False, True])
+def test_a_file_of_medicalnets_published_layout_is_taken_whole(name: str, segments: bool, tmp_path: Path) -> None:
+    """No real file is at hand: the keys are those of its code, with and without the layers that segment."""
+    layers, bottleneck, shortcut = MEDICALNET[name]
+    shapes = list_medicalnet(layers, bottleneck=bottleneck, shortcut=shortcut)
+    generator = torch.Generator().manual_seed(0)
+    # Small numbers of positive size: running variances are such.
+    state = {key: torch.rand(shape, generator=generator) * 0.1 + 0.01 for key, shape in shapes.items()}
+    extra = {"module.conv_seg.0.weight": torch.ones(512, 32, 2, 2, 2), "module.conv_seg.0.bias": torch.ones(32)}
+    path = tmp_path / "resnet_23dataset.pth"
+    torch.save({"state_dict": state | (extra if segments else {}), "optimizer": {}, "epoch": 9}, path)
+    network = build_volume_backbone(name, shape=(1, 16, 16, 16))
+    read = network.convert(read_weights(WeightsFile(path, sha256_file(path))))
+    assert load_backbone(network.body, read, source=path.name) == []
+    own = network.body.state_dict()
+    counters = {key for key in own if key.endswith("num_batches_tracked")}
+    assert {f"module.{key}" for key in set(own) - counters} == set(state), "every number comes from the file"
+    assert all(torch.equal(own[key.removeprefix("module.")], value) for key, value in state.items())
+    with pytest.raises(DataError, match=r"1 missing \(layer4.0.bn1.running_var\)"):
+        load_backbone(
+            network.body,
+            {key: value for key, value in read.items() if key != "layer4.0.bn1.running_var"},
+            source=path.name,
+        )
+
+
 def test_shortcut_without_parameters_lets_the_gradient_through() -> None:
     maps = torch.randn(2, 3, 5, 4, 6, requires_grad=True)
     taken = PaddedShortcut(5, stride=2)(maps)

@@ -18,6 +18,7 @@ from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
+from medcls.evaluation.perturbations import PERTURBATIONS
 from medcls.files import read_json
 from medcls.stages.explain import explain
 from medcls.stages.network import check_dims, choose_normalization
@@ -93,17 +94,26 @@ def test_network_for_images_takes_no_volumes() -> None:
 def test_what_volumes_do_not_have_is_refused_in_one_line(
     volume_store: Store,
     run_train: Train,
-    run_evaluate: Callable[..., Path],
     compose_job: Callable[..., object],
     tiny3d: None,
     tmp_path: Path,
 ) -> None:
     run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
-    with pytest.raises(ConfigError, match="robustness=true: its perturbations are of images"):
-        run_evaluate(run, "split=val", "robustness=true")
+    settings = ("split=val", "method=lime", "superpixels=quickshift", "worst=1", "device=cpu")
+    with pytest.raises(ConfigError, match=r"superpixels=quickshift of 3-D images: expected slic or grid"):
+        explain(compose_job("explain", f"run={run}", *settings))
 
 
-@pytest.mark.parametrize("method", ["occlusion", "gradcam"])
+def test_robustness_is_measured_on_volumes(
+    volume_store: Store, run_train: Train, run_evaluate: Callable[..., Path], tiny3d: None, tmp_path: Path
+) -> None:
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
+    found = read_json(run_evaluate(run, "split=val", "robustness=true") / "metrics.json")["robustness"]
+    assert set(found["curves"]) == set(PERTURBATIONS)
+    assert all(len(curve["points"]) == 5 for curve in found["curves"].values())
+
+
+@pytest.mark.parametrize("method", ["occlusion", "gradcam", "gradcam++", "integrated_gradients", "lime"])
 def test_volumes_are_explained(
     volume_store: Store,
     run_train: Train,
@@ -113,7 +123,8 @@ def test_volumes_are_explained(
     method: str,
 ) -> None:
     run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}")
-    settings = ("split=val", f"method={method}", "worst=1", "device=cpu", "window=0.5", "sanity_images=0")
+    quick = ("window=0.5", "sanity_images=0", "steps=8", "num_samples=50", "num_superpixels=8")
+    settings = ("split=val", f"method={method}", "worst=1", "device=cpu", *quick)
     explain(compose_job("explain", f"run={run}", *settings))  # type: ignore[arg-type]
     (heat,) = (run / "evaluation").glob(f"*/explanation-{method}/maps/*.npy")
     assert np.load(heat).shape == (16, 16, 16)
@@ -271,3 +282,5 @@ def test_series_and_broken_ones_are_named_each_with_its_reason(
         ("patient", "ok", None): 8,
     }
     assert {row["patient_id"] for row in rows if row["state"] == "ok"} == {f"P{number}" for number in range(8)}
+    named = {row["image_id"]: row["patient_id"] for row in rows if (row["level"], row["state"]) == ("image", "ok")}
+    assert named == dict(zip(*(store.column(name) for name in ("image_id", "patient_id")), strict=True))
