@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from medcls import distributed
+from medcls.command_line import say
 from medcls.config import PretrainJob, TrainerConfig, TrainJob
-from medcls.data.dataset import Batch
+from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.loaders import EpochSampler
+from medcls.files import FAULTS, write_json
 from medcls.stages.resume import Keeper
-from medcls.training.engine import run_epochs
+from medcls.training.engine import NonFiniteError, draw_step_seed, run_epochs
+from medcls.training.faults import describe_fault
 from medcls.training.learner import Learner, StepRules
 from medcls.training.optimizers import build_schedule
-from medcls.training.progress import EpochResult
+from medcls.training.progress import Best, EpochResult
 from medcls.training.tracking import Tracker
+
+# Of one run: the first ones say what there is to say.
+_MOST_FAULTS = 5
+Epochs = Iterator[tuple[int, EpochResult, dict[str, float], Best]]
+"""What `run_epochs` yields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,12 @@ class Feed:
     Attributes:
         loader: Of the training images.
         sampler: Its order.
+        images: That its positions are places of.
     """
 
     loader: Iterable[Batch]
     sampler: EpochSampler
+    images: StoreDataset
 
 
 def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:
@@ -83,18 +93,22 @@ def run_loop(
         bar.update(progress.epoch * total + result.images - bar.n)
         keeper.look()
 
-    for epoch, result, metrics, best in run_epochs(
-        learner,
-        epochs=trainer.epochs,
-        rules=rules,
-        batches=batches,
-        set_train_mode=set_modes,
-        validate=validate,
-        max_steps=trainer.max_steps,
-        patience=trainer.patience,
-        progress=progress,
-        on_step=on_step,
-    ):
+    def start() -> Epochs:
+        return run_epochs(
+            learner,
+            epochs=trainer.epochs,
+            rules=rules,
+            batches=batches,
+            set_train_mode=set_modes,
+            validate=validate,
+            max_steps=trainer.max_steps,
+            patience=trainer.patience,
+            progress=progress,
+            on_step=on_step,
+            on_fault=lambda group, loss: write_fault(keeper, feed.images, group, rules=rules, loss=loss),
+        )
+
+    for epoch, result, metrics, best in run_again(keeper, start):
         if tracker is not None:
             tracker.write(describe_epoch(epoch, result, metrics, learner))
         mark = " *" if best.epoch == epoch else ""
@@ -107,12 +121,42 @@ def run_loop(
         tracker.close()
 
 
+def run_again(keeper: Keeper, start: Callable[[], Epochs]) -> Epochs:
+    """Yields what `start()` yields, and begins again where the keeper could go back after too many non-finite steps."""
+    while True:
+        try:
+            yield from start()
+        except NonFiniteError as error:
+            keeper.retreat(error)
+        else:
+            return
+
+
+def write_fault(keeper: Keeper, images: StoreDataset, group: list[Batch], *, rules: StepRules, loss: float) -> None:
+    """Writes what is known of the step that was not finite, under faults/, for the first few of a run.
+
+    Each of several processes describes its own part: the layer may be found in one of them alone.
+    """
+    learner, progress, rank = keeper.learner, keeper.progress, distributed.get_rank()
+    kind = ("-lower-rate" if learner.retreats else "") + (f"-process-{rank}" if rank else "")
+    path = keeper.run / FAULTS / f"step-{progress.total:010d}{kind}.json"
+    if not path.exists() and len(list(path.parent.glob("*.json"))) >= _MOST_FAULTS * distributed.count_ranks():
+        return
+    seed = draw_step_seed(rules.seed, epoch=progress.epoch, step=progress.result.groups - 1)
+    fault = describe_fault(learner, group, rules, loss=loss, seed=seed)
+    rows = [images.rows[batch.positions.numpy()] for batch in group]
+    names = [images.store.read("image_id", rows=each).column(0).to_pylist() for each in rows]
+    place = {"epoch": progress.epoch, "step": progress.total, "rows": [r.tolist() for r in rows], "image_ids": names}
+    write_json(path, fault | place)
+    where = f"first in {fault['where']} {fault['layer']}".rstrip() if fault["where"] else "in no layer when made again"
+    say(f"notice: step {progress.total} was not finite ({where}) and is left out; its images are named in {path}")
+
+
 def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], learner: Learner) -> dict[str, Any]:
     """Returns one row of metrics.jsonl."""
-    rates = {str(group["stage"]): float(group["lr"]) for group in learner.optimizer.param_groups}
     return {
         "epoch": epoch,
-        "lr": rates,
+        "lr": learner.rates,
         "train_loss": result.loss,
         "steps": result.steps,
         "skipped_steps": result.skipped,

@@ -154,7 +154,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoe
     trainer = replace(job.trainer, epochs=levels * job.trainer.epochs)
     run_loop(
         keeper,
-        Feed(loader, sampler),
+        Feed(loader, sampler, data.train),
         trainer,
         rules=rules,
         set_modes=set_modes,

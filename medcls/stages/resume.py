@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +15,20 @@ from medcls import distributed
 from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
 from medcls.errors import ConfigError, WriteError
-from medcls.files import CHECKPOINTS, ENVIRONMENT, METRICS_LOG, read_json, write_bytes, write_json
+from medcls.files import CHECKPOINTS, ENVIRONMENT, FAULTS, METRICS_LOG, read_json, write_bytes, write_json
 from medcls.training.checkpoint import compute_digest
-from medcls.training.checkpoints import Checkpoint, name_checkpoint, read_newest, write_checkpoint
+from medcls.training.checkpoints import Checkpoint, delete_newer, name_checkpoint, read_newest, write_checkpoint
+from medcls.training.engine import NonFiniteError
 from medcls.training.learner import Learner
+from medcls.training.optimizers import scale_rates
 from medcls.training.preemption import PreemptedError, Watch
 from medcls.training.progress import Progress
 from medcls.training.resuming import pack_training, unpack_training
 
 # What has to be equal for the same bits again; of environment.json.
 _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packages")
+# On every learning rate after a training went back (own choice, docs/decisions/0030).
+_LOWER = 0.1
 Item = TypeVar("Item")
 
 
@@ -67,8 +71,14 @@ def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any],
     if changed:
         say(f"notice: {', '.join(changed)} differ from before: the result is the same to rounding, not to the bit")
     resumed = {"step": progress.total, "changed": {name: environment.get(name) for name in changed}}
-    write_json(run / ENVIRONMENT, record | {"resumed": [*record.get("resumed", []), resumed]})
+    _record(run, "resumed", resumed)
     return progress
+
+
+def _record(run: Path, name: str, entry: dict[str, Any]) -> None:
+    """Adds an entry to a list of environment.json."""
+    record = read_json(run / ENVIRONMENT)
+    write_json(run / ENVIRONMENT, record | {name: [*record.get(name, []), entry]})
 
 
 def _shorten_log(path: Path, *, epochs: int) -> None:
@@ -133,7 +143,8 @@ class Keeper:
         self.watch.step()
         due = distributed.is_first() and time.monotonic() - self.written >= self.seconds
         ended, due = distributed.any_rank(bool(self.watch.signal), due)
-        if ended or due:
+        # In a row of steps that are not finite, none that is due by the clock takes the place of a good one.
+        if ended or (due and not self.learner.nonfinite):
             self._write(validated=validated)
         if ended:
             # One process that ends takes the others with it: none before the checkpoint is whole.
@@ -150,6 +161,35 @@ class Keeper:
             if distributed.any_rank(bool(self.watch.signal))[0]:
                 self.look()
             yield item
+
+    def retreat(self, error: NonFiniteError) -> None:
+        """Puts learner and progress where the last good checkpoint stood, once, and lowers all learning rates for good.
+
+        Good is one that no non-finite step had come right before. The same steps at the same rates would end alike.
+
+        Raises:
+            NonFiniteError: `error`, with where its steps are described: there is none, or this is the second time.
+        """
+        folder, step = self.run / CHECKPOINTS, self.progress.total
+        good = None if self.learner.retreats else read_newest(folder, accept=lambda state: not state["nonfinite"])[0]
+        if good is None:
+            why = "again, at a tenth of the rate" if self.learner.retreats else "with no checkpoint to go back to"
+            raise NonFiniteError(f"{error} ({why}; {self.run / FAULTS} names the images and the layer)") from error
+        at = unpack_training(self.learner, good.tensors, good.state)
+        for each in fields(Progress):
+            setattr(self.progress, each.name, getattr(at, each.name))
+        self.learner.retreats += 1
+        scale_rates(self.learner.schedule, _LOWER)
+        distributed.wait()  # every process has read it
+        if not distributed.is_first():
+            return
+        delete_newer(good.path)
+        _shorten_log(self.run / METRICS_LOG, epochs=at.epoch)
+        _record(self.run, "retreats", {"from_step": step, "to_step": at.total, "lr_factor": _LOWER})
+        say(
+            f"notice: {error}; back to step {at.total} ({good.path.name}) once, from there at a tenth of the learning "
+            f"rate: environment.json records it, {self.run / FAULTS} names the images and the layer"
+        )
 
     def _write(self, *, validated: bool) -> None:
         self.written = time.monotonic()

@@ -23,6 +23,7 @@ from medcls.files import (
     CONFIG,
     CONTACT_SHEET,
     ENVIRONMENT,
+    FAULTS,
     IMAGES,
     METRICS_LOG,
     MODEL,
@@ -42,6 +43,7 @@ _FREE = ("run", "workers", "weights_dir", "demo", "baseline", "checkpoint")
 _OURS = {
     "config",
     CHECKPOINTS,
+    FAULTS,
     "evaluation",
     "tensorboard",
     METRICS_LOG,

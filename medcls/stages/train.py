@@ -159,7 +159,7 @@ def fit(
     loader = build_loader(data.inputs[0], sampler, workers=choose_loading(job, data, rules), device=rules.device)
     run_loop(
         keeper,
-        Feed(loader, sampler),
+        Feed(loader, sampler, data.train),
         job.trainer,
         rules=rules,
         set_modes=set_modes,

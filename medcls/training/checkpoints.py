@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +83,34 @@ def name_checkpoint(step: int, *, validated: bool) -> str:
     return f"{_PREFIX}{step:010d}{'-validated' if validated else ''}"
 
 
-def read_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def read_newest(
+    folder: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda state: True
+) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest valid checkpoint, None where there is none, and what is wrong with newer ones.
 
     A flipped bit or a missing byte is noticed.
+
+    Args:
+        folder: Of the checkpoints.
+        accept: State -> whether it will do; others are passed over.
     """
     damaged: list[str] = []
     for path in _list(folder):
         try:
-            return Checkpoint(path, *_read(path)), damaged
+            found = Checkpoint(path, *_read(path))
         except (DataError, MissingInputError) as error:
             damaged.append(str(error))
+            continue
+        if accept(found.state):
+            return found, damaged
     return None, damaged
+
+
+def delete_newer(path: Path) -> None:
+    """Deletes the checkpoints that are newer than that of a folder: the training goes another way from there."""
+    for newer in _list(path.parent):
+        if newer.name > path.name:
+            shutil.rmtree(newer, ignore_errors=True)
 
 
 def _list(folder: Path) -> list[Path]:

@@ -35,6 +35,7 @@ def train_one_epoch(
     result: EpochResult | None = None,
     max_steps: int | None = None,
     on_step: Callable[[EpochResult], None] = lambda result: None,
+    on_fault: Callable[[list[Batch], float], None] = lambda group, loss: None,
 ) -> EpochResult:
     """Trains on every batch once and returns what happened; the model must be in training mode.
 
@@ -46,6 +47,8 @@ def train_one_epoch(
         result: Of the part before it was broken off; it is continued.
         max_steps: Ends the epoch after so many steps.
         on_step: Called after each step, for progress; what it sees is whole, and may be kept.
+        on_fault: Called with this process's batches and the loss of a step that was not finite and should have been;
+            fp16 that looks for its scale is none.
 
     Raises:
         NonFiniteError: rules.max_nonfinite skipped steps in a row.
@@ -60,9 +63,12 @@ def train_one_epoch(
         if not group:
             break
         torch.manual_seed(draw_step_seed(rules.seed, epoch=epoch, step=result.groups))
+        before = learner.nonfinite
         loss, taken, images = train_step(learner, group, rules)
         result.images += images
         result.steps, result.skipped = result.steps + taken, result.skipped + (not taken)
+        if learner.nonfinite > before:
+            on_fault(group, loss)
         if learner.nonfinite >= rules.max_nonfinite:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite for {learner.nonfinite} steps in a row: lower "
@@ -92,7 +98,7 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
     # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
     own = sum(len(batch.images) for batch in group)
-    loss_sum, images = distributed.add_up(_accumulate(learner, group, rules) * own, own)
+    loss_sum, images = distributed.add_up(accumulate_gradients(learner, group, rules) * own, own)
     loss, share = loss_sum / images, own / images
     if not math.isfinite(loss):
         learner.nonfinite += 1
@@ -109,7 +115,7 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
     return loss, True, int(images)
 
 
-def _accumulate(learner: Learner, group: list[Batch], rules: StepRules) -> float:
+def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules) -> float:
     """Adds up the gradients of the group; returns its mean loss, and stops at the first that is not finite."""
     total = sum(len(batch.images) for batch in group)
     mean_loss = 0.0
@@ -170,6 +176,7 @@ def run_epochs(
     patience: int | None = None,
     progress: Progress | None = None,
     on_step: Callable[[EpochResult], None] = lambda result: None,
+    on_fault: Callable[[list[Batch], float], None] = lambda group, loss: None,
 ) -> Iterator[tuple[int, EpochResult, dict[str, float], Best]]:
     """Yields (epoch, what it did, validation metrics, best so far) after each epoch, 0 first.
 
@@ -186,13 +193,22 @@ def run_epochs(
         patience: Ends it after so many epochs without a better score.
         progress: Where to go on; None begins.
         on_step: As for `train_one_epoch`.
+        on_fault: As for `train_one_epoch`.
     """
     at = progress or Progress()
     while not at.is_over(epochs=epochs, max_steps=max_steps, patience=patience):
         set_train_mode(at.epoch)
         left = None if max_steps is None else max_steps - at.groups
-        batches_left = batches(at.epoch, at.result.groups)
-        train_one_epoch(learner, batches_left, rules, epoch=at.epoch, result=at.result, max_steps=left, on_step=on_step)
+        train_one_epoch(
+            learner,
+            batches(at.epoch, at.result.groups),
+            rules,
+            epoch=at.epoch,
+            result=at.result,
+            max_steps=left,
+            on_step=on_step,
+            on_fault=on_fault,
+        )
         score, metrics = validate(learner.evaluated)
         at.best.update(score, at.epoch, learner.evaluated)
         epoch, result = at.epoch, at.result

@@ -27,6 +27,7 @@ class Learner:
         average: Exponential moving average of the weights, or None.
         forward: `model`, or a compiled form of it.
         nonfinite: Steps in a row whose loss or gradient was not finite, across epochs.
+        retreats: How often it went back to a checkpoint because of them.
     """
 
     model: nn.Module
@@ -37,12 +38,18 @@ class Learner:
     average: AveragedModel | None
     forward: Callable[..., Tensor]
     nonfinite: int = 0
+    retreats: int = 0
 
     @property
     def evaluated(self) -> nn.Module:
         """The network that is validated and kept: the average where there is one."""
         module: nn.Module = self.average.module if self.average is not None else self.model
         return module
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each stage now."""
+        return {str(group["stage"]): float(group["lr"]) for group in self.optimizer.param_groups}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.errors import ConfigError
@@ -103,6 +103,13 @@ def build_schedule(
         )
 
     return LambdaLR(optimizer, factor)
+
+
+def scale_rates(schedule: LRScheduler, factor: float) -> None:
+    """Multiplies every learning rate from now on, also in schedules that are built on its optimizer later."""
+    schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+    for group in schedule.optimizer.param_groups:
+        group["lr"], group["initial_lr"] = group["lr"] * factor, group["initial_lr"] * factor
 
 
 def build_average(model: nn.Module, *, decay: float | None) -> AveragedModel | None:

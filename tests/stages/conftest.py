@@ -133,6 +133,18 @@ def tiny3d(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def tiny2d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network of images is one convolution: for tests that write a checkpoint after each step."""
+
+    def build(name: str, **settings: Any) -> Backbone:
+        stage = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
+        body = nn.Sequential(stage, nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        return Backbone(body, num_features=16, stages={"stage": [stage]})
+
+    monkeypatch.setattr("medcls.models.classifier.build_backbone", build)
+
+
+@pytest.fixture
 def copy_store(store: Store, tmp_path: Path) -> Callable[..., Path]:
     """A copy that may be changed: copy_store("name")."""
 

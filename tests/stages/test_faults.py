@@ -1,0 +1,164 @@
+"""Steps that are not finite: described, left out, and after too many in a row once back to the last good checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from medcls.data.store import Store
+from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.stages import resume
+from medcls.stages import train as stage
+from medcls.training.engine import NonFiniteError
+from medcls.training.losses import build_loss
+
+pytestmark = pytest.mark.usefixtures("tiny2d")
+Run = Callable[..., Path]
+# Three epochs of three steps, a checkpoint after each of them.
+SETTINGS = (
+    "schedule=constant",
+    "trainer.epochs=3",
+    "trainer.max_steps=9",
+    "trainer.max_nonfinite=2",
+    "checkpoint.minutes=0",
+)
+
+
+class Killed(BaseException):
+    """What cannot be caught: as if the process were gone."""
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *, is_bad: Callable[[int, float], bool]) -> None:
+    """Makes the loss NaN where `is_bad(steps taken, learning rate by that of the beginning)`."""
+    build = stage.build_learner
+
+    def build_spoilt(*args: Any, **kwargs: Any) -> Any:
+        learner = build(*args, **kwargs)
+        (first, *_) = learner.rates.values()
+
+        def loss(logits: Tensor, targets: Tensor) -> Tensor:
+            value = build_loss("multiclass")(logits, targets)
+            bad = is_bad(learner.schedule.last_epoch, next(iter(learner.rates.values())) / first)
+            return value * math.nan if bad else value
+
+        learner.loss = loss
+        return learner
+
+    monkeypatch.setattr(stage, "build_learner", build_spoilt)
+
+
+def test_a_step_that_is_not_finite_leaves_a_capsule_and_training_goes_on(
+    run_train: Run, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[int] = []
+    spoil(monkeypatch, is_bad=lambda step, rate: step == 4 and (calls.append(step) or len(calls) <= 2))
+    run = run_train(tmp_path / "run", *SETTINGS)
+    (path,) = (run / "faults").iterdir()
+    capsule = read_json(path)
+    assert path.name == "step-0000000005.json"
+    assert (capsule["epoch"], capsule["step"], capsule["where"], capsule["loss"]) == (1, 5, "loss", "nan")
+    ids = store.read("image_id").column(0).to_pylist()
+    assert [[ids[row] for row in rows] for rows in capsule["rows"]] == capsule["image_ids"]
+    assert len(capsule["image_ids"][0]) == 8
+    assert "notice: step 5 was not finite (first in loss) and is left out" in capsys.readouterr().err
+    assert [row["skipped_steps"] for row in read_json_lines(run / "metrics.jsonl")] == [0, 1, 0]
+
+
+def test_too_many_in_a_row_go_back_once_to_a_tenth_of_the_rate(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(monkeypatch, is_bad=lambda step, rate: step >= 4 and rate > 0.2)
+    run = run_train(tmp_path / "run", *SETTINGS)
+    err = capsys.readouterr().err
+    assert "2 steps in a row" in err
+    assert "back to step 4 (step-0000000004) once, from there at a tenth of the learning rate" in err
+    rows = read_json_lines(run / "metrics.jsonl")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 0]
+    assert rows[2]["lr"]["head"] == pytest.approx(0.1 * rows[0]["lr"]["head"])
+    assert read_json(run / "environment.json")["retreats"] == [{"from_step": 6, "to_step": 4, "lr_factor": 0.1}]
+    assert sorted(path.name for path in (run / "faults").iterdir()) == [f"step-000000000{n}.json" for n in (5, 6)]
+
+
+@pytest.mark.parametrize("at", [5, 6, 7, 9])
+def test_broken_off_before_and_after_going_back_it_is_the_same_model(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    spoil(monkeypatch, is_bad=lambda step, rate: step >= 4 and rate > 0.2)
+    whole = run_train(tmp_path / "whole", *SETTINGS)
+    looks = iter(range(1, 1000))
+    original = resume.Keeper.look
+
+    def look(self: resume.Keeper, *, validated: bool = False) -> None:
+        original(self, validated=validated)
+        if next(looks) == at:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume.Keeper, "look", look)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    run = run_train(tmp_path / "run", *SETTINGS)
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def test_the_second_time_it_ends_and_says_where_the_capsules_lie(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, is_bad=lambda step, rate: step >= 4)
+    with pytest.raises(NonFiniteError, match=rf"again, at a tenth of the rate; {tmp_path}/run/faults names the images"):
+        run_train(tmp_path / "run", *SETTINGS)
+    names = sorted(path.name for path in (tmp_path / "run" / "faults").iterdir())
+    assert names == [f"step-000000000{n}{again}.json" for n in (5, 6) for again in ("-lower-rate", "")]
+    # The same command finds the same, and makes no model of it.
+    with pytest.raises(NonFiniteError, match="again, at a tenth of the rate"):
+        run_train(tmp_path / "run", *SETTINGS)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_without_a_checkpoint_it_ends_at_once(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, is_bad=lambda step, rate: True)
+    with pytest.raises(NonFiniteError, match=r"for 2 steps in a row.* \(with no checkpoint to go back to") as caught:
+        run_train(tmp_path / "run", *SETTINGS)
+    assert caught.value.exit_code == 70
+    assert len(list((tmp_path / "run" / "faults").iterdir())) == 2
+
+
+def test_few_capsules_are_kept(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, is_bad=lambda step, rate: True)
+    with pytest.raises(NonFiniteError):
+        run_train(tmp_path / "run", *SETTINGS, "trainer.max_nonfinite=9")
+    assert len(list((tmp_path / "run" / "faults").iterdir())) == 5
+
+
+def test_pretraining_goes_back_too(
+    compose_job: Callable[..., Any], volume_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from medcls.stages import pretrain as pretraining
+
+    build = pretraining.build_learner
+
+    def build_spoilt(*args: Any, **kwargs: Any) -> Any:
+        learner = build(*args, **kwargs)
+        original, first = learner.loss, next(iter(learner.rates.values()))
+
+        def loss(pairs: Tensor, targets: Tensor) -> Tensor:
+            bad = learner.schedule.last_epoch >= 2 and next(iter(learner.rates.values())) > 0.5 * first
+            return original(pairs, targets) * (math.nan if bad and pairs.requires_grad else 1.0)
+
+        learner.loss = loss
+        return learner
+
+    monkeypatch.setattr(pretraining, "build_learner", build_spoilt)
+    job = compose_job(
+        "pretrain", f"store={volume_store.folder}", f"run={tmp_path / 'run'}", "model=autoencoder3d", "workers=0",
+        "device=cpu", "trainer.batch_size=4", "trainer.epochs=2", "trainer.max_nonfinite=2", "trainer.max_steps=4",
+        "checkpoint.minutes=0", "schedule=constant", "figures=1",
+    )  # fmt: skip
+    pretraining.pretrain(job)
+    assert len(read_json(tmp_path / "run" / "environment.json")["retreats"]) == 1
