@@ -2,7 +2,7 @@
 
 The scores of different folds' models are not on one scale, so rows of different folds are never pooled: a metric is
 computed within each fold and averaged. Bootstrap samples draw patients once for all arms, folds and repeats, so that
-a patient who is drawn twice counts twice everywhere.
+a patient who is drawn twice counts twice everywhere; of a holdout they draw its seeds, too.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ def assess_arms(
         ValueError: the arms have other rows, labels or classes, or a metric that they do not share.
 
     Source: corrected t and F tests: `resampling_tests`; bootstrap over patients: Efron & Tibshirani 1993, chapter 16,
-        with p values from the percentile of zero, one added to both counts; Holm 1979.
+        with p values from the percentile of zero, one added to both counts; over patients and seeds at once: Owen
+        2007 (pigeonhole bootstrap); Holm 1979.
     """
     arms = _align(arms)
     kinds = [folds[0].predictions.kind for folds in arms.values()]
@@ -92,7 +93,8 @@ def assess_arms(
         name: [build_shared_estimator(one.predictions, kinds=kinds) for one in folds] for name, folds in arms.items()
     }
     draws = draw_replicates(np.arange(1 + max(int(p.max()) for p in patients)), replicates=replicates, seed=seed)
-    measured = _measure(estimators, patients, draws=draws)
+    seeds = np.random.default_rng([seed, 1]) if design == "holdout" else None
+    measured = _measure(estimators, patients, draws=draws, seeds=seeds)
     chosen = _choose(measured, metrics)
     return {
         "arms": {name: _describe_arm(arms[name], patients, measured[name]) for name in arms},
@@ -137,13 +139,18 @@ def _number_together(folds: Sequence[FoldPredictions]) -> list[Integers]:
 
 
 def _measure(
-    arms: Mapping[str, Sequence[Estimator]], patients: Sequence[Integers], *, draws: Iterable[Floats]
+    arms: Mapping[str, Sequence[Estimator]],
+    patients: Sequence[Integers],
+    *,
+    draws: Iterable[Floats],
+    seeds: np.random.Generator | None,
 ) -> dict[str, _Arm]:
     """All arms on each chunk of draws in turn: of many patients no two chunks are in memory at once."""
     drawn: dict[str, list[dict[str, Floats]]] = {name: [] for name in arms}
     for weights in draws:
+        counts = _draw_folds(len(weights), len(patients), seeds=seeds)
         for name, estimators in arms.items():
-            drawn[name].append(_average(estimators, patients, weights))
+            drawn[name].append(_average(estimators, patients, weights, counts=counts))
     measured = {}
     for name, estimators in arms.items():
         plain = [estimate(np.ones((1, len(rows)))) for estimate, rows in zip(estimators, patients, strict=True)]
@@ -153,10 +160,19 @@ def _measure(
     return measured
 
 
-def _average(estimators: Sequence[Estimator], patients: Sequence[Integers], weights: Floats) -> dict[str, Floats]:
-    """Mean over the folds in each bootstrap sample; weights (R, P) are of the patients."""
+def _draw_folds(replicates: int, folds: int, *, seeds: np.random.Generator | None) -> Floats:
+    """(F, R) how often each fold counts: once; seeds of a holdout as often as they are drawn, for all arms alike."""
+    if seeds is None:
+        return np.ones((folds, replicates))
+    return np.asarray(seeds.multinomial(folds, np.full(folds, 1 / folds), size=replicates).T, np.float64)
+
+
+def _average(
+    estimators: Sequence[Estimator], patients: Sequence[Integers], weights: Floats, *, counts: Floats
+) -> dict[str, Floats]:
+    """Mean over the folds in each bootstrap sample; weights (R, P) are of the patients, counts (F, R) of the folds."""
     found = [estimate(weights[:, rows]) for estimate, rows in zip(estimators, patients, strict=True)]
-    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+    return {name: np.mean(counts * [one[name] for one in found], axis=0) for name in found[0]}
 
 
 def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ _TESTS = {
     "kfold": "corrected resampled t test (Nadeau & Bengio 2003)",
     "repeated": "corrected resampled t test (Nadeau & Bengio 2003; Bouckaert & Frank 2004)",
     "5x2": "5x2cv F test (Alpaydin 1999)",
-    "holdout": "bootstrap over patients",
+    "holdout": "bootstrap over patients and seeds",
 }
 
 
@@ -90,6 +90,17 @@ def list_notes(results: Results) -> list[str]:
     return [*results.get("notes", []), *notes]
 
 
+def name_unit(results: Results) -> str:
+    """What numbers are averaged over: "fold", or "seed" of a holdout."""
+    return "seed" if results["design"]["kind"] == "holdout" else "fold"
+
+
+def describe_spread(results: Results) -> str:
+    """What a number is the mean of, and what its interval is over."""
+    unit = name_unit(results)
+    return f"Mean over {unit}s with 95 % interval over patients" + (" and seeds" if unit == "seed" else "")
+
+
 def draw_panels(results: Results, figures: Path) -> list[Panel]:
     """The figures: all arms, their folds, and over sizes."""
     metric, label = results["metric"], name_metric(results["metric"])
@@ -99,17 +110,16 @@ def draw_panels(results: Results, figures: Path) -> list[Panel]:
     by_fold = {name: [fold["metrics"][metric] for fold in arm["folds"]] for name, arm in arms.items()}
     what = f"Training images: {largest}."
     height = 1.4 + 0.42 * len(arms)
-    mean = f"Mean over folds with 95 % interval over patients. {what}"
-    lines = f"A line is one fold, the same for all arms. {what}"
+    mean = f"{describe_spread(results)}. {what}"
+    unit = name_unit(results)
+    lines = f"A line is one {unit}, the same for all arms. {what}"
     plans = [
         Plan("arms", label, mean, draw_arms(entries, label=label), 5.6, max(3.2, height)),
-        Plan("folds", f"{label} in each fold", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
+        Plan("folds", f"{label} in each {unit}", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
     ]
     if len(results["sizes"]) > 1:
         curves = draw_learning_curves(build_curves(results), label=label)
-        caption = (
-            "Mean over folds with 95 % interval over patients; validation and test rows are the same at every size."
-        )
+        caption = f"{describe_spread(results)}; validation and test rows are the same at every size."
         plans.append(Plan("learning_curves", "Learning curves", caption, curves, 9.0, 4.6))
     return [write_panel(plan, figures) for plan in plans]
 
@@ -129,9 +139,9 @@ def build_curves(results: Results) -> dict[str, list[tuple[float, Mapping[str, A
 
 def build_arm_tables(results: Results, size: str) -> list[Table]:
     """Arms in rows, the metrics in columns: the main ones, and a table of further ones."""
-    caption = (
-        "Computed within each fold and averaged; 95 % intervals by bootstrap over patients, for these trained models."
-    )
+    unit = name_unit(results)
+    over = "patients and seeds" if unit == "seed" else "patients, for these trained models"
+    caption = f"Computed within each {unit} and averaged; 95 % intervals by bootstrap over {over}."
     arms = results["sizes"][size]["arms"]
     tables = []
     for part, metrics in enumerate(_divide([results["metric"], *results["secondary"]])):
@@ -177,7 +187,8 @@ def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Result
         rows.append((f"{pair['first']} − {pair['second']}", cells))
     better = "lower" if results["lower_is_better"] else "higher"
     caption = f"{title}: {better} is better. Test: {_TESTS[results['design']['kind']]}"
-    caption += "; the bootstrap keeps the trained models and draws other patients. Holm over the pairs of this table."
+    drawn = "draws other patients and seeds" if not tested else "keeps the trained models and draws other patients"
+    caption += f"; the bootstrap {drawn}. Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
 
 

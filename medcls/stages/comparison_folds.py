@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from medcls.command_line import say
@@ -58,7 +57,7 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
     patients = link_patients(store.codes("patient_id"), pairs)
     k, repeats = config.shape
     if config.kind == "holdout":
-        folds = [Fold(1, 1, splits)]
+        folds = [Fold(repeat, 1, splits) for repeat in range(1, repeats + 1)]
     else:
         pool = splits != SPLIT_NAMES.index(DROPPED)
         if config.over == "development":
@@ -85,10 +84,11 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
             if config.on_missing == "refuse":
                 check_labels(part, strata)
             own = config.kind == "holdout" and not size
-            name = config.split if own else _name_split(config.prefix, part, holdout=config.kind == "holdout")
+            label = _name_fold(job, part)
+            name = config.split if own else f"{config.prefix}-{label}" + (f"-n{size}" if size else "")
             if not own:
                 write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance)
-            planned += list(_plan_seeds(job, store, part, split=name))
+            planned.append(_plan_fold(job, store, part, name=label, split=name))
     say(f"folds: {len(folds)} ({config.prefix}), {len({fold.split for fold in planned})} splits in {store.folder}")
     return planned, sum(map(_measure_test_share, folds)) / len(folds)
 
@@ -105,23 +105,20 @@ def _find_label(store: Store, label: str | None) -> str | None:
     return label
 
 
-def _name_split(prefix: str, fold: Fold, *, holdout: bool) -> str:
-    return f"{prefix}-n{fold.size}" if holdout else f"{prefix}-{fold.name}"
+def _name_fold(job: CompareJob, fold: Fold) -> str:
+    """A holdout has seeds, each with its own draw of a smaller training set."""
+    return f"s{fold.repeat}" if job.folds.kind == "holdout" else f"r{fold.repeat}f{fold.number}"
 
 
-def _plan_seeds(job: CompareJob, store: Store, fold: Fold, *, split: str) -> Iterator[PlannedFold]:
-    """A fold has the seed of its repeat; a holdout stands for several seeds."""
+def _plan_fold(job: CompareJob, store: Store, fold: Fold, *, name: str, split: str) -> PlannedFold:
     splits, certificate = read_split(store, split)
-    images = {name: len(rows_of(splits, name)) for name in (TRAIN, VAL, TEST)}
-    holdout = job.folds.kind == "holdout"
-    for repeat in range(1, job.folds.shape[1] + 1) if holdout else [fold.repeat]:
-        yield PlannedFold(
-            name=f"s{repeat}" if holdout else f"r{fold.repeat}f{fold.number}",
-            repeat=repeat,
-            number=fold.number,
-            size=fold.size,
-            split=split,
-            split_sha256=certificate["split_sha256"],
-            seed=job.seed + (0 if job.folds.same_seed else repeat - 1),
-            images=images,
-        )
+    return PlannedFold(
+        name=name,
+        repeat=fold.repeat,
+        number=fold.number,
+        size=fold.size,
+        split=split,
+        split_sha256=certificate["split_sha256"],
+        seed=job.seed + (0 if job.folds.same_seed else fold.repeat - 1),
+        images={part: len(rows_of(splits, part)) for part in (TRAIN, VAL, TEST)},
+    )

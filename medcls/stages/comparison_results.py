@@ -190,9 +190,10 @@ def format_comparison(results: Mapping[str, Any]) -> str:
     """Returns the arms with intervals and cost, and all pairs, as lines of text."""
     metric = results["metric"]
     better = "lower" if results["lower_is_better"] else "higher"
+    over = "patients and seeds" if results["design"]["kind"] == "holdout" else "patients"
     lines = []
     for size, found in results["sizes"].items():
-        lines.append(f"{metric} ({better} is better), training images: {size}; 95 % intervals over patients")
+        lines.append(f"{metric} ({better} is better), training images: {size}; 95 % intervals over {over}")
         width = max(len(arm) for arm in found["arms"])
         for arm, entry in found["arms"].items():
             cost = entry["cost"]

@@ -109,6 +109,22 @@ def test_a_patient_is_drawn_alike_in_all_repeats(make_arm: Callable[..., Folds])
     assert assess({"a": seeds}, design="holdout")["arms"]["a"]["metrics"]["accuracy"] == pytest.approx(single)
 
 
+@pytest.mark.parametrize(("design", "low", "high"), [("holdout", 0.0, 1.0), ("repeated", 0.5, 0.5)])
+def test_seeds_of_a_holdout_are_drawn_like_patients(design: str, low: float, high: float) -> None:
+    """One seed is right about every patient and one about none: other patients change nothing, other seeds all."""
+    true = np.arange(20) % 2
+    ids = [f"p{row}" for row in range(20)]
+    score = [np.eye(2)[true], np.eye(2)[1 - true]]
+    seeds = [
+        FoldPredictions(
+            f"s{n}", n, 1, check_predictions("multiclass", true, score[n - 1], class_names=("0", "1")), ids, ids
+        )
+        for n in (1, 2)
+    ]
+    found = assess({"a": seeds}, design=design, metrics=["accuracy"])["arms"]["a"]["metrics"]["accuracy"]
+    assert found == {"value": 0.5, "low": low, "high": high}
+
+
 def test_grades_as_classes_and_as_a_number_share_definitions(make_arm: Callable[..., Folds]) -> None:
     classes, number = make_arm("ordinal"), make_arm("regression")
     found = assess({"classes": classes, "number": number})["arms"]

@@ -185,6 +185,19 @@ def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Comp
     assert found["design"]["openings"] == 1
 
 
+def test_each_seed_of_a_holdout_draws_its_own_smaller_training_set(
+    run_compare: Compare, executor: Any, store: Store
+) -> None:
+    out = run_compare("folds.kind=holdout", "folds.k=null", "folds.repeats=2", "sizes=[6,7]", "plan_only=true")
+    folds = read_json(out / "plan.json")["folds"]
+    assert [fold["split"] for fold in folds] == [f"default-s{seed}-n{size}" for seed in (1, 2) for size in (6, 7)]
+    copy = Store(Path(read_json(out / "plan.json")["store"]))
+    six, seven, other, _ = (read_split(copy, fold["split"])[0] for fold in folds)
+    assert not np.array_equal(six == 0, other == 0)
+    assert ((six == 0) <= (seven == 0)).all(), "a smaller size lies within a larger one of its seed"
+    assert np.array_equal(six == 2, read_split(store, "default")[0] == 2), "the test rows are always the split's"
+
+
 def test_repeats_have_seeds_of_their_own_unless_told_otherwise(run_compare: Compare, executor: Any) -> None:
     run_compare("folds.kind=repeated", "folds.repeats=2", "plan_only=true", out="own")
     assert executor.commands == []
