@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import dicom, evaluation, features, loader, memory, startup, store, throughput
+from benchmarks import dicom, evaluation, features, loader, memory, startup, store, throughput, volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ SUITES = {
     "store": Suite(store.measure),
     "startup": Suite(startup.measure),
     "memory": Suite(memory.measure),
+    "volumes": Suite(volumes.measure),
     "dicom": Suite(dicom.measure),
     "evaluation": Suite(evaluation.measure),
 }

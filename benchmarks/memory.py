@@ -55,12 +55,17 @@ def measure(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
 
 def run_step(step: str, store: Path) -> tuple[float, float]:
     """Returns the peak in bytes above the imports, and the seconds, of one step in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", step, str(store)]
+    result = run_child("benchmarks.memory", step, str(store))
+    return result["peak_bytes"], result["seconds"]
+
+
+def run_child(module: str, *arguments: str) -> dict[str, float]:
+    """Returns the numbers that a module prints as JSON in a process of its own."""
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{step} on {store}: {done.stderr[-2000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    return float(result["peak_bytes"]), float(result["seconds"])
+        raise RuntimeError(f"{' '.join(command[1:])}: {done.stderr[-2000:]}")
+    return {name: float(value) for name, value in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def write_store(folder: Path, size: int, *, hashed: bool = False) -> Path:
@@ -220,7 +225,8 @@ STEPS = {
 }
 
 
-def _memory(name: str) -> int:
+def read_memory(name: str) -> int:
+    """Returns the bytes of one line of this process's status, such as VmRSS or VmHWM."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
@@ -228,10 +234,10 @@ def _memory(name: str) -> int:
 def main(step: str, folder: str) -> None:
     """Runs one step in this process and prints its peak and time as JSON."""
     run = STEPS[step](Path(folder))
-    before, start = _memory("VmRSS"), time.perf_counter()
+    before, start = read_memory("VmRSS"), time.perf_counter()
     run()
     seconds = time.perf_counter() - start
-    print(json.dumps({"peak_bytes": _memory("VmHWM") - before, "seconds": seconds}))
+    print(json.dumps({"peak_bytes": read_memory("VmHWM") - before, "seconds": seconds}))
 
 
 if __name__ == "__main__":

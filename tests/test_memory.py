@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks.volumes import NETWORKS, VARIANTS, time_steps
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (50_000, 150_000)
 # Bytes a row, measured 190 and 500 to 550 between these sizes. With Python lists and dictionaries of image_ids,
@@ -32,3 +36,11 @@ def test_a_row_takes_few_bytes_in_splitting_and_in_training(tmp_path: Path) -> N
     for step, (small, large) in json.loads(done.stdout.splitlines()[-1]).items():
         grown = (large - small) / (SIZES[1] - SIZES[0])
         assert 0 < grown < BOUNDS[step], (step, grown)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_case_of_the_table_of_volumes_takes_its_steps(network: str, variant: str) -> None:
+    """At the smallest size that all networks take: the table of docs/results/volumes.md can be made again."""
+    found = time_steps(network, 24, VARIANTS[variant])
+    assert found["volumes_per_second"] > 0
