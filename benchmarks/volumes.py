@@ -23,10 +23,12 @@ from medcls.models.autoencoder import CLASSIFIER_OF, build_autoencoder
 from medcls.models.classifier import build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.recomputation import recompute_blocks
-from medcls.training.engine import Learner, StepRules, move_model, train_step
+from medcls.training.engine import train_step
+from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device
+from medcls.training.prediction import move_model
 from medcls.training.reconstruction import build_reconstruction_loss
 
 SIZES = (64, 96, 128)
