@@ -83,6 +83,7 @@ def run_loop(
     """
     learner, progress, total = keeper.learner, keeper.progress, feed.sampler.num_samples
     tracker = Tracker(keeper.run, tensorboard=trainer.tensorboard) if distributed.is_first() else None
+    piece = learner.piece
     bar = tqdm(total=trainer.epochs * total, unit="image", desc="train", mininterval=1.0)
 
     def batches(epoch: int, groups: int) -> Iterable[Batch]:
@@ -90,6 +91,13 @@ def run_loop(
         return feed.loader
 
     def on_step(result: EpochResult) -> None:
+        nonlocal piece
+        if learner.piece != piece:
+            piece = learner.piece
+            say(
+                f"notice: out of memory in step {progress.total}: from here on at most {piece} images go through the "
+                f"network at once; every step is made of {feed.sampler.batch_size * rules.accumulate} as before"
+            )
         bar.update(progress.epoch * total + result.images - bar.n)
         keeper.look()
 
@@ -160,6 +168,7 @@ def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], l
         "train_loss": result.loss,
         "steps": result.steps,
         "skipped_steps": result.skipped,
+        **({"images_at_once": learner.piece} if learner.piece else {}),
         "images_per_second": result.images / result.seconds if result.seconds else None,
         "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
         "seconds": result.seconds,

@@ -37,7 +37,7 @@ from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss
 from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler
-from medcls.training.prediction import move_model, run_forward
+from medcls.training.prediction import move_model, predict_pieces
 from medcls.training.progress import Best, Progress
 from medcls.training.reconstruction import build_reconstruction_loss
 
@@ -207,9 +207,8 @@ def validate(
     sampler = EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
     loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     total = 0.0
-    for batch in keeper.look_between(loader):
-        pairs = run_forward(model, batch, rules)
-        total += float(loss(pairs.float(), batch.targets)) * len(batch.images)
+    for batch, pairs in predict_pieces(model, keeper.look_between(loader), rules):
+        total += float(loss(pairs, batch.targets)) * len(batch.images)
     mean = add_up(total)[0] / len(data.val)
     level = {} if getattr(model, "level", None) is None else {"level": float(model.level)}  # type: ignore[arg-type]
     return (-mean if math.isfinite(mean) else math.nan), {"val_loss": mean, **level}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls import distributed
@@ -16,6 +16,7 @@ from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
 from medcls.training.learner import Learner, StepRules
+from medcls.training.memory import cut_batch, free_memory, halve_pieces
 from medcls.training.prediction import run_forward
 from medcls.training.progress import Best, EpochResult, Progress
 
@@ -98,14 +99,12 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
     # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
     buffers = [buffer.clone() for buffer in learner.model.buffers()]
     own = sum(len(batch.images) for batch in group)
-    loss_sum, images = distributed.add_up(accumulate_gradients(learner, group, rules) * own, own)
+    loss_sum, images = distributed.add_up(_accumulate_what_fits(learner, group, rules, buffers=buffers) * own, own)
     loss, share = loss_sum / images, own / images
     if not math.isfinite(loss):
         learner.nonfinite += 1
     if not (math.isfinite(loss) and _update(learner, rules, share=share)):
-        learner.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        take_back(learner, buffers)
         return loss, False, int(images)
     share_statistics(learner.model, share=share)
     learner.nonfinite = 0
@@ -115,11 +114,41 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
     return loss, True, int(images)
 
 
-def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules) -> float:
-    """Adds up the gradients of the group; returns its mean loss, and stops at the first that is not finite."""
+def take_back(learner: Learner, buffers: list[Tensor]) -> None:
+    """Undoes the forward and backward passes of a step: gradients go, and buffers are what they were before."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def _accumulate_what_fits(learner: Learner, group: list[Batch], rules: StepRules, *, buffers: list[Tensor]) -> float:
+    """As `accumulate_gradients`; where the device has no room, again in pieces of half as many images, for good."""
+    norms = [module for module in learner.model.modules() if isinstance(module, _BatchNorm) and module.training]
+    # A statistic needs two images; and one over all processes needs every process to make the same passes.
+    least = (2**31 if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else 2) if norms else 1
+    while True:
+        try:
+            return accumulate_gradients(learner, group, rules, least=least)
+        except torch.OutOfMemoryError as error:
+            learner.piece = halve_pieces(group, learner.piece, error, least=least)
+        # Not within the handler: the error holds on to the maps of the pass that failed.
+        take_back(learner, buffers)
+        free_memory(rules.device)
+        torch.manual_seed(torch.initial_seed())
+
+
+def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules, *, least: int = 1) -> float:
+    """Adds up the gradients of the group; returns its mean loss, and stops at the first that is not finite.
+
+    Args:
+        learner: Its batches are cut as its `piece` says.
+        group: Of one step.
+        rules: How.
+        least: Images of the smallest piece.
+    """
     total = sum(len(batch.images) for batch in group)
     mean_loss = 0.0
-    for batch in group:
+    for batch in [piece for whole in group for piece in cut_batch(whole, learner.piece, least=least)]:
         logits = run_forward(learner.forward, batch, rules)
         # The loss is computed in float32: log and exp of half precision lose rare classes.
         loss = learner.loss(logits.float(), batch.targets.to(rules.device))

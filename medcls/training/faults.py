@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from medcls.data.dataset import Batch
-from medcls.training.engine import accumulate_gradients
+from medcls.training.engine import accumulate_gradients, take_back
 from medcls.training.learner import Learner, StepRules
 
 Place = tuple[str, str]
@@ -60,12 +60,13 @@ def find_layer(learner: Learner, group: list[Batch], rules: StepRules, *, loss: 
     try:
         torch.manual_seed(seed)
         loss = accumulate_gradients(again, group, rules)
+    except torch.OutOfMemoryError:
+        # Hooks and an uncompiled network may take more: no reason to end a training.
+        return "", ""
     finally:
         for handle in handles:
             handle.remove()
-        learner.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        take_back(learner, buffers)
         if scale:
             learner.scaler.load_state_dict(scale)
     if found:

@@ -28,6 +28,7 @@ class Learner:
         forward: `model`, or a compiled form of it.
         nonfinite: Steps in a row whose loss or gradient was not finite, across epochs.
         retreats: How often it went back to a checkpoint because of them.
+        piece: Most images of one forward pass, since the device had no room for more; None = whole batches.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Learner:
     forward: Callable[..., Tensor]
     nonfinite: int = 0
     retreats: int = 0
+    piece: int | None = None
 
     @property
     def evaluated(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medcls import distributed
 from medcls.data.dataset import Batch
 from medcls.training.learner import StepRules
+from medcls.training.memory import cut_batch, free_memory, halve_pieces
 from medcls.training.precision import autocast
 
 
@@ -42,6 +43,28 @@ def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) 
         return forward(images, batch.clinical.to(rules.device, non_blocking=True))
 
 
+def predict_pieces(model: nn.Module, batches: Iterable[Batch], rules: StepRules) -> Iterator[tuple[Batch, Tensor]]:
+    """Yields (batch, float32 output on the device), batches halved from where the device has no room for them on.
+
+    Raises:
+        MemoryLimitError: there is none for a single image.
+    """
+    size: int | None = None
+    for batch in batches:
+        pieces = cut_batch(batch, size)
+        while pieces:
+            try:
+                output = run_forward(model, pieces[0], rules).float()
+            except torch.OutOfMemoryError as error:
+                size = halve_pieces(pieces[:1], None, error)
+            else:
+                yield pieces.pop(0), output
+                continue
+            # Not within the handler: the error holds on to the maps of the pass that failed.
+            free_memory(rules.device)
+            pieces = [part for piece in pieces for part in cut_batch(piece, size)]
+
+
 @torch.inference_mode()
 def predict_logits(
     model: nn.Module, batches: Iterable[Batch], rules: StepRules, *, total: int | None = None
@@ -56,9 +79,9 @@ def predict_logits(
     """
     model.eval()
     logits, positions = [], []
-    for batch in batches:
-        logits.append(run_forward(model, batch, rules).float().cpu())
-        positions.append(batch.positions)
+    for piece, output in predict_pieces(model, batches, rules):
+        logits.append(output.cpu())
+        positions.append(piece.positions)
     where = torch.cat(positions)
     if total is None:
         ordered = torch.cat(logits)[where.argsort()]

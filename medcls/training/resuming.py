@@ -44,6 +44,7 @@ def pack_training(learner: Learner, progress: Progress) -> tuple[dict[str, Tenso
         "scaler": learner.scaler.state_dict(),
         "nonfinite": learner.nonfinite,
         "retreats": learner.retreats,
+        "piece": learner.piece,
     }
 
 
@@ -56,7 +57,7 @@ def unpack_training(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     learner.schedule.load_state_dict(state["schedule"])
     if state["scaler"]:
         learner.scaler.load_state_dict(state["scaler"])
-    learner.nonfinite, learner.retreats = state["nonfinite"], state["retreats"]
+    learner.nonfinite, learner.retreats, learner.piece = (state[key] for key in ("nonfinite", "retreats", "piece"))
     score = state["best"]["score"]
     best = Best(-math.inf if score is None else score, state["best"]["epoch"], _strip(_BEST, tensors) or None)
     return Progress(state["epoch"], EpochResult(**state["result"]), state["groups"], best)

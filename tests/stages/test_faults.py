@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from medcls.data.store import Store
@@ -162,3 +163,27 @@ def test_pretraining_goes_back_too(
     )  # fmt: skip
     pretraining.pretrain(job)
     assert len(read_json(tmp_path / "run" / "environment.json")["retreats"]) == 1
+
+
+def test_out_of_memory_is_said_once_and_kept_in_the_log(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = stage.build_learner
+
+    def build_limited(*args: Any, **kwargs: Any) -> Any:
+        learner = build(*args, **kwargs)
+        forward = learner.forward
+
+        def limited(images: Tensor) -> Tensor:
+            if len(images) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return forward(images)
+
+        learner.forward = limited
+        return learner
+
+    monkeypatch.setattr(stage, "build_learner", build_limited)
+    run = run_train(tmp_path / "run", *SETTINGS)
+    err = capsys.readouterr().err
+    assert err.count("out of memory in step 1: from here on at most 4 images go through the network at once") == 1
+    assert [row["images_at_once"] for row in read_json_lines(run / "metrics.jsonl")] == [4, 4, 4]

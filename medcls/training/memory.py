@@ -1,0 +1,56 @@
+"""Batches in pieces, where the device has no room for them whole."""
+
+from __future__ import annotations
+
+import torch
+
+from medcls.data.dataset import Batch
+from medcls.errors import MedclsError
+
+
+class MemoryLimitError(MedclsError):
+    """The device has no room for the smallest piece of a batch: the same again would end alike."""
+
+    exit_code = 70
+
+
+def cut_batch(batch: Batch, size: int | None, *, least: int = 1) -> list[Batch]:
+    """Returns the batch in pieces of at most `size` images, which differ by one at most; whole where size is None.
+
+    Args:
+        batch: N images, 1 or more.
+        size: Of a piece.
+        least: No piece is smaller, though it be larger than `size`.
+    """
+    images = len(batch.images)
+    count = 1 if size is None else max(1, min(-(-images // size), images // least))
+    if count == 1:
+        return [batch]
+    return [Batch(*columns) for columns in zip(*(torch.tensor_split(c, count) for c in batch), strict=True)]
+
+
+def halve_pieces(group: list[Batch], size: int | None, error: torch.OutOfMemoryError, *, least: int = 1) -> int:
+    """Returns half the images of the largest piece that there was no room for, rounded up.
+
+    Raises:
+        MemoryLimitError: the batches cannot be cut into smaller ones.
+    """
+    largest = _count_largest(group, size, least=least)
+    half = -(-largest // 2)
+    if _count_largest(group, half, least=least) == largest:
+        reason = str(error).strip().partition("\n")[0][:200] or "out of memory"
+        raise MemoryLimitError(
+            f"no room for {largest} image{'s'[: largest > 1]} at once, and no fewer go ({reason}): set "
+            "trainer.activation_checkpointing=true, precision=bf16 or fp16, or take smaller images (crop.size)"
+        ) from error
+    return half
+
+
+def _count_largest(group: list[Batch], size: int | None, *, least: int) -> int:
+    return max(len(piece.images) for batch in group for piece in cut_batch(batch, size, least=least))
+
+
+def free_memory(device: str) -> None:
+    """Gives back what torch keeps for later: pieces of another size do not fit into it."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
