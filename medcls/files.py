@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,15 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def delete_partial(folder: Path) -> None:
+    """Deletes what killed writes have left in a folder, if it is there; nobody else may be writing into it."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ def pretrain(job: PretrainJob) -> str:
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             check_same_data(job, run)
+            delete_checkpoints(run)
             say(f"run {run}: finished already with these settings; nothing to do")
         else:
             _pretrain(job, run)
@@ -72,8 +73,9 @@ def _pretrain(job: PretrainJob, run: Path) -> None:
     with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
         fit(job, data, keeper=keeper, model=model, rules=rules)
     if is_first():
-        write_best(job, run, data=data, model=model, best=keeper.progress.best)
+        take_best(job, model, keeper.progress.best)
         draw_reconstructions(run / RECONSTRUCTIONS, model, data.inputs[1], count=job.figures, rules=rules)
+        write_best(job, run, data=data, model=model, best=keeper.progress.best)
         delete_checkpoints(run)
 
 
@@ -214,14 +216,19 @@ def validate(
     return (-mean if math.isfinite(mean) else math.nan), {"val_loss": mean, **level}
 
 
-def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Autoencoder, best: Best) -> None:
-    """Writes model.safetensors, and leaves its weights in `model`.
+def take_best(job: PretrainJob, model: Autoencoder, best: Best) -> None:
+    """Puts the weights of the best epoch into the model.
 
     Raises:
         NonFiniteError: no epoch gave finite outputs.
     """
     if best.state is None:
         raise NonFiniteError(describe_overflow(job))
+    model.load_state_dict(best.state)
+
+
+def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Autoencoder, best: Best) -> None:
+    """Writes model.safetensors, last of all: a run with a model file is a finished run."""
     spec = data.store.spec
     card = ModelCard(
         architecture=job.model.name,
@@ -240,8 +247,7 @@ def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Aut
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),
     )
-    write_model(run / MODEL, best.state, card)
-    model.load_state_dict(best.state)
+    write_model(run / MODEL, model.state_dict(), card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {job.loss_name} {-best.score:.4g}")
 
 

@@ -30,6 +30,8 @@ from medcls.files import (
     ODDS_RATIOS,
     PATIENTS,
     RECONSTRUCTIONS,
+    TEMPORARY,
+    delete_partial,
     lock_folder,
     read_json,
     sha256_json,
@@ -65,8 +67,11 @@ def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
     """Holds the run folder against other trainings while the block runs, and yields what `claim_run` returns."""
     with lock_folder(Path(job.run or "")) if is_first() else contextlib.nullcontext():
         with first_goes_ahead():
-            claimed = claim_run(job)
-        yield claimed
+            run, finished = claim_run(job)
+            if is_first() and not finished:
+                for folder in (run, run / "config", run / CHECKPOINTS):
+                    delete_partial(folder)
+        yield run, finished
 
 
 def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
@@ -86,6 +91,8 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     settings = _settings_of(job)
     if not run.exists() or not any(run.iterdir()):
         return run, False
+    if _was_killed_at_once(run):
+        return run, False
     if not (run / SETTINGS).is_file():
         strangers = sorted(path.name for path in run.iterdir() if path.name not in _OURS)
         raise ConfigError(
@@ -99,6 +106,14 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
             f"run={run} holds {state} run with other settings ({'; '.join(changed)}): choose another run="
         )
     return run, (run / MODEL).is_file()
+
+
+def _was_killed_at_once(run: Path) -> bool:
+    """Whether there is nothing but the beginning of the very first write."""
+    config = run / "config"
+    if config.is_symlink() or [*run.iterdir()] != [config] or not config.is_dir():
+        return False
+    return all(path.name.startswith(TEMPORARY) for path in config.iterdir())
 
 
 def list_some(names: Sequence[str], *, shown: int = 5) -> str:
@@ -141,10 +156,11 @@ def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, 
     """Empties an unfinished run without a checkpoint and writes its configuration and environment."""
     for name in _OURS - {"evaluation"}:
         path = run / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
+        elif name != "config":
+            shutil.rmtree(path)
+    # The settings stay until others are in their place: a folder without them would be no run, if this is killed here.
     settings = _settings_of(job)
     write_json(run / SETTINGS, settings)
     write_bytes(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(job))).encode())

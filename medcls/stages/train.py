@@ -58,6 +58,7 @@ def train(job: TrainJob) -> None:
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             check_same_data(job, run)
+            delete_checkpoints(run)
             say(f"run {run}: finished already with these settings; nothing to do")
         else:
             _train(job, run)

@@ -303,3 +303,12 @@ def test_finished_run_is_left_alone_also_where_labels_have_changed(
     assert "finished already with these settings" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"corruption.kind: inpaint -> noise"):
         run_pretrain(copy, "corruption=noise", "trainer.epochs=4")
+
+
+def test_killed_while_it_draws_it_is_not_finished(run_pretrain: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medcls.stages.pretrain.draw_reconstructions", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_pretrain(tmp_path / "run", *PAPER)
+    assert not (tmp_path / "run" / MODEL).exists()
+    assert (run_pretrain(tmp_path / "run", *PAPER) / RECONSTRUCTIONS).is_file()

@@ -10,7 +10,8 @@ import pytest
 from medcls.config import OptimizerConfig, TaskConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import read_json
-from medcls.stages.run_folder import claim_run, start_run
+from medcls.stages import run_folder
+from medcls.stages.run_folder import claim_run, hold_run, start_run
 
 
 @pytest.fixture
@@ -104,3 +105,38 @@ def test_configuration_is_written_as_it_was_composed(job: TrainJob, compose_job:
     content = OmegaConf.load(run / "config" / "config.yaml")
     assert (content.store, content.optimizer.lr, dict(content.task.classes)) == ("store", 0.001, {0: 0, 1: 0, 2: 1})
     assert "run" not in read_json(run / "config" / "settings.json")
+
+
+def test_killed_in_its_first_write_it_begins_again(job: TrainJob) -> None:
+    run = Path(str(job.run))
+    (run / "config").mkdir(parents=True)
+    assert claim_run(job) == (run, False)
+    (run / "config" / ".partial-x8settings.json").write_text('{"st')
+    assert claim_run(job) == (run, False)
+    (run / "config" / "mine.yaml").write_text("")
+    with pytest.raises(ConfigError, match="and no run"):
+        claim_run(job)
+
+
+def test_killed_while_it_is_emptied_it_still_is_a_run(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finish(job)
+    (run / "model.safetensors").unlink()
+    monkeypatch.setattr(run_folder, "write_json", lambda path, content: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        start_run(run, job, environment={})
+    assert claim_run(job) == (run, False)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_half_written_files_go_where_nobody_else_writes(job: TrainJob, finished: bool) -> None:
+    run = finish(job)
+    if not finished:
+        (run / "model.safetensors").unlink()
+    (run / "checkpoints" / ".partial-a").mkdir(parents=True)
+    (run / "checkpoints" / ".partial-a" / "tensors.safetensors").write_bytes(b"half")
+    names = [".partial-bmetrics.jsonl", "config/.partial-cconfig.yaml", "checkpoints/.partial-a"]
+    for name in names[:2]:
+        (run / name).write_bytes(b"half")
+    with hold_run(job) as held:
+        assert held == (run, finished)
+    assert [name for name in names if (run / name).exists()] == (names if finished else [])
