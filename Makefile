@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo demo3d test test-slow fuzz lint bench sbom container-test slurm-test clean-demo
+.PHONY: env demo demo3d test test-slow test-kills fuzz lint bench sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -35,6 +35,10 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Commands killed at random moments, and their models compared: make test-kills KILLS=200 SEED=1
+test-kills: $(STAMP)
+	$(PY) -m tests.stages.kills --kills $(or $(KILLS),30) --seed $(or $(SEED),0)
+
 # Broken files by the thousand through the reader: make fuzz CASES=200000 SEED=1
 fuzz: $(STAMP)
 	$(PY) -m tests.imaging.fuzz --cases $(or $(CASES),10000) --seed $(or $(SEED),0)
@@ -52,8 +56,8 @@ sbom: $(STAMP)
 		--output-format JSON --output-file build/medcls.cdx.json
 	@echo "build/medcls.cdx.json"
 
-# Builds the Dockerfile and runs the image as a strict cluster does; as root, with Debian's buildah, umoci, runc and
-# debootstrap. CONTAINER_ARGS="--keep -- --build-arg PIP_INDEX_URL=…": what stands after -- goes to buildah bud.
+# Builds the Dockerfile and runs the image as a strict cluster does; as root, with Debian's buildah, runc and
+# mmdebstrap. CONTAINER_ARGS="--keep -- --build-arg PIP_INDEX_URL=…": what stands after -- goes to buildah bud.
 container-test:
 	$(PYTHON) -m tests.deploy.container $(CONTAINER_ARGS)
 

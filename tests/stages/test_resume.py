@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,6 +21,7 @@ from medcls.stages import train as stage
 from medcls.training.preemption import PreemptedError
 
 Run = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
 # Three epochs of three steps, and a checkpoint after each of them.
 SETTINGS = (
     "trainer.epochs=3",
@@ -161,29 +161,23 @@ def test_other_checkpoint_settings_are_no_other_run(run_train: Run, whole: Path)
     run_train(whole, *SETTINGS, "checkpoint.minutes=7", "checkpoint.keep=9")
 
 
+def test_checkpoints_that_outlive_the_model_are_deleted_by_the_next_start(run_train: Run, whole: Path) -> None:
+    (whole / "checkpoints" / "step-0000000009").mkdir(parents=True)
+    run_train(whole, *SETTINGS)
+    assert not (whole / "checkpoints").exists()
+
+
 def command(job: TrainJob, run: Path) -> list[str]:
     settings = [*SETTINGS, "model.weights=null", "trainer.batch_size=8", "trainer.channels_last=false", "workers=0"]
     return [sys.executable, "-m", "medcls.train", f"store={job.store}", f"run={run}", "device=cpu", *settings]
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_twenty_times_it_is_the_same_model(
-    compose_train: Callable[..., TrainJob], whole: Path, tmp_path: Path
-) -> None:
-    generator = np.random.default_rng(0)
-    job = compose_train(tmp_path)
-    for trial in range(20):
-        run, killed = tmp_path / str(trial), 0
-        while not (run / "model.safetensors").exists():
-            process = subprocess.Popen(command(job, run), stderr=subprocess.DEVNULL)
-            try:
-                # Between the import of torch and well after the end.
-                process.wait(timeout=generator.uniform(2, 14))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL if generator.random() < 0.7 else signal.SIGTERM)
-                killed += 1
-            assert process.wait() in (0, -signal.SIGKILL, 75)
-        assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors"), (trial, killed)
+def test_commands_killed_at_random_moments_end_with_the_same_models() -> None:
+    command = [sys.executable, "-m", "tests.stages.kills", "--kills", "30"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "30 kills" in done.stdout
 
 
 def test_sigterm_of_the_command_exits_with_75_and_the_same_command_goes_on(
