@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from medcls import distributed
@@ -42,7 +43,7 @@ class Feed:
         images: That its positions are places of.
     """
 
-    loader: Iterable[Batch]
+    loader: DataLoader[Batch]
     sampler: EpochSampler
     images: StoreDataset
 
@@ -88,7 +89,7 @@ def run_loop(
 
     def batches(epoch: int, groups: int) -> Iterable[Batch]:
         feed.sampler.epoch, feed.sampler.start = epoch, groups * rules.accumulate
-        return feed.loader
+        return keeper.feed(feed.loader, feed.sampler)
 
     def on_step(result: EpochResult) -> None:
         nonlocal piece

@@ -209,7 +209,7 @@ def validate(
     sampler = EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
     loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     total = 0.0
-    for batch, pairs in predict_pieces(model, keeper.look_between(loader), rules):
+    for batch, pairs in predict_pieces(model, keeper.look_between(loader, sampler), rules):
         total += float(loss(pairs, batch.targets)) * len(batch.images)
     mean = add_up(total)[0] / len(data.val)
     level = {} if getattr(model, "level", None) is None else {"level": float(model.level)}  # type: ignore[arg-type]

@@ -6,14 +6,19 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 from medcls import distributed
 from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
+from medcls.data.dataset import Batch
+from medcls.data.loaders import EpochSampler
+from medcls.data.workers import WorkerError, read_batches
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, FAULTS, METRICS_LOG, read_json, write_bytes, write_json
 from medcls.training.checkpoint import compute_digest
@@ -29,7 +34,9 @@ from medcls.training.resuming import pack_training, unpack_training
 _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packages")
 # On every learning rate after a training went back (own choice, docs/decisions/0030).
 _LOWER = 0.1
-Item = TypeVar("Item")
+_ADVICE = (
+    "look whether /dev/shm or memory ran out (docs/operations.md, Sizing); fewer workers=, or workers=0, take less"
+)
 
 
 def _find_checkpoint(run: Path) -> Checkpoint | None:
@@ -122,6 +129,8 @@ class Keeper:
         seconds: Between two checkpoints.
         keep: How many stay.
         written: When the last one was, by time.monotonic().
+        revived: Whether loading processes were started again.
+        begun: Steps that were done when this process began.
     """
 
     run: Path
@@ -132,6 +141,11 @@ class Keeper:
     seconds: float
     keep: int
     written: float = field(default_factory=time.monotonic)
+    revived: bool = False
+    begun: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begun = self.progress.total
 
     def look(self, *, validated: bool = False) -> None:
         """Call it after every step, and with `validated` after every epoch's validation.
@@ -154,13 +168,35 @@ class Keeper:
                 f"epoch {self.progress.epoch + 1}; run the same command again to go on"
             )
 
-    def look_between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields the items of a validation; a signal ends it, and it is made again from its beginning."""
-        for item in items:
+    def feed(self, loader: DataLoader[Batch], sampler: EpochSampler) -> Iterator[Batch]:
+        """Yields the batches of a loader; once in this process its loading processes are started again."""
+        return read_batches(loader, sampler, on_death=self._revive)
+
+    def look_between(self, loader: DataLoader[Batch], sampler: EpochSampler) -> Iterator[Batch]:
+        """Yields the batches of a validation; a signal ends it, and it is made again from its beginning."""
+        for batch in self.feed(loader, sampler):
             self.watch.step()
             if distributed.any_rank(bool(self.watch.signal))[0]:
                 self.look()
-            yield item
+            yield batch
+
+    def _revive(self, reason: str) -> None:
+        """Allows one other start of the loading processes.
+
+        Raises:
+            PreemptedError: the second time; steps were made and, in one process, are kept: another machine may go on.
+            WorkerError: the second time, and not one step was made since the beginning.
+        """
+        line = f"a loading process died after {self.progress.total} steps ({reason})"
+        if not self.revived:
+            self.revived = True
+            say(f"notice: {line}: all are started again at the same batch, once; {_ADVICE}")
+            return
+        if self.progress.total == self.begun:
+            raise WorkerError(f"{line}, twice without a step between: {_ADVICE}")
+        if distributed.count_ranks() == 1:
+            self._write(validated=False)
+        raise PreemptedError(f"{line}, for the second time: {_ADVICE}; then run the same command again to go on")
 
     def retreat(self, error: NonFiniteError) -> None:
         """Puts learner and progress where the last good checkpoint stood, once, and lowers all learning rates for good.

@@ -261,7 +261,7 @@ def validate(
     part = (get_rank(), count_ranks())
     sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=part)
     loader = build_loader(data.inputs[1], sampler, workers=choose_loading(job, data, rules), device=rules.device)
-    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader), rules, total=len(data.val)))
+    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader, sampler), rules, total=len(data.val)))
     if not logits.isfinite().all():
         # A network that overflows here may recover; its epoch is logged and never kept.
         return math.nan, {"val_loss": math.nan, "val_score": math.nan}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from medcls.data.dataset import StoreDataset
 from medcls.data.store import Store
+from medcls.data.workers import WorkerError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import resume
 from medcls.stages import train as stage
 from medcls.training.engine import NonFiniteError
 from medcls.training.losses import build_loss
+from medcls.training.preemption import PreemptedError
 
 pytestmark = pytest.mark.usefixtures("tiny2d")
 Run = Callable[..., Path]
@@ -187,3 +193,44 @@ def test_out_of_memory_is_said_once_and_kept_in_the_log(
     err = capsys.readouterr().err
     assert err.count("out of memory in step 1: from here on at most 4 images go through the network at once") == 1
     assert [row["images_at_once"] for row in read_json_lines(run / "metrics.jsonl")] == [4, 4, 4]
+
+
+def kill_workers(monkeypatch: pytest.MonkeyPatch, folder: Path, *, epoch: int, times: int) -> None:
+    """Loading processes end by a signal at the first batch of an epoch, the first `times` times."""
+    read = StoreDataset.__getitems__
+
+    def die(self: StoreDataset, positions: Any) -> Any:
+        marks = len(list(folder.glob("died-*")))
+        if get_worker_info() is not None and positions[0][0] == epoch and marks < times:
+            (folder / f"died-{marks}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, positions)
+
+    monkeypatch.setattr(StoreDataset, "__getitems__", die)
+
+
+def test_loading_process_that_dies_once_changes_no_bit(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_train(tmp_path / "whole", *SETTINGS, "augment=none")
+    kill_workers(monkeypatch, tmp_path, epoch=1, times=1)
+    run = run_train(tmp_path / "run", *SETTINGS, "workers=1", "augment=none")
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    assert "a loading process died after 3 steps" in capsys.readouterr().err
+
+
+def test_second_death_keeps_the_steps_and_asks_for_another_start(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (*SETTINGS, "augment=none", "workers=1", "checkpoint.minutes=1000")
+    whole = run_train(tmp_path / "whole", *settings)
+    kill_workers(monkeypatch, tmp_path, epoch=1, times=4)
+    with pytest.raises(PreemptedError, match=r"after 3 steps .* for the second time: look whether /dev/shm") as caught:
+        run_train(tmp_path / "run", *settings)
+    assert caught.value.exit_code == 75
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000003"]
+    with pytest.raises(WorkerError, match="twice without a step between") as failed:
+        run_train(tmp_path / "run", *settings)
+    assert failed.value.exit_code == 70
+    run = run_train(tmp_path / "run", *settings)
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
