@@ -11,13 +11,15 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medcls.errors import BusyError, ConfigError, DataError, MissingInputError, WriteError
+from medcls.errors import BusyError, ConfigError, DataError, MedclsError, MissingInputError, WriteError
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.parquet"
@@ -38,6 +40,7 @@ FAULTS = "faults"
 ODDS_RATIOS = "odds_ratios.json"
 ENVIRONMENT = "environment.json"
 OPENED = "opened.jsonl"
+HOLDER = ".holder.json"
 CONFIG = "config/config.yaml"
 TEMPORARY = ".partial-"
 
@@ -85,14 +88,16 @@ def delete_partial(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
+def lock_folder(folder: Path, *, shared: bool = False, command: str = "") -> Iterator[None]:
     """Makes `folder`, and holds it against other processes while the block runs; an empty one is removed again.
 
-    The lock lies on the folder itself (flock): it leaves no file, and ends with the process, however that ends.
+    The lock lies on the folder itself (flock): it ends with the process, however that ends. Where there is a `command`
+    a file in the folder says who holds it, for the message of whoever comes meanwhile; it locks nothing.
 
     Args:
         folder: To hold.
         shared: Others may hold it too, if they share it as well.
+        command: The holder's, such as "medcls.train"; "" = none is named.
 
     Raises:
         BusyError: another process holds it.
@@ -110,12 +115,38 @@ def lock_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(f"{folder} is in use by another process: wait for it, or choose another folder") from error
-        yield
+            holder = _read_holder(folder) or "another process"
+            raise BusyError(f"{folder} is in use by {holder}: wait for it, or choose another folder") from error
+        with _name_holder(folder, command) if command else contextlib.nullcontext():
+            yield
     finally:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+@contextlib.contextmanager
+def _name_holder(folder: Path, command: str) -> Iterator[None]:
+    """A folder that cannot be written may still be locked, and read."""
+    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    content = {"command": command, "pid": os.getpid(), "host": platform.node(), "started": started}
+    with contextlib.suppress(WriteError):
+        write_json(folder / HOLDER, content)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink()
+
+
+def _read_holder(folder: Path) -> str:
+    """Who holds the folder, in words; "" where that is not known. A file that is no such record says nothing."""
+    try:
+        found = {} if (folder / HOLDER).is_symlink() else read_json(folder / HOLDER)
+        command, host, started = (str(found[key])[:100] for key in ("command", "host", "started"))
+        return f"another process: {command}, process {int(found['pid'])} on {host} since {started} UTC"
+    except (MedclsError, OSError, KeyError, ValueError, TypeError):
+        return ""
 
 
 def _umask() -> int:

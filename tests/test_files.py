@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from medcls import files
 from medcls.errors import BusyError, ConfigError, DataError, MissingInputError, WriteError
 from medcls.files import (
+    HOLDER,
     append_json_line,
     atomic_file,
     lock_folder,
@@ -209,3 +212,61 @@ def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"), lock_folder(tmp_path / "file"):
         pass
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from medcls.files import lock_folder
+with lock_folder(Path(sys.argv[1]), command="medcls.train"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_holder_is_named_until_it_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        named = (
+            rf"run is in use by another process: medcls.train, process {process.pid} on \S+ since 20\S+ \S+ UTC: wait"
+        )
+        with pytest.raises(BusyError, match=named) as caught, lock_folder(folder):
+            pass
+        assert (caught.value.exit_code, "\n" in str(caught.value)) == (75, False)
+        process.kill()
+    # The name is still there; what it held is free, and the next holder writes its own.
+    assert (folder / HOLDER).is_file()
+    with (
+        lock_folder(folder, command="medcls.pretrain"),
+        pytest.raises(BusyError, match=f"medcls.pretrain, process {os.getpid()} on"),
+        lock_folder(folder),
+    ):
+        pass
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"pid": "x\\n"}', '{"pid": [], "host": 1, "started": 2, "command": 3}', None]
+)
+def test_record_that_is_none_names_nobody(tmp_path: Path, content: str | None) -> None:
+    with lock_folder(tmp_path):
+        (tmp_path / "secret").write_text('{"pid": 1, "host": "h", "started": "s", "command": "c"}')
+        if content is None:
+            (tmp_path / HOLDER).symlink_to(tmp_path / "secret")
+        else:
+            (tmp_path / HOLDER).write_text(content)
+        with pytest.raises(BusyError, match="is in use by another process: wait for it"), lock_folder(tmp_path):
+            pass
+
+
+def test_folder_that_cannot_be_written_is_held_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("medcls.files.tempfile.mkstemp", refuse)
+    with lock_folder(tmp_path, command="medcls.train"):
+        assert [*tmp_path.iterdir()] == []
+        with pytest.raises(BusyError, match="by another process: wait"), lock_folder(tmp_path):
+            pass

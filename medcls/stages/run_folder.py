@@ -24,6 +24,7 @@ from medcls.files import (
     CONTACT_SHEET,
     ENVIRONMENT,
     FAULTS,
+    HOLDER,
     IMAGES,
     METRICS_LOG,
     MODEL,
@@ -65,7 +66,8 @@ _OURS = {
 @contextlib.contextmanager
 def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
     """Holds the run folder against other trainings while the block runs, and yields what `claim_run` returns."""
-    with lock_folder(Path(job.run or "")) if is_first() else contextlib.nullcontext():
+    command = "medcls.pretrain" if isinstance(job, PretrainJob) else "medcls.train"
+    with lock_folder(Path(job.run or ""), command=command) if is_first() else contextlib.nullcontext():
         with first_goes_ahead():
             run, finished = claim_run(job)
             if is_first() and not finished:
@@ -89,12 +91,12 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     if run.exists() and not run.is_dir():
         raise ConfigError(f"run={run} is a file: choose a folder")
     settings = _settings_of(job)
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or not _list_names(run):
         return run, False
     if _was_killed_at_once(run):
         return run, False
     if not (run / SETTINGS).is_file():
-        strangers = sorted(path.name for path in run.iterdir() if path.name not in _OURS)
+        strangers = [name for name in _list_names(run) if name not in _OURS]
         raise ConfigError(
             f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
@@ -108,10 +110,15 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     return run, (run / MODEL).is_file()
 
 
+def _list_names(run: Path) -> list[str]:
+    """What is in the folder, but for the name of who holds it."""
+    return sorted(path.name for path in run.iterdir() if path.name != HOLDER)
+
+
 def _was_killed_at_once(run: Path) -> bool:
     """Whether there is nothing but the beginning of the very first write."""
     config = run / "config"
-    if config.is_symlink() or [*run.iterdir()] != [config] or not config.is_dir():
+    if config.is_symlink() or _list_names(run) != [config.name] or not config.is_dir():
         return False
     return all(path.name.startswith(TEMPORARY) for path in config.iterdir())
 
