@@ -173,8 +173,13 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes indented UTF-8 JSON with sorted keys; NaN and infinity are refused (ValueError)."""
+    write_bytes(path, format_json(content))
+
+
+def format_json(content: Any) -> bytes:
+    """Returns what `write_json` writes."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from medcls.errors import DataError, MissingInputError, WriteError
-from medcls.files import TEMPORARY, read_json, sha256_file, sync_folder, write_bytes, write_json
+from medcls.files import TEMPORARY, format_json, read_json, sha256_file, sync_folder, write_bytes, write_json
 
 TENSORS, STATE, COMPLETE = "tensors.safetensors", "state.json", "COMPLETE"
 _PREFIX = "step-"
@@ -48,7 +48,7 @@ def write_checkpoint(
     """Writes one checkpoint, deletes all but the newest `keep`, and returns its folder.
 
     Args:
-        folder: Of the checkpoints; it is made.
+        folder: Of the checkpoints; it is made where the folder around it is there.
         name: Sorts after the names before it: `name_checkpoint`.
         tensors: Of any dtype and device.
         state: JSON values.
@@ -58,7 +58,8 @@ def write_checkpoint(
         WriteError: no space, read-only or gone; the checkpoints before it are as they were.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Not its parents: a run that is gone in the middle of a training is not begun anew without its settings.
+        folder.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
     except OSError as error:
         raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
@@ -123,6 +124,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for part in (TENSORS, STATE):
         if expected.get(part) != sha256_file(path / part):
             raise DataError(f"{path / part} has changed since it was written")
+    if (path / COMPLETE).read_bytes() != format_json({part: expected[part] for part in (TENSORS, STATE)}):
+        raise DataError(f"{path / COMPLETE} has changed since it was written")
     try:
         return load((path / TENSORS).read_bytes()), read_json(path / STATE)
     except (SafetensorError, OSError) as error:
