@@ -10,10 +10,11 @@ from medcls.command_line import compose_job
 from medcls.config import CompareJob, TrainJob
 from medcls.data.splits import read_split
 from medcls.data.store import Store
-from medcls.errors import ConfigError, MissingInputError
+from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.stages.comparison_folds import PlannedFold
+from medcls.stages.network import check_dims
 
 # Of the training, where the arm's overrides say them, for its evaluation.
 _SHARED = ("device", "precision", "workers")
@@ -70,6 +71,7 @@ def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
 
     Raises:
         ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
+        DataError: a network for images on a store of volumes, or the other way round.
         MissingInputError: a store that is not there.
     """
     steps = [_plan_step(job, arm, number, store) for number in range(1, len(job.steps(arm)) + 1)]
@@ -96,8 +98,9 @@ def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
     trains_on = store if foreign is None else Store(Path(str(job.stores[foreign])))
     try:
         composed = compose_job("train", choose_settings(chosen, weights="step before" if number > 1 else ""))
-    except ConfigError as error:
-        raise ConfigError(f"arms.{arm}: {error}") from error
+        check_dims(composed.model.name, trains_on.shape)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"arms.{arm}: {error}") from error
     inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
     if foreign is not None:
         inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]

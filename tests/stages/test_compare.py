@@ -309,6 +309,11 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
         (("arms._a=[model=vgg11]",), ConfigError, r"expected a name"),
         (("++arms.a={steps: []}",), ConfigError, r"expected \[overrides\] or \{steps"),
         (("arms.voxels=[model=vgg11]",), ConfigError, r"that is the name of the baseline beside arms on volumes"),
+        (
+            ("arms.a=[model=encoder3d]",),
+            DataError,
+            r"arms\.a: model\.name=encoder3d takes volumes, the store holds images",
+        ),
         (("arms.a=[model.weights=nowhere]",), MissingInputError, r"arms\.a: model\.weights=nowhere is no finished run"),
     ):
         with pytest.raises(kind, match=message):
