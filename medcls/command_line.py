@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import NAMED, SCHEMAS, conf_folder, load, nearest, register_schemas
 from medcls.distributed import PeerError, count_ranks, get_rank, is_first
-from medcls.errors import ConfigError, MedclsError, UsageError
+from medcls.errors import BusyError, ConfigError, MedclsError, UsageError
 from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
+from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 
 PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
@@ -39,6 +40,7 @@ LIST_KEYS = frozenset(
 # Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
 PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
 SEVERAL_PROCESSES = ("train", "pretrain")
+INTERRUPTED = 75
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 
@@ -79,7 +81,7 @@ def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> 
         ConfigError: a key or a group option is unknown; the message names the nearest known one.
     """
     arguments = list(arguments)
-    sweeping = bool({"-m", "--multirun"} & set(arguments))
+    sweeping = is_sweep(arguments)
     prepared: list[str] = []
     flags: list[str] = []
     previous = ""
@@ -200,12 +202,13 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_schemas()
 
-    sweeping = bool({"-m", "--multirun"} & set(sys.argv))
     composed: list[DictConfig] = []
+    sweeping = is_sweep(sys.argv)
+    given: list[str] = []
 
     def task(cfg: DictConfig) -> None:
         # A single job runs after Hydra has returned, so that an error is ours alone to print.
-        main(load(cfg)) if sweeping else composed.append(cfg)
+        _run_job(main, cfg, program=program, given=given) if sweeping else composed.append(cfg)
 
     # A batch system's end comes as SIGTERM or SIGUSR1: the same way out as Ctrl-C, so that half-written files are
     # removed. The loop of training, which can go on later, listens for them itself.
@@ -218,26 +221,51 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         if {"-h", "--help"} & set(arguments):
             print(format_help(name, conf))
             return 0
-        overrides = prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
-        sys.argv = [sys.argv[0], *overrides]
-        hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(task)()
+        given += prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
+        with keep_tidy(given) as added:
+            sys.argv = [sys.argv[0], *added, *given]
+            hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(task)()
         for cfg in composed:
             main(load(cfg))
-    except MedclsError as error:
-        # Where one process has ended, it has said why; one of the others says what to do.
-        return _say(program, str(error), error.exit_code, by_all=not isinstance(error, PeerError))
-    except (HydraException, OmegaConfBaseException) as error:
-        return _say(program, _one_line(error), ConfigError.exit_code)
-    except OSError as error:
-        return _explain_os_error(program, error)
-    except KeyboardInterrupt:
-        return _say(program, "interrupted: run the same command again", 75, by_all=False)
-    except SystemExit as stop:
-        return UsageError.exit_code if stop.code == 2 else int(stop.code or 0)
-    except Exception:
-        traceback.print_exc()
-        return 70
+    except BaseException as error:
+        return _explain(program, error)
     return 0
+
+
+def _run_job(main: Callable[[Any], None], cfg: DictConfig, *, program: str, given: Sequence[str]) -> None:
+    """Runs one job of a sweep; a signal ends all, an error this one."""
+    job = describe_job(given)
+    say(f"{program}: {job}")
+    try:
+        main(load(cfg))
+    except BaseException as error:
+        code = _explain(f"{program}: {job}", error)
+        if code == 0:
+            return
+        ended = code == INTERRUPTED and not isinstance(error, BusyError)
+        raise (SystemExit(code) if ended else JobFailedError(code)) from error
+
+
+def _explain(program: str, error: BaseException) -> int:
+    """Says what went wrong in one line, and returns the exit code that it means."""
+    match error:
+        case JobFailedError():
+            return error.exit_code
+        case MedclsError():
+            # Where one process has ended, it has said why; one of the others says what to do.
+            return _say(program, str(error), error.exit_code, by_all=not isinstance(error, PeerError))
+        case HydraException() | OmegaConfBaseException():
+            return _say(program, _one_line(error), ConfigError.exit_code)
+        case OSError():
+            return _explain_os_error(program, error)
+        case KeyboardInterrupt():
+            return _say(program, "interrupted: run the same command again", INTERRUPTED, by_all=False)
+        case SystemExit():
+            return UsageError.exit_code if error.code == 2 else int(error.code or 0)
+        case Exception():
+            traceback.print_exception(error)
+            return 70
+    raise error
 
 
 def format_help(name: str, conf: Path) -> str:
@@ -253,7 +281,7 @@ def format_help(name: str, conf: Path) -> str:
     return (
         f"{OmegaConf.load(conf / f'{name}.yaml').hydra.help.header}\n{listed}"
         f"All settings (change with key=value)\n{settings}\n"
-        "Flags: --cfg job prints the composed settings and stops; --multirun runs a sweep (seed=1,2,3)."
+        "Flags: --cfg job prints the composed settings and stops; --multirun runs a sweep (seed=1,2 'run=r/${seed}')."
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from importlib.metadata import distributions
 
 from medcls.errors import ConfigError, UsageError
 
 FLAGS = frozenset({"--help", "-h", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--multirun", "-m"})
 _LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
+_PACKAGES = {"joblib": "hydra-joblib-launcher"} | dict.fromkeys(_LAUNCHERS[2:], "hydra-submitit-launcher")
 _GROUPS = {"hydra/launcher": _LAUNCHERS, "hydra/sweeper": ("basic",)}
 # Plain settings of a launcher or a sweep; a name that begins with _ (_target_) is an instruction.
 _KEYS = re.compile(r"hydra\.(verbose|sweep\.(dir|subdir)|sweeper\.max_batch_size|launcher\.[a-z][a-z_]*)")
@@ -29,6 +31,9 @@ def check_flag(flag: str) -> None:
 def check_hydra_key(key: str, value: str) -> None:
     """Raises ConfigError for a setting of Hydra itself that is no plain choice of launcher or sweep."""
     if key in _GROUPS and value in _GROUPS[key]:
+        package = _PACKAGES.get(value)
+        if package and not any(distributions(name=package)):
+            raise ConfigError(f"{key}={value}: {package} is not installed: pip install {package}")
         return
     if key in _GROUPS:
         raise ConfigError(f"{key}={value}: expected one of {', '.join(_GROUPS[key])}")
