@@ -111,8 +111,8 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
 
 
 def _list_names(run: Path) -> list[str]:
-    """What is in the folder, but for the name of who holds it."""
-    return sorted(path.name for path in run.iterdir() if path.name != HOLDER)
+    """What is in the folder, but for the name of who holds it and what killed writes have left."""
+    return sorted(p.name for p in run.iterdir() if p.name != HOLDER and not p.name.startswith(TEMPORARY))
 
 
 def _was_killed_at_once(run: Path) -> bool:

@@ -109,7 +109,10 @@ def test_configuration_is_written_as_it_was_composed(job: TrainJob, compose_job:
 
 def test_killed_in_its_first_write_it_begins_again(job: TrainJob) -> None:
     run = Path(str(job.run))
-    (run / "config").mkdir(parents=True)
+    run.mkdir()
+    (run / ".partial-x8.holder.json").write_text("{")
+    assert claim_run(job) == (run, False)
+    (run / "config").mkdir()
     assert claim_run(job) == (run, False)
     (run / "config" / ".partial-x8settings.json").write_text('{"st')
     assert claim_run(job) == (run, False)
