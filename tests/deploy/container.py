@@ -2,9 +2,10 @@
 
     python -m tests.deploy.container [--work DIR] [--base IMAGE] [--keep] [-- further arguments of buildah bud]
 
-As root, with Debian's buildah, umoci, runc and debootstrap; no Docker engine. Where no registry serves the base image,
-a stand-in of the same name is made by debootstrap: Debian with Python 3.11. The image is run by runc with a read-only
-root, no capabilities, no network and one writable folder. `make container-test` calls this.
+As root, with Debian's buildah, runc and mmdebstrap; no Docker engine. Where no registry serves the base image, a
+stand-in of the same name is made by mmdebstrap: Debian with Python 3.11. The build sees this machine's pip
+configuration and certificates, mounted while it runs. The image is not copied: its root is mounted by buildah and run
+by runc, read-only, without capabilities and network, with one writable folder. `make container-test` calls this.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 FROM = "docker.io/library/python:3.11-slim"
 IMAGE = "localhost/medcls:test"
 UID = 10001
-TOOLS = ("buildah", "umoci", "runc", "debootstrap")
-NEEDED_GIB = 35
+TOOLS = ("buildah", "runc", "mmdebstrap")
+NEEDED_GIB = 33
+# Where a machine says which index pip asks, and whom it trusts.
+MOUNTED = ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 PROBE = """
 import json, os, socket
 from pathlib import Path
@@ -68,12 +72,27 @@ EXPECTED = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What was built.
+
+    Attributes:
+        root: Its files, mounted.
+        config: What the Dockerfile says of it: User, Env, Entrypoint, Cmd, WorkingDir, StopSignal, Labels.
+        work: Folder in which its containers are described and write.
+    """
+
+    root: Path
+    config: dict[str, Any]
+    work: Path
+
+
 def main() -> int:
     """Returns 0, or 1 after a line that says what did not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/medcls-container-test"))
     parser.add_argument("--base", help=f"an image that buildah can pull, instead of a stand-in for {FROM}")
-    parser.add_argument("--keep", action="store_true", help="leave the unpacked image for a look")
+    parser.add_argument("--keep", action="store_true", help="leave the image for a look")
     parser.add_argument("build_arguments", nargs="*")
     arguments = parser.parse_args()
     check_tools(arguments.work)
@@ -82,16 +101,17 @@ def main() -> int:
             make_base(arguments.work, arguments.base)
         with timed("build"):
             build(arguments.work, arguments.build_arguments)
-        with timed("unpack"):
-            bundle = unpack(arguments.work)
-        check_image(bundle)
-        run_demo(arguments.work, bundle)
+        with timed("mount"):
+            image = mount(arguments.work)
+        check_image(image)
+        check_inside(image)
+        run_demo(image)
     except (AssertionError, subprocess.SubprocessError) as error:
         print(f"container-test FAILED: {error}", file=sys.stderr)
         return 1
     finally:
         if not arguments.keep:
-            shutil.rmtree(arguments.work, ignore_errors=True)
+            delete(arguments.work)
     print("container-test: passed")
     return 0
 
@@ -115,14 +135,27 @@ def check_tools(work: Path) -> None:
     free = shutil.disk_usage(work).free / 2**30
     if free < NEEDED_GIB:
         work.rmdir()
-        sys.exit(f"{work} has {free:.0f} GiB free: {NEEDED_GIB} are needed (torch with CUDA, copied four times)")
+        sys.exit(f"{work} has {free:.0f} GiB free: {NEEDED_GIB} are needed (torch with CUDA, five times at most)")
 
 
-def buildah(work: Path, *arguments: str) -> str:
-    """Returns the standard output of buildah, whose images and containers lie under `work` alone."""
-    storage = ["--root", f"{work}/storage", "--runroot", f"{work}/runroot", "--storage-driver", "vfs"]
-    done = subprocess.run(["buildah", *storage, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout.strip()
+def buildah(work: Path, *arguments: str, log: Path | None = None) -> str:
+    """Returns what buildah prints, or leaves it in `log`; its images and containers lie under `work` alone."""
+    command = ["buildah", "--root", f"{work}/storage", "--runroot", f"{work}/runroot", *arguments]
+    if log is None:
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    assert done.returncode == 0, f"buildah {arguments[0]} failed:\n" + "\n".join(log.read_text().splitlines()[-15:])
+    return ""
+
+
+def delete(work: Path) -> None:
+    """Deletes images, containers and files; what is still mounted is not deleted through its mount."""
+    buildah(work, "rm", "--all")
+    buildah(work, "rmi", "--all", "--force")
+    # The storage mounts its own folder, so that the mounts in it stay in it.
+    subprocess.run(["umount", "--quiet", f"{work}/storage/overlay"], check=False)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def make_base(work: Path, base: str | None) -> None:
@@ -131,22 +164,19 @@ def make_base(work: Path, base: str | None) -> None:
         buildah(work, "pull", base)
         buildah(work, "tag", base, FROM)
         return
-    packages = "ca-certificates,python3,python3-venv"
-    folder = work / "base"
-    command = ["debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", str(folder), *find_mirror()]
-    with (work / "debootstrap.log").open("w") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, check=False)
-    assert done.returncode == 0, "debootstrap: " + (work / "debootstrap.log").read_text()[-1500:]
-    for name in ("python", "python3"):
-        (folder / "usr/local/bin" / name).symlink_to("/usr/bin/python3.11")
     container = buildah(work, "from", "scratch")
-    buildah(work, "copy", "--quiet", container, str(folder), "/")
+    root = Path(buildah(work, "mount", container))
+    packages = "--include=ca-certificates,python3,python3-venv"
+    command = ["mmdebstrap", "--quiet", "--variant=apt", packages, "bookworm", str(root), *find_mirror()]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, f"mmdebstrap: {done.stderr[-1500:]}"
+    for name in ("python", "python3"):
+        (root / "usr/local/bin" / name).symlink_to("/usr/bin/python3.11")
     buildah(work, "commit", "--quiet", "--rm", container, FROM)
-    shutil.rmtree(folder)
 
 
 def find_mirror() -> list[str]:
-    """Returns the Debian mirror that apt uses on this machine, [] for debootstrap's own."""
+    """Returns the Debian mirror that apt uses on this machine, [] for mmdebstrap's own."""
     command = ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME)", "Created-By: Packages"]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     return [line.split()[0] for line in lines if line.endswith(" bookworm")][:1]
@@ -154,128 +184,102 @@ def find_mirror() -> list[str]:
 
 def build(work: Path, arguments: list[str]) -> None:
     """Builds the Dockerfile as it stands."""
-    isolated = ["--isolation", "chroot", "--pull-never", "--format", "oci", "--tag", IMAGE]
-    isolated += ["--network", "host", *arguments]
-    with (work / "build.log").open("w") as log:
-        storage = ["--root", f"{work}/storage", "--runroot", f"{work}/runroot", "--storage-driver", "vfs"]
-        command = ["buildah", *storage, "bud", *isolated, str(ROOT)]
-        done = subprocess.run(command, stdout=log, stderr=log, check=False)
-    if done.returncode:
-        tail = (work / "build.log").read_text().splitlines()[-15:]
-        raise AssertionError("buildah bud failed:\n" + "\n".join(tail))
+    options = ["--isolation", "chroot", "--pull-never", "--format", "oci", "--network", "host", "--tag", IMAGE]
+    options += [f"--volume={path}:{path}:ro" for path in MOUNTED if Path(path).is_file()]
+    buildah(work, "bud", *options, *arguments, str(ROOT), log=work / "build.log")
 
 
-def unpack(work: Path) -> Path:
-    """Returns the runtime bundle of the image (config.json and rootfs/); the build's storage is removed."""
-    buildah(work, "push", "--quiet", "--disable-compression", IMAGE, f"oci:{work}/oci:test")
-    shutil.rmtree(work / "storage")
-    bundle = work / "bundle"
-    command = ["umoci", "unpack", "--image", f"{work}/oci:test", str(bundle)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(work / "oci")
-    return bundle
+def mount(work: Path) -> Image:
+    """Returns the image, its files mounted and not copied."""
+    container = buildah(work, "from", "--pull-never", IMAGE)
+    root = Path(buildah(work, "mount", container))
+    described = json.loads(buildah(work, "inspect", "--type", "image", IMAGE))
+    (work / "writable").mkdir()
+    os.chown(work / "writable", UID, UID)
+    return Image(root, described["OCIv1"]["config"], work)
 
 
-def check_image(bundle: Path) -> None:
-    """What the image itself says, and that neither sources nor tools of the build are left in it."""
-    config = read_config(bundle)
-    process, names = config["process"], config.get("annotations", {})
-    assert process["user"]["uid"] == UID, f"user {process['user']}"
-    assert process["args"] == ["/usr/bin/tini", "--", "python", "-m", "medcls.train"], process["args"]
-    assert process["cwd"] == "/work", process["cwd"]
-    assert names.get("org.opencontainers.image.stopSignal") == "SIGTERM", f"stop signal in {names}"
-    assert names.get("org.opencontainers.image.title") == "medcls", f"labels in {names}"
-    assert not (bundle / "rootfs/src").exists(), "the sources are in the image"
-    size = subprocess.run(["du", "-sm", str(bundle / "rootfs")], check=True, stdout=subprocess.PIPE, text=True)
-    print(f"image: {int(size.stdout.split()[0]) / 1024:.1f} GiB unpacked", flush=True)
+def check_image(image: Image) -> None:
+    """What the image says, and that neither sources nor what the build was given are left in it."""
+    config = image.config
+    assert config["User"] == str(UID), f"user {config['User']}"
+    assert config["Entrypoint"] == ["/usr/bin/tini", "--", "python"], config["Entrypoint"]
+    assert config["Cmd"] == ["-m", "medcls.train"], config["Cmd"]
+    assert config["WorkingDir"] == "/work", config["WorkingDir"]
+    assert config["StopSignal"] == "SIGTERM", config["StopSignal"]
+    assert config["Labels"]["org.opencontainers.image.title"] == "medcls", f"labels {config['Labels']}"
+    assert not (image.root / "src").exists(), "the sources are in the image"
+    pip = image.root / "etc/pip.conf"
+    assert not pip.exists() or not pip.read_text(), "pip's configuration of the building machine is in the image"
+    size = subprocess.run(["du", "-sm", str(image.root)], check=True, stdout=subprocess.PIPE, text=True)
+    print(f"image: {int(size.stdout.split()[0]) / 1024:.1f} GiB", flush=True)
 
 
-def read_config(bundle: Path) -> dict[str, Any]:
-    """Returns the runtime's configuration."""
-    content: dict[str, Any] = json.loads((bundle / "config.json").read_text())
-    return content
-
-
-def harden(bundle: Path, work: Path, arguments: list[str] | None) -> None:
-    """Writes how the next container runs: read-only, without capabilities and network, `work` as /work."""
-    config = read_config(bundle)
-    process = config["process"]
-    process |= {"terminal": False, "noNewPrivileges": True, "capabilities": {}}
-    if arguments is not None:
-        process["args"] = [*process["args"][:3], *arguments]
-    config["root"]["readonly"] = True
-    config["mounts"] = [m for m in config["mounts"] if m["destination"] not in ("/work", "/etc/resolv.conf")]
-    config["mounts"].append(
-        {"destination": "/work", "type": "bind", "source": str(work), "options": ["bind", "rw", "nosuid", "nodev"]}
-    )
-    namespaces = {space["type"] for space in config["linux"]["namespaces"]} - {"user"} | {"network"}
-    config["linux"] |= {"namespaces": [{"type": name} for name in sorted(namespaces)], "uidMappings": None}
-    config["linux"].pop("gidMappings", None)
-    config["linux"].pop("resources", None)
-    config["process"].pop("rlimits", None)
+def start(image: Image, arguments: list[str], *, name: str) -> subprocess.Popen[str]:
+    """Starts a container, read-only, without capabilities and network; `arguments` follow the image's entry point."""
+    bundle = image.work / name
+    bundle.mkdir()
+    subprocess.run(["runc", "spec", "--bundle", str(bundle)], check=True)
+    config = json.loads((bundle / "config.json").read_text())
+    config["root"] = {"path": str(image.root), "readonly": True}
+    config["process"] |= {
+        "terminal": False,
+        "user": {"uid": UID, "gid": UID},
+        "args": [*image.config["Entrypoint"], *arguments],
+        "env": image.config["Env"],
+        "cwd": image.config["WorkingDir"],
+        "capabilities": {},
+        "noNewPrivileges": True,
+    }
+    writable = {"type": "bind", "source": f"{image.work}/writable", "options": ["bind", "rw", "nosuid", "nodev"]}
+    config["mounts"].append({"destination": "/work", **writable})
+    assert {"type": "network"} in config["linux"]["namespaces"], "a network of its own has no devices but lo"
     (bundle / "config.json").write_text(json.dumps(config))
+    return subprocess.Popen(runc(image, "run", "--bundle", str(bundle), name), stdout=subprocess.PIPE, text=True)
 
 
-def start(bundle: Path, work: Path, arguments: list[str] | None, *, name: str) -> subprocess.Popen[str]:
-    """Starts a container of the image; `arguments` stand for the image's own command."""
-    pristine = (bundle / "config.json").read_bytes()
-    harden(bundle, work, arguments)
-    command = ["runc", "--root", str(bundle / "state"), "run", "--bundle", str(bundle), name]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while not (bundle / "state" / name / "state.json").is_file() and started.poll() is None:
-        time.sleep(0.1)
-    (bundle / "config.json").write_bytes(pristine)
-    return started
+def runc(image: Image, *arguments: str) -> list[str]:
+    """Returns a command of runc, which keeps its state under `work`."""
+    return ["runc", "--root", f"{image.work}/state", *arguments]
 
 
-def run(bundle: Path, work: Path, arguments: list[str], *, name: str) -> str:
+def run(image: Image, arguments: list[str], *, name: str) -> str:
     """Returns what a container printed; its exit code has to be 0."""
-    started = start(bundle, work, arguments, name=name)
+    started = start(image, arguments, name=name)
     output, _ = started.communicate()
     assert started.returncode == 0, f"{' '.join(arguments)} ended with {started.returncode}"
     return output
 
 
-def run_demo(parent: Path, bundle: Path) -> None:
-    """The demo in a container: whole, and ended by SIGTERM."""
-    work = parent / "writable"
-    work.mkdir()
-    os.chown(work, UID, UID)
-    found = json.loads(run(bundle, work, ["-c", PROBE], name="probe"))
+def check_inside(image: Image) -> None:
+    """What a process in a container is, and what it can reach."""
+    found = json.loads(run(image, ["-c", PROBE], name="probe"))
     assert found == EXPECTED, f"inside the container: {found}, expected {EXPECTED}"
     print(f"inside: {json.dumps(found)}", flush=True)
-    short = ["-m", "medcls.train", "experiment=demo", "run=demo/run-short", "trainer.epochs=1"]
-    with timed("demo set, store and one epoch"):
-        run(bundle, work, short, name="short")
-    model = work / "demo/run-short/model.safetensors"
-    assert model.is_file(), f"{model} is missing"
-    assert model.stat().st_uid == UID, f"{model} belongs to {model.stat().st_uid}"
-    with timed("evaluation"):
-        run(bundle, work, ["-m", "medcls.evaluate", "run=demo/run-short", "split=test"], name="evaluation")
-    assert list(work.glob("demo/run-short/evaluation/*/report.html")), "no report.html"
-    end_early(bundle, work)
 
 
-def end_early(bundle: Path, work: Path) -> None:
-    """The image's own command gets SIGTERM after its first epoch: 75 within 30 s, and the same command goes on."""
-    started = start(bundle, work, None, name="ended")
-    log = work / "demo/run-scratch/metrics.jsonl"
-    while not log.is_file() and started.poll() is None:
-        time.sleep(0.5)
+def run_demo(image: Image) -> None:
+    """The image's own command, put out by SIGTERM after an epoch, goes on when it is given again; its evaluation."""
+    folder, command = image.work / "writable/demo/run-scratch", image.config["Cmd"]
+    with timed("demo set, store and the first epoch"):
+        started = start(image, command, name="ended")
+        while not (folder / "metrics.jsonl").is_file() and started.poll() is None:
+            time.sleep(0.2)
     assert started.poll() is None, f"the demo ended by itself with {started.returncode}"
     since = time.monotonic()
-    subprocess.run(["runc", "--root", str(bundle / "state"), "kill", "ended", "TERM"], check=True)
+    subprocess.run(runc(image, "kill", "ended", "TERM"), check=True)
     code = started.wait(timeout=60)
     seconds = time.monotonic() - since
     print(f"SIGTERM: exit {code} after {seconds:.1f} s", flush=True)
     assert code == 75, f"SIGTERM ended the training with {code}, expected 75"
     assert seconds <= 30, f"SIGTERM took {seconds:.0f} s"
-    assert list(work.glob("demo/run-scratch/checkpoints/*/COMPLETE")), "no checkpoint"
+    assert list(folder.glob("checkpoints/*/COMPLETE")), "no checkpoint"
     with timed("the same command again, to the end"):
-        again = start(bundle, work, None, name="again")
-        again.communicate()
-    assert again.returncode == 0, f"the same command again ended with {again.returncode}"
-    assert (work / "demo/run-scratch/model.safetensors").is_file(), "no model"
+        run(image, command, name="again")
+    assert (folder / "model.safetensors").stat().st_uid == UID, "the model belongs to somebody else"
+    with timed("evaluation"):
+        run(image, ["-m", "medcls.evaluate", "run=demo/run-scratch", "split=test"], name="evaluation")
+    assert list(folder.glob("evaluation/*/report.html")), "no report.html"
 
 
 if __name__ == "__main__":
