@@ -43,6 +43,11 @@ class Lineage:
     models: list[dict[str, Any]]
     seen: pa.Table
 
+    @property
+    def content(self) -> list[list[Any]]:
+        """What the models are, whatever their files and folders are called now: sha256, and whether "seen" is known."""
+        return [[model["sha256"], model.get("seen")] for model in self.models]
+
 
 def no_lineage() -> Lineage:
     """Returns the lineage of random weights."""

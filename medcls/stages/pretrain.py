@@ -64,7 +64,7 @@ def _pretrain(job: PretrainJob, run: Path) -> None:
         inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"]])
         environment = describe_environment(device=rules.device, precision=rules.precision)
         environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
-    progress = resume_training(run, learner, environment=environment, inputs=inputs)
+    progress = resume_training(job, run, learner, environment=environment, inputs=inputs)
     if progress is None and is_first():
         start_run(run, job, environment=environment)
         write_seen(run, data)

@@ -21,6 +21,7 @@ from medcls.data.loaders import EpochSampler
 from medcls.data.workers import WorkerError, read_batches
 from medcls.errors import ConfigError, WriteError
 from medcls.files import CHECKPOINTS, ENVIRONMENT, FAULTS, METRICS_LOG, read_json, write_bytes, write_json
+from medcls.stages.run_folder import write_settings
 from medcls.training.checkpoint import compute_digest
 from medcls.training.checkpoints import Checkpoint, delete_newer, name_checkpoint, read_newest, write_checkpoint
 from medcls.training.engine import NonFiniteError
@@ -47,12 +48,15 @@ def _find_checkpoint(run: Path) -> Checkpoint | None:
     return found
 
 
-def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any], inputs: str) -> Progress | None:
+def resume_training(
+    job: TrainJob | PretrainJob, run: Path, learner: Learner, *, environment: dict[str, Any], inputs: str
+) -> Progress | None:
     """Puts the learner where the newest valid checkpoint stood, and returns where that is; None without one.
 
     What the log has beyond it is dropped.
 
     Args:
+        job: The settings; where store and weights lie now is written into the run.
         run: Of the same settings.
         learner: As it was built for the first step.
         environment: Of this process; where it differs from the first one's that is said and recorded.
@@ -78,6 +82,7 @@ def resume_training(run: Path, learner: Learner, *, environment: dict[str, Any],
     if changed:
         say(f"notice: {', '.join(changed)} differ from before: the result is the same to rounding, not to the bit")
     resumed = {"step": progress.total, "changed": {name: environment.get(name) for name in changed}}
+    write_settings(run, job, environment=record)
     _record(run, "resumed", resumed)
     return progress
 

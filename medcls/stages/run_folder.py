@@ -39,10 +39,13 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
+from medcls.models.weights import IMAGENET
 
 SETTINGS = "config/settings.json"
 # They do not change what is learnt.
 _FREE = ("run", "workers", "weights_dir", "demo", "baseline", "checkpoint")
+# How long a training is.
+_LENGTH = ("trainer.epochs:", "trainer.max_steps:", "trainer.patience:")
 _OURS = {
     "config",
     CHECKPOINTS,
@@ -100,14 +103,20 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
         raise ConfigError(
             f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
-    before = read_json(run / SETTINGS)
-    changed = sorted(_changes(before, settings))
+    before, finished = read_json(run / SETTINGS), (run / MODEL).is_file()
+    changed = sorted(_changes(_leave_out_places(before), _leave_out_places(settings)))
+    if finished and changed and all(change.startswith(_LENGTH) for change in changed):
+        onward = f"model.weights={run} transfer.val_seen=allow goes on from its weights, "
+        raise ConfigError(
+            f"run={run} is finished ({'; '.join(changed)}): a longer training is another, whose schedule ends later: "
+            f"{onward if isinstance(job, TrainJob) else ''}with another run="
+        )
     if changed:
-        state = "a finished" if (run / MODEL).is_file() else "an unfinished"
+        state = "a finished" if finished else "an unfinished"
         raise ConfigError(
             f"run={run} holds {state} run with other settings ({'; '.join(changed)}): choose another run="
         )
-    return run, (run / MODEL).is_file()
+    return run, finished
 
 
 def _list_names(run: Path) -> list[str]:
@@ -152,6 +161,15 @@ def read_store_folder(run: Path) -> Path:
     return Path(store)
 
 
+def _leave_out_places(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without where store and weights lie: before anything goes on their content is compared, by checksum."""
+    model = settings.get("model")
+    kept = {key: value for key, value in settings.items() if key != "store"}
+    if isinstance(model, dict) and model.get("weights") not in (None, IMAGENET):
+        kept["model"] = model | {"weights": "of a file"}
+    return kept
+
+
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(set(before) | set(now))
@@ -168,6 +186,11 @@ def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, 
         elif name != "config":
             shutil.rmtree(path)
     # The settings stay until others are in their place: a folder without them would be no run, if this is killed here.
+    write_settings(run, job, environment=environment)
+
+
+def write_settings(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, Any]) -> None:
+    """Writes what the run was asked for, with where its store and weights lie now."""
     settings = _settings_of(job)
     write_json(run / SETTINGS, settings)
     write_bytes(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(job))).encode())

@@ -20,9 +20,9 @@ from medcls.data.loaders import EpochSampler, balance_weights, build_loader, cho
 from medcls.data.splits import VAL, read_split
 from medcls.data.store import Store
 from medcls.distributed import count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
-from medcls.errors import ConfigError
+from medcls.errors import ConfigError, MissingInputError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, LABELS, MODEL, sha256_file, sha256_json
+from medcls.files import CONTACT_SHEET, LABELS, MODEL, read_json, sha256_file, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.pooling import list_nondeterministic
@@ -37,7 +37,7 @@ from medcls.stages.loop import Feed, run_loop, start_schedule
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import hold_run, start_run
+from medcls.stages.run_folder import SETTINGS, hold_run, start_run
 from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
@@ -76,10 +76,10 @@ def _train(job: TrainJob, run: Path) -> None:
         learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
         # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
         score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
-        inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.models])
+        inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.content])
         environment = describe_environment(device=rules.device, precision=rules.precision)
         environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
-    progress = resume_training(run, learner, environment=environment, inputs=inputs)
+    progress = resume_training(job, run, learner, environment=environment, inputs=inputs)
     if progress is None and is_first():
         start_run(run, job, environment=environment)
         write_seen(run, data)
@@ -125,7 +125,13 @@ def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
 
 
 def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Raises ConfigError where the store of a finished run has other content now; a store that is gone is none."""
+    """Compares store and weights with those of a finished run; where they lie as before they may be gone by now.
+
+    Raises:
+        ConfigError: they have other content.
+        MissingInputError: they are to lie elsewhere, and are not there.
+    """
+    check_places(job, run)
     if not Path(job.store or "").is_dir():
         return
     store, card = Store(Path(job.store or "")), read_any_card(run / MODEL)
@@ -143,6 +149,18 @@ def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
             f"run={run} was trained on other {', '.join(changed)} than store={store.folder} and model.weights= have "
             "now: choose another run="
         )
+
+
+def check_places(job: TrainJob | PretrainJob, run: Path) -> None:
+    """Raises MissingInputError where store or weights are said to lie elsewhere than before, and do not."""
+    before, store, weights = read_json(run / SETTINGS), Path(job.store or ""), job.model.weights
+    known = {f"store={store}": store.is_dir() or str(store.resolve()) == before.get("store")}
+    if weights not in (None, IMAGENET):
+        there = locate_weights(str(weights)).is_file()
+        known[f"model.weights={weights}"] = there or weights == before.get("model", {}).get("weights")
+    missing = [name for name, found in known.items() if not found]
+    if missing:
+        raise MissingInputError(f"{missing[0]} is not there, and run={run} had it elsewhere: say where it lies now")
 
 
 def look_at_data(run: Path, data: TrainingData) -> None:

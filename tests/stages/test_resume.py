@@ -12,9 +12,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from medcls.config import TrainJob
-from medcls.errors import ConfigError, WriteError
+from medcls.data.store import Store
+from medcls.errors import ConfigError, MissingInputError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import resume
 from medcls.stages import train as stage
@@ -195,3 +198,51 @@ def test_sigterm_of_the_command_exits_with_75_and_the_same_command_goes_on(
     assert "SIGTERM: stopped after" in err
     assert subprocess.run(line, stderr=subprocess.DEVNULL, check=False).returncode == 0
     assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def break_in_two(run_train: Run, run: Path, *settings: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=6)
+        with pytest.raises(Killed):
+            run_train(run, *SETTINGS, *settings)
+
+
+@pytest.mark.usefixtures("tiny2d")
+def test_store_and_weights_that_have_moved_are_the_same_by_content(
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]
+) -> None:
+    store, allow = copy_store("first"), ("transfer.val_seen=allow", "transfer=finetune")
+    parent = run_train(tmp_path / "parent", *SETTINGS, f"store={store}")
+    weights = (f"model.weights={parent}", *allow)
+    whole = run_train(tmp_path / "whole", *SETTINGS, f"store={store}", *weights)
+    break_in_two(run_train, tmp_path / "run", f"store={store}", *weights)
+    store, parent = store.rename(tmp_path / "second"), parent.rename(tmp_path / "elsewhere")
+    moved = (f"store={store}", f"model.weights={parent}", *allow)
+    run = run_train(tmp_path / "run", *SETTINGS, *moved)
+    settings = read_json(run / "config" / "settings.json")
+    assert (settings["store"], settings["model"]["weights"]) == (str(store), str(parent))
+    tensors = [load_file(each / "model.safetensors") for each in (run, whole)]
+    assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
+    # Finished, it is known by content too; but not where nothing is there to compare.
+    run_train(run, *SETTINGS, *moved)
+    run_train(run, *SETTINGS, f"store={store.rename(tmp_path / 'third')}", *moved[1:])
+    with pytest.raises(MissingInputError, match=r"store=.*/fourth is not there, and run=.* had it elsewhere"):
+        run_train(run, *SETTINGS, f"store={tmp_path / 'fourth'}", *moved[1:])
+    with pytest.raises(MissingInputError, match=r"model.weights=.*/nowhere is not there"):
+        run_train(run, *SETTINGS, f"store={tmp_path / 'third'}", f"model.weights={tmp_path / 'nowhere'}", *allow)
+
+
+@pytest.mark.usefixtures("tiny2d")
+def test_other_store_in_the_middle_is_refused(
+    run_train: Run, tmp_path: Path, store: Store, make_store: Callable[..., Store]
+) -> None:
+    break_in_two(run_train, tmp_path / "run")
+    with pytest.raises(ConfigError, match="begun with other data or weights"):
+        run_train(tmp_path / "run", *SETTINGS, f"store={make_store('split.seed=5').folder}")
+
+
+def test_finished_run_goes_on_where_it_says_so(run_train: Run, tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is finished \(trainer.epochs: 2 -> 3\).*schedule ends later") as caught:
+        run_train(trained, "trainer.epochs=3")
+    named = [part for part in str(caught.value).split() if part.startswith(("model.weights=", "transfer."))]
+    assert (run_train(tmp_path / "longer", "trainer.epochs=3", *named) / "model.safetensors").is_file()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medcls.config import OptimizerConfig, TaskConfig, TrainJob
+from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import read_json
 from medcls.stages import run_folder
@@ -66,6 +66,30 @@ def test_other_settings_are_refused_and_named(job: TrainJob, finished: bool, sta
         claim_run(other)
     assert "(optimizer.lr: 0.001 -> 0.5; seed: 0 -> 3)" in str(caught.value)
     assert caught.value.exit_code == 78
+
+
+def test_store_and_weights_that_lie_elsewhere_are_the_same_run(job: TrainJob) -> None:
+    """Their content is compared by whoever goes on."""
+    job.model.weights = "there/run"
+    run = finish(job)
+    assert claim_run(replace(job, store="moved", model=replace(job.model, weights="here/run"))) == (run, True)
+    with pytest.raises(ConfigError, match=r"\(model.weights: of a file -> imagenet\)"):
+        claim_run(replace(job, model=replace(job.model, weights="imagenet")))
+
+
+def test_finished_run_is_not_made_longer_and_the_way_on_is_named(job: TrainJob) -> None:
+    run = finish(job)
+    longer = replace(job, trainer=TrainerConfig(epochs=20))
+    named = (
+        rf"run={run} is finished \(trainer.epochs: 10 -> 20\): .* model.weights={run} transfer.val_seen=allow goes on"
+    )
+    with pytest.raises(ConfigError, match=named):
+        claim_run(longer)
+    with pytest.raises(ConfigError, match="holds a finished run with other settings"):
+        claim_run(replace(longer, seed=3))
+    (run / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="holds an unfinished run with other settings"):
+        claim_run(longer)
 
 
 def test_other_classes_are_named(job: TrainJob) -> None:
