@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +19,7 @@ from medcls import distributed
 from medcls.command_line import say
 from medcls.config import PretrainJob, TrainerConfig, TrainJob
 from medcls.data.dataset import Batch, StoreDataset
+from medcls.data.limits import check_loading, read_memory_free, read_shared_free
 from medcls.data.loaders import EpochSampler
 from medcls.files import FAULTS, write_json
 from medcls.stages.resume import Keeper
@@ -46,6 +49,30 @@ class Feed:
     loader: DataLoader[Batch]
     sampler: EpochSampler
     images: StoreDataset
+
+
+def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: int = 1) -> None:
+    """Says where loading processes may run out of shared memory or memory.
+
+    Args:
+        images: That they read.
+        workers: Of this process.
+        batch_size: Of the largest batch, of all processes of the training.
+        copies: Of each image in a batch.
+
+    Raises:
+        ConfigError: they have to run out.
+    """
+    part = -(-batch_size // distributed.count_ranks())
+    size = math.prod(images.shape) * np.dtype(images.store.spec.dtype).itemsize
+    notice = check_loading(
+        workers * distributed.count_local_ranks(),
+        batch_bytes=copies * part * size,
+        shared_free=read_shared_free(),
+        memory_free=read_memory_free(),
+    )
+    if notice:
+        say(f"notice: {notice}")
 
 
 def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:

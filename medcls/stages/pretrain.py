@@ -23,7 +23,7 @@ from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.lineage import hash_seen
-from medcls.stages.loop import Feed, run_loop, start_schedule
+from medcls.stages.loop import Feed, check_room, run_loop, start_schedule
 from medcls.stages.network import choose_normalization
 from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
@@ -134,6 +134,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoe
     evaluated = learner.evaluated
     workers = choose_workers(job.workers, device=rules.device)
     sampler = build_sampler(job, data)
+    check_room(data.train, workers=workers, batch_size=sampler.batch_size, copies=2 if data.corruption else 1)
     loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
     levels = len(model.stages) if job.greedy else 1
 

@@ -33,7 +33,7 @@ from medcls.models.weights import IMAGENET, locate_weights
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
 from medcls.stages.lineage import Lineage, hash_seen, write_lineage
-from medcls.stages.loop import Feed, run_loop, start_schedule
+from medcls.stages.loop import Feed, check_room, run_loop, start_schedule
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
@@ -174,8 +174,10 @@ def fit(
     job: TrainJob, *, data: TrainingData, keeper: Keeper, set_modes: Callable[[int], None], rules: StepRules
 ) -> None:
     """Runs the loop from where it stands to its end; one line of metrics.jsonl and of progress an epoch."""
-    sampler = build_sampler(job, data)
-    loader = build_loader(data.inputs[0], sampler, workers=choose_loading(job, data, rules), device=rules.device)
+    sampler, workers = build_sampler(job, data), choose_loading(job, data, rules)
+    # Validation takes twice as many images at once.
+    check_room(data.train, workers=workers, batch_size=2 * sampler.batch_size)
+    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
     run_loop(
         keeper,
         Feed(loader, sampler, data.train),

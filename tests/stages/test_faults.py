@@ -17,8 +17,9 @@ from torch.utils.data import get_worker_info
 from medcls.data.dataset import StoreDataset
 from medcls.data.store import Store
 from medcls.data.workers import WorkerError
+from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.stages import resume
+from medcls.stages import loop, resume
 from medcls.stages import train as stage
 from medcls.training.engine import NonFiniteError
 from medcls.training.losses import build_loss
@@ -234,3 +235,22 @@ def test_second_death_keeps_the_steps_and_asks_for_another_start(
     assert failed.value.exit_code == 70
     run = run_train(tmp_path / "run", *settings)
     assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+@pytest.mark.parametrize(("free", "said"), [(2 * 2 * 2 * 8 * 1024, "may"), (2 * 2 * 2 * 8 * 1024 - 1, "must")])
+def test_room_for_loading_processes_is_looked_at_before_the_first_step(
+    run_train: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: int,
+    said: str,
+) -> None:
+    """Two processes, two batches each of 2 x 8 images of 32 x 32 bytes in validation."""
+    monkeypatch.setattr(loop, "read_shared_free", lambda: free)
+    if said == "must":
+        with pytest.raises(ConfigError, match=r"workers=2: /dev/shm has 0 MiB free, and batches of 0.0 MiB take up to"):
+            run_train(tmp_path / "run", *SETTINGS, "workers=2")
+    else:
+        run_train(tmp_path / "run", *SETTINGS, "workers=2", "trainer.max_steps=1")
+        assert "notice: workers=2: /dev/shm has 0 MiB free" in capsys.readouterr().err
