@@ -187,5 +187,4 @@ def _translate_errors() -> Iterator[None]:
     except RuntimeError as error:
         # The one with a reason of its own is to exit first: torchrun's agent ends the others at the first exit.
         time.sleep(_SECONDS_TO_EXIT)
-        reason = str(error).strip().splitlines()[0][:200]
-        raise PeerError(f"another process of this training has ended ({reason}): run the same command again") from error
+        raise PeerError("another process of this training has ended: run the same command again") from error

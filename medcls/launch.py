@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     processes = determine_local_world_size(options.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     # It tells over many lines of a process that ends; each has said why in one.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

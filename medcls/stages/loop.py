@@ -147,9 +147,9 @@ def run_loop(
     for epoch, result, metrics, best in run_again(keeper, start):
         if tracker is not None:
             tracker.write(describe_epoch(epoch, result, metrics, learner))
-        mark = " *" if best.epoch == epoch else ""
-        shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
-        bar.write(f"epoch {epoch + 1}/{trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
+            mark = " *" if best.epoch == epoch else ""
+            shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
+            bar.write(f"epoch {epoch + 1}/{trainer.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
         on_epoch(epoch)
         keeper.look(validated=True)
     bar.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,9 +26,12 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def start(store: Store, run: Path, *arguments: str, processes: int = 2) -> subprocess.Popen[str]:
+def start(
+    store: Store, run: Path, *arguments: str, processes: int = 2, nodes: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     """Starts a training in a process group of its own."""
-    launcher = ["medcls.launch", f"--nproc-per-node={processes}", "train"] if processes > 1 else ["medcls.train"]
+    options = nodes or (f"--nproc-per-node={processes}",)
+    launcher = ["medcls.launch", *options, "train"] if processes > 1 else ["medcls.train"]
     return subprocess.Popen(
         [sys.executable, "-m", *launcher, f"store={store.folder}", f"run={run}", *SETTINGS, *arguments],
         stderr=subprocess.PIPE,
@@ -98,7 +102,33 @@ def test_what_ends_one_ends_both_and_the_same_command_goes_on(
     assert code == (137 if number == signal.SIGKILL else 75), said
     assert "run the same command again" in said
     assert "Traceback" not in said
-    assert finish(start(store, tmp_path / "run"))[0] == 0
+    if number == signal.SIGUSR1:
+        # The number of processes may change between the halves: then it is the same to rounding.
+        code, said = finish(start(store, tmp_path / "run", processes=1))
+        assert code == 0, said
+        assert "processes differ from before: the result is the same to rounding, not to the bit" in said
+        assert_close(tmp_path / "run", both[0], atol=1e-5)
+    else:
+        assert finish(start(store, tmp_path / "run"))[0] == 0
+        assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(both[0] / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_two_machines_are_as_two_processes(store: Store, both: tuple[Path, str], tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = (
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        "--rdzv-backend=c10d",
+        "--rdzv-id=test",
+        f"--rdzv-endpoint=localhost:{port}",
+    )
+    started = [start(store, tmp_path / "run", nodes=nodes) for _ in range(2)]
+    ended = [finish(process) for process in started]
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert sorted("epoch 2/2" in said for _, said in ended) == [False, True]
     assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(both[0] / "model.safetensors")
 
 
