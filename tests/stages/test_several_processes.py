@@ -176,3 +176,20 @@ def test_cached_features_and_pretraining_in_two_processes(store: Store, volume_s
         command = [sys.executable, "-m", *launcher, f"store={volume_store.folder}", f"run={tmp_path / folder}", *greedy]
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     assert_close(tmp_path / "pretrained-two", tmp_path / "pretrained-one", atol=1e-4)
+
+
+@pytest.mark.slow
+def test_all_go_back_together_where_steps_are_not_finite(store: Store, tmp_path: Path) -> None:
+    diverging = ("optimizer=sgd", "optimizer.lr=10", "schedule=constant", "trainer.max_nonfinite=2")
+    code, said = finish(start(store, tmp_path / "run", *diverging, "trainer.epochs=9", "trainer.max_steps=27"))
+    assert code == 70, said
+    assert said.count("once, from there at a tenth of the learning rate") == 1
+    assert "again, at a tenth of the rate" in said
+    (retreat,) = read_json(tmp_path / "run" / "environment.json")["retreats"]
+    assert retreat["to_step"] < retreat["from_step"]
+    name = f"step-{retreat['from_step']:010d}"
+    parts = [read_json(tmp_path / "run" / "faults" / f"{name}{part}.json") for part in ("", "-process-1")]
+    first, other = ({image for batch in part["image_ids"] for image in batch} for part in parts)
+    assert first
+    assert other
+    assert not first & other

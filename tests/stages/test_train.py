@@ -306,7 +306,7 @@ def test_non_finite_training_stops_and_writes_no_model(
 def test_network_whose_outputs_are_not_finite_is_never_kept(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "predict_logits", lambda *_: np.full((12, 3), math.nan))
+    monkeypatch.setattr(stage, "predict_logits", lambda *_, **__: np.full((12, 3), math.nan))
     with pytest.raises(NonFiniteError, match="no epoch gave finite outputs"):
         run_train(tmp_path / "run")
     (row,) = read_json_lines(tmp_path / "run" / "metrics.jsonl")
