@@ -18,11 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 from data_prep.prepare import prepare
-from medcls.command_line import prepare_overrides
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
 from medcls.imaging.readers import RawImage
+from medcls.overrides import prepare_overrides
 
 CLASSES = ("none", "mild", "severe")
 SIZE = 32

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from medcls import command_line
-from medcls.command_line import LIST_KEYS, PATH_KEYS, format_help, prepare_overrides, quote_value
+from medcls import command_line, overrides
+from medcls.command_line import format_help
 from medcls.config import NAMED, SCHEMAS, conf_folder
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
+from medcls.overrides import LIST_KEYS, PATH_KEYS, prepare_overrides, quote_value
 
 Compose = Callable[..., Any]
 Command = Callable[..., tuple[int, str, Any]]
@@ -100,7 +101,7 @@ def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) ->
 
 @pytest.mark.parametrize("key", sorted(PATH_KEYS))
 def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> None:
-    command = next(name for name, schema in SCHEMAS.items() if key in command_line._leaf_names(schema))
+    command = next(name for name, schema in SCHEMAS.items() if key in overrides._leaf_names(schema))
     group = ["image=mr_volume"] if key.startswith("series.") else []
     value: Any = compose_job(command, f"{key}=2024_05(1.10)", *group)
     for part in key.split("."):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
 from medcls.config.comparison import VOXELS, CompareJob, FoldsConfig
 from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
+from medcls.config.model import ModelConfig, TransferConfig
 from medcls.config.preparation import (
     DeidentifyConfig,
     ImageConfig,
@@ -27,20 +28,9 @@ from medcls.config.preparation import (
     StackConfig,
 )
 from medcls.config.pretraining import CorruptionConfig, PatchConfig, PretrainJob
-from medcls.config.training import (
-    TASKS,
-    AugmentConfig,
-    ClinicalConfig,
-    CropConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SplitChoice,
-    TaskConfig,
-    TrainerConfig,
-    TrainJob,
-    TransferConfig,
-)
+from medcls.config.task import TASKS, AugmentConfig, ClinicalConfig, CropConfig, SplitChoice, TaskConfig
+from medcls.config.trainer import OptimizerConfig, ScheduleConfig, TrainerConfig
+from medcls.config.training import TrainJob
 from medcls.errors import ConfigError
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from medcls.config.checks import SPLITS, check_choice, check_range
 from medcls.config.preparation import DeidentifyConfig
-from medcls.config.training import AugmentConfig
+from medcls.config.task import AugmentConfig
 from medcls.errors import ConfigError
 
 

@@ -5,15 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from medcls.config.checks import check_choice, check_range
-from medcls.config.training import (
-    AugmentConfig,
-    CheckpointConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SplitChoice,
-    TrainerConfig,
-)
+from medcls.config.model import ModelConfig
+from medcls.config.task import AugmentConfig, SplitChoice
+from medcls.config.trainer import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.errors import ConfigError
 
 

@@ -27,6 +27,7 @@ from medcls.training.engine import NonFiniteError, draw_step_seed, run_epochs
 from medcls.training.faults import describe_fault
 from medcls.training.learner import Learner, StepRules
 from medcls.training.optimizers import build_schedule
+from medcls.training.precision import choose_device, choose_precision
 from medcls.training.progress import Best, EpochResult
 from medcls.training.tracking import Tracker
 
@@ -73,6 +74,20 @@ def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: i
     )
     if notice:
         say(f"notice: {notice}")
+
+
+def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
+    """Returns how a step is made, on the device that there is."""
+    device = choose_device(job.device)
+    return StepRules(
+        device=device,
+        precision=choose_precision(job.precision, device=device),
+        accumulate=job.trainer.accumulate,
+        clip_norm=job.trainer.clip_norm,
+        max_nonfinite=job.trainer.max_nonfinite,
+        channels_last=job.trainer.channels_last,
+        seed=job.seed,
+    )
 
 
 def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:

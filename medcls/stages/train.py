@@ -8,46 +8,40 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medcls.command_line import say
-from medcls.config import PretrainJob, TrainJob
-from medcls.data.contact_sheet import write_contact_sheet
+from medcls.config import TrainJob
 from medcls.data.crops import Crop
-from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
-from medcls.data.splits import VAL, read_split
-from medcls.data.store import Store
+from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.data.splits import VAL
 from medcls.distributed import count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
-from medcls.errors import ConfigError, MissingInputError
+from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
-from medcls.files import CONTACT_SHEET, LABELS, MODEL, read_json, sha256_file, sha256_json
+from medcls.files import MODEL, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.pooling import list_nondeterministic
-from medcls.models.recomputation import recompute_blocks
-from medcls.models.synchronization import synchronize_batchnorm
-from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group, set_train_mode
-from medcls.models.weights import IMAGENET, locate_weights
+from medcls.models.transfer import set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
+from medcls.stages.learner import build_learner, build_sampler
 from medcls.stages.lineage import Lineage, hash_seen, write_lineage
-from medcls.stages.loop import Feed, check_room, run_loop, start_schedule
+from medcls.stages.loop import Feed, check_room, choose_rules, run_loop
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import SETTINGS, hold_run, start_run
+from medcls.stages.run_folder import hold_run, start_run
+from medcls.stages.same_data import check_same_data
 from medcls.stages.svm_head import solve_head
-from medcls.stages.training_data import TrainingData, open_data, read_domain, write_seen
+from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
-from medcls.training.checkpoint import ModelCard, read_any_card, write_model
+from medcls.training.checkpoint import ModelCard, write_model
 from medcls.training.engine import NonFiniteError
-from medcls.training.learner import Learner, StepRules
-from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
-from medcls.training.optimizers import build_average, build_optimizer
-from medcls.training.precision import build_scaler, choose_device, choose_precision
-from medcls.training.prediction import move_model, predict_logits
+from medcls.training.learner import StepRules
+from medcls.training.losses import build_loss
+from medcls.training.prediction import predict_logits
 from medcls.training.progress import Best, Progress
 from medcls.training.selection import choose_score, describe_score, is_error, name_metric
 from medcls.training.tracking import Tracker
@@ -110,66 +104,6 @@ def _train(job: TrainJob, run: Path) -> None:
         delete_checkpoints(run)
 
 
-def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
-    """Returns how a step is made, on the device that there is."""
-    device = choose_device(job.device)
-    return StepRules(
-        device=device,
-        precision=choose_precision(job.precision, device=device),
-        accumulate=job.trainer.accumulate,
-        clip_norm=job.trainer.clip_norm,
-        max_nonfinite=job.trainer.max_nonfinite,
-        channels_last=job.trainer.channels_last,
-        seed=job.seed,
-    )
-
-
-def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Compares store and weights with those of a finished run; where they lie as before they may be gone by now.
-
-    Raises:
-        ConfigError: they have other content.
-        MissingInputError: they are to lie elsewhere, and are not there.
-    """
-    check_places(job, run)
-    if not Path(job.store or "").is_dir():
-        return
-    store, card = Store(Path(job.store or "")), read_any_card(run / MODEL)
-    now = {
-        "images": (card.store_sha256, store.sha256),
-        "labels": (card.labels_sha256, card.labels_sha256 and sha256_file(store.folder / LABELS)),
-        "splits": (card.split_sha256, read_split(store, job.split.name)[1]["split_sha256"]),
-    }
-    weights = None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
-    if weights is not None and weights.is_file():
-        now["weights"] = (card.ancestors[-1]["sha256"], sha256_file(weights))
-    changed = [name for name, (before, after) in now.items() if before != after]
-    if changed:
-        raise ConfigError(
-            f"run={run} was trained on other {', '.join(changed)} than store={store.folder} and model.weights= have "
-            "now: choose another run="
-        )
-
-
-def check_places(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Raises MissingInputError where store or weights are said to lie elsewhere than before, and do not."""
-    before, store, weights = read_json(run / SETTINGS), Path(job.store or ""), job.model.weights
-    known = {f"store={store}": store.is_dir() or str(store.resolve()) == before.get("store")}
-    if weights not in (None, IMAGENET):
-        there = locate_weights(str(weights)).is_file()
-        known[f"model.weights={weights}"] = there or weights == before.get("model", {}).get("weights")
-    missing = [name for name, found in known.items() if not found]
-    if missing:
-        raise MissingInputError(f"{missing[0]} is not there, and run={run} had it elsewhere: say where it lies now")
-
-
-def look_at_data(run: Path, data: TrainingData) -> None:
-    """Writes the cheapest check there is: what the network will see, by class, plain and augmented."""
-    groups = [] if data.task.kind == "multilabel" else data.task.class_names
-    path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
-    say(f"look at {path}: training images by class, each with its augmented twin below")
-
-
 def fit(
     job: TrainJob, *, data: TrainingData, keeper: Keeper, set_modes: Callable[[int], None], rules: StepRules
 ) -> None:
@@ -208,70 +142,6 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
     best = Best()
     best.update(score, 0, trained)
     return best
-
-
-def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
-    """Returns the order of the training images, balanced by class where asked."""
-    targets = data.train.targets.numpy().astype(np.float64)
-    weights = balance_weights(targets) if job.task.sampler == "balanced" else None
-    size = min(job.trainer.batch_size, len(data.train))
-    # BatchNorm cannot take a batch of one image, which pairs of an odd number of images would end in.
-    size += size == 2 and len(data.train) % 2
-    part = (get_rank(), count_ranks())
-    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights, part=part)
-
-
-def build_learner(
-    job: TrainJob,
-    *,
-    data: TrainingData,
-    model: Classifier,
-    plans: list[StagePlan],
-    rules: StepRules,
-    cached: bool = False,
-) -> Learner:
-    """Puts the model on its device and gives it loss, optimizer, schedule and scaler.
-
-    With cached features the learner's model is what stands above the backbone.
-    """
-    if job.trainer.sync_batchnorm and count_ranks() > 1:
-        if rules.device == "cpu":
-            raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; leave it out with device=cpu")
-        synchronize_batchnorm(model.backbone)
-    move_model(model, rules)
-    if job.trainer.activation_checkpointing and not recompute_blocks(model.backbone.stages):
-        raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
-    groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
-    groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
-    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
-    trained = FeatureClassifier(model) if cached else model
-    return Learner(
-        model=trained,
-        loss=build_task_loss(job, data, unit=float(model.head.scale)),
-        optimizer=optimizer,
-        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
-        scaler=build_scaler(rules.precision, device=rules.device),
-        average=build_average(trained, decay=job.trainer.ema_decay),
-        forward=torch.compile(trained) if job.trainer.compile else trained,
-    )
-
-
-def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
-    """Returns the training loss of the task, with class weights from the training rows where asked."""
-    weights = None
-    if job.task.class_weights == "balanced":
-        targets = data.train.targets.numpy().astype(np.float64)
-        weights = balanced_weights(data.task.output, targets, num_classes=data.task.num_classes)
-    loss = build_loss(
-        data.task.output,
-        job.task.loss,
-        class_weights=weights,
-        focal_gamma=job.task.focal_gamma,
-        label_smoothing=job.task.label_smoothing,
-        joint_lambda=job.task.joint_lambda,
-        scale=unit,
-    )
-    return supervise_deeply(loss, job.model.supervision) if job.model.supervision else loss
 
 
 def validate(

@@ -17,6 +17,7 @@ from medcls.config import TrainJob
 from medcls.data.augment import build_augmentation
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
+from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.manifest import write_table
@@ -24,7 +25,7 @@ from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
 from medcls.errors import DataError
-from medcls.files import IMAGES, LABELS, PATIENTS, sha256_file
+from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
 from medcls.models.backbones import CLINICAL
 from medcls.stages.clinical import encode_rows, learn_clinical
@@ -166,6 +167,13 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
     classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
     what = "volumes" if store.spec.spatial_dims == 3 else "images"
     return f"store {store.folder}: {sizes} {what} {store.shape}; task {task.kind}: {classes}"
+
+
+def look_at_data(run: Path, data: TrainingData) -> None:
+    """Writes the cheapest check there is: what the network will see, by class, plain and augmented."""
+    groups = [] if data.task.kind == "multilabel" else data.task.class_names
+    path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
+    say(f"look at {path}: training images by class, each with its augmented twin below")
 
 
 def write_seen(run: Path, data: TrainingData) -> None:

@@ -17,6 +17,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.backbones import count_dims
+from medcls.stages import learner
 from medcls.stages import train as stage
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.engine import NonFiniteError
@@ -297,7 +298,7 @@ def test_class_weights_of_a_task_without_are_found_before_the_run_is_begun(run_t
 def test_non_finite_training_stops_and_writes_no_model(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "build_task_loss", lambda *_, **__: lambda logits, targets: logits.sum() * math.nan)
+    monkeypatch.setattr(learner, "build_task_loss", lambda *_, **__: lambda logits, targets: logits.sum() * math.nan)
     with pytest.raises(NonFiniteError, match="for 2 steps in a row"):
         run_train(tmp_path / "run", "trainer.max_steps=5", "trainer.max_nonfinite=2")
     assert not (tmp_path / "run" / "model.safetensors").exists()

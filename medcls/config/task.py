@@ -1,0 +1,130 @@
+"""The schema of what is learnt from what: the split, the task, and what is done to images on their way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from medcls.config.checks import check_choice, check_file_name, check_range
+from medcls.errors import ConfigError
+
+TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
+# The loss of an ordinal task decides what its outputs are.
+_ORDINAL = {"corn": "corn", "cross_entropy": "softmax", "focal": "softmax", "joint": "joint"}
+
+
+@dataclass(slots=True)
+class SplitChoice:
+    """Which of a store's split files training uses."""
+
+    name: str = "default"
+
+    def __post_init__(self) -> None:
+        check_file_name("split.name", self.name)
+
+
+@dataclass(slots=True)
+class TaskConfig:
+    """conf/task: which labels make which classes, the loss and the validation metric."""
+
+    kind: str = "multiclass"
+    label: str = "label"
+    labels: list[str] = field(default_factory=list)
+    classes: dict[Any, int] = field(default_factory=dict)
+    grades: bool = False
+    loss: str = "auto"
+    joint_lambda: float = 0.5
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    sampler: str = "uniform"
+    metric: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("task.kind", self.kind, TASKS)
+        losses = {
+            "binary": ("auto", "cross_entropy", "focal"),
+            "multiclass": ("auto", "cross_entropy", "focal"),
+            "multilabel": ("auto", "cross_entropy", "focal"),
+            "ordinal": ("auto", *_ORDINAL),
+            "regression": ("auto", "mse", "mae", "huber"),
+        }
+        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, losses[self.kind])
+        check_range("task.joint_lambda", self.joint_lambda, low=0, high=1)
+        check_range("task.focal_gamma", self.focal_gamma, low=0, high=10)
+        check_range("task.label_smoothing", self.label_smoothing, low=0, high=0.9)
+        check_choice("task.class_weights", self.class_weights, ("none", "balanced"))
+        check_choice("task.sampler", self.sampler, ("uniform", "balanced"))
+        if self.label_smoothing and self.kind != "multiclass":
+            raise ConfigError(f"task.label_smoothing={self.label_smoothing}: only task.kind=multiclass has it")
+        if self.classes and self.kind in ("multilabel", "regression"):
+            raise ConfigError(f"task.classes is set: task.kind={self.kind} takes no classes")
+        if self.grades and self.kind != "regression":
+            raise ConfigError(f"task.grades=true: only task.kind=regression has it, this is {self.kind}")
+        if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
+            raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
+        if self.classes:
+            self._check_classes(self.classes)
+
+    @property
+    def ordinal(self) -> str:
+        """How an ordinal task is answered: "corn", "softmax" or "joint"."""
+        return _ORDINAL.get(self.loss, "corn") if self.kind == "ordinal" else "corn"
+
+    def _check_classes(self, classes: dict[Any, int]) -> None:
+        indices = sorted(set(classes.values()))
+        if indices != list(range(len(indices))) or len(indices) < 2:
+            raise ConfigError(f"task.classes={classes}: expected indices 0, 1, … without a gap, at least two")
+        if self.kind == "binary" and len(indices) != 2:
+            raise ConfigError(f"task.classes={classes}: task.kind=binary takes the indices 0 and 1")
+
+
+@dataclass(slots=True)
+class CropConfig:
+    """conf/crop: the shortest side that images are rescaled to, [smallest, largest], and the square cut out of them."""
+
+    size: int | None = None
+    scales: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            if self.size is not None:
+                raise ConfigError(f"crop.size={self.size} without crop.scales: say crop.scales=[256,256] or [256,512]")
+            return
+        if len(self.scales) != 2 or self.scales[0] > self.scales[1]:
+            raise ConfigError(f"crop.scales={self.scales}: expected [smallest, largest] shortest side in pixels")
+        check_range("crop.scales", self.scales[0], low=8)
+        check_range("crop.scales", self.scales[1], high=8192)
+        if self.size is not None:
+            check_range("crop.size", self.size, low=8, high=self.scales[0])
+        elif self.scales[0] < self.scales[1]:
+            raise ConfigError(f"crop.scales={self.scales} with crop.size=null: images of one batch need one size")
+
+
+@dataclass(slots=True)
+class AugmentConfig:
+    """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}."""
+
+    transforms: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ClinicalConfig:
+    """clinical.*: columns of the manifest that are added to the logits beside the image (the wide part)."""
+
+    categorical: list[str] = field(default_factory=list)
+    numeric: list[str] = field(default_factory=list)
+    reference: dict[str, Any] = field(default_factory=dict)
+    unseen: str = "refuse"
+    lr_scale: float = 0.1
+    l2: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_choice("clinical.unseen", self.unseen, ("refuse", "missing"))
+        check_range("clinical.lr_scale", self.lr_scale, low=0, high=100)
+        check_range("clinical.l2", self.l2, low=0, high=1, open_low=True)
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the manifest; [] = images alone."""
+        return [*self.categorical, *self.numeric]

@@ -1,0 +1,158 @@
+"""What a user types, checked and quoted for Hydra: paths literally, unknown keys with the nearest known one.
+
+Hydra's grammar refuses paths with ( ) = # & and letters outside ASCII and rewrites run=2024_05_01 to 20240501
+(docs/decisions/0003-command-line.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from medcls.config import NAMED, SCHEMAS, nearest
+from medcls.errors import ConfigError, UsageError
+from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
+from medcls.sweeps import is_sweep
+
+PATH_KEYS = frozenset(
+    {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
+    | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
+    | {"patient_id.pattern", "split.name", "task.label", "label", "series.description"}
+)
+LIST_KEYS = frozenset(
+    {"columns", "task.labels", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
+    | {"clinical.categorical", "clinical.numeric"}
+)
+# Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
+PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
+_VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
+
+
+def quote_value(key: str, value: str) -> str:
+    """Returns `key=value` with a path or name value quoted so that Hydra's grammar takes it literally.
+
+    null and a value within quotes of its own stay as they are; ~/ becomes the home folder; ${key} still is an
+    interpolation (run=runs/${seed}). In a list of names each item is quoted.
+
+    Raises:
+        UsageError: a path or name is blank, as of an unset shell variable; it would mean the current folder.
+    """
+    bare = key.lstrip("+")
+    if (bare in LIST_KEYS or bare.startswith(LIST_GROUPS)) and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
+        items = [_quote(item.strip()) for item in value[1:-1].split(",") if item.strip()]
+        return f"{key}=[{','.join(items)}]"
+    if (
+        not (bare in PATH_KEYS or bare.startswith(PATH_GROUPS))
+        or value == "null"
+        or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value)
+    ):
+        return f"{key}={value}"
+    if not value.strip():
+        raise UsageError(f"{key}= is blank: give a value, or {key}=null for none")
+    return f"{key}={_quote(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
+
+
+def _quote(value: str) -> str:
+    """Within quotes Hydra wants an escape for quotes, and for the backslashes that stand before one."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), value) + "'"
+
+
+def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> list[str]:
+    """Returns the arguments with paths quoted, after checking every key and group option.
+
+    Raises:
+        UsageError: an argument is neither a flag nor key=value.
+        ConfigError: a key or a group option is unknown; the message names the nearest known one.
+    """
+    arguments = list(arguments)
+    sweeping = is_sweep(arguments)
+    prepared: list[str] = []
+    flags: list[str] = []
+    previous = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            check_flag(argument)
+            flags.append(argument)
+        elif previous in _VALUE_FLAGS:
+            flags.append(argument)
+        else:
+            prepared.append(_prepare_one(argument, schema=schema, conf=conf, sweeping=sweeping))
+        previous = argument
+    # argparse stops taking overrides at the first flag.
+    return prepared + flags
+
+
+def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> str:
+    key, equals, value = argument.partition("=")
+    if not key or (not equals and not key.startswith("~")):
+        raise UsageError(f"{argument!r} is not key=value: see --help")
+    check_no_resolver(argument)
+    bare = key.lstrip("+~")
+    if "@" in bare:
+        raise UsageError(f"{key}: groups have one place each: leave @… out")
+    if re.match(r"hydra\b", bare):
+        check_hydra_key(bare, value)
+        return argument
+    if key.startswith("~"):
+        return argument
+    groups = list_groups(schema, conf=conf)
+    if bare in groups:
+        _check_option(bare, value, conf=conf)
+        return argument
+    if bare in NAMED.values():
+        own = [f"; this one has {group}=" for group in groups if group in NAMED.values()]
+        owner = next(name for name, group in NAMED.items() if group == bare)
+        raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
+    is_open = _check_key(bare, schema)
+    argument = argument if sweeping and "," in value else quote_value(key, value)
+    # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
+    return f"++{argument}" if is_open and not key.startswith("+") else argument
+
+
+def list_groups(schema: type, *, conf: Path) -> list[str]:
+    """Returns the groups of a command: folders of conf/ with the name of a setting, and that of its whole studies."""
+    names = {f.name for f in fields(schema)} | {NAMED[name] for name in NAMED if SCHEMAS[name] is schema}
+    return sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
+
+
+def list_options(group: str, conf: Path) -> list[str]:
+    """Returns the options of a group, by name."""
+    return sorted(path.stem for path in (conf / group).glob("*.yaml"))
+
+
+def _check_option(group: str, value: str, *, conf: Path) -> None:
+    """A sweep (a,b) or an override of the whole group ({…}) is left to Hydra; it has no words for null."""
+    options = list_options(group, conf)
+    if not check_options(group, value, options) and value not in options:
+        raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
+
+
+def _check_key(dotted: str, schema: type) -> bool:
+    """Returns whether the key is a dictionary or lies in one, where the names are the user's."""
+    node: Any = schema
+    for depth, part in enumerate(dotted.split(".")):
+        if not is_dataclass(node):
+            break
+        names = [f.name for f in fields(node)]
+        if part not in names:
+            where = ".".join(dotted.split(".")[:depth])
+            # A key often is right but lacks its group: epochs -> trainer.epochs.
+            known = [f"{where}.{n}" if where else n for n in names] + _leaf_names(schema)
+            hint = next((f" (nearest: {k})" for k in known if k.split(".")[-1] == part), nearest(dotted, known))
+            raise ConfigError(f"{dotted} is no setting of this command{hint}: --cfg job lists all")
+        node = get_type_hints(node)[part]
+    return get_origin(node) is dict
+
+
+def _leaf_names(schema: type, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    hints = get_type_hints(schema)
+    for f in fields(schema):
+        inner = hints[f.name]
+        if is_dataclass(inner) and isinstance(inner, type):
+            names += _leaf_names(inner, f"{prefix}{f.name}.")
+        names.append(f"{prefix}{f.name}")
+    return names

@@ -1,0 +1,86 @@
+"""What a training changes, built for its task: optimizer, schedule, loss, and the order of its images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from medcls.config import TrainJob
+from medcls.data.loaders import EpochSampler, balance_weights
+from medcls.distributed import count_ranks, get_rank
+from medcls.errors import ConfigError
+from medcls.models.classifier import Classifier, FeatureClassifier
+from medcls.models.recomputation import recompute_blocks
+from medcls.models.synchronization import synchronize_batchnorm
+from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group
+from medcls.stages.loop import start_schedule
+from medcls.stages.training_data import TrainingData
+from medcls.training.learner import Learner, StepRules
+from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
+from medcls.training.optimizers import build_average, build_optimizer
+from medcls.training.precision import build_scaler
+from medcls.training.prediction import move_model
+
+
+def build_learner(
+    job: TrainJob,
+    *,
+    data: TrainingData,
+    model: Classifier,
+    plans: list[StagePlan],
+    rules: StepRules,
+    cached: bool = False,
+) -> Learner:
+    """Puts the model on its device and gives it loss, optimizer, schedule and scaler.
+
+    With cached features the learner's model is what stands above the backbone.
+    """
+    if job.trainer.sync_batchnorm and count_ranks() > 1:
+        if rules.device == "cpu":
+            raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; leave it out with device=cpu")
+        synchronize_batchnorm(model.backbone)
+    move_model(model, rules)
+    if job.trainer.activation_checkpointing and not recompute_blocks(model.backbone.stages):
+        raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
+    groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
+    groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
+    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
+    trained = FeatureClassifier(model) if cached else model
+    return Learner(
+        model=trained,
+        loss=build_task_loss(job, data, unit=float(model.head.scale)),
+        optimizer=optimizer,
+        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
+        scaler=build_scaler(rules.precision, device=rules.device),
+        average=build_average(trained, decay=job.trainer.ema_decay),
+        forward=torch.compile(trained) if job.trainer.compile else trained,
+    )
+
+
+def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
+    """Returns the order of the training images, balanced by class where asked."""
+    targets = data.train.targets.numpy().astype(np.float64)
+    weights = balance_weights(targets) if job.task.sampler == "balanced" else None
+    size = min(job.trainer.batch_size, len(data.train))
+    # BatchNorm cannot take a batch of one image, which pairs of an odd number of images would end in.
+    size += size == 2 and len(data.train) % 2
+    part = (get_rank(), count_ranks())
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights, part=part)
+
+
+def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
+    """Returns the training loss of the task, with class weights from the training rows where asked."""
+    weights = None
+    if job.task.class_weights == "balanced":
+        targets = data.train.targets.numpy().astype(np.float64)
+        weights = balanced_weights(data.task.output, targets, num_classes=data.task.num_classes)
+    loss = build_loss(
+        data.task.output,
+        job.task.loss,
+        class_weights=weights,
+        focal_gamma=job.task.focal_gamma,
+        label_smoothing=job.task.label_smoothing,
+        joint_lambda=job.task.joint_lambda,
+        scale=unit,
+    )
+    return supervise_deeply(loss, job.model.supervision) if job.model.supervision else loss
