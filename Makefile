@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo demo3d test test-slow test-kills fuzz lint bench sbom container-test slurm-test clean-demo
+.PHONY: env demo demo3d curve3d test test-slow test-kills fuzz lint bench sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -23,6 +23,10 @@ demo: $(STAMP)
 # such heads looks like, and how ADNI and CADDementia come in: docs/alzheimer.md
 demo3d: $(STAMP)
 	@PY=$(PY) sh data_prep/demo3d.sh
+
+# Does that pretraining help where few patients are labelled? Some 60 trainings: docs/results/pretraining3d.md
+curve3d: $(STAMP)
+	@PY=$(PY) sh data_prep/curve3d.sh
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
@@ -67,4 +71,4 @@ slurm-test: $(STAMP)
 	$(PY) -m tests.deploy.slurm $(SLURM_ARGS)
 
 clean-demo:
-	rm -rf demo demo3d
+	rm -rf demo demo3d curve3d

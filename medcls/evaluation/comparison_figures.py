@@ -52,9 +52,7 @@ def draw_folds(values: Mapping[str, Sequence[float | None]], *, label: str) -> D
         places = np.arange(len(names))
         for fold in table.T:
             axes.plot(places, fold, color=MUTED, linewidth=0.8, alpha=0.6, marker="o", markersize=2.5)
-        axes.plot(
-            places, table.mean(axis=1), color=ACCENT, linewidth=0, marker="D", markersize=7, label="mean of folds"
-        )
+        axes.plot(places, table.mean(axis=1), color=ACCENT, linewidth=0, marker="D", markersize=7, label="mean")
         axes.set_xticks(places, names, rotation=20 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
         axes.set_xlim(-0.4, len(names) - 0.6)
         axes.set_ylabel(label)
@@ -86,7 +84,7 @@ def draw_learning_curves(curves: Mapping[str, Sequence[tuple[float, Entry]]], *,
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xticks(ticks, [f"{round(tick):,}".replace(",", " ") for tick in ticks])
-        axes.set(xlabel="Training images of a fold", ylabel=label)
+        axes.set(xlabel="Training images", ylabel=label)
         axes.legend(loc="best")
 
     return draw

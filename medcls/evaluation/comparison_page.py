@@ -42,6 +42,7 @@ def write_comparison_page(folder: Path, results: Results) -> Path:
         results=results,
         title=name_metric(results["metric"]),
         test=_TESTS[results["design"]["kind"]],
+        unit=name_unit(results),
         facts=list_facts(results),
         notes=list_notes(results),
         panels=draw_panels(results, folder / "figures"),
@@ -66,7 +67,7 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
         "kfold": f"{design['k']} folds",
         "repeated": f"{design['repeats']} × {design['k']} folds",
         "5x2": "5 × 2 folds",
-        "holdout": f"{design['repeats']} seeds of one split",
+        "holdout": f"{design['repeats']} seeds, one test set",
     }[design["kind"]]
     return [
         (str(len(results["arms"])), "arms"),
@@ -187,8 +188,8 @@ def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Result
         rows.append((f"{pair['first']} − {pair['second']}", cells))
     better = "lower" if results["lower_is_better"] else "higher"
     caption = f"{title}: {better} is better. Test: {_TESTS[results['design']['kind']]}"
-    drawn = "draws other patients and seeds" if not tested else "keeps the trained models and draws other patients"
-    caption += f"; the bootstrap {drawn}. Holm over the pairs of this table."
+    caption += "; the bootstrap keeps the trained models and draws other patients" if tested else ""
+    caption += ". Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
 
 
@@ -226,8 +227,9 @@ def build_fold_table(results: Results, size: str) -> Table:
     for k, fold in enumerate(folds):
         values = [format_value(arm["folds"][k]["metrics"][results["metric"]]) for arm in arms.values()]
         rows.append((fold["fold"], [str(fold["images"]), str(fold["patients"]), *values]))
-    columns = ["Fold", "Images", "Patients", *arms]
-    return Table(f"{name_metric(results['metric'])} by fold, training images: {size}", "", columns, rows)
+    unit = name_unit(results)
+    columns = [unit.capitalize(), "Images tested", "Patients", *arms]
+    return Table(f"{name_metric(results['metric'])} by {unit}, training images: {size}", "", columns, rows)
 
 
 def build_cost_table(results: Results) -> Table:

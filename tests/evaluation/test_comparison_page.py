@@ -115,6 +115,21 @@ def test_one_size_has_no_curve_and_the_page_is_the_same_again(
     assert write_comparison_page(tmp_path / "b", results).read_bytes() == first
 
 
+def test_a_holdout_speaks_of_seeds_and_of_no_other_test(
+    make_results: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    results = make_results(sizes=(None,))
+    results["design"] |= {"kind": "holdout", "k": 1, "repeats": 5}
+    for pair in (pair for pairs in results["sizes"]["all"]["pairs"].values() for pair in pairs):
+        pair["test"] = None
+    page = write_comparison_page(tmp_path, results).read_text()
+    assert "5 seeds, one test set" in page
+    assert "Mean over seeds with 95 % interval over patients and seeds" in page
+    assert "Intervals and p values: bootstrap over patients and seeds." in page
+    assert "second opinion" not in page
+    assert "p of the test" not in page
+
+
 def test_curves_rise_in_size(make_results: Callable[..., dict[str, Any]]) -> None:
     curves = build_curves(make_results(sizes=(None, 100)))
     assert [size for size, _ in curves["corn"]] == [100, 288]
