@@ -12,6 +12,7 @@ is the command itself, with its options, signal handlers and exit codes; the net
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import select
@@ -188,6 +189,7 @@ class ForkExecutor:
     """Runs the trainings and evaluations of a comparison in forks, one at a time."""
 
     slots = 1
+    child: int | None = None
 
     def start(self, task: comparison_executors.Task) -> Future[int]:
         """Returns when the task has ended."""
@@ -202,9 +204,12 @@ class ForkExecutor:
         return done
 
     def stop(self) -> None:
-        """Ends what still runs."""
-        os.kill(self.child, signal.SIGTERM)
-        os.waitpid(self.child, 0)
+        """Ends what still runs, where the signal did not come between two tasks."""
+        if self.child is None:
+            return
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.child, signal.SIGTERM)
+            os.waitpid(self.child, 0)
 
 
 def prepare_process() -> None:
