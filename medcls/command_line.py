@@ -5,6 +5,7 @@ Hydra's own errors exit 1 without a hint (docs/decisions/0003-command-line.md).
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -149,7 +150,8 @@ def _explain_os_error(program: str, error: OSError) -> int:
         # The reader has seen enough (… | head); Python would complain once more while closing the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if error.strerror is None:
+    # A descriptor that is none is no user's mistake.
+    if error.strerror is None or error.errno == errno.EBADF:
         traceback.print_exception(error)
         return 70
     return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)

@@ -21,6 +21,13 @@ SLOPE = 0.05
 """Rescale slope, so the step of the stored values; the phantom is right to half of it."""
 
 
+def make_uid() -> str:
+    """Returns a new identifier of 64 characters: shorter ones make files of like slices differ in size."""
+    while len(uid := generate_uid()) < 64:
+        pass
+    return str(uid)
+
+
 def phantom(points: np.ndarray) -> np.ndarray:
     """A value for every place (..., 3) in mm: no flip, exchange of axes or shift leaves it as it is."""
     x, y, z = np.moveaxis(points, -1, 0)
@@ -52,11 +59,11 @@ def build_slices(
     """Painted slices at distances along the normal; slope: mm along columns and rows for every mm of distance."""
     row, column = np.array(orientation).reshape(2, 3)
     normal = np.cross(row, column)
-    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    series, study, frame = make_uid(), make_uid(), make_uid()
     slices = []
     for number, distance in enumerate(distances, start=1):
         ds = Dataset()
-        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, make_uid()
         ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
         ds.PatientID, ds.Modality, ds.InstanceNumber = "P1", "CT", number
         ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
@@ -103,7 +110,7 @@ def build_enhanced(slices: Sequence[Dataset], **elements: Any) -> Dataset:
     """An enhanced MR file whose frames are these slices, in this order; all geometry is in functional groups."""
     ds = Dataset()
     first = slices[0]
-    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedMRImageStorage, generate_uid()
+    ds.SOPClassUID, ds.SOPInstanceUID = EnhancedMRImageStorage, make_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID = first.StudyInstanceUID, first.SeriesInstanceUID
     ds.FrameOfReferenceUID, ds.PatientID, ds.Modality = first.FrameOfReferenceUID, "P1", "MR"
     ds.ImageType, ds.Rows, ds.Columns = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], first.Rows, first.Columns
@@ -144,7 +151,7 @@ def write_series(folder: Path, slices: Sequence[Dataset], *, syntax: str = Expli
         ds.file_meta.TransferSyntaxUID = syntax
         ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
         ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-        path = folder / f"{generate_uid()}.dcm"
+        path = folder / f"{make_uid()}.dcm"
         ds.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths

@@ -199,6 +199,7 @@ class ForkExecutor:
             run = functools.partial(run_here, module.removeprefix("medcls."), arguments)
             self.child = fork(run, log=task.log)
             code = code or os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+            self.child = None
         done: Future[int] = Future()
         done.set_result(code)
         return done
