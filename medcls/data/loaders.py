@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +21,7 @@ from medcls.errors import ConfigError
 from medcls.reproducibility import make_generator
 
 _WORKER_TIMEOUT_SECONDS = 300
+_PR_SET_PDEATHSIG = 1
 
 
 class EpochSampler(Sampler[list[Position]]):
@@ -132,5 +136,8 @@ def _identity(batch: Any) -> Any:
 def _start_worker(worker: int) -> None:
     # A signal to the whole group (Ctrl-C, torchrun's agent) is the training's to answer, which needs its batches.
     os.setpgid(0, 0)
+    if sys.platform == "linux":
+        # It holds the run's lock as its parent does: one that hangs must not outlive it.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

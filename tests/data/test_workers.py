@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,42 @@ def test_deaths_are_told_from_other_errors(error: Exception, reason: Any) -> Non
     found = describe_death(error)
     assert "\n" not in found
     assert (reason in found) if reason else found == ""
+
+
+class Hanging(Dataset[Batch]):
+    """Batches of positions; the first process that is asked says who it is, and hangs."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __getitems__(self, positions: list[Position]) -> Batch:
+        places = torch.tensor([position for _, position in positions])
+        if not self.marker.exists():
+            self.marker.write_text(str(os.getpid()))
+            while True:
+                time.sleep(60)
+        return Batch(places, places, places, places)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's own signal at a parent's death")
+def test_one_that_hangs_does_not_outlive_a_training_that_is_ended_by_force(tmp_path: Path) -> None:
+    parent = os.fork()
+    if parent == 0:
+        sampler = EpochSampler(4, batch_size=2)
+        next(iter(build_loader(Hanging(tmp_path / "pid"), sampler, workers=1, device="cpu")))
+    limit = time.monotonic() + 60
+    while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    while is_alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
