@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,18 @@ _ADVICE = (
 )
 
 
-def _find_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest valid one; says what is damaged."""
-    found, damaged = read_newest(run / CHECKPOINTS)
+def _find_checkpoint(run: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda state: True) -> Checkpoint | None:
+    """The newest valid one that will do, the same in all processes; says what is damaged.
+
+    Newer ones are deleted: they would count among those that are kept, in place of those that are still to come.
+    """
+    found, damaged = read_newest(run / CHECKPOINTS, accept=accept)
+    name = found.path.name if found else "none"
     for reason in damaged:
-        say(f"notice: a checkpoint is damaged and left out ({reason}); {found.path.name if found else 'none'} is taken")
+        say(f"notice: a checkpoint is damaged and left out ({reason}); {name} is taken")
+    distributed.check_same(name, what="checkpoints")
+    if found and distributed.is_first():
+        delete_newer(found.path)
     return found
 
 
@@ -211,20 +218,18 @@ class Keeper:
         Raises:
             NonFiniteError: `error`, with where its steps are described: there is none, or this is the second time.
         """
-        folder, step = self.run / CHECKPOINTS, self.progress.total
-        good = None if self.learner.retreats else read_newest(folder, accept=lambda state: not state["nonfinite"])[0]
+        step, again = self.progress.total, self.learner.retreats
+        good = None if again else _find_checkpoint(self.run, accept=lambda state: not state["nonfinite"])
         if good is None:
-            why = "again, at a tenth of the rate" if self.learner.retreats else "with no checkpoint to go back to"
+            why = "again, at a tenth of the rate" if again else "with no checkpoint to go back to"
             raise NonFiniteError(f"{error} ({why}; {self.run / FAULTS} names the images and the layer)") from error
         at = unpack_training(self.learner, good.tensors, good.state)
         for each in fields(Progress):
             setattr(self.progress, each.name, getattr(at, each.name))
         self.learner.retreats += 1
         scale_rates(self.learner.schedule, _LOWER)
-        distributed.wait()  # every process has read it
         if not distributed.is_first():
             return
-        delete_newer(good.path)
         _shorten_log(self.run / METRICS_LOG, epochs=at.epoch)
         _record(self.run, "retreats", {"from_step": step, "to_step": at.total, "lr_factor": _LOWER})
         say(

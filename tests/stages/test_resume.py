@@ -21,6 +21,7 @@ from medcls.errors import ConfigError, MissingInputError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import resume
 from medcls.stages import train as stage
+from medcls.training.checkpoints import name_checkpoint, write_checkpoint
 from medcls.training.preemption import PreemptedError
 
 Run = Callable[..., Path]
@@ -112,6 +113,21 @@ def test_damaged_checkpoint_is_said_and_the_one_before_is_taken(
         capsys.readouterr().err
     )
     assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+def test_damaged_checkpoint_takes_the_place_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "checkpoints"
+    for step in (3, 5, 7):
+        write_checkpoint(folder, name_checkpoint(step, validated=False), tensors={}, state={}, keep=9)
+    for step in (5, 7):
+        (folder / name_checkpoint(step, validated=False) / "state.json").write_text("{ }")
+    found = resume._find_checkpoint(tmp_path)
+    assert found is not None
+    assert [path.name for path in folder.iterdir()] == [found.path.name] == [name_checkpoint(3, validated=False)]
+    assert capsys.readouterr().err.count("is damaged and left out") == 2
+    # A training that writes its next one, and keeps one, does not lose it to one that cannot be read.
+    written = write_checkpoint(folder, name_checkpoint(4, validated=False), tensors={}, state={}, keep=1)
+    assert list(folder.iterdir()) == [written]
 
 
 def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Path, tmp_path: Path) -> None:
