@@ -67,7 +67,8 @@ def join_ranks() -> Iterator[None]:
     import torch.distributed as dist
 
     backend = "gloo"
-    if torch.cuda.is_available():
+    # More processes than GPUs are for device=cpu: choose_device refuses others.
+    if torch.cuda.is_available() and count_local_ranks() <= torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
     with _translate_errors():
@@ -187,4 +188,7 @@ def _translate_errors() -> Iterator[None]:
     except RuntimeError as error:
         # The one with a reason of its own is to exit first: torchrun's agent ends the others at the first exit.
         time.sleep(_SECONDS_TO_EXIT)
-        raise PeerError("another process of this training has ended: run the same command again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise PeerError(
+            f"another process of this training has ended, or cannot be reached ({reason}): run the same command again"
+        ) from error

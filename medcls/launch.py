@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from medcls.command_line import SEVERAL_PROCESSES, say
+from medcls.distributed import PeerError
 from medcls.errors import MedclsError, UsageError
 
 PROGRAM = "python -m medcls.launch"
@@ -38,20 +39,23 @@ def main(arguments: Sequence[str]) -> int:
         arguments: torchrun's options, then train or pretrain (train may be left out), then key=value.
 
     Raises:
-        UsageError: no training is named, or an option that torchrun does not have.
+        UsageError: no training is named, or an option or a value that torchrun does not have.
+        PeerError: the machines have not found one another.
     """
     # torch takes seconds to import: --help does without it.
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import determine_local_world_size, run
 
     options = parse(arguments)
     # torchrun would give each process one thread, and say so at length.
-    processes = determine_local_world_size(options.nproc_per_node)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # It tells over many lines of a process that ends; each has said why in one.
-    logging.disable(logging.ERROR)
     try:
+        processes = determine_local_world_size(options.nproc_per_node)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+        # It tells over many lines of a process that ends; each has said why in one.
+        logging.disable(logging.ERROR)
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
@@ -61,6 +65,10 @@ def main(arguments: Sequence[str]) -> int:
         # It has handed the signal on and waited for the processes, which keep where they stood.
         say(f"{PROGRAM}: {error.sigval.name}: run the same command again to go on")
         return INTERRUPTED
+    except (RendezvousError, DistError) as error:
+        raise PeerError(f"the machines have not found one another ({error}): run the same command again") from error
+    except ValueError as error:
+        raise UsageError(f"{error}: see torchrun --help for its options") from error
     return 0
 
 
@@ -79,6 +87,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options = parser.parse_args(list(arguments))
     except (argparse.ArgumentError, SystemExit) as error:
         raise UsageError(f"{error}: see {PROGRAM} --help, and torchrun --help for its options") from error
+    options.max_restarts = 0
     name = str(options.training_script)
     if "=" in name:
         options.training_script_args.insert(0, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medcls.command_line import run_command, say
 from medcls.config import TrainJob
+from medcls.distributed import count_ranks
 from medcls.errors import UsageError
 
 # Small enough for two cores; the demo's ids are made up.
@@ -33,6 +34,8 @@ def prepare_demo(store: Path) -> None:
     """Writes the synthetic demo set and its store, where missing, through the commands that a user types."""
     if (store / "dataset.json").is_file():
         return
+    if count_ranks() > 1:
+        raise UsageError("the demo's images are made by one process: run python -m medcls.train once without torchrun")
     raw = store.parent / "raw"
     say("experiment=demo: preparing the SYNTHETIC demo set first")
     commands = [

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from medcls import launch
 from medcls.errors import UsageError
+from medcls.train import prepare_demo
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,22 @@ def test_options_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_no_training_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         launch.parse(arguments)
+
+
+def test_processes_are_never_started_again() -> None:
+    assert launch.parse(["--max-restarts=3", "store=a"]).max_restarts == 0
+
+
+def test_values_that_torchrun_does_not_know_are_mistakes_of_the_command_line() -> None:
+    with pytest.raises(UsageError, match=r"many.*see torchrun --help"):
+        launch.main(["--nproc-per-node=many", "store=a"])
+
+
+def test_the_demo_is_made_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="once without torchrun"):
+        prepare_demo(tmp_path / "store")
 
 
 def test_help_and_usage_from_the_command_line() -> None:

@@ -135,7 +135,8 @@ def run_loop(
 
     def on_step(result: EpochResult) -> None:
         nonlocal piece
-        if learner.piece != piece:
+        # A checkpoint that it went back to may be older than the smaller pieces.
+        if (learner.piece or math.inf) < (piece or math.inf):
             piece = learner.piece
             say(
                 f"notice: out of memory in step {progress.total}: from here on at most {piece} images go through the "
@@ -199,7 +200,7 @@ def write_fault(keeper: Keeper, images: StoreDataset, group: list[Batch], *, rul
     names = [images.store.read("image_id", rows=each).column(0).to_pylist() for each in rows]
     place = {"epoch": progress.epoch, "step": progress.total, "rows": [r.tolist() for r in rows], "image_ids": names}
     write_json(path, fault | place)
-    where = f"first in {fault['where']} {fault['layer']}".rstrip() if fault["where"] else "in no layer when made again"
+    where = f"first in {fault['where']} {fault['layer']}".rstrip() if fault["where"] else "its layer is not known"
     say(f"notice: step {progress.total} was not finite ({where}) and is left out; its images are named in {path}")
 
 

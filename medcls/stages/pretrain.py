@@ -47,7 +47,8 @@ def pretrain(job: PretrainJob) -> str:
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             check_same_data(job, run)
-            delete_checkpoints(run)
+            if is_first():
+                delete_checkpoints(run)
             say(f"run {run}: finished already with these settings; nothing to do")
         else:
             _pretrain(job, run)
@@ -61,6 +62,7 @@ def _pretrain(job: PretrainJob, run: Path) -> None:
         data = open_volumes(job)
         model = build_model(job, data)
         learner = build_learner(job, data, model=model, rules=rules)
+        build_validation_sampler(job, data)  # fewer volumes than processes are found now, not after the first epoch
         inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"]])
         environment = describe_environment(device=rules.device, precision=rules.precision)
         environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
@@ -126,6 +128,12 @@ def build_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
     size = min(job.trainer.batch_size, len(data.train))
     part = (get_rank(), count_ranks())
     return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, part=part)
+
+
+def build_validation_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
+    """Returns this process's part of the validation volumes, in the store's order."""
+    size = min(job.trainer.batch_size, len(data.val))
+    return EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
 
 
 def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoencoder, rules: StepRules) -> None:
@@ -206,8 +214,7 @@ def validate(
 ) -> tuple[float, dict[str, float]]:
     """Returns the negative mean loss over the validation volumes, which chooses the best epoch, and what to log."""
     model.eval()
-    size = min(job.trainer.batch_size, len(data.val))
-    sampler = EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
+    sampler = build_validation_sampler(job, data)
     loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     total = 0.0
     for batch, pairs in predict_pieces(model, keeper.look_between(loader, sampler), rules):

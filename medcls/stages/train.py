@@ -52,7 +52,8 @@ def train(job: TrainJob) -> None:
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             check_same_data(job, run)
-            delete_checkpoints(run)
+            if is_first():
+                delete_checkpoints(run)
             say(f"run {run}: finished already with these settings; nothing to do")
         else:
             _train(job, run)
@@ -68,8 +69,10 @@ def _train(job: TrainJob, run: Path) -> None:
         model, plans, lineage = build_model(job, data)
         cached = choose_features(job, plans)
         learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
-        # A dry run of the validation: a metric that this task does not have is found now, not after the first epoch.
+        # A dry run of the validation: a metric that this task does not have, and fewer images than processes, are found
+        # now, not after the first epoch.
         score_logits(job, torch.zeros(len(data.val), model.head.linear.out_features), data=data, unit=1.0)
+        build_validation_sampler(job, data)
         inputs = sha256_json([data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.content])
         environment = describe_environment(device=rules.device, precision=rules.precision)
         environment |= {"processes": count_ranks(), "not_deterministic_on_cuda": list_nondeterministic(model)}
@@ -144,12 +147,17 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
     return best
 
 
+def build_validation_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
+    """Returns this process's part of the validation images, in the store's order."""
+    part = (get_rank(), count_ranks())
+    return EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=part)
+
+
 def validate(
     job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, keeper: Keeper
 ) -> tuple[float, dict[str, float]]:
     """Returns the score that chooses the best epoch and the validation metrics for the log."""
-    part = (get_rank(), count_ranks())
-    sampler = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=part)
+    sampler = build_validation_sampler(job, data)
     loader = build_loader(data.inputs[1], sampler, workers=choose_loading(job, data, rules), device=rules.device)
     logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader, sampler), rules, total=len(data.val)))
     if not logits.isfinite().all():

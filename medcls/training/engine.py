@@ -123,9 +123,9 @@ def take_back(learner: Learner, buffers: list[Tensor]) -> None:
 
 def _accumulate_what_fits(learner: Learner, group: list[Batch], rules: StepRules, *, buffers: list[Tensor]) -> float:
     """As `accumulate_gradients`; where the device has no room, again in pieces of half as many images, for good."""
-    norms = [module for module in learner.model.modules() if isinstance(module, _BatchNorm) and module.training]
+    normed = any(isinstance(module, _BatchNorm) and module.training for module in learner.model.modules())
     # A statistic needs two images; and one over all processes needs every process to make the same passes.
-    least = (2**31 if any(isinstance(norm, nn.SyncBatchNorm) for norm in norms) else 2) if norms else 1
+    least = (2**31 if waits_for_others(learner.model) else 2) if normed else 1
     while True:
         try:
             return accumulate_gradients(learner, group, rules, least=least)
@@ -137,8 +137,15 @@ def _accumulate_what_fits(learner: Learner, group: list[Batch], rules: StepRules
         torch.manual_seed(torch.initial_seed())
 
 
+def waits_for_others(model: nn.Module) -> bool:
+    """Returns whether there is BatchNorm over all processes, each of which then has to make the same passes."""
+    return any(isinstance(module, nn.SyncBatchNorm) and module.training for module in model.modules())
+
+
 def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules, *, least: int = 1) -> float:
-    """Adds up the gradients of the group; returns its mean loss, and stops at the first that is not finite.
+    """Adds up the gradients of the group; returns its mean loss.
+
+    It stops at the first that is not finite, where no other process waits.
 
     Args:
         learner: Its batches are cut as its `piece` says.
@@ -154,7 +161,7 @@ def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules,
         loss = learner.loss(logits.float(), batch.targets.to(rules.device))
         share = len(batch.images) / total
         mean_loss += float(loss.detach()) * share
-        if not math.isfinite(mean_loss):
+        if not math.isfinite(mean_loss) and not waits_for_others(learner.model):
             break
         learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
     return mean_loss
@@ -239,6 +246,8 @@ def run_epochs(
             on_fault=on_fault,
         )
         score, metrics = validate(learner.evaluated)
+        # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
+        score = distributed.add_up(score if distributed.is_first() else 0.0)[0]
         at.best.update(score, at.epoch, learner.evaluated)
         epoch, result = at.epoch, at.result
         at.epoch, at.result, at.groups = epoch + 1, EpochResult(), at.total

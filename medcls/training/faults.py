@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from medcls.data.dataset import Batch
-from medcls.training.engine import accumulate_gradients, take_back
+from medcls.training.engine import accumulate_gradients, take_back, waits_for_others
 from medcls.training.learner import Learner, StepRules
 
 Place = tuple[str, str]
@@ -47,8 +47,11 @@ def find_layer(learner: Learner, group: list[Batch], rules: StepRules, *, loss: 
     """Returns the first place that is not finite when a skipped step is made again; ("", "") where it is none now.
 
     That is the first layer whose output is not finite ("forward"), else the loss, else the first layer or parameter
-    whose gradient is not ("backward"). Weights, statistics and scale stay as they are.
+    whose gradient is not ("backward"). Weights, statistics and scale stay as they are. With BatchNorm over all
+    processes it is not made again: not all of them may be here.
     """
+    if waits_for_others(learner.model):
+        return "", ""
     found: list[Place] = []
     again = replace(learner, forward=learner.model)  # hooks are seen by the network itself, not by a compiled one
     buffers = [buffer.clone() for buffer in learner.model.buffers()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from medcls.distributed import count_local_ranks
 from medcls.errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -13,12 +14,19 @@ def choose_device(device: str) -> str:
     """Returns "cuda" or "cpu"; "auto" takes CUDA where there is one.
 
     Raises:
-        ConfigError: device=cuda without a CUDA device.
+        ConfigError: device=cuda without a CUDA device, or fewer of them than processes.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ConfigError("device=cuda: torch sees no CUDA device here; device=auto takes the CPU")
-    return ("cuda" if available else "cpu") if device == "auto" else device
+    chosen = ("cuda" if available else "cpu") if device == "auto" else device
+    processes = count_local_ranks()
+    if chosen == "cuda" and processes > max(1, torch.cuda.device_count()):
+        gpus = torch.cuda.device_count()
+        raise ConfigError(
+            f"{processes} processes on a machine of {gpus} GPUs: take --nproc-per-node={gpus}, or device=cpu"
+        )
+    return chosen
 
 
 def choose_precision(precision: str, *, device: str) -> str:

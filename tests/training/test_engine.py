@@ -257,6 +257,22 @@ def test_non_finite_loss_skips_the_step_and_leaves_no_trace(
     assert (learner.schedule.last_epoch, learner.nonfinite) == (0, 1)
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_passes_go_on_behind_a_loss_that_is_not_finite_where_other_processes_wait_for_them(
+    build_tiny: Tiny, make_batch: Make, build_learner: Build, waits: bool
+) -> None:
+    model = build_tiny().train()
+    if waits:
+        model.add_module("unused", nn.SyncBatchNorm(1))
+    values, passes = iter((math.nan, 1.0)), []
+    learner = build_learner(model, loss=lambda logits, _: logits.sum() * next(values))
+    model.register_forward_hook(lambda *_: passes.append(1))
+    loss, taken, images = train_step(learner, [make_batch(4), make_batch(4)], StepRules(accumulate=2))
+    assert math.isnan(loss)
+    assert (taken, images, len(passes)) == (False, 8, 2 if waits else 1)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_half_a_group_is_not_added_to_the_next_step(build_tiny: Tiny, make_batch: Make, build_learner: Build) -> None:
     batch = make_batch(8)
     poisoned, clean = build_tiny(batchnorm=False).train(), build_tiny(batchnorm=False).train()

@@ -39,6 +39,22 @@ def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         choose_device("cuda")
 
 
+@pytest.mark.parametrize("device", ["cuda", "auto"])
+def test_processes_without_a_gpu_of_their_own_are_refused_unless_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes on a machine of 1 GPUs: take --nproc-per-node=1, or device=cpu"):
+        choose_device(device)
+    assert choose_device("cpu") == "cpu"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert choose_device(device) == "cuda"
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
