@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
-from medcls.distributed import PeerError, count_ranks, get_rank, is_first
+from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError
 from medcls.overrides import list_groups, list_options, prepare_overrides
 from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
@@ -113,7 +113,7 @@ def _explain(program: str, error: BaseException) -> int:
             return error.exit_code
         case MedclsError():
             # Where one process has ended, it has said why; one of the others says what to do.
-            return _say(program, str(error), error.exit_code, by_all=not isinstance(error, PeerError))
+            return _say(program, str(error), error.exit_code, by_all=error.exit_code != INTERRUPTED)
         case HydraException() | OmegaConfBaseException():
             return _say(program, _one_line(error), ConfigError.exit_code)
         case OSError():

@@ -20,8 +20,8 @@ from medcls.errors import MedclsError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# The first process reads and checks a whole store while the others wait for it.
-_TIMEOUT = timedelta(hours=2)
+# The first process checks a whole store, and computes features, while the others wait; a death is noticed at once.
+_TIMEOUT = timedelta(hours=24)
 _SECONDS_TO_EXIT = 3.0
 
 
@@ -75,6 +75,9 @@ def join_ranks() -> Iterator[None]:
         dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
+    except dist.DistError as error:
+        # Of torch's own messages, such as those of BatchNorm over all processes.
+        raise PeerError(f"another process of this training has ended ({error}): run the same command again") from error
     finally:
         dist.destroy_process_group()
 

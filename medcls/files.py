@@ -120,9 +120,9 @@ def lock_folder(folder: Path, *, shared: bool = False, command: str = "") -> Ite
         with _name_holder(folder, command) if command else contextlib.nullcontext():
             yield
     finally:
-        os.close(descriptor)
         with contextlib.suppress(OSError):
             folder.rmdir()
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

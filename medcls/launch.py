@@ -59,8 +59,11 @@ def main(arguments: Sequence[str]) -> int:
         run(options)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
-        say(f"{PROGRAM}: ended: " + ", ".join(f"process {rank} with {code}" for rank, code in codes.items()))
-        return choose_code(list(codes.values()))
+        chosen = choose_code(list(codes.values()))
+        ended = ", ".join(f"process {rank} with {code}" for rank, code in codes.items())
+        again = "; run the same command again to go on" if chosen == INTERRUPTED or chosen > 128 else ""
+        say(f"{PROGRAM}: ended: {ended}{again}")
+        return chosen
     except SignalException as error:
         # It has handed the signal on and waited for the processes, which keep where they stood.
         say(f"{PROGRAM}: {error.sigval.name}: run the same command again to go on")

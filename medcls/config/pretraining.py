@@ -72,6 +72,8 @@ class PretrainJob:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("stacking", self.stacking, ("auto", "greedy", "joint"))
+        if self.trainer.sync_batchnorm:
+            raise ConfigError("trainer.sync_batchnorm=true: the autoencoders have no BatchNorm; leave it out")
         check_choice("loss", self.loss, ("auto", "mse", "l1", "ssim", "half_sse"))
         if self.model.weights is not None:
             raise ConfigError(f"model.weights={self.model.weights}: an autoencoder starts from random numbers (null)")

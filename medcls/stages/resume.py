@@ -102,7 +102,7 @@ def _record(run: Path, name: str, entry: dict[str, Any]) -> None:
 
 def _shorten_log(path: Path, *, epochs: int) -> None:
     """Keeps the rows of the epochs that are done; a line that a power cut broke off is none of them."""
-    lines = path.read_text(encoding="utf-8").splitlines() if epochs else []
+    lines = path.read_text(encoding="utf-8").splitlines() if epochs and path.is_file() else []
     rows = [row for row in map(_read_row, lines) if row is not None and row["epoch"] < epochs]
     write_bytes(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
@@ -245,7 +245,9 @@ class Keeper:
         state["inputs"] = self.inputs
         name = name_checkpoint(self.progress.total, validated=validated)
         if not (self.run / CHECKPOINTS / name).exists():
-            write_checkpoint(self.run / CHECKPOINTS, name, tensors=tensors, state=state, keep=self.keep)
+            # One within a row of steps that are not finite does not take the place of a good one.
+            keep = self.keep + bool(self.learner.nonfinite)
+            write_checkpoint(self.run / CHECKPOINTS, name, tensors=tensors, state=state, keep=keep)
             self.written = time.monotonic()
 
 

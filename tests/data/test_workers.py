@@ -18,6 +18,9 @@ from medcls.data.dataset import Batch, Position
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.workers import describe_death, read_batches
 
+# A process that is killed leaves its socket to the collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
 
 class Deadly(Dataset[Batch]):
     """Batches of positions; the processes that are asked for `position` kill themselves, the first few times."""
