@@ -161,6 +161,7 @@ OUT_OF_RANGE = [
     ("pretrain", "patch.size=[8,8]", ["patch.size=[8, 8]", "[depth, height, width]"]),
     ("pretrain", "patch.size=[8,0,8]", ["patch.size=0", ">= 1"]),
     ("pretrain", "figures=-1", ["figures=-1", ">= 0"]),
+    ("pretrain", "trainer.sync_batchnorm=true", ["sync_batchnorm=true", "no BatchNorm"]),
     ("pretrain", "trainer.batch_size=0", ["trainer.batch_size=0", ">= 1"]),
     ("pretrain", "model.weights=run", ["model.weights=run", "starts from random numbers"]),
     ("pretrain", "model.dropout=0.1", ["model.dropout=0.1", "corruption=noise"]),
