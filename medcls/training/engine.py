@@ -16,7 +16,7 @@ from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
 from medcls.training.learner import Learner, StepRules
-from medcls.training.memory import cut_batch, free_memory, halve_pieces
+from medcls.training.memory import cut_batch, explain_update, free_memory, halve_pieces
 from medcls.training.prediction import run_forward
 from medcls.training.progress import Best, EpochResult, Progress
 
@@ -170,13 +170,14 @@ def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules,
 def _update(learner: Learner, rules: StepRules, *, share: float) -> bool:
     """Adds up over processes, unscales, clips, steps and updates the scale; returns whether parameters were changed."""
     parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    distributed.sum_gradients(parameters, share=share)
-    learner.scaler.unscale_(learner.optimizer)
-    if not _clip(learner, parameters, rules):
-        learner.nonfinite += 1
-        return False
     scale = learner.scaler.get_scale()
-    learner.scaler.step(learner.optimizer)
+    with explain_update():
+        distributed.sum_gradients(parameters, share=share)
+        learner.scaler.unscale_(learner.optimizer)
+        if not _clip(learner, parameters, rules):
+            learner.nonfinite += 1
+            return False
+        learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     skipped = learner.scaler.get_scale() < scale
     # The scaler meets infinities and skips, as it is meant to; it is a fault where even the smallest scale overflows.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from medcls.data.dataset import Batch
@@ -38,12 +41,31 @@ def halve_pieces(group: list[Batch], size: int | None, error: torch.OutOfMemoryE
     largest = _count_largest(group, size, least=least)
     half = -(-largest // 2)
     if _count_largest(group, half, least=least) == largest:
-        reason = str(error).strip().partition("\n")[0][:200] or "out of memory"
         raise MemoryLimitError(
-            f"no room for {largest} image{'s'[: largest > 1]} at once, and no fewer go ({reason}): set "
+            f"no room for {largest} image{'s'[: largest > 1]} at once, and no fewer go ({_read_reason(error)}): set "
             "trainer.activation_checkpointing=true, precision=bf16 or fp16, or take smaller images (crop.size)"
         ) from error
     return half
+
+
+@contextlib.contextmanager
+def explain_update() -> Iterator[None]:
+    """The update of the weights, in the block, needs the same room however a batch is cut.
+
+    Raises:
+        MemoryLimitError: there is none.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryLimitError(
+            f"no room for the optimizer beside the weights and their gradients ({_read_reason(error)}): take "
+            "optimizer=sgd, train fewer stages (transfer=partial, frozen), or a smaller network"
+        ) from error
+
+
+def _read_reason(error: torch.OutOfMemoryError) -> str:
+    return str(error).strip().partition("\n")[0][:200] or "out of memory"
 
 
 def _count_largest(group: list[Batch], size: int | None, *, least: int) -> int:

@@ -148,3 +148,16 @@ def test_predictions_in_pieces_are_those_of_whole_batches(build_tiny: Tiny, make
     np.testing.assert_allclose(predict_logits(model, batches, CPU), expected, atol=1e-6)
     assert sum(number > most for number in seen) <= 3
     assert max(seen[-3:]) <= most
+
+
+def test_no_room_for_the_update_says_what_to_change(
+    build_tiny: Tiny, make_batch: Make, build_learner: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = build_learner(build_tiny().train(), name="adamw")
+
+    def step(closure: object = None) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines")
+
+    monkeypatch.setattr(learner.optimizer, "step", step)
+    with pytest.raises(MemoryLimitError, match=r"no room for the optimizer .*MiB\.\): take optimizer=sgd"):
+        train_step(learner, [make_batch(4)], CPU)
