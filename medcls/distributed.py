@@ -52,6 +52,11 @@ def get_rank() -> int:
     return int(os.environ.get("RANK", "0")) if count_ranks() > 1 else 0
 
 
+def get_part() -> tuple[int, int]:
+    """Returns (rank, ranks): which part of every batch is this process's."""
+    return get_rank(), count_ranks()
+
+
 def is_first() -> bool:
     """Returns whether this process is the one that writes files and says what happens."""
     return get_rank() == 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import nn
 
-from medcls.config import TrainJob
+from medcls.config import PretrainJob, TrainJob
 from medcls.data.loaders import EpochSampler, balance_weights
-from medcls.distributed import count_ranks, get_rank
+from medcls.distributed import count_ranks, get_part
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.recomputation import recompute_blocks
@@ -44,16 +47,39 @@ def build_learner(
         raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
-    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
     trained = FeatureClassifier(model) if cached else model
+    loss, batches = build_task_loss(job, data, unit=float(model.head.scale)), len(build_sampler(job, data))
+    return assemble_learner(job, trained, groups=groups, loss=loss, batches=batches, rules=rules)
+
+
+def assemble_learner(
+    job: TrainJob | PretrainJob,
+    model: nn.Module,
+    *,
+    groups: list[dict[str, Any]],
+    loss: Loss,
+    batches: int,
+    rules: StepRules,
+) -> Learner:
+    """Returns what a step changes, as job.optimizer, job.schedule and job.trainer say.
+
+    Args:
+        job: Of a training or a pretraining.
+        model: On its device.
+        groups: Its trained parameters, as `build_parameter_groups` returns them.
+        loss: (outputs, targets) to a scalar.
+        batches: Of an epoch.
+        rules: How a step is made.
+    """
+    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
     return Learner(
-        model=trained,
-        loss=build_task_loss(job, data, unit=float(model.head.scale)),
+        model=model,
+        loss=loss,
         optimizer=optimizer,
-        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
+        schedule=start_schedule(job, optimizer, batches=batches, rules=rules),
         scaler=build_scaler(rules.precision, device=rules.device),
-        average=build_average(trained, decay=job.trainer.ema_decay),
-        forward=torch.compile(trained) if job.trainer.compile else trained,
+        average=build_average(model, decay=job.trainer.ema_decay),
+        forward=torch.compile(model) if job.trainer.compile else model,
     )
 
 
@@ -64,8 +90,7 @@ def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
     size = min(job.trainer.batch_size, len(data.train))
     # BatchNorm cannot take a batch of one image, which pairs of an odd number of images would end in.
     size += size == 2 and len(data.train) % 2
-    part = (get_rank(), count_ranks())
-    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights, part=part)
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, weights=weights, part=get_part())
 
 
 def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:

@@ -14,7 +14,7 @@ from torch import nn
 from medcls.command_line import say
 from medcls.config import PretrainJob
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
-from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
+from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_part, is_first, join_ranks
 from medcls.errors import ConfigError
 from medcls.files import MODEL, RECONSTRUCTIONS, sha256_json
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
@@ -22,6 +22,7 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.learner import assemble_learner
 from medcls.stages.lineage import hash_seen
 from medcls.stages.loop import Feed, check_room, choose_rules, run_loop, start_schedule
 from medcls.stages.network import choose_normalization
@@ -29,14 +30,12 @@ from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import hold_run, start_run
-from medcls.stages.same_data import check_same_data
+from medcls.stages.same_data import confirm_finished
 from medcls.stages.training_data import look_at_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard, write_model
 from medcls.training.engine import NonFiniteError
 from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss
-from medcls.training.optimizers import build_average, build_optimizer
-from medcls.training.precision import build_scaler
 from medcls.training.prediction import move_model, predict_pieces
 from medcls.training.progress import Best, Progress
 from medcls.training.reconstruction import build_reconstruction_loss
@@ -46,10 +45,7 @@ def pretrain(job: PretrainJob) -> str:
     """Trains one autoencoder, or finds it finished; returns the command that starts from it."""
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
-            check_same_data(job, run)
-            if is_first():
-                delete_checkpoints(run)
-            say(f"run {run}: finished already with these settings; nothing to do")
+            confirm_finished(job, run)
         else:
             _pretrain(job, run)
     return f"python -m medcls.train store=TARGET run=DIR model={CLASSIFIER_OF[job.model.name]} model.weights={job.run}"
@@ -111,29 +107,21 @@ def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder
     every = choose_first_epochs(list(model.stages), kind="scratch")
     plans = plan_transfer(model, every, layer_decay=1.0, batchnorm="train")
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
-    optimizer = build_optimizer(job.optimizer.name, groups, lr=job.optimizer.lr, momentum=job.optimizer.momentum)
-    return Learner(
-        model=model,
-        loss=build_reconstruction_loss(job.loss_name),
-        optimizer=optimizer,
-        schedule=start_schedule(job, optimizer, batches=len(build_sampler(job, data)), rules=rules),
-        scaler=build_scaler(rules.precision, device=rules.device),
-        average=build_average(model, decay=job.trainer.ema_decay),
-        forward=torch.compile(model) if job.trainer.compile else model,
-    )
+    batches = len(build_sampler(job, data))
+    loss = build_reconstruction_loss(job.loss_name)
+    return assemble_learner(job, model, groups=groups, loss=loss, batches=batches, rules=rules)
 
 
 def build_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
     """Returns the order of the training volumes."""
     size = min(job.trainer.batch_size, len(data.train))
-    part = (get_rank(), count_ranks())
-    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, part=part)
+    return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, part=get_part())
 
 
 def build_validation_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
     """Returns this process's part of the validation volumes, in the store's order."""
     size = min(job.trainer.batch_size, len(data.val))
-    return EpochSampler(len(data.val), batch_size=size, part=(get_rank(), count_ranks()))
+    return EpochSampler(len(data.val), batch_size=size, part=get_part())
 
 
 def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoencoder, rules: StepRules) -> None:

@@ -257,8 +257,10 @@ def keep_checkpoints(
 ) -> Iterator[Keeper]:
     """Yields what writes the checkpoints of a training as job.checkpoint says; signals are noted meanwhile."""
     chosen = job.checkpoint
-    digest = compute_digest({name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()})
-    distributed.check_same(f"{inputs} {progress.total} {digest}", what="data, weights or checkpoints")
+    if distributed.count_ranks() > 1:
+        weights = {name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
+        content = f"{inputs} {progress.total} {compute_digest(weights)}"
+        distributed.check_same(content, what="data, weights or checkpoints")
     with Watch(hang_seconds=chosen.hang_minutes and 60 * chosen.hang_minutes) as watch:
         yield Keeper(run, learner, progress, watch, inputs=inputs, seconds=60 * chosen.minutes, keep=chosen.keep)
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
 from medcls.data.splits import read_split
 from medcls.data.store import Store
+from medcls.distributed import is_first
 from medcls.errors import ConfigError, MissingInputError
 from medcls.files import LABELS, MODEL, read_json, sha256_file
 from medcls.models.weights import IMAGENET, locate_weights
+from medcls.stages.resume import delete_checkpoints
 from medcls.stages.run_folder import SETTINGS
 from medcls.training.checkpoint import read_any_card
+
+
+def confirm_finished(job: TrainJob | PretrainJob, run: Path) -> None:
+    """Says that a run is finished, and deletes what a kill after its last write left; raises as `check_same_data`."""
+    check_same_data(job, run)
+    if is_first():
+        delete_checkpoints(run)
+    say(f"run {run}: finished already with these settings; nothing to do")
 
 
 def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:

@@ -16,7 +16,7 @@ from medcls.config import TrainJob
 from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
-from medcls.distributed import count_ranks, first_goes_ahead, get_rank, is_first, join_ranks
+from medcls.distributed import count_ranks, first_goes_ahead, get_part, is_first, join_ranks
 from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
 from medcls.files import MODEL, sha256_json
@@ -33,7 +33,7 @@ from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import hold_run, start_run
-from medcls.stages.same_data import check_same_data
+from medcls.stages.same_data import confirm_finished
 from medcls.stages.svm_head import solve_head
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
@@ -51,10 +51,7 @@ def train(job: TrainJob) -> None:
     """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
-            check_same_data(job, run)
-            if is_first():
-                delete_checkpoints(run)
-            say(f"run {run}: finished already with these settings; nothing to do")
+            confirm_finished(job, run)
         else:
             _train(job, run)
 
@@ -149,8 +146,7 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
 
 def build_validation_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
     """Returns this process's part of the validation images, in the store's order."""
-    part = (get_rank(), count_ranks())
-    return EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=part)
+    return EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=get_part())
 
 
 def validate(
