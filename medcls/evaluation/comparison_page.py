@@ -12,8 +12,8 @@ from medcls.evaluation.definitions import find_definition, name_metric
 from medcls.evaluation.evaluation import INTENDED_USE
 from medcls.evaluation.panels import Panel, Plan, write_panel
 from medcls.evaluation.tables import Number, format_number, format_value
-from medcls.evaluation.templates import load_template
 from medcls.files import write_bytes
+from medcls.templates import load_template
 
 Results = Mapping[str, Any]
 ALL = "all"
@@ -38,7 +38,7 @@ def write_comparison_page(folder: Path, results: Results) -> Path:
     """
     # All training images first: what a reader asks about.
     sizes = sorted(results["sizes"], key=lambda size: size != ALL)
-    page = load_template("comparison.html.j2").render(
+    page = load_template("evaluation", "comparison.html.j2").render(
         results=results,
         title=name_metric(results["metric"]),
         test=_TESTS[results["design"]["kind"]],

@@ -14,8 +14,8 @@ from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
-from medcls.evaluation.templates import load_template
 from medcls.files import write_bytes
+from medcls.templates import load_template
 
 REPORT = "report.html"
 _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         grades=evaluation.grades,
     )
     slider = build_slider(predictions, evaluation.metrics.get("operating_points", []))
-    page = load_template("report.html.j2").render(
+    page = load_template("evaluation", "report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,
         cards=build_cards(predictions, evaluation.metrics),

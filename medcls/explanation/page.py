@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from medcls.files import write_bytes
+from medcls.templates import load_template
 
 INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
 
@@ -92,17 +89,6 @@ def write_page(path: Path, page: Page) -> Path:
     Raises:
         OSError: a picture cannot be read.
     """
-    write_bytes(path, _load_template().render(page=page, intended_use=INTENDED_USE).encode())
+    template = load_template("explanation", "explanation.html.j2")
+    write_bytes(path, template.render(page=page, intended_use=INTENDED_USE).encode())
     return path
-
-
-@cache
-def _load_template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("medcls.explanation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("explanation.html.j2")

@@ -1,4 +1,4 @@
-"""The pages of this room, as Jinja templates."""
+"""The pages that commands write, as Jinja templates; each stands in the room that fills it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 @cache
-def load_template(name: str) -> Template:
-    """Returns a template of this folder; everything that it is handed is escaped, and nothing may be missing."""
+def load_template(room: str, name: str) -> Template:
+    """Returns a template of a room; everything that it is handed is escaped, and nothing may be missing."""
     environment = Environment(
-        loader=PackageLoader("medcls.evaluation", "."),
+        loader=PackageLoader(f"medcls.{room}", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
