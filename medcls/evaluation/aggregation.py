@@ -7,12 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from medcls.evaluation.definitions import score_metric
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 
 RULES = ("mean", "max", "noisy_or")
-# What decides between the rules, and whether more of it is better.
-DECIDING = {"ordinal": ("quadratic_kappa", 1.0), "regression": ("mae", -1.0)}
+DECIDING = {
+    "binary": "auc",
+    "multiclass": "auc",
+    "multilabel": "auc",
+    "ordinal": "quadratic_kappa",
+    "regression": "mae",
+}
+"""The metric that decides between the rules, by kind of task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +71,14 @@ def choose_aggregation(predictions: Predictions, units: Integers) -> dict[str, A
 
     The metric is the AUC, of ordered classes the quadratic kappa, of a number the mean absolute error.
     """
-    metric, sign = DECIDING.get(predictions.kind, ("auc", 1.0))
+    metric = DECIDING[predictions.kind]
     rules = RULES[:2] if predictions.kind == "regression" else RULES
     values = {}
     for rule in rules:
         merged = aggregate(predictions, units, rule=rule).predictions
         value = float(build_estimator(merged)(np.ones((1, len(merged.y_score))))[metric][0])
         values[rule] = value if np.isfinite(value) else None
-    known = {rule: sign * round(value, 12) for rule, value in values.items() if value is not None}
+    known = {rule: round(score_metric(metric, value), 12) for rule, value in values.items() if value is not None}
     if not known:
         return {"rule": RULES[0], "metric": metric, "values": values, "reason": f"{metric} is undefined: a class lacks"}
     return {"rule": max(known, key=lambda rule: known[rule]), "metric": metric, "values": values}

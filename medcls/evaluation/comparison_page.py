@@ -186,8 +186,7 @@ def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Result
         cells += [format_p(test["p_value"]), format_p(test["p_holm"])] if test else []
         cells += [_interval(drawn), format_p(drawn["p_value"]), format_p(drawn["p_holm"])]
         rows.append((f"{pair['first']} − {pair['second']}", cells))
-    better = "lower" if results["lower_is_better"] else "higher"
-    caption = f"{title}: {better} is better. Test: {_TESTS[results['design']['kind']]}"
+    caption = f"{title}: {results['direction']}. Test: {_TESTS[results['design']['kind']]}"
     caption += "; the bootstrap keeps the trained models and draws other patients" if tested else ""
     caption += ". Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)

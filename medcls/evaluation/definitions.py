@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+HIGH, LOW = "high", "low"
+
 
 @dataclass(frozen=True, slots=True)
 class Definition:
@@ -13,16 +15,17 @@ class Definition:
         title: Name for a reader.
         text: How it is computed; "of a class" forms follow from it.
         source: Where the definition comes from.
-        ideal: "high", "low", or the value that is best.
+        ideal: HIGH, LOW, or the value that is best.
     """
 
     title: str
     text: str
     source: str
-    ideal: str = "high"
+    ideal: str | float = HIGH
 
 
 DEFINITIONS: dict[str, Definition] = {
+    "loss": Definition("Loss", "What training minimises, on the validation split.", "—", LOW),
     "auc": Definition(
         "AUC",
         "Probability that a random case scores above a random non-case, ties counting one half. Several "
@@ -64,7 +67,7 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
     ),
     "lr_positive": Definition("LR+", "Sensitivity / (1 - specificity).", "Deeks & Altman 2004"),
-    "lr_negative": Definition("LR−", "(1 - sensitivity) / specificity.", "Deeks & Altman 2004", "low"),
+    "lr_negative": Definition("LR−", "(1 - sensitivity) / specificity.", "Deeks & Altman 2004", LOW),
     "f1": Definition(
         "F1",
         "Harmonic mean of recall and PPV; of class 1 where there are two, else the mean over classes.",
@@ -81,50 +84,50 @@ DEFINITIONS: dict[str, Definition] = {
         "Mean squared error of the probabilities; one probability (binary, each label): 0 to "
         "1; one for each class (multiclass, ordinal): summed over the classes, 0 to 2.",
         "Brier 1950",
-        "low",
+        LOW,
     ),
     "log_loss": Definition(
         "Log loss",
         "Mean negative natural logarithm of the probability of the true class.",
         "Good 1952",
-        "low",
+        LOW,
     ),
     "ece": Definition(
         "Calibration error (ECE)",
         "Mean distance of forecast and outcome over 15 equal-width bins; of P(class 1) where a label is "
         "yes or no, else of the highest probability. Biased upwards in small samples.",
         "Guo et al. 2017; Naeini et al. 2015",
-        "low",
+        LOW,
     ),
     "calibration_slope": Definition(
         "Calibration slope",
         "Slope of the logistic regression of outcome on logit; below 1: too extreme.",
         "Cox 1958; Van Calster et al. 2019",
-        "1",
+        1.0,
     ),
     "calibration_intercept": Definition(
         "Calibration intercept",
         "Logistic intercept with the logit as offset; below 0: too high on the whole.",
         "Cox 1958; Van Calster et al. 2019",
-        "0",
+        0.0,
     ),
-    "mae": Definition("MAE", "Mean absolute error; of classes: distance in grades.", "—", "low"),
-    "mse": Definition("MSE", "Mean squared error; of classes: squared distance in grades.", "—", "low"),
+    "mae": Definition("MAE", "Mean absolute error; of classes: distance in grades.", "—", LOW),
+    "mse": Definition("MSE", "Mean squared error; of classes: squared distance in grades.", "—", LOW),
     "mae_value": Definition(
         "MAE of the value",
         "Mean absolute error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
         "probability).",
         "—",
-        "low",
+        LOW,
     ),
     "mse_value": Definition(
         "MSE of the value",
         "Mean squared error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
         "probability).",
         "—",
-        "low",
+        LOW,
     ),
-    "rmse": Definition("RMSE", "Square root of the mean squared error.", "—", "low"),
+    "rmse": Definition("RMSE", "Square root of the mean squared error.", "—", LOW),
     "r2": Definition("R²", "1 - squared error / squared error of the mean; may be negative.", "Draper & Smith 1998"),
     "pearson": Definition("Pearson r", "Linear correlation of true and predicted value.", "Pearson 1895"),
     "spearman": Definition("Spearman ρ", "Correlation of the ranks, ties by midranks.", "Spearman 1904"),
@@ -160,6 +163,32 @@ def find_definition(name: str) -> Definition | None:
     """The definition of a metric, also of its per-class form (recall_KL2); None for a count."""
     stem = _find_stem(name)
     return DEFINITIONS[stem] if stem else None
+
+
+def score_metric(name: str, value: float) -> float:
+    """Return a number that is higher the better the metric is: its value, minus it, or minus its distance to the ideal.
+
+    Args:
+        name: Of the metric, also of its per-class form (brier_effusion).
+        value: Finite.
+
+    Raises:
+        KeyError: `DEFINITIONS` has no such metric.
+    """
+    ideal = DEFINITIONS[_find_stem(name)].ideal
+    if isinstance(ideal, float):
+        return -abs(value - ideal)
+    return -value if ideal == LOW else value
+
+
+def describe_direction(name: str) -> str:
+    """Return "higher is better", "lower is better" or "best at 1"; "" for a number without a definition."""
+    definition = find_definition(name)
+    if definition is None:
+        return ""
+    if isinstance(definition.ideal, float):
+        return f"best at {definition.ideal:g}"
+    return f"{'lower' if definition.ideal == LOW else 'higher'} is better"
 
 
 def name_metric(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import special
 
 from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import list_questions
@@ -27,37 +28,45 @@ class Discordance(NamedTuple):
 
 
 def compute_mcnemar(first_right: ArrayLike, second_right: ArrayLike, *, patients: Integers) -> Discordance:
-    """The test of two models being right equally often on the same rows.
+    """Test exactly whether two models are right equally often on the same rows.
 
-    Exact where every patient has one row. Otherwise the patients' net differences are the terms of a score test,
-    since rows of one patient are not independent: (Σ d)² / Σ d², chi-squared with one degree of freedom.
+    A patient's rows depend on one another, so the patient is the unit: if neither model is better, the difference of
+    a patient's right rows is as likely to have the other sign. With one row per patient this is the exact McNemar test.
 
     Args:
         first_right: (N,) whether the first model has the row right.
         second_right: (N,) whether the second has.
         patients: (N,) patient number of each row.
 
-    Source: McNemar 1947, exact by the binomial distribution; net differences by cluster: own choice, in the manner
-    of Obuchowski 1998.
+    Source: McNemar 1947, exact by the binomial distribution; patients by the sign-flip permutation test, Fisher 1935,
+    section 21, all 2^P flips counted.
     """
     one, two = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
     only_first, only_second = int((one & ~two).sum()), int((two & ~one).sum())
-    if len(np.unique(patients)) == len(patients):
-        return Discordance(only_first, only_second, _binomial_p(only_first, only_second), "exact")
     net = np.bincount(patients, weights=one.astype(np.float64) - two)
-    spread = float(net @ net)
-    p_value = math.erfc(abs(float(net.sum())) / math.sqrt(2 * spread)) if spread else 1.0
-    return Discordance(only_first, only_second, p_value, "score test over patients")
+    method = "exact" if len(np.unique(patients)) == len(patients) else "exact, by sign flips of patients"
+    return Discordance(only_first, only_second, compute_sign_flip_p(net.astype(np.int64)), method)
 
 
-def _binomial_p(one: int, other: int) -> float:
-    """Two-sided p value of `one` of `one + other` fair coins."""
-    total, fewer = one + other, min(one, other)
-    logs = [
-        math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2)
-        for k in range(fewer + 1)
-    ]
-    return min(1.0, 2 * math.fsum(math.exp(log) for log in logs))
+def compute_sign_flip_p(differences: Integers) -> float:
+    """Return the two-sided p value of a sum of whole numbers, over all flips of their signs.
+
+    Args:
+        differences: (P,) of independent patients.
+
+    Source: Fisher 1935, section 21.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    flips = np.ones(1)  # probability of each sum of the parts that are flipped
+    for size, count in zip(sizes, counts, strict=True):
+        k = np.arange(count + 1)
+        logs = special.gammaln(count + 1) - special.gammaln(k + 1) - special.gammaln(count - k + 1)
+        chances = np.zeros(size * count + 1)
+        chances[::size] = np.exp(logs - count * np.log(2))
+        flips = np.convolve(flips, chances)
+    total = len(flips) - 1
+    sums = total - 2 * np.arange(total + 1)
+    return min(1.0, float(flips[np.abs(sums) >= abs(int(differences.sum()))].sum()))
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from medcls.evaluation.calibration import NUM_BINS, compute_confidence
 from medcls.evaluation.comparison import compute_area_interval, compute_delong
 from medcls.evaluation.conformal import compute_risk_coverage
 from medcls.evaluation.curves import Question, list_questions
-from medcls.evaluation.definitions import DEFINITIONS
+from medcls.evaluation.definitions import DEFINITIONS, HIGH
 from medcls.evaluation.drawing import Draw, write_figure
 from medcls.evaluation.predictions import Integers, Predictions
 from medcls.evaluation.strength_figures import draw_risk, draw_strengths
@@ -25,7 +25,7 @@ from medcls.evaluation.tables import format_number, format_value
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20
 MOST_DECISIONS = 4
-RISING = {name for name, definition in DEFINITIONS.items() if definition.ideal == "high"}
+RISING = {name for name, definition in DEFINITIONS.items() if definition.ideal == HIGH}
 
 
 @dataclass(frozen=True, slots=True)

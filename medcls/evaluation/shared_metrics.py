@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from medcls.evaluation.definitions import find_definition
 from medcls.evaluation.metrics import Estimates, Estimator, build_estimator, build_from_classes
 from medcls.evaluation.predictions import Floats, Predictions, check_predictions
 
@@ -89,12 +88,6 @@ def choose_metrics(predictions: Predictions) -> tuple[str, tuple[str, ...]]:
         recalls = tuple(f"recall_{name}" for name in predictions.class_names)
         return GRADED_PRIMARY, (*GRADED_SECONDARY, *recalls)
     return PRIMARY[predictions.kind], SECONDARY[predictions.kind]
-
-
-def is_error(name: str) -> bool:
-    """Whether a metric is better the lower it is."""
-    definition = find_definition(name)
-    return definition is not None and definition.ideal == "low"
 
 
 def as_grades(predictions: Predictions) -> Predictions:

@@ -14,11 +14,11 @@ from medcls.evaluation.definitions import (
     HEADLINES,
     UNIT_RANGE,
     Definition,
+    describe_direction,
 )
 from medcls.evaluation.predictions import Predictions
 
 CLASS_COLUMNS = ("auc", "auc_above", "average_precision", "recall", "specificity", "ppv", "npv", "f1")
-BETTER = {"high": "higher is better", "low": "lower is better"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +116,4 @@ def format_value(value: float | None) -> str:
 
 def _build_row(name: str, entry: Mapping[str, Any]) -> MetricRow:
     definition = DEFINITIONS[name]
-    better = BETTER.get(definition.ideal, f"best at {definition.ideal}")
-    return MetricRow(name, definition, format_number(name, entry), better)
+    return MetricRow(name, definition, format_number(name, entry), describe_direction(name))

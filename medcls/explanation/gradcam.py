@@ -11,16 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from medcls.errors import ConfigError
 from medcls.explanation.perturbation import Score
 
-_POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
-
 
 def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tuple[str, nn.Module]:
-    """Returns a stage's name and its last module before a pooling layer, whose output is explained.
+    """Return a stage's name and its last module before the pooling that ends it, whose output is explained.
+
+    A pool at the end of a stage, also inside its last Sequential, is left out: the map before it is larger.
 
     Args:
         stages: Stage name -> module, from input to output; a ModuleList stands for its modules in a row.
@@ -34,8 +33,23 @@ def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tupl
         raise ConfigError(f"stage={name}: expected a stage with convolutions, one of {', '.join(spatial) or 'none'}")
     chosen = spatial[-1] if name is None else name
     module = stages[chosen]
-    row = list(module) if isinstance(module, nn.ModuleList) else [module]
-    return chosen, [each for each in row if not isinstance(each, _POOLS)][-1]
+    row = _unfold(module)
+    while _is_pool(row[-1]):
+        row.pop()
+    return chosen, row[-1]
+
+
+def _unfold(module: nn.Module) -> list[nn.Module]:
+    """The modules that run one after the other: those of a list or a Sequential, and of a block that ends in a pool."""
+    children = list(module.children())
+    if type(module) in (nn.ModuleList, nn.Sequential) or (children and _is_pool(children[-1])):
+        return [each for child in children for each in _unfold(child)]
+    return [module]
+
+
+def _is_pool(module: nn.Module) -> bool:
+    """Pools of torch, MONAI and our own models have no class in common, only the name."""
+    return "Pool" in type(module).__name__ and not any(True for _ in module.parameters())
 
 
 def explain_gradcam(score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False) -> NDArray[np.float32]:

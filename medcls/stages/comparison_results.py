@@ -14,8 +14,9 @@ from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.comparison_page import ALL
+from medcls.evaluation.definitions import describe_direction
 from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.shared_metrics import choose_metrics, is_error
+from medcls.evaluation.shared_metrics import choose_metrics
 from medcls.files import METRICS_LOG, MODEL, OPENED, read_json, read_json_lines, write_json
 from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
@@ -82,7 +83,7 @@ def write_results(
         "arms": {arm: job.steps(arm) for arm in plan.arms if arm in arms or arm in failed},
         "common": list(merge_overrides(job.shared, []).values()),
         "metric": metric,
-        "lower_is_better": is_error(metric),
+        "direction": describe_direction(metric),
         "secondary": secondary,
         "design": {
             "kind": job.folds.kind,
@@ -189,11 +190,10 @@ def _sum_seconds(out: Path, works: Sequence[Work], command: str) -> float | None
 def format_comparison(results: Mapping[str, Any]) -> str:
     """Returns the arms with intervals and cost, and all pairs, as lines of text."""
     metric = results["metric"]
-    better = "lower" if results["lower_is_better"] else "higher"
     over = "patients and seeds" if results["design"]["kind"] == "holdout" else "patients"
     lines = []
     for size, found in results["sizes"].items():
-        lines.append(f"{metric} ({better} is better), training images: {size}; 95 % intervals over {over}")
+        lines.append(f"{metric} ({results['direction']}), training images: {size}; 95 % intervals over {over}")
         width = max(len(arm) for arm in found["arms"])
         for arm, entry in found["arms"].items():
             cost = entry["cost"]

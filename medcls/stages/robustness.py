@@ -39,7 +39,7 @@ def measure_robustness(job: EvaluateJob, predictions: SplitPredictions) -> dict[
     device = choose_device(job.device)
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
     model = read_model(predictions.run / MODEL)[0].to(device)
-    metric, _ = DECIDING.get(predictions.rows.predictions.kind, ("auc", 1.0))
+    metric = DECIDING[predictions.rows.predictions.kind]
     plain = predictions.rows.predictions.y_score
     curves: dict[str, Any] = {}
     points = [(name, strength) for name, (_, values) in PERTURBATIONS.items() for strength in values]

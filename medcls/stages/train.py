@@ -43,7 +43,7 @@ from medcls.training.learner import StepRules
 from medcls.training.losses import build_loss
 from medcls.training.prediction import predict_logits
 from medcls.training.progress import Best, Progress
-from medcls.training.selection import choose_score, describe_score, is_error, name_metric
+from medcls.training.selection import choose_score, describe_score, name_metric, unscore
 from medcls.training.tracking import Tracker
 
 
@@ -220,7 +220,7 @@ def write_best(
             "seed": job.seed,
             "epoch": best.epoch,
             "metric": metric,
-            "score": (-best.score if is_error(metric) else best.score) if math.isfinite(best.score) else None,
+            "score": unscore(metric, best.score),
             "train_images": len(data.train),
             "val_images": len(data.val),
         },

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
+from medcls.evaluation.definitions import HIGH, find_definition, score_metric
 
 LOSS = "loss"
-_SMALLER_IS_BETTER = (LOSS, "brier", "log_loss", "ece", "mae", "mse", "rmse", "lr_negative")
 _DEFAULT = {
     "binary": "auc",
     "multiclass": "auc",
@@ -25,7 +25,7 @@ def name_metric(metric: str, kind: str) -> str:
 
 
 def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind: str) -> float:
-    """Returns the score to maximise; errors count negative.
+    """Return the score to maximise: errors count negative, a metric with a best value by its distance to it.
 
     Args:
         metric: "auto" (see name_metric), "loss", or a metric's name.
@@ -45,16 +45,22 @@ def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind
     # A metric that is undefined here (one class in validation) must not win over a defined one.
     if not math.isfinite(value):
         return -math.inf
-    return -value if is_error(name) else value
+    return score_metric(name, value)
 
 
 def describe_score(metric: str, score: float) -> str:
-    """Returns "metric value" of a score from `choose_score`, for people."""
-    if not math.isfinite(score):
+    """Return "metric value" of a score from `choose_score`, for people."""
+    value = unscore(metric, score)
+    if value is None:
         return f"{metric} undefined"
-    return f"{metric} {-score if is_error(metric) else score:.3f}"
+    definition = find_definition(metric)
+    apart = definition is not None and isinstance(definition.ideal, float)
+    return f"{metric} {value:.3f}{f' away from {definition.ideal:g}' if definition and apart else ''}"
 
 
-def is_error(metric: str) -> bool:
-    """Returns whether smaller is better: an error, or that of one label of several (brier_effusion)."""
-    return metric in _SMALLER_IS_BETTER or metric.startswith(tuple(f"{name}_" for name in _SMALLER_IS_BETTER))
+def unscore(metric: str, score: float) -> float | None:
+    """Return the metric's value from its score, or its distance to its best value; None if undefined."""
+    if not math.isfinite(score):
+        return None
+    definition = find_definition(metric)
+    return score if definition is None or definition.ideal == HIGH else -score

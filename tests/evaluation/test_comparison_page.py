@@ -68,7 +68,7 @@ def make_results() -> Callable[..., dict[str, Any]]:
             "arms": {name: [["task=ordinal", f"note={name}"], ["transfer=frozen"]] for name in SKILLS},
             "common": ["model=resnet18"],
             "metric": metric,
-            "lower_is_better": False,
+            "direction": "higher is better",
             "secondary": list(secondary),
             "design": design,
             "folds": folds,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medcls.errors import ConfigError
 from medcls.explanation.gradcam import explain_gradcam, find_layer
+from medcls.models.backbones import count_dims
 from medcls.models.classifier import build_classifier
 
 Score = Callable[[Tensor], Tensor]
@@ -126,6 +127,22 @@ def test_last_convolutional_stage_is_the_default(name: str, stage: str) -> None:
     assert np.isfinite(heat).all()
     # VGG: before the pooling that ends the block.
     assert shapes[0][2:] == ((2, 2) if name == "resnet18" else (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("cbr_tiny", 28), ("antony2017_class", 14), ("vgg_m", 13), ("inflated_vgg11_bn", 2), ("acnn3d", 4)],
+)
+def test_layer_of_each_small_network_is_before_its_pool(name: str, size: int) -> None:
+    dims = count_dims(name)
+    shape = (224, 224) if dims == 2 else (32, 32, 32)
+    model = build_classifier(name, kind="binary", num_classes=2, size=shape).eval()
+    _, layer = find_layer(model.stages)
+    shapes: list[tuple[int, ...]] = []
+    layer.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
+    with torch.inference_mode():
+        model.backbone(torch.zeros(1, 3 if dims == 2 or name.startswith("inflated_") else 1, *shape))
+    assert shapes[0][2:] == (size,) * dims
 
 
 def test_stage_is_chosen_by_name_and_unknown_ones_are_refused() -> None:

@@ -5,7 +5,11 @@ import math
 import pytest
 
 from medcls.errors import ConfigError
-from medcls.training.selection import choose_score, describe_score, is_error, name_metric
+from medcls.evaluation import definitions
+from medcls.evaluation.aggregation import DECIDING
+from medcls.evaluation.definitions import DEFINITIONS, LOW, Definition, describe_direction
+from medcls.evaluation.predictions import KINDS
+from medcls.training.selection import choose_score, describe_score, name_metric, unscore
 
 METRICS = {
     "auc": 0.9,
@@ -40,7 +44,7 @@ def test_errors_count_negative(metric: str, score: float) -> None:
 def test_errors_of_one_label_count_negative_too() -> None:
     assert choose_score("brier_effusion", METRICS, loss=1.0, kind="multilabel") == -0.3
     assert choose_score("log_loss_effusion", METRICS, loss=1.0, kind="multilabel") == -0.4
-    assert not is_error("recall_mse")
+    assert choose_score("recall_mse", {"recall_mse": 0.7}, loss=1.0, kind="multilabel") == 0.7
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -59,3 +63,36 @@ def test_people_see_the_metric_and_not_the_score() -> None:
     assert describe_score("mse", -0.25) == "mse 0.250"
     assert describe_score("quadratic_kappa", -0.05) == "quadratic_kappa -0.050"
     assert describe_score("auc", -math.inf) == "auc undefined"
+    assert describe_score("calibration_slope", -0.05) == "calibration_slope 0.050 away from 1"
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "worse"), [("calibration_slope", 1.1, 8.0), ("calibration_intercept", 0.1, 2)]
+)
+def test_metric_with_a_best_value_is_scored_by_its_distance_to_it(metric: str, best: float, worse: float) -> None:
+    scores = [choose_score(metric, {metric: value}, loss=1.0, kind="binary") for value in (best, worse, -worse)]
+    assert scores[0] == pytest.approx(-0.1)
+    assert scores[0] > max(scores[1:])
+    assert unscore(metric, scores[0]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_epoch_with_the_better_value_of_each_metric_wins(name: str) -> None:
+    ideal = DEFINITIONS[name].ideal
+    better, worse = (0.9, 0.4) if ideal == "high" else (0.4, 0.9) if ideal == LOW else (ideal + 0.1, ideal + 3)
+    two = [choose_score(name, {name: value}, loss=value, kind="binary") for value in (better, worse)]
+    assert two[0] > two[1]
+
+
+def test_new_error_metric_is_handled_by_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Definition("Made up", "An error nobody has heard of.", "—", LOW)
+    monkeypatch.setitem(definitions.DEFINITIONS, "made_up_error", row)
+    assert choose_score("made_up_error", {"made_up_error": 0.3}, loss=1.0, kind="binary") == -0.3
+    assert choose_score("made_up_error_effusion", {"made_up_error_effusion": 0.3}, loss=1.0, kind="multilabel") == -0.3
+    assert describe_score("made_up_error", -0.3) == "made_up_error 0.300"
+    assert describe_direction("made_up_error") == "lower is better"
+
+
+def test_metric_that_chooses_the_aggregation_is_known_for_every_kind() -> None:
+    assert set(DECIDING) == set(KINDS)
+    assert set(DECIDING.values()) <= set(DEFINITIONS)
