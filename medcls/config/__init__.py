@@ -28,6 +28,7 @@ from medcls.config.preparation import (
     StackConfig,
 )
 from medcls.config.pretraining import CorruptionConfig, PatchConfig, PretrainJob
+from medcls.config.sample_size import SampleSizeJob
 from medcls.config.task import TASKS, AugmentConfig, ClinicalConfig, CropConfig, SplitChoice, TaskConfig
 from medcls.config.trainer import OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.config.training import TrainJob
@@ -58,6 +59,7 @@ __all__ = [
     "PredictJob",
     "PrepareJob",
     "PretrainJob",
+    "SampleSizeJob",
     "ScheduleConfig",
     "SeriesConfig",
     "ShardConfig",
@@ -89,6 +91,7 @@ SCHEMAS: dict[str, type] = {
     "predict": PredictJob,
     "explain": ExplainJob,
     "compare": CompareJob,
+    "samplesize": SampleSizeJob,
 }
 
 # Command -> the group whose options are whole studies of it: settings of all groups under one name.

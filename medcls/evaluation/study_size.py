@@ -1,0 +1,337 @@
+"""How many patients a study needs, by simulating studies and computing their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from medcls.evaluation.comparison import compute_delong
+from medcls.evaluation.predictions import Floats, Integers
+
+METRICS = ("auc", "sensitivity", "specificity", "accuracy", "quadratic_kappa")
+MOST_PATIENTS = 100_000
+LEAST_PATIENTS = 10
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, slots=True)
+class Assumptions:
+    """What a simulated study is like.
+
+    Attributes:
+        metric: One of `METRICS`.
+        expected: Value of the metric in the population; of the first model where two are compared.
+        prevalence: Share of patients that are cases, in (0, 1). All images of a patient have the patient's label.
+        images_per_patient: Same number for every patient.
+        correlation: Of the latent scores of two images of one patient, in [0, 1].
+        difference: First model less the second, in the population.
+        model_correlation: Of the latent scores of the two models on one image, in [0, 1].
+        grades: Number of equally frequent grades, for quadratic_kappa.
+        level: Coverage of the interval; a comparison is two-sided at 1 - level.
+    """
+
+    metric: str
+    expected: float
+    prevalence: float = 0.5
+    images_per_patient: int = 1
+    correlation: float = 0.5
+    difference: float = 0.0
+    model_correlation: float = 0.5
+    grades: int = 5
+    level: float = 0.95
+
+
+class Estimate(NamedTuple):
+    """Values of M models in one simulated study, (M,), their covariance, (M, M), and the number of patients in it."""
+
+    values: Floats
+    covariance: Floats
+    patients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """The least number of patients that reaches the aim.
+
+    Attributes:
+        patients: Number of patients.
+        achieved: Mean half-width, or power, in the simulated studies of this size.
+        error: Monte Carlo standard error of `achieved`.
+        patients_error: The same error in patients.
+        share: Share of the simulated studies that reach the aim by themselves.
+        undefined: Share of the simulated studies without an interval (too few patients of a class).
+    """
+
+    patients: int
+    achieved: float
+    error: float
+    patients_error: float
+    share: float
+    undefined: float
+
+
+def size_for_half_width(assumed: Assumptions, *, half_width: float, replicates: int = 1000, seed: int = 0) -> Size:
+    """Return the least number of patients whose mean half-width of the interval is at most `half_width`.
+
+    Args:
+        assumed: One model; `difference` is not used.
+        half_width: Half the distance between the two bounds, > 0.
+        replicates: Simulated studies of each size.
+        seed: Decides all draws.
+
+    Raises:
+        ValueError: More than `MOST_PATIENTS` patients are needed.
+
+    Source: intervals as in the report (AUC: DeLong over patients; shares: Wilson with the effective number of images;
+    kappa: jackknife over patients); search by bracketing and bisection: own choice.
+    """
+    limits = _build_limits(assumed, models=1)
+
+    def simulate(patients: int) -> tuple[float, float, float, float]:
+        widths = [_half_width(one, assumed) for one in _draw_studies(assumed, limits, patients, replicates, seed)]
+        known = np.array([0.5 if width is None else width for width in widths])
+        undefined = sum(width is None for width in widths) / len(widths)
+        error = float(known.std(ddof=1)) / math.sqrt(len(known))
+        return float(known.mean()), error, float((known <= half_width).mean()), undefined
+
+    patients, found = _search(simulate, reached=lambda width: width <= half_width)
+    mean, error, share, undefined = found
+    return Size(patients, mean, error, 2 * patients * error / mean, share, undefined)
+
+
+def size_for_power(
+    assumed: Assumptions, *, margin: float = 0.0, power: float = 0.8, replicates: int = 1000, seed: int = 0
+) -> Size:
+    """Return the least number of patients whose share of studies that succeed is at least `power`.
+
+    A study succeeds if the lower bound of the paired difference is above -margin: with a margin the first model is
+    not inferior, without one it is better.
+
+    Args:
+        assumed: Two models on the same images.
+        margin: In units of the metric, >= 0.
+        power: In (0, 1).
+        replicates: Simulated studies of each size.
+        seed: Decides all draws.
+
+    Raises:
+        ValueError: The difference plus the margin is not above 0, or more than `MOST_PATIENTS` patients are needed.
+
+    Source: as `size_for_half_width`; paired AUCs: DeLong et al. 1988 over patients after Obuchowski 1997.
+    """
+    if assumed.difference + margin <= 0:
+        raise ValueError(
+            f"difference={assumed.difference:g} and margin={margin:g}: no number of patients shows this; their sum "
+            "must be above 0"
+        )
+    limits = _build_limits(assumed, models=2)
+    reach = _NORMAL.inv_cdf((1 + assumed.level) / 2)
+
+    def simulate(patients: int) -> tuple[float, float, float, float]:
+        studies = _draw_studies(assumed, limits, patients, replicates, seed)
+        bounds = [None if one is None else _find_bound(one, reach) for one in studies]
+        share = sum(bound is not None and bound > -margin for bound in bounds) / len(bounds)
+        undefined = sum(bound is None for bound in bounds) / len(bounds)
+        return share, math.sqrt(max(share * (1 - share), 1e-9) / len(bounds)), share, undefined
+
+    patients, (achieved, error, share, undefined) = _search(simulate, reached=lambda found: found >= power)
+    inside = _NORMAL.inv_cdf(min(max(achieved, 0.001), 0.999))
+    slope = _NORMAL.pdf(inside) * max(inside + reach, 0.1) / (2 * patients)
+    return Size(patients, achieved, error, error / slope, share, undefined)
+
+
+def _search(
+    simulate: Callable[[int], tuple[float, float, float, float]], *, reached: Callable[[float], bool]
+) -> tuple[int, tuple[float, float, float, float]]:
+    """The least size that reaches the aim, to half a percent, and what was simulated there."""
+    high, found = 100, simulate(100)
+    if reached(found[0]):
+        low = high
+        while reached(found[0]) and low > LEAST_PATIENTS:
+            high, best = low, found
+            low = max(LEAST_PATIENTS, low // 2)
+            found = simulate(low)
+        if reached(found[0]):
+            return low, found
+    else:
+        low = high
+        while not reached(found[0]):
+            if high >= MOST_PATIENTS:
+                raise ValueError(f"more than {MOST_PATIENTS} patients: relax the aim, or the assumptions")
+            low, high = high, min(2 * high, MOST_PATIENTS)
+            found = simulate(high)
+        best = found
+    while high - low > max(1, high // 200):
+        middle = (low + high) // 2
+        found = simulate(middle)
+        if reached(found[0]):
+            high, best = middle, found
+        else:
+            low = middle
+    return high, best
+
+
+class _Limits(NamedTuple):
+    """Parameters of the latent scores of each model: shift of the cases, cut of a right answer, or noise of grades."""
+
+    values: tuple[float, ...]
+
+
+def _build_limits(assumed: Assumptions, *, models: int) -> _Limits:
+    expected = [assumed.expected, assumed.expected - assumed.difference][:models]
+    if not all(0 < value < 1 for value in expected):
+        named = " and ".join(f"{value:g}" for value in expected)
+        raise ValueError(f"{assumed.metric} of {named}: expected values between 0 and 1")
+    match assumed.metric:
+        case "auc":
+            return _Limits(tuple(math.sqrt(2) * _NORMAL.inv_cdf(value) for value in expected))
+        case "quadratic_kappa":
+            return _Limits(tuple(_find_noise(value, assumed.grades) for value in expected))
+        case _:
+            return _Limits(tuple(_NORMAL.inv_cdf(value) for value in expected))
+
+
+def _find_noise(kappa: float, grades: int) -> float:
+    """Standard deviation of the normal error after which rounded grades have this quadratic kappa; by bisection."""
+    low, high = 1e-3, 1e3
+    for _ in range(80):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _kappa_of(_confuse(middle, grades)) > kappa else (low, middle)
+    return math.sqrt(low * high)
+
+
+def _confuse(noise: float, grades: int) -> Floats:
+    """Share of each true (row) and predicted grade, all true grades equally frequent; (K, K)."""
+    cuts = np.arange(grades - 1) + 0.5
+    below = np.array([[_NORMAL.cdf((cut - grade) / noise) for cut in cuts] for grade in range(grades)])
+    whole = np.concatenate([np.zeros((grades, 1)), below, np.ones((grades, 1))], axis=1)
+    return np.diff(whole, axis=1) / grades
+
+
+def _kappa_of(share: Floats) -> float:
+    """Quadratic kappa of a table.
+
+    Source: Cohen 1968.
+    """
+    grade = np.arange(len(share))
+    distance = (grade[:, None] - grade) ** 2
+    apart = float((share * distance).sum())
+    chance = float(share.sum(axis=1) @ distance @ share.sum(axis=0)) / float(share.sum())
+    return 1 - apart / chance
+
+
+def _draw_studies(
+    assumed: Assumptions, limits: _Limits, patients: int, replicates: int, seed: int
+) -> list[Estimate | None]:
+    """Estimates of simulated studies; None where too few patients of a class came."""
+    generator = np.random.default_rng([seed, patients])
+    return [_draw_study(assumed, limits, patients, generator) for _ in range(replicates)]
+
+
+def _draw_study(
+    assumed: Assumptions, limits: _Limits, patients: int, generator: np.random.Generator
+) -> Estimate | None:
+    models, images = len(limits.values), assumed.images_per_patient
+    case = generator.random(patients) < assumed.prevalence
+    if assumed.metric in ("sensitivity", "specificity"):
+        patients = int(case.sum()) if assumed.metric == "sensitivity" else int((~case).sum())
+        if patients < 2:
+            return None
+    shared = _draw_pair(generator, (patients, 1), models, assumed.model_correlation)
+    own = _draw_pair(generator, (patients, images), models, assumed.model_correlation)
+    latent = math.sqrt(assumed.correlation) * shared + math.sqrt(1 - assumed.correlation) * own
+    match assumed.metric:
+        case "auc":
+            return _estimate_areas(case, latent + case[None, :, None] * np.array(limits.values)[:, None, None])
+        case "quadratic_kappa":
+            grade = generator.integers(assumed.grades, size=patients)
+            value = grade[None, :, None] + latent * np.array(limits.values)[:, None, None]
+            predicted = np.clip(np.floor(value + 0.5), 0, assumed.grades - 1).astype(np.int64)
+            return _estimate_kappas(grade, predicted, grades=assumed.grades)
+        case _:
+            return _estimate_shares(latent < np.array(limits.values)[:, None, None])
+
+
+def _draw_pair(generator: np.random.Generator, shape: tuple[int, int], models: int, correlation: float) -> Floats:
+    """Standard normal numbers of each model, (models, *shape), with this correlation between models."""
+    drawn = generator.standard_normal((models, *shape))
+    if models == 2:
+        drawn[1] = correlation * drawn[0] + math.sqrt(1 - correlation**2) * drawn[1]
+    return drawn
+
+
+def _estimate_areas(case: Any, score: Floats) -> Estimate | None:
+    models, patients, images = score.shape
+    if min(int(case.sum()), int((~case).sum())) < 2:
+        return None
+    units = np.repeat(np.arange(patients), images)
+    areas = compute_delong(np.repeat(case, images), score.reshape(models, -1).T, patients=units)
+    return Estimate(areas.auc, areas.covariance, patients)
+
+
+def _estimate_shares(right: Any) -> Estimate:
+    """Shares of right images and their covariance over patients, each with the same number of images."""
+    by_patient = right.mean(axis=2)
+    values = by_patient.mean(axis=1)
+    apart = by_patient - values[:, None]
+    number = by_patient.shape[1]
+    return Estimate(values, apart @ apart.T / (number * (number - 1)), number)
+
+
+def _estimate_kappas(grade: Integers, predicted: Integers, *, grades: int) -> Estimate | None:
+    """Kappas and their covariance by the jackknife over patients.
+
+    Source: Efron & Tibshirani 1993, chapter 11.
+    """
+    number, images = predicted.shape[1:]
+    weight = (np.arange(grades)[:, None] - np.arange(grades)).astype(np.float64) ** 2
+    true = np.eye(grades)[grade] * images
+    rows, left_out, values = true.sum(axis=0), [], []
+    for answers in predicted:
+        counted = np.eye(grades)[answers].sum(axis=1)
+        apart = weight[grade[:, None], answers].sum(axis=1)
+        columns = counted.sum(axis=0)
+        total = float(number * images)
+        chance = float(rows @ weight @ columns) / total
+        without = (((rows - true) @ weight) * (columns - counted)).sum(axis=1) / (total - images)
+        if chance <= 0 or (without <= 0).any():
+            return None
+        values.append(1 - apart.sum() / chance)
+        left_out.append(1 - (apart.sum() - apart) / without)
+    spread = np.array(left_out) - np.mean(left_out, axis=1, keepdims=True)
+    return Estimate(np.array(values), (number - 1) / number * spread @ spread.T, number)
+
+
+def _half_width(study: Estimate | None, assumed: Assumptions) -> float | None:
+    """Half the distance of the bounds of the first model's interval."""
+    if study is None:
+        return None
+    value, variance = float(study.values[0]), float(study.covariance[0, 0])
+    z = _NORMAL.inv_cdf((1 + assumed.level) / 2)
+    if assumed.metric in ("auc", "quadratic_kappa"):
+        reach = z * math.sqrt(max(variance, 0.0))
+        lowest = 0.0 if assumed.metric == "auc" else -1.0
+        return (min(1.0, value + reach) - max(lowest, value - reach)) / 2
+    # All right or all wrong: nothing is known of the spread, so that each patient counts as one image.
+    number = value * (1 - value) / variance if variance > 0 else float(study.patients)
+    return compute_wilson_half_width(value, number, z=z)
+
+
+def compute_wilson_half_width(share: float, number: float, *, z: float) -> float:
+    """Return half the width of Wilson's interval of a share of `number` independent rows.
+
+    Source: Wilson 1927.
+    """
+    return z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+
+
+def _find_bound(study: Estimate, reach: float) -> float:
+    """Lower bound of the first less the second."""
+    contrast = np.array([1.0, -1.0])
+    error = math.sqrt(max(0.0, float(contrast @ study.covariance @ contrast)))
+    return float(study.values[0] - study.values[1]) - reach * error
