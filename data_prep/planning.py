@@ -16,6 +16,7 @@ from data_prep.class_folders import read_class_folder_table
 from data_prep.joining import find_named, join_files, join_series
 from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
+from data_prep.label_values import read_label_values
 from data_prep.labels import read_label_table
 from data_prep.ledger import describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
@@ -125,6 +126,7 @@ def build_plan(
         labels = read_class_folder_table(source, files=images, rule=rule)
     else:
         labels = _read_labels(job, source=source, listing=listing, rule=rule, show=show)
+    labels = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
     early: list[str] = []
     if index is not None and isinstance(spec, VolumeSpec):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
 from medcls.config.comparison import VOXELS, CompareJob, FoldsConfig
 from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
+from medcls.config.labelling import LabellingConfig
 from medcls.config.model import ModelConfig, TransferConfig
 from medcls.config.preparation import (
     DeidentifyConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "FoldsConfig",
     "ImageConfig",
     "IndexJob",
+    "LabellingConfig",
     "LimitsConfig",
     "ModelConfig",
     "OptimizerConfig",

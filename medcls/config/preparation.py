@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medcls.config.checks import check_choice, check_file_name, check_range
+from medcls.config.labelling import LabellingConfig
 from medcls.errors import ConfigError
 
 
@@ -186,6 +187,7 @@ class PrepareJob:
     patients: str = "declared"
     patient_id: PatientConfig = field(default_factory=PatientConfig)
     columns: list[str] = field(default_factory=list)
+    labelling: LabellingConfig = field(default_factory=LabellingConfig)
     compare: list[str] = field(default_factory=lambda: ["patient", "study", "sex", "age", "side"])
     workers: int = -1
     executor: str = "local"

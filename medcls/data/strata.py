@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, code_column
 from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
+from medcls.data.spelling import spelling_key
 
 BIN = "bin "
 
@@ -93,9 +94,10 @@ def _build_positive(labels: pa.Table) -> Strata:
 
 def _name_stratum(name: str, value: str) -> str:
     """A label_NAME that is 1 counts under its name, one that is 0 or unknown not at all, any other by its value."""
-    if value in ("0", "0.0"):
+    key = spelling_key(value)
+    if key == "0":
         return ""
-    return name if value in ("1", "1.0") else f"{name}={value}"
+    return name if key == "1" else f"{name}={value}"
 
 
 def find_missing(splits: Splits, strata: Strata, *, wanted: Sequence[str]) -> dict[str, list[str]]:

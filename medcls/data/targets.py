@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.data.columns import code_column
+from medcls.data.spelling import name_labels, spelling_key
 from medcls.errors import ConfigError, DataError
 
 _LABEL = "label"
@@ -25,7 +26,8 @@ class Task:
         kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
         class_names: Of each class; of each label for multilabel; grades for regression with grades, else [].
         columns: Columns of labels.parquet that are read.
-        mapping: Label as written -> class index; {} for multilabel and regression.
+        mapping: Label -> class index; {} for multilabel and regression. Another spelling of a label (normal for
+            Normal, 1.0 for 1) is that label.
         grades: Regression of an integer grade 0 to K - 1.
         ordinal: How a network answers an ordinal task: "corn" (K - 1 conditional logits), "softmax" (K classes) or
             "joint" (K classes and the grade as a value).
@@ -84,11 +86,15 @@ def build_task(
     if kind == "multilabel":
         return _build_multilabel(train_labels, labels)
     column = _find_column(train_labels, label)
-    found = sorted(map(str, code_column(train_labels.column(column)).texts.to_pylist()), key=_natural)
-    if not found:
+    codes = code_column(train_labels.column(column))
+    texts = [str(text) for text in codes.texts.to_pylist()]
+    if not texts:
         raise DataError(f"task.label={label}: no image of the training split has one")
     if kind == "regression":
-        return _build_regression(column, found, grades=grades)
+        return _build_regression(column, sorted(texts, key=_natural), grades=grades)
+    counts = np.bincount(codes.values[codes.values >= 0], minlength=len(texts)).tolist()
+    # data_prep has made one spelling of several; stores of 0.2.0 may still have them.
+    found = sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=_natural)
     mapping = {_as_written(k, found): i for k, i in (classes or {}).items()} or {v: i for i, v in enumerate(found)}
     empty = sorted(key for key in mapping if key not in found)
     if empty:
@@ -105,9 +111,12 @@ def build_task(
 
 
 def _as_written(key: Any, found: Sequence[str]) -> str:
-    """YAML and Hydra read true and false as truth values: the label is spelt as the labels file has it."""
-    same = [label for label in found if isinstance(key, bool) and label.lower() == str(key).lower()]
-    return same[0] if same else str(key)
+    """Return the label that a key of task.classes names, spelled as the store has it.
+
+    YAML and Hydra read true and 1.0 as a truth value and a number, and people type normal for Normal.
+    """
+    text = str(key)
+    return text if text in found else {spelling_key(label): label for label in found}.get(spelling_key(text), text)
 
 
 def _count(mapping: Mapping[str, int]) -> int:
@@ -176,26 +185,44 @@ def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], N
     missing = [name for name in task.columns if name not in labels.column_names]
     if missing:
         raise DataError(f"the store's labels have no column {missing[0]}; they have {', '.join(labels.column_names)}")
+    classes = {spelling_key(label): index for label, index in task.mapping.items()}
     array = np.empty((labels.num_rows, len(task.columns)), dtype=np.float64)
     for i, name in enumerate(task.columns):
         codes = code_column(labels.column(name))
         # Each text is encoded once; null has the code -1, the last place.
-        values = [_encode(task, str(text), name) for text in codes.texts.to_pylist()]
+        values = [_encode(task, str(text), name, classes=classes) for text in codes.texts.to_pylist()]
         array[:, i] = np.array([*values, np.nan])[codes.values]
     known = np.asarray(~np.isnan(array).all(axis=1), dtype=np.bool_)
     return array, known
 
 
-def _encode(task: Task, text: str, column: str) -> float:
+def _encode(task: Task, text: str, column: str, *, classes: Mapping[str, int]) -> float:
     if task.kind == "multilabel":
         return _encode_flag(text, column)
-    return _number(text, column) if task.kind == "regression" else float(task.mapping.get(text, np.nan))
+    if task.kind == "regression":
+        return _number(text, column)
+    # The spelling itself first: runs of 0.2.0 may have two spellings as two classes.
+    index = task.mapping.get(text, classes.get(spelling_key(text)))
+    return np.nan if index is None else float(index)
 
 
 def _encode_flag(value: str, column: str) -> float:
-    if value not in ("0", "1", "0.0", "1.0"):
+    key = spelling_key(value)
+    if key not in ("0", "1"):
         raise DataError(f"{column}={value!r}: task=multilabel takes 0, 1 or blank (unknown)")
-    return float(value)
+    return float(key)
+
+
+def find_respelled(task: Task, labels: pa.Table) -> dict[str, str]:
+    """Return the labels that are spelled differently from the task's, each with the task's spelling.
+
+    Args:
+        task: A task with classes; {} is returned for other kinds.
+        labels: Rows of labels.parquet with the task's columns.
+    """
+    known = {spelling_key(label): label for label in task.mapping}
+    texts = [str(t) for name in task.columns if known for t in code_column(labels.column(name)).texts.to_pylist()]
+    return {t: known[spelling_key(t)] for t in sorted(texts) if t not in task.mapping and spelling_key(t) in known}
 
 
 def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:

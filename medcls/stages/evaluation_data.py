@@ -14,7 +14,7 @@ from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import encode_targets
+from medcls.data.targets import encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.stages.clinical import encode_rows
@@ -81,6 +81,10 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     if not known.any():
         raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")
     check_grades(card.task, targets[known], split=job.split)
+    notes += [
+        f"labels of {store.name} that are spelled {text!r} are read as the class {label} of the run"
+        for text, label in find_respelled(card.task, labels.take(rows)).items()
+    ]
     if not known.all():
         notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
     if any("synthetic" in str(name).lower() for name in store.codes("manufacturer").texts.to_pylist()):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
+from medcls.data.targets import Task, build_task, check_classes_present, encode_targets, find_respelled
 from medcls.errors import ConfigError, DataError
 
 
@@ -156,3 +156,40 @@ def test_how_an_ordinal_task_is_answered_decides_outputs_and_not_the_question() 
     assert not corn.asks_the_same(build_task("multiclass", labels))
     assert not corn.asks_the_same(build_task("ordinal", table(label=["0", "1"])))
     assert build_task("multiclass", labels, ordinal="joint").output == "multiclass"
+
+
+def test_another_spelling_is_the_same_class() -> None:
+    task = build_task("binary", table(label=["Normal", "OA", "Normal"]))
+    other = table(label=["normal ", "OA", "oa", "NORMAL", "knee"])
+    targets, known = encode_targets(task, other)
+    assert targets[:4, 0].tolist() == [0, 1, 1, 0]
+    assert known.tolist() == [True] * 4 + [False]
+    assert find_respelled(task, other) == {"NORMAL": "Normal", "normal ": "Normal", "oa": "OA"}
+    numbers = build_task("binary", table(label=["0.0", "1.0"]))
+    assert encode_targets(numbers, table(label=["1", "0", "01"]))[0][:, 0].tolist() == [1, 0, 1]
+
+
+def test_two_spellings_in_an_old_store_are_one_class() -> None:
+    task = build_task("multiclass", table(label=["normal", "Normal", "Normal", "OA"]))
+    assert task.class_names == ["Normal", "OA"]
+    assert encode_targets(task, table(label=["normal", "Normal"]))[0][:, 0].tolist() == [0, 0]
+
+
+def test_a_run_with_two_spellings_as_two_classes_keeps_them() -> None:
+    task = Task("multiclass", ["Normal", "OA", "normal"], ["label"], {"Normal": 0, "OA": 1, "normal": 2})
+    assert encode_targets(task, table(label=["normal", "Normal", "OA"]))[0][:, 0].tolist() == [2, 0, 1]
+    assert find_respelled(task, table(label=["normal", "Normal", "OA"])) == {}
+
+
+def test_classes_may_be_asked_for_in_another_spelling() -> None:
+    task = build_task("binary", table(label=["0.0", "1.0", "2.0"]), classes={0: 0, "1": 1, 2: 1})
+    assert task.mapping == {"0.0": 0, "1.0": 1, "2.0": 1}
+    assert build_task("binary", table(label=["Normal", "OA"]), classes={"oa": 1, "NORMAL": 0}).class_names == [
+        "Normal",
+        "OA",
+    ]
+
+
+def test_flags_may_be_spelled_as_numbers() -> None:
+    task = build_task("multilabel", table(label_a=["1", "0"]))
+    assert encode_targets(task, table(label_a=["1.00", "01", "0.", "00"]))[0][:, 0].tolist() == [1, 1, 0, 0]

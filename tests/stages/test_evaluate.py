@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,13 @@ def other_store(
 ) -> Callable[..., Path]:
     """A store of another hospital: other patients, other images, the same grades."""
 
-    def make(*arguments: str, prefix: str = "x", name: str = "external") -> Path:
+    def make(
+        *arguments: str, prefix: str = "x", name: str = "external", classes: Sequence[str] = ("0", "1", "2")
+    ) -> Path:
         def rename(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return [row | {"patient_id": prefix + row["patient_id"][1:]} for row in rows]
 
-        raw = write_source(tmp_path / f"{name}-raw", patients=9, classes=("0", "1", "2"), rewrite=rename)
+        raw = write_source(tmp_path / f"{name}-raw", patients=9, classes=classes, rewrite=rename)
         for number, path in enumerate(sorted((raw / "images").iterdir())):
             cv2.imwrite(str(path), draw_picture(number // 2 % 3, 1000 + number))
         store = run_prepare(raw, tmp_path / name, "split.test=0.34", "split.val=0.33", *arguments)
@@ -238,6 +240,17 @@ def test_external_store_is_evaluated_whole(run_copy: Path, run_evaluate: Run, ot
     assert read_json(folder / "metrics.json")["n_images"] == 18
     assert "no patient id and no image of it was trained or selected on" in (folder / "report.html").read_text()
     assert len(read_json_lines(folder / "opened.jsonl")) == 1
+
+
+@pytest.mark.usefixtures("real_report")
+def test_external_labels_in_another_spelling_are_the_classes_of_the_run(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    folder = run_evaluate(run_copy, f"store={other_store(classes=('0.0', '1.0', '02'))}", "split=all")
+    table = pq.read_table(folder / "predictions.parquet")
+    assert sorted(value for (value,) in table.column("y_true").to_pylist()) == [0.0] * 6 + [1.0] * 6 + [2.0] * 6
+    page = (folder / "report.html").read_text()
+    assert "that are spelled &#39;02&#39; are read as the class 2 of the run" in page
 
 
 def test_external_store_has_splits_of_its_own(
