@@ -122,6 +122,7 @@ OUT_OF_RANGE = [
     ("train", "task.loss=mse", ["task.loss", "multiclass", "mse", "cross_entropy"]),
     ("train", "task.focal_gamma=11", ["task.focal_gamma=11", "<= 10"]),
     ("train", "task.sampler=balancd", ["nearest: balanced"]),
+    ("train", "task.sampler=balanced task.class_weights=balanced", ["corrected for twice", "one of them only"]),
     ("train", "task.grades=true", ["task.grades=true", "regression"]),
     ("train", "task.classes={a: 0, b: 2}", ["without a gap"]),
     ("train", "task.classes={a: 0, b: 0}", ["at least two"]),

@@ -61,6 +61,11 @@ class TaskConfig:
             raise ConfigError(f"task.classes is set: task.kind={self.kind} takes no classes")
         if self.grades and self.kind != "regression":
             raise ConfigError(f"task.grades=true: only task.kind=regression has it, this is {self.kind}")
+        if self.sampler == "balanced" and self.class_weights == "balanced":
+            raise ConfigError(
+                "task.sampler=balanced with task.class_weights=balanced: rare classes would be corrected for twice; "
+                "set one of them only"
+            )
         if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
             raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
         if self.classes:

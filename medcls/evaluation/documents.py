@@ -84,11 +84,17 @@ def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
         "model": {key: model[key] for key in ("architecture", "dropout", "in_channels", "max_value", "task")},
         "initialization": model["ancestors"] or "random",
         "training": {"transfer": transfer, **training},
-        "selection": f"epoch {training.get('epoch')} by validation {training.get('metric')}",
+        "selection": f"epoch {_find_best_epoch(training)} by validation {training.get('metric')}",
         "ensembling": "none",
         "input_checks": "predict refuses images of kinds not seen in training (modality, photometric interpretation, "
         "spacing), and files that cannot be decoded",
     }
+
+
+def _find_best_epoch(training: Mapping[str, Any]) -> int | None:
+    """Return the epoch that was kept, counted from 1; version 0.2.0 recorded it as `epoch`, counted from 0."""
+    epoch = training["best_epoch"] if "best_epoch" in training else training.get("epoch", -1) + 1
+    return int(epoch) or None
 
 
 def describe_headlines(evaluation: Evaluation) -> dict[str, str]:

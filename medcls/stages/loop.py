@@ -100,6 +100,7 @@ def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches
         warmup_epochs=job.schedule.warmup_epochs,
         step_epochs=job.schedule.step_epochs,
         step_factor=job.schedule.step_factor,
+        max_steps=job.trainer.max_steps,
     )
 
 
@@ -198,7 +199,12 @@ def write_fault(keeper: Keeper, images: StoreDataset, group: list[Batch], *, rul
     fault = describe_fault(learner, group, rules, loss=loss, seed=seed)
     rows = [images.rows[batch.positions.numpy()] for batch in group]
     names = [images.store.read("image_id", rows=each).column(0).to_pylist() for each in rows]
-    place = {"epoch": progress.epoch, "step": progress.total, "rows": [r.tolist() for r in rows], "image_ids": names}
+    place = {
+        "epoch": progress.epoch + 1,
+        "step": progress.total,
+        "rows": [r.tolist() for r in rows],
+        "image_ids": names,
+    }
     write_json(path, fault | place)
     where = f"first in {fault['where']} {fault['layer']}".rstrip() if fault["where"] else "its layer is not known"
     say(f"notice: step {progress.total} was not finite ({where}) and is left out; its images are named in {path}")
@@ -207,8 +213,9 @@ def write_fault(keeper: Keeper, images: StoreDataset, group: list[Batch], *, rul
 def describe_epoch(epoch: int, result: EpochResult, metrics: dict[str, float], learner: Learner) -> dict[str, Any]:
     """Returns one row of metrics.jsonl."""
     return {
-        "epoch": epoch,
-        "lr": learner.rates,
+        # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
+        "epoch": epoch + 1,
+        "lr": learner.last_rates,
         "train_loss": result.loss,
         "steps": result.steps,
         "skipped_steps": result.skipped,

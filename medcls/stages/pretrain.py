@@ -255,7 +255,7 @@ def describe_training(job: PretrainJob, data: PretrainingData, best: Best) -> di
         "corruption": job.corruption.kind,
         "patch": list(job.patch.size),
         "seed": job.seed,
-        "epoch": best.epoch,
+        "best_epoch": best.epoch + 1,
         "score": -best.score,
         "train_images": len(data.train),
         "val_images": len(data.val),

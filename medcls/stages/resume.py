@@ -103,7 +103,7 @@ def _record(run: Path, name: str, entry: dict[str, Any]) -> None:
 def _shorten_log(path: Path, *, epochs: int) -> None:
     """Keeps the rows of the epochs that are done; a line that a power cut broke off is none of them."""
     lines = path.read_text(encoding="utf-8").splitlines() if epochs and path.is_file() else []
-    rows = [row for row in map(_read_row, lines) if row is not None and row["epoch"] < epochs]
+    rows = [row for row in map(_read_row, lines) if row is not None and row["epoch"] <= epochs]
     write_bytes(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 

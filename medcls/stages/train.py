@@ -137,7 +137,7 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
         logits = trained(torch.from_numpy(val.views[0].read(val.rows)).to(model.head.scale.device)).cpu()
     score, metrics = score_logits(job, logits, data=data, unit=1.0)
     tracker = Tracker(run)
-    tracker.write({"epoch": 0, "svm": chosen, "seconds": time.perf_counter() - start, **metrics})
+    tracker.write({"epoch": 1, "svm": chosen, "seconds": time.perf_counter() - start, **metrics})
     tracker.close()
     best = Best()
     best.update(score, 0, trained)
@@ -218,7 +218,7 @@ def write_best(
             "transfer": job.transfer.kind,
             "init": job.model.init if job.model.weights else "random",
             "seed": job.seed,
-            "epoch": best.epoch,
+            "best_epoch": best.epoch + 1,
             "metric": metric,
             "score": unscore(metric, best.score),
             "train_images": len(data.train),

@@ -248,8 +248,9 @@ def run_epochs(
         )
         score, metrics = validate(learner.evaluated)
         # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
-        score = distributed.add_up(score if distributed.is_first() else 0.0)[0]
-        at.best.update(score, at.epoch, learner.evaluated)
+        own = (score, metrics.get("val_loss", math.nan)) if distributed.is_first() else (0.0, 0.0)
+        score, loss = distributed.add_up(*own)
+        at.best.update(score, at.epoch, learner.evaluated, loss=loss)
         epoch, result = at.epoch, at.result
         at.epoch, at.result, at.groups = epoch + 1, EpochResult(), at.total
         yield epoch, result, metrics, at.best

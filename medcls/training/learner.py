@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from medcls.training.losses import Loss
@@ -34,7 +34,7 @@ class Learner:
     model: nn.Module
     loss: Loss
     optimizer: Optimizer
-    schedule: LRScheduler
+    schedule: LambdaLR
     scaler: torch.amp.GradScaler
     average: AveragedModel | None
     forward: Callable[..., Tensor]
@@ -52,6 +52,16 @@ class Learner:
     def rates(self) -> dict[str, float]:
         """The learning rate of each stage now."""
         return {str(group["stage"]): float(group["lr"]) for group in self.optimizer.param_groups}
+
+    @property
+    def last_rates(self) -> dict[str, float]:
+        """The learning rate of each stage at the last step that was taken; before the first, that of the first."""
+        step = max(0, self.schedule.last_epoch - 1)
+        rates = [
+            float(base) * factor(step)
+            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        return {str(group["stage"]): rate for group, rate in zip(self.optimizer.param_groups, rates, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,9 +86,12 @@ def supervise_deeply(loss: Loss, weights: Sequence[float]) -> Loss:
 
 
 def _mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean; an empty sum stays 0 instead of becoming NaN."""
-    total = weights.sum()
-    return (losses * weights).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    return _divide((losses * weights).sum(), weights.sum())
+
+
+def _divide(total: Tensor, weight: Tensor) -> Tensor:
+    """Return total / weight; without any weight 0 instead of NaN."""
+    return total / torch.where(weight > 0, weight, torch.ones_like(weight))
 
 
 def _focus(error: Tensor, gamma: float) -> Tensor:
@@ -100,11 +103,15 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         known = (~targets[:, 0].isnan()).float()
         index = targets[:, 0].nan_to_num().long()
-        losses = F.cross_entropy(logits.float(), index, reduction="none", label_smoothing=label_smoothing)
+        # The weights go in here, not on the result: the smoothed part of the loss carries those of all classes.
+        weights = None if class_weights is None else class_weights.to(logits.device)
+        losses = F.cross_entropy(
+            logits.float(), index, weight=weights, reduction="none", label_smoothing=label_smoothing
+        )
         if gamma:
             chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
             losses = _focus(1 - chance, gamma) * losses
-        return _mean(losses, known if class_weights is None else known * class_weights.to(losses.device)[index])
+        return _divide((losses * known).sum(), known.sum() if weights is None else (known * weights[index]).sum())
 
     return loss
 

@@ -47,19 +47,26 @@ class Best:
 
     Attributes:
         score: Its metric, larger is better; -inf before the first, and where it is undefined.
-        epoch: Its number; -1 before the first.
+        epoch: Zero-based number; -1 before the first.
+        loss: Its validation loss, which decides between epochs of one score; NaN if unknown.
         state: Copy of the evaluated network's weights on the CPU.
     """
 
     score: float = -math.inf
     epoch: int = -1
+    loss: float = math.nan
     state: dict[str, Tensor] | None = None
 
-    def update(self, score: float, epoch: int, model: nn.Module) -> bool:
-        """Keeps the model where its score is better, or the first; NaN (outputs not finite) is never kept."""
-        better = score > self.score or (self.state is None and not math.isnan(score))
+    def update(self, score: float, epoch: int, model: nn.Module, *, loss: float = math.nan) -> bool:
+        """Keep the model if its score is better, or equal at a lower loss, or the first; return whether it was kept.
+
+        A coarse score (an AUC of few images, which is soon 1) is shared by many epochs: the first of them is the least
+        trained. NaN (outputs not finite) is never kept.
+        """
+        better = score > self.score or (score == self.score and loss < self.loss)
+        better = better or (self.state is None and not math.isnan(score))
         if better:
-            self.score, self.epoch = score, epoch
+            self.score, self.epoch, self.loss = score, epoch, loss
             self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         return better
 

@@ -38,7 +38,11 @@ def pack_training(learner: Learner, progress: Progress) -> tuple[dict[str, Tenso
         "epoch": progress.epoch,
         "groups": progress.groups,
         "result": asdict(progress.result),
-        "best": {"epoch": best.epoch, "score": best.score if math.isfinite(best.score) else None},
+        "best": {
+            "epoch": best.epoch,
+            "score": best.score if math.isfinite(best.score) else None,
+            "loss": best.loss if math.isfinite(best.loss) else None,
+        },
         "optimizer": {"groups": saved["param_groups"], "numbers": numbers},
         "schedule": learner.schedule.state_dict(),
         "scaler": learner.scaler.state_dict(),
@@ -58,8 +62,13 @@ def unpack_training(learner: Learner, tensors: dict[str, Tensor], state: dict[st
     if state["scaler"]:
         learner.scaler.load_state_dict(state["scaler"])
     learner.nonfinite, learner.retreats, learner.piece = (state[key] for key in ("nonfinite", "retreats", "piece"))
-    score = state["best"]["score"]
-    best = Best(-math.inf if score is None else score, state["best"]["epoch"], _strip(_BEST, tensors) or None)
+    score, loss = state["best"]["score"], state["best"].get("loss")
+    best = Best(
+        score=-math.inf if score is None else score,
+        epoch=state["best"]["epoch"],
+        loss=math.nan if loss is None else loss,
+        state=_strip(_BEST, tensors) or None,
+    )
     return Progress(state["epoch"], EpochResult(**state["result"]), state["groups"], best)
 
 

@@ -83,3 +83,9 @@ def test_the_files_are_written_and_the_card_is_escaped(make_evaluation, tmp_path
     accuracy = next(entry for entry in claim["filled"] if entry["item"] == "38")["filled"]
     assert accuracy[0]["sensitivity"]["value"] == 0.91234
     assert (tmp_path / "tripod_ai.json").is_file()
+
+
+@pytest.mark.parametrize(("training", "epoch"), [({"best_epoch": 4}, 4), ({"epoch": 3}, 4)])
+def test_best_epoch_counts_from_one_also_in_cards_that_counted_from_zero(training, epoch, make_evaluation):
+    card = {**MODEL, "training": {"transfer": "scratch", "metric": "auc", **training}}
+    assert describe_facts(make_evaluation(model=card))["selection"] == f"epoch {epoch} by validation auc"

@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_leaves_a_capsule_and_training_goes_on(
     (path,) = (run / "faults").iterdir()
     capsule = read_json(path)
     assert path.name == "step-0000000005.json"
-    assert (capsule["epoch"], capsule["step"], capsule["where"], capsule["loss"]) == (1, 5, "loss", "nan")
+    assert (capsule["epoch"], capsule["step"], capsule["where"], capsule["loss"]) == (2, 5, "loss", "nan")
     ids = store.read("image_id").column(0).to_pylist()
     assert [[ids[row] for row in rows] for rows in capsule["rows"]] == capsule["image_ids"]
     assert len(capsule["image_ids"][0]) == 8
@@ -86,7 +86,7 @@ def test_too_many_in_a_row_go_back_once_to_a_tenth_of_the_rate(
     assert "2 steps in a row" in err
     assert "back to step 4 (step-0000000004) once, from there at a tenth of the learning rate" in err
     rows = read_json_lines(run / "metrics.jsonl")
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["skipped_steps"] for row in rows] == [0, 0, 0]
     assert rows[2]["lr"]["head"] == pytest.approx(0.1 * rows[0]["lr"]["head"])
     assert read_json(run / "environment.json")["retreats"] == [{"from_step": 6, "to_step": 4, "lr_factor": 0.1}]

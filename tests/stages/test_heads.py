@@ -58,7 +58,7 @@ def test_svm_is_the_pipeline_of_scikit_learn_on_the_features(
     with torch.inference_mode():
         logits = model(torch.from_numpy(store.images(val))).double().numpy()
     np.testing.assert_allclose(logits, chosen["logit"]["slope"] * decisions + chosen["logit"]["shift"], atol=1e-3)
-    assert (card.head, card.head_width, card.training["epoch"]) == ("svm", 0, 0)
+    assert (card.head, card.head_width, card.training["best_epoch"]) == ("svm", 0, 1)
     metrics = read_json(run_evaluate(run, "split=val") / "metrics.json")
     assert metrics["auc"]["value"] == pytest.approx(row["val_auc"], abs=1e-6)
     assert (run / "patients.parquet").is_file()

@@ -80,7 +80,7 @@ def test_validation_loss_falls_and_the_best_epoch_is_written(modern: Path) -> No
     assert losses[-1] < losses[0]
     card = read_any_card(modern / MODEL)
     assert card.training["score"] == pytest.approx(min(losses))
-    assert card.training["epoch"] == int(np.argmin(losses))
+    assert card.training["best_epoch"] == 1 + int(np.argmin(losses))
     assert (card.training["stacking"], card.training["loss"], card.labels_sha256) == ("joint", "mse", "")
 
 
@@ -113,9 +113,9 @@ def test_figure_shows_input_corrupted_and_output(modern: Path, greedy: Path) -> 
 def test_greedy_trains_one_level_after_the_other_on_the_best_of_those_below(greedy: Path) -> None:
     rows = read_json_lines(greedy / METRICS_LOG)
     assert [row["level"] for row in rows] == [0, 0, 1, 1, 2, 2]
-    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     card = read_any_card(greedy / MODEL)
-    assert card.training["epoch"] in (4, 5)
+    assert card.training["best_epoch"] in (5, 6)
     assert (card.training["stacking"], card.training["loss"]) == ("greedy", "half_sse")
 
 

@@ -479,6 +479,16 @@ def test_undefined_and_non_finite_scores() -> None:
     assert (best.epoch, best.score) == (4, -5.0)
 
 
+def test_of_epochs_with_one_score_the_lowest_loss_is_kept() -> None:
+    best, model = Best(), nn.Linear(1, 1)
+    assert best.update(1.0, 0, model, loss=0.7)
+    assert best.update(1.0, 1, model, loss=0.4)  # the same AUC of few images, but better trained
+    assert not best.update(1.0, 2, model, loss=0.5)
+    assert not best.update(0.9, 3, model, loss=0.1)
+    assert not best.update(1.0, 4, model, loss=0.4)  # nothing has changed: patience may end it
+    assert (best.epoch, best.score, best.loss) == (1, 1.0, 0.4)
+
+
 def test_training_mode_is_set_before_every_epoch(build_tiny: Tiny, make_batch: Make, build_learner: Build) -> None:
     model = build_tiny()
     modes: list[bool] = []

@@ -63,6 +63,8 @@ def test_multiclass_is_torchs_cross_entropy_with_weights_and_smoothing() -> None
     torch.testing.assert_close(plain, F.cross_entropy(logits, index))
     torch.testing.assert_close(weighted, F.cross_entropy(logits, index, weight=weights))
     torch.testing.assert_close(smoothed, F.cross_entropy(logits, index, label_smoothing=0.1))
+    both = build_loss("multiclass", class_weights=weights, label_smoothing=0.1)(logits, targets)
+    torch.testing.assert_close(both, F.cross_entropy(logits, index, weight=weights, label_smoothing=0.1))
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 1000))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from medcls.errors import ConfigError
-from medcls.training.optimizers import build_optimizer, build_schedule, lr_factor
+from medcls.models.classifier import Classifier
+from medcls.training.learner import Learner
+from medcls.training.optimizers import build_average, build_optimizer, build_schedule, lr_factor
 
 
 def build(name: str = "cosine", *, epochs: int = 4, steps_per_epoch: int = 5, **more: object) -> LambdaLR:
@@ -112,3 +115,41 @@ def test_adadelta_takes_the_steps_of_the_authors_code() -> None:
         steps = 0.95 * steps + 0.05 * step**2
         expected = expected - step
     torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_cosine_ends_with_max_steps() -> None:
+    rates = walk(build(max_steps=8), 9)
+    assert [first for first, _ in rates] == pytest.approx(
+        [0.1 * lr_factor(step, name="cosine", total_steps=8) for step in range(9)]
+    )
+    assert rates[8] == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_average_with_a_decay_longer_than_the_training_follows_the_weights() -> None:
+    model = torch.nn.Linear(1, 1)
+    average = build_average(model, decay=0.9999)
+    assert average is not None
+    for step in range(100):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update_parameters(model)
+    # By hand; without a warm-up of the decay it would be 0.5: the weights of the first step.
+    expected = 0.0
+    for step in range(1, 100):
+        decay = (1 + step) / (10 + step)
+        expected = decay * expected + (1 - decay) * step
+    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 80
+
+
+def test_logged_rate_is_the_one_of_the_last_step(
+    build_tiny: Callable[..., Classifier], build_learner: Callable[..., Learner]
+) -> None:
+    learner = build_learner(build_tiny(), schedule="cosine", lr=0.1)
+    assert learner.last_rates == {"all": 0.1}
+    for _ in range(10):
+        learner.optimizer.step()
+        learner.schedule.step()
+    # Ten steps of a cosine of ten: the tenth was made at this rate, and not at 0, where the schedule stands now.
+    assert learner.last_rates["all"] == pytest.approx(0.1 * lr_factor(9, name="cosine", total_steps=10))
+    assert learner.rates["all"] == pytest.approx(0, abs=1e-12)

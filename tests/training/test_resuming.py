@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
 from medcls.training.checkpoints import name_checkpoint, read_newest, write_checkpoint
 from medcls.training.engine import run_epochs
 from medcls.training.learner import Learner, StepRules
+from medcls.training.optimizers import build_average
 from medcls.training.prediction import predict_logits
 from medcls.training.progress import EpochResult, Progress
 from medcls.training.resuming import pack_training, unpack_training
@@ -33,8 +33,7 @@ def build(build_tiny: Callable[..., Classifier], build_learner: Callable[..., Le
     def make(name: str = "adamw", *, ema: bool = False, precision: str = "fp32", dropout: float = 0.0) -> Learner:
         model = build_tiny().to(memory_format=torch.channels_last)
         model.head.dropout.p = dropout
-        rule = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
-        average = AveragedModel(model, multi_avg_fn=rule, use_buffers=True) if ema else None
+        average = build_average(model, decay=0.9) if ema else None
         settings: dict[str, Any] = {"name": name, "lr": 0.01, "schedule": "cosine", "precision": precision}
         return build_learner(model, **settings, momentum=0.9, average=average)
 
