@@ -38,6 +38,7 @@ _MEANINGS = {
     "damaged": "a picture whose header cannot be read",
     "dicomdir": "the directory of a disc",
     "empty_file": "no bytes",
+    "format_not_read": "a picture in a format that is not read (GIF, WebP, JPEG 2000 …): convert it to PNG or TIFF",
     "hidden": "a name that begins with a dot",
     "no_file_meta": "DICOM without its file meta group: the transfer syntax is unknown",
     "no_pixel_data": "DICOM without an image: reports, plans, bare headers",
@@ -46,7 +47,7 @@ _MEANINGS = {
     "special_file": "a pipe, socket or device",
     "symbolic_link": "a link, not followed",
     "truncated": "the file ends early",
-    "unknown_format": "called an image, and none",
+    "unknown_format": "named like an image, but in no known format",
     "unreadable": "no parser makes sense of it",
     "unsupported_transfer_syntax": "a transfer syntax that is private or unknown",
 }

@@ -14,11 +14,11 @@ from PIL import Image
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom_scan import scan_dicom
 from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
+from medcls.imaging.raster import PICTURE_FORMATS, READ_FORMATS, find_format
 from medcls.imaging.readers import SUPPORTED_SUFFIXES
 
 KINDS = ("dicom", "nifti", "raster", "other")
 
-_PICTURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 _NIFTI_PARTS = {
     348: ((40, "8h"), (76, "8f"), (123, "B")),
     540: ((16, "8q"), (104, "8d"), (500, "i")),
@@ -40,7 +40,8 @@ class Instance:
 
     Attributes:
         path: Relative to the source folder, with /.
-        kind: "dicom", "nifti", "raster" (PNG, JPEG, TIFF, .npy) or "other".
+        kind: "dicom", "nifti", "raster" (PNG, JPEG, TIFF, BMP, .npy, and pictures in formats that are not read) or
+            "other".
         size_bytes: Of the file.
         problem: Fixed reason word where the file cannot be an image ("" where it can): truncated, no_pixel_data …
         patient_id: PatientID; "" where absent, as in all texts below.
@@ -136,15 +137,17 @@ def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]
     start = stream.read(_START_BYTES)
     stream.seek(0)
     head = start[128:132] == b"DICM" or _starts_with_group(start, 2)
-    picture = next((name for magic, name in _PICTURES.items() if start.startswith(magic)), "")
+    picture = find_format(start)
     if head:
         found["kind"] = "dicom"
         scan_dicom(stream, found)
-    elif picture:
+    elif picture == "NPY":
+        found["kind"] = "raster"
+    elif picture in READ_FORMATS:
         found["kind"] = "raster"
         _scan_picture(stream, found, picture)
-    elif start.startswith(b"\x93NUMPY"):
-        found["kind"] = "raster"
+    elif picture in PICTURE_FORMATS:
+        found |= {"kind": "raster", "problem": "format_not_read"}
     elif nifti := _nifti_header(start):
         found["kind"] = "nifti"
         found |= _describe_nifti(nifti)
@@ -153,7 +156,7 @@ def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]
 
 
 def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -> None:
-    """A file that is no image is "other"; one that is called an image, or nearly is one, has a problem."""
+    """Leave what is not an image "other"; give what is named like an image, or nearly is one, its problem."""
     last = suffixes[-1] if suffixes else ""
     if _starts_with_group(start, 8):
         found |= {"kind": "dicom", "problem": "no_file_meta"}
@@ -172,7 +175,7 @@ def _starts_with_group(start: bytes, group: int) -> bool:
 
 
 def _scan_picture(stream: BinaryIO, found: dict[str, Any], kind: str) -> None:
-    """Size and channels of a PNG, JPEG or TIFF."""
+    """Size and channels of a PNG, JPEG, TIFF or BMP."""
     try:
         with Image.open(stream, formats=(kind,)) as image:
             found |= {"rows": image.height, "columns": image.width, "samples": len(image.getbands())}

@@ -1,7 +1,9 @@
-"""PNG, JPEG, TIFF and .npy files to samples in [0, 1]."""
+"""PNG, JPEG, TIFF, BMP and .npy files to samples in [0, 1]."""
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,13 +15,57 @@ from PIL import Image
 from medcls.errors import ImageRefusedError
 from medcls.imaging.part10 import BoundedReader
 
-_MAGIC = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\x93NUM": "NPY"}
+_START_BYTES = 32
+_READ = {
+    "PNG": rb"\x89PNG",
+    "JPEG": rb"\xff\xd8\xff",
+    "TIFF": rb"II\*\0|MM\0\*",
+    # "BM" alone also begins texts: behind it lies the size of one of the headers that there are.
+    "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "NPY": rb"\x93NUM",
+}
+_UNREAD_PICTURES = {
+    "BigTIFF": rb"II\+\0|MM\0\+",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF.{4}WEBP",
+    "JPEG 2000": rb"\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51",
+    "JPEG XL": rb"\0\0\0\x0cJXL |\xff\x0a",
+    "JPEG XR": rb"II\xbc\x01",
+    "HEIF": rb".{4}ftyp(hei|hev|mif1|msf1|avif)",
+    "Netpbm": rb"P[1-7][ \t\r\n]+(#|\d|WIDTH)",
+    "Photoshop": rb"8BPS\0",
+}
+_UNREAD_OTHERS = {"NRRD": rb"NRRD\d{4}", "MetaImage": rb"(ObjectType|NDims) *=", "PDF": rb"%PDF-"}
+_MAGIC = _READ | _UNREAD_PICTURES | _UNREAD_OTHERS
+READ_FORMATS, PICTURE_FORMATS = frozenset(_READ), frozenset(_READ | _UNREAD_PICTURES)
+"""Formats of `find_format` that are read, and those that are pictures whether read or not."""
+
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR = 274, 258, 262, 284
 _TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB, _TIFF_PALETTE, _TIFF_YCBCR = 0, 1, 2, 3, 6
 
 
+def find_format(start: bytes) -> str:
+    """Return the name of a file's format by its first bytes; "" if they are none of a known format.
+
+    Args:
+        start: At least the first 32 bytes, or the whole file if it is shorter.
+
+    Source: the formats' own specifications; sizes of a BMP's second header as of Windows and OS/2.
+    """
+    return next((name for name, magic in _MAGIC.items() if re.match(magic, start, re.DOTALL)), "")
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file begins like a picture, in a format that is read or not; False if it cannot be opened."""
+    try:
+        with path.open("rb") as stream:
+            return find_format(stream.read(_START_BYTES)) in PICTURE_FORMATS
+    except OSError:
+        return False
+
+
 def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], int]:
-    """Samples (C, H, W), float32 in [0, 1], C 1 or 3, and their bits in the file.
+    """Return samples (C, H, W), float32 in [0, 1], C 1 or 3, and their bits in the file.
 
     Integers are divided by the largest value of their type (1, 8 or 16 bits), whatever they are: 12 bits
     in a 16-bit file are dark, and the same for every file. Orientation tags are obeyed.
@@ -29,23 +75,25 @@ def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], in
         max_pixels: Limit of rows x columns x samples, checked before decoding.
 
     Raises:
-        ImageRefusedError: unknown_format, too_large, animated, unsupported_colour, transparent, truncated,
-            sample_type, float_range, axes, zero_pixels.
+        ImageRefusedError: format_not_read, unknown_format, too_large, palette, animated, unsupported_colour,
+            transparent, truncated, sample_type, float_range, axes, zero_pixels.
 
     Source: own choice; TIFF 6.0 for photometric kinds, EXIF 2.32 4.6.4 for orientation.
     """
     with BoundedReader(path) as stream:
-        start = stream.read(4)
-        kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+        start = stream.read(_START_BYTES)
+        kind = find_format(start)
         stream.seek(0)
         if kind == "NPY":
             samples = _read_npy(stream, max_pixels)
-        elif kind:
+        elif kind in READ_FORMATS:
             samples = _read_picture(stream, kind, max_pixels)
+        elif kind:
+            raise ImageRefusedError("format_not_read", f"{kind}: convert it to PNG, TIFF or DICOM without loss")
         elif start[:2] in (b"\x08\x00", b"\x00\x08"):
             raise ImageRefusedError("no_file_meta", "DICOM without file meta: its transfer syntax is unknown")
         else:
-            raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF nor .npy")
+            raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF, BMP nor .npy")
     return _scale(samples)
 
 
@@ -119,7 +167,35 @@ def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
     return _orient(samples, orientation)
 
 
-_DECODERS = {"JPEG": _decode_jpeg, "PNG": _decode_png, "TIFF": _decode_tiff}
+def _decode_bmp(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
+    """A BMP by Pillow; 5 and 6 bits a colour become 8, rows come from the top down."""
+    size = stream.seek(0, io.SEEK_END)
+    for tile in image.tile:
+        if tile.codec_name == "raw":  # uncompressed: the file must hold the rows before memory is set aside for them
+            _, stride, _ = tile.args
+            if size - tile.offset < stride * image.height:
+                raise ImageRefusedError(
+                    "truncated", f"{stride * image.height} bytes of pixels expected, fewer are there"
+                )
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        raise ImageRefusedError("unsupported_colour", f"BMP of kind {image.mode}")
+    image.load()
+    samples = np.asarray(image)
+    if image.mode in ("L", "P") and int(samples.max()) >= (colours := _count_colours(stream)):
+        raise ImageRefusedError("palette", f"pixels name colour {samples.max()} of {colours}")
+    return np.asarray(image.convert("RGB")) if image.mode == "P" else samples
+
+
+def _count_colours(stream: BinaryIO) -> int:
+    """Return how many colours the palette of a BMP has; OS/2's short header always means all of them."""
+    stream.seek(14)
+    header = stream.read(40)
+    if int.from_bytes(header[:4], "little") < 40:
+        return 1 << int.from_bytes(header[10:12], "little")
+    return int.from_bytes(header[32:36], "little") or 1 << int.from_bytes(header[14:16], "little")
+
+
+_DECODERS = {"JPEG": _decode_jpeg, "PNG": _decode_png, "TIFF": _decode_tiff, "BMP": _decode_bmp}
 
 
 def _drop_opaque_alpha(samples: NDArray[Any]) -> NDArray[Any]:

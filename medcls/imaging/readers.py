@@ -17,7 +17,7 @@ from medcls.imaging.raster import read_raster
 
 __all__ = ["SUPPORTED_SUFFIXES", "RawImage", "ReadOptions", "is_dicom", "read_image"]
 
-SUPPORTED_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy"})
+SUPPORTED_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".npy"})
 """Suffixes worth trying without a look inside; DICOM files often have none. Lower case."""
 
 
@@ -70,7 +70,7 @@ _DEFAULTS = ReadOptions()
 
 
 def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
-    """The image of a PNG, JPEG, TIFF, .npy or single-frame DICOM file, known by its content and not its name.
+    """Return the image of a PNG, JPEG, TIFF, BMP, .npy or single-frame DICOM file, known by its content.
 
     Args:
         path: File to read.
@@ -94,7 +94,7 @@ def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
 
 
 def _read_other(path: Path, options: ReadOptions) -> RawImage:
-    """A PNG, JPEG, TIFF or .npy file; it has no header, so only the boxes of the burnt-in rule act on it."""
+    """A PNG, JPEG, TIFF, BMP or .npy file; it has no header, so only the boxes of the burnt-in rule act on it."""
     samples, bits = read_raster(path, max_pixels=options.max_pixels)
     shape = (samples.shape[1], samples.shape[2])
     hidden = find_hidden({}, regions=(), shape=shape, rule=options.burnt_in)

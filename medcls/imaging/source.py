@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medcls.errors import DataError
+from medcls.imaging.raster import is_picture
 from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
 
 SKIP_REASONS = ("symbolic_link", "special_file", "hidden")
@@ -69,8 +70,8 @@ def _skip_reason(name: str, entry: os.DirEntry[str]) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Returns whether a file is worth reading: an image by its suffix, or DICOM by its content."""
-    return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path)
+    """Return whether a file is worth reading: an image by its suffix, or DICOM or a picture by its content."""
+    return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path) or is_picture(path)
 
 
 def choose_identity(kind: str, source: Path, files: Iterable[tuple[str, str]]) -> str:

@@ -2,7 +2,8 @@
 
 Every case must end as right pixels or in a refusal with a known word and no planted name, within the limits of a
 worker, and alike with the fast path on and off. Case i of seed S is the same file on every machine. Every fourth is a
-volume, of which fuzz_volumes says what must hold; --kind image or volume makes all of one kind.
+volume, of which fuzz_volumes says what must hold; --kind image, raster (BMP and other pictures) or volume makes all of
+one kind.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.instances import scan_file
 from medcls.imaging.readers import RawImage, ReadOptions, read_image
 from medcls.imaging.worker import Limits, run_limited
-from tests.imaging.fuzz_corpus import PLANTED, Seed, load_corpus
+from tests.imaging.fuzz_corpus import PLANTED, Seed, load_corpus, load_pictures
 
 LIMITS = Limits(memory_bytes=3 << 29, seconds=10.0)
 OPTIONS = ReadOptions(burnt_in=BurntInRule("allow"))
 LOST = frozenset({"crashed", "timeout", "out_of_memory", "panic", "failed"})
 """Reasons of the supervisor: the file did no harm, and yet the code should have refused it by itself."""
 
-_MODULES = {"image": "tests.imaging.fuzz", "volume": "tests.imaging.fuzz_volumes"}
+_MODULES = {"image": "tests.imaging.fuzz", "raster": "tests.imaging.fuzz", "volume": "tests.imaging.fuzz_volumes"}
 _LENGTHS = (0, 1, 2, 3, 0xFFFE, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)
 _VRS = b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV ZZ".split()
 _WORDS = (
@@ -86,7 +87,7 @@ _WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Case number `index` of a seed; kind is "image" or "volume"."""
+    """Case number `index` of a seed; kind is "image", "raster" or "volume"."""
 
     seed: int
     index: int
@@ -229,9 +230,15 @@ def _plain(value: Any) -> object:
 def build_case(case: Case) -> bytes:
     """The bytes of a case: a file of the corpus after one to three mutations."""
     rng = random.Random(f"{case.seed}-{case.index}")
+    if case.kind == "raster":
+        return _mutate(rng.choice(load_pictures()), rng)
     corpus = load_corpus()
     built = [seed for seed in corpus if seed.name.startswith("built/")]
     seed = rng.choice(built if rng.random() < 0.6 else corpus)
+    return _mutate(seed, rng)
+
+
+def _mutate(seed: Seed, rng: random.Random) -> bytes:
     data = rng.choice(MUTATIONS)(seed, rng)
     for _ in range(rng.choice((0, 0, 0, 1))):
         data = rng.choice(_BLIND)(Seed(seed.name, data, ()), rng)
@@ -401,7 +408,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.imaging.fuzz")
     for name, default in (("cases", 10_000), ("seed", 0), ("start", 0), ("workers", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--kind", choices=("mixed", "image", "volume"), default="mixed")
+    parser.add_argument("--kind", choices=("mixed", "image", "raster", "volume"), default="mixed")
     chosen = parser.parse_args(arguments)
     endings: Counter[str] = Counter()
     plain, findings, begin = 0, 0, time.monotonic()

@@ -1,8 +1,9 @@
-"""Small DICOM files that the fuzzer mutates: built here for every kind of encoding, and those of pydicom's wheel."""
+"""Small files that the fuzzer mutates: DICOM of every encoding, those of pydicom's wheel, and pictures."""
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pydicom
+from PIL import Image
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -51,6 +53,75 @@ def load_corpus() -> tuple[Seed, ...]:
         if path.stat().st_size <= _MAX_BYTES:
             files[path.name] = path.read_bytes()
     return tuple(Seed(name, data, find_marks(data)) for name, data in files.items())
+
+
+@cache
+def load_pictures() -> tuple[Seed, ...]:
+    """The pictures that are mutated: BMP of every kind, and one of each other format by its magic."""
+    return tuple(Seed(f"picture/{name}", data, ()) for name, data in build_pictures().items())
+
+
+def build_pictures() -> dict[str, bytes]:
+    """Return small pictures by name, each a whole file."""
+    grey, bgr = _GREY8, np.ascontiguousarray(_RGB[..., ::-1])
+    ramp = b"".join(bytes([level] * 3 + [0]) for level in range(256))
+    colours = b"".join(bytes([level, 255 - level, level // 2, 0]) for level in range(256))
+    words = ((_RGB[..., 0].astype("<u2") >> 3) << 10) | ((_RGB[..., 1].astype("<u2") >> 3) << 5) | (_RGB[..., 2] >> 3)
+    runs = b"".join(b"".join(bytes([1, level]) for level in row) + b"\0\0" for row in grey[::-1]) + b"\0\1"
+    masks = np.array([0xFF0000, 0xFF00, 0xFF], "<u4").tobytes()
+    wide = np.concatenate([bgr, np.zeros_like(bgr[..., :1])], -1)
+    files = {
+        "bmp_24": build_bmp(bgr, bits=24),
+        "bmp_24_top_down": build_bmp(bgr, bits=24, top_down=True),
+        "bmp_32": build_bmp(wide, bits=32),
+        "bmp_32_masks": build_bmp(wide, bits=32, compression=3, masks=masks),
+        "bmp_16": build_bmp(words, bits=16),
+        "bmp_8_grey": build_bmp(grey, bits=8, palette=ramp),
+        "bmp_8_colours": build_bmp(grey, bits=8, palette=colours),
+        "bmp_4": build_bmp(grey[:, ::2], bits=4, palette=colours[:64], width=20),
+        "bmp_1": build_bmp(grey[:, ::8], bits=1, palette=ramp[:4] + ramp[-4:], width=20),
+        "bmp_8_runs": build_bmp(grey, bits=8, palette=ramp, compression=1, body=runs),
+    }
+    for name in ("PNG", "TIFF", "JPEG", "GIF", "WEBP", "PPM"):
+        stream = io.BytesIO()
+        Image.fromarray(_RGB).save(stream, name)
+        files[name.lower()] = stream.getvalue()
+    return files
+
+
+def build_bmp(
+    rows: np.ndarray,
+    *,
+    bits: int,
+    width: int | None = None,
+    top_down: bool = False,
+    compression: int = 0,
+    masks: bytes = b"",
+    palette: bytes = b"",
+    body: bytes | None = None,
+) -> bytes:
+    """Return a BMP with the 40-byte header, rows stored from the bottom up and padded to four bytes.
+
+    Args:
+        rows: Bytes or words of each row, from the top down: (H, W) or (H, W, samples).
+        bits: Of one pixel.
+        width: Pixels of a row; None if a row of `rows` has as many.
+        top_down: Whether the file stores the first row first.
+        compression: 0 none, 1 runs of bytes, 3 with masks.
+        masks: Of red, green and blue behind the header; of alpha, too, in a longer header.
+        palette: Four bytes a colour: blue, green, red, 0.
+        body: The pixels as stored, if they are not the rows themselves.
+    """
+    if body is None:
+        lines = [row.tobytes() for row in (rows if top_down else rows[::-1])]
+        body = b"".join(line + b"\0" * (-len(line) % 4) for line in lines)
+    size = (rows.shape[1] if width is None else width, -len(rows) if top_down else len(rows))
+    length = 56 if len(masks) == 16 else 40
+    header = struct.pack(
+        "<IiiHHIIiiII", length, *size, 1, bits, compression, len(body), 2835, 2835, len(palette) // 4, 0
+    )
+    place = 14 + len(header) + len(masks) + len(palette)
+    return b"BM" + struct.pack("<IHHI", place + len(body), 0, 0, place) + header + masks + palette + body
 
 
 def find_marks(data: bytes) -> tuple[tuple[int, int, int], ...]:
