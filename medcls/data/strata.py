@@ -11,8 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, code_column
-from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
 from medcls.data.spelling import spelling_key
+from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
 
 BIN = "bin "
 

@@ -170,7 +170,8 @@ def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
 def _decode_bmp(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
     """A BMP by Pillow; 5 and 6 bits a colour become 8, rows come from the top down."""
     size = stream.seek(0, io.SEEK_END)
-    for tile in image.tile:
+    tiles: Any = getattr(image, "tile", [])
+    for tile in tiles:
         if tile.codec_name == "raw":  # uncompressed: the file must hold the rows before memory is set aside for them
             _, stride, _ = tile.args
             if size - tile.offset < stride * image.height:
