@@ -35,7 +35,6 @@ def check_paths(
     *,
     root: Path,
     listed: Column | None,
-    show: Callable[[str], str],
     bad: BadRows,
 ) -> None:
     """Finds rows whose path is no file of the source."""
@@ -48,7 +47,7 @@ def check_paths(
             try:
                 # What was not listed is no file of this run, even if it has appeared since.
                 if not is_plain(path) and (_is_missing(root, path) or listed is not None):
-                    bad.add(f"row {number}: no file {show(path)}", missing=True)
+                    bad.add(f"row {number}: its file does not exist", missing=True)
             except ValueError as error:
                 bad.add(f"row {number}: {error}")
 

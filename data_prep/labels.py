@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ from data_prep.label_rows import (
     build_schema,
     is_label,
 )
-from medcls.config import SPLITS, nearest
+from medcls.command_line import say
+from medcls.config import SPLITS
+from medcls.data.spelling import spelling_key
 from medcls.errors import ConfigError, DataError, MissingInputError
 
 __all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_folders"]
@@ -36,7 +40,12 @@ __all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_f
 _NO_VALUE = re.compile(r"None|(?i:nan|na|n/a|#n/a|null|[+-]?inf)")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_PIXELS = 2**31 - 1
-_LONGEST_CODE = 8
+# Words for the codes of a column, by spelling_key; None = unknown. Public sets write male, Female, left, Train.
+_CODES: dict[str, dict[str, str | None]] = {
+    "split": {name: name for name in SPLITS},
+    "sex": {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O", "u": None, "unknown": None},
+    "side": {"l": "L", "left": "L", "r": "R", "right": "R"},
+}
 
 
 def read_label_table(
@@ -45,10 +54,10 @@ def read_label_table(
     source: Path,
     rule: PatientRule,
     columns: Sequence[str] = (),
-    show: Callable[[str], str] = str,
     listed: Column | None = None,
+    strict: bool = False,
 ) -> pa.Table:
-    """Returns the rows of a labels file, in its order.
+    """Return the rows of a labels file, in its order.
 
     A row names its images in one of four ways, the same for the whole file: `path`, `SeriesInstanceUID`,
     `StudyInstanceUID` or `PatientID` (or as the table spells them). Only one piece of the file is held as Python
@@ -59,7 +68,6 @@ def read_label_table(
         source: The folder that paths are relative to.
         rule: Where patient ids come from.
         columns: Further columns to keep.
-        show: What an error message may show of a path.
         listed: Every path that a row may name, links left out; for volumes `with_folders` of the files. None: each
             path is looked up on disk, and is a file.
 
@@ -80,7 +88,7 @@ def read_label_table(
     # Bad rows are not in the table, so each row is counted once for what is wrong with it alone.
     total = table.num_rows + bad.count
     if layout.key == "path":
-        check_paths(table, root=source.resolve(), listed=listed, show=show, bad=bad)
+        check_paths(table, root=source.resolve(), listed=listed, bad=bad)
     check_together(table, key=layout.key, bad=bad)
     if bad.count:
         raise (MissingInputError if bad.missing == bad.count else DataError)(
@@ -89,7 +97,26 @@ def read_label_table(
         )
     if not total:
         raise DataError(f"labels={path} has a header and no rows")
+    _say_words(path, layout.words, strict=strict)
     return table
+
+
+def _say_words(path: Path, words: Mapping[tuple[str, str], int], *, strict: bool) -> None:
+    """Print which words were read as codes; all of them are known words, so none is a person's.
+
+    Raises:
+        DataError: there are such words, under labelling.strict.
+    """
+    for column, codes in _CODES.items():
+        read = [
+            f"{word!r} ({count} rows) as {codes[spelling_key(word)] or 'unknown'}"
+            for (name, word), count in sorted(words.items())
+            if name == column
+        ]
+        if read and strict:
+            raise DataError(f"labelling.strict=true: labels={path}: {column} has {', '.join(read)}: write the codes")
+        if read:
+            say(f"notice: {column} is read by its words: {', '.join(read)}; labelling.strict=true refuses")
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -108,7 +135,10 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """What the header of a labels file says: `key` is the table's column, `spelling` the file's."""
+    """What the header of a labels file says: `key` is the table's column, `spelling` the file's.
+
+    `words` counts the words that were read as codes: (column, word) -> rows.
+    """
 
     header: Sequence[str]
     key: str
@@ -117,14 +147,18 @@ class _Layout:
     columns: Sequence[str]
     rule: PatientRule
     schema: pa.Schema
+    words: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 def _read_header(path: Path, header: Sequence[str], *, rule: PatientRule, columns: Sequence[str]) -> _Layout:
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise DataError(f"labels={path}: columns are separated by ; or tabs, expected commas")
-    twice = sorted({name for name in header if name and header.count(name) > 1})
+    twice = [str(i) for i, name in enumerate(header, start=1) if name and header.count(name) > 1]
     if twice:
-        raise DataError(f"labels={path}: columns {', '.join(twice)} stand in it twice; expected once")
+        raise DataError(
+            f"labels={path}: columns {', '.join(twice)} have the name of another column: rename or remove them"
+            + _ask_for_header(header)
+        )
     if "patient_id" in header and rule.derives:
         raise ConfigError(
             f"labels={path} has patient_id, and patients=per_image or patient_id.pattern would overrule it: "
@@ -141,16 +175,29 @@ def _read_header(path: Path, header: Sequence[str], *, rule: PatientRule, column
     if not labels:
         missing.append("label (or label_NAME)")
     if missing:
-        others = [name for name in header if name not in OWN_COLUMNS]
-        listed = ", ".join(name + nearest(name.split(" ")[0], others) for name in missing)
+        listed = ", ".join(name + _find_near(name.split(" ")[0], header) for name in missing)
         advice = (
             "; patients=per_image or patient_id.pattern=REGEX replace patient_id" if "patient_id" in missing else ""
         )
-        raise DataError(f"labels={path}: missing columns {listed}; it has {', '.join(header) or 'none'}{advice}")
+        raise DataError(
+            f"labels={path}: missing columns {listed}; line 1 has {len(header)} columns{_ask_for_header(header)}{advice}"
+        )
     partial = [name for name in ROI if name not in header]
     if partial and len(partial) < len(ROI):
         raise DataError(f"labels={path}: a region needs all of {', '.join(ROI)}; missing {', '.join(partial)}")
     return _Layout(header, key, spelling, labels, columns, rule, build_schema(labels, columns))
+
+
+def _find_near(name: str, header: Sequence[str]) -> str:
+    """The position of the column that is called almost so; its name is not shown, since line 1 may be a person's row."""
+    others = [other for other in header if other not in OWN_COLUMNS]
+    near = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
+    return f" (nearest: column {header.index(near[0]) + 1})" if near else ""
+
+
+def _ask_for_header(header: Sequence[str]) -> str:
+    known = [name for name in header if name in OWN_COLUMNS or is_label(name)]
+    return "" if known else ", none with a known name: if line 1 is not a header, add one"
 
 
 def _read_key(path: Path, header: Sequence[str], *, rule: PatientRule) -> tuple[str, str]:
@@ -209,10 +256,10 @@ def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]
         layout.key: name,
         "patient_id": patient,
         **labels,
-        "split": _parse_choice(record, "split", SPLITS),
-        "sex": _parse_choice(record, "sex", ("M", "F", "O")),
+        "split": _parse_code(record, "split", layout.words),
+        "sex": _parse_code(record, "sex", layout.words),
         "age_years": _parse_age(record.get("age_years", "")),
-        "side": _parse_choice(record, "side", ("L", "R")),
+        "side": _parse_code(record, "side", layout.words),
         **_parse_roi(record),
         **{column: record[column] or None for column in layout.columns},
     }
@@ -241,13 +288,19 @@ def _parse_patient(declared: str | None, path: str, rule: PatientRule) -> str | 
     return patient
 
 
-def _parse_choice(record: dict[str, str], name: str, known: Sequence[str]) -> str | None:
+def _parse_code(record: dict[str, str], name: str, words: Counter[tuple[str, str]]) -> str | None:
+    """The code in a column, for a code or a word for it; a wrong value is not shown, since it may be a name."""
     value = record.get(name, "")
-    if value and value not in known:
-        # A longer text may be a name that slipped into the wrong column.
-        shown = repr(value) if len(value) <= _LONGEST_CODE else "a longer text"
-        raise ValueError(f"{name}={shown}: expected one of {', '.join(known)} or blank")
-    return value or None
+    if not value:
+        return None
+    codes = _CODES[name]
+    key = spelling_key(value)
+    if key not in codes:
+        known = ", ".join(code for code in dict.fromkeys(codes.values()) if code)
+        raise ValueError(f"{name}: expected one of {known} or blank")
+    if value != codes[key]:
+        words[name, value] += 1
+    return codes[key]
 
 
 def _parse_age(text: str) -> float | None:
@@ -271,5 +324,5 @@ def _parse_roi(record: dict[str, str]) -> dict[str, int]:
     except ValueError as error:
         raise ValueError("roi_x roi_y roi_w roi_h: expected four whole numbers or four blanks") from error
     if x < 0 or y < 0 or width < 1 or height < 1 or max(x, y, width, height) > _MOST_PIXELS:
-        raise ValueError(f"roi x={x} y={y} w={width} h={height}: expected x, y >= 0 and w, h >= 1, all below 2^31")
+        raise ValueError("roi_x roi_y roi_w roi_h: expected x, y >= 0 and w, h >= 1, all below 2^31")
     return dict(zip(ROI, (x, y, width, height), strict=True))

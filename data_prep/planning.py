@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -125,7 +125,7 @@ def build_plan(
         images = _images(source, listing) if index is None else _images_of(index, volumes=volumes)
         labels = read_class_folder_table(source, files=images, rule=rule)
     else:
-        labels = _read_labels(job, source=source, listing=listing, rule=rule, show=show)
+        labels = _read_labels(job, source=source, listing=listing, rule=rule)
     labels = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
     early: list[str] = []
@@ -168,17 +168,15 @@ def _read_headers(job: PrepareJob, *, source: Path, listing: pa.Table) -> pa.Tab
     return build_index(source, listed_files(listing), workers=workers)
 
 
-def _read_labels(
-    job: PrepareJob, *, source: Path, listing: pa.Table, rule: PatientRule, show: Callable[[str], str]
-) -> pa.Table:
+def _read_labels(job: PrepareJob, *, source: Path, listing: pa.Table, rule: PatientRule) -> pa.Table:
     real = listing.filter(pc.not_equal(listing.column("skip"), "symbolic_link")).column("path")
     return read_label_table(
         Path(str(job.labels)),
         source=source,
         rule=rule,
         columns=job.columns,
-        show=show,
         listed=with_folders(real) if job.image.kind == "volume" else real,
+        strict=job.labelling.strict,
     )
 
 

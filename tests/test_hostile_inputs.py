@@ -125,13 +125,13 @@ PATHS = [
     ("..\\outside.png", DataError, "leaves the source"),
     ("C:\\outside.png", DataError, "leaves the source"),
     ("images/a\0b.png", DataError, "bad rows"),
-    ("~/outside.png", MissingInputError, "no file"),
-    ("$HOME/outside.png", MissingInputError, "no file"),
+    ("~/outside.png", MissingInputError, "its file does not exist"),
+    ("$HOME/outside.png", MissingInputError, "its file does not exist"),
     ("link.png", DataError, "leaves the source"),
     ("linked/outside.png", DataError, "leaves the source"),
     ("twin.png", DataError, "symbolic link"),
     ("zero.png", DataError, "leaves the source"),
-    ("images", MissingInputError, "no file"),
+    ("images", MissingInputError, "its file does not exist"),
     ("x" * 5000, MissingInputError, "bad rows"),
 ]
 

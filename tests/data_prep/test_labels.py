@@ -173,8 +173,8 @@ BAD_ROWS = [
     ("/etc/passwd", "P1", "x", "path leaves the source folder"),
     ("\\\\server\\share\\a.png", "P1", "x", "path leaves the source folder"),
     ("C:\\a.png", "P1", "x", "path leaves the source folder"),
-    ("sub", "P1", "x", "no file sub"),
-    ("A.png", "P1", "x", "no file A.png"),
+    ("sub", "P1", "x", "its file does not exist"),
+    ("A.png", "P1", "x", "its file does not exist"),
     ("a.png\0", "P1", "x", ""),
     ("a.png", "", "x", "patient_id is blank"),
     ("a.png", "nan", "x", "patient_id is blank"),
@@ -193,9 +193,9 @@ def test_a_bad_row_is_named(path: str, patient: str, label: str, part: str, sour
 
 
 BAD_CELLS = [
-    ("split", "training", "split='training': expected one of train, val, test or blank"),
-    ("sex", "female", "sex='female': expected one of M, F, O"),
-    ("side", "left", "side='left': expected one of L, R"),
+    ("split", "Doe", "row 2: split: expected one of train, val, test or blank"),
+    ("sex", "Doe", "row 2: sex: expected one of M, F, O or blank"),
+    ("side", "both", "row 2: side: expected one of L, R or blank"),
     ("age_years", "old", "age_years: expected a number from 0 to 130"),
     ("age_years", "nan", "age_years: expected a number from 0 to 130"),
     ("age_years", "-1", "age_years: expected a number from 0 to 130"),
@@ -209,6 +209,7 @@ def test_a_bad_cell_is_named(column: str, value: str, part: str, source: Path) -
     with pytest.raises(DataError) as error:
         read(source, f"{HEADER},{column}\na.png,P1,x,{value}\n")
     assert part in str(error.value)
+    assert value not in str(error.value) or value in ("nan", "null", "-1", "131")
 
 
 @pytest.mark.parametrize(
@@ -244,16 +245,67 @@ def test_ten_bad_rows_are_shown_and_the_others_counted(source: Path) -> None:
 
 
 def test_missing_files_alone_are_missing_input(source: Path) -> None:
-    with pytest.raises(MissingInputError, match=r"2 bad rows of 3: row 2: no file x\.png; row 4: no file y\.png"):
+    with pytest.raises(MissingInputError, match="2 bad rows of 3: row 2: its file does not exist; row 4: its "):
         read(source, f"{HEADER}\nx.png,P1,a\na.png,P1,a\ny.png,P1,a\n")
 
 
-def test_a_message_shows_the_pseudonym_of_a_path(source: Path) -> None:
-    labels = source.parent / "labels.csv"
-    labels.write_text(f"{HEADER}\nDoe_John.png,P1,a\n")
-    with pytest.raises(MissingInputError, match="no file 9f3a") as error:
-        read_label_table(labels, source=source, rule=DECLARED, show=lambda path: "9f3a")
+def test_a_missing_file_is_named_by_its_line_only(source: Path) -> None:
+    with pytest.raises(MissingInputError, match="row 3: its file does not exist") as error:
+        read(source, f"{HEADER}\na.png,P1,a\nDoe_John.png,P1,a\n")
     assert "Doe" not in str(error.value)
+
+
+IDENTITIES = ("Mustermann", "Erika", "0171", "MRN4711", "Doe")
+
+MALFORMED = {
+    "no header line": "Mustermann,Erika,0171 5550,a.png\nDoe,Erika,0171 5551,b.png\n",
+    "no header line, a name almost like a column": "patient,Erika,label_,MRN4711\nlab,Doe,x,y\n",
+    "no header line, one value twice": "Erika,Erika,a.png\nDoe,Doe,b.png\n",
+    "no header line and semicolons": "Mustermann;Erika;a.png\nDoe;Erika;b.png\n",
+    "a name as sex": f"{HEADER},sex\na.png,P1,x,Erika\n",
+    "a name as side": f"{HEADER},side\na.png,P1,x,Erika\n",
+    "a name as split": f"{HEADER},split\na.png,P1,x,Doe\n",
+    "a phone number as age": f"{HEADER},age_years\na.png,P1,x,0171\n",
+    "a name as region": f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,1,2,3,Doe\n",
+    "a number as region": f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,1,2,-0171,5\n",
+    "a comma in a name": f"{HEADER}\na.png,Mustermann, Erika,x\n",
+    "a file that is not there": f"{HEADER}\nDoe/Erika.png,P1,x\n",
+    "a path out of the source": f"{HEADER}\n../Doe/Erika.png,P1,x\n",
+    "an image twice": f"{HEADER}\na.png,MRN4711,x\na.png,Doe,x\n",
+    "a control character": f"{HEADER}\na.png,Doe\x07,x\n",
+    "a line break": f'{HEADER}\na.png,P1,"Doe\nErika"\n',
+    "only a header": "path,patient_id,Mustermann\n",
+    "no label": "path,patient_id,Mustermann\na.png,P1,Doe\n",
+    "two ways to name images": "path,PatientID,label,Doe\na.png,MRN4711,x,Erika\n",
+    "another encoding": b"path,patient_id,label\na.png,Mustermann \xe4,x\n",
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_no_message_shows_what_may_be_a_person(kind: str, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(MedclsError) as error:
+        read(source, MALFORMED[kind])
+    shown = str(error.value).replace(str(source.parent), "") + capsys.readouterr().err
+    assert [name for name in IDENTITIES if name in shown] == []
+
+
+def test_words_for_codes_are_read_and_said(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        f"{HEADER},sex,side,split\na.png,P1,x,female,Left,Train\nb.png,P2,x,M,r,val\nsub/c d.png,P3,x,unknown,,TEST\n"
+    )
+    rows = read(source, text)
+    assert [(row.sex, row.side, row.split) for row in rows] == [
+        ("F", "L", "train"),
+        ("M", "R", "val"),
+        (None, None, "test"),
+    ]
+    said = capsys.readouterr().err
+    assert "notice: sex is read by its words: 'female' (1 rows) as F, 'unknown' (1 rows) as unknown" in said
+    assert "'Left' (1 rows) as L, 'r' (1 rows) as R" in said
+    with pytest.raises(DataError, match="strict=true: .* split has 'TEST'"):
+        read_label_table(source.parent / "labels.csv", source=source, rule=DECLARED, strict=True)
+    read(source, f"{HEADER},sex\na.png,P1,x,F\n")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_same_image_twice_is_refused(source: Path) -> None:
@@ -292,10 +344,11 @@ BAD_HEADERS = [
     ("path,label", "missing columns patient_id"),
     ("path,label", "patients=per_image or patient_id.pattern=REGEX replace patient_id"),
     ("path,patient_id", r"missing columns label \(or label_NAME\)"),
-    ("path,patient,label", r"missing columns patient_id \(nearest: patient\)"),
+    ("path,patient,label", r"missing columns patient_id \(nearest: column 2\); line 1 has 3 columns"),
+    ("a.png,P1,x", "line 1 has 3 columns, none with a known name: if line 1 is not a header, add one"),
     ("path;patient_id;label", "separated by ; or tabs"),
     ("path\tpatient_id\tlabel", "separated by ; or tabs"),
-    ("path,patient_id,label,label", "columns label stand in it twice"),
+    ("path,patient_id,label,label", "columns 3, 4 have the name of another column"),
     ("path,patient_id,label,roi_x,roi_y", "a region needs all of .*; missing roi_w, roi_h"),
 ]
 
@@ -307,7 +360,7 @@ def test_a_bad_header_says_what_is_missing(header: str, part: str, source: Path)
 
 
 def test_a_column_asked_for_must_be_there(source: Path) -> None:
-    with pytest.raises(DataError, match=r"missing columns sitee \(nearest: site\)"):
+    with pytest.raises(DataError, match=r"missing columns sitee \(nearest: column 4\)"):
         read(source, f"{HEADER},site\na.png,P1,x,n\n", columns=("sitee",))
 
 
@@ -468,7 +521,7 @@ def test_a_file_that_was_not_listed_is_none_of_this_run(source: Path) -> None:
     (source / "late.png").touch()
     labels = source.parent / "labels.csv"
     labels.write_text(f"{HEADER}\nlate.png,P1,x\n")
-    with pytest.raises(MissingInputError, match=r"row 2: no file late\.png"):
+    with pytest.raises(MissingInputError, match="row 2: its file does not exist"):
         read_label_table(labels, source=source, rule=DECLARED, listed=listed)
 
 
