@@ -20,10 +20,10 @@ from medcls.sweeps import is_sweep
 PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
     | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
-    | {"patient_id.pattern", "split.name", "task.label", "label", "series.description"}
+    | {"patient_id.pattern", "split.name", "task.label", "task.positive", "label", "series.description"}
 )
 LIST_KEYS = frozenset(
-    {"columns", "task.labels", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
+    {"columns", "task.labels", "task.order", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
     | {"clinical.categorical", "clinical.numeric"}
 )
 # Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].

@@ -102,7 +102,8 @@ def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) ->
 @pytest.mark.parametrize("key", sorted(PATH_KEYS))
 def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> None:
     command = next(name for name, schema in SCHEMAS.items() if key in overrides._leaf_names(schema))
-    group = ["image=mr_volume"] if key.startswith("series.") else []
+    needs = {"series.description": "image=mr_volume", "task.positive": "task=binary"}
+    group = [needs[key]] if key in needs else []
     value: Any = compose_job(command, f"{key}=2024_05(1.10)", *group)
     for part in key.split("."):
         value = getattr(value, part)
@@ -114,7 +115,8 @@ def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
     evaluate = dict.fromkeys(("subgroups", "shortcuts"), "evaluate")
     compare = dict.fromkeys(("common", "extra", "only", "secondary"), "compare")
     command = {"columns": "prepare", "images": "explain", **evaluate, **compare}.get(key, "train")
-    value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]")
+    group = ["task=ordinal"] if key == "task.order" else []
+    value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]", *group)
     for part in key.split("."):
         value = getattr(value, part)
     assert value == ["KL grade", "1.10", "2024_05", "a(b)"]

@@ -11,6 +11,7 @@ import pytest
 
 from medcls import config
 from medcls.config import NAMED, SCHEMAS, check_choice, check_file_name, check_range, conf_folder, nearest
+from medcls.data.label_words import is_healthy
 from medcls.errors import ConfigError
 
 Compose = Callable[..., Any]
@@ -292,3 +293,26 @@ def test_conf_is_found_beside_the_package_or_inside_it(tmp_path: Path, monkeypat
         conf_folder()
     (inside / "train.yaml").touch()
     assert conf_folder() == inside
+
+
+@pytest.mark.parametrize("path", [path for path in GROUP_FILES if path.parent.name == "task"], ids=name_of)
+def test_ready_made_binary_tasks_have_no_healthy_positive_class(path: Path, compose_job: Compose) -> None:
+    task = compose_job("train", name_of(path)).task
+    positive = [label for label, index in task.classes.items() if index == 1]
+    assert task.kind != "binary" or not any(map(is_healthy, positive))
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["task=multiclass", "task.positive=a"], "only task.kind=binary has it"),
+        (["task=binary", "task.order=[a,b]"], "task.kind=binary has no ordered classes"),
+        (["task=regression", "task.order=[a,b]"], "task.kind=regression has no ordered classes"),
+        (["task=ordinal", "task.order=[a,b]", "task.classes={a: 0, b: 1}"], "leave one out"),
+    ],
+)
+def test_order_and_positive_class_where_they_mean_nothing_are_refused(
+    settings: list[str], line: str, compose_job: Compose
+) -> None:
+    with pytest.raises(ConfigError, match=line):
+        compose_job("train", *settings)

@@ -31,6 +31,10 @@ class TaskConfig:
     label: str = "label"
     labels: list[str] = field(default_factory=list)
     classes: dict[Any, int] = field(default_factory=dict)
+    # Labels from least to most, of ordered grades that are words; [] = as their numbers say.
+    order: list[Any] = field(default_factory=list)
+    # Label that is class 1 of a binary task; null = the one of two that does not mean healthy.
+    positive: Any = None
     grades: bool = False
     loss: str = "auto"
     joint_lambda: float = 0.5
@@ -68,6 +72,12 @@ class TaskConfig:
             )
         if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
             raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
+        if self.order and (self.kind in ("binary", "multilabel") or (self.kind == "regression" and not self.grades)):
+            raise ConfigError(f"task.order={self.order}: task.kind={self.kind} has no ordered classes; leave it out")
+        if self.order and self.classes:
+            raise ConfigError("task.order and task.classes both say which class comes first: leave one out")
+        if self.positive is not None and self.kind != "binary":
+            raise ConfigError(f"task.positive={self.positive}: only task.kind=binary has it, this is {self.kind}")
         if self.classes:
             self._check_classes(self.classes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.data.columns import code_column
+from medcls.data.label_words import find_order, is_healthy, propose_order, sort_key
 from medcls.data.spelling import name_labels, spelling_key
 from medcls.errors import ConfigError, DataError
 
 _LABEL = "label"
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,11 @@ class Task:
 
     Attributes:
         kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
-        class_names: Of each class; of each label for multilabel; grades for regression with grades, else [].
+        class_names: Of each class: of ordered tasks from least to most, of binary ones the positive class second; of
+            each label for multilabel; grades for regression with grades, else [].
         columns: Columns of labels.parquet that are read.
-        mapping: Label -> class index; {} for multilabel and regression. Another spelling of a label (normal for
-            Normal, 1.0 for 1) is that label.
+        mapping: Label -> class index, or grade if grades are words; {} for multilabel and other regression. Another
+            spelling of a label (normal for Normal, 1.0 for 1) is that label.
         grades: Regression of an integer grade 0 to K - 1.
         ordinal: How a network answers an ordinal task: "corn" (K - 1 conditional logits), "softmax" (K classes) or
             "joint" (K classes and the grade as a value).
@@ -44,6 +48,11 @@ class Task:
     def num_classes(self) -> int:
         """K; 0 for plain regression."""
         return len(self.class_names)
+
+    @property
+    def positive(self) -> str:
+        """The class that sensitivity and probabilities of a binary task are about; "" for other kinds."""
+        return self.class_names[1] if self.kind == "binary" else ""
 
     @property
     def output(self) -> str:
@@ -65,10 +74,15 @@ def build_task(
     label: str = _LABEL,
     labels: Sequence[str] = (),
     classes: Mapping[Any, int] | None = None,
+    order: Sequence[Any] = (),
+    positive: Any = None,
     grades: bool = False,
     ordinal: str = "corn",
 ) -> Task:
-    """Returns the task; where `classes` is not given they are the sorted labels of the training rows.
+    """Return the task of the training rows' labels.
+
+    Without `classes` and `order`, classes are the labels in natural order. The alphabet decides neither the order of
+    grades nor the positive class: if the labels do not tell, the user is asked (docs/decisions/0039-*.md).
 
     Args:
         kind: The task's kind.
@@ -76,12 +90,14 @@ def build_task(
         label: Column of a single label, with or without its "label_".
         labels: NAMEs of label_NAME columns for multilabel; () = all of them.
         classes: Label as written -> class index; several labels may share one.
+        order: All labels, from least to most; () = as their numbers say.
+        positive: Label that is class 1 of a binary task; None = the one that does not mean healthy.
         grades: Regression of an integer grade.
         ordinal: How an ordinal task is answered; other kinds ignore it.
 
     Raises:
         DataError: no such column, labels that are no numbers for regression, fewer than two classes.
-        ConfigError: more than two classes for binary, or a class without a label in training.
+        ConfigError: the order or the positive class is not known, or more than two classes for binary.
     """
     if kind == "multilabel":
         return _build_multilabel(train_labels, labels)
@@ -90,24 +106,92 @@ def build_task(
     texts = [str(text) for text in codes.texts.to_pylist()]
     if not texts:
         raise DataError(f"task.label={label}: no image of the training split has one")
-    if kind == "regression":
-        return _build_regression(column, sorted(texts, key=_natural), grades=grades)
     counts = np.bincount(codes.values[codes.values >= 0], minlength=len(texts)).tolist()
     # data_prep has made one spelling of several; stores of 0.2.0 may still have them.
-    found = sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=_natural)
-    mapping = {_as_written(k, found): i for k, i in (classes or {}).items()} or {v: i for i, v in enumerate(found)}
-    empty = sorted(key for key in mapping if key not in found)
-    if empty:
-        raise DataError(
-            f"task.classes names {', '.join(empty)}: the training split has no such label; it has {', '.join(found)}"
+    found = sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=sort_key)
+    chosen = [_as_written(name, found) for name in order]
+    if chosen:
+        _check_order(chosen, found)
+    if kind == "regression":
+        return _build_regression(column, chosen or found, grades=grades, ordered=bool(chosen))
+    mapping = {_as_written(k, found): i for k, i in (classes or {}).items()}
+    if not mapping:
+        if kind == "binary":
+            chosen = _order_binary(found, positive if positive is None else _as_written(positive, found))
+        elif not chosen:
+            chosen = _order_grades(found) if kind == "ordinal" else find_order(found) or found
+        mapping = {name: i for i, name in enumerate(chosen)}
+    _check_found("task.classes", list(mapping), found)
+    if positive is not None and mapping.get(_as_written(positive, found)) != 1:
+        raise ConfigError(
+            f"task.positive={positive} contradicts task.classes, where class 1 is the positive one: correct either"
         )
-    names = ["+".join(sorted((k for k, i in mapping.items() if i == n), key=_natural)) for n in range(_count(mapping))]
+    names = ["+".join(sorted((k for k, i in mapping.items() if i == n), key=sort_key)) for n in range(_count(mapping))]
     if len(names) < 2:
         raise DataError(f"the training split has one class only ({names[0]}): expected at least two")
-    if kind == "binary" and len(names) != 2:
-        example = "{" + ", ".join(f"{v}: {int(i > 0)}" for i, v in enumerate(found)) + "}"
-        raise ConfigError(f"task=binary with {len(names)} labels ({', '.join(found)}): say task.classes='{example}'")
     return Task(kind, names, [column], mapping, ordinal=ordinal if kind == "ordinal" else "corn")
+
+
+def _order_binary(found: Sequence[str], positive: str | None) -> list[str]:
+    """The negative label, then the positive one."""
+    if len(found) == 1:
+        raise DataError(f"the training split has one class only ({found[0]}): expected at least two")
+    if positive is not None and positive not in found:
+        raise ConfigError(f"task.positive={positive}: the training split has no such label; it has {_list(found)}")
+    if len(found) > 2:
+        example = "{" + ", ".join(f"{name}: {1 if name == positive else '?'}" for name in found[:_MOST_SHOWN]) + "}"
+        raise ConfigError(
+            f"task=binary with {len(found)} labels ({_list(found)}): set task.classes='{example}' with 1 for each "
+            "label of the positive class and 0 for each of the negative one, without the labels to leave out"
+        )
+    if positive is None:
+        healthy = [name for name in found if is_healthy(name)]
+        if len(healthy) != 1:
+            why = "both mean healthy" if healthy else "neither label says which is the finding"
+            first, second = (quote(f"task.positive={name}") for name in found)
+            raise ConfigError(f"task=binary with the labels {_list(found)}: {why}: set {first} or {second}")
+        positive = next(name for name in found if name not in healthy)
+    return [next(name for name in found if name != positive), positive]
+
+
+def _order_grades(found: Sequence[str]) -> list[str]:
+    """The labels from least to most, if they tell."""
+    order = find_order(found)
+    if order is None:
+        proposal = propose_order(found)
+        line = quote(f"task.order=[{','.join((proposal or found)[:_MOST_SHOWN])}]")
+        how = "is the likely order" if proposal else "in this order from least to most: rearrange it"
+        raise ConfigError(
+            f"task.order is not set and the {len(found)} labels ({_list(found)}) are no numbers: set their order from "
+            f"least to most ({line} {how})"
+        )
+    return order
+
+
+def _check_order(order: Sequence[str], found: Sequence[str]) -> None:
+    _check_found("task.order", order, found)
+    twice = [name for i, name in enumerate(order) if name in order[:i]]
+    if twice:
+        raise ConfigError(f"task.order names {twice[0]} twice: expected each label once, from least to most")
+    absent = [name for name in found if name not in order]
+    if absent:
+        raise ConfigError(
+            f"task.order leaves out {_list(absent)}: add it, or set task.classes='{{LABEL: 0, …}}' without it, which "
+            "leaves its images out"
+        )
+
+
+def _check_found(setting: str, names: Sequence[str], found: Sequence[str]) -> None:
+    empty = sorted(name for name in names if name not in found)
+    if empty:
+        raise DataError(
+            f"{setting} names {', '.join(empty)}: the training split has no such label; it has {_list(found)}"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more
 
 
 def _as_written(key: Any, found: Sequence[str]) -> str:
@@ -121,13 +205,6 @@ def _as_written(key: Any, found: Sequence[str]) -> str:
 
 def _count(mapping: Mapping[str, int]) -> int:
     return max(mapping.values()) + 1
-
-
-def _natural(label: str) -> tuple[int, float, str]:
-    try:
-        return 0, float(label), label
-    except ValueError:
-        return 1, 0.0, label
 
 
 def _find_column(table: pa.Table, label: str) -> str:
@@ -148,10 +225,16 @@ def _build_multilabel(table: pa.Table, labels: Sequence[str]) -> Task:
     return Task("multilabel", chosen, [f"label_{name}" for name in chosen])
 
 
-def _build_regression(column: str, found: Sequence[str], *, grades: bool) -> Task:
-    values = [_number(text, column) for text in found]
+def _build_regression(column: str, found: Sequence[str], *, grades: bool, ordered: bool) -> Task:
     if not grades:
+        for text in found:
+            _number(text, column)
         return Task("regression", [], [column])
+    if ordered or any(sort_key(text)[0] for text in found):
+        # Words: their places are the grades.
+        names = list(found) if ordered else _order_grades(found)
+        return Task("regression", names, [column], {name: i for i, name in enumerate(names)}, grades=True)
+    values = [_number(text, column) for text in found]
     wrong = [text for text, value in zip(found, values, strict=True) if value != int(value) or value < 0]
     if wrong:
         raise DataError(f"task.grades=true: {column}={wrong[0]!r}; expected whole grades from 0 up")
@@ -199,7 +282,7 @@ def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], N
 def _encode(task: Task, text: str, column: str, *, classes: Mapping[str, int]) -> float:
     if task.kind == "multilabel":
         return _encode_flag(text, column)
-    if task.kind == "regression":
+    if task.kind == "regression" and not task.mapping:
         return _number(text, column)
     # The spelling itself first: runs of 0.2.0 may have two spellings as two classes.
     index = task.mapping.get(text, classes.get(spelling_key(text)))
@@ -223,6 +306,27 @@ def find_respelled(task: Task, labels: pa.Table) -> dict[str, str]:
     known = {spelling_key(label): label for label in task.mapping}
     texts = [str(t) for name in task.columns if known for t in code_column(labels.column(name)).texts.to_pylist()]
     return {t: known[spelling_key(t)] for t in sorted(texts) if t not in task.mapping and spelling_key(t) in known}
+
+
+def describe_positive(task: Task, *, recorded: bool) -> str:
+    """Return one line that names the positive class of a binary task; "" for other kinds.
+
+    Args:
+        task: The task.
+        recorded: The run was trained by a version that asks for the positive class if labels do not tell.
+    """
+    if task.kind != "binary":
+        return ""
+    negative, positive = task.class_names
+    if not is_healthy(positive):
+        return f"positive class: {positive} (negative: {negative})"
+    if recorded:
+        return f"positive class: {positive}, which means healthy, as requested (negative: {negative})"
+    return (
+        f"notice: the positive class is {positive}, which means healthy: the run was trained by a version that took "
+        f"the alphabetically last label. Sensitivity, PPV and scores are those of {positive}; for those of {negative} "
+        f"train again with {quote(f'task.positive={negative}')}"
+    )
 
 
 def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:

@@ -47,7 +47,8 @@ def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str)
     """Rates at each threshold, and where prevalences are stated a second table of the predictive values there."""
     rates = ["sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative"]
     stated = list(dict.fromkeys(rate for point in points for rate in point.get("rates", {}) if "_at_" in rate))
-    several = len({point["question"] for point in points}) > 1
+    questions = list(dict.fromkeys(point["question"] for point in points))
+    several = len(questions) > 1
     rows: list[tuple[str, list[Cell]]] = []
     stated_rows: list[tuple[str, list[Cell]]] = []
     for point in points[:MOST_ROWS]:
@@ -62,7 +63,8 @@ def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str)
         rows.append((head, cells + [format_number(rate, point["rates"][rate]) for rate in rates]))
         stated_rows.append((head, [format_number(rate, point["rates"][rate]) for rate in stated]))
     columns = ["Rule", "Threshold", "Found / missed", "False / cleared", *(DEFINITIONS[rate].title for rate in rates)]
-    tables = [Table(f"Operating points: {name}", where, columns, rows)]
+    caption = where if several else f"Positive is {questions[0]}. {where}".strip()
+    tables = [Table(f"Operating points: {name}", caption, columns, rows)]
     if stated and stated_rows:
         columns = ["Rule", *(_name_stated(rate) for rate in stated)]
         caption = "PPV and NPV where cases are as frequent as stated, by Bayes' theorem."

@@ -70,12 +70,18 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "partitions": dict(evaluation.certificate),
         "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") else "",
     }
+    if evaluation.kind == "binary":
+        positive, negative = evaluation.class_names[1], evaluation.class_names[0]
+        facts["positive"] = f"{positive} (negative: {negative}); sensitivity, PPV and scores are those of {positive}"
+        facts["performance"] = {"Positive class": positive, **headline}
     return facts | (_describe_model(model) if model else {}) | dict(evaluation.facts)
 
 
 def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
     task, training = model["task"], model["training"]
     names = ", ".join(task["class_names"])
+    if task["kind"] == "binary":
+        names = f"positive class {task['class_names'][1]}, negative {task['class_names'][0]}"
     transfer = str(training.get("transfer", ""))
     return {
         "technology": f"deep learning: {model['architecture']}, {task['kind']}" + (f" ({names})" if names else ""),
@@ -113,14 +119,14 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     """The model card as Markdown."""
     lines = ["# Model card", "", evaluation.intended_use, ""]
     lines += [f"> {_escape(note)}" for note in evaluation.notes] + [""]
-    lines += ["## Model", "", *_list(facts, "technology", "initialization", "selection", "model")]
+    lines += ["## Model", "", *_list(facts, "technology", "positive", "initialization", "selection", "model")]
     lines += ["## Intended use", "", f"{evaluation.intended_use} {LEFT}", ""]
     lines += ["## Factors", "", "Subgroups that were measured are in report.html and metrics.json. " + LEFT, ""]
     where = f"split {evaluation.split} of store {_escape(evaluation.store_name)}"
     lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
     lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
     lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
-    lines += [f"| {title} | {text} |" for title, text in facts["performance"].items()]
+    lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]
     if points:
         lines += ["", f"Thresholds: {facts['thresholds']}.", "", "| Question | Rule | Sensitivity | Specificity |"]

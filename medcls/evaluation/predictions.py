@@ -42,6 +42,11 @@ class Predictions:
         return self.grades or self.kind == "ordinal"
 
     @property
+    def positive_class(self) -> str:
+        """The class that sensitivity and scores of a binary task are about, the second one; "" for other kinds."""
+        return self.class_names[1] if self.kind == "binary" else ""
+
+    @property
     def grade_true(self) -> Integers:
         """The true class of each row; (N,) int64. For regression the label is already the grade."""
         return np.asarray(self.y_true, dtype=np.int64)

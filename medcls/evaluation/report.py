@@ -48,6 +48,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     page = load_template("evaluation", "report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,
+        positive_class=predictions.positive_class,
         cards=build_cards(predictions, evaluation.metrics),
         counts=build_counts(predictions, evaluation.patient_ids),
         metric_table=build_metric_table(evaluation.metrics),

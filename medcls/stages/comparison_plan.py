@@ -13,7 +13,7 @@ from medcls.command_line import say
 from medcls.config import CompareJob, check_choice
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import Task, build_task
+from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.predictions import Predictions, check_predictions
@@ -21,7 +21,7 @@ from medcls.files import read_json, write_json
 from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.stages.comparison_folds import PlannedFold, plan_folds
 from medcls.stages.lineage import check_unseen, read_lineage
-from medcls.stages.training_data import read_store_labels
+from medcls.stages.training_data import read_store_labels, read_task
 from medcls.training.checkpoint import find_card
 
 PLAN = "plan.json"
@@ -107,15 +107,7 @@ def check_metrics(job: CompareJob, arms: Mapping[str, Sequence[Step]], fold: Pla
     for arm, steps in arms.items():
         config = steps[-1].job.task
         try:
-            task = build_task(
-                config.kind,
-                labels,
-                label=config.label,
-                labels=config.labels,
-                classes=config.classes,
-                grades=config.grades,
-                ordinal=config.ordinal,
-            )
+            task = read_task(config, labels)
         except MedclsError as error:
             raise type(error)(f"arms.{arm}: {error}") from error
         rows = make_up(task)

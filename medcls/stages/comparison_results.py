@@ -84,6 +84,7 @@ def write_results(
         "common": list(merge_overrides(job.shared, []).values()),
         "metric": metric,
         "direction": describe_direction(metric),
+        "positive_class": next(iter(next(iter(read.values())).values()))[0].predictions.positive_class,
         "secondary": secondary,
         "design": {
             "kind": job.folds.kind,

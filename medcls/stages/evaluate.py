@@ -9,6 +9,7 @@ from typing import Any
 
 from medcls.command_line import put, say
 from medcls.config import EvaluateJob
+from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluation.assessment import assess
 from medcls.evaluation.evaluation import Evaluation
@@ -63,7 +64,11 @@ def evaluate(job: EvaluateJob) -> None:
     other = open_other(job, like=first) if job.against else None
     predictions = predict_members(job, members)
     metrics = measure(job, predictions, choices)
-    notes = list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
+    positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
+    if positive:
+        say(positive)
+    notes = [positive.removeprefix("notice: ")] if positive.startswith("notice") else []
+    notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
     notes += [describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
     columns, absent = read_subgroup_columns(predictions, job.subgroups)
     if absent:
@@ -132,6 +137,7 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         "n_images": len(rows.patient_ids),
         "n_patients": len(set(rows.patient_ids)),
         "openings": predictions.openings,
+        **({"positive_class": one.positive_class} if one.positive_class else {}),
         "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
     }
     return metrics | list_runs(predictions.parts)
@@ -211,6 +217,8 @@ def report_results(
 def format_metrics(metrics: dict[str, Any], *, split: str) -> str:
     """Returns the headline metrics with their intervals, one a line; metrics.json has those of each class too."""
     lines = [f"{split}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
+    if "positive_class" in metrics:
+        lines[0] += f"; positive class {metrics['positive_class']}"
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in HEADLINES:
             continue

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from medcls.command_line import put, say
 from medcls.config import PredictJob
 from medcls.data.dataset import Batch
+from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
 from medcls.files import MODEL, sha256_file, sha256_json
 from medcls.identity import read_identity
@@ -84,6 +85,9 @@ def predict(job: PredictJob) -> None:
     if out.is_dir() or (out.is_file() and is_image(out)):
         raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
     cards = read_cards(job)
+    named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
+    if named:
+        say(named)
     table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
@@ -109,7 +113,8 @@ def predict(job: PredictJob) -> None:
         write_identity_map(path, cases, identity)
         say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
     write_rows(out, rows, task=cards[0].task, form=job.format)
-    line = f"{summarize(cases)}; {out}; {INTENDED_USE}"
+    positive = f"; positive class {cards[0].task.positive}" if cards[0].task.positive else ""
+    line = f"{summarize(cases)}{positive}; {out}; {INTENDED_USE}"
     if not any(case.state == OK for case in cases):
         raise DataError(f"no image could be classified: {line}")
     put(line)

@@ -93,6 +93,7 @@ def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
         "reason": case.reason or None,
         "detail": case.detail or None,
         "predicted": None if case.scores is None else decide(task, np.array(case.scores)),
+        **({"positive_class": task.positive} if task.positive else {}),
         **name_scores(task, case.scores),
         **case.chosen,
         "logits": case.logits,

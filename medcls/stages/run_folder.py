@@ -103,7 +103,9 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
         raise ConfigError(
             f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
-    before, finished = read_json(run / SETTINGS), (run / MODEL).is_file()
+    # A setting that an older version did not have was as its default is.
+    before = _fill(read_json(run / SETTINGS), json.loads(json.dumps(asdict(type(job)()))))
+    finished = (run / MODEL).is_file()
     changed = sorted(_changes(_leave_out_places(before), _leave_out_places(settings)))
     if finished and changed and all(change.startswith(_LENGTH) for change in changed):
         onward = f"model.weights={run} transfer.val_seen=allow goes on from its weights, "
@@ -168,6 +170,14 @@ def _leave_out_places(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and model.get("weights") not in (None, IMAGENET):
         kept["model"] = model | {"weights": "of a file"}
     return kept
+
+
+def _fill(settings: Any, defaults: Any) -> Any:
+    if not (isinstance(settings, dict) and isinstance(defaults, dict)):
+        return settings
+    # Of a dictionary whose names are the user's (task.classes, augment.transforms) the default is empty.
+    absent = {key: value for key, value in defaults.items() if key not in settings and key not in _FREE}
+    return {key: _fill(value, defaults.get(key)) for key, value in settings.items()} | absent
 
 
 def _changes(before: Any, now: Any, name: str = "") -> list[str]:

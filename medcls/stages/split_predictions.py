@@ -215,5 +215,8 @@ def write_predictions(
         "logits": logits.tolist(),
         "y_score": rows.predictions.y_score.tolist(),
     }
+    if rows.predictions.positive_class:
+        # y_true 1 and y_score are about this class.
+        columns["positive_class"] = [rows.predictions.positive_class] * len(opened.rows)
     write_table(folder / PREDICTIONS, pa.table(columns))
     write_json(folder / INPUTS, key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)})

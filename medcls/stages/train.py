@@ -233,6 +233,7 @@ def write_best(
         options=options,
         head=job.model.head,
         head_width=job.model.head_width if job.model.head == "mlp" else 0,
+        positive_class=data.task.positive,
     )
     write_model(run / MODEL, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

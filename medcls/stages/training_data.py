@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medcls.command_line import say
-from medcls.config import TrainJob
+from medcls.config import TaskConfig, TrainJob
 from medcls.data.augment import build_augmentation
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
@@ -23,7 +23,7 @@ from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.manifest import write_table
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import Task, build_task, check_classes_present, encode_targets
+from medcls.data.targets import Task, build_task, check_classes_present, describe_positive, encode_targets
 from medcls.errors import DataError
 from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
@@ -76,15 +76,7 @@ def open_data(job: TrainJob) -> TrainingData:
     train_rows, val_rows = rows_of(splits, TRAIN), rows_of(splits, VAL)
     if not len(train_rows) or not len(val_rows):
         raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
-    task = build_task(
-        job.task.kind,
-        labels.take(train_rows),
-        label=job.task.label,
-        labels=job.task.labels,
-        classes=job.task.classes,
-        grades=job.task.grades,
-        ordinal=job.task.ordinal,
-    )
+    task = read_task(job.task, labels.take(train_rows))
     crop = build_crop(job, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
@@ -141,6 +133,21 @@ def read_store_labels(store: Store) -> pa.Table:
     return read_columns(path, *names, coded=True)
 
 
+def read_task(config: TaskConfig, train_labels: pa.Table) -> Task:
+    """Return the task that the settings make of the training rows' labels, as `build_task` does."""
+    return build_task(
+        config.kind,
+        train_labels,
+        label=config.label,
+        labels=config.labels,
+        classes=config.classes,
+        order=config.order,
+        positive=config.positive,
+        grades=config.grades,
+        ordinal=config.ordinal,
+    )
+
+
 def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
     """Raises DataError where a value is none of the grades 0 … K - 1 that the training rows have."""
     wrong = np.setdiff1d(targets[:, 0] if task.grades else [], np.arange(task.num_classes))
@@ -165,8 +172,12 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
     """Returns one line: store, sizes, classes."""
     sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in datasets.items())
     classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
+    if task.kind == "ordinal" or task.grades:
+        classes = f"{' < '.join(task.class_names)}"
     what = "volumes" if store.spec.spatial_dims == 3 else "images"
-    return f"store {store.folder}: {sizes} {what} {store.shape}; task {task.kind}: {classes}"
+    positive = describe_positive(task, recorded=True)
+    ending = f"; {positive}" if positive else ""
+    return f"store {store.folder}: {sizes} {what} {store.shape}; task {task.kind}: {classes}{ending}"
 
 
 def look_at_data(run: Path, data: TrainingData) -> None:

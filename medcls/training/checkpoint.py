@@ -63,6 +63,8 @@ class ModelCard:
         options: Of the architecture, for models.build_classifier.
         head: One of models.heads.HEADS.
         head_width: Its hidden units; 0 = none.
+        positive_class: Of a binary task, as it was named at training; "" for other kinds, and in files from before it
+            was recorded, whose positive class is the second one.
     """
 
     architecture: str
@@ -86,6 +88,7 @@ class ModelCard:
     options: dict[str, Any] = field(default_factory=dict)
     head: str = "linear"
     head_width: int = 0
+    positive_class: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -138,6 +141,8 @@ def _check_card(card: ModelCard) -> None:
     classless = card.task.kind in ("regression", RECONSTRUCTION)
     if len(card.task.class_names) > MOST_CLASSES or not (card.task.class_names or classless):
         raise ValueError(f"{len(card.task.class_names)} classes")
+    if card.positive_class not in ("", card.task.positive):
+        raise ValueError("positive_class is not the second class")
     if card.max_value < 1 or not 0 <= card.dropout < 1:
         raise ValueError(f"max_value {card.max_value}, dropout {card.dropout}")
     if card.split_name != Path(card.split_name).name:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from medcls.data.targets import Task, build_task, check_classes_present, encode_targets, find_respelled
 from medcls.errors import ConfigError, DataError
+from medcls.evaluation.metrics import compute_metrics
 
 
 def table(**columns: list[str | None]) -> pa.Table:
@@ -95,13 +97,120 @@ WRONG: list[tuple[str, dict[str, list[str | None]], dict[str, Any], type[Excepti
     ("multiclass", {"label": [None, None]}, {}, DataError, "no image of the training split has one"),
     ("multiclass", {"label": ["x", "x"]}, {}, DataError, r"one class only \(x\)"),
     ("multiclass", {"label": ["x", "y"]}, {"classes": {"x": 0, "z": 1}}, DataError, "names z: .* it has x, y"),
-    ("binary", {"label": ["0", "1", "2"]}, {}, ConfigError, r"task\.classes='\{0: 0, 1: 1, 2: 1\}'"),
+    ("binary", {"label": ["0", "1", "2"]}, {}, ConfigError, r"task\.classes='\{0: \?, 1: \?, 2: \?\}'"),
     ("multilabel", {"label": ["x", "y"]}, {}, DataError, "no column label_NAME"),
     ("multilabel", {"label_a": ["0", "1"]}, {"labels": ["b"]}, DataError, "no column label_b; the store has"),
     ("regression", {"label": ["1", "x"]}, {}, DataError, "label='x' is no number"),
     ("regression", {"label": ["1", "1.5"]}, {"grades": True}, DataError, "whole grades from 0 up"),
     ("regression", {"label": ["1", "-1"]}, {"grades": True}, DataError, "label='-1'"),
 ]
+
+
+# Labels, the settings given, and the class names: the negative one, then the positive one.
+POSITIVE: list[tuple[list[str], dict[str, Any], list[str]]] = [
+    (["AD", "CN"], {}, ["CN", "AD"]),
+    (["cancer", "normal"], {}, ["normal", "cancer"]),
+    (["Abnormal", "Normal "], {}, ["Normal", "Abnormal"]),
+    (["benign", "malignant"], {}, ["benign", "malignant"]),
+    (["No_Finding", "Effusion"], {}, ["No_Finding", "Effusion"]),
+    (["yes", "no"], {}, ["no", "yes"]),
+    (["negative", "positive"], {}, ["negative", "positive"]),
+    (["false", "true"], {}, ["false", "true"]),
+    (["0", "1"], {}, ["0", "1"]),
+    (["0.0", "1.0"], {}, ["0.0", "1.0"]),
+    (["0", "4"], {}, ["0", "4"]),
+    (["nevus", "melanoma"], {"positive": "melanoma"}, ["nevus", "melanoma"]),
+    (["melanoma", "nevus"], {"positive": "melanoma"}, ["nevus", "melanoma"]),
+    (["cancer", "normal"], {"positive": "normal"}, ["cancer", "normal"]),
+    (["true", "false"], {"positive": False}, ["true", "false"]),
+    (["1", "2"], {"positive": 1}, ["2", "1"]),
+    (["cancer", "normal"], {"classes": {"cancer": 0, "normal": 1}}, ["cancer", "normal"]),
+    (["AD", "CN", "MCI"], {"classes": {"CN": 0, "AD": 1, "MCI": 1}, "positive": "MCI"}, ["CN", "AD+MCI"]),
+]
+
+
+@pytest.mark.parametrize(("labels", "settings", "classes"), POSITIVE)
+def test_positive_class_is_the_one_that_is_not_healthy(
+    labels: list[str], settings: dict[str, Any], classes: list[str]
+) -> None:
+    for rows in (labels, labels[::-1]):
+        task = build_task("binary", table(label=[*rows, *rows]), **settings)
+        assert (task.class_names, task.positive) == (classes, classes[1])
+        positive, _ = encode_targets(task, table(label=[classes[1].split("+")[0], classes[0]]))
+        assert positive.tolist() == [[1.0], [0.0]]
+
+
+NOT_BINARY: list[tuple[list[str], dict[str, Any], str]] = [
+    (["nevus", "melanoma"], {}, "neither label .*: set task.positive=melanoma or task.positive=nevus"),
+    (["normal", "benign"], {}, "both mean healthy: set task.positive=benign or task.positive=normal"),
+    (["left knee", "right knee"], {}, "set 'task.positive=left knee' or 'task.positive=right knee'"),
+    (["not normal", "normal tissue"], {}, "neither label"),
+    (["1", "2"], {}, "neither label"),
+    (["AD", "CN"], {"positive": "MCI"}, "task.positive=MCI: the training split has no such label; it has AD, CN"),
+    (
+        ["AD", "CN"],
+        {"positive": "AD", "classes": {"AD": 0, "CN": 1}},
+        "task.positive=AD contradicts task.classes, where class 1 is the positive",
+    ),
+    (["nevus", "melanoma", "bcc"], {}, r"task.classes='\{bcc: \?, melanoma: \?, nevus: \?\}' with 1 for each"),
+    (["nevus", "melanoma", "bcc"], {"positive": "melanoma"}, r"'\{bcc: \?, melanoma: 1, nevus: \?\}'"),
+]
+
+
+@pytest.mark.parametrize(("labels", "settings", "line"), NOT_BINARY)
+def test_binary_task_without_a_positive_class_is_refused_with_the_line_to_type(
+    labels: list[str], settings: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(ConfigError, match=line):
+        build_task("binary", table(label=labels), **settings)
+
+
+SEVERITY = ["mild", "moderate", "none", "severe"]
+
+
+@pytest.mark.parametrize(("kind", "grades"), [("ordinal", False), ("regression", True)])
+def test_ordered_task_with_words_asks_for_their_order_and_takes_it(kind: str, grades: bool) -> None:
+    labels = table(label=SEVERITY)
+    with pytest.raises(ConfigError, match=r"\(.task.order=\[none,mild,moderate,severe\].? is the likely order\)"):
+        build_task(kind, labels, grades=grades)
+    with pytest.raises(ConfigError, match=r"task.order=\[A,B,C\].? in this order from least to most: rearrange"):
+        build_task(kind, table(label=["B", "A", "C"]), grades=grades)
+    task = build_task(kind, labels, order=["none", "mild", "moderate", "severe"], grades=grades)
+    assert task.class_names == ["none", "mild", "moderate", "severe"]
+    targets, known = encode_targets(task, table(label=[*SEVERITY, "unheard of"]))
+    assert targets[:4].tolist() == [[1.0], [2.0], [0.0], [3.0]]
+    assert known.tolist() == [True, True, True, True, False]
+
+
+def test_quadratic_kappa_follows_the_order_of_the_task() -> None:
+    truth = ["none", "mild", "moderate", "severe"] * 5
+    answers = ["none", "none", "mild", "severe", "mild", "mild", "moderate", "moderate"] * 2 + truth[:4]
+    task = build_task("ordinal", table(label=truth), order=["none", "mild", "moderate", "severe"])
+    (true, _), (answered, _) = (encode_targets(task, table(label=rows)) for rows in (truth, answers))
+    scores = np.eye(4)[answered[:, 0].astype(int)]
+    metrics = compute_metrics("ordinal", true[:, 0], scores, class_names=task.class_names)
+    ranks = {name: i for i, name in enumerate(["none", "mild", "moderate", "severe"])}
+    expected = cohen_kappa_score([ranks[t] for t in truth], [ranks[a] for a in answers], weights="quadratic")
+    assert metrics["quadratic_kappa"] == pytest.approx(expected, abs=1e-12)
+    by_alphabet = cohen_kappa_score(truth, answers, weights="quadratic")
+    assert abs(expected - by_alphabet) > 0.2
+
+
+def test_order_of_classes_without_an_order_of_grades() -> None:
+    task = build_task("multiclass", table(label=["b", "a", "c"]), order=["c", "a", "b"])
+    assert task.class_names == ["c", "a", "b"]
+    stages = build_task("multiclass", table(label=["KL10", "KL2", "KL0"]))
+    assert stages.class_names == ["KL0", "KL2", "KL10"]
+
+
+def test_order_that_does_not_fit_the_labels_is_refused() -> None:
+    labels = table(label=["a", "b", "c"])
+    with pytest.raises(DataError, match=r"task.order names d: .* it has a, b, c"):
+        build_task("ordinal", labels, order=["a", "b", "c", "d"])
+    with pytest.raises(ConfigError, match=r"task.order leaves out c: add it"):
+        build_task("ordinal", labels, order=["a", "b"])
+    with pytest.raises(ConfigError, match=r"task.order names a twice"):
+        build_task("ordinal", labels, order=["a", "b", "c", "a"])
 
 
 @pytest.mark.parametrize(("kind", "columns", "arguments", "error", "part"), WRONG, ids=[w[4] for w in WRONG])
