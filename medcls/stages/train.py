@@ -34,7 +34,7 @@ from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.same_data import confirm_finished
-from medcls.stages.svm_head import solve_head
+from medcls.stages.solved_head import solve_head
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, write_model

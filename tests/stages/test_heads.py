@@ -22,7 +22,7 @@ from medcls.models.heads import LinearHead
 from medcls.stages.evaluation_data import list_lineage_notes
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
-from medcls.stages.svm_head import fill_head
+from medcls.stages.solved_head import fill_head
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.svm import fit_svm
 
@@ -91,17 +91,17 @@ def test_svm_is_the_same_to_the_bit_and_does_not_look_at_validation(
 
 
 def test_svm_folds_keep_patients_whole(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medcls.stages import svm_head
+    from medcls.stages import solved_head
 
     seen = {}
-    original = svm_head.assign_folds
+    original = solved_head.assign_folds
 
     def record(data, targets, *, seed):  # type: ignore[no-untyped-def]
         folds = original(data, targets, seed=seed)
         seen.update(folds=folds, patients=data.store.column("patient_id", data.train.rows), targets=targets)
         return folds
 
-    monkeypatch.setattr(svm_head, "assign_folds", record)
+    monkeypatch.setattr(solved_head, "assign_folds", record)
     run_train(tmp_path / "run", *SVM)
     for patient in set(seen["patients"]):
         assert len({f for f, p in zip(seen["folds"], seen["patients"], strict=True) if p == patient}) == 1

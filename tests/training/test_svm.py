@@ -14,7 +14,7 @@ from sklearn.svm import LinearSVC
 
 from medcls.errors import DataError
 from medcls.models.heads import build_head
-from medcls.stages.svm_head import fill_head
+from medcls.stages.solved_head import fill_head
 from medcls.training import svm as module
 from medcls.training.svm import Svm, fit_logits, fit_svm, normalize_rows, score_folds
 
