@@ -23,14 +23,14 @@ class ModelConfig:
     planes: str = "axial"
     num_slices: int = 0
     pooling: str = "mean"
-    head: str = "linear"
+    head: str = "auto"
     head_width: int = _HEAD_WIDTH
     init: str = "full"
     init_to: str | None = None
     width: float = 0.5
 
     def __post_init__(self) -> None:
-        check_choice("model.head", self.head, ("linear", "mlp", "svm"))
+        check_choice("model.head", self.head, ("auto", "linear", "mlp", "svm"))
         check_range("model.head_width", self.head_width, low=1, high=65536)
         self._check_init()
         check_choice("model.planes", self.planes, ("axial", "orthogonal"))
@@ -39,6 +39,11 @@ class ModelConfig:
         self._check_effects()
         check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
         check_range("model.dropout", self.dropout, low=0, high=0.95)
+
+    @property
+    def head_kind(self) -> str:
+        """The form of the head: auto is a linear one, solved or trained (stages.solved_head.find_solver)."""
+        return "linear" if self.head == "auto" else self.head
 
     def _check_init(self) -> None:
         check_choice("model.init", self.init, ("full", "mean_var", "hybrid", "shallower"))

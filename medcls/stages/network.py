@@ -43,7 +43,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         options=choose_options(job.model, source),
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
         num_clinical=len(data.clinical.terms) if data.clinical else 0,
-        head=job.model.head,
+        head=job.model.head_kind,
         head_width=job.model.head_width,
     )
     left, lineage = load_source(job, model, source)

@@ -1,4 +1,4 @@
-"""A support vector machine as the head: solved on cached features, kept as a model file like any other."""
+"""A head that is solved on cached features instead of trained, and kept as a model file like any other."""
 
 from __future__ import annotations
 
@@ -10,23 +10,109 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from medcls.command_line import say
-from medcls.config import TrainJob
+from medcls.config import TaskConfig, TrainJob
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.strata import Strata
 from medcls.data.stratification import assign_shares
-from medcls.errors import DataError
+from medcls.distributed import count_ranks, is_first
+from medcls.errors import ConfigError, DataError
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead
 from medcls.reproducibility import draw_seed
 from medcls.stages.lineage import Lineage, has_seen
 from medcls.stages.training_data import TrainingData
+from medcls.training.logistic_head import MAX_ITERATIONS as MAX_LOGISTIC_ITERATIONS
+from medcls.training.logistic_head import STRENGTHS, fit_logistic_head
 from medcls.training.svm import GRID, MAX_ITERATIONS, Svm, fit_svm
 
 FOLDS = 5
+SOLVERS = {
+    "svm": "model.head=svm: support vector machine",
+    "logistic": "model.head=auto: logistic or ridge regression on cached features; model.head=linear trains it instead",
+}
 
 
-def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
-    """Puts the machine into the model's head and returns what was chosen, as JSON.
+def find_solver(job: TrainJob, *, cached: bool) -> str:
+    """Return what solves the head: "svm", "logistic", or "" where it is trained.
+
+    Args:
+        job: The settings.
+        cached: The features of the images are fixed, and cached.
+
+    Raises:
+        ConfigError: model.head=svm in several processes.
+    """
+    if job.model.head == "svm":
+        if count_ranks() > 1:
+            raise ConfigError(
+                "model.head=svm is solved by one process: run python -m medcls.train without medcls.launch"
+            )
+        return "svm"
+    if job.model.head != "auto" or not cached:
+        return ""
+    usual = TaskConfig(kind=job.task.kind)
+    trained = [f"task.{name}" for name in ("label_smoothing", "sampler") if _differs(job.task, usual, name)]
+    trained += [f"task.loss={job.task.loss}"] * (job.task.loss not in ("auto", "cross_entropy", "corn", "mse"))
+    trained += ["clinical.*"] * bool(job.clinical.columns) + ["model.supervision"] * bool(job.model.supervision)
+    trained += ["model.dropout"] * bool(job.model.dropout)
+    if trained:
+        say(f"the head is trained, not solved: it has no closed form with {', '.join(trained)}")
+        return ""
+    return "logistic"
+
+
+def _differs(given: TaskConfig, usual: TaskConfig, name: str) -> bool:
+    return bool(getattr(given, name) != getattr(usual, name))
+
+
+def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
+    """Put a logistic (or ridge) regression into the model's head and return what was chosen, as JSON.
+
+    Its strength is chosen by folds of the training patients.
+
+    Raises:
+        DataError: a class has fewer than two patients.
+    """
+    train = data.features[TRAIN]
+    targets = train.targets.numpy().astype(np.float64)
+    folds = assign_folds(data, targets, seed=job.seed)
+    # Views of one image are further rows of it, in its fold.
+    features, views = np.concatenate([view.read(train.rows) for view in train.views]), len(train.views)
+    scaled = (targets - float(model.head.shift)) / float(model.head.scale)
+    head = fit_logistic_head(
+        data.task.output,
+        features,
+        np.tile(scaled, (views, 1)),
+        folds=np.tile(folds, views),
+        balanced=job.task.class_weights == "balanced",
+        strengths=tqdm(STRENGTHS, desc="head", unit="C", disable=not is_first()),
+    )
+    with torch.no_grad():
+        model.head.linear.weight.copy_(torch.from_numpy(head.weight))
+        model.head.linear.bias.copy_(torch.from_numpy(head.bias))
+    known = has_seen(lineage, data.store, data.train.rows)
+    for row in head.table:
+        say(f"head: C {row['C']:<10.4g} held-out loss {row['loss']:.4f}{' *' if row['C'] == head.strength else ''}")
+    if known:
+        say(
+            "notice: the network was trained on these training patients before: C is chosen on features that know "
+            "them, and is likely too weak a penalty"
+        )
+    if not head.converged:
+        say(f"notice: the head with C={head.strength:.4g} did not converge in {MAX_LOGISTIC_ITERATIONS} iterations")
+    if head.strength in (STRENGTHS[0], STRENGTHS[-1]):
+        say(f"notice: C={head.strength:.4g} is an end of the search")
+    return {
+        "C": head.strength,
+        "table": head.table,
+        "folds": int(folds.max()) + 1,
+        "converged": head.converged,
+        "training_patients_known_to_network": known,
+    }
+
+
+def solve_svm(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
+    """Put the machine into the model's head and return what was chosen, as JSON.
 
     C is chosen by folds of the training patients, and so is the map to probabilities. Where the network was trained on
     them before, their margins are too good in any fold: the map is then fitted on the validation rows.
@@ -34,10 +120,9 @@ def solve_head(job: TrainJob, *, data: TrainingData, model: Classifier, lineage:
     Raises:
         DataError: a class has fewer than two patients.
     """
-    say("notice: model.head=svm is solved, not trained: optimizer.*, schedule.* and trainer.* have no effect")
     train = data.features[TRAIN]
     targets = train.targets[:, 0].numpy().astype(np.int64)
-    folds = assign_folds(data, targets, seed=job.seed)
+    folds = assign_folds(data, train.targets.numpy().astype(np.float64), seed=job.seed)
     # Views of one image are further rows of it, in its fold.
     features = np.concatenate([view.read(train.rows) for view in train.views])
     views = len(train.views)
@@ -68,30 +153,49 @@ def read_validation(data: TrainingData) -> tuple[NDArray[Any], NDArray[np.int64]
     return val.views[0].read(val.rows), val.targets[:, 0].numpy().astype(np.int64)
 
 
-def assign_folds(data: TrainingData, targets: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Returns the fold (N,) of each training image: patients whole, classes in proportion.
+def assign_folds(data: TrainingData, targets: NDArray[np.float64], *, seed: int) -> NDArray[np.int64]:
+    """Return the fold (N,) of each training image: patients whole, classes (labels, tenths of values) in proportion.
+
+    Args:
+        data: Store, training rows and task.
+        targets: (N, T) as data.targets.encode_targets returns them.
+        seed: Of the run.
 
     Raises:
         DataError: a class has fewer than two patients, or all of them come into one fold.
     """
     patients, rows = data.store.codes("patient_id"), data.train.rows
-    names = data.task.class_names
-    counts = [len(np.unique(patients.values[rows[targets == k]])) for k in range(len(names))]
+    names, strata = _stratify(data, targets)
+    counts = [len(np.unique(patients.values[strata.rows[strata.codes == k]])) for k in range(len(names))]
     few = int(np.argmin(counts))
-    if counts[few] < 2:
+    if counts[few] < 2 and data.task.kind != "multilabel":
         raise DataError(
-            f"model.head=svm: class {names[few]} has one patient in train: two and more are needed for folds"
+            f"class {names[few]} has one patient in train, and a solved head needs two to choose its strength: add "
+            "patients, or set model.head=linear"
         )
+    size = min(FOLDS, max(2, counts[few]))
     listed = np.zeros(len(data.store), dtype=np.bool_)
     listed[rows] = True
-    shares = {f"fold {number}": 1 / min(FOLDS, counts[few]) for number in range(min(FOLDS, counts[few]))}
-    strata = Strata(names, rows, targets.astype(np.int32))
+    shares = {f"fold {number}": 1 / size for number in range(size)}
     places = assign_shares(patients, strata, shares=shares, seed=draw_seed("svm", seed), listed=listed)
     folds = places[rows].astype(np.int64)
-    alone = [name for k, name in enumerate(names) if len(np.unique(folds[targets == k])) < 2]
-    if alone:
-        raise DataError(f"model.head=svm: all patients of class {alone[0]} come into one fold: more patients, or seed=")
+    alone = [name for k, name in enumerate(names) if len(np.unique(places[strata.rows[strata.codes == k]])) < 2]
+    if alone and data.task.kind != "multilabel":
+        raise DataError(f"all patients of class {alone[0]} fall into one fold: add patients, or change seed=")
     return folds
+
+
+def _stratify(data: TrainingData, targets: NDArray[np.float64]) -> tuple[list[str], Strata]:
+    rows, task = data.train.rows, data.task
+    if task.kind == "multilabel":
+        image, label = np.nonzero(targets == 1)
+        return task.class_names, Strata(task.class_names, rows[image], label.astype(np.int32))
+    if task.kind == "regression":
+        bins = max(1, min(10, len(rows) // 20))
+        edges = np.quantile(targets[:, 0], np.linspace(0, 1, bins + 1)[1:-1])
+        names = [f"values {k + 1} of {bins}" for k in range(bins)]
+        return names, Strata(names, rows, np.searchsorted(edges, targets[:, 0]).astype(np.int32))
+    return task.class_names, Strata(task.class_names, rows, targets[:, 0].astype(np.int32))
 
 
 def fill_head(head: LinearHead, svm: Svm) -> None:

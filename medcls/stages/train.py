@@ -17,7 +17,6 @@ from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
 from medcls.distributed import count_ranks, first_goes_ahead, get_part, is_first, join_ranks
-from medcls.errors import ConfigError
 from medcls.evaluation.metrics import compute_metrics
 from medcls.files import MODEL, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
@@ -34,7 +33,7 @@ from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.same_data import confirm_finished
-from medcls.stages.solved_head import solve_head
+from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, write_model
@@ -57,14 +56,13 @@ def train(job: TrainJob) -> None:
 
 
 def _train(job: TrainJob, run: Path) -> None:
-    if job.model.head == "svm" and count_ranks() > 1:
-        raise ConfigError("model.head=svm is solved by one process: run python -m medcls.train without medcls.launch")
     rules = choose_rules(job)
     seed_everything(job.seed)
     with first_goes_ahead():
         data = open_data(job)
         model, plans, lineage = build_model(job, data)
         cached = choose_features(job, plans)
+        solver = find_solver(job, cached=cached)
         learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
         # A dry run of the validation: a metric that this task does not have, and fewer images than processes, are found
         # now, not after the first epoch.
@@ -89,8 +87,8 @@ def _train(job: TrainJob, run: Path) -> None:
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
 
-    if job.model.head == "svm":
-        best = solve(job, run, data=data, model=model, lineage=lineage)
+    if solver:
+        best = solve(job, run, data=data, model=model, lineage=lineage, solver=solver)
     else:
         with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
             fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
@@ -127,18 +125,23 @@ def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
     return 0 if data.features else choose_workers(job.workers, device=rules.device)
 
 
-def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, lineage: Lineage) -> Best:
-    """Solves a head that has no epochs, and returns it as the only one, with the score that it has on validation."""
+def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, lineage: Lineage, solver: str) -> Best:
+    """Solve a head that has no epochs, and return it as the only one, with the score that it has on validation."""
     start = time.perf_counter()
-    chosen = solve_head(job, data=data, model=model, lineage=lineage)
+    say(f"the head is solved, not trained ({SOLVERS[solver]}): optimizer.*, schedule.* and trainer.* have no effect")
+    if solver == "svm":
+        chosen = solve_svm(job, data=data, model=model, lineage=lineage)
+    else:
+        chosen = solve_logistic(job, data=data, model=model, lineage=lineage)
     trained = FeatureClassifier(model).eval()
     val = data.features[VAL]
     with torch.inference_mode():
         logits = trained(torch.from_numpy(val.views[0].read(val.rows)).to(model.head.scale.device)).cpu()
-    score, metrics = score_logits(job, logits, data=data, unit=1.0)
-    tracker = Tracker(run)
-    tracker.write({"epoch": 1, "svm": chosen, "seconds": time.perf_counter() - start, **metrics})
-    tracker.close()
+    score, metrics = score_logits(job, logits, data=data, unit=float(model.head.scale))
+    if is_first():
+        tracker = Tracker(run)
+        tracker.write({"epoch": 1, solver: chosen, "seconds": time.perf_counter() - start, **metrics})
+        tracker.close()
     best = Best()
     best.update(score, 0, trained)
     return best
@@ -231,7 +234,7 @@ def write_best(
         normalize=choose_normalization(job.model.normalize, spec),
         clinical=data.clinical,
         options=options,
-        head=job.model.head,
+        head=job.model.head_kind,
         head_width=job.model.head_width if job.model.head == "mlp" else 0,
         positive_class=data.task.positive,
     )

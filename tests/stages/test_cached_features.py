@@ -19,7 +19,7 @@ from medcls.stages import cached_features, resume
 from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
-FROZEN = ("transfer=frozen", "trainer.epochs=3", "trainer.max_steps=null", "optimizer.lr=0.01")
+FROZEN = ("transfer=frozen", "model.head=linear", "trainer.epochs=3", "trainer.max_steps=null", "optimizer.lr=0.01")
 NONE, AUGMENTED = ("augment=none",), ("augment=radiograph",)
 TASKS = {
     "binary": ["task=binary", "task.classes={0: 0, 1: 1, 2: 1}"],

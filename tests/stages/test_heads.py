@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer
+from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from medcls.config import TrainJob
@@ -98,7 +102,7 @@ def test_svm_folds_keep_patients_whole(run_train: Run, tmp_path: Path, monkeypat
 
     def record(data, targets, *, seed):  # type: ignore[no-untyped-def]
         folds = original(data, targets, seed=seed)
-        seen.update(folds=folds, patients=data.store.column("patient_id", data.train.rows), targets=targets)
+        seen.update(folds=folds, patients=data.store.column("patient_id", data.train.rows), targets=targets[:, 0])
         return folds
 
     monkeypatch.setattr(solved_head, "assign_folds", record)
@@ -236,3 +240,90 @@ def test_what_a_head_cannot_do_is_refused(
     given = {a.partition("=")[0]: a for a in (*SVM, *arguments)}
     with pytest.raises(ConfigError, match=part):
         compose_train(tmp_path / "run", *given.values())
+
+
+# --- the linear head, solved
+
+SOLVED = ("transfer=frozen", "augment=none")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        (),
+        BINARY,
+        ("task=multilabel", "task.labels=[bright,low]"),
+        ("task=ordinal",),
+        ("task=regression", "task.label=hurt"),
+        ("task=grade_classification", "task.class_weights=balanced"),
+    ],
+    ids=["multiclass", "binary", "multilabel", "ordinal", "regression", "grades"],
+)
+def test_frozen_head_is_solved_for_every_kind_of_task(
+    run_train: Run, run_evaluate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: tuple[str, ...]
+) -> None:
+    run = run_train(tmp_path / "run", *SOLVED, *task)
+    assert "the head is solved, not trained" in capsys.readouterr().err
+    (row,) = read_json_lines(run / "metrics.jsonl")
+    assert row["logistic"]["C"] == min(row["logistic"]["table"], key=lambda entry: entry["loss"])["C"]
+    card = read_card(run / "model.safetensors")
+    assert (card.head, card.training["best_epoch"]) == ("linear", 1)
+    metrics = read_json(run_evaluate(run, "split=val") / "metrics.json")
+    name = "mae" if "task=regression" in task else "auc"
+    assert metrics[name]["value"] == pytest.approx(row[f"val_{name}"], abs=1e-5)
+
+
+def test_solved_head_is_logistic_regression_on_the_training_rows_alone(
+    run_train: Run, store: Store, tmp_path: Path
+) -> None:
+    first, second = (run_train(tmp_path / name, *SOLVED) for name in ("a", "b"))
+    assert sha256_file(first / "model.safetensors") == sha256_file(second / "model.safetensors")
+    (row,) = read_json_lines(first / "metrics.jsonl")
+    train = rows_of(read_split(store, "default")[0], "train")
+    targets = np.array([int(label) for label in store_labels(store)])[train]
+    machine = LogisticRegression(C=row["logistic"]["C"], max_iter=5000, tol=1e-8)
+    expected = make_pipeline(StandardScaler(), machine).fit(features_of(first, train), targets)
+    head = read_model(first / "model.safetensors")[0].head
+    with torch.inference_mode():
+        found = head(torch.from_numpy(features_of(first, train)).float()).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, expected.predict_proba(features_of(first, train)), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["task.loss=focal"], "task.loss=focal"),
+        (["task.sampler=balanced"], "task.sampler"),
+        (["clinical.categorical=[side]"], r"clinical\.\*"),
+    ],
+)
+def test_head_without_a_closed_form_is_trained_and_says_why(
+    run_train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], why: str
+) -> None:
+    run = run_train(tmp_path / "run", *SOLVED, *arguments)
+    assert re.search(rf"the head is trained, not solved: .*{why}", capsys.readouterr().err)
+    assert "train_loss" in read_json_lines(run / "metrics.jsonl")[0]
+
+
+def test_linear_head_is_trained_if_asked(run_train: Run, tmp_path: Path) -> None:
+    run = run_train(tmp_path / "run", *SOLVED, "model.head=linear")
+    assert "train_loss" in read_json_lines(run / "metrics.jsonl")[0]
+
+
+def test_solved_head_needs_two_patients_of_each_class(
+    run_train: Run, copy_store: Callable[..., Path], certify: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = copy_store()
+    train = rows_of(read_split(Store(folder), "default")[0], "train")
+    table, patients = pq.read_table(folder / "labels.parquet"), Store(folder).column("patient_id")
+    labels = table.column("label").to_pylist()
+    kept = next(patients[row] for row in train if labels[row] == "2")
+    fewer = [
+        "1" if row in train and labels[row] == "2" and patients[row] != kept else labels[row]
+        for row in range(len(labels))
+    ]
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(fewer))
+    pq.write_table(table, folder / "labels.parquet")
+    certify(folder)
+    with pytest.raises(DataError, match=r"class 2 has one patient in train, .*set model.head=linear"):
+        run_train(tmp_path / "run", *SOLVED, f"store={folder}")
