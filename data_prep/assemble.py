@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 import medcls
 from data_prep.decode import PARTS, Refusals, Setting, part_names, read_part
+from data_prep.grey_values import judge_levels
 from data_prep.identity_map import name_column
 from data_prep.ledger import QUARANTINED, SKIPPED, build_ledger, count_states
 from data_prep.plan import Plan
@@ -22,7 +23,9 @@ from medcls.files import DATASET, LEDGER, MANIFEST, sha256_file, write_json
 _BATCH = 8192
 
 
-def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quarantined: float) -> None:
+def assemble_store(
+    plan: Plan, setting: Setting, *, listing: pa.Table, max_quarantined: float, few_levels: str = "refuse"
+) -> None:
     """Writes manifest, ledger and dataset.json of a store whose shards are all decoded, and removes the parts.
 
     Args:
@@ -30,10 +33,11 @@ def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quara
         setting: What the shards share.
         listing: path, skip: every file of the source.
         max_quarantined: Share of refused images that is accepted.
+        few_levels: "refuse" or "allow" a store most of whose images keep few of their grey levels.
 
     Raises:
         MissingInputError: a shard is not decoded yet, or not from these files; they are named.
-        DataError: too many refused images, or none stored.
+        DataError: too many refused images, none stored, or too few grey levels left.
     """
     folder = setting.folder
     numbers = range(plan.shards)
@@ -53,9 +57,12 @@ def assemble_store(plan: Plan, setting: Setting, *, listing: pa.Table, max_quara
         raise DataError(
             f"no image is left to decode: {'; '.join(refusals.shown) or 'every one was left out by a rule'}"
         )
-    manifest = pa.concat_tables(read_table(folder / part_names(n)["manifest"]) for n in numbers)
+    tables = [read_table(folder / part_names(n)["manifest"]) for n in numbers]
+    # Parts that an earlier version left lack columns: what they would say is unknown.
+    manifest = pa.concat_tables(tables, promote_options="default")
     if not manifest.num_rows:
         raise DataError(f"no image could be read: {'; '.join(refusals.shown)}")
+    judge_levels(manifest, setting.spec, allow=few_levels == "allow")
     ledger = _account(plan, setting, listing)
     if pc.sum(ledger.column("images")).as_py() != manifest.num_rows or ledger.num_rows != listing.num_rows:
         raise MedclsError(

@@ -63,8 +63,22 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         "pixel_sha256": stored.pixel_sha256,
         "pixel_dhash": stored.pixel_dhash,
         "declared_sha256": declared_sha256(unit, identity),
+        **describe_values(image),
         **image.volume,
         **unit.extra,
+    }
+
+
+def describe_values(image: DecodedImage) -> dict[str, Any]:
+    """Return the manifest's columns of grey values: of the file, and of what is left in the stored pixels."""
+    source = image.source
+    return {
+        "value_low": source.low if source else None,
+        "value_high": source.high if source else None,
+        "value_levels": source.levels if source else None,
+        "value_scaling": source.scaling if source else None,
+        "stored_levels": image.stored_levels,
+        "stored_high": image.stored_high,
     }
 
 

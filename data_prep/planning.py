@@ -64,7 +64,12 @@ def build_spec(job: PrepareJob) -> Spec:
     if image.kind == "image":
         height, width = image.sizes
         return PreprocessSpec(
-            height=height, width=width, channels=image.channels, window_index=image.window_index, **_shared(image)
+            height=height,
+            width=width,
+            channels=image.channels,
+            window_index=image.window_index,
+            range=(image.range[0], image.range[1]) if image.range is not None else None,
+            **_shared(image),
         )
     depth, height, width = image.sizes
     spacing = [image.spacing_mm] * 3 if isinstance(image.spacing_mm, int | float) else image.spacing_mm
@@ -95,6 +100,7 @@ def _shared(image: ImageConfig) -> dict[str, Any]:
         "intensity": image.intensity,
         "percentiles": (image.percentiles[0], image.percentiles[1]),
         "windows_hu": find_windows(image.windows_hu),
+        "implausible_hu": image.implausible_hu,
         "burnt_in": BurntInRule(
             image.burnt_in, tuple(boxes), (keep[0], keep[1], keep[2], keep[3]) if keep is not None else None
         ),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from data_prep.assemble import assemble_store
 from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names, read_part
+from data_prep.grey_values import judge_sample
 from data_prep.identity_map import name_column, write_way_back
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
@@ -130,7 +131,7 @@ def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, d
         _decode(job, plan, setting, numbers=range(plan.shards))
     # Before the store is complete: whoever has the store has the way back.
     write_way_back(setting.folder, plan, setting.identity)
-    assemble_store(plan, setting, listing=listing, max_quarantined=job.max_quarantined)
+    assemble_store(plan, setting, listing=listing, max_quarantined=job.max_quarantined, few_levels=job.image.few_levels)
     return Store(setting.folder)
 
 
@@ -163,6 +164,8 @@ def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) ->
         say(f"store {setting.folder}: {len(numbers) - len(missing)} of {len(numbers)} shards are decoded already")
     if not missing:
         return
+    if len(missing) == len(numbers):
+        judge_sample(plan, setting, allow=job.image.few_levels == "allow")
     if job.executor == "ray":
         from data_prep.ray_executor import decode_on_ray
 

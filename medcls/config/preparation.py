@@ -22,6 +22,9 @@ class ImageConfig:
     dtype: str = "uint8"
     fit: str = "pad"
     intensity: str = "display"
+    range: list[float] | None = None
+    few_levels: str = "refuse"
+    implausible_hu: str = "refuse"
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
     windows_hu: list[Any] = field(default_factory=list)
@@ -37,6 +40,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         check_choice("image.kind", self.kind, ("image", "volume"))
         check_choice("image.fit", self.fit, ("pad", "crop", "stretch"))
+        check_choice("image.few_levels", self.few_levels, ("refuse", "allow"))
+        check_choice("image.implausible_hu", self.implausible_hu, ("refuse", "allow"))
         check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
         sizes, axes = self.sizes, 3 if self.kind == "volume" else 2
         if not all(isinstance(n, int) and 8 <= n <= 8192 for n in sizes) or len(sizes) != axes:
@@ -44,6 +49,7 @@ class ImageConfig:
             raise ConfigError(f"image.size={self.size}: expected a number or {expected}, 8 to 8192 pixels")
         if self.kind == "image":
             self._check_image()
+        self._check_range()
         low, high = self.percentiles if len(self.percentiles) == 2 else (1.0, 0.0)
         if not 0 <= low < high <= 100:
             raise ConfigError(f"image.percentiles={self.percentiles}: expected [low, high] within 0 to 100")
@@ -57,7 +63,7 @@ class ImageConfig:
 
     def _check_image(self) -> None:
         check_choice("image.dtype", self.dtype, ("uint8", "uint16"))
-        check_choice("image.intensity", self.intensity, ("display", "minmax", "percentile"))
+        check_choice("image.intensity", self.intensity, ("display", "range", "minmax", "percentile"))
         if self.channels not in (1, 3):
             raise ConfigError(f"image.channels={self.channels}: expected 1 (grey) or 3 (colour)")
         if self.spacing_mm is not None or self.patient_axes:
@@ -67,6 +73,19 @@ class ImageConfig:
             raise ConfigError(
                 f"image.windows_hu has {len(self.windows_hu)} windows: expected image.channels={self.channels}"
             )
+
+    def _check_range(self) -> None:
+        if (self.intensity == "range") != (self.range is not None):
+            raise ConfigError(
+                "image.intensity=range and image.range=[low,high] go together: set both (the grey values that become "
+                "black and white: [0,1023] for 10 bits, [0,4095] for 12, [0,16383] for 14), or neither"
+            )
+        if self.range is not None:
+            low, high = self.range if len(self.range) == 2 else (1.0, 0.0)
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ConfigError(f"image.range={self.range}: expected [low,high] with low < high")
+            if self.windows_hu:
+                raise ConfigError("image.windows_hu and image.intensity=range both scale grey values: remove one")
 
 
 def _is_window(window: Any) -> bool:

@@ -38,8 +38,19 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("pixel_sha256", pa.string()),
     ("pixel_dhash", pa.binary(32)),
     ("declared_sha256", pa.string()),
+    ("value_low", pa.float64()),
+    ("value_high", pa.float64()),
+    ("value_levels", pa.int32()),
+    ("value_scaling", pa.string()),
+    ("stored_levels", pa.int32()),
+    ("stored_high", pa.float64()),
 ]
 COLUMNS = pa.schema(_FIELDS)
+"""What every manifest has; those from value_low on came after version 0.2.0 and are null for images stored before.
+
+value_low, value_high, value_levels, value_scaling: imaging.grey_levels.SourceValues of the file. stored_levels,
+stored_high: distinct values and the largest value of the stored pixels outside the frame's padding.
+"""
 
 _VOLUME_FIELDS: list[tuple[str, pa.DataType]] = [
     ("source_depth", pa.int32()),

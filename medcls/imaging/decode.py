@@ -6,7 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from medcls.imaging.burnt_in import may_show_face
+from medcls.imaging.grey_levels import SourceValues, count_levels, take_sample
+from medcls.imaging.hounsfield import check_hounsfield
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.preprocess import Box, PreparedImage, PreprocessSpec, preprocess_image
 from medcls.imaging.readers import is_dicom, read_image
@@ -43,6 +47,9 @@ class DecodedImage:
         photometric: PhotometricInterpretation, or "L" or "RGB" for other formats.
         headers: Allow-listed DICOM attributes by keyword ("" absent); {} for other formats.
         volume: Further manifest columns of a volume (manifest.VOLUME_COLUMNS); {} for images.
+        source: The grey values of the file or files; None where nothing was measured.
+        stored_levels: Distinct values of the stored pixels outside the frame's padding.
+        stored_high: Largest stored value, of the range that the dtype has.
     """
 
     prepared: PreparedImage | PreparedVolume
@@ -51,6 +58,9 @@ class DecodedImage:
     photometric: str
     headers: dict[str, str]
     volume: dict[str, Any] = field(default_factory=dict)
+    source: SourceValues | None = None
+    stored_levels: int = 0
+    stored_high: float = 0.0
 
 
 def decode_image(task: DecodeTask) -> DecodedImage:
@@ -63,17 +73,30 @@ def decode_image(task: DecodeTask) -> DecodedImage:
         return _decode_volume(task.files, task.spec)
     (file,) = task.files
     image = read_image(file, options=task.spec.read_options)
+    prepared = preprocess_image(image, task.spec, roi=task.roi)
     return DecodedImage(
-        prepared=preprocess_image(image, task.spec, roi=task.roi),
+        prepared=prepared,
         source_size=(image.pixels.shape[1], image.pixels.shape[2]),
         spacing_source=image.spacing_source,
         photometric=image.photometric,
         headers=image.headers,
+        source=image.source,
+        **_measure_stored(prepared),
     )
+
+
+def _measure_stored(prepared: PreparedImage | PreparedVolume) -> dict[str, Any]:
+    """What the stored pixels use of their range, the frame's padding apart."""
+    half = len(prepared.valid_extent) // 2
+    places = zip(prepared.valid_extent[:half], prepared.valid_extent[half:], strict=True)
+    valid = prepared.pixels[(slice(None), *(slice(start, start + size) for start, size in places))]
+    return {"stored_levels": count_levels(valid), "stored_high": float(valid.max(initial=0))}
 
 
 def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
     raw = _read(files, spec)
+    if raw.unit == "HU" and spec.implausible_hu == "refuse":
+        check_hounsfield(take_sample(raw.values, raw.mask))
     prepared = preprocess_volume(raw, spec)
     return DecodedImage(
         prepared=prepared,
@@ -88,7 +111,18 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
             "notes": " ".join(raw.notes) or None,
             "may_show_face": may_show_face(raw.headers),
         },
+        source=_measure_source(raw, spec),
+        **_measure_stored(prepared),
     )
+
+
+def _measure_source(raw: RawVolume, spec: VolumeSpec) -> SourceValues | None:
+    """The values of a volume outside padding."""
+    sample = take_sample(raw.values, raw.mask)
+    if not sample.size:
+        return None
+    scaling = {"window": "windows_hu", "hounsfield": "windows_hu"}.get(spec.intensity, "own_range")
+    return SourceValues(float(sample.min()), float(sample.max()), len(np.unique(sample)), scaling)
 
 
 def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:

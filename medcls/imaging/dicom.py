@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.colour import apply_palette, convert_ybr_to_rgb
-from medcls.imaging.grey import Display, Modality, build_window, choose_display, read_modality
+from medcls.imaging.grey import Display, Modality, build_range, build_window, choose_display, read_modality
 from medcls.imaging.headers import find_macro, read_headers, read_numbers
 from medcls.imaging.part10 import DicomFile, open_dicom, refusing_parser_errors
 from medcls.imaging.plain import Header
@@ -119,19 +119,27 @@ def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityIm
 
 
 def compute_display(
-    frame: DicomFrame, *, window_index: int = 0, windows_hu: tuple[tuple[float, float], ...] = ()
-) -> NDArray[np.float32]:
-    """Display values (C, H, W) in [0, 1], 0 black, padding 0; C is 1, 3 for colour, or the number of windows.
+    frame: DicomFrame,
+    *,
+    window_index: int = 0,
+    windows_hu: tuple[tuple[float, float], ...] = (),
+    grey_range: tuple[float, float] | None = None,
+) -> tuple[NDArray[np.float32], str]:
+    """Compute display values (C, H, W) in [0, 1], 0 black, padding 0; C is 1, 3 for colour, or the number of windows.
 
     Args:
         frame: A decoded frame.
         window_index: Which of the file's VOI LUTs and windows, LUTs counted first.
         windows_hu: CT only: (centre, width) in HU, one channel each, instead of the file's VOI. HU have a
             meaning of their own, so MONOCHROME1 does not invert these.
+        grey_range: Modality values that become 0 and 1, instead of the file's VOI; MONOCHROME1 inverts them.
+
+    Returns:
+        The values, and the word of grey.SCALINGS for what scaled them.
 
     Raises:
         ImageRefusedError: mosaic, window, no_window, not_hounsfield, presentation_conflict, float_range, all_padding,
-            palette.
+            palette, not_grey.
 
     Source: PS3.3 C.11.2 (VOI), C.7.6.3.1.2 (MONOCHROME1, inverted once, after VOI), C.8.11.3.1.2.
     """
@@ -142,16 +150,19 @@ def compute_display(
         if windows_hu:
             _check_hounsfield(frame)
         if modality is None:
-            return _display_colour(frame)
+            if grey_range is not None:
+                raise ImageRefusedError("not_grey", "image.intensity=range scales grey values: image.intensity=display")
+            return _display_colour(frame), "type"
         if windows_hu:
-            displays = [build_window("LINEAR", center, width) for center, width in windows_hu]
+            displays, scaling = [build_window("LINEAR", center, width) for center, width in windows_hu], "windows_hu"
         else:
-            displays = [_display_of_file(frame, modality, window_index)]
+            display, scaling = _find_display(frame, modality, window_index, grey_range)
+            displays = [display]
         channels = [map_values(frame.stored, _chain(modality, each)) for each in displays]
         pixels = channels[0][None] if len(channels) == 1 else np.stack(channels)
         if frame.mask is not None:
             np.copyto(pixels, 0, where=frame.mask)
-        return pixels
+        return pixels, scaling
 
 
 def _chain(modality: Modality, display: Display) -> Display:
@@ -246,31 +257,41 @@ def _display_colour(frame: DicomFrame) -> NDArray[np.float32]:
     return np.moveaxis(stored.values / full, -1, 0).astype(np.float32)
 
 
-def _check_hounsfield(frame: DicomFrame) -> None:
-    """Windows in HU need values in HU."""
+def is_hounsfield(frame: DicomFrame) -> bool:
+    """Return whether the header says that the values are HU: a CT with a rescale, of no other type."""
     modality = frame.modality
     in_hu = modality is not None and modality.stated and modality.unit in ("", "HU")
-    if frame.dataset.get("Modality") != "CT" or not in_hu:
+    return in_hu and frame.dataset.get("Modality") == "CT"
+
+
+def _check_hounsfield(frame: DicomFrame) -> None:
+    """Windows in HU need values in HU."""
+    if not is_hounsfield(frame):
         raise ImageRefusedError("not_hounsfield", "windows in HU need a CT with a rescale to HU")
 
 
-def _display_of_file(frame: DicomFrame, modality: Modality, window_index: int) -> Display:
-    """The file's own VOI transform or the stated fall-back, then the photometric inversion."""
+def _find_display(
+    frame: DicomFrame, modality: Modality, window_index: int, grey_range: tuple[float, float] | None
+) -> tuple[Display, str]:
+    """The range asked for, else the file's own VOI transform or the fall-back; then the photometric inversion."""
     photometric = frame.stored.photometric
     if str(frame.dataset.get("PixelPresentation") or "") in ("COLOR", "MIXED", "TRUE_COLOR"):
         raise ImageRefusedError("supplemental_palette", "grey values meant to be shown in colour")
     shape = str(frame.dataset.get("PresentationLUTShape") or "")
     if (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")):
         raise ImageRefusedError("presentation_conflict", f"{photometric} with PresentationLUTShape {shape}")
-    display = choose_display(
-        find_macro(frame.dataset, "FrameVOILUTSequence"),
-        frame.stored,
-        modality,
-        mask=frame.mask,
-        window_index=window_index,
-        little_endian=frame.little_endian,
-        is_ct=frame.dataset.get("Modality") == "CT",
-    )
+    if grey_range is not None:
+        display, scaling = build_range(*grey_range), "range"
+    else:
+        display, scaling = choose_display(
+            find_macro(frame.dataset, "FrameVOILUTSequence"),
+            frame.stored,
+            modality,
+            mask=frame.mask,
+            window_index=window_index,
+            little_endian=frame.little_endian,
+            is_ct=frame.dataset.get("Modality") == "CT",
+        )
     if photometric == "MONOCHROME1":
-        return lambda values: 1.0 - display(values)
-    return display
+        return lambda values: 1.0 - display(values), scaling
+    return display, scaling

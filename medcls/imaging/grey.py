@@ -17,6 +17,10 @@ from medcls.imaging.stored import StoredFrame
 
 Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+SCALINGS = ("type", "voi_lut", "window", "own_range", "unit", "range", "windows_hu")
+"""What turned grey values into [0, 1]: the largest value of their integer type, the file's VOI LUT or window, the
+image's own smallest and largest value, nothing (floats in [0, 1]), image.range, or image.windows_hu."""
+
 
 @dataclass(frozen=True, slots=True)
 class LookupTable:
@@ -129,7 +133,10 @@ def build_window(function: str, center: float, width: float) -> Display:
     Source: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1, C.11.2.1.3.2.
     """
     if width < 1 if function == "LINEAR" else width <= 0:
-        raise ImageRefusedError("window", f"width {width:g} is too small for {function}")
+        raise ImageRefusedError(
+            "window",
+            f"width {width:g} is too small for {function}: image.intensity=range image.range=[…] replaces it",
+        )
     if function == "SIGMOID":
         return lambda values: 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values - center) / width, -700, 700)))
     if function == "LINEAR":
@@ -150,8 +157,8 @@ def choose_display(
     window_index: int,
     little_endian: bool,
     is_ct: bool,
-) -> Display:
-    """The VOI transform that the file states, else a stated fall-back.
+) -> tuple[Display, str]:
+    """Return the VOI transform that the file states, else a stated fall-back, and its word of SCALINGS.
 
     Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused, since
     HU have no range of their own; deeper images map the smallest and largest unpadded value to 0 and 1,
@@ -170,16 +177,16 @@ def choose_display(
         raise ImageRefusedError("window", f"index {window_index} of {len(tables) + len(windows)}")
     if window_index < len(tables):
         table = read_table(tables[window_index], signed=low < 0, little_endian=little_endian)
-        return lambda values: table.apply(values) / ((1 << table.bits) - 1)
+        return lambda values: table.apply(values) / ((1 << table.bits) - 1), "voi_lut"
     if windows:
-        return build_window(*windows[window_index - len(tables)])
+        return build_window(*windows[window_index - len(tables)]), "window"
     if is_ct:
         raise ImageRefusedError("no_window", "CT without a window: give one in HU (image.windows_hu)")
     if stored.values.dtype.kind == "f":
-        return _check_unit_range
+        return _check_unit_range, "unit"
     if stored.bits > 8:
-        low, high = _find_range(stored.values if mask is None else stored.values[~mask], modality)
-    return _build_range(low, high)
+        low, high = find_range(stored.values if mask is None else stored.values[~mask], modality)
+    return build_range(low, high), "own_range" if stored.bits > 8 else "type"
 
 
 def _read_windows(source: Header) -> list[tuple[str, float, float]]:
@@ -191,15 +198,15 @@ def _read_windows(source: Header) -> list[tuple[str, float, float]]:
     return [(function, center, width) for center, width in zip(centers, widths, strict=True)]
 
 
-def _find_range(seen: NDArray[Any], modality: Modality) -> tuple[float, float]:
-    """The smallest and largest modality value of the pixels seen; a table need not be monotonic."""
+def find_range(seen: NDArray[Any], modality: Modality) -> tuple[float, float]:
+    """Return the smallest and largest modality value of the pixels seen; a table need not be monotonic."""
     inputs = seen if modality.table else np.array([seen.min(), seen.max()])
     values = modality.apply(inputs.astype(np.float64))
     return float(values.min()), float(values.max())
 
 
-def _build_range(low: float, high: float) -> Display:
-    """Maps [low, high] to [0, 1]; an image of one value is black."""
+def build_range(low: float, high: float) -> Display:
+    """Return the map of [low, high] to [0, 1], clipped; an image of one value is black."""
     width = high - low or 1.0
     return lambda values: np.clip((values - low) / width, 0.0, 1.0)
 

@@ -20,6 +20,9 @@ __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preproce
 
 # Grey images saved as colour JPEG differ by a few levels between their channels; colour differs by far more.
 _GREY_TOLERANCE = 8 / 255
+_READ_SO = ("display", "range")
+_NEW: dict[str, Any] = {"range": None, "implausible_hu": "refuse"}
+"""Fields that version 0.2.0 did not have, with what was done then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,14 @@ class PreprocessSpec:
         fit: "pad" keeps the whole image and its proportions; "crop" fills the frame and cuts the long side;
             "stretch" fills the frame and changes the proportions.
         intensity: "display" keeps the display values (DICOM VOI transform, or the file's full range); "minmax"
-            and "percentile" stretch every image to its own range.
+            and "percentile" stretch every image to its own range; "range" scales all images alike, by `range`.
         percentiles: (low, high) in percent, for intensity="percentile".
         window_index: Which of a file's several VOI windows.
         windows_hu: (centre, width) in HU, each one channel, instead of the file's window.
         burnt_in: What is done about text in the pixels.
+        range: (low, high) for intensity="range": the grey values (samples of a picture, modality values of DICOM) that
+            become black and white, instead of the file's VOI or the largest value of its type.
+        implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
     """
 
     height: int = 224
@@ -51,6 +57,8 @@ class PreprocessSpec:
     window_index: int = 0
     windows_hu: tuple[tuple[float, float], ...] = ()
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
+    range: tuple[float, float] | None = None
+    implausible_hu: str = "refuse"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,13 +76,17 @@ class PreprocessSpec:
         return 0.0, float(np.iinfo(self.dtype).max)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form that `from_json` reads."""
-        return asdict(self) | {
+        """Return the JSON form that `from_json` reads.
+
+        What came after version 0.2.0 is left out at its default, so that records and checksums of then stay the same.
+        """
+        record = asdict(self) | {
             "percentiles": list(self.percentiles),
             "windows_hu": [list(w) for w in self.windows_hu],
             "burnt_in": self.burnt_in.to_json(),
             "spatial_dims": 2,
         }
+        return {name: value for name, value in record.items() if name not in _NEW or value != _NEW[name]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PreprocessSpec:
@@ -85,7 +97,7 @@ class PreprocessSpec:
         Raises:
             DataError: an unknown or missing field (written by another version).
         """
-        record: dict[str, Any] = {"burnt_in": BurntInRule("allow").to_json(), "spatial_dims": 2} | content
+        record: dict[str, Any] = {"burnt_in": BurntInRule("allow").to_json(), "spatial_dims": 2} | _NEW | content
         try:
             if record.pop("spatial_dims") != 2:
                 raise ValueError("spatial_dims is not 2")
@@ -95,6 +107,9 @@ class PreprocessSpec:
             low, high = record["percentiles"]
             record["percentiles"] = (float(low), float(high))
             record["windows_hu"] = tuple((float(c), float(w)) for c, w in record["windows_hu"])
+            if record["range"] is not None:
+                black, white = record["range"]
+                record["range"] = (float(black), float(white))
             return cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"preprocessing record {content}: not of this version of medcls ({error})") from error
@@ -102,7 +117,13 @@ class PreprocessSpec:
     @property
     def read_options(self) -> ReadOptions:
         """The part of the spec that acts while reading a file."""
-        return ReadOptions(window_index=self.window_index, windows_hu=self.windows_hu, burnt_in=self.burnt_in)
+        return ReadOptions(
+            window_index=self.window_index,
+            windows_hu=self.windows_hu,
+            burnt_in=self.burnt_in,
+            grey_range=self.range,
+            implausible_hu=self.implausible_hu,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +159,7 @@ def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None =
     """
     pixels, mask = _crop(image, roi or image.kept_box)
     pixels = match_channels(_rescale(pixels, mask, spec), spec.channels)
-    if mask is not None and spec.intensity != "display":  # display values are 0 under the mask already
+    if mask is not None and spec.intensity not in _READ_SO:  # values are 0 under the mask already
         pixels = np.where(mask, np.float32(0), pixels)
     frame, extent, zoom = _fit(pixels, image.aspect, spec)
     spacing = image.spacing_mm and (image.spacing_mm[0] / zoom[0], image.spacing_mm[1] / zoom[1])
@@ -159,7 +180,7 @@ def _crop(image: RawImage, roi: Box | None) -> tuple[NDArray[np.float32], NDArra
 
 
 def _rescale(pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, spec: PreprocessSpec) -> NDArray[np.float32]:
-    if spec.intensity == "display":
+    if spec.intensity in _READ_SO:
         return pixels
     return stretch_range(pixels, mask, limits=(0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles)
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.part10 import BoundedReader
 
 _START_BYTES = 32
@@ -64,8 +65,10 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], int]:
-    """Return samples (C, H, W), float32 in [0, 1], C 1 or 3, and their bits in the file.
+def read_raster(
+    path: Path, *, max_pixels: int, grey_range: tuple[float, float] | None = None
+) -> tuple[NDArray[np.float32], int, SourceValues]:
+    """Return samples (C, H, W), float32 in [0, 1], C 1 or 3, their bits in the file, and the values that it holds.
 
     Integers are divided by the largest value of their type (1, 8 or 16 bits), whatever they are: 12 bits
     in a 16-bit file are dark, and the same for every file. Orientation tags are obeyed.
@@ -73,6 +76,8 @@ def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], in
     Args:
         path: File, known by its first bytes.
         max_pixels: Limit of rows x columns x samples, checked before decoding.
+        grey_range: Samples that become 0 and 1, instead of 0 and the largest value of the type; then integers and
+            floats of every kind are read.
 
     Raises:
         ImageRefusedError: format_not_read, unknown_format, too_large, palette, animated, unsupported_colour,
@@ -94,7 +99,7 @@ def read_raster(path: Path, *, max_pixels: int) -> tuple[NDArray[np.float32], in
             raise ImageRefusedError("no_file_meta", "DICOM without file meta: its transfer syntax is unknown")
         else:
             raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF, BMP nor .npy")
-    return _scale(samples)
+    return _scale(samples, grey_range)
 
 
 def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
@@ -252,20 +257,33 @@ def _read_npy_header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[
         raise ImageRefusedError("damaged", f"not a readable .npy: {type(error).__name__}") from error
 
 
-def _scale(samples: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
-    """(C, H, W) in [0, 1] and bits a sample, from (H, W, C) of any supported type."""
+def _scale(
+    samples: NDArray[Any], grey_range: tuple[float, float] | None
+) -> tuple[NDArray[np.float32], int, SourceValues]:
+    """(C, H, W) in [0, 1], bits a sample and the values that there were, from (H, W, C) of any supported type."""
     dtype = samples.dtype
     if samples.size == 0:
         raise ImageRefusedError("zero_pixels", f"an image of shape {samples.shape}")
-    if dtype.kind == "f":
-        if not (np.isfinite(samples).all() and samples.min() >= 0 and samples.max() <= 1):
-            raise ImageRefusedError("float_range", "float pixels must lie in [0, 1]")
-        full, bits = 1.0, dtype.itemsize * 8
-    elif dtype.kind == "b":
-        full, bits = 1.0, 1
-    elif dtype.kind == "u" and dtype.itemsize <= 2:
-        full, bits = float(np.iinfo(dtype).max), dtype.itemsize * 8
+    bits = 1 if dtype.kind == "b" else dtype.itemsize * 8
+    if dtype.kind == "f" and not np.isfinite(samples).all():
+        raise ImageRefusedError("float_range", "float pixels hold NaN or infinity")
+    low, high = float(samples.min()), float(samples.max())
+    if grey_range is not None:
+        black, white = grey_range
+        scaled = np.clip((samples.astype(np.float64) - black) / (white - black), 0, 1).astype(np.float32)
+    elif dtype.kind == "f":
+        if low < 0 or high > 1:
+            raise ImageRefusedError(
+                "float_range",
+                f"floats from {low:g} to {high:g}, expected 0 to 1: image.intensity=range image.range=[…]",
+            )
+        scaled = samples.astype(np.float32)
+    elif dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize <= 2):
+        scaled = samples.astype(np.float32) / np.float32(1 if dtype.kind == "b" else np.iinfo(dtype).max)
     else:
-        raise ImageRefusedError("sample_type", f"{dtype} pixels; expected bool, uint8, uint16 or float")
-    scaled = samples.astype(np.float32) / np.float32(full)
-    return np.ascontiguousarray(np.moveaxis(scaled, -1, 0)), bits
+        raise ImageRefusedError(
+            "sample_type", f"{dtype} pixels; expected bool, uint8, uint16 or float: image.intensity=range reads others"
+        )
+    scaling = "range" if grey_range is not None else "unit" if dtype.kind == "f" else "type"
+    found = SourceValues(low, high, len(np.unique(take_sample(samples, None))), scaling)
+    return np.ascontiguousarray(np.moveaxis(scaled, -1, 0)), bits, found

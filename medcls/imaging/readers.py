@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.burnt_in import Box, BurntInRule, find_hidden, find_kept_box
-from medcls.imaging.dicom import DicomFrame, compute_display, read_frame
+from medcls.imaging.dicom import DicomFrame, compute_display, is_hounsfield, read_frame
+from medcls.imaging.grey import find_range
+from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.headers import read_aspect, read_headers, read_spacing, read_ultrasound_regions
+from medcls.imaging.hounsfield import check_hounsfield
 from medcls.imaging.part10 import is_dicom, refusing_parser_errors
 from medcls.imaging.raster import read_raster
 
@@ -30,12 +33,17 @@ class ReadOptions:
         window_index: Which of several VOI LUTs and windows of a DICOM file, LUTs counted first.
         windows_hu: CT: (centre, width) in HU, each becoming one channel, instead of the file's VOI.
         burnt_in: What is done about text in the pixels.
+        grey_range: Grey values (samples of a picture, modality values of DICOM) that become black and white, instead
+            of the file's VOI or the largest value of its type.
+        implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
     """
 
     max_pixels: int = 1 << 28
     window_index: int = 0
     windows_hu: tuple[tuple[float, float], ...] = ()
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
+    grey_range: tuple[float, float] | None = None
+    implausible_hu: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class RawImage:
         photometric: PhotometricInterpretation, or "L" or "RGB" for other formats.
         headers: Allow-listed DICOM attributes by keyword ("" absent); {} for other formats.
         kept_box: (x, y, width, height) around what the burnt-in rule left, pixels; None where it hid nothing.
+        source: The grey values of the file; None for an image that was not read from one.
     """
 
     pixels: NDArray[np.float32]
@@ -64,6 +73,7 @@ class RawImage:
     photometric: str
     headers: dict[str, str]
     kept_box: Box | None = None
+    source: SourceValues | None = None
 
 
 _DEFAULTS = ReadOptions()
@@ -95,7 +105,7 @@ def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
 
 def _read_other(path: Path, options: ReadOptions) -> RawImage:
     """A PNG, JPEG, TIFF, BMP or .npy file; it has no header, so only the boxes of the burnt-in rule act on it."""
-    samples, bits = read_raster(path, max_pixels=options.max_pixels)
+    samples, bits, source = read_raster(path, max_pixels=options.max_pixels, grey_range=options.grey_range)
     shape = (samples.shape[1], samples.shape[2])
     hidden = find_hidden({}, regions=(), shape=shape, rule=options.burnt_in)
     return RawImage(
@@ -108,6 +118,7 @@ def _read_other(path: Path, options: ReadOptions) -> RawImage:
         photometric="L" if len(samples) == 1 else "RGB",
         headers={},
         kept_box=None if hidden is None else find_kept_box(hidden),
+        source=source,
     )
 
 
@@ -119,7 +130,9 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
     hidden = _find_hidden(frame, headers, options.burnt_in)
     # Before the display: where the file has no window, the range of the values must not see the text.
     frame = replace(frame, mask=_join(frame.mask, hidden))
-    pixels = compute_display(frame, window_index=options.window_index, windows_hu=options.windows_hu)
+    pixels, scaling = compute_display(
+        frame, window_index=options.window_index, windows_hu=options.windows_hu, grey_range=options.grey_range
+    )
     return RawImage(
         pixels=_black_out(pixels, hidden),
         mask=frame.mask,
@@ -130,7 +143,23 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
         photometric=headers["PhotometricInterpretation"],
         headers=headers,
         kept_box=None if hidden is None else find_kept_box(hidden),
+        source=_measure(frame, scaling, check_hu=options.implausible_hu == "refuse"),
     )
+
+
+def _measure(frame: DicomFrame, scaling: str, *, check_hu: bool) -> SourceValues | None:
+    """The grey values outside padding and hidden parts, those of a CT checked; of colours the samples."""
+    stored, modality = frame.stored.values, frame.modality
+    seen = stored if frame.mask is None else stored[~frame.mask]
+    if seen.size == 0:
+        return None
+    sample = take_sample(seen, None)
+    if modality is None:
+        return SourceValues(float(seen.min()), float(seen.max()), len(np.unique(sample)), scaling)
+    values = modality.apply(sample.astype(np.float64))
+    if check_hu and is_hounsfield(frame):
+        check_hounsfield(values)
+    return SourceValues(*find_range(seen, modality), len(np.unique(values)), scaling)
 
 
 def _find_hidden(frame: DicomFrame, headers: dict[str, str], rule: BurntInRule) -> NDArray[np.bool_] | None:

@@ -24,6 +24,8 @@ _FITS = ("pad", "crop", "stretch")
 _INTENSITIES = ("percentile", "minmax", "window", "hounsfield")
 _DTYPES = ("uint8", "uint16", "int16", "float16")
 _MAX_VOXELS = 1 << 28
+_NEW: dict[str, Any] = {"implausible_hu": "refuse"}
+"""Fields that version 0.2.0 did not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class VolumeSpec:
         burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
         stack: How the slices of a series become volumes.
         series: Which series of a study are taken.
+        implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
 
     Raises:
         ConfigError: values out of range or that contradict one another.
@@ -74,6 +77,7 @@ class VolumeSpec:
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     stack: StackRule = field(default_factory=StackRule)
     series: SeriesRule = field(default_factory=SeriesRule)
+    implausible_hu: str = "refuse"
 
     def __post_init__(self) -> None:
         for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):
@@ -136,8 +140,8 @@ class VolumeSpec:
         return 0.0, 1.0 if self.dtype == "float16" else float(np.iinfo(self.dtype).max)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form that `from_json` reads."""
-        return asdict(self) | {
+        """Return the JSON form that `from_json` reads; what came after version 0.2.0 is left out at its default."""
+        record = asdict(self) | {
             "spacing_mm": list(self.spacing_mm) if self.spacing_mm else None,
             "percentiles": list(self.percentiles),
             "windows_hu": [list(w) for w in self.windows_hu],
@@ -146,6 +150,7 @@ class VolumeSpec:
             "series": self.series.to_json(),
             "spatial_dims": 3,
         }
+        return {name: value for name, value in record.items() if name not in _NEW or value != _NEW[name]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> VolumeSpec:
@@ -155,7 +160,7 @@ class VolumeSpec:
             DataError: an unknown or missing field (written by another version).
         """
         # Records of stores from before there were Analyze files and crops.
-        record: dict[str, Any] = {"analyze_axes": "", "crop_margin_mm": None} | content
+        record: dict[str, Any] = {"analyze_axes": "", "crop_margin_mm": None} | _NEW | content
         try:
             if record.pop("spatial_dims") != 3:
                 raise ValueError("spatial_dims is not 3")

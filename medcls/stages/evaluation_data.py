@@ -96,7 +96,8 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:
     """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
     trained, here = card.preprocess.to_json(), store.spec.to_json()
-    changed = [f"{name}: {trained[name]} -> {here[name]}" for name in trained if trained[name] != here[name]]
+    names = {**trained, **here}
+    changed = [f"{n}: {trained.get(n)} -> {here.get(n)}" for n in names if trained.get(n) != here.get(n)]
     if changed:
         raise DataError(
             f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
