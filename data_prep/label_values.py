@@ -1,25 +1,39 @@
-"""The values of label columns to classes: one class for each label, however it is spelled."""
+"""The values of label columns to classes: one spelling for each, readers combined, and a record of what was read how."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from data_prep.label_columns import (
+    LabelColumn,
+    check_are_classes,
+    check_uncertain,
+    merge_spellings,
+    open_column,
+    read_blank,
+    read_uncertain,
+    say_values,
+)
+from data_prep.label_readers import Combined, combine_readers, find_readers, halve_votes
 from data_prep.label_rows import is_label
-from medcls.command_line import say
 from medcls.config import LabellingConfig
-from medcls.data.columns import Codes, code_column
-from medcls.data.spelling import are_measurements, are_numbers, clean_label, name_labels, spelling_key
-from medcls.errors import DataError
-
-# Fewer different texts than this are shown whatever the number of rows.
-_FEW_CLASSES = 5
+from medcls.data.columns import code_column
+from medcls.data.votes import name_votes
 
 
-def read_label_values(labels: pa.Table, config: LabellingConfig, *, unit: str = "rows") -> pa.Table:
-    """Return the table of labels with one spelling for each class; print a notice for each merged class.
+def read_label_values(
+    labels: pa.Table, config: LabellingConfig, *, unit: str = "rows"
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the table of labels with one spelling for each class, and the record of what was read how.
+
+    Uncertain and blank values of 0/1 columns are read as `config` says, and the columns of several readers become one.
+    A target between classes is unknown in its label column and stands in a column of votes beside it, which training
+    reads and nothing else.
 
     Args:
         labels: `read_label_table` or `read_class_folder_table`.
@@ -27,79 +41,63 @@ def read_label_values(labels: pa.Table, config: LabellingConfig, *, unit: str = 
         unit: What a row is called in messages: "rows" of a labels file, "images" in class folders.
 
     Raises:
-        DataError: several spellings of one class under labelling.strict, or a column of names or free text.
+        DataError: several spellings of one class under labelling.strict, a column of names or free text, uncertain
+            values without labelling.uncertain, or readers without their columns.
     """
-    for name in [name for name in labels.column_names if is_label(name)]:
-        codes = code_column(labels.column(name))
-        check_are_classes(name, codes, config, unit=unit)
-        labels = _set(labels, name, merge_spellings(name, codes, config, unit=unit))
-    return labels
+    of_readers = find_readers(labels.column_names, config.readers)
+    read = {name for names in of_readers.values() for name in names}
+    groups = {name: [name] for name in labels.column_names if is_label(name) and name not in read} | of_readers
+    columns = {target: [open_column(labels, name) for name in names] for target, names in groups.items()}
+    every = [column for group in columns.values() for column in group]
+    for group in columns.values():
+        flags = all(column.is_flag for column in group)
+        for column in group:
+            check_are_classes(column, config, unit=unit)
+            column.is_flag = flags
+    check_uncertain(every, config, unit=unit)
+    for group in columns.values():
+        merge_spellings(group, config, unit=unit)
+        for column in group:
+            read_uncertain(column, config)
+            read_blank(column, config)
+    say_values(every, unit=unit)
+    patients = _number_patients(labels)
+    record: dict[str, Any] = {"unit": unit, "rows": labels.num_rows, "columns": {c.name: c.record for c in every}}
+    labels = labels.drop_columns(sorted(read))
+    for target, group in columns.items():
+        one = _finish(target, group, config, readers=of_readers, patients=patients)
+        if one.record:
+            record.setdefault("readers", {})[target] = one.record
+        labels = _set(labels, target, one.label)
+        if one.votes is not None:
+            labels = _set(labels, name_votes(target), one.votes)
+    return labels, record
 
 
-def count_values(codes: Codes) -> dict[str, int]:
-    """Return how often each text of a column occurs."""
-    counts = np.bincount(codes.values[codes.values >= 0], minlength=len(codes.texts))
-    return dict(zip(map(str, codes.texts.to_pylist()), counts.tolist(), strict=True))
+def _finish(
+    target: str,
+    group: Sequence[LabelColumn],
+    config: LabellingConfig,
+    *,
+    readers: dict[str, list[str]],
+    patients: NDArray[np.int64] | None,
+) -> Combined:
+    if target in readers:
+        return combine_readers(target, group, config, patients=patients)
+    return Combined(group[0].to_arrow(), halve_votes(group[0]), {})
 
 
-def check_are_classes(name: str, codes: Codes, config: LabellingConfig, *, unit: str) -> None:
-    """Check that a column holds classes or numbers; what it holds instead may be names, so it is not shown.
-
-    Raises:
-        DataError: more different texts than labelling.max_classes, or nearly one for each row.
-    """
-    counts = count_values(codes)
-    labels = {spelling_key(text) for text in counts}
-    rows = sum(counts.values())
-    if len(labels) > config.max_classes and not are_measurements(counts):
-        raise DataError(
-            f"{name}: {len(labels)} different texts in {rows} {unit} (expected at most "
-            f"labelling.max_classes={config.max_classes}); they are not shown, since they may be names or free text: "
-            "correct the column, or set labelling.max_classes"
-        )
-    if len(labels) > max(_FEW_CLASSES, rows / 2) and not are_numbers(counts):
-        raise DataError(
-            f"{name}: {len(labels)} different texts in only {rows} {unit}; they are not shown, since they may be names "
-            "or free text: name the column of classes label, or give each class more images"
-        )
+def _number_patients(labels: pa.Table) -> NDArray[np.int64] | None:
+    """A number for the patient of each row; None if the labels do not name one in every row."""
+    for name in ("patient_id", "dicom_patient_id"):
+        if name in labels.column_names:
+            codes = code_column(labels.column(name)).values
+            if len(codes) and (codes >= 0).all():
+                return np.asarray(codes, dtype=np.int64)
+    return None
 
 
-def merge_spellings(name: str, codes: Codes, config: LabellingConfig, *, unit: str) -> Codes:
-    """Return a column with the most frequent spelling of each label in place of the others.
-
-    Raises:
-        DataError: there are several spellings, under labelling.strict.
-    """
-    counts = count_values(codes)
-    if are_measurements(counts):
-        return codes
-    names = name_labels(counts)
-    for kept in sorted(set(names.values())):
-        spellings = sorted((text for text in counts if names[text] == kept), key=lambda text: (-counts[text], text))
-        if len(spellings) == 1:
-            continue
-        listed = [f"{_quote(text, spellings)} ({counts[text]} {unit})" for text in spellings]
-        if config.strict:
-            raise DataError(
-                f"labelling.strict=true: {name} has one class in {len(spellings)} spellings: {', '.join(listed)}: "
-                "spell it alike everywhere, or set labelling.strict=false"
-            )
-        say(
-            f"notice: {name}: {', '.join(listed[:-1])} and {listed[-1]} are read as one class, {kept}; "
-            "labelling.strict=true refuses"
-        )
-    texts = sorted(set(names.values()))
-    place = np.array([*(texts.index(names[text]) for text in counts), -1], dtype=np.int32)
-    return Codes(place[codes.values], pa.array(texts, pa.string()))
-
-
-def _quote(text: str, spellings: list[str]) -> str:
-    """Quote a spelling; escape it if another one looks the same (Unicode forms, invisible characters)."""
-    alike = sum(clean_label(other) == clean_label(text) for other in spellings)
-    return ascii(text) if alike > 1 else repr(text)
-
-
-def _set(labels: pa.Table, name: str, codes: Codes) -> pa.Table:
-    places: Any = pa.array(codes.values, mask=codes.values < 0)
-    column = codes.texts.take(places)
+def _set(labels: pa.Table, name: str, column: Any) -> pa.Table:
+    if name not in labels.column_names:
+        return labels.append_column(name, column)
     return labels.set_column(labels.schema.get_field_index(name), name, column)

@@ -32,6 +32,7 @@ from data_prep.label_rows import (
 from medcls.command_line import say
 from medcls.config import SPLITS
 from medcls.data.spelling import spelling_key
+from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
 
 __all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_folders"]
@@ -56,6 +57,7 @@ def read_label_table(
     columns: Sequence[str] = (),
     listed: Column | None = None,
     strict: bool = False,
+    readers: Sequence[str] = (),
 ) -> pa.Table:
     """Return the rows of a labels file, in its order.
 
@@ -82,7 +84,7 @@ def read_label_table(
         ConfigError: `rule` would overrule the file, or works on paths that the file does not have.
     """
     lines = _read_csv(path)
-    layout = _read_header(path, next(lines, (0, []))[1], rule=rule, columns=columns)
+    layout = _read_header(path, next(lines, (0, []))[1], rule=rule, columns=columns, readers=readers)
     bad = BadRows()
     table = pa.Table.from_batches(_read_batches(lines, layout=layout, bad=bad), schema=layout.schema)
     # Bad rows are not in the table, so each row is counted once for what is wrong with it alone.
@@ -150,7 +152,9 @@ class _Layout:
     words: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
-def _read_header(path: Path, header: Sequence[str], *, rule: PatientRule, columns: Sequence[str]) -> _Layout:
+def _read_header(
+    path: Path, header: Sequence[str], *, rule: PatientRule, columns: Sequence[str], readers: Sequence[str]
+) -> _Layout:
     if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
         raise DataError(f"labels={path}: columns are separated by ; or tabs, expected commas")
     twice = [str(i) for i, name in enumerate(header, start=1) if name and header.count(name) > 1]
@@ -164,11 +168,12 @@ def _read_header(path: Path, header: Sequence[str], *, rule: PatientRule, column
             f"labels={path} has patient_id, and patients=per_image or patient_id.pattern would overrule it: "
             "leave the setting out, or rename the column"
         )
-    taken = [name for name in columns if name in OWN_COLUMNS or is_label(name)]
+    taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or n in readers and n in columns]
+    taken += [name for name in columns if is_label(name) or name.split("_")[0] == VOTES]
     if taken:
         raise ConfigError(f"columns={list(columns)}: {taken[0]} is read anyway, or a name of our own: leave it out")
     key, spelling = _read_key(path, header, rule=rule)
-    labels = [name for name in header if is_label(name)]
+    labels = [name for name in header if is_label(name) or name in readers]
     needed = [*(["patient_id"] if rule.needs_column else []), *columns]
     missing = ["path (or SeriesInstanceUID, StudyInstanceUID, PatientID)"] if not key else []
     missing += [name for name in needed if name not in header]

@@ -78,6 +78,7 @@ class Plan:
         early: A message for each volume refused before decoding.
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
+        labelling: What was read how in the label columns, as `read_label_values` records it.
     """
 
     table: pa.Table
@@ -86,6 +87,7 @@ class Plan:
     columns: Sequence[str]
     rows_per_shard: int
     early: Sequence[str] = ()
+    labelling: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

@@ -132,7 +132,7 @@ def build_plan(
         labels = read_class_folder_table(source, files=images, rule=rule)
     else:
         labels = _read_labels(job, source=source, listing=listing, rule=rule)
-    labels = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
+    labels, labelling = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
     early: list[str] = []
     if index is not None and isinstance(spec, VolumeSpec):
@@ -153,7 +153,9 @@ def build_plan(
         table = plan_images(labels)
     _say_alike(table)
     most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
-    return Plan(table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early)
+    return Plan(
+        table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early, labelling=labelling
+    )
 
 
 def _say_alike(table: pa.Table) -> None:
@@ -183,6 +185,7 @@ def _read_labels(job: PrepareJob, *, source: Path, listing: pa.Table, rule: Pati
         columns=job.columns,
         listed=with_folders(real) if job.image.kind == "volume" else real,
         strict=job.labelling.strict,
+        readers=job.labelling.readers,
     )
 
 

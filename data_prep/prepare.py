@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ from data_prep.assemble import assemble_store
 from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names, read_part
 from data_prep.grey_values import judge_sample
 from data_prep.identity_map import name_column, write_way_back
+from data_prep.label_rows import is_label
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reopen import reopen
@@ -23,14 +25,26 @@ from medcls.command_line import say
 from medcls.config import PrepareJob
 from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, write_table
 from medcls.data.store import Store
+from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import DATASET, LABELS, LEDGER, MANIFEST, SPLITS, TEMPORARY, lock_folder
+from medcls.files import (
+    DATASET,
+    LABELLING,
+    LABELS,
+    LEDGER,
+    MANIFEST,
+    SPLITS,
+    TEMPORARY,
+    lock_folder,
+    sha256_file,
+    write_json,
+)
 from medcls.identity import Identity, read_identity
 from medcls.imaging.source import choose_identity
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
 
 _BATCH = 65536
-_NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, SPLITS)))
+_NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, LABELLING, SPLITS)))
 _OURS = re.compile(rf"{_NAMES}|shard-\d{{5,}}\.npy|{PARTS}(-\d+-of-\d+)?|{re.escape(TEMPORARY)}.*")
 
 
@@ -67,7 +81,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         labels = align_labels(plan, store, identity)
         # The split first: where it is refused, the store keeps the labels and splits that it had.
         split_store(store, labels, job.split)
-        _write_labels(store, labels)
+        _write_labels(store, labels, plan.labelling)
     return store
 
 
@@ -203,7 +217,8 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
     """Returns what the labels file says of each stored image, in the store's order.
 
     Returns:
-        image_id, listed (False where the labels file no longer names the image), split, label or label_NAME …
+        image_id, listed (False where the labels file no longer names the image), split, label or label_NAME …, and
+        votes or votes_NAME where there are soft targets
 
     Raises:
         DataError: an image has another patient than when it was stored.
@@ -215,10 +230,13 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
     moved = pc.sum(pc.not_equal(patients, stored.column("patient_id").combine_chunks())).as_py()
     if moved:
         raise DataError(f"store={store.folder}: {moved} images have another patient_id than before: another store=")
-    names = sorted(n for n in plan.table.column_names if n == "label" or n.startswith("label_"))
+    names = sorted(n for n in plan.table.column_names if is_label(n) or n.split("_")[0] == VOTES)
     labels = {name: plan.table.column(name).take(place) for name in ["split", *names]}
     return pa.table({"image_id": image_ids, "listed": pc.is_valid(place), **labels})
 
 
-def _write_labels(store: Store, labels: pa.Table) -> None:
+def _write_labels(store: Store, labels: pa.Table, labelling: dict[str, Any]) -> None:
+    """Write labels.parquet, and beside it labels.json: what was read how, bound to these labels by their checksum."""
     write_table(store.folder / LABELS, labels.drop_columns(["listed", "split"]).combine_chunks())
+    content = labelling | {"labels_sha256": sha256_file(store.folder / LABELS)}
+    write_json(store.folder / LABELLING, content)

@@ -24,6 +24,7 @@ from medcls.errors import BusyError, ConfigError, DataError, MedclsError, Missin
 DATASET = "dataset.json"
 MANIFEST = "manifest.parquet"
 LABELS = "labels.parquet"
+LABELLING = "labels.json"
 LEDGER = "ledger.parquet"
 SPLITS = "splits"
 MODEL = "model.safetensors"

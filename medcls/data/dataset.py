@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (N, C, *spatial), the store's integer dtype.
-        targets: (N, T), float32; NaN = unknown.
+        targets: (N, T), float32; NaN = unknown. In training (N, K) shares where the dataset has soft targets.
         positions: (N,), int64: places in the dataset.
         clinical: (N, C), float32; C = 0 where the model takes images alone.
     """
@@ -51,6 +51,7 @@ class StoreDataset(Dataset[Batch]):
             without one. None = the stored image as it is.
         seed: Of crop and augmentation.
         clinical: (N, C) of these rows; None = none.
+        soft: Targets that batches have in place of `targets`, as `encode_shares` returns them; None = `targets`.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class StoreDataset(Dataset[Batch]):
         crop: Crop | Patch | None = None,
         seed: int = 0,
         clinical: NDArray[np.float32] | None = None,
+        soft: NDArray[np.float64] | None = None,
     ) -> None:
         self.store, self.rows, self.seed, self.augmentation, self.crop = store, rows, seed, augmentation, crop
         self.clinical = torch.empty(len(rows), 0) if clinical is None else torch.from_numpy(clinical)
         self.targets = torch.as_tensor(targets, dtype=torch.float32)
+        self.soft = self.targets if soft is None else torch.as_tensor(soft, dtype=torch.float32)
         # Arrow, not Python strings: also forked workers share it instead of copying it count by count.
         self._image_ids = None if augmentation is None else store.read("image_id", rows=rows).column(0)
 
@@ -77,6 +80,11 @@ class StoreDataset(Dataset[Batch]):
     def shape(self) -> tuple[int, ...]:
         """(C, *spatial) of every image that it yields."""
         return self.crop.shape(self.store.shape) if self.crop is not None else self.store.shape
+
+    @property
+    def has_soft_targets(self) -> bool:
+        """Batches have other targets than labels say."""
+        return self.soft is not self.targets
 
     def view(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
         """Returns what the network sees of one stored image (C, *spatial): cropped, augmented."""
@@ -104,4 +112,4 @@ class StoreDataset(Dataset[Batch]):
             for i, (epoch, position) in enumerate(positions):
                 images[i] = self.view(stored[i], epoch=epoch, position=position)
         index = torch.from_numpy(places)
-        return Batch(torch.from_numpy(images), self.targets[index], index, self.clinical[index])
+        return Batch(torch.from_numpy(images), self.soft[index], index, self.clinical[index])

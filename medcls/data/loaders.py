@@ -82,11 +82,15 @@ def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns a weight for each sample that gives every class the same chance to be drawn.
 
     Args:
-        targets: (N, 1) class indices, or (N, K) flags (NaN = unknown): then the rarest positive label counts.
+        targets: (N, 1) class indices (NaN: a row between classes, which has the mean chance of the others), or (N, K)
+            flags (NaN = unknown): then the rarest positive label counts.
     """
     if targets.shape[1] == 1:
-        _, inverse, counts = np.unique(targets[:, 0], return_inverse=True, return_counts=True)
-        return np.asarray(1.0 / counts[inverse], dtype=np.float64)
+        known = ~np.isnan(targets[:, 0])
+        _, inverse, counts = np.unique(targets[known, 0], return_inverse=True, return_counts=True)
+        weights = np.full(len(targets), len(counts) / max(1, int(known.sum())))
+        weights[known] = 1.0 / counts[inverse]
+        return weights
     positive = np.nan_to_num(targets)
     counts = np.append(positive.sum(axis=0), 0)
     counts[-1] = max(1, int((positive.sum(axis=1) == 0).sum()))

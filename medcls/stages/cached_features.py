@@ -93,7 +93,9 @@ def cache_features(
                 name = f"features {split}" + (f", view {epoch + 1}/{len(caches)}" if len(caches) > 1 else "")
                 fill_cache(cache, dataset, epoch=epoch, compute=compute, name=name)
     return {
-        split: FeatureDataset(caches, dataset.rows, targets=dataset.targets, clinical=dataset.clinical)
+        split: FeatureDataset(
+            caches, dataset.rows, targets=dataset.targets, clinical=dataset.clinical, soft=dataset.soft
+        )
         for split, dataset, caches in parts
     }
 

@@ -32,17 +32,23 @@ SOLVERS = {
 }
 
 
-def find_solver(job: TrainJob, *, cached: bool) -> str:
+def find_solver(job: TrainJob, *, cached: bool, soft: bool = False) -> str:
     """Return what solves the head: "svm", "logistic", or "" where it is trained.
 
     Args:
         job: The settings.
         cached: The features of the images are fixed, and cached.
+        soft: Training has soft targets, which no solver takes.
 
     Raises:
-        ConfigError: model.head=svm in several processes.
+        ConfigError: model.head=svm in several processes, or with soft targets.
     """
     if job.model.head == "svm":
+        if soft:
+            raise ConfigError(
+                "model.head=svm takes one class for each image, and the store has votes of readers or labels that are "
+                "half and half: set model.head=linear, or prepare it with labelling.readers_rule=majority"
+            )
         if count_ranks() > 1:
             raise ConfigError(
                 "model.head=svm is solved by one process: run python -m medcls.train without medcls.launch"
@@ -54,7 +60,7 @@ def find_solver(job: TrainJob, *, cached: bool) -> str:
     trained = [f"task.{name}" for name in ("label_smoothing", "sampler") if _differs(job.task, usual, name)]
     trained += [f"task.loss={job.task.loss}"] * (job.task.loss not in ("auto", "cross_entropy", "corn", "mse"))
     trained += ["clinical.*"] * bool(job.clinical.columns) + ["model.supervision"] * bool(job.model.supervision)
-    trained += ["model.dropout"] * bool(job.model.dropout)
+    trained += ["model.dropout"] * bool(job.model.dropout) + ["soft targets"] * soft
     if trained:
         say(f"the head is trained, not solved: it has no closed form with {', '.join(trained)}")
         return ""

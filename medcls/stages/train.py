@@ -62,7 +62,7 @@ def _train(job: TrainJob, run: Path) -> None:
         data = open_data(job)
         model, plans, lineage = build_model(job, data)
         cached = choose_features(job, plans)
-        solver = find_solver(job, cached=cached)
+        solver = find_solver(job, cached=cached, soft=data.train.has_soft_targets)
         learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
         # A dry run of the validation: a metric that this task does not have, and fewer images than processes, are found
         # now, not after the first epoch.

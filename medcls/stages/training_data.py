@@ -24,6 +24,7 @@ from medcls.data.manifest import write_table
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, describe_positive, encode_targets
+from medcls.data.votes import encode_shares, has_votes
 from medcls.errors import DataError
 from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
@@ -87,7 +88,7 @@ def open_data(job: TrainJob) -> TrainingData:
     datasets: dict[str, StoreDataset] = {}
     spec: ClinicalSpec | None = None
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
-        kept, targets = select_labelled(task, labels, rows, split=name)
+        kept, targets, soft = select_labelled(task, labels, rows, split=name)
         check_classes_present(task, targets, split=name)
         check_grades(task, targets, split=name)
         if name == TRAIN:
@@ -100,6 +101,7 @@ def open_data(job: TrainJob) -> TrainingData:
             crop=crop,
             seed=job.seed,
             clinical=encode_rows(spec, store, kept, where=name),
+            soft=soft,
         )
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
@@ -158,14 +160,30 @@ def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> Non
 
 def select_labelled(
     task: Task, labels: pa.Table, rows: NDArray[np.int64], *, split: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Returns the rows that have a target and their targets (N, T); says how many were left out."""
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return the rows that have a target, their targets (N, T), and soft targets for training; print what is left out.
+
+    Rows between classes (votes of readers, labels that are half and half) are trained on, and their target is NaN.
+    """
     targets, known = encode_targets(task, labels.take(rows))
-    if not known.all():
-        say(f"{split}: {int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
+    soft = encode_shares(task, labels.take(rows)) if split == TRAIN else None
+    usable = known if soft is None else known | ~np.isnan(soft).all(axis=1)
+    if not usable.all():
+        say(f"{split}: {int((~usable).sum())} of {len(rows)} images are left out: their label is no class of the task")
     if not known.any():
         raise DataError(f"{split}: no image has a label of this task ({', '.join(task.columns)})")
-    return rows[known], targets[known]
+    if soft is not None:
+        shares = soft[usable]
+        between = int(((shares > 0) & (shares < 1)).any(axis=1).sum())
+        say(
+            f"{split}: {between} images have soft targets (votes of readers, uncertain labels), {int((usable & ~known).sum())} "
+            "of them no label; class weights, validation and metrics use labels only"
+        )
+    elif split == TRAIN and has_votes(task, labels):
+        say(
+            f"{split}: votes of readers are not used (task.kind={task.kind} takes one label); the label of most readers is"
+        )
+    return rows[usable], targets[usable], None if soft is None else soft[usable]
 
 
 def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -> str:

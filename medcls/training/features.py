@@ -197,10 +197,20 @@ class FeatureDataset(Dataset[Batch]):
         rows: Manifest rows.
         targets: (N, T) of them.
         clinical: (N, C) of them.
+        soft: Targets that batches have in place of `targets`; None = `targets`.
     """
 
-    def __init__(self, views: Sequence[FeatureCache], rows: Rows, *, targets: Tensor, clinical: Tensor) -> None:
+    def __init__(
+        self,
+        views: Sequence[FeatureCache],
+        rows: Rows,
+        *,
+        targets: Tensor,
+        clinical: Tensor,
+        soft: Tensor | None = None,
+    ) -> None:
         self.views, self.rows, self.targets, self.clinical = views, rows, targets, clinical
+        self.soft = targets if soft is None else soft
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -214,7 +224,7 @@ class FeatureDataset(Dataset[Batch]):
         places = np.array([position for _, position in positions], dtype=np.int64)
         features = self.views[epoch % len(self.views)].read(self.rows[places])
         index = torch.from_numpy(places)
-        return Batch(torch.from_numpy(features), self.targets[index], index, self.clinical[index])
+        return Batch(torch.from_numpy(features), self.soft[index], index, self.clinical[index])
 
 
 def list_batches(positions: Sequence[int], *, epoch: int, shape: tuple[int, ...]) -> list[list[Position]]:

@@ -35,7 +35,9 @@ def build_loss(
     """Returns the loss of a task.
 
     It takes logits (N, L), any floating dtype, and targets (N, T), float32 with NaN for unknown, and returns a
-    scalar float32: the mean over known targets (0 with no gradient where none is known).
+    scalar float32: the mean over known targets (0 with no gradient where none is known). Targets may be soft: shares
+    from 0 to 1 for binary and multilabel, (N, K) shares that add up to 1 for multiclass. The loss of a soft target is
+    the mean of the losses of its classes, weighted by their shares (cross-entropy is linear in the target).
 
     Args:
         kind: What the outputs are: "binary", "multiclass", "multilabel", "ordinal" (CORN), "joint" or "regression".
@@ -101,6 +103,8 @@ def _focus(error: Tensor, gamma: float) -> Tensor:
 
 def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smoothing: float) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.shape[1] > 1:
+            return soft(logits.float(), targets)
         known = (~targets[:, 0].isnan()).float()
         index = targets[:, 0].nan_to_num().long()
         # The weights go in here, not on the result: the smoothed part of the loss carries those of all classes.
@@ -112,6 +116,16 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
             chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
             losses = _focus(1 - chance, gamma) * losses
         return _divide((losses * known).sum(), known.sum() if weights is None else (known * weights[index]).sum())
+
+    def soft(logits: Tensor, shares: Tensor) -> Tensor:
+        """Each class of a row counts like a row of its own, with its share."""
+        weights = torch.ones_like(logits[0]) if class_weights is None else class_weights.to(logits.device)
+        each = -weights * logits.log_softmax(dim=1)
+        losses = (1 - label_smoothing) * each + label_smoothing * each.mean(dim=1, keepdim=True)
+        if gamma:
+            losses = _focus(1 - logits.softmax(dim=1), gamma) * losses
+        known = shares.nan_to_num()
+        return _divide((losses * known).sum(), (known * weights).sum())
 
     return loss
 
@@ -127,17 +141,22 @@ def _joint_loss(classes: Loss, grade: Loss, *, share: float) -> Loss:
 
 def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        known = ~targets.isnan()
+        known = (~targets.isnan()).float()
         flags = targets.nan_to_num()
-        losses = F.binary_cross_entropy_with_logits(logits.float(), flags, reduction="none")
-        if gamma:
-            chance = logits.float().sigmoid()
-            losses = _focus(torch.where(flags > 0.5, 1 - chance, chance), gamma) * losses
-        weights = known.to(losses.dtype)
-        if class_weights is not None:
-            pair = class_weights.to(losses.device).view(-1, 2)
-            weights = weights * torch.where(flags > 0.5, pair[:, 1], pair[:, 0])
-        return _mean(losses, weights)
+        if class_weights is None and not gamma:
+            return _mean(F.binary_cross_entropy_with_logits(logits.float(), flags, reduction="none"), known)
+        # Each side of a target counts with its share; of a hard one that is a single side.
+        total, weight = torch.zeros_like(flags), torch.zeros_like(flags)
+        for side, share in ((1.0, flags), (0.0, 1 - flags)):
+            losses = F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(flags, side), reduction="none")
+            if gamma:
+                chance = logits.float().sigmoid()
+                losses = _focus(1 - chance if side else chance, gamma) * losses
+            weights = known * share
+            if class_weights is not None:
+                weights = weights * class_weights.to(losses.device).view(-1, 2)[:, int(side)]
+            total, weight = total + weights * losses, weight + weights
+        return _divide(total.sum(), weight.sum())
 
     return loss
 
@@ -166,7 +185,7 @@ def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: in
 
     Args:
         kind: "binary", "multiclass", "joint" or "multilabel"; other outputs have no class weights.
-        targets: (N, T) of the training rows.
+        targets: (N, T) of the training rows; NaN = unknown, not counted.
         num_classes: K.
 
     Raises:
@@ -180,5 +199,6 @@ def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: in
     if kind not in ("binary", "multiclass", "joint"):
         raise ConfigError(f"task.class_weights=balanced: task.kind={kind} has none; task.sampler=balanced may do")
     size = 2 if kind == "binary" else num_classes
-    counts = np.bincount(targets[:, 0].astype(np.int64), minlength=size)
-    return torch.as_tensor(len(targets) / (size * np.maximum(counts, 1)), dtype=torch.float32)
+    known = targets[~np.isnan(targets[:, 0]), 0]
+    counts = np.bincount(known.astype(np.int64), minlength=size)
+    return torch.as_tensor(len(known) / (size * np.maximum(counts, 1)), dtype=torch.float32)

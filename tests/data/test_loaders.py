@@ -75,6 +75,8 @@ def test_balanced_sampling_draws_every_class_alike() -> None:
 
 def test_a_weighted_order_repeats_and_changes_with_the_epoch() -> None:
     weights = balance_weights(np.repeat([0.0, 1], [9, 1])[:, None])
+    between = balance_weights(np.array([0.0] * 9 + [1, np.nan])[:, None])
+    np.testing.assert_allclose(between, [*weights, weights.mean()])
     first, second = (EpochSampler(10, batch_size=4, seed=1, weights=weights) for _ in range(2))
     assert order_of(first) == order_of(second)
     second.epoch = 1

@@ -11,9 +11,12 @@ import pyarrow as pa
 import pytest
 
 from data_prep.label_values import read_label_values
+from data_prep.labels import PatientRule, read_label_table
 from medcls.config import LabellingConfig
 from medcls.data.store import Store
-from medcls.errors import DataError
+from medcls.data.manifest import read_table
+from medcls.errors import ConfigError, DataError
+from medcls.files import read_json, sha256_file
 
 
 def table(**columns: Sequence[str | None]) -> pa.Table:
@@ -21,7 +24,7 @@ def table(**columns: Sequence[str | None]) -> pa.Table:
 
 
 def read(values: Sequence[str | None], *, name: str = "label", **settings: Any) -> list[str | None]:
-    labels = read_label_values(table(**{name: values}), LabellingConfig(**settings))
+    labels, _ = read_label_values(table(**{name: values}), LabellingConfig(**settings))
     found: list[str | None] = labels.column(name).to_pylist()
     return found
 
@@ -61,7 +64,7 @@ def test_merged_spellings_are_named_with_their_counts(capsys: pytest.CaptureFixt
 
 
 def test_labels_in_one_spelling_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert read(["0.0", "1.0", "1.0", None]) == ["0.0", "1.0", "1.0", None]
+    assert read(["0.0", "1.0", "1.0"]) == ["0.0", "1.0", "1.0"]
     assert read(["no_finding", "no finding", "no-finding"]) == ["no_finding", "no finding", "no-finding"]
     assert capsys.readouterr().err == ""
 
@@ -105,7 +108,187 @@ def test_class_folders_in_two_spellings_are_one_class(
     (source / "labels.csv").unlink()
     pattern = r"patient_id.pattern='(p\d+)[LR]\.png'"
     store = run_prepare(source, tmp_path / "store", pattern, "split.test=0.34", "split.val=0.34", labels=None)
-    from medcls.data.manifest import read_table
-
     labels = read_table(store.folder / "labels.parquet").column("label").to_pylist()
     assert Counter(labels) == {"Normal": 12, "OA": 12}
+
+
+# --- uncertain and blank values
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "expected", "votes"),
+    [
+        ("unknown", ["1.0", None, None, "0.0"], None),
+        (0, ["1.0", "0.0", None, "0.0"], None),
+        ("1", ["1.0", "1.0", None, "0.0"], None),
+        (0.5, ["1.0", None, None, "0.0"], [None, '{"0.0": 0.5, "1.0": 0.5}', None, None]),
+    ],
+)
+def test_uncertain_values_are_read_as_asked(uncertain: Any, expected: list[str | None], votes: Any) -> None:
+    labels, record = read_label_values(
+        table(label_edema=["1.0", "-1.0", None, "0.0"]), LabellingConfig(uncertain=uncertain)
+    )
+    assert labels.column("label_edema").to_pylist() == expected
+    assert (labels.column("votes_edema").to_pylist() if "votes_edema" in labels.column_names else None) == votes
+    assert record["columns"]["label_edema"]["uncertain"] == {"rows": 1, "read_as": str(uncertain)}
+    assert record["columns"]["label_edema"]["blank"] == {"rows": 1, "read_as": "unknown"}
+
+
+def test_uncertain_values_are_refused_with_columns_and_counts_unless_asked() -> None:
+    columns = table(label_a=["1", "-1", "0"], label_b=["u", "U", "1"], label_c=["1", "0", None])
+    with pytest.raises(DataError) as error:
+        read_label_values(columns, LabellingConfig())
+    assert str(error.value).startswith(
+        "uncertain values in 2 label columns: label_a ('-1' in 1 rows), label_b ('U' in 1 rows, 'u' in 1 rows): set "
+        "labelling.uncertain=unknown, 0, 1, or 0.5"
+    )
+
+
+def test_blanks_are_read_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read(["1.0", None, "0.0", None], name="label_a") == ["1.0", None, "0.0", None]
+    said = capsys.readouterr().err
+    assert "blank labels are read as unknown: label_a (2 rows); labelling.blank=0 reads blanks of 0/1" in said
+    assert read(["1.0", None, "0.0", None], name="label_a", blank=0) == ["1.0", "0.0", "0.0", "0.0"]
+    assert "blank labels are read as 0: label_a (2 rows)" in capsys.readouterr().err
+    assert read(["1", None, "-1"], name="label_a", blank=0, uncertain="unknown") == ["1", "0", None]
+    assert read([None, None], name="label_a", blank=0) == ["0", "0"]
+
+
+def test_blanks_of_classes_stay_unknown() -> None:
+    assert read(["mild", None, "severe", "mild"], blank=0) == ["mild", None, "severe", "mild"]
+    assert read([None, None], blank=0) == [None, None]
+
+
+def test_uncertain_among_other_classes_is_a_class_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    values = ["0", "1", "2", "-1"] * 3
+    assert read(values, uncertain=0.5) == values
+    assert "label ('-1' in 3 rows) is read as a class" in capsys.readouterr().err
+    assert read(values, uncertain="unknown") == ["0", "1", "2", None] * 3
+    assert capsys.readouterr().err.startswith("notice: uncertain labels are read as unknown: label (3 rows)")
+
+
+def test_a_negative_measurement_is_not_uncertain(capsys: pytest.CaptureFixture[str]) -> None:
+    values = [str(i / 10) for i in range(-15, 15)]
+    assert "-1.0" in values
+    assert read(values, uncertain="unknown") == values
+    assert capsys.readouterr().err == ""
+
+
+def test_ordered_words_stay_words() -> None:
+    values = ["none", "mild", "moderate", "severe"] * 2
+    assert read(values) == values
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"uncertain": 2}, "labelling.uncertain=2"),
+        ({"blank": 1}, "labelling.blank=1"),
+        ({"readers": ["a"]}, "two or more different readers"),
+        ({"readers": ["a", "a"]}, "two or more different readers"),
+        ({"readers": ["a", "b"], "readers_rule": "c"}, "expected one of majority, share, a, b"),
+        ({"readers_rule": "share"}, "needs labelling.readers"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        LabellingConfig(**settings)
+
+
+# --- several readers
+
+READERS = {
+    "label_r1": ["OA", "OA", "Normal", "OA", None, "normal"],
+    "label_r2": ["OA", "Normal", "Normal", "Normal", None, None],
+    "label_r3": ["oa", "OA", "Normal", None, None, None],
+}
+
+
+def read_readers(rule: str, columns: dict[str, Any] = READERS, **settings: Any) -> tuple[pa.Table, dict[str, Any]]:
+    settings = {"readers": ["r1", "r2", "r3"], **settings}
+    return read_label_values(table(**columns), LabellingConfig(readers_rule=rule, **settings))
+
+
+def test_most_readers_decide_and_ties_are_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    labels, record = read_readers("majority")
+    assert labels.column_names == ["label"]
+    assert labels.column("label").to_pylist() == ["OA", "OA", "Normal", None, None, "Normal"]
+    found = record["readers"]["label"]
+    assert (found["rows"], found["unanimous"], found["ties"], found["images"]) == (5, 3, 1, 4)
+    # Pairs that agree: 3 of 3, 1 of 3, 3 of 3, 0 of 1.
+    assert found["agreement"]["value"] == pytest.approx((1 + 1 / 3 + 1 + 0) / 4)
+    said = capsys.readouterr().err
+    assert "label of 3 readers (r1, r2, r3): 4 rows have two or more, 58.3% of their pairs agree" in said
+    assert "labelling.readers_rule=majority: 1 ties are unknown" in said
+
+
+def test_shares_of_votes_are_kept_beside_the_label_of_most_readers() -> None:
+    labels, _ = read_readers("share")
+    assert labels.column("label").to_pylist() == ["OA", "OA", "Normal", None, None, "Normal"]
+    assert labels.column("votes").to_pylist() == [
+        '{"OA": 3.0}',
+        '{"Normal": 1.0, "OA": 2.0}',
+        '{"Normal": 3.0}',
+        '{"Normal": 1.0, "OA": 1.0}',
+        None,
+        '{"Normal": 1.0}',
+    ]
+
+
+def test_one_reader_may_be_chosen() -> None:
+    labels, record = read_readers("r2")
+    assert labels.column("label").to_pylist() == ["OA", "Normal", "Normal", "Normal", None, None]
+    assert "alpha" in record["readers"]["label"]
+
+
+def test_readers_of_several_findings_and_columns_of_any_name() -> None:
+    columns = {"label_a_r1": ["1", "0"], "label_a_r2": ["1", "1"], "label_b_r1": ["0", "-1"], "label_b_r2": ["0", "1"]}
+    labels, _ = read_readers("share", columns, readers=["r1", "r2"], uncertain=0.5)
+    assert labels.column("label_a").to_pylist() == ["1", None]
+    assert labels.column("label_b").to_pylist() == ["0", "1"]
+    assert labels.column("votes_b").to_pylist()[1] == '{"0": 0.5, "1": 1.5}'
+    named, _ = read_readers("majority", {"alice": ["x", "y"], "bob": ["x", "y"]}, readers=["alice", "bob"])
+    assert named.column("label").to_pylist() == ["x", "y"]
+
+
+def test_readers_without_a_column_or_beside_a_label_are_refused() -> None:
+    with pytest.raises(DataError, match="there is no column r9 or label_r9"):
+        read_readers("majority", readers=["r9", "r8"])
+    with pytest.raises(DataError, match="there is no column label_r4"):
+        read_readers("majority", readers=["r1", "r4"])
+    with pytest.raises(DataError, match="makes the column label, which the file has too"):
+        read_readers("majority", READERS | {"label": ["OA"] * 6})
+
+
+def test_columns_of_readers_are_read_from_the_file(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.png").touch()
+    path = tmp_path / "labels.csv"
+    path.write_text("path,patient_id,first reader,second reader,note\na.png,P1,x,x,-\nb.png,P2,x,y,-\n")
+    readers = ["first reader", "second reader"]
+    read_in = read_label_table(path, source=tmp_path, rule=PatientRule(), readers=readers)
+    labels, record = read_label_values(read_in, LabellingConfig(readers=readers))
+    assert labels.column("label").to_pylist() == ["x", None]
+    assert record["readers"]["label"]["interval_over"] == "patients"
+    assert "first reader" not in labels.column_names
+
+
+def test_a_store_records_how_its_labels_were_read(
+    tmp_path: Path, write_source: Callable[..., Path], run_prepare: Callable[..., Store]
+) -> None:
+    def read_twice(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in row.items() if key != "label"}
+            | {"label_r1": row["label"], "label_r2": row["label"] if i % 4 else "mild"}
+            for i, row in enumerate(rows)
+        ]
+
+    source = write_source(tmp_path / "raw", rewrite=read_twice)
+    arguments = ("labelling.readers=[r1,r2]", "labelling.readers_rule=share", "split.on_missing=report")
+    store = run_prepare(source, tmp_path / "store", *arguments)
+    labels = read_table(store.folder / "labels.parquet")
+    assert labels.column_names == ["image_id", "label", "votes"]
+    record = read_json(store.folder / "labels.json")
+    assert record["labels_sha256"] == sha256_file(store.folder / "labels.parquet")
+    assert record["readers"]["label"]["ties"] == labels.column("label").null_count == 8
+    assert 0 < record["readers"]["label"]["alpha"]["value"] < 1

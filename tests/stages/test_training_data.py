@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from medcls.config import TrainJob
 from medcls.data.splits import read_split, rows_of
@@ -54,11 +56,60 @@ def test_images_without_a_label_of_the_task_are_left_out_and_said(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = Task("binary", ["0", "1"], ["label"], {"0": 0, "1": 1})
-    rows, targets = select_labelled(task, read_store_labels(store), np.arange(len(store)), split="train")
+    rows, targets, soft = select_labelled(task, read_store_labels(store), np.arange(len(store)), split="train")
+    assert soft is None
     assert (len(rows), targets.shape) == (32, (32, 1))
     assert "train: 16 of 48 images are left out" in capsys.readouterr().err
     with pytest.raises(DataError, match="val: no image has a label of this task"):
         select_labelled(Task("binary", ["x"], ["label"], {"x": 0}), read_store_labels(store), rows, split="val")
+
+
+def vote(path: Path, *, tied: int = 6) -> None:
+    """Gives the first images of labels.parquet a tie between 0 and 1, and the next ones two votes of three."""
+    table = pq.read_table(path)
+    labels = table.column("label").to_pylist()
+    votes = [None] * len(labels)
+    for row in range(tied):
+        votes[row], labels[row] = '{"0": 1, "1": 1}', None
+    for row in range(tied, 2 * tied):
+        votes[row] = f'{{"{labels[row]}": 2, "{(int(labels[row]) + 1) % 3}": 1}}'
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.string()))
+    pq.write_table(table.append_column("votes", pa.array(votes, pa.string())), path)
+
+
+def test_votes_are_soft_targets_of_training_only(
+    compose_train: Compose, copy_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_store() / "labels.parquet"
+    whole = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    assert torch.equal(whole.train.soft, whole.train.targets)
+    vote(path)
+    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    tied = np.isin(data.train.rows, range(6))
+    assert tied.any()
+    assert data.train.rows.tolist() == whole.train.rows.tolist()
+    assert data.train.targets[:, 0].isnan().numpy().tolist() == tied.tolist()
+    batch = data.train[(0, int(np.flatnonzero(tied)[0]))]
+    torch.testing.assert_close(batch.targets, torch.tensor([[0.5, 0.5, 0]]))
+    shared = np.isin(data.train.rows, range(6, 12))
+    assert sorted(data.train.soft[int(np.flatnonzero(shared)[0])].tolist()) == pytest.approx([0, 1 / 3, 2 / 3])
+    assert not set(data.val.rows) & set(range(6)), "a tie is no case of validation"
+    assert data.val[(0, 0)].targets.shape == (1, 1)
+    said = capsys.readouterr().err
+    assert (
+        f"train: {int((tied | shared).sum())} images have soft targets (votes of readers, uncertain labels), " in said
+    )
+
+
+def test_ordinal_training_takes_the_label_of_most_readers_and_says_so(
+    compose_train: Compose, copy_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_store() / "labels.parquet"
+    vote(path)
+    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}", "task=ordinal"))
+    assert not data.train.targets.isnan().any()
+    assert torch.equal(data.train.soft, data.train.targets)
+    assert "train: votes of readers are not used (task.kind=ordinal takes one label)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("grade", [3.0, 1.5, -1.0])

@@ -231,3 +231,74 @@ def test_a_weight_of_zero_leaves_a_head_alone() -> None:
     assert logits.grad is not None
     assert not logits.grad[:, :2].any()
     assert logits.grad[:, 2:].any()
+
+
+# --- soft targets
+
+
+def draw_shares(size: int, classes: int, *, seed: int = 5) -> Tensor:
+    shares = torch.rand(size, classes, generator=torch.Generator().manual_seed(seed))
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_soft_multiclass_is_torchs_cross_entropy_with_shares(smoothing: float) -> None:
+    logits, _ = draw(32, "multiclass")
+    shares = draw_shares(32, 4)
+    loss = build_loss("multiclass", label_smoothing=smoothing)(logits, shares)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, shares, label_smoothing=smoothing))
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_soft_flags_are_torchs_binary_cross_entropy(kind: str) -> None:
+    logits, targets = draw(32, kind)
+    shares = torch.rand(targets.shape, generator=torch.Generator().manual_seed(3))
+    expected = F.binary_cross_entropy_with_logits(logits, shares)
+    torch.testing.assert_close(build_loss(kind)(logits, shares), expected)
+    half = torch.full_like(shares, 0.5)
+    both = [F.binary_cross_entropy_with_logits(logits, torch.full_like(shares, side)) for side in (0.0, 1.0)]
+    torch.testing.assert_close(build_loss(kind)(logits, half), torch.stack(both).mean())
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_a_soft_target_is_as_many_hard_ones_as_there_are_votes(kind: str, weighted: bool, name: str) -> None:
+    """Three readers, two of whom say yes: the loss of three images, of which two have the class."""
+    logits, _ = draw(1, kind)
+    sizes = {"binary": (2,), "multiclass": (4,), "multilabel": (4, 2)}
+    weights = torch.rand(sizes[kind], generator=torch.Generator().manual_seed(1)) + 0.5 if weighted else None
+    loss = build_loss(kind, name, class_weights=weights)
+    thrice = logits.repeat(3, 1)
+    if kind == "multiclass":
+        soft, hard = torch.tensor([[0, 2 / 3, 0, 1 / 3]]), torch.tensor([[1.0], [1], [3]])
+    else:
+        width = logits.shape[1]
+        soft, hard = torch.full((1, width), 2 / 3), torch.tensor([[1.0], [1], [0]]).repeat(1, width)
+    torch.testing.assert_close(loss(logits, soft), loss(thrice, hard))
+
+
+def test_unknown_rows_among_soft_targets_do_not_count() -> None:
+    logits, _ = draw(6, "multiclass")
+    shares = draw_shares(6, 4)
+    shares[4:] = NAN
+    loss = build_loss("multiclass")
+    torch.testing.assert_close(loss(logits, shares), loss(logits[:4], shares[:4]))
+    nothing = torch.full_like(shares, NAN)
+    assert float(loss(logits, nothing)) == 0
+
+
+def test_shares_of_one_are_the_hard_targets() -> None:
+    logits, targets = draw(32, "multiclass")
+    for name in ("cross_entropy", "focal"):
+        loss = build_loss("multiclass", name, label_smoothing=0.1, class_weights=torch.tensor([0.2, 1.0, 3.0, 0.7]))
+        one_hot = F.one_hot(targets[:, 0].long(), 4).float()
+        torch.testing.assert_close(loss(logits, one_hot), loss(logits, targets))
+
+
+def test_rows_between_classes_have_no_part_in_class_weights() -> None:
+    targets = np.array([[0.0], [0], [1], [NAN]])
+    known = balanced_weights("binary", targets[:3], num_classes=2)
+    between = balanced_weights("binary", targets, num_classes=2)
+    assert known is not None and between is not None
+    torch.testing.assert_close(between, known)

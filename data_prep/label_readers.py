@@ -1,0 +1,147 @@
+"""Label columns of several readers to one: the label of most of them, their shares, or one reader's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.label_columns import FLAGS, LabelColumn
+from data_prep.label_rows import is_label
+from medcls.command_line import say
+from medcls.config import LabellingConfig
+from medcls.errors import DataError
+from medcls.evaluation.reader_agreement import measure_agreement
+
+
+def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list[str]]:
+    """Return label column -> columns of its readers, in the order of `readers`; {} without readers.
+
+    Readers are columns of the file, which make `label`; or the ends of label columns: r1 and r2 make `label` of
+    label_r1 and label_r2, and `label_edema` of label_edema_r1 and label_edema_r2.
+
+    Args:
+        names: Columns of the file.
+        readers: labelling.readers.
+
+    Raises:
+        DataError: a reader has no column, or the label column is there beside the readers'.
+    """
+    if not readers:
+        return {}
+    if all(reader in names for reader in readers):
+        found = {"label": list(readers)}
+    else:
+        stems = {n.removesuffix(f"_{r}") for r in readers for n in names if is_label(n) and n.endswith(f"_{r}")}
+        found = {stem: [f"{stem}_{reader}" for reader in readers] for stem in sorted(stems)}
+    absent = [name for columns in found.values() for name in columns if name not in names]
+    if absent or not found:
+        missing = absent[0] if absent else " or ".join(f"{name}" for name in (readers[0], f"label_{readers[0]}"))
+        raise DataError(
+            f"labelling.readers={list(readers)}: there is no column {missing}: name a column of each reader, or the "
+            "ends of their label columns (r1 for label_r1 or label_NAME_r1)"
+        )
+    twice = [stem for stem in found if stem in names]
+    if twice:
+        raise DataError(
+            f"labelling.readers={list(readers)} makes the column {twice[0]}, which the file has too: rename that "
+            "column, or remove labelling.readers"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """A label column as the store has it.
+
+    Attributes:
+        label: (N,): the class of each row, null = unknown.
+        votes: (N,): JSON of class -> votes in the rows with a soft target, null in others; None = there is none.
+        record: How readers agree.
+    """
+
+    label: Any
+    votes: Any
+    record: dict[str, Any]
+
+
+def combine_readers(
+    target: str, group: Sequence[LabelColumn], config: LabellingConfig, *, patients: NDArray[np.int64] | None
+) -> Combined:
+    """Return one label column of several readers' by labelling.readers_rule, and print how far they agree.
+
+    The class with the most votes is the label; where several have the most, it is unknown.
+
+    Args:
+        target: Name of the column.
+        group: A column of each reader, in one spelling, in the order of labelling.readers.
+        config: The rule.
+        patients: (N,): a number for the patient of each row; None = not known from the labels.
+    """
+    classes = sorted({text for column in group for text in [*column.counts, *_half_classes(column)]})
+    votes = np.zeros((len(group[0].codes.values), len(classes)))
+    for column in group:
+        rows = np.flatnonzero(column.codes.values >= 0)
+        places = np.array([classes.index(text) for text in column.counts], dtype=np.int64)
+        votes[rows, places[column.codes.values[rows]]] += 1
+        votes[column.undecided] += [0.5 * (name in _half_classes(column)) for name in classes]
+    most = votes.max(axis=1, initial=0)
+    leaders = (votes == most[:, None]).sum(axis=1)
+    has_votes = most > 0
+    record = {
+        "readers": list(config.readers),
+        "rule": config.readers_rule,
+        "rows": int(has_votes.sum()),
+        "unanimous": int(((votes > 0).sum(axis=1) == 1).sum()),
+        "ties": int((has_votes & (leaders > 1)).sum()),
+        "interval_over": "rows" if patients is None else "patients",
+        **measure_agreement(votes, np.arange(len(votes)) if patients is None else patients),
+    }
+    say(describe_readers(target, record))
+    if config.readers_rule in config.readers:
+        one = group[config.readers.index(config.readers_rule)]
+        return Combined(one.to_arrow(), halve_votes(one), record)
+    first = votes.argmax(axis=1) if classes else np.zeros(len(votes), dtype=np.int64)
+    winner: Any = pa.array(first, mask=(leaders != 1) | ~has_votes)
+    shares = None
+    if config.readers_rule == "share" and has_votes.any():
+        kinds, of_row = np.unique(votes, axis=0, return_inverse=True)
+        texts = [json.dumps({c: v for c, v in zip(classes, kind, strict=True) if v}) for kind in kinds.tolist()]
+        shares = pa.array(texts).take(pa.array(of_row.ravel().astype(np.int32), mask=~has_votes))
+    return Combined(pa.array(classes, pa.string()).take(winner), shares, record)
+
+
+def _half_classes(column: LabelColumn) -> list[str]:
+    """The two classes that an undecided row is half of each."""
+    return [column.spell_flag(flag) for flag in FLAGS] if column.undecided.any() else []
+
+
+def halve_votes(column: LabelColumn) -> Any:
+    """Return the votes of a column whose undecided rows count one half for each flag; None if it has no such row."""
+    if not column.undecided.any():
+        return None
+    votes = json.dumps(dict.fromkeys(_half_classes(column), 0.5))
+    places: Any = pa.array(np.zeros(len(column.undecided), dtype=np.int32), mask=~column.undecided)
+    return pa.array([votes]).take(places)
+
+
+def describe_readers(target: str, record: Mapping[str, Any]) -> str:
+    """Return one line: who read, how far they agree, and what became of ties."""
+    rule = record["rule"]
+    line = f"{target} of {len(record['readers'])} readers ({', '.join(record['readers'])})"
+    if "alpha" in record:
+        alpha = record["alpha"]
+        line += f": {record['images']} rows have two or more, {record['agreement']['value']:.1%} of their pairs agree"
+        line += "" if alpha["value"] is None else f", Krippendorff's alpha {alpha['value']:.2f}"
+        if alpha["low"] is not None:
+            line += f" (95 % {alpha['low']:.2f} to {alpha['high']:.2f}, bootstrap over {record['interval_over']})"
+    line += f"; labelling.readers_rule={rule}"
+    if rule not in record["readers"]:
+        line += f": {record['ties']} ties are unknown"
+        line += ", except in training, which takes shares" if rule == "share" else ""
+    return line
