@@ -77,7 +77,7 @@ class LabelColumn:
 def open_column(labels: pa.Table, name: str) -> LabelColumn:
     """Return a label column as it is in the file."""
     codes = code_column(labels.column(name))
-    keys = {spelling_key(text) for text in codes.texts.to_pylist()} - set(UNCERTAIN)
+    keys = {spelling_key(str(text)) for text in codes.texts.to_pylist()} - set(UNCERTAIN)
     is_flag = keys <= set(FLAGS) and (bool(keys) or name != "label")
     return LabelColumn(name, codes, is_flag, codes.values < 0, np.zeros(len(codes.values), dtype=np.bool_))
 

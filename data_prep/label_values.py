@@ -1,4 +1,4 @@
-"""The values of label columns to classes: one spelling for each, readers combined, and a record of what was read how."""
+"""The values of label columns to classes: one spelling, one column of several readers, and a record of the reading."""
 
 from __future__ import annotations
 

@@ -72,6 +72,8 @@ def read_label_table(
         columns: Further columns to keep.
         listed: Every path that a row may name, links left out; for volumes `with_folders` of the files. None: each
             path is looked up on disk, and is a file.
+        strict: Refuse words in place of the codes of split, sex and side, instead of a notice.
+        readers: Columns that are labels of readers, whatever they are called, as far as the file has them.
 
     Returns:
         number (int64: line of the file, 1 = header); path, series_uid, study_uid, dicom_patient_id (null but for
@@ -168,7 +170,7 @@ def _read_header(
             f"labels={path} has patient_id, and patients=per_image or patient_id.pattern would overrule it: "
             "leave the setting out, or rename the column"
         )
-    taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or n in readers and n in columns]
+    taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or (n in readers and n in columns)]
     taken += [name for name in columns if is_label(name) or name.split("_")[0] == VOTES]
     if taken:
         raise ConfigError(f"columns={list(columns)}: {taken[0]} is read anyway, or a name of our own: leave it out")
@@ -185,7 +187,8 @@ def _read_header(
             "; patients=per_image or patient_id.pattern=REGEX replace patient_id" if "patient_id" in missing else ""
         )
         raise DataError(
-            f"labels={path}: missing columns {listed}; line 1 has {len(header)} columns{_ask_for_header(header)}{advice}"
+            f"labels={path}: missing columns {listed}; line 1 has {len(header)} columns"
+            f"{_ask_for_header(header)}{advice}"
         )
     partial = [name for name in ROI if name not in header]
     if partial and len(partial) < len(ROI):
