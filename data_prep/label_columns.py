@@ -82,11 +82,17 @@ def open_column(labels: pa.Table, name: str) -> LabelColumn:
     return LabelColumn(name, codes, is_flag, codes.values < 0, np.zeros(len(codes.values), dtype=np.bool_))
 
 
-def check_are_classes(column: LabelColumn, config: LabellingConfig, *, unit: str) -> None:
+def check_are_classes(column: LabelColumn, config: LabellingConfig, *, patients: int, unit: str) -> None:
     """Check that a column holds classes or numbers; what it holds instead may be names, so it is not shown.
 
+    Args:
+        column: Column as it is in the file.
+        config: The limit.
+        patients: Number of patients in the file, or of rows if it does not name them.
+        unit: What a row is called.
+
     Raises:
-        DataError: more different texts than labelling.max_classes, or nearly one for each row.
+        DataError: more different texts than labelling.max_classes, or than half of the patients.
     """
     name, counts = column.name, column.counts
     labels = {spelling_key(text) for text in counts}
@@ -97,10 +103,11 @@ def check_are_classes(column: LabelColumn, config: LabellingConfig, *, unit: str
             f"labelling.max_classes={config.max_classes}); they are not shown, since they may be names or free text: "
             "correct the column, or set labelling.max_classes"
         )
-    if len(labels) > max(_FEW_CLASSES, rows / 2) and not are_numbers(counts):
+    if len(labels) > max(_FEW_CLASSES, min(rows, patients) / 2) and not are_numbers(counts):
         raise DataError(
-            f"{name}: {len(labels)} different texts in only {rows} {unit}; they are not shown, since they may be names "
-            "or free text: name the column of classes label, or give each class more images"
+            f"{name}: {len(labels)} different texts in {rows} {unit} of {patients} patients (expected at most half as "
+            "many as patients); they are not shown, since they may be names or free text: name the column of classes "
+            "label, or add patients"
         )
 
 

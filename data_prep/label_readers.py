@@ -135,8 +135,8 @@ def describe_readers(target: str, record: Mapping[str, Any]) -> str:
     rule = record["rule"]
     line = f"{target} of {len(record['readers'])} readers ({', '.join(record['readers'])})"
     if "alpha" in record:
-        alpha = record["alpha"]
-        line += f": {record['images']} rows have two or more, {record['agreement']['value']:.1%} of their pairs agree"
+        alpha, agreement = record["alpha"], 100 * record["agreement"]["value"]
+        line += f": {record['images']} rows have two or more, {agreement:.1f} % of their pairs agree"
         line += "" if alpha["value"] is None else f", Krippendorff's alpha {alpha['value']:.2f}"
         if alpha["low"] is not None:
             line += f" (95 % {alpha['low']:.2f} to {alpha['high']:.2f}, bootstrap over {record['interval_over']})"

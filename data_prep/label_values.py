@@ -49,10 +49,12 @@ def read_label_values(
     groups = {name: [name] for name in labels.column_names if is_label(name) and name not in read} | of_readers
     columns = {target: [open_column(labels, name) for name in names] for target, names in groups.items()}
     every = [column for group in columns.values() for column in group]
+    patients = _number_patients(labels)
+    number = labels.num_rows if patients is None else len(np.unique(patients))
     for group in columns.values():
         flags = all(column.is_flag for column in group)
         for column in group:
-            check_are_classes(column, config, unit=unit)
+            check_are_classes(column, config, patients=number, unit=unit)
             column.is_flag = flags
     check_uncertain(every, config, unit=unit)
     for group in columns.values():
@@ -61,7 +63,6 @@ def read_label_values(
             read_uncertain(column, config)
             read_blank(column, config)
     say_values(every, unit=unit)
-    patients = _number_patients(labels)
     record: dict[str, Any] = {"unit": unit, "rows": labels.num_rows, "columns": {c.name: c.record for c in every}}
     labels = labels.drop_columns(sorted(read))
     for target, group in columns.items():

@@ -197,7 +197,7 @@ def _read_header(
 
 
 def _find_near(name: str, header: Sequence[str]) -> str:
-    """The position of the column that is called almost so; its name is not shown, since line 1 may be a person's row."""
+    """The position of the column that is called almost so; its name may be a person's if line 1 is not a header."""
     others = [other for other in header if other not in OWN_COLUMNS]
     near = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
     return f" (nearest: column {header.index(near[0]) + 1})" if near else ""

@@ -176,12 +176,12 @@ def select_labelled(
         shares = soft[usable]
         between = int(((shares > 0) & (shares < 1)).any(axis=1).sum())
         say(
-            f"{split}: {between} images have soft targets (votes of readers, uncertain labels), {int((usable & ~known).sum())} "
-            "of them no label; class weights, validation and metrics use labels only"
+            f"{split}: {between} images have soft targets (votes of readers, uncertain labels), "
+            f"{int((usable & ~known).sum())} of them no label; class weights, validation and metrics use labels only"
         )
     elif split == TRAIN and has_votes(task, labels):
         say(
-            f"{split}: votes of readers are not used (task.kind={task.kind} takes one label); the label of most readers is"
+            f"{split}: votes of readers are not used, only the label of most of them: task.kind={task.kind} takes one"
         )
     return rows[usable], targets[usable], None if soft is None else soft[usable]
 

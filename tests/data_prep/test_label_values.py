@@ -13,8 +13,8 @@ import pytest
 from data_prep.label_values import read_label_values
 from data_prep.labels import PatientRule, read_label_table
 from medcls.config import LabellingConfig
-from medcls.data.store import Store
 from medcls.data.manifest import read_table
+from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, sha256_file
 
@@ -84,9 +84,17 @@ def test_measurements_keep_their_spelling(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("rows", [60, 12])
 def test_a_column_of_names_is_refused_without_a_name(rows: int, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"Mustermann {chr(65 + i // 26)}{chr(65 + i % 26)}" for i in range(rows)]
-    with pytest.raises(DataError, match=rf"label: {rows} different texts in .*{rows} rows.*not shown") as error:
+    with pytest.raises(DataError, match=rf"label: {rows} different texts in {rows} rows.*not shown") as error:
         read(names)
     assert "Mustermann" not in str(error.value) + capsys.readouterr().err
+
+
+def test_a_name_for_each_patient_is_refused_however_many_images_there_are() -> None:
+    patients = [f"P{i // 8}" for i in range(160)]
+    names = [f"Mustermann {patient}" for patient in patients]
+    with pytest.raises(DataError, match="label: 20 different texts in 160 rows of 20 patients") as error:
+        read_label_values(table(patient_id=patients, label=names), LabellingConfig())
+    assert "Mustermann" not in str(error.value)
 
 
 def test_many_classes_are_read_if_asked_for() -> None:
@@ -218,7 +226,7 @@ def test_most_readers_decide_and_ties_are_unknown(capsys: pytest.CaptureFixture[
     # Pairs that agree: 3 of 3, 1 of 3, 3 of 3, 0 of 1.
     assert found["agreement"]["value"] == pytest.approx((1 + 1 / 3 + 1 + 0) / 4)
     said = capsys.readouterr().err
-    assert "label of 3 readers (r1, r2, r3): 4 rows have two or more, 58.3% of their pairs agree" in said
+    assert "label of 3 readers (r1, r2, r3): 4 rows have two or more, 58.3 % of their pairs agree" in said
     assert "labelling.readers_rule=majority: 1 ties are unknown" in said
 
 

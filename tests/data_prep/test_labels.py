@@ -302,7 +302,7 @@ def test_words_for_codes_are_read_and_said(source: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().err
     assert "notice: sex is read by its words: 'female' (1 rows) as F, 'unknown' (1 rows) as unknown" in said
     assert "'Left' (1 rows) as L, 'r' (1 rows) as R" in said
-    with pytest.raises(DataError, match="strict=true: .* split has 'TEST'"):
+    with pytest.raises(DataError, match=r"strict=true: .* split has 'TEST'"):
         read_label_table(source.parent / "labels.csv", source=source, rule=DECLARED, strict=True)
     read(source, f"{HEADER},sex\na.png,P1,x,F\n")
     assert capsys.readouterr().err == ""

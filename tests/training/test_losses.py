@@ -300,5 +300,6 @@ def test_rows_between_classes_have_no_part_in_class_weights() -> None:
     targets = np.array([[0.0], [0], [1], [NAN]])
     known = balanced_weights("binary", targets[:3], num_classes=2)
     between = balanced_weights("binary", targets, num_classes=2)
-    assert known is not None and between is not None
+    assert known is not None
+    assert between is not None
     torch.testing.assert_close(between, known)
