@@ -109,7 +109,8 @@ def test_ordinal_training_takes_the_label_of_most_readers_and_says_so(
     data = open_data(compose_train(tmp_path / "run", f"store={path.parent}", "task=ordinal"))
     assert not data.train.targets.isnan().any()
     assert torch.equal(data.train.soft, data.train.targets)
-    assert "train: votes of readers are not used, only the label of most of them: task.kind=ordinal" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "train: votes of readers are not used, only the label of most of them: task.kind=ordinal" in said
 
 
 @pytest.mark.parametrize("grade", [3.0, 1.5, -1.0])
