@@ -180,9 +180,7 @@ def select_labelled(
             f"{int((usable & ~known).sum())} of them no label; class weights, validation and metrics use labels only"
         )
     elif split == TRAIN and has_votes(task, labels):
-        say(
-            f"{split}: votes of readers are not used, only the label of most of them: task.kind={task.kind} takes one"
-        )
+        say(f"{split}: votes of readers are not used, only the label of most of them: task.kind={task.kind} takes one")
     return rows[usable], targets[usable], None if soft is None else soft[usable]
 
 
