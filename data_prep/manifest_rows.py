@@ -64,6 +64,7 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         "pixel_dhash": stored.pixel_dhash,
         "declared_sha256": declared_sha256(unit, identity),
         **describe_values(image),
+        "intent": said["intent"],
         **image.volume,
         **unit.extra,
     }

@@ -20,6 +20,7 @@ from data_prep.label_values import read_label_values
 from data_prep.labels import read_label_table
 from data_prep.ledger import describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
+from data_prep.presentation import choose_presentation
 from data_prep.series import LEFT_OUT, find_volumes
 from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
@@ -152,6 +153,9 @@ def build_plan(
     else:
         table = plan_images(labels)
     _say_alike(table)
+    if index is not None:
+        table, left_out = choose_presentation(table, index, job.image.presentation)
+        skipped = pa.concat_tables([skipped, left_out])
     most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
     return Plan(
         table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early, labelling=labelling

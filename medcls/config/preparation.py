@@ -25,6 +25,7 @@ class ImageConfig:
     range: list[float] | None = None
     few_levels: str = "refuse"
     implausible_hu: str = "refuse"
+    presentation: str | None = None
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
     windows_hu: list[Any] = field(default_factory=list)
@@ -41,6 +42,8 @@ class ImageConfig:
         check_choice("image.kind", self.kind, ("image", "volume"))
         check_choice("image.fit", self.fit, ("pad", "crop", "stretch"))
         check_choice("image.few_levels", self.few_levels, ("refuse", "allow"))
+        if self.presentation is not None:
+            check_choice("image.presentation", self.presentation, ("presentation", "processing", "any"))
         check_choice("image.implausible_hu", self.implausible_hu, ("refuse", "allow"))
         check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
         sizes, axes = self.sizes, 3 if self.kind == "volume" else 2

@@ -44,12 +44,14 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("value_scaling", pa.string()),
     ("stored_levels", pa.int32()),
     ("stored_high", pa.float64()),
+    ("intent", pa.string()),
 ]
 COLUMNS = pa.schema(_FIELDS)
 """What every manifest has; those from value_low on came after version 0.2.0 and are null for images stored before.
 
 value_low, value_high, value_levels, value_scaling: imaging.grey_levels.SourceValues of the file. stored_levels,
-stored_high: distinct values and the largest value of the stored pixels outside the frame's padding.
+stored_high: distinct values and the largest value of the stored pixels outside the frame's padding. intent:
+terms.name_intent.
 """
 
 _VOLUME_FIELDS: list[tuple[str, pa.DataType]] = [

@@ -15,6 +15,7 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.headers import find_macro, read_headers, read_numbers
 from medcls.imaging.part10 import HEADER_KEYWORDS, read_transfer_syntax, skip_preamble
 from medcls.imaging.plain import UNDEFINED_LENGTH, Header, index_keywords, read_plain
+from medcls.imaging.terms import name_intent
 
 _ENHANCED_WORDS = "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 _IMAGE_WORDS = """
@@ -156,6 +157,7 @@ def _describe(dataset: Header) -> dict[str, Any]:
         "series_description": _text(dataset, "SeriesDescription"),
         "body_part": headers["BodyPartExamined"],
         "manufacturer": headers["Manufacturer"],
+        "intent": name_intent(headers["PresentationIntentType"], headers["SOPClassUID"]),
         "photometric": headers["PhotometricInterpretation"],
         "rows": _count(dataset, "Rows", default=0),
         "columns": _count(dataset, "Columns", default=0),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from medcls.imaging.decode import DecodedImage
-from medcls.imaging.terms import name_body_part, name_modality, name_photometric
+from medcls.imaging.grey_levels import loses_levels
+from medcls.imaging.terms import name_body_part, name_intent, name_modality, name_photometric
 
 _SPACING_FACTOR = 1.5
 
@@ -22,12 +23,18 @@ class Domain:
             regions included; [] where no training image had one.
         body_parts: BodyPartExamined as terms.name_body_part writes it; [] where no training image had one, or the
             model file is an older one.
+        intents: "processing" and "presentation" (terms.name_intent) as far as training images say it; None in older
+            model files.
+        few_levels: Whether an image of many grey levels was stored with few (grey_levels.loses_levels); None in older
+            model files, and where nothing was measured.
     """
 
     modalities: list[str]
     photometrics: list[str]
     spacing_mm: list[float]
     body_parts: list[str] = field(default_factory=list)
+    intents: list[str] | None = None
+    few_levels: bool | None = None
 
 
 def summarize_domain(
@@ -36,6 +43,8 @@ def summarize_domain(
     *,
     spacings_mm: Iterable[float | None],
     body_parts: Iterable[str | None] = (),
+    intents: Iterable[str | None] | None = None,
+    few_levels: bool | None = None,
 ) -> Domain:
     """Returns the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
     known = [spacing for spacing in spacings_mm if spacing is not None]
@@ -44,6 +53,8 @@ def summarize_domain(
         photometrics=_names(photometrics, name_photometric),
         spacing_mm=[min(known), max(known)] if known else [],
         body_parts=[name for name in _names(body_parts, name_body_part) if name],
+        intents=None if intents is None else sorted({name for name in intents if name}),
+        few_levels=few_levels,
     )
 
 
@@ -52,7 +63,8 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
 
     A spacing is unseen beyond 1.5 times the training range, either way; an unknown one, or one where training
     knew none, is not judged. Nor is a body part that the image or all of training does not name: many devices leave
-    it out. Only terms of the standard are compared and said: a header's own words may be a name.
+    it out. Raw detector values (FOR PROCESSING) are unseen unless training had them, and images for the eye if training
+    had nothing but raw ones. Only terms of the standard are compared and said: a header's own words may be a name.
 
     Source: own choice.
     """
@@ -69,6 +81,19 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
     had = [name for name in _names(domain.body_parts, name_body_part) if name]
     if part and had and part not in had:
         unseen["unseen_body_part"] = f"body part {part}, training had {_list(had)}"
+    intent = name_intent(image.headers.get("PresentationIntentType", ""), image.headers.get("SOPClassUID", ""))
+    if (
+        domain.intents is not None
+        and intent not in ("", *domain.intents)
+        and (intent == "processing" or domain.intents)
+    ):
+        unseen["unseen_intent"] = f"image FOR {intent.upper()}, training had {_list(domain.intents or [''])}"
+    source = image.source
+    if source and domain.few_levels is False and loses_levels(source=source.levels, stored=image.stored_levels):
+        detail = (
+            f"{image.stored_levels} grey levels are left of {source.levels} or more ({source.low:g} to {source.high:g})"
+        )
+        unseen["few_grey_levels"] = f"{detail}; no training image lost so many: convert it as the training images were"
     spacing = image.prepared.spacing_mm
     if spacing and domain.spacing_mm:
         low, high = domain.spacing_mm

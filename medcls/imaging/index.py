@@ -33,6 +33,8 @@ INDEX = pa.schema(
 """The columns of an index: the fields of Instance, in their order."""
 
 _NAMES = INDEX.names
+_NEW = ("intent",)
+"""Columns that version 0.2.0 did not write: blank in an index of then, which means unknown."""
 _LISTS = tuple(name for name in _NAMES if pa.types.is_list(INDEX.field(name).type))
 
 
@@ -135,6 +137,10 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"index={path} is not a Parquet file: {_remedy(source, path)}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY)
+    for name in _NEW:
+        if name not in table.column_names:
+            blank = pa.repeat("", table.num_rows)
+            table = table.add_column(INDEX.get_field_index(name), INDEX.field(name), blank)
     if version != _VERSION or not table.schema.equals(INDEX, check_metadata=False):
         raise DataError(f"index={path} is no index of this version of medcls: {_remedy(source, path)}")
     if counts := _compare(table, source):

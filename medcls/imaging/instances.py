@@ -59,6 +59,7 @@ class Instance:
         body_part: BodyPartExamined.
         manufacturer: Manufacturer.
         transfer_syntax: TransferSyntaxUID.
+        intent: "processing" (raw detector values), "presentation", or "" if unknown: terms.name_intent.
         photometric: PhotometricInterpretation.
         rows: Rows; 0 where absent, as in the numbers below.
         columns: Columns.
@@ -91,6 +92,7 @@ class Instance:
     body_part: str = ""
     manufacturer: str = ""
     transfer_syntax: str = ""
+    intent: str = ""
     photometric: str = ""
     rows: int = 0
     columns: int = 0

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydicom import uid
+
 # PS3.3 C.7.3.1.1.1, the retired ones in the last line.
 _MODALITY_WORDS = """
     ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT
@@ -42,6 +44,13 @@ _BODY_PART_WORDS = """
 _BODY_PARTS = frozenset(_BODY_PART_WORDS.split())
 _COMPOUND = re.compile(f"(?:{'|'.join(sorted(_BODY_PARTS))})+")
 _LONGEST = 64
+_FOR_PROCESSING = frozenset(
+    {
+        uid.DigitalXRayImageStorageForProcessing,
+        uid.DigitalMammographyXRayImageStorageForProcessing,
+        uid.DigitalIntraOralXRayImageStorageForProcessing,
+    }
+)
 AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SIDES = frozenset({"L", "R", "LT", "RT", "LEFT", "RIGHT", "BILATERAL", "BOTH"})
 _LINKS = frozenset({"AND", "WITH", "TO"})
@@ -157,6 +166,19 @@ def parse_age_years(text: str) -> float | None:
     return None
 
 
+def name_intent(text: str, sop_class_uid: str) -> str:
+    """Return "processing" for raw detector values, "presentation" for values made for the eye, "" if unknown.
+
+    Args:
+        text: PresentationIntentType.
+        sop_class_uid: SOPClassUID, which says it of digital radiographs that lack the attribute.
+
+    Source: PS3.3 C.8.11.1.1.1 (PresentationIntentType), PS3.4 B.5 (classes of digital radiographs).
+    """
+    named = {"FOR PROCESSING": "processing", "FOR PRESENTATION": "presentation"}.get(" ".join(text.upper().split()), "")
+    return named or ("processing" if sop_class_uid in _FOR_PROCESSING else "")
+
+
 def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
     """Returns what a header says of an image and its patient, by the names of the manifest's columns.
 
@@ -164,13 +186,14 @@ def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         headers: Allow-listed attributes by keyword.
 
     Returns:
-        modality, body_part, side, sex, age_years, manufacturer; None where it says nothing, or what is no term.
+        modality, intent, body_part, side, sex, age_years, manufacturer; None if it says nothing, or no known term.
     """
     coded = {"ImageLaterality": "LRBU", "Laterality": "LR", "PatientSex": "MFO"}
     words = {name: headers.get(name, "") for name in coded}
     known = {name: word if word in tuple(coded[name]) else None for name, word in words.items()}
     return {
         "modality": name_modality(headers.get("Modality", "")) or None,
+        "intent": name_intent(headers.get("PresentationIntentType", ""), headers.get("SOPClassUID", "")) or None,
         "body_part": name_body_part(headers.get("BodyPartExamined", "")) or None,
         "side": known["ImageLaterality"] or known["Laterality"],
         "sex": known["PatientSex"],

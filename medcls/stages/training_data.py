@@ -28,6 +28,7 @@ from medcls.data.votes import encode_shares, has_votes
 from medcls.errors import DataError
 from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
+from medcls.imaging.grey_levels import loses_levels
 from medcls.models.backbones import CLINICAL
 from medcls.stages.clinical import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
@@ -231,7 +232,29 @@ def read_domain(data: TrainingData) -> Domain:
     spacings = data.store.read(*names, rows=data.train.rows)
     known = [end for column in spacings.columns for end in (pc.min(column).as_py(), pc.max(column).as_py())]
     parts = _different(data.store.read("body_part", rows=data.train.rows, coded=True).column("body_part"))
-    return summarize_domain(modalities, photometrics, spacings_mm=known, body_parts=parts)
+    intents = None
+    if "intent" in data.store.column_names:
+        intents = _different(data.store.read("intent", rows=data.train.rows, coded=True).column("intent"))
+    return summarize_domain(
+        modalities,
+        photometrics,
+        spacings_mm=known,
+        body_parts=parts,
+        intents=intents,
+        few_levels=_find_few_levels(data),
+    )
+
+
+def _find_few_levels(data: TrainingData) -> bool | None:
+    """Whether a training image lost its grey levels; None if unknown, or if the user chose windows in HU."""
+    names = ("value_levels", "stored_levels")
+    if data.store.spec.windows_hu or any(name not in data.store.column_names for name in names):
+        return None
+    source, stored = (column.to_numpy() for column in data.store.read(*names, rows=data.train.rows).columns)
+    known = ~(np.isnan(source) | np.isnan(stored))
+    if not known.any():
+        return None
+    return any(loses_levels(source=n, stored=k) for n, k in zip(source[known], stored[known], strict=True))
 
 
 def _different(column: pa.ChunkedArray[Any]) -> list[str | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from medcls.imaging.decode import DecodedImage
 from medcls.imaging.domain import Domain, find_unseen, summarize_domain
+from medcls.imaging.grey_levels import SourceValues
 from medcls.imaging.preprocess import PreparedImage
 
 DOMAIN = Domain(["CR", "DX"], ["MONOCHROME2"], [0.5, 1.0])
@@ -89,3 +92,36 @@ def test_a_domain_holds_terms_only_and_one_of_an_older_file_is_not_repeated() ->
 def test_without_any_spacing_in_training_none_is_judged() -> None:
     domain = Domain(["DX"], ["MONOCHROME2"], [])
     assert find_unseen(image(spacing_mm=(99.0, 99.0)), domain) == {}
+
+
+@pytest.mark.parametrize(
+    ("intents", "said", "unseen"),
+    [
+        (None, "FOR PROCESSING", False),
+        ([], "FOR PROCESSING", True),
+        ([], "FOR PRESENTATION", False),
+        (["presentation"], "FOR PROCESSING", True),
+        (["presentation"], "FOR PRESENTATION", False),
+        (["processing"], "FOR PRESENTATION", True),
+        (["processing"], "", False),
+        (["presentation", "processing"], "FOR PROCESSING", False),
+    ],
+)
+def test_raw_images_are_unseen_by_a_network_of_processed_ones(
+    intents: list[str] | None, said: str, unseen: bool
+) -> None:
+    domain = Domain(["DX"], ["MONOCHROME2"], [], intents=intents)
+    seen = image()
+    seen.headers["PresentationIntentType"] = said
+    assert list(find_unseen(seen, domain)) == (["unseen_intent"] if unseen else [])
+
+
+@pytest.mark.parametrize(
+    ("few", "left", "unseen"), [(False, 12, True), (False, 200, False), (True, 12, False), (None, 12, False)]
+)
+def test_image_that_lost_its_grey_levels_is_unseen_if_no_training_image_did(
+    few: bool | None, left: int, unseen: bool
+) -> None:
+    domain = Domain(["DX"], ["MONOCHROME2"], [], few_levels=few)
+    seen = replace(image(), source=SourceValues(0, 4095, 3000, "type"), stored_levels=left)
+    assert list(find_unseen(seen, domain)) == (["few_grey_levels"] if unseen else [])
