@@ -1,58 +1,299 @@
-"""Class-named folders to a table of labels."""
+"""Folders named as classes, splits and patients to a table of labels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.label_paths import parent_folders
 from data_prep.label_rows import CHUNK_ROWS, CONTROL, Column, PatientRule, build_schema
+from data_prep.layouts import Folder, find_split, guess_layout
+from data_prep.ledger import LEFT_OUT
+from medcls.config import SPLITS
+from medcls.config.labelling import LEVELS, compile_layout, find_level
 from medcls.errors import ConfigError, DataError
+from medcls.imaging.source import is_system_folder
+
+_SHOWN = 12
 
 
-def read_class_folder_table(source: Path, *, files: Column, rule: PatientRule) -> pa.Table:
-    """Returns a row for each image of a source whose first-level folders are the classes, as `read_label_table` does.
+@dataclass(frozen=True, slots=True)
+class FolderLabels:
+    """What the folders of a source say.
+
+    Attributes:
+        table: A row for each image, as `read_label_table` returns, sorted by path; number is 0.
+        layout: What was read, as labelling.layout spells it.
+        left_out: LEFT_OUT: images without a class folder, and a second copy of the folders.
+        notices: What the user has to know of the reading, a line each.
+        cut: Splits without a folder, which are cut from train.
+    """
+
+    table: pa.Table
+    layout: str
+    left_out: pa.Table
+    notices: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+
+def read_class_folder_table(
+    source: Path,
+    *,
+    files: Column,
+    rule: PatientRule,
+    layout: str = "auto",
+    columns: Sequence[str] = (),
+    elsewhere: Column | None = None,
+    ignored: Callable[[str], bool] = lambda _: False,
+) -> FolderLabels:
+    """Return the labels that the folders of a source say.
 
     Args:
-        source: Whose first-level folders are looked at.
+        source: Folder that `files` are relative to.
         files: Relative paths of the image files, with /, in any order.
         rule: Where patient ids come from; without headers the "declared" rule has nothing to read here.
-
-    Returns:
-        Sorted by path; number is 0.
+        layout: As labelling.layout.
+        columns: Further columns to keep: "site", if the layout has it.
+        elsewhere: Images that a pattern leaves out; their folders are not empty.
+        ignored: Whether a folder (with a / at its end) may be without images.
 
     Raises:
-        ConfigError: no rule for the patients; guessing would leak.
-        DataError: images outside class folders, fewer than two classes, an empty class, or no match.
+        ConfigError: no rule for the patients, or two; a column that is not a level.
+        DataError: folders that can be read in several ways, images outside class folders, fewer than two classes, a
+            class folder without an image, or no match.
     """
-    if rule.needs_column:
+    paths: Any = files.take(pc.sort_indices(files))
+    folders: Any = parent_folders(paths)
+    left_out, known = LEFT_OUT.empty_table(), layout
+    if layout == "auto":
+        counts = {each["values"]: each["counts"] for each in pc.value_counts(folders).to_pylist()}
+        reading = guess_layout(counts, source=str(source))
+        known = reading.layout
+        if reading.copy is not None:
+            paths, left_out = _leave_copy(source, paths, inside="/".join(reading.copy), base=reading.base)
+            folders = parent_folders(paths)
+    levels = _extract(folders, known)
+    _check_patients(rule, levels, columns)
+    read = FolderLabels(pa.table({"path": paths, **levels}), known, left_out)
+    if "split" in levels:
+        read = _read_splits(source, read, guessed=layout == "auto")
+    else:
+        _check_fits(source, read.table, known)
+    others = [read.left_out["path"], *([] if elsewhere is None else [elsewhere])]
+    _check_classes(source, read, others=others, ignored=ignored)
+    return FolderLabels(
+        _build(read.table, rule, columns), known, read.left_out, read.notices + _share_notice(read.table), read.cut
+    )
+
+
+def _extract(folders: Any, layout: str) -> dict[str, Any]:
+    """What each image's folder says of the levels, null where the layout does not fit it."""
+    coded: Any = pc.dictionary_encode(_flat(folders))
+    found = pc.extract_regex(coded.dictionary, compile_layout(layout))
+    return {name: pc.struct_field(found, name).take(coded.indices) for name in LEVELS if find_level(layout, name) >= 0}
+
+
+def _check_patients(rule: PatientRule, levels: dict[str, Any], columns: Sequence[str]) -> None:
+    absent = [name for name in columns if name not in levels]
+    if absent:
+        raise ConfigError(
+            f"columns={list(columns)}: no level of the folders is {absent[0]}: set labelling.layout=site/class"
+        )
+    if "patient" in levels and rule.derives:
+        raise ConfigError(
+            "labelling.layout names a patient level, and patients=per_image or patient_id.pattern would overrule it: "
+            "remove one of the two"
+        )
+    if "patient" not in levels and rule.needs_column:
         raise ConfigError(
             "without labels=FILE.csv the patients are unknown and a guess would leak between splits: give "
-            "patient_id.pattern=REGEX (one group, matched on the path), or patients=per_image where every image "
-            "is another patient"
+            "patient_id.pattern=REGEX (one group, matched on the path), a layout whose folders are patients, such as "
+            "labelling.layout=class/patient, or patients=per_image where every image is another patient"
         )
-    paths: Any = files.take(pc.sort_indices(files))
-    outside = len(paths.filter(pc.invert(pc.match_substring(paths, "/"))))
-    if outside:
-        raise DataError(f"{outside} images lie outside class folders in source={source}: give labels=FILE.csv")
-    labels: Any = pc.replace_substring_regex(paths, pattern=r"(?s)/.*", replacement="")
-    classes: list[str] = sorted(labels.unique().to_pylist())
+
+
+def _check_fits(source: Path, table: pa.Table, layout: str, *, level: str = "class") -> None:
+    misfits = table[level].null_count
+    if misfits:
+        raise DataError(
+            f"source={source}: labelling.layout={layout} does not fit the folders of {misfits} of {table.num_rows} "
+            "images: correct it, or leave these images out with labelling.not_files=PATTERN"
+        )
+
+
+def _read_splits(source: Path, read: FolderLabels, *, guessed: bool) -> FolderLabels:
+    """The labels with train, val and test in the place of the folders' names; a split without classes left out."""
+    table, layout = read.table, read.layout
+    if find_level(layout, "split") < find_level(layout, "class"):  # known although no class folder is below it
+        folders = pc.extract_regex(parent_folders(table["path"]), compile_layout(layout, last="split"))
+        table = _set(table, "split", pc.struct_field(folders, "split"))
+    names: list[str] = pc.unique(table["split"].drop_null()).to_pylist()
+    unknown = [name for name in names if not find_split(name)]
+    if unknown:
+        raise DataError(
+            f"source={source}: labelling.layout={layout}: {len(unknown)} folders of the split level are not named "
+            "train, val or test: leave them out with labelling.not_files='FOLDER/*', or correct the layout"
+        )
+    _check_fits(source, table, layout, level="split")
+    table = _set(table, "split", _rename(table["split"], {name: find_split(name) for name in names}))
+    trained = _find_classes(table, "train")
+    left, notices = [read.left_out], []
+    for split in SPLITS[1:]:
+        here = pc.equal(table["split"], split)
+        rows = pc.sum(here).as_py() or 0
+        if rows and not _find_classes(table, split) & trained:
+            left.append(_leave(table.filter(here)["path"], "no_class", f"in {split}, where no folder names a class"))
+            table = table.filter(pc.invert(here))
+            notices.append(
+                f"notice: the {rows} images of {split} are in no class folder of train, so they have no label and are "
+                "left out (no_class); medcls.predict scores them, and labels=FILE.csv can name them"
+            )
+    _check_fits(source, table, layout)
+    present = [split for split in SPLITS if pc.any(pc.equal(table["split"], split)).as_py()]
+    if "train" not in present:
+        raise DataError(f"source={source}: labelling.layout={layout}: no folder of the split level is train: add one")
+    shown = ", ".join(f"{name}/" for name in sorted(names, key=lambda name: SPLITS.index(find_split(name))))
+    classes = _list_classes(table["class"])
+    if not guessed:
+        said = f"splits {shown}; classes {classes}"
+    elif layout.endswith("class/split"):
+        said = f"the first-level folders are read as classes ({classes}) and the folders below ({shown}) as splits"
+    else:
+        said = f"{shown} are read as splits and the folders below as classes ({classes})"
+    notices.insert(0, f"labelling.layout={layout}: {said}")
+    return FolderLabels(table, layout, pa.concat_tables(left), notices, [s for s in SPLITS if s not in present])
+
+
+def _find_classes(table: pa.Table, split: str) -> set[str]:
+    """The classes of a split; upper and lower case and spaces make no other class."""
+    names = pc.unique(table.filter(pc.equal(table["split"], split))["class"].drop_null()).to_pylist()
+    return {str(name).strip().casefold() for name in names}
+
+
+def _list_classes(column: Any) -> str:
+    names = sorted(pc.unique(column).to_pylist())
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _rename(column: Any, names: dict[str, str]) -> Any:
+    old, new = pa.array(names.keys(), pa.string()), pa.array(names.values(), pa.string())
+    return new.take(pc.index_in(column, value_set=old).combine_chunks())
+
+
+def _set(table: pa.Table, name: str, column: Any) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)
+
+
+def _leave(paths: Any, reason: str, detail: str) -> pa.Table:
+    return pa.table([paths, pa.repeat(reason, len(paths)), pa.repeat(detail, len(paths))], schema=LEFT_OUT)
+
+
+def _leave_copy(source: Path, paths: Any, *, inside: str, base: Folder) -> tuple[Any, pa.Table]:
+    """The paths without those of a folder that holds all others again, and these, once size and name of each agree."""
+    within = pc.starts_with(paths, f"{inside}/")
+    copies, rest = paths.filter(within), paths.filter(pc.invert(within))
+    before = "/".join((*base, ""))
+    originals = pa.array([before + path.as_py()[len(inside) + 1 :] for path in copies], pa.string())
+    same = all(pc.is_in(originals, value_set=pa.array(rest.to_pylist(), pa.string())).to_pylist()) and all(
+        (source / one.as_py()).stat().st_size == (source / other.as_py()).stat().st_size
+        for one, other in zip(copies, originals, strict=True)
+    )
+    if not same:
+        raise DataError(
+            f"source={source}: a folder holds the split folders beside it a second time, with other files: remove one "
+            "of the two, or leave one out with labelling.not_files='FOLDER/FOLDER/*'"
+        )
+    return rest, _leave(copies, "second_copy", "the folder around it holds a file of this name and size")
+
+
+def _check_classes(source: Path, read: FolderLabels, *, others: Sequence[Any], ignored: Callable[[str], bool]) -> None:
+    classes = pc.unique(read.table["class"]).to_pylist()
     if any(map(CONTROL.search, classes)):
         raise DataError(f"source={source} has a class folder whose name holds a control character: rename it")
-    empty = sorted(p.name for p in source.iterdir() if p.is_dir() and p.name not in classes and p.name[0] != ".")
+    every = pc.unique(parent_folders(pa.concat_arrays([_flat(each) for each in (read.table["path"], *others)])))
+    used = _with_parents(every.to_pylist())
+    empty = list(_find_empty(source, used, depth=find_level(read.layout, "class"), ignored=ignored))
     if empty:
-        raise DataError(f"class folders without an image: {', '.join(empty)}; fill or remove them")
+        raise DataError(
+            f"source={source}: {len(empty)} folders hold no image where class folders are expected: "
+            f"{'; '.join(empty[:3])} in the order of names: fill or remove them, or leave them out with "
+            "labelling.not_files='FOLDER/*'"
+        )
     if len(classes) < 2:
-        raise DataError(f"source={source} has {len(classes)} class folders with images; expected at least 2")
-    patients = _find_patients(paths, rule)
-    unmatched = len(patients.filter(pc.equal(patients, pa.scalar(""))))
-    if unmatched:
-        raise DataError(f"patient_id.pattern={rule.pattern!r} does not match {unmatched} of {len(paths)} paths")
-    known = {"path": paths, "patient_id": patients, "label": labels, "number": pa.repeat(0, len(paths))}
-    schema = build_schema(["label"])
-    return pa.table([known.get(f.name, pa.nulls(len(paths), f.type)) for f in schema], schema=schema)
+        deeper = pc.any(pc.greater(pc.count_substring(read.table["path"], "/"), read.layout.count("/") + 1)).as_py()
+        advice = read.layout.replace("class", "*/class")
+        raise DataError(
+            f"source={source} has {len(classes)} class folders with images (labelling.layout={read.layout}), expected "
+            "at least 2"
+            + (
+                f": if the folders one level further down are the classes, set labelling.layout={advice}"
+                if deeper
+                else ""
+            )
+        )
+
+
+def _flat(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _with_parents(folders: list[str]) -> set[str]:
+    found: set[str] = set()
+    for folder in folders:
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
+
+
+def _find_empty(
+    source: Path, used: set[str], *, depth: int, ignored: Callable[[str], bool], folder: str = ""
+) -> Iterator[str]:
+    """Yield "folder 2 of 5" for each folder down to the class level without an image; its name may be a person's."""
+    folders = sorted(p.name for p in (source / folder).iterdir() if p.is_dir() and not is_system_folder(p.name))
+    for number, name in enumerate(folders, start=1):
+        path = f"{folder}{name}"
+        if path in used:
+            if depth:
+                yield from _find_empty(source, used, depth=depth - 1, ignored=ignored, folder=f"{path}/")
+        elif not ignored(f"{path}/"):
+            yield f"folder {number} of {len(folders)}"
+
+
+def _share_notice(table: pa.Table) -> list[str]:
+    """Folders of one name under two classes: one patient, unless the numbers start anew in each class."""
+    if "patient" not in table.column_names:
+        return []
+    pairs = table.select(["class", "patient"]).group_by(["class", "patient"]).aggregate([])
+    several = pairs.num_rows - pc.count_distinct(pairs["patient"]).as_py()
+    if not several:
+        return []
+    return [
+        f"notice: {several} patient folders have the name of a patient folder in another class; each name is taken as "
+        "one patient: if numbers start anew in each class, set patient_id.pattern='^(CLASS/PATIENT)/' instead of the "
+        "patient level"
+    ]
+
+
+def _build(table: pa.Table, rule: PatientRule, columns: Sequence[str]) -> pa.Table:
+    paths = table["path"]
+    if "patient" in table.column_names:
+        patients = table["patient"]
+    else:
+        patients = _find_patients(paths, rule)
+        unmatched = len(patients.filter(pc.equal(patients, pa.scalar(""))))
+        if unmatched:
+            raise DataError(f"patient_id.pattern={rule.pattern!r} does not match {unmatched} of {len(paths)} paths")
+    rows = table.num_rows
+    known = {"path": paths, "patient_id": patients, "label": table["class"], "number": pa.repeat(0, rows)}
+    known |= {name: table[name] for name in ("split", *columns) if name in table.column_names}
+    schema = build_schema(["label"], columns)
+    return pa.table([known.get(f.name, pa.nulls(rows, f.type)) for f in schema], schema=schema)
 
 
 def _find_patients(paths: Any, rule: PatientRule) -> Any:

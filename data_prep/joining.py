@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.contradictions import CHECKS, find_contradictions, find_split
+from data_prep.file_choice import FileChoice, are_numbered, describe_several, find_differing_parts
 from data_prep.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_label, name_place
 from data_prep.matching import Rows, match_paths, match_values
 from medcls.errors import ConfigError, DataError
@@ -34,6 +36,8 @@ _HEADERS = {
     "header_age": "patient_age",
     "header_side": "laterality",
 }
+_SHOWN = 5
+_NO_CHOICE = FileChoice()
 _HEADER_OF = {"series_uid": "header_series", "study_uid": "header_study", "dicom_patient_id": "header_patient"}
 
 
@@ -89,6 +93,7 @@ def join_series(
     rule: PatientRule,
     show: Callable[[str], str] = str,
     compare: Collection[str] = CHECKS,
+    choice: FileChoice = _NO_CHOICE,
 ) -> pa.Table:
     """Returns the labels of a store of volumes: the columns of `labels`, key and files, a row for each volume.
 
@@ -103,6 +108,7 @@ def join_series(
         rule: That the labels were read by: under per_image every volume is another patient.
         show: What an error message may show of a path.
         compare: What labels and headers have to agree on, of CHECKS.
+        choice: Of the files; without one a row of a labels file may not stand for several NIfTI files.
 
     Returns:
         In the order of `labels`, then of `series`; number is of the first line that names the volume, path its
@@ -118,6 +124,8 @@ def join_series(
         labels = _replace(labels, patient_id=pa.nulls(labels.num_rows, pa.string()))
     bad = BadRows()
     label_rows, series_rows = _match_series(labels, series, show=show, bad=bad)
+    if not choice.takes_all:
+        _check_one_file_each(labels, label_rows, series, series_rows, chosen=bool(choice.files))
     _add_differing(labels, label_rows, series_rows, show=show, bad=bad)
     series_rows, first = np.unique(series_rows, return_index=True)  # the first label row of each
     order = np.lexsort((series_rows, label_rows[first]))
@@ -165,6 +173,31 @@ def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], s
                 where = name_place(labels, int(label_rows[at]), show)
                 bad.add(f"{where}: {named[row]} of the {sizes[row]} files of a volume are named; name its folder")
     return label_rows, series_rows
+
+
+def _check_one_file_each(
+    labels: pa.Table, label_rows: Rows, series: pa.Table, series_rows: Rows, *, chosen: bool
+) -> None:
+    """Refuse rows that stand for several NIfTI files: T1w and FLAIR, or an image and its segmentation.
+
+    Where the user has chosen one kind by labelling.files, files that differ in numbers (sessions) are several of it.
+    """
+    loose = np.asarray(pc.equal(series["series_uid"].take(pa.array(series_rows)), pa.scalar("")))
+    loose &= np.asarray(labels["number"])[label_rows] > 0
+    files = pc.list_element(series["files"].take(pa.array(series_rows[loose])), 0).to_pylist()
+    groups: dict[int, list[str]] = defaultdict(list)
+    for row, path in zip(label_rows[loose].tolist(), files, strict=True):
+        groups[row].append(path)
+    several = {row: sorted(set(paths)) for row, paths in groups.items() if len(set(paths)) > 1}
+    if chosen:
+        several = {row: paths for row, paths in several.items() if not are_numbered(paths)}
+    if several:
+        lines = sorted(labels["number"][row].as_py() for row in several)
+        shown = ", ".join(map(str, lines[:_SHOWN])) + (
+            f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        )
+        parts = find_differing_parts(several.values())
+        raise DataError(describe_several(f"{len(several)} rows of the labels file (lines {shown})", parts))
 
 
 def _add_differing(

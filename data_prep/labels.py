@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.class_folders import read_class_folder_table
 from data_prep.label_paths import check_paths, check_together, with_folders
 from data_prep.label_rows import (
     CHUNK_ROWS,
@@ -35,7 +34,7 @@ from medcls.data.spelling import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
 
-__all__ = ["PatientRule", "read_class_folder_table", "read_label_table", "with_folders"]
+__all__ = ["PatientRule", "read_label_table", "with_folders"]
 
 # How programs spell "no value". "none" may be a grade (none, mild, severe); "None" is Python's.
 _NO_VALUE = re.compile(r"None|(?i:nan|na|n/a|#n/a|null|[+-]?inf)")

@@ -28,6 +28,9 @@ ENTRIES = pa.schema([*_FIELDS, ("refused", pa.string())])
 LEDGER = pa.schema([*_FIELDS, ("refused", pa.list_(pa.string()))])
 """One row a file."""
 
+LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+"""Files that no image is planned of, by their real paths."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -46,6 +46,7 @@ _MEANINGS = {
     "not_an_image": "segmentations: labels drawn on other images",
     "special_file": "a pipe, socket or device",
     "symbolic_link": "a link, not followed",
+    "system_file": "left by an operating system: __MACOSX, Thumbs.db, @eaDir",
     "truncated": "the file ends early",
     "unknown_format": "named like an image, but in no known format",
     "unreadable": "no parser makes sense of it",

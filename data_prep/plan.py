@@ -76,6 +76,7 @@ class Plan:
         skipped: path, reason, detail: files of images that a rule left out (another series, a localizer).
         refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
         early: A message for each volume refused before decoding.
+        cut: Splits without a folder, which are cut from the train folder.
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
         labelling: What was read how in the label columns, as `read_label_values` records it.
@@ -88,6 +89,7 @@ class Plan:
     rows_per_shard: int
     early: Sequence[str] = ()
     labelling: dict[str, Any] = field(default_factory=dict)
+    cut: Sequence[str] = ()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

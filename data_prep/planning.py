@@ -12,18 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.class_folders import read_class_folder_table
+from data_prep.class_folders import FolderLabels, read_class_folder_table
+from data_prep.file_choice import FileChoice, check_companions, check_masks, leave_out
 from data_prep.joining import find_named, join_files, join_series
 from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
 from data_prep.label_values import read_label_values
 from data_prep.labels import read_label_table
-from data_prep.ledger import describe_refusal
+from data_prep.ledger import LEFT_OUT, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.presentation import choose_presentation
-from data_prep.series import LEFT_OUT, find_volumes
+from data_prep.series import find_volumes
 from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
+from medcls.errors import ConfigError
 from medcls.identity import Identity
 from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.decode import Spec
@@ -123,15 +125,33 @@ def build_plan(
     volumes = isinstance(spec, VolumeSpec)
     headers = volumes or has_dicom or job.index is not None
     index = _read_headers(job, source=source, listing=listing) if headers else None
+    choice = FileChoice.of(job.labelling)
+    left_out, cut = LEFT_OUT.empty_table(), list[str]()
+    if choice.is_set and index is not None:
+        images = _images_of(index, volumes=volumes)
+        left_out = leave_out(images.filter(pc.invert(choice.keep(images))))
+        index = index.filter(choice.keep(index["path"]))
 
     def show(path: str) -> str:
         return identity.name("path", path)
 
     rule = PatientRule(job.patients, job.patient_id.pattern, headers=index is not None)
     if job.labels is None:
-        images = _images(source, listing) if index is None else _images_of(index, volumes=volumes)
-        labels = read_class_folder_table(source, files=images, rule=rule)
+        if index is None:
+            images = _images(source, listing)
+            left_out = leave_out(images.filter(pc.invert(choice.keep(images))))
+        else:
+            images = _images_of(index, volumes=volumes)
+        read = _read_folders(
+            job, source=source, images=images.filter(choice.keep(images)), left_out=left_out, rule=rule
+        )
+        if volumes and index is not None and not choice.takes_all:
+            nifti = index.filter(pc.equal(index["kind"], "nifti"))["path"]
+            below = read.layout.count("/") + 1
+            check_companions(nifti.filter(pc.is_in(nifti, value_set=images)), source=str(source), below=below)
+        labels, left_out, cut = read.table, pa.concat_tables([left_out, read.left_out]), read.cut
     else:
+        _check_file_rows(job, choice, has_headers=index is not None)
         labels = _read_labels(job, source=source, listing=listing, rule=rule)
     labels, labelling = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
@@ -147,19 +167,86 @@ def build_plan(
                 f"{found.several} series became several volumes each (image type, echo, time, orientation …), all "
                 "under the label of their series: series.per_study=most_slices keeps one of a study"
             )
-        table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare)
+        table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare, choice=choice)
+        _say_several(table)
     elif index is not None:
         table = plan_images(join_files(labels, index, show=show, compare=job.compare))
     else:
         table = plan_images(labels)
     _say_alike(table)
     if index is not None:
-        table, left_out = choose_presentation(table, index, job.image.presentation)
-        skipped = pa.concat_tables([skipped, left_out])
+        table, others = choose_presentation(table, index, job.image.presentation)
+        left_out = pa.concat_tables([left_out, others])
+    skipped = pa.concat_tables([skipped, left_out])
     most = rows_per_shard(spec.shape, spec.dtype, most=job.shard.rows)
     return Plan(
-        table, skipped, refused, columns=tuple(job.columns), rows_per_shard=most, early=early, labelling=labelling
+        table,
+        skipped,
+        refused,
+        columns=tuple(job.columns),
+        rows_per_shard=most,
+        early=early,
+        labelling=labelling,
+        cut=cut,
     )
+
+
+def _read_folders(
+    job: PrepareJob, *, source: Path, images: pa.ChunkedArray[Any], left_out: pa.Table, rule: PatientRule
+) -> FolderLabels:
+    """What the folders say, said in a line each."""
+    choice = FileChoice.of(job.labelling)
+    read = read_class_folder_table(
+        source,
+        files=images,
+        elsewhere=left_out["path"],
+        rule=rule,
+        layout=job.labelling.layout,
+        columns=job.columns,
+        ignored=choice.ignores,
+    )
+    if not choice.takes_all:
+        check_masks(read.table["path"], source=str(source), below=read.layout.count("/") + 1)
+    for line in [*read.notices, *_describe_cut(read.cut, job)]:
+        say(line)
+    return read
+
+
+def _check_file_rows(job: PrepareJob, choice: FileChoice, *, has_headers: bool) -> None:
+    """Settings of folders beside a labels file would be obeyed by nobody."""
+    if job.labelling.layout != "auto":
+        raise ConfigError(
+            f"labelling.layout={job.labelling.layout} reads labels from folders, and labels={job.labels} is given: "
+            "remove one of the two"
+        )
+    if choice.is_set and not has_headers:
+        raise ConfigError(
+            "labelling.files and labelling.not_files choose among the files of folders, and each row of "
+            f"labels={job.labels} names one file: remove them"
+        )
+
+
+def _describe_cut(cut: list[str], job: PrepareJob) -> Iterator[str]:
+    """A line for each split that no folder is of; a share of 0 is the user's own wish."""
+    unit = "image (patients are unknown)" if job.patients == "per_image" else "patient"
+    for split in cut:
+        share = getattr(job.split, split)
+        if share:
+            yield (
+                f"notice: there is no folder of {split} with classes: split.{split}={share:g} of train is cut off for "
+                f"it by {unit}; split.{split}=0 leaves train whole"
+            )
+
+
+def _say_several(table: pa.Table) -> None:
+    """A row that stands for T1 and FLAIR trains a network on both under one label."""
+    rows = table.filter(pc.greater(table["number"], 0)).group_by("number").aggregate([([], "count_all")])
+    several = pc.sum(pc.greater(rows["count_all"], 1)).as_py()
+    if several:
+        say(
+            f"notice: {several} rows of the labels file stand for several volumes each, all under the label of the "
+            "row: series.description, series.per_study or labelling.files choose among them"
+        )
 
 
 def _say_alike(table: pa.Table) -> None:
@@ -202,6 +289,10 @@ def _images(source: Path, listing: pa.Table) -> pa.ChunkedArray[Any]:
 
 def _images_of(index: pa.Table, *, volumes: bool) -> pa.ChunkedArray[Any]:
     """The paths of the files that may be images of the kind asked for, by their headers."""
-    kinds = ["dicom", "nifti"] if volumes else ["dicom", "raster"]
-    wanted = pc.is_in(index["kind"], value_set=pa.array(kinds))
+    wanted = pc.is_in(index["kind"], value_set=pa.array(_kinds(volumes)))
     return index.filter(pc.and_(wanted, pc.not_equal(index["problem"], "hidden")))["path"]
+
+
+def _kinds(volumes: bool) -> list[str]:
+    """The kinds of files that may be images of the job."""
+    return ["dicom", "nifti"] if volumes else ["dicom", "raster"]

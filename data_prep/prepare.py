@@ -80,7 +80,8 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
             return None
         labels = align_labels(plan, store, identity)
         # The split first: where it is refused, the store keeps the labels and splits that it had.
-        split_store(store, labels, job.split)
+        giver = "folders" if job.labels is None else "labels file"
+        split_store(store, labels, job.split, giver=giver, cut=plan.cut)
         _write_labels(store, labels, plan.labelling)
     return store
 
@@ -115,8 +116,11 @@ def _check_folders(job: PrepareJob) -> tuple[Path, Path]:
 
 def _check_columns(job: PrepareJob) -> None:
     """Columns of the user's own; patient_id or path would carry what deidentify takes out."""
-    if job.columns and job.labels is None:
-        raise ConfigError(f"columns={job.columns} needs labels=FILE.csv: class-named folders have no columns")
+    if job.labels is None and set(job.columns) - {"site"}:
+        raise ConfigError(
+            f"columns={job.columns} needs labels=FILE.csv: without it the only column is site, from a layout such as "
+            "labelling.layout=site/class"
+        )
     taken = [c for c in job.columns if c in (*COLUMNS.names, *VOLUME_COLUMNS.names, "path") or job.columns.count(c) > 1]
     if taken:
         raise ConfigError(f"columns={job.columns}: {taken[0]} is there twice, or a name of the store's own: rename it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.series import LEFT_OUT
+from data_prep.ledger import LEFT_OUT
 from medcls.command_line import say
 from medcls.errors import DataError
 

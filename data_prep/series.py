@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.joining import SERIES
+from data_prep.ledger import LEFT_OUT
 from medcls.imaging.instances import Instance
 from medcls.imaging.selection import SeriesRule
 from medcls.imaging.stacks import Leftover, StackRule
@@ -15,7 +16,6 @@ from medcls.imaging.volumes import QUARANTINED, SKIPPED, find_series
 _BATCH = 4096
 _SERIES = pa.schema([*SERIES, *((name, pa.string()) for name in ("patient_sex", "patient_age", "laterality"))])
 _LOST = pa.schema([*_SERIES, ("reason", pa.string()), ("detail", pa.string())])
-LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
 class _Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from medcls.command_line import say
 from medcls.config import SplitConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.duplicates import find_store_duplicates
-from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, Splits, code_splits, resolve_leaks, write_split_once
+from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, TRAIN, Splits, code_splits, resolve_leaks, write_split_once
 from medcls.data.store import Store
 from medcls.data.strata import Strata, build_strata, describe_split, find_missing
 from medcls.data.stratification import assign_splits
 from medcls.errors import DataError
 
 
-def split_store(store: Store, labels: pa.Table, config: SplitConfig) -> None:
+def split_store(
+    store: Store, labels: pa.Table, config: SplitConfig, *, giver: str = "labels file", cut: Sequence[str] = ()
+) -> None:
     """Makes or obeys the split, searches it for leaks, and writes it with its certificate.
 
     Args:
@@ -27,6 +30,8 @@ def split_store(store: Store, labels: pa.Table, config: SplitConfig) -> None:
             without is left out), "split" (string, null where none is given), and "label" or "label_NAME" (strings,
             null = unknown).
         config: Fractions, seed and policies.
+        giver: What gives "split", as the certificate names it.
+        cut: Splits that are cut from the given train split by patient, by their fractions of it.
 
     Raises:
         DataError: too few patients, a class missing from a split, or a leak under on_leak="refuse".
@@ -36,6 +41,11 @@ def split_store(store: Store, labels: pa.Table, config: SplitConfig) -> None:
     given = labels.column("split").null_count < labels.num_rows
     patients = store.codes("patient_id")
     splits = _given(labels) if given else _assigned(labels, patients=patients, strata=strata, config=config)
+    fractions = None if given else _fractions(config)
+    if given and cut:
+        fractions = {name: share if name in cut else 0.0 for name, share in _fractions(config).items()}
+        fractions["train"] = round(1 - sum(share for name, share in fractions.items() if name != TRAIN), 9)
+        splits = _cut(splits, patients=patients, strata=strata, fractions=fractions, seed=config.seed)
     splits, found = resolve_leaks(
         splits,
         patients=patients,
@@ -50,9 +60,9 @@ def split_store(store: Store, labels: pa.Table, config: SplitConfig) -> None:
     )
     empty = _check_classes(splits, strata, config=config, given=given)
     certificate = {
-        "source": "labels file" if given else "random by patient, stratified by label",
-        "seed": None if given else config.seed,
-        "fractions": None if given else _fractions(config),
+        "source": _name_source(giver if given else "", fractions),
+        "seed": None if fractions is None else config.seed,
+        "fractions": fractions,
         "on_leak": config.on_leak,
         "near_duplicates": {
             "max_bits_of_256": config.near_duplicate_bits,
@@ -75,6 +85,22 @@ def _assigned(labels: pa.Table, *, patients: Codes, strata: Strata, config: Spli
     fractions = _fractions(config)
     _check_patients(patients.count(listed), fractions)
     return assign_splits(patients, strata, fractions=fractions, seed=config.seed, listed=listed)
+
+
+def _cut(splits: Splits, *, patients: Codes, strata: Strata, fractions: dict[str, float], seed: int) -> Splits:
+    """The splits after some patients of train went to the splits that were not given."""
+    train = splits == SPLIT_NAMES.index(TRAIN)
+    _check_patients(patients.count(train), fractions)
+    parts = assign_splits(patients, strata.restrict(train), fractions=fractions, seed=seed, listed=train)
+    return np.where(train, parts, splits)
+
+
+def _name_source(giver: str, fractions: dict[str, float] | None) -> str:
+    """Where a split comes from, as its certificate says."""
+    if not giver:
+        return "random by patient, stratified by label"
+    cut = [name for name, share in (fractions or {}).items() if share and name != TRAIN]
+    return giver + (f"; {' and '.join(cut)} cut from train at random by patient, stratified by label" if cut else "")
 
 
 def _fractions(config: SplitConfig) -> dict[str, float]:

@@ -20,6 +20,7 @@ from medcls.sweeps import is_sweep
 PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
     | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
+    | {"labelling.layout", "labelling.files", "labelling.not_files"}
     | {"patient_id.pattern", "split.name", "task.label", "task.positive", "label", "series.description"}
 )
 LIST_KEYS = frozenset(

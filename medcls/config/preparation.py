@@ -208,8 +208,8 @@ class PrepareJob:
     index: str | None = None
     patients: str = "declared"
     patient_id: PatientConfig = field(default_factory=PatientConfig)
-    columns: list[str] = field(default_factory=list)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
+    columns: list[str] = field(default_factory=list)
     compare: list[str] = field(default_factory=lambda: ["patient", "study", "sex", "age", "side"])
     workers: int = -1
     executor: str = "local"

@@ -10,8 +10,13 @@ from medcls.errors import DataError
 from medcls.imaging.raster import is_picture
 from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
 
-SKIP_REASONS = ("symbolic_link", "special_file", "hidden")
+SKIP_REASONS = ("symbolic_link", "special_file", "hidden", "system_file")
 """Why files are listed and not read."""
+
+_SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+)
+_SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 
 def list_files(source: Path) -> Iterator[tuple[str, str]]:
@@ -66,7 +71,15 @@ def _skip_reason(name: str, entry: os.DirEntry[str]) -> str:
         return "symbolic_link"
     if not entry.is_file(follow_symlinks=False):
         return "special_file"
-    return "hidden" if name.startswith(".") or "/." in name else ""
+    if name.startswith(".") or "/." in name:
+        return "hidden"
+    *folders, last = name.lower().split("/")
+    return "system_file" if last in _SYSTEM_FILES or not _SYSTEM_FOLDERS.isdisjoint(folders) else ""
+
+
+def is_system_folder(name: str) -> bool:
+    """Return whether a folder of this name is hidden, or left by an operating system or a file server."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
 def is_image(path: Path) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from data_prep.class_folders import read_class_folder_table
 from data_prep.contradictions import CHECKS, parse_ages
+from data_prep.file_choice import FileChoice
 from data_prep.joining import SERIES, join_files, join_series
 from data_prep.label_rows import build_schema
-from data_prep.labels import PatientRule, read_class_folder_table, read_label_table, with_folders
+from data_prep.labels import PatientRule, read_label_table, with_folders
 from data_prep.matching import match_paths, match_values
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instances import Instance
@@ -379,7 +381,8 @@ def test_a_volume_has_no_region(tmp_path: Path) -> None:
 
 def test_class_folders_of_volumes(tmp_path: Path) -> None:
     files = ALL_FILES["path"].filter(pa.array([not path.startswith("p2") for path in ALL_FILES["path"].to_pylist()]))
-    joined = join_series(read_class_folder_table(tmp_path, files=files, rule=HEADERS), VOLUMES, rule=HEADERS)
+    labels = read_class_folder_table(tmp_path, files=files, rule=HEADERS).table
+    joined = join_series(labels, VOLUMES, rule=HEADERS)
     assert columns(joined, "key", "label", "patient_id") == [
         ("1.1.1", "p1", "Doe^1"),
         ("1.1.2#1", "p1", "Doe^1"),
@@ -410,3 +413,31 @@ def test_paths_match_the_file_itself_and_all_folders_above() -> None:
 def test_values_match_many_to_many() -> None:
     label_rows, image_rows = match_values(pa.array(["b", "a", "b", None]), pa.array(["a", "b", "", "b", None]))
     assert list(zip(label_rows.tolist(), image_rows.tolist(), strict=True)) == [(0, 1), (0, 3), (1, 0), (2, 1), (2, 3)]
+
+
+NIFTI = series_of(
+    *(
+        (path, [path], "", "", "", True)
+        for i in (1, 2)
+        for path in (
+            f"s{i}/ses-1/s{i}_1_T1w.nii.gz",
+            f"s{i}/ses-2/s{i}_2_T1w.nii.gz",
+            f"s{i}/ses-1/s{i}_1_FLAIR.nii.gz",
+        )
+    )
+)
+
+
+def test_row_with_several_kinds_of_nifti_is_refused_without_a_pattern(tmp_path: Path) -> None:
+    listed = pa.table({"path": [path for files in NIFTI["files"].to_pylist() for path in files]})
+    labels = labels_of(tmp_path, "path,patient_id,label\ns1,A,x\ns2,B,y\n", listed)
+    with pytest.raises(
+        DataError, match=r"2 rows of the labels file \(lines 2, 3\) have several .*'\*.*FLAIR\.nii\*'"
+    ) as refused:
+        join_series(labels, NIFTI, rule=HEADERS)
+    assert "s1" not in str(refused.value)
+    assert join_series(labels, NIFTI, rule=HEADERS, choice=FileChoice("*")).num_rows == 6
+    sessions = NIFTI.filter(pa.array(["T1w" in key for key in NIFTI["key"].to_pylist()]))
+    assert join_series(labels, sessions, rule=HEADERS, choice=FileChoice("*_T1w.nii*")).num_rows == 4
+    with pytest.raises(DataError, match="several NIfTI files under one label"):
+        join_series(labels, NIFTI, rule=HEADERS, choice=FileChoice("*.nii.gz"))

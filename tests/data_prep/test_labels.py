@@ -1,4 +1,4 @@
-"""Labels files and class-named folders: every kind of bad row is found, all of them at once, nothing is guessed."""
+"""Labels files: every kind of bad row is found, all of them at once, nothing is guessed."""
 
 from __future__ import annotations
 
@@ -11,12 +11,7 @@ import pyarrow as pa
 import pytest
 
 from data_prep.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
-from data_prep.labels import (
-    PatientRule,
-    read_class_folder_table,
-    read_label_table,
-    with_folders,
-)
+from data_prep.labels import PatientRule, read_label_table, with_folders
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.imaging.preprocess import Box
 from medcls.imaging.source import list_files
@@ -528,56 +523,3 @@ def test_a_file_that_was_not_listed_is_none_of_this_run(source: Path) -> None:
 def test_a_region_beyond_all_pictures_is_a_bad_row(source: Path) -> None:
     with pytest.raises(DataError, match="all below 2\\^31"):
         read(source, f"{HEADER},roi_x,roi_y,roi_w,roi_h\na.png,P1,x,0,0,1,{2**31}\n")
-
-
-FILES = ["healthy/p1_1.png", "healthy/p1_2.png", "ill/deep/p2_1.png"]
-
-
-def read_folders(source: Path, files: list[str], *, rule: PatientRule) -> list[LabelRow]:
-    return list(table_rows(read_class_folder_table(source, files=pa.array(files, pa.string()), rule=rule)))
-
-
-def test_class_folders_need_a_rule_for_patients(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a guess would leak .* patient_id\.pattern=REGEX .* patients=per_image"):
-        read_folders(tmp_path, FILES, rule=DECLARED)
-
-
-def test_class_folders_become_labels(tmp_path: Path) -> None:
-    rows = read_folders(tmp_path, FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
-    assert [(row.path, row.patient_id, row.labels["label"]) for row in rows] == [
-        ("healthy/p1_1.png", "p1", "healthy"),
-        ("healthy/p1_2.png", "p1", "healthy"),
-        ("ill/deep/p2_1.png", "p2", "ill"),
-    ]
-    each = read_folders(tmp_path, FILES, rule=PatientRule("per_image"))
-    assert [row.patient_id for row in each] == FILES
-
-
-def test_class_folders_leave_patients_to_the_headers(tmp_path: Path) -> None:
-    files = pa.chunked_array([FILES[:1], FILES[1:]])
-    table = read_class_folder_table(tmp_path, files=files, rule=HEADERS)
-    assert table["patient_id"].null_count == 3
-    assert table["label"].to_pylist() == ["healthy", "healthy", "ill"]
-
-
-def test_an_empty_class_folder_is_refused(tmp_path: Path) -> None:
-    for name in ("healthy", "ill", "unsure", ".cache"):
-        (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match="class folders without an image: unsure"):
-        read_folders(tmp_path, FILES, rule=PatientRule("per_image"))
-
-
-@pytest.mark.parametrize(
-    ("files", "pattern", "part"),
-    [
-        (["x.png", *FILES], "(p.)", "1 images lie outside class folders"),
-        (FILES[:2], "(p.)", "has 1 class folders with images; expected at least 2"),
-        ([], "(p.)", "has 0 class folders"),
-        (FILES, "(p1)", "does not match 1 of 3 paths"),
-    ],
-)
-def test_class_folders_that_cannot_be_read_are_refused(
-    files: list[str], pattern: str, part: str, tmp_path: Path
-) -> None:
-    with pytest.raises(DataError, match=part):
-        read_folders(tmp_path, files, rule=PatientRule(pattern=pattern))

@@ -196,7 +196,9 @@ def test_columns_cannot_undo_the_pseudonyms(columns: str, source: Path, run_prep
 
 def test_columns_need_a_labels_file(source: Path, run_prepare: Prepare, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs labels=FILE\.csv"):
-        run_prepare(source, tmp_path / "store", "columns=[site]", labels=None)
+        run_prepare(source, tmp_path / "store", "columns=[view]", labels=None)
+    with pytest.raises(ConfigError, match=r"no level of the folders is site: .* labelling\.layout=site/class"):
+        run_prepare(source, tmp_path / "store", "columns=[site]", "patients=per_image", labels=None)
 
 
 def test_changed_and_new_images_need_another_store(
@@ -374,6 +376,28 @@ def test_class_folders(draw_picture: Any, tmp_path: Path, run_prepare: Prepare) 
     assert Counter(store.column("patient_id")) == {f"p{i:02d}": 2 for i in range(16)}
     each = run_prepare(tmp_path / "raw", tmp_path / "each", "patients=per_image", labels=None)
     assert each.info["counts"]["patients"] == 32
+
+
+def test_split_folders(draw_picture: Any, tmp_path: Path, run_prepare: Prepare, capsys: Any) -> None:
+    for i in range(32):
+        folder = tmp_path / "raw" / ("Test" if i >= 24 else "Train") / ("ill" if i % 2 else "well")
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{i:02d}.png"), draw_picture(i % 2, i))
+    shares = ("patients=per_image", "split.val=0.25")
+    store = run_prepare(tmp_path / "raw", tmp_path / "store", *shares, labels=None)
+    splits, certificate = read_split(store, "default")
+    names = zip(store.column("image_id"), splits.tolist(), strict=True)
+    assert Counter((path.split("/")[0], code) for path, code in names) == {
+        ("Train", 0): 18,
+        ("Train", 1): 6,
+        ("Test", 2): 8,
+    }
+    assert {split: set(counts) for split, counts in certificate["strata"].items()} == {
+        split: {"ill", "well"} for split in ("train", "val", "test")
+    }
+    assert certificate["source"].startswith("folders; val cut from train at random by patient")
+    assert certificate["fractions"] == {"train": 0.75, "val": 0.25, "test": 0.0}
+    assert "split.val=0.25 of train is cut off for it" in capsys.readouterr().err
 
 
 HEADERS = {"PatientID": "Doe^Id-7", "PatientSex": "Doe^Sex", "PatientAge": "093Y", "ImageLaterality": "Doe^Side"}

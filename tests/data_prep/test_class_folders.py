@@ -1,0 +1,259 @@
+"""Folders as labels: a reading that fits is taken and said, others are refused with a setting for each reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from data_prep.class_folders import FolderLabels, read_class_folder_table
+from data_prep.label_rows import PatientRule
+from data_prep.layouts import find_split, guess_layout
+from medcls.config import LabellingConfig
+from medcls.errors import ConfigError, DataError
+
+EACH = PatientRule("per_image")
+HEADERS = PatientRule(headers=True)
+FILES = ["healthy/p1_1.png", "healthy/p1_2.png", "ill/deep/p2_1.png"]
+
+
+def read(source: Path, files: list[str], *, rule: PatientRule = EACH, **options: Any) -> FolderLabels:
+    return read_class_folder_table(source, files=pa.array(files, pa.string()), rule=rule, **options)
+
+
+def rows(found: FolderLabels, *names: str) -> list[tuple[Any, ...]]:
+    return list(zip(*(found.table[name].to_pylist() for name in names), strict=True))
+
+
+def cross(*levels: list[str], images: int = 2) -> list[str]:
+    """The paths of some images in every combination of folders."""
+    paths = [""]
+    for level in [*levels, [f"{i}.png" for i in range(images)]]:
+        paths = [f"{path}/{name}".lstrip("/") for path in paths for name in level]
+    return paths
+
+
+def test_class_folders_need_a_rule_for_patients(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a guess would leak .* patient_id\.pattern=REGEX .* patients=per_image"):
+        read(tmp_path, FILES, rule=PatientRule())
+
+
+def test_class_folders_become_labels(tmp_path: Path) -> None:
+    found = read(tmp_path, FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
+    assert rows(found, "path", "patient_id", "label", "split") == [
+        ("healthy/p1_1.png", "p1", "healthy", None),
+        ("healthy/p1_2.png", "p1", "healthy", None),
+        ("ill/deep/p2_1.png", "p2", "ill", None),
+    ]
+    assert read(tmp_path, FILES).table["patient_id"].to_pylist() == FILES
+
+
+def test_class_folders_leave_patients_to_the_headers(tmp_path: Path) -> None:
+    table = read_class_folder_table(tmp_path, files=pa.chunked_array([FILES[:1], FILES[1:]]), rule=HEADERS).table
+    assert table["patient_id"].null_count == 3
+    assert table["label"].to_pylist() == ["healthy", "healthy", "ill"]
+
+
+def test_folder_without_an_image_is_refused_without_its_name(tmp_path: Path) -> None:
+    for name in ("healthy", "ill", "Doe^John", ".cache", "__MACOSX", "@eaDir"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"1 folders hold no image .* folder 1 of 3 in the order of names") as refused:
+        read(tmp_path, FILES)
+    assert "Doe" not in str(refused.value)
+    assert read(tmp_path, FILES, ignored=lambda folder: folder == "Doe^John/").table.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "part"),
+    [
+        (["x.png", *FILES], "(p.)", r"1 images are outside class folders: .*labelling\.not_files"),
+        (FILES[:2], "(p.)", r"has 1 class folders with images \(labelling\.layout=class\), expected at least 2$"),
+        (["set/ill/p1.png", "set/well/p1.png"], "(p.)", r"has 1 class folders .* set labelling\.layout=\*/class"),
+        ([], "(p.)", "has 0 class folders"),
+        (FILES, "(p1)", "does not match 1 of 3 paths"),
+    ],
+)
+def test_class_folders_that_cannot_be_read_are_refused(
+    files: list[str], pattern: str, part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=part):
+        read(tmp_path, files, rule=PatientRule(pattern=pattern))
+
+
+SPELLINGS = [
+    *(
+        (name, "train")
+        for name in ("train", "TRAIN", "Training", "training_set", "Train Images", "stage_2_train_images")
+    ),
+    *((name, "val") for name in ("val", "Valid", "validation", "dev", "Validation-Data", "seg_val")),
+    *((name, "test") for name in ("test", "Testing", "TEST ", "test_images")),
+    *((name, "") for name in ("train_test", "AD", "constraint", "contest", "normal development", "tests", "")),
+]
+
+
+@pytest.mark.parametrize(("name", "split"), SPELLINGS)
+def test_split_folder_is_known_in_any_spelling(name: str, split: str) -> None:
+    assert find_split(name) == split
+
+
+def test_split_folders_are_splits_and_the_next_level_is_the_class(tmp_path: Path) -> None:
+    files = cross(["Train", "DEV", "testing"], ["NORMAL", "PNEUMONIA"])
+    found = read(tmp_path, files)
+    assert Counter(rows(found, "split", "label")) == {
+        (split, label): 2 for split in ("train", "val", "test") for label in ("NORMAL", "PNEUMONIA")
+    }
+    assert dict(rows(found, "path", "split"))["DEV/NORMAL/0.png"] == "val"
+    assert found.notices == [
+        "labelling.layout=split/class: Train/, DEV/, testing/ are read as splits and the folders below as classes "
+        "(NORMAL, PNEUMONIA)"
+    ]
+    assert found.cut == []
+
+
+@pytest.mark.parametrize(
+    ("files", "layout", "labels", "cut"),
+    [
+        (cross(["train", "test"], ["a", "b"]), "split/class", "ab", ["val"]),
+        (cross(["train", "valid"], ["a", "b"]), "split/class", "ab", ["test"]),
+        (cross(["train"], ["a", "b"]), "split/class", "ab", ["val", "test"]),
+        (cross(["set"], ["train", "val", "test"], ["a", "b"]), "*/split/class", "ab", []),
+        (cross(["zip"], ["set"], ["train", "val", "test"], ["a", "b"]), "*/*/split/class", "ab", []),
+        (cross(["a", "b"], ["train", "val", "test"]), "class/split", "ab", []),
+        (cross(["train", "test"], ["a", "b"], ["p1"]), "split/class", "ab", ["val"]),
+        (cross(["AD", "CN"]), "class", ["AD", "CN"], []),
+        (
+            [*cross(["AD"], ["s1", "s2"], ["ses-1", "ses-2"]), *cross(["CN"], ["s3"], ["ses-1", "ses-2"])],
+            "class",
+            None,
+            [],
+        ),
+        (cross(["ill", "well"], ["images"]), "class", ["ill", "well"], []),
+    ],
+)
+def test_layout_with_one_reading_is_read(
+    files: list[str], layout: str, labels: Any, cut: list[str], tmp_path: Path
+) -> None:
+    found = read(tmp_path, files)
+    assert (found.layout, found.cut) == (layout, cut)
+    assert sorted(set(found.table["label"].to_pylist())) == list(labels or ["AD", "CN"])
+    assert (found.table["split"].null_count == 0) == ("split" in layout)
+
+
+AMBIGUOUS = [
+    (cross(["site0", "site1"], ["c0", "c1"], ["p1"]), ["site0, site1", "layout=class ", "c0, c1", "layout=*/class "]),
+    (cross([f"p{i}" for i in range(9)], ["ill", "well"]), ["the 9 folders", "layout=class ", "ill, well", "*/class "]),
+    (cross(["train", "test", "extra"], ["a", "b"]), ["layout=class ", "layout=split/class ", "not_files='FOLDER/*'"]),
+    (cross(["s1", "s2"], ["train", "test"], ["a", "b"]), ["layout=class/split ", "layout=*/split/class ", "class "]),
+    ([*cross(["a"], ["train", "test"]), *cross(["b"])], ["layout=class/split ", "layout=class ", "not all of them"]),
+    (
+        cross(["train", "valid"], ["HAND", "FOOT"], ["p1", "p2"], ["s1_ill", "s1_well"]),
+        ["layout=split/class ", "layout=split/*/class ", "layout=split/*/*/class ", "s1_ill, s1_well"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "parts"), AMBIGUOUS)
+def test_layout_with_several_readings_is_refused_with_a_setting_for_each(files: list[str], parts: list[str]) -> None:
+    folders = Counter(path.rpartition("/")[0] for path in files)
+    with pytest.raises(DataError, match="ambiguous") as refused:
+        guess_layout(folders, source="raw")
+    assert [part for part in parts if part not in str(refused.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        (cross(["train", "test"]), r"directly in the train folder"),
+        (cross(["val", "test"], ["a", "b"]), "none is train"),
+        (cross([f"Doe_{i}" for i in range(30)]), r"30 folders hold 60 images: they look like patients"),
+        (cross(["HAM_part_1", "HAM_part_2"]), "look like parts of one collection"),
+        (cross(["images_001", "images_002", "images_003"]), "look like parts of one collection"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_without_their_names(
+    files: list[str], part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=part) as refused:
+        read(tmp_path, files)
+    assert "Doe" not in str(refused.value)
+    assert "labelling.layout=class" in str(refused.value)
+
+
+def test_test_folder_without_classes_is_left_out_and_said(tmp_path: Path) -> None:
+    labelled = cross(["train", "val"], ["cat", "dog"])
+    for unlabelled in (["test/1.png", "test/2.png"], ["test/unknown/1.png", "test/unknown/2.png"]):
+        found = read(tmp_path, [*labelled, *unlabelled])
+        assert found.table["path"].to_pylist() == sorted(labelled)
+        assert found.left_out["path"].to_pylist() == unlabelled
+        assert set(found.left_out["reason"].to_pylist()) == {"no_class"}
+        assert found.cut == ["test"]
+        assert "the 2 images of test are in no class folder of train" in found.notices[1]
+    again = read(tmp_path, [*labelled, "test/1.png"], layout="split/class")
+    assert again.left_out["path"].to_pylist() == ["test/1.png"]
+
+
+def test_second_copy_of_all_folders_is_left_out_where_the_files_are_the_same(tmp_path: Path) -> None:
+    once = cross(["x/train", "x/test"], ["a", "b"])
+    twice = [f"x/{path}" for path in once]
+    for path in (*once, *twice):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(b"image")
+    found = read(tmp_path, [*once, *twice])
+    assert found.table["path"].to_pylist() == sorted(once)
+    assert set(rows(FolderLabels(found.left_out, "", found.left_out), "path", "reason")) == {
+        (path, "second_copy") for path in twice
+    }
+    (tmp_path / twice[0]).write_bytes(b"another image")
+    with pytest.raises(DataError, match=r"second time, with other files: remove one"):
+        read(tmp_path, [*once, *twice])
+
+
+def test_layout_setting_decides(tmp_path: Path) -> None:
+    files = cross(["north", "south"], ["ill", "well"], ["s1", "s2"])
+    found = read(tmp_path, files, rule=PatientRule(), layout="site/class/patient", columns=["site"])
+    assert set(rows(found, "site", "label", "patient_id")) == {
+        (site, label, patient) for site in ("north", "south") for label in ("ill", "well") for patient in ("s1", "s2")
+    }
+    assert "2 patient folders have the name of a patient folder in another class" in found.notices[0]
+    mura = cross(["M"], ["train", "valid"], ["HAND"], ["p1", "p2"], ["study1_ill", "study1_well"])
+    found = read(tmp_path, mura, rule=PatientRule(), layout="*/split/*/patient/study*_{class}")
+    assert set(rows(found, "split", "label", "patient_id")) == {
+        (split, label, patient) for split in ("train", "val") for label in ("ill", "well") for patient in ("p1", "p2")
+    }
+    assert (
+        read(tmp_path, cross(["train", "test"]), layout="class").table["label"].to_pylist()
+        == ["test"] * 2 + ["train"] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "rule", "error", "part"),
+    [
+        ("class/patient", EACH, ConfigError, "would overrule it"),
+        ("split/class", EACH, DataError, r"2 folders of the split level are not named train"),
+        ("class/*/*", EACH, DataError, r"does not fit the folders of 4 of 8 images"),
+    ],
+)
+def test_layout_setting_that_does_not_fit_is_refused(
+    layout: str, rule: PatientRule, error: type[Exception], part: str, tmp_path: Path
+) -> None:
+    files = [*cross(["ill", "well"], ["s1"]), *cross(["ill", "well"], ["s2"], ["t"])]
+    with pytest.raises(error, match=part):
+        read(tmp_path, files, rule=rule, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("layout", "part"),
+    [
+        ("splt/class", r"'splt' is not a level \(nearest: split\)"),
+        ("split/patient", "no level is the class"),
+        ("class/class", "class occurs twice"),
+        ("study_{clas}", r"\{clas\} is not a level \(nearest: class\)"),
+    ],
+)
+def test_layout_setting_with_an_unknown_level_is_refused(layout: str, part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        LabellingConfig(layout=layout)
