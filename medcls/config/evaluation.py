@@ -51,6 +51,8 @@ class EvaluateJob:
     specificity_at_least: list[float] | None = None
     miss_costs: list[float] | None = None
     alpha: float | None = None
+    # The frozen point that calls images positive: youden, sensitivity_0.95 …, half (0.5); null = as frozen, or youden.
+    decision: str | None = None
     prevalences: list[float] = field(default_factory=list)
     subgroups: list[str] = field(default_factory=lambda: ["sex", "age", "manufacturer", "modality", "side"])
     least_patients: int = 20

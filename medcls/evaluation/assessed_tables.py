@@ -8,7 +8,7 @@ from typing import Any
 
 from medcls.evaluation.definitions import DEFINITIONS, find_definition
 from medcls.evaluation.recalibration import METHODS
-from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.evaluation.tables import Number, format_number, format_threshold, format_value
 from medcls.evaluation.thresholds import Rule
 
 Cell = Number | str | None
@@ -40,10 +40,11 @@ def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
     found += [
         (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()
     ]
-    return [table for name, points in found if points for table in _build_operating(name, points, where)]
+    rule = metrics.get("decision", {}).get("rule", "")
+    return [table for name, points in found if points for table in _build_operating(name, points, where, rule=rule)]
 
 
-def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str) -> list[Table]:
+def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str, *, rule: str) -> list[Table]:
     """Rates at each threshold, and where prevalences are stated a second table of the predictive values there."""
     rates = ["sensitivity", "specificity", "ppv", "npv", "lr_positive", "lr_negative"]
     stated = list(dict.fromkeys(rate for point in points for rate in point.get("rates", {}) if "_at_" in rate))
@@ -52,13 +53,14 @@ def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str)
     rows: list[tuple[str, list[Cell]]] = []
     stated_rows: list[tuple[str, list[Cell]]] = []
     for point in points[:MOST_ROWS]:
-        title = Rule(point["kind"], point["target"]).title
+        one = Rule(point["kind"], point["target"])
+        title = one.title + (" (decision)" if one.name == rule else "")
         head = f"{point['question']}: {title}" if several else title
         if "rates" not in point:
             rows.append((head, [Number("—", "", str(point.get("reason", "")), None)]))
             continue
         counts = point["counts"]
-        cells: list[Cell] = [f"{point['threshold']:.4g}"]
+        cells: list[Cell] = [format_threshold(point["threshold"])]
         cells += [f"{counts['tp']} / {counts['fn']}", f"{counts['fp']} / {counts['tn']}"]
         rows.append((head, cells + [format_number(rate, point["rates"][rate]) for rate in rates]))
         stated_rows.append((head, [format_number(rate, point["rates"][rate]) for rate in stated]))

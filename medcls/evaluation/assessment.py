@@ -10,6 +10,7 @@ import numpy as np
 
 from medcls.evaluation.aggregation import aggregate, choose_aggregation
 from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
+from medcls.evaluation.decision import Decision, build_decision
 from medcls.evaluation.intervals import compute_intervals, number_patients
 from medcls.evaluation.predictions import Integers, Predictions
 from medcls.evaluation.recalibration import METHODS, apply_recalibration, choose_recalibration, fit_recalibration
@@ -91,7 +92,7 @@ def assess(
     """Everything that is measured beside the plain metrics: what metrics.json has under names of its own.
 
     Args:
-        rows: Of the split that is opened.
+        rows: Of the split that is opened, with the thresholds of the decision.
         operating: Of `choose_operating`, on the split that choices are made on; {} where there is none.
         calibration: Of `choose_calibration`, likewise.
         columns: For subgroups: name to the value of each row.
@@ -107,12 +108,11 @@ def assess(
         "operating_points": apply_operating_points(
             rows.predictions, points, rows.patients, prevalences=prevalences, **sampling
         ),
-        "levels": _assess_levels(rows, levels, prevalences=prevalences, **sampling),
+        "levels": _assess_levels(rows, operating, prevalences=prevalences, **sampling),
         "subgroups": compute_subgroups(
             rows.predictions,
             rows.patient_ids,
             columns,
-            threshold=find_threshold(points) if rows.predictions.kind == "binary" else None,
             least_patients=least_patients,
             **sampling,
         ),
@@ -128,15 +128,30 @@ def assess(
     return answer
 
 
-def find_threshold(points: Sequence[Mapping[str, Any]], *, rule: str = "youden") -> float | None:
-    """The first threshold that this rule chose; None where it chose none."""
-    return next((point["threshold"] for point in points if point["kind"] == rule), None)
+def read_decision(operating: Mapping[str, Any], predictions: Predictions, *, level: str = IMAGE) -> Decision:
+    """Return the frozen decision of a level; of a level without frozen points that of images.
+
+    Args:
+        operating: operating_points.json; {} = nothing was frozen.
+        predictions: Whose kind and class names count.
+        level: "image", "study" or "patient".
+    """
+    levels, chosen = operating.get("levels", {}), operating.get("chosen_on")
+    points = levels.get(level, {}).get("points") or levels.get(IMAGE, {}).get("points", [])
+    rule = operating.get("settings", {}).get("decision")
+    return build_decision(predictions, rule, points=points, chosen_on=describe_rows(chosen) if chosen else "")
+
+
+def describe_rows(chosen_on: Mapping[str, Any]) -> str:
+    """Return "val (40 images of 20 patients)"."""
+    return f"{chosen_on['split']} ({chosen_on['n_images']} images of {chosen_on['n_patients']} patients)"
 
 
 def _assess_levels(
-    rows: Rows, frozen: Mapping[str, Any], *, prevalences: Sequence[float], replicates: int, seed: int
+    rows: Rows, operating: Mapping[str, Any], *, prevalences: Sequence[float], replicates: int, seed: int
 ) -> dict[str, Any]:
     """Metrics of studies and patients, by the frozen rule; mean where the level did not occur when it was chosen."""
+    frozen = operating.get("levels", {})
     answer: dict[str, Any] = {}
     ids = np.asarray(rows.patient_ids, dtype=str)
     for level, units in rows.list_units().items():
@@ -148,7 +163,8 @@ def _assess_levels(
             answer[level] = {"reason": str(error)}
             continue
         patient_ids = ids[merged.first].tolist()
-        one = merged.predictions
+        decision = read_decision(operating, merged.predictions, level=level)
+        one = decision.apply(merged.predictions)
         metrics = compute_intervals(
             one.kind,
             one.y_true,
@@ -156,6 +172,7 @@ def _assess_levels(
             patient_ids=patient_ids,
             class_names=one.class_names,
             grades=one.grades,
+            thresholds=one.thresholds,
             replicates=replicates,
             seed=seed,
         )
@@ -164,6 +181,7 @@ def _assess_levels(
             "chosen": "aggregation" in chosen,
             "n_units": len(patient_ids),
             "left_out": merged.left_out,
+            "decision": decision.to_json(),
             "metrics": metrics,
             "operating_points": apply_operating_points(
                 one,

@@ -44,17 +44,21 @@ DEFINITIONS: dict[str, Definition] = {
         "Manning, Raghavan & Schütze 2008, chapter 8",
     ),
     "accuracy": Definition(
-        "Accuracy", "Share of right classes; several labels: mean over the labels at threshold 0.5.", "—"
+        "Accuracy", "Share of right classes; several labels: mean over the labels, each at its threshold.", "—"
     ),
     "balanced_accuracy": Definition(
         "Balanced accuracy",
         "Mean of the recalls of all classes; for one label the mean of sensitivity and specificity.",
         "Brodersen et al. 2010",
     ),
-    "sensitivity": Definition("Sensitivity", "Share of cases with score ≥ 0.5.", "Altman & Bland 1994"),
+    "sensitivity": Definition(
+        "Sensitivity",
+        "Share of cases that are called: their score is at or above the threshold.",
+        "Altman & Bland 1994",
+    ),
     "recall": Definition("Recall", "Share of the class that is predicted as this class.", "Altman & Bland 1994"),
     "specificity": Definition(
-        "Specificity", "Share of the others that are not predicted as this class.", "Altman & Bland 1994"
+        "Specificity", "Share of the others that are not called this class.", "Altman & Bland 1994"
     ),
     "ppv": Definition(
         "PPV",

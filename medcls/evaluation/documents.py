@@ -33,6 +33,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     """What is known of the study without asking anyone, by the names that `checklists` uses."""
     model, metrics = evaluation.model, evaluation.metrics
     chosen = metrics.get("chosen_on") or {}
+    decision = metrics.get("decision", {}).get("words", "")
     external = any(note.startswith("external store") for note in evaluation.notes)
     headline = describe_headlines(evaluation)
     here = f"split {evaluation.split} of store {evaluation.store_name}"
@@ -65,7 +66,9 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "recalibration_method": "Temperature, Platt and isotonic maps fitted on validation, frozen before this split."
         if metrics.get("recalibration")
         else "",
-        "thresholds": f"Chosen on {chosen['where']} and frozen" if chosen else "",
+        "thresholds": " ".join(
+            [*([f"Chosen on {chosen['where']} and frozen."] if chosen else []), *([decision] if decision else [])]
+        ),
         "software": {key: evaluation.environment[key] for key in sorted(evaluation.environment)},
         "partitions": dict(evaluation.certificate),
         "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") else "",
@@ -125,11 +128,13 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     where = f"split {evaluation.split} of store {_escape(evaluation.store_name)}"
     lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
     lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
+    if facts.get("thresholds"):
+        lines += ["", _escape(facts["thresholds"])]
     lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
     lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]
     if points:
-        lines += ["", f"Thresholds: {facts['thresholds']}.", "", "| Question | Rule | Sensitivity | Specificity |"]
+        lines += ["", "| Question | Rule | Sensitivity | Specificity |"]
         lines += ["|---|---|---|---|", *(_card_row(point) for point in points)]
     for table in build_odds_tables(evaluation.metrics):
         lines += ["", f"## {_escape(table.title)}", "", table.caption, "", f"| {' | '.join(table.columns)} |"]

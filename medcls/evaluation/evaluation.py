@@ -29,6 +29,7 @@ class Evaluation:
         split: Name of the split that was opened.
         store_name: Name of the store.
         grades: The classes are ordered grades.
+        thresholds: Of the decision, as in `predictions.Predictions`.
         seed: Of the intervals; the bands of the curves take it too.
         certificate: What was checked about the split (dataset.json).
         config_yaml: The composed configuration.
@@ -56,6 +57,7 @@ class Evaluation:
     split: str
     store_name: str
     grades: bool = False
+    thresholds: Sequence[float] = ()
     seed: int = 0
     certificate: Mapping[str, Any] = field(default_factory=dict)
     config_yaml: str = ""

@@ -78,12 +78,20 @@ def _judge(predictions: Predictions) -> tuple[Floats, Floats | None, Floats]:
         known = ~np.isnan(true)
         given = np.where(true == 1, score, 1 - score)
         logs = np.where(known, -np.log(np.clip(given, SMALLEST_PROBABILITY, 1)), 0.0)
-        wrong = (known & ((score >= 0.5) != (true == 1))).any(axis=1)
-        return logs.sum(axis=1) / np.maximum(known.sum(axis=1), 1), np.abs(score - 0.5).min(axis=1), wrong
+        wrong = (known & (predictions.called != (true == 1))).any(axis=1)
+        return logs.sum(axis=1) / np.maximum(known.sum(axis=1), 1), _measure_ties(predictions).min(axis=1), wrong
     two = np.concatenate([1 - score, score], axis=1) if predictions.kind == "binary" else score
     loss = -np.log(np.clip(two[np.arange(len(two)), predictions.grade_true], SMALLEST_PROBABILITY, 1))
+    wrong = predictions.grade_true != predictions.grade_predicted
+    if predictions.kind == "binary":
+        return loss, _measure_ties(predictions)[:, 0], wrong
     ordered = np.sort(two, axis=1)
-    return loss, ordered[:, -1] - ordered[:, -2], predictions.grade_true != predictions.grade_predicted
+    return loss, ordered[:, -1] - ordered[:, -2], wrong
+
+
+def _measure_ties(predictions: Predictions) -> Floats:
+    """Distance of each score to the threshold of its label."""
+    return np.abs(predictions.y_score - (np.asarray(predictions.thresholds) if predictions.thresholds else 0.5))
 
 
 def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
@@ -95,10 +103,16 @@ def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
     if predictions.kind == "multilabel":
         true = predictions.y_true[row]
         present = [name for name, value in zip(names, true, strict=True) if value == 1]
-        said = [f"{name} {p:.2f}" for name, p, t in zip(names, score, true, strict=True) if p >= 0.5 or t == 1]
-        return ", ".join(present) or "none", ", ".join(said) or "none"
+        called = predictions.called[row]
+        said = [f"{name} {p:.2f}" for name, p, c in zip(names, score, called, strict=True) if c]
+        missed = [
+            f"{name} {p:.2f}" for name, p, c, t in zip(names, score, called, true, strict=True) if t == 1 and not c
+        ]
+        words = ", ".join(said) or "none"
+        return ", ".join(present) or "none", words + (f"; not called: {', '.join(missed)}" if missed else "")
     truth_name = names[int(predictions.grade_true[row])]
     if predictions.kind == "binary":
-        return truth_name, f"P({names[1]}) {score[0]:.3f}"
+        said_name = names[int(predictions.called[row, 0])]
+        return truth_name, f"{said_name}, P({names[1]}) {score[0]:.3f}"
     best = int(np.argmax(score))
     return truth_name, f"{names[best]} {score[best]:.2f}"

@@ -25,6 +25,7 @@ def compute_intervals(
     patient_ids: Sequence[str],
     class_names: Sequence[str],
     grades: bool = False,
+    thresholds: Sequence[float] = (),
     replicates: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -38,12 +39,13 @@ def compute_intervals(
     replicates instead, since resampling biases it upwards.
 
     Args:
-        kind: As in `compute_metrics`, like the other arguments up to `grades`.
+        kind: As in `compute_metrics`, like the other arguments up to `thresholds`.
         y_true: Labels of N rows.
         y_score: Scores of N rows.
         patient_ids: (N,) one for each row.
         class_names: K names.
         grades: The classes are ordered grades.
+        thresholds: Score from which class 1, or each label, is called; () = 0.5.
         replicates: Number of bootstrap samples, > 0.
         seed: The same seed and rows give the same intervals.
         level: Nominal coverage, in (0, 1).
@@ -54,7 +56,9 @@ def compute_intervals(
     Source: Efron & Tibshirani 1993, chapters 13 (percentile interval) and 12 (normal interval); patients as
         the unit after Field & Welsh 2007 (cluster bootstrap); the tenth is an own choice.
     """
-    predictions = check_predictions(kind, y_true, y_score, class_names=class_names, grades=grades)
+    predictions = check_predictions(
+        kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
+    )
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     return summarize(
         build_estimator(predictions),

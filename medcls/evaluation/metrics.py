@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from medcls.evaluation.agreement import (
     compute_accuracy,
@@ -38,6 +38,7 @@ def compute_metrics(
     *,
     class_names: Sequence[str],
     grades: bool = False,
+    thresholds: Sequence[float] = (),
     weights: ArrayLike | None = None,
 ) -> dict[str, float]:
     """Every metric of the task by name; NaN where it is undefined for these rows.
@@ -51,6 +52,7 @@ def compute_metrics(
         y_score: (N, 1) P(class 1) or predicted value, else (N, K) probabilities.
         class_names: K names, in the order of the indices.
         grades: The classes are ordered grades (regression: labels are their integers).
+        thresholds: Score from which class 1, or each label, is called; () = 0.5.
         weights: (N,) multiplicity of each row, >= 0: the same result as repeating rows; ones by default.
 
     Raises:
@@ -58,7 +60,9 @@ def compute_metrics(
 
     Source: own choice of names; each definition names its source in `definitions.DEFINITIONS`.
     """
-    predictions = check_predictions(kind, y_true, y_score, class_names=class_names, grades=grades)
+    predictions = check_predictions(
+        kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
+    )
     rows = len(predictions.y_score)
     drawn = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
     if drawn.shape != (rows,) or not np.isfinite(drawn).all() or (drawn < 0).any():
@@ -85,16 +89,16 @@ def build_estimator(predictions: Predictions) -> Estimator:
 
 
 def _build_binary(predictions: Predictions) -> Estimator:
-    """Ranking, threshold at 0.5 and calibration of P(class 1)."""
+    """Ranking, the decision at the threshold, and calibration of P(class 1)."""
     true, score = predictions.grade_true, predictions.y_score
-    return _build_one_label(true, score[:, 0], np.arange(len(true)))
+    return _build_one_label(true, score[:, 0], np.arange(len(true)), called=predictions.called[:, 0])
 
 
-def _build_one_label(true: Integers, probability: Floats, rows: Integers) -> Estimator:
+def _build_one_label(true: Integers, probability: Floats, rows: Integers, *, called: NDArray[np.bool_]) -> Estimator:
     """All metrics of one yes-or-no label on the rows where it is known."""
     ranking = build_ranking(true == 1, probability, rows=rows)
     known_true, score = true[rows], probability[rows][:, None]
-    predicted = (score[:, 0] >= 0.5).astype(np.int64)
+    predicted = called[rows].astype(np.int64)
     forecast, outcome = compute_confidence(known_true, score)
     brier, log_loss = compute_brier_rows(known_true, score), compute_log_loss_rows(known_true, score)
 
@@ -142,6 +146,7 @@ def _build_multilabel(predictions: Predictions) -> Estimator:
             (predictions.y_true[:, k] == 1).astype(np.int64),
             predictions.y_score[:, k],
             np.flatnonzero(known[:, k]),
+            called=predictions.called[:, k],
         )
         for k in range(len(predictions.class_names))
     ]

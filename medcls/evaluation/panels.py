@@ -82,7 +82,7 @@ def plan_panels(
     """
     return {
         "discrimination": _plan_ranking(predictions, patients, metrics, seed),
-        "classes": _plan_classes(predictions),
+        "classes": _plan_classes(predictions, metrics.get("decision", {}).get("words", "")),
         "values": _plan_values(predictions),
         "calibration": _plan_calibration(predictions, patients, seed),
         "certainty": _plan_certainty(predictions),
@@ -129,7 +129,7 @@ def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str)
     return labels
 
 
-def _plan_classes(predictions: Predictions) -> list[Plan]:
+def _plan_classes(predictions: Predictions, decision: str) -> list[Plan]:
     """Confusion matrix, where every row has one class."""
     names = predictions.class_names
     if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
@@ -138,9 +138,7 @@ def _plan_classes(predictions: Predictions) -> list[Plan]:
         return []
     counts = compute_confusion(predictions.grade_true, predictions.grade_predicted, num_classes=len(names))[0]
     side = max(3.8, 0.8 * len(names) + 1.0)
-    rules = {"binary": "probability at least 0.5", "regression": "value rounded and clipped"}
-    rule = rules.get(predictions.kind, "the most probable")
-    caption = f"Images, and share of the true class. Predicted class: {rule}."
+    caption = f"Images, and share of the true class. {decision}".strip()
     draw = plots.draw_confusion(counts, names)
     matrix = Plan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
     return [matrix, _plan_scores(predictions)] if predictions.kind == "binary" else [matrix]

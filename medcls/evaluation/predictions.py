@@ -28,6 +28,8 @@ class Predictions:
         y_score: (N, 1) or (N, K) float64: probabilities, or for regression the predicted value.
         class_names: K names; may be empty for a regression without grades.
         grades: Whether the classes are grades 0 … K-1 in this order, so that distances between them count.
+        thresholds: Score from which class 1 (binary) or each label (multilabel) is called; () = 0.5, and always ()
+            for other kinds. Infinite = never called.
     """
 
     kind: str
@@ -35,6 +37,12 @@ class Predictions:
     y_score: Floats
     class_names: tuple[str, ...]
     grades: bool
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def called(self) -> NDArray[np.bool_]:
+        """Whether class 1 (binary), or each label (multilabel), is called in each row; (N, 1) or (N, K)."""
+        return np.asarray(self.y_score >= (np.asarray(self.thresholds) if self.thresholds else 0.5))
 
     @property
     def has_grades(self) -> bool:
@@ -55,12 +63,12 @@ class Predictions:
     def grade_predicted(self) -> Integers:
         """The predicted class of each row; (N,) int64.
 
-        Binary: P(class 1) >= 0.5. Multiclass and ordinal: the most probable class, the first of equals.
-        Regression: the value rounded half up and clipped to [0, K-1].
+        Binary: class 1 at or above its threshold. Multiclass and ordinal: the most probable class, the first of
+        equals. Regression: the value rounded half up and clipped to [0, K-1].
         """
         score = self.y_score
         if self.kind == "binary":
-            return np.asarray(score[:, 0] >= 0.5, dtype=np.int64)
+            return np.asarray(self.called[:, 0], dtype=np.int64)
         if self.kind == "regression":
             rounded = np.floor(score[:, 0] + 0.5)
             return np.clip(rounded, 0, len(self.class_names) - 1).astype(np.int64)
@@ -68,7 +76,13 @@ class Predictions:
 
 
 def check_predictions(
-    kind: str, y_true: ArrayLike, y_score: ArrayLike, *, class_names: Sequence[str], grades: bool = False
+    kind: str,
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    grades: bool = False,
+    thresholds: Sequence[float] = (),
 ) -> Predictions:
     """The same values as checked `Predictions`.
 
@@ -78,9 +92,10 @@ def check_predictions(
         y_score: (N, 1) for binary and regression, else (N, K). (N,) is taken as (N, 1).
         class_names: K distinct names; two for binary; may be empty for a regression without grades.
         grades: The classes are ordered grades 0 … K-1.
+        thresholds: One for each column of y_score (binary, multilabel), or () for 0.5.
 
     Raises:
-        ValueError: A shape, label or score is not as above; the message names the first rows.
+        ValueError: A shape, threshold, label or score is not as above; the message names the first rows.
 
     Source: own choice.
     """
@@ -94,8 +109,11 @@ def check_predictions(
     _check_shapes(kind, true, score, names=names)
     _check_scores(kind, score)
     _check_labels(kind, true, names=names, grades=grades)
+    if thresholds and (kind not in ("binary", "multilabel") or len(thresholds) != score.shape[1]):
+        raise ValueError(f"thresholds has {len(thresholds)} values; expected one for each label, none of a {kind}")
     integer_labels = kind in ("binary", "multiclass", "ordinal")
-    return Predictions(kind, true.astype(np.int64) if integer_labels else true, score, names, grades)
+    labels = true.astype(np.int64) if integer_labels else true
+    return Predictions(kind, labels, score, names, grades, tuple(map(float, thresholds)))
 
 
 def _check_names(kind: str, names: tuple[str, ...], *, grades: bool) -> None:

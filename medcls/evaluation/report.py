@@ -43,8 +43,10 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         evaluation.y_score,
         class_names=evaluation.class_names,
         grades=evaluation.grades,
+        thresholds=evaluation.thresholds,
     )
-    slider = build_slider(predictions, evaluation.metrics.get("operating_points", []))
+    start = evaluation.metrics.get("decision", {}).get("thresholds", {})
+    slider = build_slider(predictions, evaluation.metrics.get("operating_points", []), start=start)
     page = load_template("evaluation", "report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,

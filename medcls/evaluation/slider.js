@@ -22,11 +22,10 @@
   };
   const update = () => {
     const q = question(), step = Number(range.value);
-    const threshold = q.low + (q.high - q.low) * step / data.steps;
     const tp = q.true_positives[step], fp = q.false_positives[step], fn = q.positives - tp, tn = q.negatives - fp;
     const sensitivity = share(tp, q.positives), specificity = share(tn, q.negatives);
     const p = Number(prevalence.value) / 100;
-    put("slider-threshold", threshold.toFixed(3));
+    put("slider-threshold", q.labels[step]);
     for (const [id, count] of [["tp", tp], ["fp", fp], ["fn", fn], ["tn", tn]]) {
       put(`slider-${id}`, String(count));
       const row = id === "tp" || id === "fn" ? q.positives : q.negatives;
@@ -42,9 +41,9 @@
     put("slider-lr-negative", share(1 - sensitivity, specificity));
     put("slider-called", `${tp + fp} of ${q.positives + q.negatives}`);
   };
-  const move = (threshold) => {
-    const q = question();
-    range.value = String(Math.round(data.steps * (threshold - q.low) / (q.high - q.low)));
+  const move = (step) => {
+    range.max = String(question().thresholds.length - 1);
+    range.value = String(step);
     update();
   };
   const choose = () => {
@@ -52,8 +51,8 @@
     marks.replaceChildren(...q.frozen.map((mark) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = `${mark.title}: ${mark.threshold.toFixed(3)}`;
-      button.addEventListener("click", () => move(mark.threshold));
+      button.textContent = `${mark.title}: ${q.labels[mark.step]}`;
+      button.addEventListener("click", () => move(mark.step));
       return button;
     }));
     prevalence.value = (100 * q.positives / (q.positives + q.negatives)).toFixed(1);
@@ -63,7 +62,10 @@
   prevalence.addEventListener("input", update);
   if (choice) choice.addEventListener("change", choose);
   choose();
-  // report.html#threshold=0.3 opens the page at that threshold.
+  // report.html#threshold=0.3 opens the page at the nearest step to that threshold.
   const asked = /^#threshold=([0-9.]+)$/.exec(location.hash);
-  if (asked) move(Number(asked[1]));
+  if (asked) {
+    const distances = question().thresholds.map((threshold) => Math.abs(threshold - Number(asked[1])));
+    move(distances.indexOf(Math.min(...distances)));
+  }
 })();

@@ -1,4 +1,4 @@
-"""The numbers behind the threshold slider of the report: counts at a thousand thresholds, and where it starts."""
+"""The numbers behind the threshold slider of the report: counts at its steps, the frozen thresholds among them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,51 @@ import numpy as np
 from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.operating import count_at_thresholds
 from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import Rule
 
 STEPS = 1000
 MOST_QUESTIONS = 20
 
 
-def build_slider(predictions: Predictions, points: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What the page's script needs, ready for JSON; None where no question has both answers.
+def build_slider(
+    predictions: Predictions, points: Sequence[Mapping[str, Any]], *, start: Mapping[str, float | None]
+) -> dict[str, Any] | None:
+    """Return what the page's script needs, ready for JSON; None if no question has both answers.
 
-    Counts alone are given, no scores of single images.
+    A thousand steps between the ends, and every frozen threshold as a step of its own, so that the counts there are
+    exactly those of the table. Counts only, no scores of single images of these rows.
 
     Args:
         predictions: Of N rows.
         points: Frozen operating points, as in metrics.json.
+        start: Question to the threshold of the decision, where the page opens.
     """
     questions = [q for q in list_questions(predictions) if 0 < q.positive.sum() < len(q.positive)][:MOST_QUESTIONS]
-    return {"steps": STEPS, "questions": [_build_one(q, predictions, points) for q in questions]} if questions else None
+    built = [_build_one(q, predictions, points, start=start.get(q.name)) for q in questions]
+    return {"questions": built} if questions else None
 
 
-def _build_one(question: Question, predictions: Predictions, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _build_one(
+    question: Question, predictions: Predictions, points: Sequence[Mapping[str, Any]], *, start: float | None
+) -> dict[str, Any]:
     low, high = (0.0, 1.0)
     if predictions.kind == "regression":
         low, high = float(question.score.min()), float(question.score.max())
     frozen = [p for p in points if p["question"] == question.name and p["threshold"] is not None]
-    grid = low + (high - low) * np.arange(STEPS + 1) / STEPS
-    counts = count_at_thresholds(question.positive, question.score, thresholds=grid)
-    marks = [{"title": Rule(p["kind"], p["target"]).title, "threshold": p["threshold"]} for p in frozen]
+    exact = [float(point["threshold"]) for point in frozen] + ([] if start is None else [start])
+    steps = np.unique([*(low + (high - low) * np.arange(STEPS + 1) / STEPS), *exact])
+    counts = count_at_thresholds(question.positive, question.score, thresholds=steps)
+    marks = [
+        {"title": Rule(p["kind"], p["target"]).title, "step": int(np.searchsorted(steps, p["threshold"]))}
+        for p in frozen
+    ]
+    first = start if start is not None else exact[0] if exact else (low + high) / 2
     return {
         "name": question.name,
-        "low": low,
-        "high": high,
-        "start": marks[0]["threshold"] if marks else (low + high) / 2,
+        "thresholds": steps.tolist(),
+        "labels": [format_threshold(step) for step in steps.tolist()],
+        "start": int(np.searchsorted(steps, first)),
         "positives": int(question.positive.sum()),
         "negatives": int((~question.positive).sum()),
         "true_positives": counts.true_positives[0].astype(int).tolist(),

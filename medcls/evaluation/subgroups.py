@@ -41,7 +41,6 @@ def compute_subgroups(
     patient_ids: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
     *,
-    threshold: float | None = None,
     least_patients: int = 20,
     replicates: int = 2000,
     seed: int = 0,
@@ -49,10 +48,9 @@ def compute_subgroups(
     """One entry for each value of each column: sizes, and the main metrics with intervals, or why there are none.
 
     Args:
-        predictions: Of N rows.
+        predictions: Of N rows, with the thresholds of the decision.
         patient_ids: (N,).
         columns: Name to the value of each row; None = not recorded. A column with one value only is no subgroup.
-        threshold: Frozen threshold for sensitivity and specificity of a binary task, instead of 0.5.
         least_patients: Groups with fewer patients show their size alone.
         replicates: Bootstrap samples.
         seed: Of the bootstrap.
@@ -80,26 +78,17 @@ def compute_subgroups(
             else:
                 part = replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
                 patients = number_patients(ids[rows].tolist(), rows=int(rows.sum()))
-                entry["metrics"] = _summarize(part, patients, threshold, replicates=replicates, seed=seed)
+                entry["metrics"] = _summarize(part, patients, replicates=replicates, seed=seed)
             entries.append(entry)
     return entries
 
 
-def _summarize(
-    predictions: Predictions, patients: Integers, threshold: float | None, *, replicates: int, seed: int
-) -> dict[str, Any]:
+def _summarize(predictions: Predictions, patients: Integers, *, replicates: int, seed: int) -> dict[str, Any]:
     names = SHOWN["ordinal"] if predictions.grades else SHOWN[predictions.kind]
     everything = build_estimator(predictions)
-    at_threshold = predictions
-    if predictions.kind == "binary" and threshold is not None:
-        called = (predictions.y_score >= threshold).astype(np.float64)
-        at_threshold = replace(predictions, y_score=called)
-    rates = build_estimator(at_threshold)
 
     def estimate(weights: Floats) -> Estimates:
         numbers = everything(weights)
-        if at_threshold is not predictions:
-            numbers |= {name: value for name, value in rates(weights).items() if name in ("sensitivity", "specificity")}
         return {name: numbers[name] for name in names if name in numbers}
 
     return summarize(

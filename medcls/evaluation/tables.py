@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +112,13 @@ def format_value(value: float | None) -> str:
     if value is None:
         return "—"
     decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def format_threshold(value: float) -> str:
+    """Return a threshold with three decimals, or as many as tell it from 0 and 1 by two digits."""
+    distance = min(abs(value), abs(1 - value))
+    decimals = 3 if distance in (0, 1) or not 0 < value < 1 else max(3, 1 + math.ceil(-math.log10(distance)))
     return f"{value:.{decimals}f}".replace("-", "−")
 
 

@@ -33,6 +33,11 @@ class Rule:
     target: float | None = None
 
     @property
+    def name(self) -> str:
+        """The rule as settings and columns name it: "youden", "sensitivity_0.95"."""
+        return self.kind if self.target is None else f"{self.kind}_{self.target:g}"
+
+    @property
     def title(self) -> str:
         """The rule as a reader sees it."""
         named = {"youden": "Youden", "cost": f"a miss = {self.target:g} false alarms" if self.target else ""}

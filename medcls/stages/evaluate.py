@@ -11,7 +11,8 @@ from medcls.command_line import put, say
 from medcls.config import EvaluateJob
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.assessment import assess
+from medcls.evaluation.assessment import assess, describe_rows
+from medcls.evaluation.decision import describe_calls
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.intervals import compute_intervals
@@ -21,7 +22,7 @@ from medcls.files import ENVIRONMENT, ODDS_RATIOS, read_json, write_json
 from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
-from medcls.stages.frozen_choices import Choices, freeze_choices, rows_in_words
+from medcls.stages.frozen_choices import Choices, freeze_choices
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
     describe_flow,
@@ -62,7 +63,7 @@ def evaluate(job: EvaluateJob) -> None:
     check_sees_images(job, members)
     choices = freeze_choices(job, members)
     other = open_other(job, like=first) if job.against else None
-    predictions = predict_members(job, members)
+    predictions = choices.decide_rows(predict_members(job, members))
     metrics = measure(job, predictions, choices)
     positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
     if positive:
@@ -70,6 +71,7 @@ def evaluate(job: EvaluateJob) -> None:
     notes = [positive.removeprefix("notice: ")] if positive.startswith("notice") else []
     notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
     notes += [describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
+    notes += describe_calls(predictions.rows.predictions)
     columns, absent = read_subgroup_columns(predictions, job.subgroups)
     if absent:
         notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
@@ -92,7 +94,7 @@ def evaluate(job: EvaluateJob) -> None:
         written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes)
     elif (predictions.folder / REPORT).is_file():
         say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
-    put(format_metrics(metrics, split=job.split))
+    put(format_metrics(metrics, split=job.split, calls=describe_calls(predictions.rows.predictions)))
     put(f"{written.stem}: {written}")
 
 
@@ -129,6 +131,7 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         patient_ids=rows.patient_ids,
         class_names=one.class_names,
         grades=one.grades,
+        thresholds=one.thresholds,
         replicates=job.replicates,
         seed=job.seed,
     )
@@ -139,6 +142,8 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         "openings": predictions.openings,
         **({"positive_class": one.positive_class} if one.positive_class else {}),
         "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
+        "chosen_on": chosen_on and {"where": describe_rows(chosen_on), **chosen_on},
+        "decision": choices.decide(one).to_json(),
     }
     return metrics | list_runs(predictions.parts)
 
@@ -161,8 +166,8 @@ def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
     theirs = open_rows(inner, run, card)
     if values_of(theirs, "image_id") != values_of(like.opened, "image_id"):
         raise DataError(f"split={job.split}: run={job.run} and against={run} have different images in it")
-    freeze_choices(inner, [Member(run, card, theirs)])
-    return predict_split(inner, run, card=card, opened=theirs)
+    choices = freeze_choices(inner, [Member(run, card, theirs)])
+    return choices.decide_rows(predict_split(inner, run, card=card, opened=theirs))
 
 
 def compare_runs(job: EvaluateJob, predictions: SplitPredictions, other: SplitPredictions) -> dict[str, Any]:
@@ -189,6 +194,7 @@ def report_results(
             kind=one.kind,
             class_names=one.class_names,
             grades=one.grades,
+            thresholds=one.thresholds,
             y_true=one.y_true,
             y_score=one.y_score,
             patient_ids=predictions.rows.patient_ids,
@@ -214,11 +220,17 @@ def report_results(
     )
 
 
-def format_metrics(metrics: dict[str, Any], *, split: str) -> str:
-    """Returns the headline metrics with their intervals, one a line; metrics.json has those of each class too."""
+def format_metrics(metrics: dict[str, Any], *, split: str, calls: Sequence[str] = ()) -> str:
+    """Return the headline metrics with their intervals, one per line; metrics.json has those of each class too.
+
+    Args:
+        metrics: As in metrics.json.
+        split: Name of the split.
+        calls: Sentences on classes that none or all of the images were called.
+    """
     lines = [f"{split}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
-    if "positive_class" in metrics:
-        lines[0] += f"; positive class {metrics['positive_class']}"
+        **({"positive_class": one.positive_class} if one.positive_class else {}),
+    lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in HEADLINES:
             continue

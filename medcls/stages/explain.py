@@ -36,6 +36,7 @@ from medcls.stages.explanation_checks import (
 from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
 from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
 from medcls.stages.explanation_target import choose_target
+from medcls.stages.frozen_choices import read_choices
 from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
 from medcls.stages.split_predictions import SplitPredictions, predict_split
 from medcls.training.checkpoint import read_card, read_model
@@ -117,7 +118,9 @@ def predict(job: ExplainJob, run: Path) -> SplitPredictions:
     evaluation = EvaluateJob(run=job.run, store=job.store, split=job.split, batch_size=job.batch_size)
     evaluation.device = job.device
     card = read_card(run / MODEL)
-    return predict_split(evaluation, run, card=card, opened=open_rows(evaluation, run, card))
+    found = predict_split(evaluation, run, card=card, opened=open_rows(evaluation, run, card))
+    choices = read_choices(run, model_sha256=found.key["model_sha256"])
+    return choices.decide_rows(found) if choices else found
 
 
 def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subject]:

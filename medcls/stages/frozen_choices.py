@@ -8,9 +8,13 @@ from typing import Any
 
 from medcls.command_line import say
 from medcls.config import EvaluateJob
+from medcls.config.checks import check_choice
 from medcls.data.splits import VAL
+from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.assessment import choose_calibration, choose_operating
+from medcls.evaluation.assessment import IMAGE, choose_calibration, choose_operating, describe_rows, read_decision
+from medcls.evaluation.decision import Decision, list_decisions
+from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
@@ -21,7 +25,7 @@ from medcls.stages.views import plan_views
 
 _FORMAT = 1
 # Where nothing is asked for and nothing is frozen yet.
-_DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1}
+_DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1, "decision": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,15 @@ class Choices:
     operating: dict[str, Any]
     calibration: dict[str, Any]
     notes: list[str]
+
+    def decide(self, predictions: Predictions, *, level: str = IMAGE) -> Decision:
+        """Return the run's decision for images, or for the studies or patients they belong to."""
+        return read_decision(self.operating, predictions, level=level)
+
+    def decide_rows(self, found: SplitPredictions) -> SplitPredictions:
+        """Return the predictions of a split with the thresholds of the decision."""
+        one = found.rows.predictions
+        return replace(found, rows=replace(found.rows, predictions=self.decide(one).apply(one)))
 
 
 def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
@@ -67,21 +80,24 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
                 "split has been opened since: leave the option out, or train another run"
             )
         asked = before.operating["settings"] | asked
+    settings = _complete(_DEFAULTS | asked, members[0].card.task)
     validation = _predict_validation(job, members)
     if validation is None:
         return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
-    choices = _choose(job, validation, settings=_DEFAULTS | asked, openings=openings)
+    choices = _choose(job, validation, settings=settings, openings=openings)
     files = name_files(folder, views)
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
-    say(f"chosen on {rows_in_words(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
+    say(f"chosen on {describe_rows(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
     return choices
 
 
 def _leave_frozen(job: EvaluateJob, member: Member) -> EvaluateJob:
     """The job of one run by itself, with its choices as they are frozen, or the defaults."""
     own = replace(job, run=str(member.run), out=None)
-    return replace(own, sensitivity_at_least=None, specificity_at_least=None, miss_costs=None, alpha=None)
+    return replace(
+        own, sensitivity_at_least=None, specificity_at_least=None, miss_costs=None, alpha=None, decision=None
+    )
 
 
 def name_views(job: EvaluateJob, members: list[Member]) -> str:
@@ -97,12 +113,14 @@ def _ask(job: EvaluateJob) -> dict[str, Any]:
         "specificity": job.specificity_at_least,
         "cost": job.miss_costs,
         "alpha": job.alpha,
+        "decision": job.decision,
     }
     return {name: value for name, value in given.items() if value is not None}
 
 
 def _list_changes(frozen: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    return [f"{name}: {frozen[name]} -> {value}" for name, value in asked.items() if frozen[name] != value]
+    """What differs from the frozen settings; version 0.2.0 froze no decision, which then is the default."""
+    return [f"{name}: {frozen.get(name)} -> {value}" for name, value in asked.items() if frozen.get(name) != value]
 
 
 def name_files(run: Path, views: str) -> tuple[Path, Path]:
@@ -141,9 +159,21 @@ def _predict_validation(job: EvaluateJob, members: list[Member]) -> SplitPredict
     return predict_members(inner, [replace(each, opened=open_rows(inner, each.run, each.card)) for each in members])
 
 
+def _list_rules(settings: dict[str, Any]) -> tuple[Rule, ...]:
+    return list_rules(**{name: settings[name] for name in ("sensitivity", "specificity", "cost")})
+
+
+def _complete(settings: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The settings with the decision named: a later version may have another default."""
+    known = list_decisions(task.kind, _list_rules(settings), grades=task.grades)
+    decision = settings["decision"] or known[0]
+    check_choice("decision", decision, known)
+    return settings | {"decision": decision}
+
+
 def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[str, Any], openings: int) -> Choices:
     rows = validation.rows
-    rules: tuple[Rule, ...] = list_rules(**{k: settings[k] for k in ("sensitivity", "specificity", "cost")})
+    rules = _list_rules(settings)
     chosen_on = {key: validation.key[key] for key in ("model_sha256", "store_sha256", "split", "split_sha256")}
     chosen_on |= {
         "labels_sha256": validation.key["labels_sha256"],
@@ -155,11 +185,6 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
     operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules)
     calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
     return Choices(operating, calibration, _describe(operating))
-
-
-def rows_in_words(chosen_on: dict[str, Any]) -> str:
-    """Returns "val (40 images of 20 patients)"."""
-    return f"{chosen_on['split']} ({chosen_on['n_images']} images of {chosen_on['n_patients']} patients)"
 
 
 def _describe(operating: dict[str, Any]) -> list[str]:

@@ -10,9 +10,11 @@ import numpy as np
 from medcls.data.targets import Task
 from medcls.evaluation.aggregation import RULES, aggregate
 from medcls.evaluation.curves import list_questions
+from medcls.evaluation.decision import build_decision
 from medcls.evaluation.recalibration import apply_recalibration
+from medcls.evaluation.thresholds import Rule
 from medcls.stages.frozen_choices import Choices
-from medcls.stages.prediction_table import IMAGE, OK, REFUSED, Case, build_predictions, name_scores
+from medcls.stages.prediction_table import IMAGE, OK, REFUSED, Case, build_predictions, name_answers, name_scores
 
 # Level -> the attributes that tell its units apart, the last of which a file must have. A series is a patient's own:
 # should two patients' files carry one SeriesInstanceUID by mistake, they are not mixed.
@@ -29,6 +31,7 @@ def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None
         choices: Of the run that made the scores; None where there are none: then no such columns.
     """
     everyone = [*cases, *merge_cases(cases, task=task, choices=choices)]
+    decide_cases(everyone, task=task, choices=choices)
     if choices is not None:
         apply_choices(everyone, task=task, choices=choices)
     return everyone
@@ -85,6 +88,21 @@ def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: 
     )
 
 
+def decide_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> None:
+    """Fill in what each case is called, by the decision that evaluate reports: 0.5 if nothing is frozen.
+
+    A series, which has no frozen points, is decided by those of images.
+    """
+    for level in (IMAGE, *UNITS):
+        scored = [case for case in cases if case.level == level and case.scores is not None]
+        if not scored:
+            continue
+        predictions = build_predictions(task, np.array([case.scores for case in scored]))
+        decision = choices.decide(predictions, level=level) if choices else build_decision(predictions)
+        for case, answer in zip(scored, name_answers(decision.apply(predictions)), strict=True):
+            case.predicted, case.decision = answer, decision
+
+
 def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> None:
     """Fills in the columns of the frozen choices: above_<point> at each level, calibrated_<class> of images.
 
@@ -121,7 +139,7 @@ def _apply_points(scored: Sequence[Case], points: Sequence[Mapping[str, Any]], *
 
 def name_point(task: Task, point: Mapping[str, Any]) -> str:
     """Returns the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
-    rule = point["kind"] if point["target"] is None else f"{point['kind']}_{point['target']:g}"
+    rule = Rule(point["kind"], point["target"]).name
     return f"above_{rule}" if task.kind == "binary" else f"above_{point['question']}_{rule}"
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medcls.data.manifest import write_table
 from medcls.data.targets import Task
+from medcls.evaluation.decision import Decision
 from medcls.evaluation.predictions import Predictions
 from medcls.files import write_bytes
 from medcls.identity import Identity, guard_cell
@@ -43,6 +44,8 @@ class Case:
         chosen: Columns that the run's frozen choices add, the same names in every row.
         files: All of a volume; () of an image, which is its path.
         key: What the image_id is made of, as in a store; "" = the path.
+        predicted: The answer of the decision: a class, labels joined by ";", or a number; None without scores.
+        decision: The rule that answered, with its thresholds; None without scores.
     """
 
     path: str
@@ -58,6 +61,8 @@ class Case:
     chosen: dict[str, float | bool | None] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     key: str = ""
+    predicted: str | float | None = None
+    decision: Decision | None = None
 
     @property
     def name(self) -> str:
@@ -92,29 +97,51 @@ def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
         "state": case.state,
         "reason": case.reason or None,
         "detail": case.detail or None,
-        "predicted": None if case.scores is None else decide(task, np.array(case.scores)),
+        "predicted": case.predicted,
         **({"positive_class": task.positive} if task.positive else {}),
+        **({"grade": name_grade(task, case.scores)} if task.kind == "regression" and task.grades else {}),
+        "rule": case.decision.rule if case.decision else None,
+        **name_thresholds(task, case.decision),
         **name_scores(task, case.scores),
         **case.chosen,
         "logits": case.logits,
     }
 
 
-def decide(task: Task, scores: NDArray[np.float64]) -> str | float:
-    """Returns the predicted class by the rule that evaluate counts by; a number for regression.
+def name_answers(predictions: Predictions) -> list[str | float]:
+    """Return what each row is called: a class, the called labels joined by ";", or the number of a regression.
 
     Args:
-        task: Of the runs.
-        scores: (K,) or (1,) as compute_scores returns them.
-
-    Returns:
-        The class; the labels with a score of at least 0.5 joined by ";" for multilabel.
+        predictions: Of N rows, with the thresholds of the decision.
     """
-    if task.kind == "regression":
-        return float(scores[0])
-    if task.kind == "multilabel":
-        return ";".join(name for name, score in zip(task.class_names, scores, strict=True) if score >= 0.5)
-    return task.class_names[int(build_predictions(task, scores[None]).grade_predicted[0])]
+    names = predictions.class_names
+    if predictions.kind == "regression":
+        return [float(value) for value in predictions.y_score[:, 0]]
+    if predictions.kind == "multilabel":
+        return [";".join(n for n, called in zip(names, row, strict=True) if called) for row in predictions.called]
+    return [names[grade] for grade in predictions.grade_predicted.tolist()]
+
+
+def name_grade(task: Task, scores: Sequence[float] | None) -> str | None:
+    """Return the grade that a predicted value is rounded to, as evaluate counts it; None without a value."""
+    if scores is None:
+        return None
+    return task.class_names[int(build_predictions(task, np.array([scores])).grade_predicted[0])]
+
+
+def name_thresholds(task: Task, decision: Decision | None) -> dict[str, float | None]:
+    """Return the column threshold, or threshold_<label> for each label; {} for tasks without thresholds.
+
+    Null where there is no score, and where the class is never called.
+    """
+    if task.kind not in ("binary", "multilabel"):
+        return {}
+    names = ["threshold"] if task.kind == "binary" else [f"threshold_{name}" for name in task.class_names]
+    values = list(decision.thresholds.values()) if decision else [None] * len(names)
+    return {
+        name: value if value is not None and np.isfinite(value) else None
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 def build_predictions(task: Task, scores: NDArray[np.float64]) -> Predictions:
@@ -150,7 +177,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: 
 
 def _find_type(name: str, task: Task) -> pa.DataType:
     """Said, not guessed from the values: a column of nulls has it, too."""
-    if name.startswith(("score_", "calibrated_")) or (name == "predicted" and task.kind == "regression"):
+    if name.startswith(("score_", "calibrated_", "threshold")) or (name == "predicted" and task.kind == "regression"):
         return pa.float64()
     if name.startswith("above_"):
         return pa.bool_()

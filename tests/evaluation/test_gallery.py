@@ -13,7 +13,7 @@ def test_the_worst_are_the_surest_errors_and_the_uncertain_the_nearest_to_a_tie(
     predictions = check_predictions("binary", [1, 1, 0, 0, 1], [0.1, 0.45, 0.3, 0.52, 0.9], class_names=NAMES)
     chosen = choose_worst(predictions, count=2)
     assert [(one.row, one.why) for one in chosen] == [(0, "worst"), (1, "worst"), (3, "uncertain"), (2, "uncertain")]
-    assert (chosen[0].true, chosen[0].predicted) == ("ill", "P(ill) 0.100")
+    assert (chosen[0].true, chosen[0].predicted) == ("ill", "well, P(ill) 0.100")
 
 
 def test_right_rows_are_not_among_the_worst():
@@ -30,7 +30,18 @@ def test_several_classes_and_labels_are_said_in_words():
     )
     labels = check_predictions("multilabel", [[1, 0, np.nan]], [[0.2, 0.8, 0.9]], class_names=("a", "b", "c"))
     assert choose_worst(labels, count=1)[0].true == "a"
-    assert choose_worst(labels, count=1)[0].predicted == "a 0.20, b 0.80, c 0.90"
+    assert choose_worst(labels, count=1)[0].predicted == "b 0.80, c 0.90; not called: a 0.20"
+
+
+def test_the_threshold_of_the_decision_says_who_is_wrong_and_who_is_near_a_tie():
+    predictions = check_predictions("binary", [1, 1, 0], [0.3, 0.9, 0.1], class_names=NAMES, thresholds=[0.25])
+    chosen = choose_worst(predictions, count=2)
+    assert [(one.row, one.why) for one in chosen] == [(0, "uncertain"), (2, "uncertain")]
+    assert chosen[0].predicted == "ill, P(ill) 0.300"
+    labels = {"class_names": ("a", "b"), "thresholds": [0.1, 0.95]}
+    assert (
+        choose_worst(check_predictions("multilabel", [[1, 0]], [[0.2, 0.9]], **labels), count=1)[0].why == "uncertain"
+    )
 
 
 def test_values_have_no_ties_and_the_largest_error_first():

@@ -24,6 +24,7 @@ from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.report import write_report
 from medcls.evaluation.slider import build_slider
+from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import list_rules
 
 CLASSES = {"roc", "precision_recall", "confusion", "scores", "reliability", "risk_coverage"}
@@ -263,22 +264,39 @@ def test_a_page_with_everything_shows_everything(full_pages, kind):
         shown += ["Recalibration", "Conformal sets and referral", "Sets promise to hold the true class in 80 %"]
     assert [text for text in shown if text not in page.text] == []
     point = metrics["operating_points"][0]
-    assert f"{point['threshold']:.4g}" in page.text
+    assert format_threshold(point["threshold"]) in page.text
     assert f"{point['rates']['specificity']['value']:.3f}" in page.text
     assert (path.parent / "figures" / "robustness_rotation.png").is_file()
     assert "patient-" not in path.read_text(encoding="utf-8")
 
 
+FINE = {"youden": 0.99975, "specificity": 0.99986}
+
+
 def test_the_slider_counts_as_the_scores_do(make_task):
     predictions = check_predictions(**make_task("binary"))
-    (question,) = build_slider(predictions, [])["questions"]
+    (question,) = build_slider(predictions, [], start={})["questions"]
     score, ill = predictions.y_score[:, 0], predictions.y_true == 1
     for step in (0, 137, 500, 1000):
         assert question["true_positives"][step] == ((score >= step / 1000) & ill).sum()
         assert question["false_positives"][step] == ((score >= step / 1000) & ~ill).sum()
-    assert (question["positives"], question["start"]) == (ill.sum(), 0.5)
+    assert (question["positives"], question["thresholds"][question["start"]]) == (ill.sum(), 0.5)
     all_well = check_predictions(**make_task("binary") | {"y_true": np.zeros(60)})
-    assert build_slider(all_well, []) is None
+    assert build_slider(all_well, [], start={}) is None
+
+
+def test_the_slider_counts_exactly_at_frozen_thresholds_and_opens_at_the_decision():
+    """All scores are within 1/1000 of 1: a rounded threshold calls everybody, or nobody."""
+    score, ill = np.linspace(0.9995, 0.99995, 20), np.arange(20) % 3 == 0
+    predictions = check_predictions("binary", ill.astype(int), score, class_names=("well", "ill"))
+    points = [{"question": "ill", "kind": kind, "target": None, "threshold": t} for kind, t in FINE.items()]
+    (question,) = build_slider(predictions, points, start={"ill": FINE["specificity"]})["questions"]
+    assert [question["thresholds"][mark["step"]] for mark in question["frozen"]] == list(FINE.values())
+    for mark, threshold in zip(question["frozen"], FINE.values(), strict=True):
+        assert question["true_positives"][mark["step"]] == ((score >= threshold) & ill).sum()
+        assert question["false_positives"][mark["step"]] == ((score >= threshold) & ~ill).sum()
+    assert question["thresholds"][question["start"]] == FINE["specificity"]
+    assert [question["labels"][mark["step"]] for mark in question["frozen"]] == ["0.99975", "0.99986"]
 
 
 def test_a_class_name_does_not_end_the_script(write):
@@ -340,7 +358,7 @@ def test_the_slider_moves_the_tables(full_pages, browse, kind, make_task):
         assert read_cell(dom, "sensitivity") == f"{(called & true).sum() / true.sum():.3f}"
         assert read_cell(dom, "threshold") == f"{threshold:.3f}"
     dom, _ = browse("--dump-dom", path.as_uri())
-    assert read_cell(dom, "threshold") == f"{metrics['operating_points'][0]['threshold']:.3f}"
+    assert read_cell(dom, "threshold") == format_threshold(metrics["operating_points"][0]["threshold"])
 
 
 def find_requests(log):

@@ -36,9 +36,12 @@ def test_the_frozen_threshold_decides_sensitivity_and_nothing_else(make_task, ma
     predictions = check_predictions(**make_task("binary"))
     sex = ["F", "M"] * 30
     plain, frozen = (
-        compute_subgroups(predictions, [str(i) for i in range(60)], {"sex": sex}, threshold=t, replicates=100)
-        for t in (None, 0.2)
-    )
+        compute_subgroups(
+            check_predictions(**make_task("binary"), thresholds=t), [str(i) for i in range(60)], {"sex": sex},
+            replicates=100,
+        )
+        for t in ((), [0.2])
+    )  # fmt: skip
     rows = np.arange(60) % 2 == 0
     called = predictions.y_score[rows, 0] >= 0.2
     expected = called[predictions.y_true[rows] == 1].mean()

@@ -109,7 +109,16 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     counts = {key: value for key, value in metrics.items() if key.startswith("n_")}
     assert counts == {"n_images": 12, "n_patients": 6}
     assert {"auc", "accuracy", "balanced_accuracy", "average_precision", "brier", "auc_0"} <= set(metrics)
-    beside = {"openings", "chosen_on", "operating_points", "levels", "subgroups", "recalibration", "conformal"}
+    beside = {
+        "openings",
+        "chosen_on",
+        "decision",
+        "operating_points",
+        "levels",
+        "subgroups",
+        "recalibration",
+        "conformal",
+    }
     assert beside <= set(metrics)
     assert metrics["openings"] == 1
     for name in set(metrics) - set(counts) - beside:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from medcls.config import ExplainJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.stages import evaluate as stage
-from medcls.stages import split_predictions
+from medcls.stages import explain, split_predictions
 from medcls.training.checkpoint import read_model, write_model
 
 Run = Callable[..., Path]
@@ -56,7 +57,8 @@ def test_test_applies_what_was_frozen_on_validation(run_copy: Path, run_evaluate
     folder = run_evaluate(run_copy, "split=test")
     assert {name: (run_copy / name).read_bytes() for name in frozen} == frozen
     operating = read_json(run_copy / "operating_points.json")
-    assert operating["settings"] == {"sensitivity": [0.8, 0.9], "specificity": [0.95], "cost": [], "alpha": 0.2}
+    rules = {"sensitivity": [0.8, 0.9], "specificity": [0.95], "cost": []}
+    assert operating["settings"] == rules | {"alpha": 0.2, "decision": "highest"}
     points = operating["levels"]["image"]["points"]
     assert read_thresholds(folder) == [point["threshold"] for point in points]
     assert len(points) == 3 * 4
@@ -102,6 +104,41 @@ def test_other_rules_are_free_before_test_and_refused_after(run_copy: Path, run_
             run_evaluate(run_copy, f"split={split}", "miss_costs=[9]")
     assert (run_copy / "operating_points.json").read_bytes() == before
     assert len(read_json_lines(folder / "opened.jsonl")) == 1
+
+
+def test_decision_is_frozen_with_the_points_and_decides_evaluate_and_explain(
+    run_train: Run, run_evaluate: Run, tmp_path: Path
+) -> None:
+    run = run_train(tmp_path / "binary", "task=binary", "task.classes={0: 0, 1: 0, 2: 1}")
+    with pytest.raises(ConfigError, match=r"decision=yuden: expected one of youden, .*half \(nearest: youden\)"):
+        run_evaluate(run, "decision=yuden")
+    run_evaluate(run, "decision=sensitivity_0.95")
+    folder = run_evaluate(run, "split=test")
+    metrics, frozen = read_json(folder / "metrics.json"), read_json(run / "operating_points.json")
+    points = {point["kind"]: point for point in metrics["operating_points"]}
+    assert frozen["settings"]["decision"] == metrics["decision"]["rule"] == "sensitivity_0.95"
+    assert metrics["decision"]["thresholds"] == {"2": points["sensitivity"]["threshold"]}
+    for rate in ("sensitivity", "specificity"):
+        assert metrics[rate]["value"] == points["sensitivity"]["rates"][rate]["value"]
+    with pytest.raises(ConfigError, match=r"decision: sensitivity_0\.95 -> youden"):
+        run_evaluate(run, "decision=youden")
+    job = ExplainJob(run=str(run), split="test")
+    threshold = points["sensitivity"]["threshold"]
+    assert explain.predict(job, run).rows.predictions.thresholds == (threshold,)
+
+
+def test_points_of_version_0_2_0_are_decided_by_the_default(run_train: Run, run_evaluate: Run, tmp_path: Path) -> None:
+    run = run_train(tmp_path / "binary", "task=binary", "task.classes={0: 0, 1: 0, 2: 1}")
+    run_evaluate(run, "split=test")
+    for name in ("operating_points.json", "calibration.json"):
+        frozen = read_json(run / name)
+        del frozen["settings"]["decision"]
+        write_json(run / name, frozen)
+    metrics = read_json(run_evaluate(run, "split=test") / "metrics.json")
+    assert metrics["decision"]["rule"] == "youden"
+    assert metrics["decision"]["thresholds"]["2"] == metrics["operating_points"][0]["threshold"]
+    with pytest.raises(ConfigError, match="decision: None -> half"):
+        run_evaluate(run, "decision=half")
 
 
 def test_choices_of_another_model_are_not_applied(run_copy: Path, run_evaluate: Run) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from medcls.data.targets import Task
-from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating
+from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating, read_decision
 from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.thresholds import list_rules
+from medcls.evaluation.thresholds import NEVER, list_rules
+from medcls.identity import Identity
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_levels import complete_cases
-from medcls.stages.prediction_table import Case
+from medcls.stages.prediction_table import Case, build_rows
 
 BINARY = Task("binary", ["no", "yes"], ["label"])
 COLOURS = Task("multiclass", ["a", "b", "c"], ["label"])
@@ -119,6 +121,48 @@ def test_recalibrated_scores_stand_beside_those_of_images() -> None:
     assert [list(one.chosen) for one in complete_cases(cases, task=BINARY, choices=choices)] == [["above_youden"]] * 5
 
 
+def test_a_row_is_called_by_the_frozen_threshold_and_names_it() -> None:
+    """Score 0.25 reaches the frozen 0.213: what the row is called and above_youden agree."""
+    patient = {"aggregation": {"rule": "mean"}, "points": [make_point(0.4)]}
+    choices = make_choices({"image": {"points": [make_point(0.213)]}, "patient": patient})
+    cases = [make_case("p", "s", 0.25), make_case("p", "s", 0.125), Case("b", "refused", "colour")]
+    everyone = complete_cases(cases, task=BINARY, choices=choices)
+    rows = build_rows(everyone, task=BINARY, identity=Identity(), origin={})
+    found = [(row["level"], row["predicted"], row["rule"], row["threshold"], row["above_youden"]) for row in rows]
+    assert found == [
+        ("image", "yes", "youden", 0.213, True),
+        ("image", "no", "youden", 0.213, False),
+        ("image", None, None, None, None),
+        ("series", "no", "youden", 0.213, None),  # 0.1875; nothing is frozen for series: as images
+        ("patient", "no", "youden", 0.4, False),
+    ]
+
+
+def test_without_frozen_choices_a_half_decides_and_says_so() -> None:
+    rows = build_rows(
+        complete_cases([make_case("", "", 0.5)], task=BINARY, choices=None), task=BINARY, identity=Identity(), origin={}
+    )
+    assert [(row["predicted"], row["rule"], row["threshold"]) for row in rows] == [("yes", "half", 0.5)]
+
+
+def test_labels_have_a_threshold_each_and_grades_of_a_value_are_rounded() -> None:
+    points = [
+        make_point(t) | {"question": name} for name, t in zip(FINDINGS.class_names, (0.1, 0.9, None), strict=True)
+    ]
+    points[2]["reason"] = NEVER
+    cases = complete_cases(
+        [make_case("", "", 0.2, 0.8, 1.0)], task=FINDINGS, choices=make_choices({"image": {"points": points}})
+    )
+    (row,) = build_rows(cases, task=FINDINGS, identity=Identity(), origin={})
+    assert row["predicted"] == "bright"
+    assert [row[f"threshold_{name}"] for name in FINDINGS.class_names] == [0.1, 0.9, None]
+    (row,) = build_rows(
+        complete_cases([make_case("", "", 1.5)], task=COUNTED, choices=None),
+        task=COUNTED, identity=Identity(), origin={},
+    )  # fmt: skip
+    assert (row["predicted"], row["grade"], row["rule"]) == (1.5, "2", "rounded")
+
+
 def draw_rows(task: Task, *, seed: int) -> tuple[Rows, list[Case]]:
     """40 patients of three images with some signal, and the same as predict's cases."""
     generator = np.random.default_rng(seed)
@@ -145,6 +189,7 @@ def test_rows_above_a_point_are_as_many_as_evaluation_counts(task: Task) -> None
     operating = choose_operating(chosen_on, rules=list_rules(sensitivity=[0.9], specificity=[0.8], cost=[3]))
     calibration = choose_calibration(chosen_on, alpha=0.1, seed=0)
     rows, cases = draw_rows(task, seed=1)
+    rows = replace(rows, predictions=read_decision(operating, rows.predictions).apply(rows.predictions))
     metrics = assess(rows, operating=operating, calibration=calibration, columns={}, replicates=2)
     everyone = complete_cases(cases, task=task, choices=Choices(operating, calibration, []))
 
@@ -164,3 +209,7 @@ def test_rows_above_a_point_are_as_many_as_evaluation_counts(task: Task) -> None
             above = [row[f"above_{name}"] for row in columns]
             assert above.count(True) == point["counts"]["tp"] + point["counts"]["fp"]
             assert above.count(False) == point["counts"]["fn"] + point["counts"]["tn"]
+    if task is BINARY:
+        assert [one.predicted for one in everyone if one.level == "image"] == [
+            BINARY.class_names[grade] for grade in rows.predictions.grade_predicted
+        ]

@@ -11,7 +11,15 @@ import pytest
 
 from medcls.data.targets import Task
 from medcls.identity import Identity
-from medcls.stages.prediction_table import Case, build_rows, decide, name_scores, summarize, write_rows
+from medcls.stages.prediction_table import (
+    Case,
+    build_predictions,
+    build_rows,
+    name_answers,
+    name_scores,
+    summarize,
+    write_rows,
+)
 
 BINARY = Task("binary", ["no", "yes"], ["label"])
 GRADES = Task("ordinal", ["0", "1+2", "3"], ["label"])
@@ -33,7 +41,7 @@ AGE = Task("regression", [], ["label"])
 def test_every_task_names_its_scores(
     task: Task, scores: list[float], predicted: str | float, columns: dict[str, float]
 ) -> None:
-    assert decide(task, np.array(scores)) == predicted
+    assert name_answers(build_predictions(task, np.array([scores]))) == [predicted]
     assert name_scores(task, scores) == columns
     assert name_scores(task, None) == dict.fromkeys(columns)
 

@@ -1,0 +1,153 @@
+"""The one rule by which a run turns scores into answers: the same in evaluation, prediction and every document."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.tables import format_threshold
+from medcls.evaluation.thresholds import NEVER, Rule
+
+HALF, HIGHEST, ROUNDED, VALUE = "half", "highest", "rounded", "value"
+DEFAULTS = {"binary": "youden", "multilabel": "youden", "multiclass": HIGHEST, "ordinal": HIGHEST}
+"""What is used if decision= is not set; a regression rounds its value if it has grades."""
+_IN_WORDS = {
+    HIGHEST: "the class with the highest probability",
+    ROUNDED: "the value rounded to the nearest grade",
+    VALUE: "the value itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How scores become answers.
+
+    Attributes:
+        rule: "youden", "sensitivity_0.95" … (a frozen operating point), "half" (0.5), "highest", "rounded" or "value".
+        thresholds: Question (the positive class, or each label) to the score from which it is called; infinite =
+            never; {} for rules without thresholds.
+        chosen_on: The rows that chose the thresholds, in words; "" = nothing was chosen.
+        reasons: Question to why its threshold is not the one that the rule asks for.
+        intervals: Question to the bootstrap interval of its threshold, where it is known.
+    """
+
+    rule: str
+    thresholds: dict[str, float] = field(default_factory=dict)
+    chosen_on: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, list[float | None]] = field(default_factory=dict)
+
+    def apply(self, predictions: Predictions) -> Predictions:
+        """Return the predictions with this rule's thresholds."""
+        return replace(predictions, thresholds=tuple(self.thresholds.values()))
+
+    @property
+    def title(self) -> str:
+        """The rule as a reader sees it."""
+        if self.rule in (HALF, *_IN_WORDS):
+            return _IN_WORDS.get(self.rule, "0.5, not chosen on any rows")
+        kind, _, target = self.rule.partition("_")
+        return Rule(kind, float(target) if target else None).title
+
+    def describe(self) -> str:
+        """Return the rule, its thresholds and the rows that chose them as one sentence."""
+        if not self.thresholds:
+            return f"Decision: {self.title}."
+        called = ", ".join(
+            f"{name} is never called"
+            if np.isinf(value)
+            else f"{name} if its score is at least {format_threshold(value)}"
+            for name, value in self.thresholds.items()
+        )
+        where = f", chosen on {self.chosen_on}" if self.chosen_on and self.rule != HALF else ""
+        why = "".join(f" {name}: {reason}." for name, reason in self.reasons.items())
+        return f"Decision: {called} ({self.title}{where}).{why}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what metrics.json holds; a threshold that is never reached is null."""
+        return {
+            "rule": self.rule,
+            "title": self.title,
+            "thresholds": {name: value if np.isfinite(value) else None for name, value in self.thresholds.items()},
+            "intervals": self.intervals,
+            "chosen_on": self.chosen_on or None,
+            "reasons": self.reasons,
+            "words": self.describe(),
+        }
+
+
+def list_decisions(kind: str, rules: Sequence[Rule], *, grades: bool) -> tuple[str, ...]:
+    """Return the rules that a task can decide by, the default first.
+
+    Args:
+        kind: Kind of the task.
+        rules: The frozen operating points.
+        grades: Whether a regression has grades.
+    """
+    if kind == "regression":
+        return (ROUNDED if grades else VALUE,)
+    if kind not in ("binary", "multilabel"):
+        return (HIGHEST,)
+    return (*dict.fromkeys((DEFAULTS[kind], *(rule.name for rule in rules))), HALF)
+
+
+def build_decision(
+    predictions: Predictions, rule: str | None = None, *, points: Sequence[Mapping[str, Any]] = (), chosen_on: str = ""
+) -> Decision:
+    """Return the decision of a task by one of its frozen operating points.
+
+    Args:
+        predictions: Whose kind and class names count; its rows do not.
+        rule: One of `list_decisions`; None = the default of the kind. Ignored if the task has no thresholds.
+        points: As `choose_operating_points` froze them; () = 0.5 for every question.
+        chosen_on: The rows that chose them, in words.
+    """
+    kind, names = predictions.kind, predictions.class_names
+    if kind not in ("binary", "multilabel"):
+        return Decision(list_decisions(kind, (), grades=predictions.grades)[0])
+    questions = names[1:] if kind == "binary" else names
+    wanted = rule or DEFAULTS[kind]
+    if not points or wanted == HALF:
+        return Decision(HALF, dict.fromkeys(questions, 0.5))
+    found = {str(point["question"]): point for point in points if Rule(point["kind"], point["target"]).name == wanted}
+    thresholds, reasons, intervals = {}, {}, {}
+    for question in questions:
+        point = found.get(question, {"threshold": None, "reason": f"no point {wanted} was frozen"})
+        thresholds[question], reason = _read_threshold(point)
+        if reason:
+            reasons[question] = reason
+        if "threshold_interval" in point:
+            intervals[question] = list(point["threshold_interval"])
+    return Decision(wanted, thresholds, chosen_on, reasons, intervals)
+
+
+def _read_threshold(point: Mapping[str, Any]) -> tuple[float, str]:
+    """The threshold, and why it is not a chosen one."""
+    if point["threshold"] is not None:
+        return float(point["threshold"]), ""
+    reason = str(point.get("reason", ""))
+    if reason == NEVER:
+        return float("inf"), reason
+    return 0.5, f"0.5 is used: {reason}"
+
+
+def describe_calls(predictions: Predictions) -> list[str]:
+    """Return a sentence for every class or label that none, or every, row was called.
+
+    Args:
+        predictions: Of N rows, with the thresholds of the decision.
+    """
+    names, rows = predictions.class_names, len(predictions.y_score)
+    if predictions.kind == "regression":
+        return []
+    if predictions.kind in ("binary", "multilabel"):
+        counts = dict(zip(names[-predictions.called.shape[1] :], predictions.called.sum(axis=0).tolist(), strict=True))
+    else:
+        called = np.bincount(predictions.grade_predicted, minlength=len(names))
+        counts = dict(zip(names, called.tolist(), strict=True))
+    said = {0: "No image was called {name}", rows: "Every image was called {name}"}
+    return [f"{said[count].format(name=name)} ({rows} images)." for name, count in counts.items() if count in said]
