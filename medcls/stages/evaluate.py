@@ -141,7 +141,6 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         "n_patients": len(set(rows.patient_ids)),
         "openings": predictions.openings,
         **({"positive_class": one.positive_class} if one.positive_class else {}),
-        "chosen_on": chosen_on and {"where": rows_in_words(chosen_on), **chosen_on},
         "chosen_on": chosen_on and {"where": describe_rows(chosen_on), **chosen_on},
         "decision": choices.decide(one).to_json(),
     }
@@ -229,7 +228,8 @@ def format_metrics(metrics: dict[str, Any], *, split: str, calls: Sequence[str] 
         calls: Sentences on classes that none or all of the images were called.
     """
     lines = [f"{split}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
-        **({"positive_class": one.positive_class} if one.positive_class else {}),
+    if "positive_class" in metrics:
+        lines[0] += f"; positive class {metrics['positive_class']}"
     lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in HEADLINES:
