@@ -45,8 +45,9 @@ def test_sensitivity_is_that_of_the_ill_class(
     rows = pq.read_table(folder / "predictions.parquet").to_pylist()
     labels = {row["image_id"]: row["label"] for row in pq.read_table(clinic.folder / "labels.parquet").to_pylist()}
     ill = np.array([labels[row["image_id"]] == "cancer" for row in rows])
-    called = np.array([row["y_score"][0] >= 0.5 for row in rows])
     metrics = read_json(folder / "metrics.json")
+    threshold = metrics["decision"]["thresholds"]["cancer"]
+    called = np.array([threshold is not None and row["y_score"][0] >= threshold for row in rows])
     assert metrics["positive_class"] == "cancer"
     assert metrics["sensitivity"]["value"] == pytest.approx(called[ill].mean())
     assert metrics["specificity"]["value"] == pytest.approx(1 - called[~ill].mean())
