@@ -82,7 +82,10 @@ def test_predictions_of_raw_files_name_the_positive_class(
     rows = pq.read_table(out).to_pylist()
     assert {row["positive_class"] for row in rows} == {"cancer"}
     scored = [row for row in rows if row["score_cancer"] is not None]
-    assert all((row["predicted"] == "cancer") == (row["score_cancer"] >= 0.5) for row in scored)
+    limits = [float("inf") if row["threshold"] is None else row["threshold"] for row in scored]
+    assert [row["predicted"] == "cancer" for row in scored] == [
+        row["score_cancer"] >= limit for row, limit in zip(scored, limits, strict=True)
+    ]
 
 
 def test_run_of_an_older_version_with_a_healthy_positive_class_gets_a_notice(
