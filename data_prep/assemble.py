@@ -96,7 +96,7 @@ def _rest(rest: pa.Table, plan: Plan, setting: Setting, schema: pa.Schema) -> It
     place = pc.index_in(
         rest.column("path").cast(pa.large_string()), value_set=_one_array(early.column("path").cast(pa.large_string()))
     )
-    reason = pc.coalesce(early.column("reason").take(place), _not_blank(rest.column("skip")), "not_in_labels")
+    reason = pc.coalesce(early.column("reason").take(place), _not_blank(rest.column("skip")), plan.rest)
     state = pc.if_else(pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows), QUARANTINED, SKIPPED)
     detail = pc.fill_null(early.column("detail").take(place), "")
     found = pa.table({"path": rest.column("path"), "state": state, "reason": reason, "detail": detail})

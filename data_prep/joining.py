@@ -139,16 +139,18 @@ def join_series(
     return table.append_column("key", volumes["key"]).append_column("files", volumes["files"])
 
 
-def find_named(labels: pa.Table, series: pa.Table) -> Rows:
-    """Returns the rows of `series` that a label names, ascending.
+def find_named(labels: pa.Table, series: pa.Table) -> tuple[Rows, Rows]:
+    """Return (rows of `labels`, rows of `series`) of all series that a label names, each with the first that does.
 
     Args:
         labels: As of `join_series`.
         series: SERIES; rows that are not chosen are named by nothing.
     """
     if not series.num_rows:
-        return np.empty(0, np.int64)
-    return np.unique(_match_series(labels, series, show=str, bad=BadRows())[1])
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    label_rows, series_rows = _match_series(labels, series, show=str, bad=BadRows())
+    named, first = np.unique(series_rows, return_index=True)
+    return label_rows[first], named
 
 
 def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], str], bad: BadRows) -> tuple[Rows, Rows]:

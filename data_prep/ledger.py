@@ -31,6 +31,10 @@ LEDGER = pa.schema([*_FIELDS, ("refused", pa.list_(pa.string()))])
 LEFT_OUT = pa.schema([("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 """Files that no image is planned of, by their real paths."""
 
+_TEXTS: list[tuple[str, pa.DataType]] = [(n, pa.string()) for n in ("label", "reason", "detail", "image_id")]
+LOST = pa.schema([("number", pa.int64()), *_TEXTS])
+"""Images that were refused before decoding: line (0 without one), label (null if unknown), and why."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.label_rows import ROI
+from data_prep.ledger import LOST
 from medcls.files import sha256_json
 from medcls.imaging.preprocess import Box
 
@@ -76,6 +77,8 @@ class Plan:
         skipped: path, reason, detail: files of images that a rule left out (another series, a localizer).
         refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
         early: A message for each volume refused before decoding.
+        lost: LOST, a row for each of these.
+        rest: Reason of files that nothing else is said of.
         cut: Splits without a folder, which are cut from the train folder.
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
@@ -90,6 +93,8 @@ class Plan:
     early: Sequence[str] = ()
     labelling: dict[str, Any] = field(default_factory=dict)
     cut: Sequence[str] = ()
+    lost: pa.Table = field(default_factory=LOST.empty_table)
+    rest: str = "not_in_labels"
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

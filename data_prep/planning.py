@@ -19,7 +19,7 @@ from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
 from data_prep.label_values import read_label_values
 from data_prep.labels import read_label_table
-from data_prep.ledger import LEFT_OUT, describe_refusal
+from data_prep.ledger import LEFT_OUT, LOST, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.presentation import choose_presentation
 from data_prep.series import find_volumes
@@ -155,13 +155,12 @@ def build_plan(
         labels = _read_labels(job, source=source, listing=listing, rule=rule)
     labels, labelling = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
-    early: list[str] = []
+    early, lost = list[str](), LOST.empty_table()
     if index is not None and isinstance(spec, VolumeSpec):
         found = find_volumes(index, series=spec.series, stack=spec.stack)
         skipped, refused = found.skipped_files, found.refused_files
-        lost = found.lost
-        named = lost.take(pa.array(find_named(labels, lost))).select(["files", "reason", "detail"]).to_pylist()
-        early = [describe_refusal(0, show(row["files"][0]), row["reason"], row["detail"]) for row in named]
+        lost = _describe_lost(labels, found.lost, identity)
+        early = [describe_refusal(0, row["image_id"], row["reason"], row["detail"]) for row in lost.to_pylist()]
         if found.several:
             say(
                 f"{found.several} series became several volumes each (image type, echo, time, orientation …), all "
@@ -188,7 +187,19 @@ def build_plan(
         early=early,
         labelling=labelling,
         cut=cut,
+        lost=lost,
+        rest="no_image" if job.labels is None else "not_in_labels",
     )
+
+
+def _describe_lost(labels: pa.Table, lost: pa.Table, identity: Identity) -> pa.Table:
+    """LOST of the volumes that a label names and that were refused before decoding, called by their first file."""
+    label_rows, rows = (pa.array(each) for each in find_named(labels, lost))
+    lost, labels = lost.take(rows), labels.take(label_rows)
+    label = labels["label"] if "label" in labels.column_names else pa.nulls(len(rows), pa.string())
+    files: list[Any] = lost["files"].to_pylist()
+    names = [identity.name("path", paths[0]) for paths in files]
+    return pa.table([labels["number"], label, lost["reason"], lost["detail"], names], schema=LOST)
 
 
 def _read_folders(

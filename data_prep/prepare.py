@@ -16,6 +16,7 @@ from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names
 from data_prep.grey_values import judge_sample
 from data_prep.identity_map import name_column, write_way_back
 from data_prep.label_rows import is_label
+from data_prep.left_out import describe_left_out
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reopen import reopen
@@ -83,6 +84,8 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         giver = "folders" if job.labels is None else "labels file"
         split_store(store, labels, job.split, giver=giver, cut=plan.cut)
         _write_labels(store, labels, plan.labelling)
+        for line in describe_left_out(plan, store, identity):
+            say(line)
     return store
 
 

@@ -1,0 +1,97 @@
+"""What left between files and images, for the terminal: how many of which class, why, an example, the setting."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_prep.identity_map import name_column
+from data_prep.ledger import QUARANTINED, SKIPPED
+from data_prep.plan import Plan
+from medcls.data.manifest import read_table
+from medcls.data.store import Store
+from medcls.files import LEDGER
+from medcls.identity import Identity
+
+_SHOWN = 8
+# By the reason of the ledger. Without a setting the file itself has to change.
+_SETTINGS = {
+    "not_grey": "image=photo stores colour, or convert the images to grey",
+    "burnt_in": "image.burnt_in=allow keeps them, after a look at the images",
+    "gap": "stack.gap=resample keeps them",
+    "jitter": "stack.jitter=resample keeps them",
+    "mixed_spacing": "stack.mixed_spacing=resample keeps them",
+    "duplicate_position": "stack.duplicate=drop keeps the first slice of each position",
+    "tilt": "stack.tilt=shear keeps them",
+    "too_few_slices": "stack.min_slices sets how few are a volume",
+    "too_large": "image.max_voxels or limits.memory_gib raises the limit",
+    "out_of_memory": "limits.memory_gib raises the limit",
+    "timeout": "limits.seconds raises the limit",
+    "no_window": "image.windows_hu gives one",
+    "no_patient": "patient_id in the labels file names the patient",
+    "nifti_pair": "copy the missing file",
+}
+_SKIPPED = {
+    "not_in_labels": "no row of the labels file names them",
+    "no_image": "not an image of this job by name or content",
+    "no_class": "no class folder of train is above them; a labels file can name them",
+    "other_file": "labelling.files or labelling.not_files leaves them out",
+    "second_copy": "the folder around them holds the same files",
+}
+
+
+def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[str]:
+    """Yield a line for each reason why images were refused and files were skipped.
+
+    Examples are lines of the labels file or image_ids; classes are named, paths are not.
+
+    Args:
+        plan: What was planned.
+        store: What was stored.
+        identity: Of the store.
+    """
+    ledger = read_table(store.folder / LEDGER).select(["state", "reason", "detail", "refused"])
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in [*_find_refused(plan, ledger, identity), *plan.lost.to_pylist()]:
+        groups[row["reason"]].append(row)
+    for reason in sorted(groups):
+        rows, first = groups[reason], groups[reason][0]
+        where = f"line {first['number']}" if first["number"] else f"image_id {first['image_id']}"
+        setting = _SETTINGS.get(reason, "correct or convert the files")
+        what = f"{len(rows)} image{'' if len(rows) == 1 else 's'}{_list_classes(rows)}"
+        yield f"{QUARANTINED}: {what}: {reason}: {first['detail'] or 'no detail'}; e.g. {where}; {setting}"
+    counts = Counter(ledger.filter(pc.equal(ledger["state"], SKIPPED))["reason"].to_pylist())
+    for reason, meaning in _SKIPPED.items():
+        if counts[reason]:
+            yield f"{SKIPPED}: {counts[reason]} file{'' if counts[reason] == 1 else 's'}: {reason}: {meaning}"
+
+
+def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict[str, Any]]:
+    """Number, label, reason, detail and image_id of each image that was planned and not stored, each once."""
+    bad = ledger.filter(pc.equal(ledger["state"], QUARANTINED))
+    if not pc.sum(pc.list_value_length(bad["refused"])).as_py():
+        return []
+    names = name_column(plan.table["key"], "image", identity)
+    label = plan.table["label"] if "label" in plan.table.column_names else pa.nulls(len(plan), pa.string())
+    found: dict[str, dict[str, Any]] = {}
+    for row in bad.to_pylist():
+        for image_id in row["refused"]:
+            found.setdefault(image_id, {"reason": row["reason"], "detail": row["detail"], "image_id": image_id})
+    places = pc.index_in(pa.array(list(found), pa.string()), value_set=names).to_pylist()
+    for row, place in zip(found.values(), places, strict=True):
+        known = place is not None
+        row |= {"number": plan.table["number"][place].as_py() if known else 0}
+        row |= {"label": label[place].as_py() if known else None}
+    return list(found.values())
+
+
+def _list_classes(rows: list[dict[str, Any]]) -> str:
+    """Return " (nevus 12, melanoma 3)", most frequent first; "" without labels."""
+    counts = Counter(row["label"] for row in rows if row["label"] is not None)
+    listed = [f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    more = f" and {len(listed) - _SHOWN} more classes" if len(listed) > _SHOWN else ""
+    return f" ({', '.join(listed[:_SHOWN])}{more})" if listed else ""

@@ -1,0 +1,67 @@
+"""What leaves is said by reason and class, with one example and the setting, and never by a path of pseudonyms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from medcls.data.store import Store
+from medcls.identity import write_key
+
+RunPrepare = Callable[..., Store]
+SETTINGS = ("split.test=0.3", "split.val=0.3", "split.on_missing=report", "max_quarantined=0.5")
+
+
+@pytest.fixture
+def raw(tmp_path: Path, draw_picture: Callable[..., NDArray[np.uint8]]) -> Path:
+    """Sixteen grey pictures in two class folders, with two of ill and one of well as GIF, and notes."""
+    for i in range(16):
+        place = tmp_path / "raw" / ("ill" if i % 2 else "well")
+        place.mkdir(parents=True, exist_ok=True)
+        suffix = "gif" if i in (1, 3, 4) else "png"
+        Image.fromarray(draw_picture(i % 2, i)).save(place / f"Doe{i:02}.{suffix}")
+    (tmp_path / "raw" / "ill" / "notes.txt").write_text("text")
+    (tmp_path / "raw" / "ill" / "Thumbs.db").write_bytes(b"thumbs")
+    return tmp_path / "raw"
+
+
+def list_said(capsys: Any) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(("quarantined", "skipped"))]
+
+
+def test_class_folders_say_what_leaves_by_class(
+    raw: Path, tmp_path: Path, run_prepare: RunPrepare, capsys: Any
+) -> None:
+    store = run_prepare(raw, tmp_path / "store", *SETTINGS, "patients=per_image", labels=None)
+    assert store.info["counts"]["states"] == {
+        "ok": 13,
+        "quarantined: format_not_read": 3,
+        "skipped: no_image": 1,
+        "skipped: system_file": 1,
+    }
+    assert list_said(capsys) == [
+        "quarantined: 3 images (ill 2, well 1): format_not_read: GIF: convert it to PNG, TIFF or DICOM without loss; "
+        "e.g. image_id ill/Doe01.gif; correct or convert the files",
+        "skipped: 1 file: no_image: not an image of this job by name or content",
+    ]
+
+
+def test_labels_file_says_what_leaves_by_class_and_line(
+    raw: Path, tmp_path: Path, run_prepare: RunPrepare, capsys: Any
+) -> None:
+    paths = sorted(path.relative_to(raw).as_posix() for path in raw.rglob("Doe*"))
+    rows = [f"{path},{path[-6:-4]},{path.split('/')[0]}" for path in paths if "Doe15" not in path]
+    (raw / "labels.csv").write_text("\n".join(["path,patient_id,label", *rows]) + "\n")
+    write_key(tmp_path / "key.txt")
+    run_prepare(raw, tmp_path / "store", *SETTINGS, "deidentify=hmac", f"deidentify.key_file={tmp_path / 'key.txt'}")
+    first, second = list_said(capsys)
+    assert first.startswith("quarantined: 3 images (ill 2, well 1): format_not_read: GIF")
+    assert "e.g. line 2; " in first
+    assert "Doe" not in first + second
+    assert second.startswith("skipped: 3 files: not_in_labels: no row of the labels file names them")
