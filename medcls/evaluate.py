@@ -1,4 +1,4 @@
-"""python -m medcls.evaluate: a run and a split to predictions, metrics with intervals, and report.html."""
+"""python -m medcls.evaluate: a run and a split, or a file of scores, to metrics with intervals and report.html."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from medcls.errors import UsageError
 
 
 def main(job: EvaluateJob) -> None:
-    """Evaluates one run, or several together, on one split."""
+    """Evaluate one run, or several together, on one split, or a file of any tool's scores."""
+    if job.predictions is not None:
+        from medcls.stages.evaluate_scores import evaluate_scores
+
+        evaluate_scores(job)
+        return
     if job.run is None:
-        raise UsageError("run=DIR is missing: python -m medcls.evaluate run=DIR split=test")
+        raise UsageError(
+            "run=DIR is missing: python -m medcls.evaluate run=DIR split=test, or predictions=FILE.csv out=DIR"
+        )
     # torch takes seconds to import: --help and --cfg job do without it.
     from medcls.stages.evaluate import evaluate
 

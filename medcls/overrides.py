@@ -19,12 +19,14 @@ from medcls.sweeps import is_sweep
 
 PATH_KEYS = frozenset(
     {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
+    | {"predictions", "choices", "analysis", "readers", "samplesize", "positive"}
     | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
     | {"labelling.layout", "labelling.files", "labelling.not_files"}
     | {"patient_id.pattern", "split.name", "task.label", "task.positive", "label", "series.description"}
 )
 LIST_KEYS = frozenset(
-    {"columns", "task.labels", "task.order", "subgroups", "shortcuts", "images", "only", "secondary", "common", "extra"}
+    {"columns", "classes", "task.labels", "task.order", "subgroups", "shortcuts", "images", "only", "secondary"}
+    | {"common", "extra"}
     | {"clinical.categorical", "clinical.numeric"}
 )
 # Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].

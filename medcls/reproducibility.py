@@ -59,16 +59,22 @@ def describe_environment(*, device: str, precision: str) -> dict[str, Any]:
     """Returns versions, processor, threads and git commit: what has to be equal for the same bits again."""
     import torch
 
+    return describe_software() | {
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cuda": torch.version.cuda if device == "cuda" else None,
+        "precision": precision,
+    }
+
+
+def describe_software() -> dict[str, Any]:
+    """Return what `describe_environment` does without torch: versions, platform, processor and git commit."""
     return {
         "medcls": medcls.__version__,
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cuda": torch.version.cuda if device == "cuda" else None,
-        "precision": precision,
         "packages": {name: _version(name) for name in _RECORDED_PACKAGES},
     }
 

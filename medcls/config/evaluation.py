@@ -8,7 +8,7 @@ from typing import Any
 
 from medcls.config.checks import SPLITS, check_choice, check_range
 from medcls.config.preparation import DeidentifyConfig
-from medcls.config.task import AugmentConfig
+from medcls.config.task import TASKS, AugmentConfig
 from medcls.errors import ConfigError
 
 
@@ -62,6 +62,20 @@ class EvaluateJob:
     shortcuts: list[str] = field(default_factory=list)
     # false: metrics.json and predictions.parquet alone, for other programs to read.
     report: bool = True
+    # Decided beforehand: limits and margins (YAML), the intended size (medcls.samplesize). Readers of the same images.
+    analysis: str | None = None
+    samplesize: str | None = None
+    readers: str | None = None
+    # A file of scores of any tool instead of a run (docs/evaluation.md), and the file that thresholds are chosen on.
+    predictions: str | None = None
+    choices: str | None = None
+    kind: str = "auto"
+    positive: str | None = None
+    classes: list[str] = field(default_factory=list)
+    grades: bool = False
+    threshold: float | None = None
+    sums: str = "refuse"
+    patients: str = "declared"
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
@@ -71,6 +85,7 @@ class EvaluateJob:
         check_range("batch_size", self.batch_size, low=1)
         check_range("workers", self.workers, low=-1, high=256)
         self._check_views()
+        self._check_scores()
         if len(self.runs) > 1 and (self.against or self.robustness or self.shortcuts):
             raise ConfigError(f"run={self.run}: against, robustness and shortcuts are measured of one run: name one")
         # What a reader or a test of two runs rests on is never drawn from a handful of resamples.
@@ -93,6 +108,20 @@ class EvaluateJob:
         """The run folders."""
         return _list_runs(self.run)
 
+    def _check_scores(self) -> None:
+        check_choice("kind", self.kind, ("auto", *TASKS))
+        check_choice("sums", self.sums, ("refuse", "normalize"))
+        check_choice("patients", self.patients, ("declared", "per_image"))
+        if self.threshold is not None:
+            check_range("threshold", self.threshold)
+        if self.predictions is not None:
+            if self.run is not None:
+                raise ConfigError("run= and predictions= are both set: evaluate a run, or a file of scores")
+            return
+        for name in ("choices", "positive", "classes", "threshold", "grades"):
+            if getattr(self, name):
+                raise ConfigError(f"{name}={getattr(self, name)} belongs to predictions=FILE: set that, or remove it")
+
     def _check_views(self) -> None:
         check_choice("views", self.views, ("center", "dense", "multicrop", "both"))
         check_range("crops_per_side", self.crops_per_side, low=2, high=20)
@@ -104,10 +133,6 @@ class EvaluateJob:
             raise ConfigError("robustness and shortcuts are measured on the middle of each image: leave views out")
 
 
-FORMATS = ("parquet", "csv", "json", "jsonl")
-"""What predictions are written as, each named as the suffix of its files."""
-
-
 @dataclass(slots=True)
 class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
@@ -116,7 +141,7 @@ class PredictJob:
     source: str | None = None
     out: str | None = None
     clinical_file: str | None = None
-    format: str | None = None
+    format: str = "parquet"
     out_of_domain: str = "refuse"
     batch_size: int = 64
     device: str = "auto"
@@ -126,9 +151,8 @@ class PredictJob:
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
-        if self.format is not None:
-            check_choice("format", self.format, FORMATS)
-        check_choice("out_of_domain", self.out_of_domain, ("refuse", "note", "allow"))
+        check_choice("format", self.format, ("parquet", "json"))
+        check_choice("out_of_domain", self.out_of_domain, ("refuse", "allow"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("batch_size", self.batch_size, low=1)
@@ -138,23 +162,6 @@ class PredictJob:
     def runs(self) -> list[Path]:
         """The run folders."""
         return _list_runs(self.run)
-
-    @property
-    def form(self) -> str:
-        """What out= is written as: format, or what its suffix says.
-
-        Raises:
-            ConfigError: a suffix of none of the formats, or of another one than format.
-        """
-        suffix = Path(self.out or "").suffix.lower().removeprefix(".")
-        if suffix not in FORMATS:
-            listed = ", ".join(f".{name}" for name in FORMATS)
-            raise ConfigError(f"out={self.out}: its suffix is not the name of a format: choose one of {listed}")
-        if self.format not in (None, suffix):
-            raise ConfigError(
-                f"format={self.format} with out={self.out}: set out= to a .{self.format} file, or leave format out"
-            )
-        return suffix
 
 
 @dataclass(slots=True)

@@ -55,8 +55,9 @@ def aggregate(predictions: Predictions, units: Integers, *, rule: str) -> Aggreg
 
     Source: noisy-or: Pearl 1988, section 4.3.2; labels: own choice, docs/decisions/0013-evaluation.md.
     """
-    if rule not in RULES or (rule == "noisy_or" and predictions.kind == "regression"):
-        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}, no noisy_or of a number")
+    probabilities = predictions.probabilities and predictions.kind != "regression"
+    if rule not in RULES or (rule == "noisy_or" and not probabilities):
+        raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}; noisy_or needs probabilities")
     first = np.unique(units, return_index=True)[1].astype(np.int64)
     true, kept = _label(predictions, units)
     if not kept.any():
@@ -72,7 +73,7 @@ def choose_aggregation(predictions: Predictions, units: Integers) -> dict[str, A
     The metric is the AUC, of ordered classes the quadratic kappa, of a number the mean absolute error.
     """
     metric = DECIDING[predictions.kind]
-    rules = RULES[:2] if predictions.kind == "regression" else RULES
+    rules = RULES if predictions.kind != "regression" and predictions.probabilities else RULES[:2]
     values = {}
     for rule in rules:
         merged = aggregate(predictions, units, rule=rule).predictions
@@ -104,7 +105,7 @@ def _label(predictions: Predictions, units: Integers) -> tuple[Any, Any]:
 
 def _score(predictions: Predictions, units: Integers, *, rule: str) -> Floats:
     score = predictions.y_score
-    if predictions.kind not in ("multiclass", "ordinal"):
+    if predictions.kind not in ("multiclass", "ordinal") or not predictions.probabilities:
         return _merge(score, units, rule=rule)
     if predictions.has_grades:
         above = np.clip(score[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], 0.0, 1.0)

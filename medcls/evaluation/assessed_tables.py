@@ -32,10 +32,27 @@ class Table:
     rows: list[tuple[str, list[Cell]]]
 
 
+def build_verdict_table(judged: Mapping[str, Any] | None) -> Table | None:
+    """Return the criteria that were set beforehand with their verdicts; None without a plan."""
+    if judged is None:
+        return None
+    rows: list[tuple[str, list[Cell]]] = [
+        (
+            ("Primary: " if row["primary"] else "") + row["title"],
+            [format_number("", row | {"reason": ""}), row["verdict"], row["reason"] or "—"],
+        )
+        for row in judged["criteria"]
+    ]
+    return Table("Criteria", "", ["Criterion", "Value and interval", "Verdict", "Why"], rows)
+
+
 def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The frozen thresholds on these images, and on studies and patients."""
     chosen = metrics.get("chosen_on") or {}
-    where = f"Chosen on {chosen['where']} and frozen; intervals over patients." if chosen else ""
+    frozen = (
+        "frozen" if chosen.get("frozen", True) is True else f"whether before these rows were seen is {chosen['frozen']}"
+    )
+    where = f"Chosen on {chosen['where']}; {frozen}. Intervals over patients." if chosen else ""
     found = [("images", metrics.get("operating_points", []))]
     found += [
         (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()

@@ -11,7 +11,7 @@ import numpy as np
 from medcls.evaluation.aggregation import aggregate, choose_aggregation
 from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
 from medcls.evaluation.decision import Decision, build_decision
-from medcls.evaluation.intervals import compute_intervals, number_patients
+from medcls.evaluation.intervals import measure_predictions, number_patients
 from medcls.evaluation.predictions import Integers, Predictions
 from medcls.evaluation.recalibration import METHODS, apply_recalibration, choose_recalibration, fit_recalibration
 from medcls.evaluation.subgroups import compute_subgroups
@@ -71,10 +71,32 @@ def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, Any]
     """What calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
     if rows.predictions.kind == "regression":
         return {"reason": "a regression has no probabilities"}
+    if not rows.predictions.probabilities:
+        return {"reason": "the scores are not probabilities in [0, 1]"}
     return {
         "chosen": choose_recalibration(rows.predictions, rows.patients, seed=seed),
         "maps": [fit_recalibration(method, rows.predictions) for method in METHODS],
         "conformal": calibrate_conformal(rows.predictions, rows.patients, alpha=alpha),
+    }
+
+
+def measure_rows(rows: Rows, operating: Mapping[str, Any], *, replicates: int, seed: int) -> dict[str, Any]:
+    """Return the plain metrics with intervals, the sizes, the decision, and the rows that chose it.
+
+    Args:
+        rows: Of the split that is opened, with the thresholds of the decision.
+        operating: operating_points.json; {} = nothing was frozen.
+        replicates: Bootstrap samples.
+        seed: Seed of the bootstrap.
+    """
+    chosen_on = operating.get("chosen_on")
+    metrics: dict[str, Any] = measure_predictions(rows.predictions, rows.patient_ids, replicates=replicates, seed=seed)
+    return metrics | {
+        "n_images": len(rows.patient_ids),
+        "n_patients": len(set(rows.patient_ids)),
+        **({"positive_class": rows.predictions.positive_class} if rows.predictions.positive_class else {}),
+        "chosen_on": chosen_on and {"where": describe_rows(chosen_on), **chosen_on},
+        "decision": read_decision(operating, rows.predictions).to_json(),
     }
 
 
@@ -165,17 +187,7 @@ def _assess_levels(
         patient_ids = ids[merged.first].tolist()
         decision = read_decision(operating, merged.predictions, level=level)
         one = decision.apply(merged.predictions)
-        metrics = compute_intervals(
-            one.kind,
-            one.y_true,
-            one.y_score,
-            patient_ids=patient_ids,
-            class_names=one.class_names,
-            grades=one.grades,
-            thresholds=one.thresholds,
-            replicates=replicates,
-            seed=seed,
-        )
+        metrics = measure_predictions(one, patient_ids, replicates=replicates, seed=seed)
         answer[level] = {
             "rule": rule,
             "chosen": "aggregation" in chosen,
@@ -200,16 +212,7 @@ def _assess_recalibration(rows: Rows, calibration: Mapping[str, Any], *, replica
     methods = {}
     for fitted in calibration["maps"]:
         mapped = apply_recalibration(fitted, rows.predictions)
-        metrics = compute_intervals(
-            mapped.kind,
-            mapped.y_true,
-            mapped.y_score,
-            patient_ids=rows.patient_ids,
-            class_names=mapped.class_names,
-            grades=mapped.grades,
-            replicates=replicates,
-            seed=seed,
-        )
+        metrics = measure_predictions(mapped, rows.patient_ids, replicates=replicates, seed=seed)
         wanted = [name for name in metrics if name.startswith(CALIBRATION_METRICS)]
         methods[fitted["method"]] = {name: metrics[name] for name in wanted}
     return {"chosen": calibration["chosen"], "methods": methods}

@@ -30,7 +30,7 @@ CLAIM: tuple[Item, ...] = (
     ("18", "Variability of annotators", ""),
     ("19", "How data were assigned to partitions", "partitions"),
     ("20", "Level at which partitions are disjoint", "disjoint"),
-    ("21", "Intended sample size", ""),
+    ("21", "Intended sample size", "sample_size"),
     ("22", "Description of the model", "model"),
     ("23", "Software libraries, frameworks and packages", "software"),
     ("24", "Initialization of model parameters", "initialization"),
@@ -76,7 +76,7 @@ TRIPOD: tuple[Item, ...] = (
     ("9a", "Choice of predictors", ""),
     ("9b", "Definition of predictors", "input"),
     ("9c", "Qualifications of predictor assessors", ""),
-    ("10", "Sample size", ""),
+    ("10", "Sample size", "sample_size"),
     ("11", "Missing data", "missing"),
     ("12a", "How the data were used, partitions included", "partitions"),
     ("12b", "How predictors were handled", "preprocessing"),
@@ -113,6 +113,15 @@ TRIPOD: tuple[Item, ...] = (
 )
 
 
+NOT_STATED = {
+    "sample_size": {
+        "known": "not stated",
+        "how": "python -m medcls.samplesize … out=FILE.json, then samplesize=FILE.json",
+    }
+}
+"""What stands beside an item that is left to the authors although a setting could fill it."""
+
+
 def fill_checklist(items: tuple[Item, ...], facts: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """Items with a known fact filled, all others listed for the authors; ready for JSON.
 
@@ -127,6 +136,6 @@ def fill_checklist(items: tuple[Item, ...], facts: Mapping[str, Any], *, source:
         if fact and known not in (None, "", [], {}):
             filled.append({"item": number, "topic": topic, "filled": known})
         else:
-            left.append({"item": number, "topic": topic})
+            left.append({"item": number, "topic": topic} | NOT_STATED.get(fact, {}))
     note = "Filled by the machine from what it did; the authors check every item and add the rest."
     return {"checklist": source, "note": note, "filled": filled, "left_to_the_authors": left}

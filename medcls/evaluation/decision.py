@@ -12,11 +12,12 @@ from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import NEVER, Rule
 
-HALF, HIGHEST, ROUNDED, VALUE = "half", "highest", "rounded", "value"
+HALF, HIGHEST, ROUNDED, VALUE, NONE = "half", "highest", "rounded", "value", "none"
 DEFAULTS = {"binary": "youden", "multilabel": "youden", "multiclass": HIGHEST, "ordinal": HIGHEST}
 """What is used if decision= is not set; a regression rounds its value if it has grades."""
 _IN_WORDS = {
-    HIGHEST: "the class with the highest probability",
+    NONE: "none; the scores are not probabilities and no threshold is known",
+    HIGHEST: "the class with the highest score",
     ROUNDED: "the value rounded to the nearest grade",
     VALUE: "the value itself",
 }
@@ -27,7 +28,8 @@ class Decision:
     """How scores become answers.
 
     Attributes:
-        rule: "youden", "sensitivity_0.95" … (a frozen operating point), "half" (0.5), "highest", "rounded" or "value".
+        rule: "youden", "sensitivity_0.95" … (a frozen operating point), "given" (as set), "half" (0.5), "highest",
+            "rounded", "value", or "none" (margins without a threshold).
         thresholds: Question (the positive class, or each label) to the score from which it is called; infinite =
             never; {} for rules without thresholds.
         chosen_on: The rows that chose the thresholds, in words; "" = nothing was chosen.
@@ -111,6 +113,8 @@ def build_decision(
         return Decision(list_decisions(kind, (), grades=predictions.grades)[0])
     questions = names[1:] if kind == "binary" else names
     wanted = rule or DEFAULTS[kind]
+    if not points and not predictions.probabilities:
+        return Decision(NONE)
     if not points or wanted == HALF:
         return Decision(HALF, dict.fromkeys(questions, 0.5))
     found = {str(point["question"]): point for point in points if Rule(point["kind"], point["target"]).name == wanted}
@@ -142,7 +146,7 @@ def describe_calls(predictions: Predictions) -> list[str]:
         predictions: Of N rows, with the thresholds of the decision.
     """
     names, rows = predictions.class_names, len(predictions.y_score)
-    if predictions.kind == "regression":
+    if predictions.kind == "regression" or not predictions.decides:
         return []
     if predictions.kind in ("binary", "multilabel"):
         counts = dict(zip(names[-predictions.called.shape[1] :], predictions.called.sum(axis=0).tolist(), strict=True))

@@ -36,7 +36,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     decision = metrics.get("decision", {}).get("words", "")
     external = any(note.startswith("external store") for note in evaluation.notes)
     headline = describe_headlines(evaluation)
-    here = f"split {evaluation.split} of store {evaluation.store_name}"
+    here = evaluation.where
     facts: dict[str, Any] = {
         "missing": "Images without a label of the task are left out and counted; an unknown label of several is no row "
         "of that label. Unreadable files are quarantined with a reason.",
@@ -58,6 +58,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "internal": "" if external else f"{here}, disjoint from training by patient",
         "external": f"{here}: another store than the model was trained on" if external else "",
         "robustness": metrics.get("robustness", ""),
+        "sample_size": "",
         "subgroups": metrics.get("subgroups", ""),
         "subgroups_method": "The main metrics in each subgroup with intervals, groups of few patients suppressed."
         if metrics.get("subgroups")
@@ -67,7 +68,10 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         if metrics.get("recalibration")
         else "",
         "thresholds": " ".join(
-            [*([f"Chosen on {chosen['where']} and frozen."] if chosen else []), *([decision] if decision else [])]
+            [
+                *([f"Chosen on {chosen['where']} {_say_frozen(chosen)}."] if chosen else []),
+                *([decision] if decision else []),
+            ]
         ),
         "software": {key: evaluation.environment[key] for key in sorted(evaluation.environment)},
         "partitions": dict(evaluation.certificate),
@@ -78,6 +82,11 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         facts["positive"] = f"{positive} (negative: {negative}); sensitivity, PPV and scores are those of {positive}"
         facts["performance"] = {"Positive class": positive, **headline}
     return facts | (_describe_model(model) if model else {}) | dict(evaluation.facts)
+
+
+def _say_frozen(chosen: Mapping[str, Any]) -> str:
+    frozen = chosen.get("frozen", True)
+    return "and frozen" if frozen is True else f"(whether before these rows were seen is {frozen})"
 
 
 def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,11 +134,12 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     lines += ["## Model", "", *_list(facts, "technology", "positive", "initialization", "selection", "model")]
     lines += ["## Intended use", "", f"{evaluation.intended_use} {LEFT}", ""]
     lines += ["## Factors", "", "Subgroups that were measured are in report.html and metrics.json. " + LEFT, ""]
-    where = f"split {evaluation.split} of store {_escape(evaluation.store_name)}"
+    where = _escape(evaluation.where)
     lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
     lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
     if facts.get("thresholds"):
         lines += ["", _escape(facts["thresholds"])]
+    lines += _list_verdicts(evaluation.metrics.get("analysis"))
     lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
     lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]
@@ -145,6 +155,20 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     lines += ["", "## Training data", "", *_list(facts, "training", "preprocessing", "disjoint")]
     lines += ["## Ethical considerations", "", LEFT, "", "## Limitations", "", LEFT, ""]
     return "\n".join(lines)
+
+
+def _list_verdicts(judged: Mapping[str, Any] | None) -> list[str]:
+    """The criteria that were set beforehand, as a section of the card."""
+    if judged is None:
+        return []
+    lines = ["", "## Decided beforehand", "", f"{judged['conclusion']}. {judged['multiplicity']}", ""]
+    lines += [f"> {_escape(note)}" for note in judged["notes"]] + [""] * bool(judged["notes"])
+    lines += ["| Criterion | Value (95 % interval) | Verdict |", "|---|---|---|"]
+    for row in judged["criteria"]:
+        interval = "" if row["low"] is None else f" ({format_value(row['low'])} – {format_value(row['high'])})"
+        verdict = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
+        lines.append(f"| {_escape(row['title'])} | {format_value(row['value'])}{interval} | {_escape(verdict)} |")
+    return lines
 
 
 def _card_row(point: Mapping[str, Any]) -> str:

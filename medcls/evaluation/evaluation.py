@@ -30,6 +30,8 @@ class Evaluation:
         store_name: Name of the store.
         grades: The classes are ordered grades.
         thresholds: Of the decision, as in `predictions.Predictions`.
+        probabilities: As in `predictions.Predictions`.
+        source: What was evaluated if it was not a split of a store, in words.
         seed: Of the intervals; the bands of the curves take it too.
         certificate: What was checked about the split (dataset.json).
         config_yaml: The composed configuration.
@@ -58,6 +60,8 @@ class Evaluation:
     store_name: str
     grades: bool = False
     thresholds: Sequence[float] = ()
+    probabilities: bool = True
+    source: str = ""
     seed: int = 0
     certificate: Mapping[str, Any] = field(default_factory=dict)
     config_yaml: str = ""
@@ -74,3 +78,15 @@ class Evaluation:
     operating: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What was evaluated, in words."""
+        return self.source or f"split {self.split} of store {self.store_name}"
+
+    @property
+    def title(self) -> str:
+        """The heading of the page."""
+        return (
+            f"Evaluation of {self.source}" if self.source else f"Evaluation on {self.store_name}, split “{self.split}”"
+        )

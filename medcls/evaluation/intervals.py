@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.metrics import Estimates, Estimator, build_estimator
+from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
@@ -59,6 +59,13 @@ def compute_intervals(
     predictions = check_predictions(
         kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
     )
+    return measure_predictions(predictions, patient_ids, replicates=replicates, seed=seed, level=level)
+
+
+def measure_predictions(
+    predictions: Predictions, patient_ids: Sequence[str], *, replicates: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, Any]]:
+    """Return what `compute_intervals` does, for predictions that are checked already."""
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     return summarize(
         build_estimator(predictions),
@@ -190,6 +197,10 @@ def _bound(name: str, value: float, drawn: Floats, *, level: float) -> tuple[flo
 
 def explain_undefined(name: str, predictions: Predictions) -> str:
     """Why this metric has no value for these rows, in one line."""
+    if not predictions.probabilities and name.startswith(OF_PROBABILITIES):
+        return "the scores are not probabilities in [0, 1]"
+    if not predictions.decides and not name.startswith(OF_RANKS):
+        return "no threshold is known"
     absent = find_absent_classes(predictions)
     if absent:
         return f"no image {', '.join(absent)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +30,9 @@ from medcls.evaluation.weighted import ratio, weighted_mean
 
 Estimates = dict[str, Floats]
 Estimator = Callable[[Floats], Estimates]
+# Metrics by the beginning of their names: of scores that are probabilities alone, and of the order of scores.
+OF_PROBABILITIES = ("brier", "log_loss", "ece", "calibration_")
+OF_RANKS = ("auc", "average_precision")
 
 
 def compute_metrics(
@@ -77,6 +81,8 @@ def build_estimator(predictions: Predictions) -> Estimator:
     Args:
         predictions: Checked predictions of N rows.
     """
+    if predictions.kind != "regression" and not (predictions.probabilities and predictions.decides):
+        return _build_margins(predictions)
     match predictions.kind:
         case "binary":
             return _build_binary(predictions)
@@ -86,6 +92,22 @@ def build_estimator(predictions: Predictions) -> Estimator:
             return _build_regression(predictions)
         case _:
             return _build_multiclass(predictions)
+
+
+def _build_margins(predictions: Predictions) -> Estimator:
+    """The metrics of scores on any scale: what needs probabilities, or a threshold that is not known, is NaN."""
+    ranked = build_estimator(replace(predictions, probabilities=True))
+
+    def estimate(weights: Floats) -> Estimates:
+        nothing = np.full(len(weights), np.nan)
+        return {
+            name: nothing
+            if name.startswith(OF_PROBABILITIES) or not (predictions.decides or name.startswith(OF_RANKS))
+            else value
+            for name, value in ranked(weights).items()
+        }
+
+    return estimate
 
 
 def _build_binary(predictions: Predictions) -> Estimator:

@@ -116,7 +116,8 @@ def compare_predictions(
         holm = adjust_holm([or_nan(entry["p_value"]) for entry in family.values()])
         for entry, p_value in zip(family.values(), holm, strict=True):
             entry["p_holm"] = or_none(p_value)
-    if first.kind == "multilabel" or (first.kind == "regression" and not first.grades):
+    answers = first.decides and second.decides
+    if not answers or first.kind == "multilabel" or (first.kind == "regression" and not first.grades):
         return compared
     right = [one.grade_predicted == one.grade_true for one in (first, second)]
     return compared | {"mcnemar": compute_mcnemar(*right, patients=patients)._asdict()}

@@ -19,6 +19,7 @@ from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.definitions import DEFINITIONS, HIGH
 from medcls.evaluation.drawing import Draw, write_figure
 from medcls.evaluation.predictions import Integers, Predictions
+from medcls.evaluation.reader_study import draw_readers
 from medcls.evaluation.strength_figures import draw_risk, draw_strengths
 from medcls.evaluation.tables import format_number, format_value
 
@@ -86,6 +87,7 @@ def plan_panels(
         "values": _plan_values(predictions),
         "calibration": _plan_calibration(predictions, patients, seed),
         "certainty": _plan_certainty(predictions),
+        "readers": _plan_readers(metrics.get("readers", {})),
         "robustness": _plan_robustness(metrics.get("robustness")),
         "training": _plan_history(history),
     }
@@ -134,6 +136,8 @@ def _plan_classes(predictions: Predictions, decision: str) -> list[Plan]:
     names = predictions.class_names
     if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
         return []
+    if not predictions.decides:
+        return [_plan_scores(predictions)]
     if len(names) > MOST_CLASSES_DRAWN:
         return []
     counts = compute_confusion(predictions.grade_true, predictions.grade_predicted, num_classes=len(names))[0]
@@ -162,7 +166,7 @@ def _plan_values(predictions: Predictions) -> list[Plan]:
 
 def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[Plan]:
     """Reliability curve, and beside it what the probabilities are good for."""
-    if predictions.kind == "regression":
+    if predictions.kind == "regression" or not predictions.probabilities:
         return []
     questions = [question for question in list_questions(predictions) if len(question.score)]
     if predictions.kind == "multilabel":
@@ -177,20 +181,23 @@ def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -
 
 
 def _name_score(predictions: Predictions) -> str:
+    if not predictions.probabilities:
+        return f"Score of {predictions.class_names[1]}" if predictions.kind == "binary" else "Highest score"
     return f"P({predictions.class_names[1]})" if predictions.kind == "binary" else "Highest probability"
 
 
 def _plan_scores(predictions: Predictions) -> Plan:
     """Distribution of the score: of both classes, or of right and wrong predictions."""
-    right = predictions.grade_true == predictions.grade_predicted
-    groups = [("wrong", ~right), ("right", right)]
     if predictions.kind == "binary":
         groups = [(name, predictions.grade_true == k) for k, name in enumerate(predictions.class_names)]
+    else:
+        right = predictions.grade_true == predictions.grade_predicted
+        groups = [("wrong", ~right), ("right", right)]
     forecast, _ = compute_confidence(predictions.grade_true, predictions.y_score)
     draw = plots.draw_scores(
         [(name, forecast[rows]) for name, rows in groups],
         axis_label=_name_score(predictions),
-        limits=(0.0, 1.0),
+        limits=(0.0, 1.0) if predictions.probabilities else None,
     )
     caption = "Shares of each group; where groups overlap, the score cannot tell them apart."
     return Plan("scores", "Scores by group", caption, draw)
@@ -218,11 +225,24 @@ def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: 
 
 def _plan_certainty(predictions: Predictions) -> list[Plan]:
     """What would be left wrong if the least certain images went to a reader."""
-    if predictions.kind in ("multilabel", "regression"):
+    if predictions.kind in ("multilabel", "regression") or not predictions.probabilities:
         return []
     kept, wrong = compute_risk_coverage(predictions)
     caption = "Share of wrong classes among the images that the model keeps, most certain first."
     return [Plan("risk_coverage", "Errors left when the least certain are referred", caption, draw_risk(kept, wrong))]
+
+
+def _plan_readers(measured: Mapping[str, Any]) -> list[Plan]:
+    """One ROC plane for each question, the readers in it as points."""
+    plans = []
+    for number, (question, curve) in enumerate(list(measured.get("curves", {}).items())[:MOST_DECISIONS]):
+        entries = [entry for entry in measured["entries"] if entry["question"] == question]
+        title = "Readers in the ROC plane" + (f": {question}" if len(measured["curves"]) > 1 else "")
+        caption = (
+            "Each point a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
+        )
+        plans.append(Plan(f"readers_{number}", title, caption, draw_readers(curve, entries)))
+    return plans
 
 
 def _plan_robustness(measured: Mapping[str, Any] | None) -> list[Plan]:

@@ -30,6 +30,8 @@ class Predictions:
         grades: Whether the classes are grades 0 … K-1 in this order, so that distances between them count.
         thresholds: Score from which class 1 (binary) or each label (multilabel) is called; () = 0.5, and always ()
             for other kinds. Infinite = never called.
+        probabilities: False for margins or logits of another tool, which can be ranked and compared with a threshold;
+            of a regression it says nothing.
     """
 
     kind: str
@@ -38,6 +40,12 @@ class Predictions:
     class_names: tuple[str, ...]
     grades: bool
     thresholds: tuple[float, ...] = ()
+    probabilities: bool = True
+
+    @property
+    def decides(self) -> bool:
+        """Whether scores become answers: margins of a yes-or-no label do not without a threshold."""
+        return self.probabilities or bool(self.thresholds) or self.kind not in ("binary", "multilabel")
 
     @property
     def called(self) -> NDArray[np.bool_]:
@@ -83,6 +91,7 @@ def check_predictions(
     class_names: Sequence[str],
     grades: bool = False,
     thresholds: Sequence[float] = (),
+    probabilities: bool = True,
 ) -> Predictions:
     """The same values as checked `Predictions`.
 
@@ -93,6 +102,7 @@ def check_predictions(
         class_names: K distinct names; two for binary; may be empty for a regression without grades.
         grades: The classes are ordered grades 0 … K-1.
         thresholds: One for each column of y_score (binary, multilabel), or () for 0.5.
+        probabilities: False = scores on any scale.
 
     Raises:
         ValueError: A shape, threshold, label or score is not as above; the message names the first rows.
@@ -107,13 +117,13 @@ def check_predictions(
     true = np.asarray(y_true, dtype=np.float64)
     _check_names(kind, names, grades=grades)
     _check_shapes(kind, true, score, names=names)
-    _check_scores(kind, score)
+    _check_scores(kind, score, probabilities=probabilities)
     _check_labels(kind, true, names=names, grades=grades)
     if thresholds and (kind not in ("binary", "multilabel") or len(thresholds) != score.shape[1]):
         raise ValueError(f"thresholds has {len(thresholds)} values; expected one for each label, none of a {kind}")
     integer_labels = kind in ("binary", "multiclass", "ordinal")
     labels = true.astype(np.int64) if integer_labels else true
-    return Predictions(kind, labels, score, names, grades, tuple(map(float, thresholds)))
+    return Predictions(kind, labels, score, names, grades, tuple(map(float, thresholds)), probabilities)
 
 
 def _check_names(kind: str, names: tuple[str, ...], *, grades: bool) -> None:
@@ -136,9 +146,9 @@ def _check_shapes(kind: str, true: Floats, score: Floats, *, names: tuple[str, .
         raise ValueError("y_score has no rows; there is nothing to evaluate")
 
 
-def _check_scores(kind: str, score: Floats) -> None:
+def _check_scores(kind: str, score: Floats, *, probabilities: bool) -> None:
     _refuse_rows(~np.isfinite(score).all(axis=1), "y_score is NaN or infinite")
-    if kind == "regression":
+    if kind == "regression" or not probabilities:
         return
     outside = (score < -1e-6) | (score > 1 + 1e-6)
     _refuse_rows(outside.any(axis=1), "y_score is not a probability in [0, 1] (logits were passed?)")

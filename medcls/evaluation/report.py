@@ -7,6 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from medcls.evaluation.assessed_tables import build_verdict_table
 from medcls.evaluation.documents import write_documents
 from medcls.evaluation.drawing import embed_image
 from medcls.evaluation.evaluation import Evaluation
@@ -44,6 +45,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         class_names=evaluation.class_names,
         grades=evaluation.grades,
         thresholds=evaluation.thresholds,
+        probabilities=evaluation.probabilities,
     )
     start = evaluation.metrics.get("decision", {}).get("thresholds", {})
     slider = build_slider(predictions, evaluation.metrics.get("operating_points", []), start=start)
@@ -64,6 +66,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
             figures=folder / "figures",
             kept=choose_kept(evaluation, slider=bool(slider)),
         ),
+        verdicts=build_verdict_table(evaluation.metrics.get("analysis")),
         slider=slider,
         # A browser unescapes nothing inside <script>: the escape of JSON keeps a class name from ending it.
         slider_json=json.dumps(slider).replace("<", "\\u003c"),

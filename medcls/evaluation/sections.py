@@ -13,6 +13,7 @@ from medcls.evaluation.intervals import number_patients
 from medcls.evaluation.odds_table import build_odds_tables
 from medcls.evaluation.panels import Panel, plan_panels, write_panel
 from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.reader_study import build_reader_table
 from medcls.evaluation.tables import choose_headlines
 
 TITLES = {
@@ -27,6 +28,7 @@ TITLES = {
     "baseline": "Is it better than a linear model?",
     "clinical": "What do the clinical columns say?",
     "comparison": "Is it better than the other run?",
+    "readers": "How does it compare with readers?",
     "robustness": "Does it bear worse images?",
     "failures": "Where does it fail?",
     "explanations": "Explanations: where does it look?",
@@ -83,6 +85,7 @@ def build_sections(
         "baseline": tables.build_comparison_tables(metrics.get("baseline", {})),
         "clinical": build_odds_tables(metrics),
         "comparison": tables.build_comparison_tables(metrics),
+        "readers": build_reader_table(metrics),
     }
     return [
         Section(anchor, title, [write_panel(plan, figures) for plan in plans.get(anchor, [])], answers.get(anchor, []))

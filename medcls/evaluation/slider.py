@@ -39,7 +39,7 @@ def _build_one(
     question: Question, predictions: Predictions, points: Sequence[Mapping[str, Any]], *, start: float | None
 ) -> dict[str, Any]:
     low, high = (0.0, 1.0)
-    if predictions.kind == "regression":
+    if predictions.kind == "regression" or not predictions.probabilities:
         low, high = float(question.score.min()), float(question.score.max())
     frozen = [p for p in points if p["question"] == question.name and p["threshold"] is not None]
     exact = [float(point["threshold"]) for point in frozen] + ([] if start is None else [start])

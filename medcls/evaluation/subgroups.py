@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,6 +35,27 @@ def name_age_band(age_years: float | None) -> str | None:
     start = max(bound for bound in AGE_BANDS if bound <= age_years)
     later = [bound for bound in AGE_BANDS if bound > start]
     return f"{start}–{later[0] - 1}" if later else f"{start}+"
+
+
+def describe_patients(ages: Sequence[float | None], columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """Return age, and the shares of the values of each column, in words; one value for each patient.
+
+    Args:
+        ages: Years; None = not recorded.
+        columns: Name to a value for each patient.
+    """
+    facts: dict[str, str] = {}
+    known = [age for age in ages if age is not None]
+    if known:
+        low, middle, high = np.quantile(known, [0.25, 0.5, 0.75])
+        counted = f" (of {len(known)})" if len(known) < len(ages) else ""
+        facts["age, median (quartiles)"] = f"{middle:.0f} ({low:.0f}–{high:.0f}){counted}"
+    for column, values in columns.items():
+        counts = Counter(value or UNKNOWN for value in values)
+        facts[column] = ", ".join(
+            f"{name} {count} ({count / len(values):.0%})" for name, count in counts.most_common(6)
+        )
+    return facts
 
 
 def compute_subgroups(

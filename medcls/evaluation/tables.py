@@ -19,6 +19,11 @@ from medcls.evaluation.definitions import (
 )
 from medcls.evaluation.predictions import Predictions
 
+PRINTED = frozenset(
+    {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
+    | {"quadratic_kappa", "mae", "mse", "rmse", "r2", "pearson", "spearman", "brier", "log_loss", "ece"}
+)
+"""Metrics that the terminal shows."""
 CLASS_COLUMNS = ("auc", "auc_above", "average_precision", "recall", "specificity", "ppv", "npv", "f1")
 
 
@@ -93,6 +98,29 @@ def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[t
         chosen = [(name, true == k) for k, name in enumerate(names)]
     chosen.append(("All", np.ones(len(patients), dtype=bool)))
     return [(name, int(rows.sum()), len(np.unique(patients[rows]))) for name, rows in chosen]
+
+
+def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[str] = ()) -> str:
+    """Return the headline metrics with their intervals, one per line; metrics.json has those of each class too.
+
+    Args:
+        metrics: As in metrics.json.
+        title: What was evaluated.
+        calls: Sentences on classes that none or all of the images were called.
+    """
+    lines = [f"{title}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
+    if "positive_class" in metrics:
+        lines[0] += f"; positive class {metrics['positive_class']}"
+    lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
+    for name, entry in metrics.items():
+        if not isinstance(entry, dict) or name not in PRINTED:
+            continue
+        if entry["value"] is None:
+            lines.append(f"  {name:28s} undefined: {entry.get('reason', '')}")
+        else:
+            interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
+            lines.append(f"  {name:28s} {entry['value']:.3f}{interval}")
+    return "\n".join(lines)
 
 
 def format_number(name: str, entry: Mapping[str, Any]) -> Number:

@@ -15,6 +15,7 @@ from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import compute_curve
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
+GIVEN = "given"  # set on the command line, not chosen on any rows
 ONE_CLASS = ("no case where it was chosen", "nothing but cases where it was chosen")
 NEVER = "only calling nobody positive meets this rule where it was chosen"
 
@@ -40,7 +41,11 @@ class Rule:
     @property
     def title(self) -> str:
         """The rule as a reader sees it."""
-        named = {"youden": "Youden", "cost": f"a miss = {self.target:g} false alarms" if self.target else ""}
+        named = {
+            "youden": "Youden",
+            GIVEN: "as set, not chosen on any rows",
+            "cost": f"a miss = {self.target:g} false alarms" if self.target else "",
+        }
         return named.get(self.kind, f"{self.kind} ≥ {self.target}")
 
 

@@ -11,18 +11,21 @@ from medcls.command_line import put, say
 from medcls.config import EvaluateJob
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.assessment import assess, describe_rows
+from medcls.evaluation.analysis import check_analysis, format_analysis
+from medcls.evaluation.assessment import assess, measure_rows
 from medcls.evaluation.decision import describe_calls
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import choose_worst
-from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
-from medcls.files import ENVIRONMENT, ODDS_RATIOS, read_json, write_json
+from medcls.evaluation.tables import format_metrics
+from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file, write_json
 from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
+from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis, read_sample_size
 from medcls.stages.frozen_choices import Choices, freeze_choices
+from medcls.stages.reader_file import measure_readers
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
     describe_flow,
@@ -42,14 +45,10 @@ from medcls.stages.report_runs import (
 )
 from medcls.stages.robustness import measure_robustness
 from medcls.stages.shortcuts import measure_shortcuts
-from medcls.stages.split_predictions import SplitPredictions, predict_split, values_of
+from medcls.stages.split_predictions import TESTS, SplitPredictions, count_test_openings, predict_split, values_of
 from medcls.stages.voxel_baseline import describe_baseline, measure_baseline
 
 METRICS = "metrics.json"
-HEADLINES = frozenset(
-    {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
-    | {"quadratic_kappa", "mae", "mse", "rmse", "r2", "pearson", "spearman", "brier", "log_loss", "ece"}
-)
 
 
 def evaluate(job: EvaluateJob) -> None:
@@ -61,6 +60,7 @@ def evaluate(job: EvaluateJob) -> None:
     members = open_members(job)
     first = members[0]
     check_sees_images(job, members)
+    plan = freeze_plan(job, members)
     choices = freeze_choices(job, members)
     other = open_other(job, like=first) if job.against else None
     predictions = choices.decide_rows(predict_members(job, members))
@@ -72,7 +72,8 @@ def evaluate(job: EvaluateJob) -> None:
     notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
     notes += [describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
     notes += describe_calls(predictions.rows.predictions)
-    columns, absent = read_subgroup_columns(predictions, job.subgroups)
+    planned = plan.analysis.columns if plan else ()
+    columns, absent = read_subgroup_columns(predictions, list(dict.fromkeys([*planned, *job.subgroups])))
     if absent:
         notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
     metrics |= assess(
@@ -88,14 +89,55 @@ def evaluate(job: EvaluateJob) -> None:
     if other is not None:
         metrics["comparison"] = compare_runs(job, predictions, other)
     metrics |= measure_beside(job, predictions)
+    if job.readers:
+        metrics["readers"], found = measure_readers(
+            Path(job.readers),
+            predictions.rows,
+            image_ids=values_of(predictions.opened, "image_id"),
+            labels=first.card.task.mapping,
+            operating=choices.operating,
+            replicates=job.replicates,
+            seed=job.seed,
+        )
+        notes += found
+    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
+    notes += found
+    if plan is not None:
+        rehearsal = ("these are not test rows: a rehearsal",) if job.split not in TESTS and not job.store else ()
+        metrics["analysis"] = plan.judge(metrics, notes=rehearsal)
     write_json(predictions.folder / METRICS, metrics)
     written = predictions.folder / METRICS
     if job.report:
-        written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes)
+        written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes, facts=size)
     elif (predictions.folder / REPORT).is_file():
         say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
-    put(format_metrics(metrics, split=job.split, calls=describe_calls(predictions.rows.predictions)))
+    put(format_metrics(metrics, title=job.split, calls=describe_calls(predictions.rows.predictions)))
+    if "baseline" in metrics:
+        put(describe_baseline(metrics["baseline"]))
+    if plan is not None:
+        put(format_analysis(metrics["analysis"]))
     put(f"{written.stem}: {written}")
+
+
+def freeze_plan(job: EvaluateJob, members: Sequence[Member]) -> FrozenAnalysis | None:
+    """Return the plan of analysis, frozen in the run (of several: in out=) before test rows are opened; None = none.
+
+    Raises:
+        ConfigError: It differs from the frozen one after test rows were opened, or the task cannot be judged by it.
+    """
+    task, folder = members[0].card.task, members[0].run if len(members) == 1 else Path(str(job.out))
+    openings = max(count_test_openings(member.run, sha256_file(member.run / MODEL)) for member in members)
+    plan = freeze_analysis(folder, job.analysis, openings=openings, evaluated=openings > 0, where=str(folder))
+    if plan is not None:
+        check_analysis(
+            plan.analysis,
+            task.kind,
+            class_names=task.class_names,
+            grades=task.grades,
+            against=job.against is not None or job.split not in TESTS,
+            where=f"analysis={job.analysis or folder / FROZEN}",
+        )
+    return plan
 
 
 def check_sees_images(job: EvaluateJob, members: Sequence[Member]) -> None:
@@ -122,29 +164,8 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
 
 def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
     """Returns the plain metrics with intervals, the sizes, and what was chosen where."""
-    rows = predictions.rows
-    one = rows.predictions
-    metrics: dict[str, Any] = compute_intervals(
-        one.kind,
-        one.y_true,
-        one.y_score,
-        patient_ids=rows.patient_ids,
-        class_names=one.class_names,
-        grades=one.grades,
-        thresholds=one.thresholds,
-        replicates=job.replicates,
-        seed=job.seed,
-    )
-    chosen_on = choices.operating.get("chosen_on")
-    metrics |= {
-        "n_images": len(rows.patient_ids),
-        "n_patients": len(set(rows.patient_ids)),
-        "openings": predictions.openings,
-        **({"positive_class": one.positive_class} if one.positive_class else {}),
-        "chosen_on": chosen_on and {"where": describe_rows(chosen_on), **chosen_on},
-        "decision": choices.decide(one).to_json(),
-    }
-    return metrics | list_runs(predictions.parts)
+    metrics = measure_rows(predictions.rows, choices.operating, replicates=job.replicates, seed=job.seed)
+    return metrics | {"openings": predictions.openings} | list_runs(predictions.parts)
 
 
 def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
@@ -182,7 +203,13 @@ def compare_runs(job: EvaluateJob, predictions: SplitPredictions, other: SplitPr
 
 
 def report_results(
-    job: EvaluateJob, predictions: SplitPredictions, *, metrics: dict[str, Any], choices: Choices, notes: list[str]
+    job: EvaluateJob,
+    predictions: SplitPredictions,
+    *,
+    metrics: dict[str, Any],
+    choices: Choices,
+    notes: list[str],
+    facts: dict[str, Any],
 ) -> Path:
     """Writes report.html and what goes with it, and returns its path."""
     opened, one, parts = predictions.opened, predictions.rows.predictions, predictions.parts
@@ -214,31 +241,6 @@ def report_results(
             explanation_notes=explanation_notes,
             operating=choices.operating,
             model=describe_model(parts),
-            facts=describe_study(predictions),
+            facts=describe_study(predictions) | facts,
         ),
     )
-
-
-def format_metrics(metrics: dict[str, Any], *, split: str, calls: Sequence[str] = ()) -> str:
-    """Return the headline metrics with their intervals, one per line; metrics.json has those of each class too.
-
-    Args:
-        metrics: As in metrics.json.
-        split: Name of the split.
-        calls: Sentences on classes that none or all of the images were called.
-    """
-    lines = [f"{split}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
-    if "positive_class" in metrics:
-        lines[0] += f"; positive class {metrics['positive_class']}"
-    lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
-    for name, entry in metrics.items():
-        if not isinstance(entry, dict) or name not in HEADLINES:
-            continue
-        if entry["value"] is None:
-            lines.append(f"  {name:28s} undefined: {entry.get('reason', '')}")
-        else:
-            interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
-            lines.append(f"  {name:28s} {entry['value']:.3f}{interval}")
-    if "baseline" in metrics:
-        lines.append(describe_baseline(metrics["baseline"]))
-    return "\n".join(lines)

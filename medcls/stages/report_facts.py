@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.data.columns import Codes, read_columns
-from medcls.data.splits import ORDER, SPLIT_NAMES, read_patients, read_split, rows_of
+from medcls.data.columns import read_columns
+from medcls.data.splits import ORDER, SPLIT_NAMES, read_split, rows_of
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
-from medcls.evaluation.subgroups import name_age_band
+from medcls.evaluation.subgroups import describe_patients, name_age_band
 from medcls.files import LEDGER, read_json
 from medcls.imaging.picture import draw_pixels
 from medcls.stages.report_runs import describe_ensemble
@@ -66,7 +65,6 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
     """Returns the steps from files to evaluated images: title, counts, and what was left out before the next."""
     opened = predictions.opened
     store = opened.store
-    patients = read_patients(store, opened.certificate)
     steps: list[dict[str, Any]] = []
     if (store.folder / LEDGER).is_file():
         ledger = read_columns(store.folder / LEDGER, "state", "reason", coded=True)
@@ -74,50 +72,46 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
         out = [(f"{row['state']}: {row['reason']}", row["count_all"]) for row in counted if row["state"] != "ok"]
         steps.append({"title": "Files found", "files": ledger.num_rows, "left_out": sorted(out)})
     everyone = np.arange(len(store), dtype=np.int64)
-    steps.append({"title": "Images stored", **_count(patients, everyone)})
+    steps.append({"title": "Images stored", **_count(store, everyone)})
     if opened.certificate:
         splits, _ = read_split(store, predictions.card.split_name)
         here = rows_of(splits, split)
         sizes = [(name, int((splits == code).sum())) for code, name in enumerate(SPLIT_NAMES)]
         others = [(f"split {name}", size) for name, size in sizes if size and name != split]
         steps[-1]["left_out"] = [other for other in others if split != "all" or other[0] == "split dropped"]
-        steps.append({"title": f"Split {split}", **_count(patients, here)})
+        steps.append({"title": f"Split {split}", **_count(store, here)})
     else:
         here = everyone
     without = len(here) - len(opened.rows)
     steps[-1]["left_out"] = [*steps[-1].get("left_out", []), *([("no label of this task", without)] if without else [])]
-    return [*steps, {"title": "Evaluated", **_count(patients, opened.rows), "left_out": []}]
+    return [*steps, {"title": "Evaluated", **_count(store, opened.rows), "left_out": []}]
 
 
-def _count(patients: Codes, rows: NDArray[np.int64]) -> dict[str, int]:
-    chosen = np.zeros(len(patients.values), dtype=np.bool_)
+def _count(store: Store, rows: NDArray[np.int64]) -> dict[str, int]:
+    return {"images": len(rows), "patients": store.codes("patient_id").count(_mask(store, rows))}
+
+
+def _mask(store: Store, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    chosen = np.zeros(len(store), dtype=np.bool_)
     chosen[rows] = True
-    return {"images": len(rows), "patients": patients.count(chosen)}
+    return chosen
 
 
 def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
     """Returns images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
     opened = predictions.opened
-    patients = read_patients(opened.store, opened.certificate)
     if not opened.certificate:
-        return {"evaluated": _describe_patients(opened.store, opened.rows, patients)}
+        return {"evaluated": _describe_patients(opened.store, opened.rows)}
     splits, _ = read_split(opened.store, predictions.card.split_name)
     rows = {name: rows_of(splits, name) for name in ORDER}
-    return {name: _describe_patients(opened.store, chosen, patients) for name, chosen in rows.items() if len(chosen)}
+    return {name: _describe_patients(opened.store, chosen) for name, chosen in rows.items() if len(chosen)}
 
 
-def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -> dict[str, Any]:
-    first = rows[np.unique(patients.values[rows], return_index=True)[1]]
-    facts: dict[str, Any] = {"images": len(rows), "patients": len(first)}
-    ages = [age for age in store.column("age_years", first) if age is not None]
-    if ages:
-        low, middle, high = np.quantile(ages, [0.25, 0.5, 0.75])
-        known = f" (of {len(ages)})" if len(ages) < len(first) else ""
-        facts["age, median (quartiles)"] = f"{middle:.0f} ({low:.0f}–{high:.0f}){known}"
-    for column in ("sex", "manufacturer", "modality"):
-        counts = Counter(value or "not recorded" for value in store.column(column, first))
-        facts[column] = ", ".join(f"{name} {count} ({count / len(first):.0%})" for name, count in counts.most_common(6))
-    return facts
+def _describe_patients(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
+    first = rows[np.unique(store.codes("patient_id").values[rows], return_index=True)[1]]
+    columns = {column: store.column(column, first) for column in ("sex", "manufacturer", "modality")}
+    sizes = {"images": len(rows), "patients": len(first)}
+    return sizes | describe_patients(store.column("age_years", first), columns)
 
 
 def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[Picture]:

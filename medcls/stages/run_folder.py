@@ -24,7 +24,6 @@ from medcls.files import (
     CONTACT_SHEET,
     ENVIRONMENT,
     FAULTS,
-    FEATURE_DISTANCE,
     HOLDER,
     IMAGES,
     METRICS_LOG,
@@ -63,7 +62,6 @@ _OURS = {
     BASELINE,
     BASELINE_WEIGHTS,
     ODDS_RATIOS,
-    FEATURE_DISTANCE,
     RECONSTRUCTIONS,
 }
 

@@ -55,7 +55,7 @@ def test_values_are_averaged():
     predictions = check_predictions("regression", [1.0, 3.0], [2.0, 6.0], class_names=())
     merged = aggregate(predictions, np.zeros(2, dtype=int), rule="mean").predictions
     assert (merged.y_true.tolist(), merged.y_score.tolist()) == ([2.0], [[4.0]])
-    with pytest.raises(ValueError, match="no noisy_or of a number"):
+    with pytest.raises(ValueError, match="noisy_or needs probabilities"):
         aggregate(predictions, np.zeros(2, dtype=int), rule="noisy_or")
 
 

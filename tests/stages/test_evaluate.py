@@ -16,6 +16,7 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.tables import format_metrics
 from medcls.files import read_json, read_json_lines, write_json
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
@@ -463,7 +464,7 @@ def test_headlines_are_printed_with_their_intervals() -> None:
         "n_images": 4,
         "n_patients": 3,
     }
-    lines = stage.format_metrics(json.loads(json.dumps(metrics)), split="test").splitlines()
+    lines = format_metrics(json.loads(json.dumps(metrics)), title="test").splitlines()
     assert lines[0] == "test: 4 images of 3 patients, 95 % intervals over patients"
     assert [line.split() for line in lines[1:]] == [
         ["auc", "0.912", "[0.800,", "0.950]"], ["f1", "undefined:", "no", "positive"], ["brier", "0.200"],

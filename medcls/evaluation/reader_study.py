@@ -1,0 +1,281 @@
+"""Readers on the same images: points in the model's ROC plane, and paired differences to the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from medcls.evaluation.assessed_tables import Cell, Table
+from medcls.evaluation.comparison import compare_areas
+from medcls.evaluation.curves import Question, list_questions
+from medcls.evaluation.drawing import MUTED, SERIES, Draw
+from medcls.evaluation.intervals import draw_replicates, summarize
+from medcls.evaluation.operating import count_at_thresholds
+from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_difference, or_nan, or_none
+from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.evaluation.ranking import compute_curve, compute_roc
+from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.evaluation.weighted import ratio
+
+MOST_ROWS = 120
+MOST_POINTS = 500
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+CAPTION = (
+    "Each reader by themselves, on the images that they read; nothing is said about readers in general. They are "
+    "numbered; their names are not shown. The model's sensitivity is taken at the threshold, of those on these images, "
+    "that is at least as specific as the reader; it is chosen again in every resample. p: McNemar over patients, at "
+    "the model's own decision; Holm over the readers of one question."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What one reader said.
+
+    Attributes:
+        name: "reader 1"; never the reader's own name.
+        rows: (n,) rows of the predictions that the reader read.
+        answers: (n,) class index or grade, or (n, K) of 0 and 1 for several labels.
+        ordered: The answers are grades of suspicion for a yes-or-no question, each of which can be a cut.
+    """
+
+    name: str
+    rows: Integers
+    answers: NDArray[Any]
+    ordered: bool = False
+
+
+def compare_readers(
+    predictions: Predictions,
+    patients: Integers,
+    readers: Sequence[Readings],
+    *,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return each reader's rates with intervals, and the model at the same specificity and at its own decision.
+
+    Args:
+        predictions: Of N rows, with the thresholds of the decision.
+        patients: (N,) patient number of each row.
+        readers: At least one.
+        replicates: Bootstrap samples.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        "entries": for each question, reader and (of ordered answers) cut "reader", "question", "cut", "n_images",
+        "n_patients", "sensitivity" and "specificity" of the reader, "model_sensitivity" at the reader's specificity,
+        their "difference" (model less reader) with interval and p value, "model_at_decision", "at_decision" (McNemar
+        for "cases" and "others"), and "area" of ordered answers. "curves": the model's ROC curve for each question.
+
+    Source: paired bootstrap over patients: Efron & Tibshirani 1993, chapter 16; McNemar as in
+    `paired.compute_mcnemar`; the comparison at the reader's specificity: our own choice.
+    """
+    curves: dict[str, Any] = {}
+    entries: list[dict[str, Any]] = []
+    for number, question in enumerate(list_questions(predictions)):
+        model = _call_question(predictions, number) if predictions.decides else None
+        of_question = []
+        for reader in readers:
+            place = np.full(len(predictions.y_score), -1)
+            place[reader.rows] = np.arange(len(reader.rows))
+            here = np.flatnonzero(place[question.rows] >= 0)
+            if not len(here):
+                continue
+            at = question.rows[here]
+            part = Question(question.name, "", question.positive[here], question.score[here], np.arange(len(here)))
+            units = np.unique(patients[at], return_inverse=True)[1].astype(np.int64)
+            answers = reader.answers[place[at]]
+            cuts = np.unique(answers)[1:].tolist() if reader.ordered else [None]
+            for cut in cuts:
+                called = answers >= cut if reader.ordered else _call_answers(predictions, number, answers)
+                entry = _compare_one(
+                    part, called, None if model is None else model[at], units, replicates=replicates, seed=seed
+                )
+                entry |= {"reader": reader.name, "question": question.name, "cut": cut}
+                if reader.ordered:
+                    entry["area"] = _compare_areas(part, answers.astype(np.float64), units)
+                of_question.append(entry)
+        _adjust(of_question)
+        entries += of_question
+        if of_question and 0 < question.positive.sum() < len(question.positive):
+            curves[question.name] = _thin(question)
+    return {"entries": entries, "curves": curves}
+
+
+def _thin(question: Question) -> dict[str, list[float]]:
+    """The model's ROC curve, of very many points some."""
+    alarms, hits = compute_roc(compute_curve(question.positive, question.score))
+    kept = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), MOST_POINTS)).round().astype(np.int64))
+    return {"false_positive_rate": alarms[kept].tolist(), "sensitivity": hits[kept].tolist()}
+
+
+def _call_question(predictions: Predictions, number: int) -> NDArray[np.bool_]:
+    """Whether the model's decision says yes to a question of `list_questions`; (N,)."""
+    if predictions.kind == "binary":
+        return np.asarray(predictions.grade_predicted == 1)
+    if predictions.kind == "multilabel":
+        return np.asarray(predictions.called[:, number])
+    if predictions.kind == "regression":
+        return np.asarray(predictions.grade_predicted > number)
+    return np.asarray(predictions.grade_predicted == number)
+
+
+def _call_answers(predictions: Predictions, number: int, answers: NDArray[Any]) -> NDArray[np.bool_]:
+    """The same of a reader's answers."""
+    if predictions.kind == "binary":
+        return np.asarray(answers == 1)
+    if predictions.kind == "multilabel":
+        return np.asarray(answers[:, number] == 1)
+    return np.asarray(answers > number if predictions.kind == "regression" else answers == number)
+
+
+def _compare_one(
+    question: Question,
+    called: NDArray[np.bool_],
+    model: NDArray[np.bool_] | None,
+    units: Integers,
+    *,
+    replicates: int,
+    seed: int,
+) -> dict[str, Any]:
+    thresholds = np.append(np.inf, np.unique(question.score)[::-1])
+    reader_score = called.astype(np.float64)
+
+    def rates(weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """Sensitivity and specificity of the reader, and the model's sensitivity there; three (R,)."""
+        reader = count_at_thresholds(question.positive, reader_score, thresholds=[0.5], weights=weights)
+        curve = count_at_thresholds(question.positive, question.score, thresholds=thresholds, weights=weights)
+        # Counts of false alarms rise along the thresholds: the last one that is not above the reader's is theirs.
+        allowed = (curve.false_positives <= reader.false_positives + 1e-9).sum(axis=1) - 1
+        reached = np.take_along_axis(curve.true_positives, allowed[:, None], axis=1)[:, 0]
+        cases, others = reader.positives[:, 0], reader.negatives[:, 0]
+        sensitivity = ratio(reader.true_positives[:, 0], cases)
+        specificity = ratio(others - reader.false_positives[:, 0], others)
+        return sensitivity, specificity, np.where(np.isnan(specificity), np.nan, ratio(reached, cases))
+
+    def estimate(weights: Floats) -> dict[str, Floats]:
+        sensitivity, specificity, at_reader = rates(weights)
+        return {"sensitivity": sensitivity, "specificity": specificity, "model_sensitivity": at_reader}
+
+    drawn = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
+    whole = rates(np.ones((1, len(units))))
+    differences = np.concatenate([at_reader - sensitivity for sensitivity, _, at_reader in drawn])
+    found = describe_difference(float(whole[2][0]), float(whole[0][0]), differences)
+    tests = {}
+    for name, rows in (("cases", question.positive), ("others", ~question.positive)):
+        if model is not None and rows.any():
+            some = np.unique(units[rows], return_inverse=True)[1].astype(np.int64)
+            right = [answers[rows] == question.positive[rows] for answers in (model, called)]
+            tests[name] = compute_mcnemar(*right, patients=some)._asdict()
+    return {
+        "n_images": len(units),
+        "n_patients": int(units.max()) + 1,
+        **summarize(estimate, units, replicates=replicates, seed=seed),
+        "difference": {key: found[key] for key in ("difference", "low", "high", "p_value")},
+        "model_at_decision": None if model is None else _rate(question.positive, model),
+        "at_decision": tests,
+    }
+
+
+def _rate(positive: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
+    return {
+        "sensitivity": or_none(float(ratio(called[positive].sum(), positive.sum()))),
+        "specificity": or_none(float(ratio((~called)[~positive].sum(), (~positive).sum()))),
+    }
+
+
+def _compare_areas(question: Question, answers: Floats, units: Integers) -> dict[str, Any]:
+    """AUC of the model less that of a reader's ordered answers, by paired DeLong."""
+    try:
+        found = compare_areas(question.positive, question.score, answers, patients=units)
+    except ValueError as error:
+        return {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
+    return {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
+
+
+def _adjust(entries: Sequence[dict[str, Any]]) -> None:
+    """Add the p values that hold for all readers of a question together."""
+    for group in ("difference", "cases", "others"):
+        tests = [
+            found
+            for entry in entries
+            for found in [entry["difference"] if group == "difference" else entry["at_decision"].get(group)]
+            if found is not None
+        ]
+        for found, p_value in zip(tests, adjust_holm([or_nan(one["p_value"]) for one in tests]), strict=True):
+            found["p_holm"] = or_none(p_value)
+
+
+def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
+    """Return the table of the readers; [] without readers."""
+    measured = metrics.get("readers", {})
+    entries = measured.get("entries", [])
+    rows: list[tuple[str, list[Cell]]] = []
+    several = len({entry["question"] for entry in entries}) > 1
+    for entry in entries[:MOST_ROWS]:
+        cut = "" if entry["cut"] is None else f", cut at {entry['cut']:g}"
+        name = f"{entry['question']}: " if several else ""
+        found = entry["difference"]
+        shown = {"value": found["difference"], "low": found["low"], "high": found["high"]}
+        cells: list[Cell] = [f"{entry['n_images']} ({entry['n_patients']})"]
+        cells += [format_number(rate, entry[rate]) for rate in ("sensitivity", "specificity")]
+        cells += [format_number("sensitivity", entry["model_sensitivity"]), format_number("difference", shown)]
+        cells += [_say_p(entry["at_decision"].get(group)) for group in ("cases", "others")]
+        rows.append((f"{name}{entry['reader']}{cut}", cells))
+    columns = ["Reader", "Images (patients)", "Sensitivity", "Specificity", "Model's sensitivity there"]
+    columns += ["Difference (model − reader)", "p (Holm), cases", "p (Holm), others"]
+    level = measured.get("level", "image")
+    joined = f" Decisions are of whole patients; the model's images are joined by {measured.get('rule')}."
+    caption = CAPTION + (joined if level != "image" else "")
+    return [Table("Readers and the model", caption, columns, rows)] if rows else []
+
+
+def _say_p(found: Mapping[str, Any] | None) -> Cell:
+    if found is None:
+        return Number("—", "", "no such image", None)
+    value, holm = (format_value(found.get(key)) for key in ("p_value", "p_holm"))
+    return f"{value} ({holm})"
+
+
+def draw_readers(curve: Mapping[str, Sequence[float]], entries: Sequence[Mapping[str, Any]]) -> Draw:
+    """Return the drawing of the model's ROC curve with each reader as a point with both intervals.
+
+    Args:
+        curve: Of one question.
+        entries: Of the same question.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+        axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=SERIES[0], label="model")
+        for k, name in enumerate(dict.fromkeys(entry["reader"] for entry in entries)):
+            points = [
+                entry for entry in entries if entry["reader"] == name and entry["sensitivity"]["value"] is not None
+            ]
+            look = {"color": SERIES[1 + k % (len(SERIES) - 1)], "marker": MARKS[k % len(MARKS)]}
+            for entry in points:
+                _draw_point(axes, entry, name if entry is points[0] else "", look)
+        axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity")
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.015))
+        axes.set_aspect("equal", adjustable="box")
+        axes.legend(loc="lower right")
+
+    return draw
+
+
+def _draw_point(axes: Axes, entry: Mapping[str, Any], label: str, look: Mapping[str, Any]) -> None:
+    hit, clear = entry["sensitivity"], entry["specificity"]
+    if clear["value"] is None:
+        return
+    alarm, thin = 1 - clear["value"], {"color": look["color"], "linewidth": 1.0, "alpha": 0.7}
+    if hit["low"] is not None:
+        axes.vlines(alarm, hit["low"], hit["high"], **thin)
+    if clear["low"] is not None:
+        axes.hlines(hit["value"], 1 - clear["high"], 1 - clear["low"], **thin)
+    axes.plot([alarm], [hit["value"]], linestyle="", markersize=7, label=label or None, **look)

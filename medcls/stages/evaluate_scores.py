@@ -1,0 +1,426 @@
+"""The evaluation of a file of scores, of any tool: the same numbers and the same report as for a run, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcls.command_line import put, say
+from medcls.config import EvaluateJob, check_choice
+from medcls.errors import ConfigError, DataError, UsageError
+from medcls.evaluation.analysis import check_analysis, format_analysis
+from medcls.evaluation.assessment import (
+    IMAGE,
+    Rows,
+    assess,
+    choose_calibration,
+    choose_operating,
+    measure_rows,
+    read_decision,
+)
+from medcls.evaluation.decision import describe_calls, list_decisions
+from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.paired import compare_predictions
+from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.recalibration import select_rows
+from medcls.evaluation.report import REPORT, write_report
+from medcls.evaluation.subgroups import describe_patients, name_age_band
+from medcls.evaluation.tables import format_metrics
+from medcls.evaluation.thresholds import GIVEN, list_rules
+from medcls.files import MODEL, read_json, write_json
+from medcls.reproducibility import describe_software
+from medcls.stages.frozen_analysis import FROZEN, freeze_analysis, read_sample_size
+from medcls.stages.reader_file import measure_readers
+from medcls.stages.score_file import read_number
+from medcls.stages.score_table import ScoreTable, Wanted, read_scores
+
+METRICS, INPUTS = "metrics.json", "inputs.json"
+OPERATING, CALIBRATION = "operating_points.json", "calibration.json"
+FORMAT = 1
+UNKNOWN = "unknown"
+UNPROVEN = {
+    "training_rows": "whether these rows trained or selected the model",
+    "leaks": "whether patients of these rows were in its training data",
+    "frozen_choices": "whether thresholds were chosen before these rows were seen",
+    "openings": "how often these rows were evaluated",
+}
+"""What a file of scores cannot prove, by its name in metrics.json."""
+_AGE = ("age_years", "age")
+_DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1}
+# Settings of a run's evaluation that a file of scores has no use for, and their defaults.
+_OF_RUNS = ("run", "store", "robustness", "shortcuts", "views", "scales", "flips")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was decided before the main file was opened.
+
+    Attributes:
+        operating: operating_points.json, or the threshold that was set; {} = nothing.
+        calibration: calibration.json; {} = nothing.
+        table: The rows of choices=, or None.
+    """
+
+    operating: dict[str, Any]
+    calibration: dict[str, Any]
+    table: ScoreTable | None = None
+
+    def decide(self, predictions: Predictions) -> Predictions:
+        """Return the predictions with the thresholds of the decision."""
+        return read_decision(self.operating, predictions).apply(predictions)
+
+
+def evaluate_scores(job: EvaluateJob) -> None:
+    """Evaluate predictions=FILE, write metrics.json, report.html and the documents into out=, and print the metrics.
+
+    Raises:
+        UsageError: out= is missing.
+        ConfigError: A setting that belongs to a run, or contradicts the files.
+        DataError, MissingInputError: A file is missing or wrong.
+    """
+    folder = check_settings(job)
+    evaluated = (folder / METRICS).is_file()
+    plan = freeze_analysis(folder, job.analysis, openings=None, evaluated=evaluated, where=f"out={folder}")
+    wanted = Wanted(job.kind, job.positive, tuple(job.classes), job.grades, job.sums, job.patients)
+    chosen = choose(job, folder, wanted)
+    table = read_scores(
+        Path(str(job.predictions)), name="predictions", wanted=wanted, like=chosen.table, margins=use_margins(chosen)
+    )
+    if chosen.table is not None:
+        check_apart(chosen.table, table)
+    if plan is not None:
+        one = table.form
+        where, against = f"analysis={job.analysis or folder / FROZEN}", job.against is not None
+        check_analysis(
+            plan.analysis, one.kind, class_names=one.class_names, grades=one.grades, against=against, where=where
+        )
+    other = read_other(job, wanted, table) if job.against else None
+    chosen = set_threshold(job, chosen, table)
+    check_out(folder, table, chosen)
+    rows = replace(table.rows, predictions=chosen.decide(table.rows.predictions))
+    columns, absent = read_columns(
+        table, list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *job.subgroups]))
+    )
+    metrics = measure_rows(rows, chosen.operating, replicates=job.replicates, seed=job.seed)
+    metrics |= {"openings": UNKNOWN, "unproven": dict.fromkeys(UNPROVEN, UNKNOWN), "source": describe_source(table)}
+    metrics |= assess(
+        rows,
+        operating=chosen.operating,
+        calibration=chosen.calibration,
+        columns=columns,
+        prevalences=job.prevalences,
+        least_patients=job.least_patients,
+        replicates=job.replicates,
+        seed=job.seed,
+    )
+    if other is not None:
+        metrics["comparison"] = compare(job, rows, chosen.decide(other))
+    calls = describe_calls(rows.predictions)
+    notes = [*list_notes(job, table, chosen), *calls]
+    if job.readers:
+        metrics["readers"], found = measure_readers(
+            Path(job.readers),
+            rows,
+            image_ids=table.image_ids,
+            labels=table.form.labels,
+            operating=chosen.operating,
+            replicates=job.replicates,
+            seed=job.seed,
+        )
+        notes += found
+    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
+    notes += found
+    if plan is not None:
+        metrics["analysis"] = plan.judge(metrics)
+    if absent:
+        notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
+    write_json(folder / METRICS, metrics)
+    written = folder / METRICS
+    if job.report:
+        written = write_report(
+            folder, build_evaluation(job, table, rows, chosen, metrics=metrics, notes=notes, facts=size)
+        )
+    elif (folder / REPORT).is_file():
+        say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")
+    put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
+    put(format_metrics(metrics, title=Path(str(job.predictions)).name, calls=calls))
+    if plan is not None:
+        put(format_analysis(metrics["analysis"]))
+    put(f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}")
+    put(f"{written.stem}: {written}")
+
+
+def check_settings(job: EvaluateJob) -> Path:
+    """Return the folder of the results, after checking that no setting belongs to a run."""
+    if not job.out:
+        raise UsageError(f"out=DIR is missing: set the folder for the results of predictions={job.predictions}")
+    fresh = EvaluateJob()
+    for name in _OF_RUNS:
+        if getattr(job, name) != getattr(fresh, name):
+            raise ConfigError(f"{name}={getattr(job, name)} needs images, and predictions= has none: remove either")
+    folder = Path(job.out)
+    if (folder / MODEL).exists():
+        raise ConfigError(f"out={folder} is a run: choose another folder")
+    return folder
+
+
+def use_margins(chosen: Chosen) -> bool:
+    """Whether the file of choices has scores outside [0, 1]: then those of the main file are no probabilities."""
+    return chosen.table is not None and not chosen.table.rows.predictions.probabilities
+
+
+def choose(job: EvaluateJob, folder: Path, wanted: Wanted) -> Chosen:
+    """Return what is chosen on the rows of choices=, written before the main file is opened; or what is set."""
+    given: dict[str, Any] = {"sensitivity": job.sensitivity_at_least, "specificity": job.specificity_at_least}
+    given |= {"cost": job.miss_costs, "alpha": job.alpha, "decision": job.decision}
+    asked = {name: value for name, value in given.items() if value is not None}
+    if job.choices is None:
+        if asked:
+            named = {"sensitivity": "sensitivity_at_least", "specificity": "specificity_at_least", "cost": "miss_costs"}
+            first = named.get(next(iter(asked)), next(iter(asked)))
+            raise ConfigError(f"{first} is chosen on other rows than those that are judged: set choices=FILE")
+        return Chosen({}, {})
+    if job.threshold is not None:
+        raise ConfigError(f"threshold={job.threshold:g} is set and choices= chooses one: remove either")
+    table = read_scores(Path(job.choices), name="choices", wanted=wanted)
+    one = table.rows.predictions
+    settings = _DEFAULTS | asked
+    rules = list_rules(**{name: settings[name] for name in ("sensitivity", "specificity", "cost")})
+    known = list_decisions(one.kind, rules, grades=one.grades)
+    settings["decision"] = settings.get("decision") or known[0]
+    check_choice("decision", settings["decision"], known)
+    sizes = {"n_images": len(table.rows.patient_ids), "n_patients": len(set(table.rows.patient_ids))}
+    chosen_on = {"split": f"the file {Path(job.choices).name}", "sha256": table.sha256, "frozen": UNKNOWN, **sizes}
+    shared = {"format": FORMAT, "chosen_on": chosen_on, "settings": settings}
+    operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(table.rows, rules=rules)
+    calibration = shared | choose_calibration(table.rows, alpha=settings["alpha"], seed=job.seed)
+    check_frozen(folder, operating)
+    write_json(folder / OPERATING, operating)
+    write_json(folder / CALIBRATION, calibration)
+    say(f"chosen on {job.choices} ({sizes['n_images']} images of {sizes['n_patients']} patients): {folder / OPERATING}")
+    return Chosen(operating, calibration, table)
+
+
+def set_threshold(job: EvaluateJob, chosen: Chosen, table: ScoreTable) -> Chosen:
+    """Return the choices with threshold= for the positive class, or for every label."""
+    if job.threshold is None:
+        return chosen
+    one = table.rows.predictions
+    if one.kind not in ("binary", "multilabel"):
+        raise ConfigError(f"threshold={job.threshold:g}: kind={one.kind} has no threshold: remove it")
+    questions = one.class_names[1:] if one.kind == "binary" else one.class_names
+    point = {"kind": GIVEN, "target": None, "threshold": float(job.threshold)}
+    points = [{"question": question, **point} for question in questions]
+    return replace(chosen, operating={"levels": {IMAGE: {"points": points}}, "settings": {"decision": GIVEN}})
+
+
+def check_frozen(folder: Path, operating: Mapping[str, Any]) -> None:
+    """Check that other choices than before are not made once the rows have been evaluated in this folder."""
+    if not (folder / METRICS).is_file() or not (folder / OPERATING).is_file():
+        return
+    before = read_json(folder / OPERATING)
+    changed = [key for key in ("chosen_on", "settings") if before.get(key) != operating[key]]
+    if changed:
+        raise ConfigError(
+            f"out={folder}: its rows were evaluated with other choices ({' and '.join(changed)} differ): use the same "
+            "choices= and settings, or another out="
+        )
+
+
+def check_apart(chosen: ScoreTable, table: ScoreTable) -> None:
+    """Check that no patient is in both files, and that both have scores of one kind."""
+    if table.patients_known and chosen.patients_known:
+        shared = set(chosen.rows.patient_ids) & set(table.rows.patient_ids)
+        if shared:
+            raise DataError(
+                f"predictions= and choices= share {len(shared)} of {len(set(table.rows.patient_ids))} patients: what "
+                "is chosen on a patient cannot be judged on the same one: remove them from choices="
+            )
+    if chosen.rows.predictions.probabilities and not table.rows.predictions.probabilities:
+        raise DataError(
+            f"predictions= has {table.outside} scores outside [0, 1] and choices= has none: give both on one scale"
+        )
+
+
+def check_out(folder: Path, table: ScoreTable, chosen: Chosen) -> None:
+    """Check that out= does not hold the results of other rows, and note which rows these are."""
+    inputs = {"predictions_sha256": table.sha256, "choices_sha256": chosen.table and chosen.table.sha256}
+    if (folder / INPUTS).is_file() and read_json(folder / INPUTS).get("predictions_sha256") != table.sha256:
+        raise ConfigError(f"out={folder} holds the results of other predictions: choose another folder")
+    if chosen.table is None and (folder / OPERATING).is_file():
+        raise ConfigError(f"out={folder} holds choices of an earlier choices=: set it again, or choose another folder")
+    write_json(folder / INPUTS, inputs)
+
+
+def read_other(job: EvaluateJob, wanted: Wanted, table: ScoreTable) -> Predictions:
+    """Return the predictions of against=, in the order of the rows of predictions=.
+
+    Raises:
+        DataError: Rows that cannot be matched, other rows, or another truth.
+    """
+    other = read_scores(Path(str(job.against)), name="against", wanted=wanted, like=table)
+    mine, theirs = (name_rows(one) for one in (table, other))
+    if mine is None or theirs is None:
+        raise DataError(
+            f"against={job.against}: a patient has several rows, which are matched by image_id: add it to both files"
+        )
+    order = {name: row for row, name in enumerate(theirs)}
+    missing, extra = len(set(mine) - set(theirs)), len(set(theirs) - set(mine))
+    if missing or extra:
+        raise DataError(
+            f"against={job.against}: {missing} rows of predictions= are missing in it and {extra} are not in "
+            "predictions=: give both files the same rows"
+        )
+    aligned = select_rows(other.rows.predictions, np.array([order[name] for name in mine]))
+    one = table.rows.predictions
+    same = np.array_equal(aligned.y_true, one.y_true, equal_nan=one.y_true.dtype.kind == "f")
+    patients = [other.rows.patient_ids[order[name]] for name in mine]
+    if not same or (table.patients_known and other.patients_known and patients != list(table.rows.patient_ids)):
+        what = "patients" if same else "truths"
+        raise DataError(f"against={job.against}: some {what} differ from those of predictions=: correct either file")
+    return aligned
+
+
+def name_rows(table: ScoreTable) -> Sequence[str] | None:
+    """Return what tells the rows apart: the images, or patients with one row each; None = nothing does."""
+    if table.image_ids:
+        return table.image_ids
+    ids = table.rows.patient_ids
+    return ids if table.patients_known and len(set(ids)) == len(ids) else None
+
+
+def compare(job: EvaluateJob, rows: Rows, other: Predictions) -> dict[str, Any]:
+    """Return the paired statistics of both files."""
+    names = [Path(str(path)).name for path in (job.predictions, job.against)]
+    if names[0] == names[1]:
+        names = [f"{names[0]} (predictions)", f"{names[1]} (against)"]
+    compared = compare_predictions(rows.predictions, other, rows.patients, replicates=job.replicates, seed=job.seed)
+    return {"first": names[0], "second": names[1], **compared}
+
+
+def read_columns(table: ScoreTable, names: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
+    """Return the value of each row by column, and the columns asked for that the file does not have."""
+    columns: dict[str, list[Any]] = {}
+    absent: list[str] = []
+    for name in names:
+        source = next((age for age in _AGE if age in table.columns), "") if name == "age" else name
+        if source not in table.columns:
+            absent.append(name)
+            continue
+        cells = table.columns[source]
+        columns[name] = [name_age_band(read_number(cell)) for cell in cells] if name == "age" else list(cells)
+    return columns, absent
+
+
+def describe_source(table: ScoreTable) -> dict[str, Any]:
+    """Return what metrics.json says of the file."""
+    return {
+        "kind": "file of scores",
+        "sha256": table.sha256,
+        "probabilities": table.rows.predictions.probabilities,
+        "left_out": table.left_out,
+        "normalized": table.normalized,
+        "patients_known": table.patients_known,
+    }
+
+
+def describe_classes(table: ScoreTable) -> str:
+    """Return the classes, of a binary task which one is positive, in words."""
+    names = table.form.class_names
+    if table.form.kind == "binary":
+        return f"positive class {names[1]}, negative {names[0]}"
+    return f"classes {', '.join(names)}" if names else "a value"
+
+
+def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]:
+    """Return what a reader must know first."""
+    notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
+    if chosen.table is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
+        how = "set by threshold=" if job.threshold is not None else "0.5 by default"
+        notes.append(f"nothing was chosen on other rows: the threshold is {how}")
+    if table.left_out:
+        notes.append(f"{table.left_out} rows without a truth are left out")
+    if not table.rows.predictions.probabilities and table.form.kind != "regression":
+        notes.append(
+            f"{table.outside} scores are outside [0, 1]: they are taken as margins, which rank images; calibration, "
+            "which needs probabilities, is not measured"
+        )
+    if table.normalized:
+        notes.append(f"sums=normalize: the probabilities of {table.normalized} rows were divided by their sum")
+    if not table.patients_known:
+        notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
+    if job.against:
+        notes.append("the thresholds of predictions= are used for against=, too")
+    return notes
+
+
+def build_evaluation(
+    job: EvaluateJob,
+    table: ScoreTable,
+    rows: Rows,
+    chosen: Chosen,
+    *,
+    metrics: dict[str, Any],
+    notes: list[str],
+    facts: Mapping[str, Any],
+) -> Evaluation:
+    """Return what the report is made of; what a file cannot prove reads "unknown"."""
+    one = rows.predictions
+    sizes = {"images": metrics["n_images"], "patients": metrics["n_patients"]}
+    flow = [
+        {
+            "title": "Rows in the file",
+            **table.total,
+            "left_out": [("without a truth", table.left_out)] * bool(table.left_out),
+        },
+        {"title": "Evaluated", **sizes, "left_out": []},
+    ]
+    first = np.unique(rows.patients, return_index=True)[1].tolist()
+    known = {name: [table.columns[name][row] or None for row in first] for name in table.columns}
+    ages = [read_number(cell or "") for cell in next((known[name] for name in _AGE if name in known), [])]
+    described = describe_patients(
+        ages, {name: known[name] for name in ("sex", "manufacturer", "modality") if name in known}
+    )
+    return Evaluation(
+        kind=one.kind,
+        class_names=one.class_names,
+        grades=one.grades,
+        thresholds=one.thresholds,
+        probabilities=one.probabilities,
+        y_true=one.y_true,
+        y_score=one.y_score,
+        patient_ids=rows.patient_ids,
+        metrics=metrics,
+        split="",
+        store_name="",
+        source=f"a file of scores, {Path(str(job.predictions)).name}",
+        seed=job.seed,
+        environment=describe_software(),
+        notes=notes,
+        flow=flow,
+        demographics={"evaluated": sizes | described},
+        operating=chosen.operating,
+        facts=describe_unknown(table) | dict(facts),
+    )
+
+
+def describe_unknown(table: ScoreTable) -> dict[str, Any]:
+    """Return the items of the checklists that only the makers of the scores know, as unknown."""
+    names = ", ".join(table.form.class_names)
+    seen = f"{UNKNOWN}: {UNPROVEN['training_rows']}, and {UNPROVEN['leaks']}"
+    return {
+        "technology": f"{UNKNOWN}: scores of another tool for {table.form.kind}" + (f" ({names})" if names else ""),
+        "initialization": UNKNOWN,
+        "selection": UNKNOWN,
+        "training": UNKNOWN,
+        "preprocessing": UNKNOWN,
+        "partitions": UNKNOWN,
+        "disjoint": seen,
+        "internal": seen,
+        "external": seen,
+        "missing": f"{table.left_out} rows without a truth were left out; other losses are {UNKNOWN}",
+    }
