@@ -9,10 +9,12 @@ from medcls.config import PrepareJob
 def main(job: PrepareJob) -> None:
     """Prepares the store, or this job's share of it, and says where it is."""
     from data_prep.prepare import describe_store, prepare
+    from data_prep.split_table import describe_split_table
 
     store = prepare(job)
     if store is not None:
         say(describe_store(store))
+        say(describe_split_table(store, job.split.name, patients_known=job.patients != "per_image"))
 
 
 if __name__ == "__main__":

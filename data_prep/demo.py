@@ -8,6 +8,9 @@ they are drawn in phantom.py, how they are exposed and stored in film.py.
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 import io
 import re
 import sys

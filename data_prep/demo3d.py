@@ -8,6 +8,9 @@ drawn in head_phantom.py, how they are stored in head_series.py. No patient is i
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 import re
 import shutil
 import sys

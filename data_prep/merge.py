@@ -9,10 +9,12 @@ from medcls.config import PrepareJob
 def main(job: PrepareJob) -> None:
     """Completes the store: takes the same arguments as the jobs, and decodes nothing."""
     from data_prep.prepare import describe_store, prepare
+    from data_prep.split_table import describe_split_table
 
     store = prepare(job, decode=False)
     if store is not None:
         say(describe_store(store))
+        say(describe_split_table(store, job.split.name, patients_known=job.patients != "per_image"))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from data_prep.assemble import assemble_store
 from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names, read_part
@@ -21,6 +23,7 @@ from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
+from data_prep.same_images import Origin
 from data_prep.splitting import split_store
 from medcls.command_line import say
 from medcls.config import PrepareJob
@@ -79,10 +82,19 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         else:
             _decode_share(job, plan, setting)
             return None
-        labels = align_labels(plan, store, identity)
-        # The split first: where it is refused, the store keeps the labels and splits that it had.
-        giver = "folders" if job.labels is None else "labels file"
-        split_store(store, labels, job.split, giver=giver, cut=plan.cut)
+        labels, places = align_labels(plan, store, identity)
+        # The split first: if it is refused, the store keeps the labels and splits that it had.
+        name = f"labels={job.labels}" if job.labels else f"source={source}"
+        split_store(
+            store,
+            labels,
+            job.split,
+            giver="folders" if job.labels is None else "labels file",
+            cut=plan.cut,
+            origin=Origin(name, plan.table, places),
+            patients_known=job.patients != "per_image",
+            reuse=job.reuse,
+        )
         _write_labels(store, labels, plan.labelling)
         for line in describe_left_out(plan, store, identity):
             say(line)
@@ -220,12 +232,12 @@ def _check_only_ours(folder: Path) -> None:
             raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
 
 
-def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
-    """Returns what the labels file says of each stored image, in the store's order.
+def align_labels(plan: Plan, store: Store, identity: Identity) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Return what the labels file says of each stored image, in the store's order, and its row of the plan.
 
     Returns:
-        image_id, listed (False where the labels file no longer names the image), split, label or label_NAME …, and
-        votes or votes_NAME where there are soft targets
+        image_id, listed (False if the labels file no longer names the image), split, label or label_NAME …, and
+        votes or votes_NAME if there are soft targets; and the (N,) rows of the plan, -1 = not listed.
 
     Raises:
         DataError: an image has another patient than when it was stored.
@@ -239,7 +251,8 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> pa.Table:
         raise DataError(f"store={store.folder}: {moved} images have another patient_id than before: another store=")
     names = sorted(n for n in plan.table.column_names if is_label(n) or n.split("_")[0] == VOTES)
     labels = {name: plan.table.column(name).take(place) for name in ["split", *names]}
-    return pa.table({"image_id": image_ids, "listed": pc.is_valid(place), **labels})
+    places = pc.fill_null(place, -1).to_numpy().astype(np.int64)
+    return pa.table({"image_id": image_ids, "listed": pc.is_valid(place), **labels}), places
 
 
 def _write_labels(store: Store, labels: pa.Table, labelling: dict[str, Any]) -> None:

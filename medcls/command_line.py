@@ -5,6 +5,9 @@ Hydra's own errors exit 1 without a hint (docs/decisions/0003-command-line.md).
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 import errno
 import os
 import signal
@@ -22,12 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.distributed import count_ranks, get_rank, is_first
+from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError
 from medcls.overrides import list_groups, list_options, prepare_overrides
 from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 
 SEVERAL_PROCESSES = ("train", "pretrain")
-INTERRUPTED = 75
 
 
 def compose_job(name: str, arguments: Sequence[str]) -> Any:
@@ -146,10 +149,6 @@ def format_help(name: str, conf: Path) -> str:
 
 
 def _explain_os_error(program: str, error: OSError) -> int:
-    if isinstance(error, BrokenPipeError):
-        # The reader has seen enough (… | head); Python would complain once more while closing the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     # A descriptor that is none is no user's mistake.
     if error.strerror is None or error.errno == errno.EBADF:
         traceback.print_exception(error)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 import sys
 from pathlib import Path
 

@@ -5,6 +5,9 @@ torchrun itself exits 1 whatever the processes exit with; a batch system needs t
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 import argparse
 import logging
 import os
@@ -14,10 +17,10 @@ from collections.abc import Sequence
 
 from medcls.command_line import SEVERAL_PROCESSES, say
 from medcls.distributed import PeerError
+from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, UsageError
 
 PROGRAM = "python -m medcls.launch"
-INTERRUPTED = 75
 FAILED = 70
 # What a user or an operator can mend comes before what follows from it in the other processes.
 FIRST_TOLD = (64, 78, 66, 65, 74, 70)

@@ -19,7 +19,7 @@ MAY_KNOW = {"data": {"imaging"}}
 """Room -> the other rooms that it may import."""
 
 FOUNDATION = {"errors", "config", "files", "identity", "distributed", "reproducibility"}
-FOUNDATION |= {"typed_fields", "hydra_border", "sweeps", "templates"}
+FOUNDATION |= {"typed_fields", "hydra_border", "sweeps", "templates", "entry"}
 """Modules at the bottom; they know one another's level: errors is below all."""
 
 ANYWHERE = {"nearest", "check_choice", "check_range", "check_file_name", "TASKS", "SPLITS"}

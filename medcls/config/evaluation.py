@@ -133,6 +133,10 @@ class EvaluateJob:
             raise ConfigError("robustness and shortcuts are measured on the middle of each image: leave views out")
 
 
+FORMATS = ("parquet", "csv", "json", "jsonl")
+"""What predictions are written as, each named as the suffix of its files."""
+
+
 @dataclass(slots=True)
 class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
@@ -141,7 +145,7 @@ class PredictJob:
     source: str | None = None
     out: str | None = None
     clinical_file: str | None = None
-    format: str = "parquet"
+    format: str | None = None
     out_of_domain: str = "refuse"
     batch_size: int = 64
     device: str = "auto"
@@ -151,8 +155,9 @@ class PredictJob:
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
-        check_choice("format", self.format, ("parquet", "json"))
-        check_choice("out_of_domain", self.out_of_domain, ("refuse", "allow"))
+        if self.format is not None:
+            check_choice("format", self.format, FORMATS)
+        check_choice("out_of_domain", self.out_of_domain, ("refuse", "note", "allow"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("batch_size", self.batch_size, low=1)
@@ -162,6 +167,23 @@ class PredictJob:
     def runs(self) -> list[Path]:
         """The run folders."""
         return _list_runs(self.run)
+
+    @property
+    def form(self) -> str:
+        """What out= is written as: format, or what its suffix says.
+
+        Raises:
+            ConfigError: a suffix of none of the formats, or of another one than format.
+        """
+        suffix = Path(self.out or "").suffix.lower().removeprefix(".")
+        if suffix not in FORMATS:
+            listed = ", ".join(f".{name}" for name in FORMATS)
+            raise ConfigError(f"out={self.out}: its suffix is not the name of a format: choose one of {listed}")
+        if self.format not in (None, suffix):
+            raise ConfigError(
+                f"format={self.format} with out={self.out}: set out= to a .{self.format} file, or leave format out"
+            )
+        return suffix
 
 
 @dataclass(slots=True)

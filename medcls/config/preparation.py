@@ -107,6 +107,12 @@ class SplitConfig:
     seed: int = 0
     on_leak: str = "refuse"
     on_missing: str = "refuse"
+    # One image under several labels: refuse, leave out all its copies (drop), or keep them (report).
+    on_contradiction: str = "refuse"
+    # Store, or STORE/splits/NAME.json, whose patients stay where they were.
+    extends: str | None = None
+    # Patients who share an image count as one, in the split, its folds and intervals.
+    merge_linked: bool = False
     near_duplicate_bits: int = 48
     near_duplicate_correlation: float = 0.95
 
@@ -117,6 +123,7 @@ class SplitConfig:
         check_range("split.seed", self.seed, low=0)
         check_choice("split.on_leak", self.on_leak, ("refuse", "drop", "report"))
         check_choice("split.on_missing", self.on_missing, ("refuse", "report"))
+        check_choice("split.on_contradiction", self.on_contradiction, ("refuse", "drop", "report"))
         check_range("split.near_duplicate_bits", self.near_duplicate_bits, low=0, high=255)
         check_range("split.near_duplicate_correlation", self.near_duplicate_correlation, low=0.5, high=1)
         check_file_name("split.name", self.name)

@@ -11,7 +11,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -26,10 +26,12 @@ _BLOCK = 64, 4096  # pairs compared at once: what they need fits the processor's
 # A hash's middle rows hold the anatomy and differ most: its words 1 and 2 are compared first.
 _TELLING, _OTHERS = (1, 2), (0, 3)
 
+Differ: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]
+
 
 @dataclass(frozen=True, slots=True)
 class DuplicatePair:
-    """Two images of different patients that show the same pixels.
+    """Two images that show the same pixels: of different patients, or of one patient under different labels.
 
     Attributes:
         first: Row of the manifest.
@@ -87,15 +89,16 @@ def compute_thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def find_store_duplicates(
-    store: Store, patients: Codes, *, max_bits: int, min_correlation: float
+    store: Store, patients: Codes, *, max_bits: int, min_correlation: float, differ: Differ | None = None
 ) -> list[DuplicatePair]:
-    """Returns the pairs of identical or near-identical images of different patients of a store, in row order.
+    """Return the pairs of identical or near-identical images of different patients of a store, in row order.
 
     Args:
-        store: The images.
-        patients: patient_id of each.
-        max_bits: As in `find_duplicates`, like min_correlation.
-        min_correlation: Of a near duplicate.
+        store: Store of the images.
+        patients: patient_id of each image.
+        max_bits: As in `find_duplicates`, like min_correlation and differ.
+        min_correlation: Smallest correlation of a near duplicate.
+        differ: Which pairs of rows of one patient count, too.
     """
     extents = store.read("valid_y", "valid_x", "valid_height", "valid_width")
 
@@ -110,6 +113,7 @@ def find_store_duplicates(
         read_pixels=read_pixels,
         max_bits=max_bits,
         min_correlation=min_correlation,
+        differ=differ,
     )
 
 
@@ -121,8 +125,9 @@ def find_duplicates(
     read_pixels: Callable[[int], NDArray[Any]],
     max_bits: int,
     min_correlation: float,
+    differ: Differ | None = None,
 ) -> list[DuplicatePair]:
-    """Returns the pairs of identical or near-identical images of different patients, in row order.
+    """Return the pairs of identical or near-identical images of different patients, in row order.
 
     All pairs of hashes are compared, in blocks: the memory grows with the rows, the time with their square.
 
@@ -133,16 +138,23 @@ def find_duplicates(
         read_pixels: Row -> (C, H, W) without padding; called for candidates only.
         max_bits: Largest Hamming distance of a candidate, 0 to 255.
         min_correlation: Smallest correlation of a near duplicate.
+        differ: Rows (n,), rows (n,) -> (n,), whether a pair of one patient counts, too (its labels differ); None = no.
     """
+
+    def counts(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        apart: NDArray[np.bool_] = patients[first] != patients[second]
+        if differ is not None and not apart.all():
+            apart[~apart] = differ(first[~apart], second[~apart])
+        return apart
 
     @functools.lru_cache(_THUMBS)
     def thumbnail(row: int) -> NDArray[np.float32]:
         return compute_thumbnail(read_pixels(row))
 
     repeated, values = find_repeats(checksums)
-    found = [DuplicatePair(i, j, 1.0, identical=True) for i, j in _identical_pairs(repeated, values, patients)]
+    found = [DuplicatePair(i, j, 1.0, identical=True) for i, j in _identical_pairs(repeated, values, counts)]
     same = dict(zip(repeated.tolist(), values.tolist(), strict=True))
-    for first, second in _near_pairs(hashes, patients[hashes.rows], max_bits=max_bits):
+    for first, second in _near_pairs(hashes, counts, max_bits=max_bits):
         if first in same and same[first] == same.get(second):
             continue
         correlation = float(thumbnail(first) @ thumbnail(second))
@@ -151,10 +163,8 @@ def find_duplicates(
     return sorted(found, key=lambda pair: (pair.first, pair.second))
 
 
-def _identical_pairs(
-    rows: NDArray[np.int64], values: NDArray[np.int64], patients: NDArray[np.integer[Any]]
-) -> Iterator[tuple[int, int]]:
-    """Pairs of different patients among the rows of each value.
+def _identical_pairs(rows: NDArray[np.int64], values: NDArray[np.int64], counts: Differ) -> Iterator[tuple[int, int]]:
+    """Yield the pairs that count among the rows of each value.
 
     A copy with its black border burnt in has the same stored pixels, and another hash: its valid extent differs.
     """
@@ -162,21 +172,22 @@ def _identical_pairs(
     for group in np.split(rows[order], np.flatnonzero(np.diff(values[order])) + 1):
         for place, first in enumerate(group):
             others = group[place + 1 :]
-            for second in others[patients[others] != patients[first]]:
+            for second in others[counts(np.full(len(others), first), others)]:
                 yield int(first), int(second)
 
 
-def _near_pairs(hashes: Words, patients: NDArray[np.integer[Any]], *, max_bits: int) -> Iterator[tuple[int, int]]:
-    """Pairs of rows of different patients whose hashes differ in at most max_bits."""
+def _near_pairs(hashes: Words, counts: Differ, *, max_bits: int) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of rows that count and whose hashes differ in at most max_bits."""
     height, width = _BLOCK
     words, count = np.ascontiguousarray(hashes.words.T), len(hashes.rows)
     scratch = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.uint8), np.empty(_BLOCK, np.uint8)
     for top in range(0, count, height):
         for left in range(top, count, width):
             i, j = _compare(words[:, top : top + height], words[:, left : left + width], scratch, max_bits)
-            i, j = top + i, left + j
-            wanted = (i < j) & (patients[i] != patients[j])
-            yield from zip(hashes.rows[i[wanted]].tolist(), hashes.rows[j[wanted]].tolist(), strict=True)
+            ordered = top + i < left + j
+            first, second = hashes.rows[top + i[ordered]], hashes.rows[left + j[ordered]]
+            wanted = counts(first, second)
+            yield from zip(first[wanted].tolist(), second[wanted].tolist(), strict=True)
 
 
 def _compare(

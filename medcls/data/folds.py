@@ -18,13 +18,27 @@ from scipy.sparse.csgraph import connected_components
 
 from medcls.data.columns import Codes
 from medcls.data.duplicates import DuplicatePair, find_store_duplicates
-from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, Splits, resolve_leaks, write_split_once
+from medcls.data.splits import (
+    DROPPED,
+    MERGED,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VAL,
+    Splits,
+    read_split,
+    resolve_leaks,
+    write_split_once,
+)
 from medcls.data.store import Store
 from medcls.data.strata import Strata, describe_split, find_missing
-from medcls.data.stratification import assign_shares, assign_splits, order_evenly
+from medcls.data.stratification import DEALING, EARLIER, assign_shares, assign_splits, order_evenly
 from medcls.errors import DataError
+from medcls.files import SPLITS, read_json
 from medcls.reproducibility import draw_seed
 
+# By how much the validation part of version 0.2.0's folds may differ from folds.val.
+_NEAR = 0.05
 _TRAIN, _VAL, _TEST, _OUT = (SPLIT_NAMES.index(name) for name in (TRAIN, VAL, TEST, DROPPED))
 
 
@@ -37,12 +51,14 @@ class Fold:
         number: Of the fold in it, from 1.
         splits: Of each image: test = the fold, val = the inner validation part, train = the rest of the pool.
         size: Training images asked for; None = all.
+        algorithm: How the patients were dealt, as the certificate names it; None = by a labels file.
     """
 
     repeat: int
     number: int
     splits: Splits
     size: int | None = None
+    algorithm: str | None = DEALING
 
     @property
     def name(self) -> str:
@@ -133,6 +149,31 @@ def make_folds(
     return folds
 
 
+def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, Any], val: float) -> Fold:
+    """Return the fold as version 0.2.0 wrote it from the same arguments; the fold itself if it did not.
+
+    That version dealt the patients with most images to training first. Runs are tied to its files: a comparison that it
+    began ends with the same folds. It did not record folds.val: the share found in the file has to be near it.
+
+    Args:
+        store: Store of the images.
+        name: Name of the fold's split.
+        fold: Fold as it is dealt now.
+        provenance: As in `write_fold`.
+        val: Share of a fold's other patients that is its validation part.
+    """
+    path = store.folder / SPLITS / f"{name}.json"
+    if not path.is_file() or not path.with_suffix(".parquet").is_file():
+        return fold
+    written = read_json(path)
+    if written.get("algorithm", EARLIER) != EARLIER or any(written.get(k) != v for k, v in provenance.items()):
+        return fold
+    splits, _ = read_split(store, name)
+    train, found = ((splits == code).sum() for code in (_TRAIN, _VAL))
+    same = ((splits == _OUT) == (fold.splits == _OUT)).all() and abs(found / max(train + found, 1) - val) <= _NEAR
+    return replace(fold, splits=splits, algorithm=EARLIER) if same else fold
+
+
 def shrink_training(fold: Fold, size: int | None, *, patients: Codes, strata: Strata, seed: int = 0) -> Fold:
     """Returns the fold with at most `size` training images: whole patients, and a smaller size within a larger.
 
@@ -181,6 +222,7 @@ def write_fold(
     strata: Strata,
     pairs: Sequence[DuplicatePair],
     provenance: dict[str, Any],
+    patients: Codes | None = None,
 ) -> None:
     """Writes a fold as a split of the store with its certificate, after one more check for leaks.
 
@@ -191,12 +233,14 @@ def write_fold(
         strata: Labels of the images, for the counts.
         pairs: What `find_links` returned.
         provenance: "source", "seed" and "near_duplicates" as the certificate states them.
+        patients: Patient of each image, linked ones as one; None = the manifest's.
 
     Raises:
         DataError: a patient, or an image under two names, is in two of its splits.
         ConfigError: the store has another split of this name.
     """
-    patients = store.codes("patient_id")
+    known = store.codes("patient_id")
+    patients = patients or known
     splits, found = resolve_leaks(
         fold.splits,
         patients=patients,
@@ -205,10 +249,12 @@ def write_fold(
         on_leak="refuse",
     )
     certificate = provenance | {
+        "algorithm": fold.algorithm,
         "fractions": None,
         "on_leak": "refuse",
         **found,
+        MERGED: len(known.texts) - len(patients.texts),
         "classes_missing": find_missing(splits, strata, wanted=(TRAIN, VAL, TEST)),
         **describe_split(splits, strata, patients=patients),
     }
-    write_split_once(store, name, splits=splits, certificate=certificate, setting="folds.name")
+    write_split_once(store, name, splits=splits, certificate=certificate, patients=patients, setting="folds.name")

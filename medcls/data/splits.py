@@ -25,6 +25,8 @@ from medcls.files import read_json, sha256_file, write_json
 TRAIN, VAL, TEST, DROPPED = "train", "val", "test", "dropped"
 ORDER = (TRAIN, VAL, TEST)
 SPLIT_NAMES = (*ORDER, DROPPED)
+# Key of a certificate: how many patients were merged into others, since they share images.
+MERGED = "merged_patients"
 _SHOWN = 10
 _OUT = SPLIT_NAMES.index(DROPPED)
 
@@ -68,8 +70,9 @@ def resolve_leaks(
     name_images: Callable[[Sequence[int]], list[str]],
     duplicates: Sequence[DuplicatePair],
     on_leak: str,
+    remedy: str = "correct the labels file",
 ) -> tuple[Splits, dict[str, Any]]:
-    """Returns the splits after the policy, and what was found.
+    """Return the splits after the policy, and what was found.
 
     Args:
         splits: Of each image.
@@ -78,6 +81,7 @@ def resolve_leaks(
         duplicates: Pairs of rows that show the same image.
         on_leak: "refuse" raises; "drop" takes the rows out of the split that is nearer to training, so that the
             more held-out split stays as it was; "report" changes nothing.
+        remedy: What to do about a leak, for the error.
 
     Raises:
         DataError: on_leak="refuse" and there is a leak; the message lists the patients and images.
@@ -100,7 +104,7 @@ def resolve_leaks(
         "linked_patients_in_one_split": len(kept) - len(crossing),
     }
     if on_leak == "refuse" and (shared or crossing):
-        raise DataError(_describe_leak(found))
+        raise DataError(_describe_leak(found, remedy))
     result = _drop_leaks(splits, patients, crossing) if on_leak == "drop" else splits
     return result, found | {"dropped": int((result == _OUT).sum() - (splits == _OUT).sum())}
 
@@ -115,7 +119,7 @@ def _drop_leaks(splits: Splits, patients: Codes, crossing: Sequence[DuplicatePai
     return result
 
 
-def _describe_leak(found: dict[str, Any]) -> str:
+def _describe_leak(found: dict[str, Any], remedy: str) -> str:
     patients, images = found["patients_in_several_splits"], found["images_in_several_splits"]
     lines = []
     if patients:
@@ -128,7 +132,7 @@ def _describe_leak(found: dict[str, Any]) -> str:
             for d in images
         ]
         lines.append(f"{len(images)} images are in more than one split: {_some(listed)}")
-    advice = "correct the labels file, or split.on_leak=drop (leaves the rows nearer to training out)"
+    advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"
     return f"leak between splits: {'; '.join(lines)}: {advice}"
 
 
@@ -138,16 +142,25 @@ def _some(items: Sequence[str]) -> str:
 
 
 def write_split_once(
-    store: Store, name: str, *, splits: Splits, certificate: dict[str, Any], setting: str = "split.name"
+    store: Store,
+    name: str,
+    *,
+    splits: Splits,
+    certificate: dict[str, Any],
+    patients: Codes | None = None,
+    setting: str = "split.name",
 ) -> Path:
-    """Writes a split as `write_split` does, unless another one of this name is there: runs are tied to its checksum.
+    """Write a split as `write_split` does, unless another one of this name is there: runs are tied to its checksum.
+
+    A file with the same splits stays as it is, to the byte; its certificate is written again, with the labels of today.
 
     Args:
-        store: The images.
-        name: Of the split.
-        splits: Of each image.
-        certificate: With "on_leak" and "near_duplicates", which have to be the same, too.
-        setting: What a user changes for another name.
+        store: Store of the images.
+        name: Name of the split.
+        splits: Split of each image.
+        certificate: With "on_leak" and "near_duplicates", which have to be the same, too, like "merged_patients".
+        patients: As in `write_split`.
+        setting: Setting that gives the split another name, for the message.
 
     Raises:
         ConfigError: a split of this name is there already and differs.
@@ -156,18 +169,40 @@ def write_split_once(
     if path.is_file() and path.with_suffix(".json").is_file():
         written = read_json(path.with_suffix(".json"))
         same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
+        same_policy &= written.get(MERGED, 0) == certificate.get(MERGED, 0)
         same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
         if not same_policy or not same:
-            raise ConfigError(f"split.name={name} is in the store already, made otherwise: choose another {setting}=")
-    return write_split(store, name, splits=splits, certificate=certificate)
+            raise ConfigError(
+                f"split.name={name} is in the store already, made otherwise (other labels, settings or version): "
+                f"choose another {setting}="
+            )
+        return _write_certificate(store, path, certificate)
+    return write_split(store, name, splits=splits, certificate=certificate, patients=patients)
 
 
-def write_split(store: Store, name: str, *, splits: Splits, certificate: dict[str, Any]) -> Path:
-    """Writes splits/<name>.parquet and its certificate <name>.json, and returns the parquet file's path."""
+def write_split(
+    store: Store, name: str, *, splits: Splits, certificate: dict[str, Any], patients: Codes | None = None
+) -> Path:
+    """Write splits/<name>.parquet and its certificate <name>.json; return the parquet file's path.
+
+    Args:
+        store: Store of the images.
+        name: Name of the split.
+        splits: Split of each image.
+        certificate: What it is; "merged_patients" above 0 = the manifest's patients are not those of this split.
+        patients: Patient of each image; written if some are merged.
+    """
     path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
     names = pa.array(SPLIT_NAMES).take(pa.array(splits, pa.int8()))
-    write_table(path, store.read("image_id").append_column("split", names))
-    content = certificate | {"store_sha256": store.sha256, "split_sha256": sha256_file(path), "name": name}
+    table = store.read("image_id").append_column("split", names)
+    if patients is not None and certificate.get(MERGED):
+        table = table.append_column("patient", patients.texts.take(pa.array(patients.values)))
+    write_table(path, table)
+    return _write_certificate(store, path, certificate)
+
+
+def _write_certificate(store: Store, path: Path, certificate: dict[str, Any]) -> Path:
+    content = certificate | {"store_sha256": store.sha256, "split_sha256": sha256_file(path), "name": path.stem}
     write_json(path.with_suffix(".json"), content)
     return path
 
@@ -195,6 +230,18 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     if certificate.get("on_leak") != "report":
         _check_again(store, splits, path)
     return splits, certificate
+
+
+def read_patients(store: Store, certificate: dict[str, Any]) -> Codes:
+    """Return the patient of each image as a split counts them: those who were merged are one, under one of their ids.
+
+    Args:
+        store: Store of the images.
+        certificate: Certificate of the split, as `read_split` returns it; {} = the manifest's patients.
+    """
+    if not certificate.get(MERGED):
+        return store.codes("patient_id")
+    return read_codes(store.folder / SPLITS_FOLDER / f"{Path(str(certificate['name'])).name}.parquet", "patient")
 
 
 def _check_again(store: Store, splits: Splits, path: Path) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, code_column
-from medcls.data.spelling import spelling_key
+from medcls.data.spelling import are_measurements, spelling_key
 from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
 
 BIN = "bin "
@@ -44,28 +44,30 @@ class Strata:
 
 
 def stratify(labels: Codes, *, bins: int = 10) -> Strata:
-    """Returns the strata of single labels: the label itself, or its quantile bin where labels are continuous.
+    """Return the strata of single labels: the label itself, or its quantile bin if labels are continuous.
 
-    Labels count as continuous where all are numbers and more than 20 of them differ. A bin then holds at least 20
-    images, so that a split of a tenth has some of each.
+    A bin holds at least 20 images, so that a split of a tenth has some of each.
 
     Args:
         labels: Of each image.
         bins: At most.
     """
-    found: list[Any] = labels.texts.to_pylist()
     rows = np.flatnonzero(labels.values >= 0)
     codes = labels.values[rows]
-    try:
-        numbers = np.array([float(label) for label in found])
-    except ValueError:
-        numbers = np.empty(0)
-    if len(numbers) <= 20:
+    numbers = read_measurements(labels)
+    if numbers is None:
+        found: list[Any] = labels.texts.to_pylist()
         return Strata(found, rows, codes)
     bins = max(1, min(bins, len(rows) // 20))
     edges = np.quantile(numbers[codes], np.linspace(0, 1, bins + 1)[1:-1])
     places = np.searchsorted(edges, numbers)
     return Strata([f"{BIN}{i}" for i in range(bins)], rows, places[codes].astype(np.int32))
+
+
+def read_measurements(labels: Codes) -> NDArray[np.float64] | None:
+    """Return the number that each text of `labels` is, if they are values on a scale; None for classes."""
+    texts = [str(text) for text in labels.texts.to_pylist()]
+    return np.array([float(spelling_key(text)) for text in texts]) if are_measurements(texts) else None
 
 
 def build_strata(labels: pa.Table, *, label: str | None = None) -> Strata:

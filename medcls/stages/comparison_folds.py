@@ -6,10 +6,20 @@ from dataclasses import dataclass
 
 from medcls.command_line import say
 from medcls.config import CompareJob
-from medcls.data.folds import Fold, check_labels, find_links, link_patients, make_folds, shrink_training, write_fold
-from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, read_split, rows_of
+from medcls.data.folds import (
+    Fold,
+    check_labels,
+    find_links,
+    keep_earlier,
+    link_patients,
+    make_folds,
+    shrink_training,
+    write_fold,
+)
+from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.strata import build_strata
+from medcls.data.stratification import EARLIER
 from medcls.errors import DataError
 from medcls.stages.training_data import read_store_labels
 
@@ -54,10 +64,11 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
     splits, certificate = read_split(store, config.split)
     strata = build_strata(read_store_labels(store), label=_find_label(store, config.label))
     pairs = find_links(store, certificate)
-    patients = link_patients(store.codes("patient_id"), pairs)
+    patients = link_patients(read_patients(store, certificate), pairs)
     k, repeats = config.shape
     if config.kind == "holdout":
-        folds = [Fold(repeat, 1, splits) for repeat in range(1, repeats + 1)]
+        dealt = certificate.get("algorithm", EARLIER)
+        folds = [Fold(repeat, 1, splits, algorithm=dealt) for repeat in range(1, repeats + 1)]
     else:
         pool = splits != SPLIT_NAMES.index(DROPPED)
         if config.over == "development":
@@ -77,6 +88,18 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
         "seed": config.seed,
         "near_duplicates": certificate["near_duplicates"],
     }
+    if config.kind != "holdout":
+        names = [f"{config.prefix}-{_name_fold(job, fold)}" for fold in folds]
+        folds = [
+            keep_earlier(store, name, fold=fold, provenance=provenance, val=config.val)
+            for name, fold in zip(names, folds, strict=True)
+        ]
+        if any(fold.algorithm == EARLIER for fold in folds):
+            say(
+                f"notice: the store has folds {config.prefix} of version 0.2.0, which dealt the patients with most "
+                "images to training first; they are kept for the runs that depend on them: set folds.name=NEW for "
+                "folds dealt at random"
+            )
     planned = []
     for fold in folds:
         for size in job.sizes:
@@ -87,7 +110,7 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
             label = _name_fold(job, part)
             name = config.split if own else f"{config.prefix}-{label}" + (f"-n{size}" if size else "")
             if not own:
-                write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance)
+                write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance, patients=patients)
             planned.append(_plan_fold(job, store, part, name=label, split=name))
     say(f"folds: {len(folds)} ({config.prefix}), {len({fold.split for fold in planned})} splits in {store.folder}")
     return planned, sum(map(_measure_test_share, folds)) / len(folds)

@@ -15,7 +15,7 @@ from medcls.command_line import say
 from medcls.config import TrainJob
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
-from medcls.data.splits import TRAIN, VAL
+from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.evaluation.odds import REGRESSION, compute_ratios, list_contrasts, read_own
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.stages.training_data import TrainingData
@@ -131,4 +131,4 @@ def predict_alone(
 
 def _patients(data: TrainingData, dataset: StoreDataset) -> NDArray[np.int32]:
     """A code of each row's patient, (N,)."""
-    return data.store.codes("patient_id").values[dataset.rows]
+    return read_patients(data.store, data.certificate).values[dataset.rows]

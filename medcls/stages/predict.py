@@ -6,6 +6,7 @@ imaging.decode, which filled the store that the runs were trained on.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.frozen_choices import Choices, read_choices
-from medcls.stages.prediction_levels import complete_cases
+from medcls.stages.prediction_levels import complete_cases, describe_repeats
 from medcls.stages.prediction_table import (
     OK,
     REFUSED,
@@ -43,15 +44,20 @@ from medcls.stages.prediction_table import (
     Case,
     build_rows,
     summarize,
+    write_columns,
     write_identity_map,
     write_rows,
 )
+from medcls.stages.training_distance import read_training_distance
 from medcls.training.checkpoint import ModelCard, read_card, read_model
+from medcls.training.feature_distance import FeatureDistance, tap_features
 from medcls.training.learner import StepRules
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.prediction import predict_logits
 
 INTENDED_USE = "research use; not a medical device"
+MOST_FALSE_ALARMS = 0.02
+"""Images that are far from training are refused if at most this share of validation's own kind is expected to be."""
 
 Pending = tuple[Case, NDArray[Any]]
 """A file and its pixels."""
@@ -66,12 +72,14 @@ class Ensemble:
         cards: Of each.
         rules: Device and precision.
         table: Of clinical values.
+        distances: From the training images of each; None where none was recorded.
     """
 
     models: list[Classifier]
     cards: list[ModelCard]
     rules: StepRules
     table: ClinicalTable
+    distances: list[FeatureDistance | None]
 
 
 def predict(job: PredictJob) -> None:
@@ -84,6 +92,7 @@ def predict(job: PredictJob) -> None:
     out = Path(job.out or "")
     if out.is_dir() or (out.is_file() and is_image(out)):
         raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
+    form = job.form
     cards = read_cards(job)
     named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
     if named:
@@ -107,12 +116,15 @@ def predict(job: PredictJob) -> None:
         "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
     }
     everyone = complete_cases(cases, task=cards[0].task, choices=choices)
+    for notice in describe_repeats(everyone):
+        say(f"notice: {notice}")
     rows = build_rows(everyone, task=cards[0].task, identity=identity, origin=origin)
     if identity.kind == "hmac":
         path = out.with_name(f"{out.name}.identity-map.csv")
         write_identity_map(path, cases, identity)
         say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
-    write_rows(out, rows, task=cards[0].task, form=job.format)
+    write_rows(out, rows, task=cards[0].task, form=form)
+    write_columns(out, rows, task=cards[0].task, intended_use=INTENDED_USE)
     positive = f"; positive class {cards[0].task.positive}" if cards[0].task.positive else ""
     line = f"{summarize(cases)}{positive}; {out}; {INTENDED_USE}"
     if not any(case.state == OK for case in cases):
@@ -209,19 +221,22 @@ def predict_cases(
             continue
         judge_image(case, outcome, cards=cards, refuse=job.out_of_domain == "refuse")
         if case.state == OK:
+            case.pixel_sha256 = hashlib.sha256(outcome.prepared.pixels.tobytes()).hexdigest()
             pending.append((case, outcome.prepared.pixels))
         if len(pending) == job.batch_size:
-            score(pending, ensemble)
+            score(pending, ensemble, out_of_domain=job.out_of_domain)
             pending = []
     if pending:
-        score(pending, ensemble)
+        score(pending, ensemble, out_of_domain=job.out_of_domain)
 
 
 def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -> Ensemble:
     """Returns the networks of the runs on the chosen device."""
     device = choose_device(job.device)
     rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    return Ensemble([read_model(run / MODEL)[0].to(device) for run in job.runs], cards, rules, table)
+    models = [read_model(run / MODEL)[0].to(device) for run in job.runs]
+    distances = [read_training_distance(run, card) for run, card in zip(job.runs, cards, strict=True)]
+    return Ensemble(models, cards, rules, table, distances)
 
 
 def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:
@@ -235,17 +250,47 @@ def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], 
         case.state = REFUSED if refuse else OK
 
 
+def judge_distance(case: Case, distance: float, *, false_alarms: float, out_of_domain: str) -> None:
+    """Fill in how far the image is from those of training, and refuse or note it if it is far.
+
+    Args:
+        case: Of the image.
+        distance: In units of the threshold that was frozen on validation.
+        false_alarms: Expected share of images like those of validation that are far.
+        out_of_domain: "refuse", "note" or "allow".
+    """
+    case.distance = distance
+    if distance <= 1 or out_of_domain == "allow":
+        return
+    # With few validation images the threshold is the farthest of them: too many sound images would be refused by it.
+    refuse = out_of_domain == "refuse" and false_alarms <= MOST_FALSE_ALARMS
+    case.state = REFUSED if refuse else OK
+    case.reason = case.reason or "far_from_training"
+    found = f"its features are {distance:.2f} times as far from the training images as nearly all images of validation"
+    case.detail = "; ".join(filter(None, [case.detail, found]))
+
+
 def _predict(
-    pending: Sequence[Pending], model: Classifier, card: ModelCard, *, clinical: NDArray[np.float32], rules: StepRules
-) -> NDArray[np.float64]:
-    """Logits (N, L) of one run, of the crop that it was trained on."""
+    pending: Sequence[Pending],
+    model: Classifier,
+    card: ModelCard,
+    *,
+    clinical: NDArray[np.float32],
+    rules: StepRules,
+    distance: FeatureDistance | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return logits (N, L) of one run, of the crop that it was trained on, and distances (N,), NaN if not known."""
     images = [pixels if card.crop is None else card.crop.take_center(pixels) for _, pixels in pending]
     places, targets = torch.arange(len(pending)), torch.empty(len(pending), 0)
     batch = Batch(torch.from_numpy(np.stack(images)), targets, places, torch.from_numpy(clinical))
-    return predict_logits(model, [batch], rules)
+    with tap_features(model.backbone) as features:
+        logits = predict_logits(model, [batch], rules)
+    if distance is None:
+        return logits, np.full(len(pending), np.nan)
+    return logits, distance.measure(torch.cat(features).numpy())
 
 
-def score(pending: Sequence[Pending], ensemble: Ensemble) -> None:
+def score(pending: Sequence[Pending], ensemble: Ensemble, *, out_of_domain: str) -> None:
     """Fills in logits and scores of one batch; the scores of several runs are averaged.
 
     Files without a clinical value that a run needs are refused.
@@ -257,14 +302,20 @@ def score(pending: Sequence[Pending], ensemble: Ensemble) -> None:
         refused.state, refused.reason, refused.detail = REFUSED, "clinical_value", why
     kept = [place for place in range(len(pending)) if place not in faults]
     if kept:
-        _fill_scores([pending[place] for place in kept], ensemble, [values[kept] for values, _ in encoded])
+        clinical = [values[kept] for values, _ in encoded]
+        _fill_scores([pending[place] for place in kept], ensemble, clinical, out_of_domain=out_of_domain)
 
 
-def _fill_scores(pending: Sequence[Pending], ensemble: Ensemble, clinical: Sequence[NDArray[np.float32]]) -> None:
-    members = zip(ensemble.models, ensemble.cards, clinical, strict=True)
-    logits = np.stack(
-        [_predict(pending, model, card, clinical=values, rules=ensemble.rules) for model, card, values in members]
-    )
+def _fill_scores(
+    pending: Sequence[Pending], ensemble: Ensemble, clinical: Sequence[NDArray[np.float32]], *, out_of_domain: str
+) -> None:
+    members = zip(ensemble.models, ensemble.cards, clinical, ensemble.distances, strict=True)
+    answers = [
+        _predict(pending, model, card, clinical=values, rules=ensemble.rules, distance=distance)
+        for model, card, values, distance in members
+    ]
+    logits, far = np.stack([answer[0] for answer in answers]), np.stack([answer[1] for answer in answers])
+    false_alarms = max((d.false_alarms for d in ensemble.distances if d is not None), default=0.0)
     kind = ensemble.cards[0].task.output
     scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
     for i, (case, _) in enumerate(pending):
@@ -272,5 +323,11 @@ def _fill_scores(pending: Sequence[Pending], ensemble: Ensemble, clinical: Seque
             detail = "the network's outputs are not finite: try precision=fp32"
             case.state, case.reason, case.detail = REFUSED, "not_finite", detail
             continue
+        if not np.isnan(far[:, i]).all():
+            # Of several runs the one to which the image is strangest.
+            value = float(np.nanmax(far[:, i]))
+            judge_distance(case, value, false_alarms=false_alarms, out_of_domain=out_of_domain)
+            if case.state == REFUSED:
+                continue
         case.scores = scores[i].tolist()
         case.logits = logits[0, i].tolist() if len(logits) == 1 else None

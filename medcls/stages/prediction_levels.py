@@ -52,10 +52,15 @@ def merge_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -
 
 def _merge_level(cases: Sequence[Case], level: str, *, task: Task, rule: str) -> list[Case]:
     members: dict[tuple[str, ...], list[Case]] = {}
+    seen: set[tuple[str, ...]] = set()
     refused: dict[tuple[str, ...], int] = {}
     for case in cases:
         unit = tuple(case.headers.get(name, "") for name in UNITS[level])
         if unit[-1] and case.scores is not None:
+            # The same pixels twice are one image, whatever their files are called.
+            if case.pixel_sha256 and (*unit, case.pixel_sha256) in seen:
+                continue
+            seen.add((*unit, case.pixel_sha256))
             members.setdefault(unit, []).append(case)
         elif unit[-1] and case.state == REFUSED:
             refused[unit] = refused.get(unit, 0) + 1
@@ -75,6 +80,11 @@ def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: 
     names = _SERIES_IDS if level == "series" else UNITS[level]
     details = [case.detail for case in images if case.detail]
     details += [f"{refused} more of its images refused"] if refused else []
+    studies = len({case.headers.get("StudyInstanceUID", "") for case in images})
+    if level == "patient" and studies > 1:
+        details.append(f"images of {studies} studies, combined by {rule}")
+    if level == "series" and len(images) > 1 and images[0].files:
+        details.append(f"{len(images)} volumes of one series, combined by {rule}")
     return Case(
         "",
         OK,
@@ -86,6 +96,32 @@ def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: 
         images=len(images),
         aggregation=rule,
     )
+
+
+def describe_repeats(cases: Sequence[Case]) -> list[str]:
+    """Return what was combined or counted once in the rows of series and patients, in words."""
+    scored = [case for case in cases if case.scores is not None]
+    images = [case for case in scored if case.level == IMAGE and case.pixel_sha256]
+    notices = []
+    repeated = len(images) - len({case.pixel_sha256 for case in images})
+    if repeated:
+        notices.append(
+            f"{repeated} of {len(images)} images have the same pixels as another one: each has a row, and counts "
+            "once in the rows of its series and patient"
+        )
+    several = sum(case.level == "patient" and " studies, combined by " in case.detail for case in scored)
+    if several:
+        notices.append(
+            f"{several} patients have images of several studies: the row of such a patient combines them by the rule "
+            "in its column aggregation; rows with level=series keep them apart"
+        )
+    volumes = sum(case.level == "series" and " volumes of one series, " in case.detail for case in scored)
+    if volumes:
+        notices.append(
+            f"{volumes} series consist of several volumes (other echoes, times or orientations): the row of such a "
+            "series combines them; rows with level=image keep them apart"
+        )
+    return notices
 
 
 def decide_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> None:

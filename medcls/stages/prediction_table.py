@@ -19,7 +19,7 @@ from medcls.data.manifest import write_table
 from medcls.data.targets import Task
 from medcls.evaluation.decision import Decision
 from medcls.evaluation.predictions import Predictions
-from medcls.files import write_bytes
+from medcls.files import write_bytes, write_json
 from medcls.identity import Identity, guard_cell
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
@@ -46,6 +46,8 @@ class Case:
         key: What the image_id is made of, as in a store; "" = the path.
         predicted: The answer of the decision: a class, labels joined by ";", or a number; None without scores.
         decision: The rule that answered, with its thresholds; None without scores.
+        distance: From the training images, in units of the threshold frozen on validation; None if not known.
+        pixel_sha256: Of what the network saw of an image; "" of a series or patient.
     """
 
     path: str
@@ -63,6 +65,8 @@ class Case:
     key: str = ""
     predicted: str | float | None = None
     decision: Decision | None = None
+    distance: float | None = None
+    pixel_sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -104,6 +108,7 @@ def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
         **name_thresholds(task, case.decision),
         **name_scores(task, case.scores),
         **case.chosen,
+        "training_distance": case.distance,
         "logits": case.logits,
     }
 
@@ -166,13 +171,37 @@ def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "sc
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: str) -> None:
-    """Writes the rows atomically, as parquet or as one JSON object a line."""
-    if form == "json":
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        write_bytes(path, "".join(lines).encode())
+    """Write the rows atomically.
+
+    Args:
+        path: The file.
+        rows: As `build_rows` returns them, at least one.
+        task: Of the runs.
+        form: "parquet"; "csv", a blank cell for null; "json", one array of objects; "jsonl", one object a line.
+    """
+    if form == "parquet":
+        schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
+        write_table(path, pa.Table.from_pylist(list(rows), schema=schema))
         return
-    schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
-    write_table(path, pa.Table.from_pylist(list(rows), schema=schema))
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(map(guard_cell, rows[0]))
+        writer.writerows([_write_cell(value) for value in row.values()] for row in rows)
+        write_bytes(path, text.getvalue().encode())
+        return
+    objects = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    content = "[\n" + ",\n".join(objects) + "\n]\n" if form == "json" else "\n".join(objects) + "\n"
+    write_bytes(path, content.encode())
+
+
+def _write_cell(value: Any) -> Any:
+    """Return what a CSV holds of a value: nothing for null, true or false, JSON for a list, no formulas."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | list):
+        return json.dumps(value)
+    return guard_cell(value) if isinstance(value, str) else value
 
 
 def _find_type(name: str, task: Task) -> pa.DataType:
@@ -181,7 +210,65 @@ def _find_type(name: str, task: Task) -> pa.DataType:
         return pa.float64()
     if name.startswith("above_"):
         return pa.bool_()
-    return {"logits": pa.list_(pa.float64()), "images": pa.int64()}.get(name, pa.string())
+    types = {"logits": pa.list_(pa.float64()), "images": pa.int64(), "training_distance": pa.float64()}
+    return types.get(name, pa.string())
+
+
+COLUMNS = {
+    "level": "image (a file or volume), series or patient",
+    "image_id": "name of the image: a keyed pseudonym, or its series or path; as in a store made with the same key",
+    "patient_id": "patient of the DICOM header, as deidentify= says; null for other formats",
+    "study_id": "study of the DICOM header",
+    "series_id": "series of the DICOM header",
+    "images": "images that the scores rest on",
+    "aggregation": "rule by which the images of a series or patient were combined",
+    "state": "ok, refused (an image, and no score) or skipped (not an image of this job)",
+    "reason": "one fixed word: why there is no score, or what is unusual about an image that has one",
+    "detail": "what was found and what was expected",
+    "predicted": "the class that the rule calls; the labels called, joined by ;; or the predicted value",
+    "positive_class": "the class that score, threshold, sensitivity and PPV are about",
+    "grade": "the grade that the predicted value is rounded to",
+    "rule": "the run's rule for calling a class, as evaluate uses it",
+    "threshold": "a score of at least this calls the class, or the label that the column is named by",
+    "score": "score of the class that the column is named by, before any recalibration",
+    "calibrated": "recalibrated probability of the class that the column is named by",
+    "above": "whether the score reaches the frozen operating point that the column is named by",
+    "training_distance": "distance of the image's features from those of training; 1 = the threshold frozen on "
+    "validation, above it the image is far from what was trained on",
+    "logits": "the network's outputs, of a single run",
+    "model_sha256": "SHA-256 of the model file, of several runs joined by +",
+    "preprocess_sha256": "SHA-256 of the preprocessing",
+}
+"""What a column holds; of columns that carry a class, a label or a rule in their name, by the word before it."""
+
+
+def write_columns(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, intended_use: str) -> None:
+    """Write what a table of predictions holds beside it, as PATH.columns.json.
+
+    Args:
+        path: Of the table.
+        rows: Its rows.
+        task: Of the runs.
+        intended_use: What the predictions may be used for.
+    """
+    decided = [name for name in rows[0] if name == "rule" or name.startswith("threshold")]
+    found = {name: sorted({row[name] for row in rows if row[name] is not None}) for name in decided}
+    content = {
+        "columns": {name: describe_column(name) for name in rows[0]},
+        "task": task.kind,
+        "classes": task.class_names,
+        "positive_class": task.positive or None,
+        "rules": found.pop("rule", []),
+        "thresholds": found,
+        "intended_use": intended_use,
+    }
+    write_json(path.with_name(f"{path.name}.columns.json"), content)
+
+
+def describe_column(name: str) -> str:
+    """Return what a column of the table holds."""
+    stem = name if name in COLUMNS else name.partition("_")[0]
+    return COLUMNS[stem]
 
 
 def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) -> None:

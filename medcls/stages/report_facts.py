@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.data.columns import read_columns
-from medcls.data.splits import ORDER, SPLIT_NAMES, read_split, rows_of
+from medcls.data.columns import Codes, read_columns
+from medcls.data.splits import ORDER, SPLIT_NAMES, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import describe_patients, name_age_band
@@ -65,6 +65,7 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
     """Returns the steps from files to evaluated images: title, counts, and what was left out before the next."""
     opened = predictions.opened
     store = opened.store
+    patients = read_patients(store, opened.certificate)
     steps: list[dict[str, Any]] = []
     if (store.folder / LEDGER).is_file():
         ledger = read_columns(store.folder / LEDGER, "state", "reason", coded=True)
@@ -72,43 +73,40 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
         out = [(f"{row['state']}: {row['reason']}", row["count_all"]) for row in counted if row["state"] != "ok"]
         steps.append({"title": "Files found", "files": ledger.num_rows, "left_out": sorted(out)})
     everyone = np.arange(len(store), dtype=np.int64)
-    steps.append({"title": "Images stored", **_count(store, everyone)})
+    steps.append({"title": "Images stored", **_count(patients, everyone)})
     if opened.certificate:
         splits, _ = read_split(store, predictions.card.split_name)
         here = rows_of(splits, split)
         sizes = [(name, int((splits == code).sum())) for code, name in enumerate(SPLIT_NAMES)]
         others = [(f"split {name}", size) for name, size in sizes if size and name != split]
         steps[-1]["left_out"] = [other for other in others if split != "all" or other[0] == "split dropped"]
-        steps.append({"title": f"Split {split}", **_count(store, here)})
+        steps.append({"title": f"Split {split}", **_count(patients, here)})
     else:
         here = everyone
     without = len(here) - len(opened.rows)
     steps[-1]["left_out"] = [*steps[-1].get("left_out", []), *([("no label of this task", without)] if without else [])]
-    return [*steps, {"title": "Evaluated", **_count(store, opened.rows), "left_out": []}]
+    return [*steps, {"title": "Evaluated", **_count(patients, opened.rows), "left_out": []}]
 
 
-def _count(store: Store, rows: NDArray[np.int64]) -> dict[str, int]:
-    return {"images": len(rows), "patients": store.codes("patient_id").count(_mask(store, rows))}
-
-
-def _mask(store: Store, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    chosen = np.zeros(len(store), dtype=np.bool_)
+def _count(patients: Codes, rows: NDArray[np.int64]) -> dict[str, int]:
+    chosen = np.zeros(len(patients.values), dtype=np.bool_)
     chosen[rows] = True
-    return chosen
+    return {"images": len(rows), "patients": patients.count(chosen)}
 
 
 def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
     """Returns images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
     opened = predictions.opened
+    patients = read_patients(opened.store, opened.certificate)
     if not opened.certificate:
-        return {"evaluated": _describe_patients(opened.store, opened.rows)}
+        return {"evaluated": _describe_patients(opened.store, opened.rows, patients)}
     splits, _ = read_split(opened.store, predictions.card.split_name)
     rows = {name: rows_of(splits, name) for name in ORDER}
-    return {name: _describe_patients(opened.store, chosen) for name, chosen in rows.items() if len(chosen)}
+    return {name: _describe_patients(opened.store, chosen, patients) for name, chosen in rows.items() if len(chosen)}
 
 
-def _describe_patients(store: Store, rows: NDArray[np.int64]) -> dict[str, Any]:
-    first = rows[np.unique(store.codes("patient_id").values[rows], return_index=True)[1]]
+def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -> dict[str, Any]:
+    first = rows[np.unique(patients.values[rows], return_index=True)[1]]
     columns = {column: store.column(column, first) for column in ("sex", "manufacturer", "modality")}
     sizes = {"images": len(rows), "patients": len(first)}
     return sizes | describe_patients(store.column("age_years", first), columns)

@@ -24,6 +24,7 @@ from medcls.files import (
     CONTACT_SHEET,
     ENVIRONMENT,
     FAULTS,
+    FEATURE_DISTANCE,
     HOLDER,
     IMAGES,
     METRICS_LOG,
@@ -62,6 +63,7 @@ _OURS = {
     BASELINE,
     BASELINE_WEIGHTS,
     ODDS_RATIOS,
+    FEATURE_DISTANCE,
     RECONSTRUCTIONS,
 }
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from medcls.command_line import say
 from medcls.config import TaskConfig, TrainJob
-from medcls.data.splits import TRAIN, VAL
+from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.data.strata import Strata
 from medcls.data.stratification import assign_shares
 from medcls.distributed import count_ranks, is_first
@@ -170,7 +170,7 @@ def assign_folds(data: TrainingData, targets: NDArray[np.float64], *, seed: int)
     Raises:
         DataError: a class has fewer than two patients, or all of them come into one fold.
     """
-    patients, rows = data.store.codes("patient_id"), data.train.rows
+    patients, rows = read_patients(data.store, data.certificate), data.train.rows
     names, strata = _stratify(data, targets)
     counts = [len(np.unique(patients.values[strata.rows[strata.codes == k]])) for k in range(len(names))]
     few = int(np.argmin(counts))

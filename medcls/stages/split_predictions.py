@@ -16,6 +16,7 @@ from medcls.command_line import say
 from medcls.config import EvaluateJob
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
+from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
@@ -118,7 +119,13 @@ def build_rows(card: ModelCard, opened: Opened, logits: NDArray[np.float64]) -> 
         class_names=task.class_names,
         grades=task.grades,
     )
-    return Rows(predictions, values_of(opened, "patient_id"), values_of(opened, "study_id"))
+    return Rows(predictions, name_patients(opened), values_of(opened, "study_id"))
+
+
+def name_patients(opened: Opened) -> list[Any]:
+    """Return the patient of each opened row; patients whom the split has merged (split.merge_linked) are one."""
+    patients = read_patients(opened.store, opened.certificate)
+    return patients.texts.take(pa.array(patients.values[opened.rows])).to_pylist()
 
 
 def values_of(opened: Opened, column: str) -> list[Any]:

@@ -35,6 +35,7 @@ from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.same_data import confirm_finished
 from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
+from medcls.stages.training_distance import write_training_distance
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard, write_model
 from medcls.training.engine import NonFiniteError
@@ -98,7 +99,16 @@ def _train(job: TrainJob, run: Path) -> None:
             write_odds(job, run, data=data, model=learner.model, state=best.state, rules=rules)
         if cached and best.state is not None:
             best.state = model.state_dict() | best.state
-        write_best(job, run, data=data, best=best, ancestors=lineage.models, options=model.backbone.options)
+        distance = write_training_distance(job, run, data=data, model=model, state=best.state, rules=rules)
+        write_best(
+            job,
+            run,
+            data=data,
+            best=best,
+            ancestors=lineage.models,
+            options=model.backbone.options,
+            distance_sha256=distance,
+        )
         delete_checkpoints(run)
 
 
@@ -196,6 +206,7 @@ def write_best(
     best: Best,
     ancestors: list[dict[str, Any]],
     options: dict[str, Any],
+    distance_sha256: str,
 ) -> None:
     """Writes model.safetensors, last of all: a run with a model file is a finished run."""
     if best.state is None:
@@ -235,6 +246,7 @@ def write_best(
         clinical=data.clinical,
         options=options,
         head=job.model.head_kind,
+        distance_sha256=distance_sha256,
         head_width=job.model.head_width if job.model.head == "mlp" else 0,
         positive_class=data.task.positive,
     )

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from medcls.command_line import say
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.manifest import write_table
+from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.evaluation.intervals import compute_intervals
@@ -34,10 +35,11 @@ _CHUNK = 16
 def write_baseline(run: Path, job: TrainJob, data: TrainingData) -> None:
     """Fits the baseline on the training rows, measures it on the validation rows, and keeps it in the run."""
     train, val = data.train, data.val
+    patients = read_patients(data.store, data.certificate)
     model = fit_voxels(
         read_features(data.store, train.rows),
         train.targets.numpy().astype(np.float64),
-        data.store.column("patient_id", train.rows),
+        patients.texts.take(pa.array(patients.values[train.rows])).to_pylist(),
         kind=data.task.kind,
         seed=job.seed,
     )
@@ -84,7 +86,7 @@ def measure_baseline(job: EvaluateJob, predictions: SplitPredictions) -> dict[st
     opened, one = predictions.opened, predictions.rows.predictions
     scores = model.predict(read_features(opened.store, opened.rows))
     other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
-    columns = {name: values_of(opened, name) for name in ("image_id", "patient_id")}
+    columns = {"image_id": values_of(opened, "image_id"), "patient_id": list(predictions.rows.patient_ids)}
     table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
     write_table(predictions.folder / BASELINE_PREDICTIONS, table)
     settings: dict[str, Any] = {"replicates": job.replicates, "seed": job.seed}

@@ -65,6 +65,7 @@ class ModelCard:
         head_width: Its hidden units; 0 = none.
         positive_class: Of a binary task, as it was named at training; "" for other kinds, and in files from before it
             was recorded, whose positive class is the second one.
+        distance_sha256: Of the run's feature_distance.safetensors; "" where there is none.
     """
 
     architecture: str
@@ -89,6 +90,7 @@ class ModelCard:
     head: str = "linear"
     head_width: int = 0
     positive_class: str = ""
+    distance_sha256: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON form."""

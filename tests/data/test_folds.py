@@ -17,14 +17,16 @@ from medcls.data.folds import (
     Fold,
     check_labels,
     find_links,
+    keep_earlier,
     link_patients,
     make_folds,
     shrink_training,
     write_fold,
 )
-from medcls.data.splits import SPLIT_NAMES, read_split
+from medcls.data.splits import SPLIT_NAMES, read_split, write_split
 from medcls.data.store import Store
 from medcls.data.strata import Strata, build_strata, stratify
+from medcls.data.stratification import EARLIER
 from medcls.errors import ConfigError, DataError
 
 TRAIN, VAL, TEST, OUT = range(4)
@@ -161,8 +163,29 @@ def test_a_fold_becomes_a_certified_split_and_is_written_once(fresh_store: Store
     assert splits.tolist() == folds[0].splits.tolist()
     assert written["on_leak"] == "refuse"
     assert sum(written["images"].values()) == 48
-    with pytest.raises(ConfigError, match=r"split.name=cv is in the store already, made otherwise: .*folds\.name="):
+    with pytest.raises(ConfigError, match=r"split.name=cv is in the store already, made otherwise .*folds\.name="):
         write_fold(fresh_store, "cv", fold=folds[1], strata=strata, pairs=pairs, provenance=provenance)
+
+
+def test_a_fold_of_version_0_2_0_is_kept_for_the_same_arguments(fresh_store: Store) -> None:
+    patients = fresh_store.codes("patient_id")
+    strata = build_strata(pa.table({"label": fresh_store.read("side").column("side")}))
+    first, second = make_folds(patients, strata, pool=everyone(patients), k=2, val=0.2)
+    provenance = {"source": "fold", "seed": 0, "near_duplicates": LIMITS}
+    arguments = {"fold": first, "provenance": provenance, "val": 0.2}
+    assert keep_earlier(fresh_store, "cv", **arguments) is first
+    write_fold(fresh_store, "cv", fold=second, strata=strata, pairs=[], provenance=provenance)
+    assert keep_earlier(fresh_store, "cv", **arguments) is first, "made by this version: compared, and refused"
+    splits, certificate = read_split(fresh_store, "cv")
+    old = {name: value for name, value in certificate.items() if name != "algorithm"}
+    write_split(fresh_store, "cv", splits=splits, certificate=old)
+    kept = keep_earlier(fresh_store, "cv", **arguments)
+    assert kept.splits.tolist() == second.splits.tolist()
+    write_fold(fresh_store, "cv", fold=kept, strata=strata, pairs=[], provenance=provenance)
+    assert read_split(fresh_store, "cv")[1]["algorithm"] == EARLIER
+    assert keep_earlier(fresh_store, "cv", **arguments).splits.tolist() == second.splits.tolist()
+    for change in ({"val": 0.4}, {"provenance": provenance | {"seed": 1}}):
+        assert keep_earlier(fresh_store, "cv", **(arguments | change)) is first
 
 
 def test_a_leaking_fold_is_never_written(fresh_store: Store) -> None:

@@ -89,16 +89,41 @@ def test_every_stratum_is_shared_out_in_proportion(counts: dict[str, int], image
             assert abs(got[name] / images - share * number) <= 2, (label, name, got)
 
 
-def test_rare_labels_of_several_are_shared_out_too() -> None:
+def test_each_of_several_labels_has_its_share_of_patients() -> None:
+    """Within one patient: patients are dealt, and what one label's patients got another's make up for."""
     generator = np.random.default_rng(0)
     shares = {"a": 0.5, "b": 0.3, "rare": 0.05}
     strata = [[label for label in shares if generator.random() < shares[label]] for _ in range(600)]
     patients = [f"p{i // 2}" for i in range(600)]
-    splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=0)
-    total = Counter(label for labels in strata for label in labels)
-    for name, share in FRACTIONS.items():
-        got = Counter(label for s, labels in zip(splits, strata, strict=True) if s == name for label in labels)
-        assert {label: abs(got[label] - share * total[label]) <= 3 for label in total} == dict.fromkeys(total, True)
+    having = {label: {p for p, labels in zip(patients, strata, strict=True) if label in labels} for label in shares}
+    for seed in range(5):
+        splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=seed)
+        for name, share in FRACTIONS.items():
+            there = {patient for patient, split in zip(patients, splits, strict=True) if split == name}
+            assert all(abs(len(there & own) - share * len(own)) < 1 for own in having.values())
+
+
+def test_every_split_has_a_label_of_as_many_patients_as_splits() -> None:
+    cohort = [["rare"]] * 3 + [["common"]] * 60
+    for seed in range(20):
+        splits = assign_splits(*spread(cohort), fractions=FRACTIONS, seed=seed)
+        assert sorted(splits[:3]) == sorted(ORDER)
+
+
+def test_few_patients_of_as_many_labels_leave_no_split_empty() -> None:
+    for seed in range(20):
+        assert set(assign_splits(*spread([["a"], ["b"], ["c"], ["d"]]), fractions=FRACTIONS, seed=seed)) == set(ORDER)
+
+
+def test_known_patients_stay_and_new_ones_make_up_for_their_shares() -> None:
+    patients, strata = spread([["a"]] * 20 + [["a"]] * 20)
+    codes = code(patients)
+    known = np.full(40, SPLIT_NAMES.index(DROPPED), np.int8)
+    known[[int(codes.text(place)[1:]) < 20 for place in range(40)]] = 0  # all in train
+    for seed in range(5):
+        splits = assign_splits(patients, strata, fractions=FRACTIONS, seed=seed, known=known)
+        assert set(splits[:20]) == {"train"}
+        assert Counter(splits) == {"train": 28, "val": 4, "test": 8}
 
 
 def test_the_seed_changes_the_split_and_nothing_else_does() -> None:
@@ -115,7 +140,7 @@ def test_a_split_is_the_same_on_every_machine() -> None:
     assert "".join(split[1] for split in splits) == EXPECTED
 
 
-EXPECTED = "erreerreer"
+EXPECTED = "rrrereeree"
 
 
 def test_unlabelled_images_are_shared_out() -> None:

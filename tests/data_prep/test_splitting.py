@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from medcls.data.splits import ORDER, read_split
+from medcls.data.splits import ORDER, read_split, write_split
 from medcls.data.store import Store
-from medcls.errors import DataError
+from medcls.data.stratification import DEALING
+from medcls.errors import ConfigError, DataError
 from medcls.files import read_json
 
 Rows = list[dict[str, Any]]
@@ -155,7 +156,7 @@ def test_a_class_missing_from_a_given_split(given: Callable[..., Path], run_prep
         return [row for row in rows if (row["split"], row["label"]) != ("val", "severe")]
 
     raw = given(change)
-    with pytest.raises(DataError, match="classes missing from a split: val has no image of severe: more patients"):
+    with pytest.raises(DataError, match="classes missing from a split: val has no image of severe: add patients"):
         run_prepare(raw, tmp_path / "store")
     store = run_prepare(raw, tmp_path / "store", "split.on_missing=report")
     assert certificate_of(store)["classes_missing"] == {"val": ["severe"]}
@@ -209,3 +210,42 @@ def test_continuous_labels_of_few_patients_fill_every_split(
     certificate = read_json(run_prepare(raw, tmp_path / "store").folder / "splits" / "default.json")
     assert min(certificate["images"][name] for name in ("train", "val", "test")) > 0
     assert certificate["classes_missing"] == {}
+
+
+def make_earlier(store: Store) -> bytes:
+    """Give the store a split as version 0.2.0 wrote it: other patients in train, no algorithm in the certificate."""
+    splits, certificate = read_split(store, "default")
+    moved = np.where(splits == 0, 2, np.where(splits == 2, 0, splits)).astype(np.int8)
+    old = {name: value for name, value in certificate.items() if name != "algorithm"}
+    write_split(store, "default", splits=moved, certificate=old)
+    return (store.folder / "splits" / "default.parquet").read_bytes()
+
+
+def test_a_split_of_version_0_2_0_is_kept_by_the_same_command(
+    source: Path, run_prepare: Prepare, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = run_prepare(source, tmp_path / "store")
+    assert certificate_of(store)["algorithm"] == DEALING
+    before = make_earlier(store)
+    capsys.readouterr()
+    run_prepare(source, tmp_path / "store")
+    assert "split default was made by version 0.2.0" in capsys.readouterr().err
+    assert (store.folder / "splits" / "default.parquet").read_bytes() == before
+    assert "algorithm" not in certificate_of(store)
+    run_prepare(source, tmp_path / "store", "split.name=random")
+    assert read_split(store, "random")[1]["algorithm"] == DEALING
+
+
+@pytest.mark.parametrize("change", ["split.seed=1", "split.test=0.3", "split.on_leak=report", "labels"])
+def test_a_split_of_version_0_2_0_from_other_settings_or_labels_is_refused(
+    change: str, source: Path, run_prepare: Prepare, tmp_path: Path, read_labels_csv: Any, write_labels: Any
+) -> None:
+    raw = Path(shutil.copytree(source, tmp_path / "raw"))
+    store = run_prepare(raw, tmp_path / "store")
+    before = make_earlier(store)
+    rows = read_labels_csv(raw / "labels.csv")
+    if change == "labels":
+        write_labels(raw / "labels.csv", [row | {"label": "mild"} for row in rows[:2]] + rows[2:])
+    with pytest.raises(ConfigError, match=r"split\.name=default is in the store already, made otherwise"):
+        run_prepare(raw, tmp_path / "store", *([] if change == "labels" else [change]))
+    assert (store.folder / "splits" / "default.parquet").read_bytes() == before

@@ -334,8 +334,8 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
         run_compare(
             f"stores.first={other_store.folder}", arms=("++arms.a={steps: [['store=first'], ['model.weights=x']]}",)
         )
-    with pytest.raises(DataError, match=r"fold r1f1: .*val has no image of"):
-        run_compare("folds.val=0.01")
+    with pytest.raises(DataError, match=r"fold r1f\d+: .*test has no image of"):
+        run_compare("folds.k=10")
     with pytest.raises(DataError, match=r"sizes=500: fold r1f1 has \d+ training images"):
         run_compare("sizes=[500]")
     assert executor.commands == []
@@ -345,8 +345,8 @@ def test_folds_of_other_arguments_take_other_names_or_are_refused(run_compare: C
     run_compare("plan_only=true")
     run_compare("plan_only=true", "folds.seed=1", out="other")
     with pytest.raises(ConfigError, match=r"split\.name=kfold2-s0-r1f1 is in the store already.*folds\.name="):
-        run_compare("plan_only=true", "folds.val=0.3", out="third")
-    run_compare("plan_only=true", "folds.val=0.3", "folds.name=mine", out="third")
+        run_compare("plan_only=true", "folds.val=0.5", out="third")
+    run_compare("plan_only=true", "folds.val=0.5", "folds.name=mine", out="third")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,14 +25,17 @@ from numpy.typing import NDArray
 
 from data_prep.demo import write_demo
 from medcls.config import PredictJob
+from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import MODEL, read_json, sha256_file, sha256_json, write_json
+from medcls.files import FEATURE_DISTANCE, MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
 from medcls.predict import main
 from medcls.stages import evaluate as evaluate_stage
 from medcls.stages import predict as stage
-from medcls.training.checkpoint import ModelCard, read_card, read_model, write_model
+from medcls.stages.prediction_table import COLUMNS
+from medcls.training.checkpoint import ModelCard, read_card, read_model, read_state, write_model
+from medcls.training.feature_distance import read_distance, write_distance
 
 Rows = list[dict[str, Any]]
 ROOT = Path(__file__).resolve().parents[2]
@@ -423,10 +428,124 @@ def test_json_has_the_same_rows(
     predict(run, few, *given)
     rows = read_rows(tmp_path / "predictions.parquet")
     assert [row["level"] for row in rows] == ["image"] * 5 + ["series", "patient"]
-    out = tmp_path / "rows.json"
-    with pytest.raises(Exception, match="parquet"):  # read_rows of the fixture reads parquet alone
-        predict(run, few, *given, "format=json", f"out={out}")
-    assert [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()] == rows
+
+    def write(name: str) -> str:
+        with contextlib.suppress(pa.ArrowInvalid):  # read_rows of the fixture reads parquet alone
+            predict(run, few, *given, f"out={tmp_path / name}")
+        return (tmp_path / name).read_text(encoding="utf-8")
+
+    assert json.loads(write("rows.json")) == rows
+    assert [json.loads(line) for line in write("rows.jsonl").splitlines()] == rows
+    table = list(csv.DictReader(write("rows.csv").splitlines()))
+    assert [line["image_id"] for line in table] == [row["image_id"] or "" for row in rows]
+    for line, row in zip(table, rows, strict=True):
+        for name in (name for name in row if name.startswith("score_")):
+            assert (float(line[name]) if line[name] else None) == row[name]
+        assert json.loads(line["logits"] or "null") == row["logits"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["out=pred.txt"], r"out=pred.txt: its suffix .* choose one of .parquet, .csv, .json, .jsonl"),
+        (["out=pred"], "its suffix is not the name of a format"),
+        (["out=pred.csv", "format=parquet"], r"format=parquet with out=pred.csv: set out= to a .parquet file"),
+        (["out=rows.json", "format=jsonl"], r"set out= to a .jsonl file"),
+        (["format=xlsx"], "format=xlsx: expected one of parquet, csv, json, jsonl"),
+    ],
+)
+def test_format_is_that_of_the_suffix_and_a_contradiction_is_refused(
+    predict: Callable[..., Rows], trained: Path, few: Path, arguments: list[str], part: str
+) -> None:
+    with pytest.raises(ConfigError, match=part):
+        predict(trained, few, *arguments)
+    assert not Path("pred").exists()
+
+
+def test_columns_file_says_what_each_column_holds(
+    predict: Callable[..., Rows], trained: Path, few: Path, tmp_path: Path
+) -> None:
+    (row, *_) = predict(trained, few)
+    content = read_json(tmp_path / "predictions.parquet.columns.json")
+    assert set(content["columns"]) == set(row)
+    assert all(content["columns"].values())
+    assert (content["classes"], content["task"], content["positive_class"]) == (["0", "1", "2"], "multiclass", None)
+    documented = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in COLUMNS if f"`{name}" not in documented] == []
+
+
+# --- how far from training
+
+
+@pytest.fixture
+def certain(trained: Path, tmp_path: Path) -> Path:
+    """A run whose threshold is as sure as that of a hundred validation images."""
+    run = tmp_path / "certain"
+    shutil.copytree(trained, run)
+    distance = read_distance(run / FEATURE_DISTANCE)
+    write_distance(run / FEATURE_DISTANCE, dataclasses.replace(distance, false_alarms=0.01))
+    state, card = read_state(run / MODEL)
+    sha256 = sha256_file(run / FEATURE_DISTANCE)
+    write_model(run / MODEL, state, dataclasses.replace(card, distance_sha256=sha256))
+    return run
+
+
+@pytest.fixture
+def strange(few: Path) -> Path:
+    """The folder `few` with a picture of the right kind and size that shows something else."""
+    cv2.imwrite(str(few / "images" / "stripes.png"), np.tile(np.uint8([[0], [255]]), (16, 32)))
+    return few
+
+
+def test_distance_is_that_of_the_features_of_training(
+    predict: Callable[..., Rows], trained: Path, raw: Path, store: Store
+) -> None:
+    rows = by_image(predict(trained, raw))
+    model, card = read_model(trained / MODEL)
+    distance = read_distance(trained / FEATURE_DISTANCE)
+    assert card.distance_sha256 == sha256_file(trained / FEATURE_DISTANCE)
+    with torch.inference_mode():
+        images = torch.from_numpy(store.images(np.arange(len(store))))
+        expected = distance.measure(model.backbone(model.normalize(images)).numpy())
+    found = [rows[name]["training_distance"] for name in store.column("image_id")]
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    val = rows_of(read_split(store, "default")[0], "val")
+    # Of twelve validation images the farthest is the threshold.
+    assert max(np.array(found)[val]) == pytest.approx(1, abs=1e-3)
+    assert distance.false_alarms == pytest.approx(1 / 13)
+
+
+@pytest.mark.parametrize(
+    ("out_of_domain", "state", "reason"),
+    [("refuse", "refused", "far_from_training"), ("note", "ok", "far_from_training"), ("allow", "ok", None)],
+)
+def test_image_far_from_training_is_refused_noted_or_allowed(
+    predict: Callable[..., Rows], certain: Path, strange: Path, out_of_domain: str, state: str, reason: str | None
+) -> None:
+    row = by_image(predict(certain, strange, f"out_of_domain={out_of_domain}"))["images/stripes.png"]
+    assert (row["state"], row["reason"]) == (state, reason)
+    assert row["training_distance"] > 1
+    assert (row["predicted"] is None) == (state == "refused")
+
+
+def test_threshold_from_few_validation_images_refuses_nothing(
+    predict: Callable[..., Rows], trained: Path, strange: Path
+) -> None:
+    row = by_image(predict(trained, strange))["images/stripes.png"]
+    assert (row["state"], row["reason"]) == ("ok", "far_from_training")
+
+
+def test_missing_distance_is_said_and_a_changed_one_is_refused(
+    predict: Callable[..., Rows], certain: Path, few: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = certain / FEATURE_DISTANCE
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="has changed since the training ended"):
+        predict(certain, few)
+    path.unlink()
+    assert {row["training_distance"] for row in predict(certain, few)} == {None}
+    assert "is missing: how far images are from training is not known" in capsys.readouterr().err
 
 
 def test_outputs_that_are_not_finite_cost_their_row(

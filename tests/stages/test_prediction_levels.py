@@ -14,7 +14,7 @@ from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.thresholds import NEVER, list_rules
 from medcls.identity import Identity
 from medcls.stages.frozen_choices import Choices
-from medcls.stages.prediction_levels import complete_cases
+from medcls.stages.prediction_levels import complete_cases, describe_repeats
 from medcls.stages.prediction_table import Case, build_rows
 
 BINARY = Task("binary", ["no", "yes"], ["label"])
@@ -213,3 +213,36 @@ def test_rows_above_a_point_are_as_many_as_evaluation_counts(task: Task) -> None
         assert [one.predicted for one in everyone if one.level == "image"] == [
             BINARY.class_names[grade] for grade in rows.predictions.grade_predicted
         ]
+
+
+def test_same_pixels_count_once_in_series_and_patient() -> None:
+    cases = [
+        make_case("p1", "s1", 0.2, pixel_sha256="a"),
+        make_case("p1", "s1", 0.8, pixel_sha256="b"),
+        make_case("p1", "s1", 0.8, pixel_sha256="b"),
+        make_case("p2", "s2", 0.8, pixel_sha256="b"),
+    ]
+    everyone = complete_cases(cases, task=BINARY, choices=None)
+    found = [(one.level, *ids(one), one.images, one.scores) for one in everyone[4:]]
+    assert found == [
+        ("series", "p1", "s1", 2, [0.5]),
+        ("series", "p2", "s2", 1, [0.8]),
+        ("patient", "p1", None, 2, [0.5]),
+        ("patient", "p2", None, 1, [0.8]),
+    ]
+    (notice,) = describe_repeats(everyone)
+    assert notice.startswith("2 of 4 images have the same pixels as another one")
+
+
+def test_images_of_several_studies_and_volumes_of_one_series_are_said_where_they_are_combined() -> None:
+    cases = [make_case("p1", series, score, files=("a",)) for series, score in (("s1", 0.2), ("s1", 0.4), ("s2", 0.9))]
+    cases[2].headers["StudyInstanceUID"] = "another"
+    everyone = complete_cases(cases, task=BINARY, choices=None)
+    assert [(one.level, one.images, one.detail) for one in everyone[3:]] == [
+        ("series", 2, "2 volumes of one series, combined by mean"),
+        ("series", 1, ""),
+        ("patient", 3, "images of 2 studies, combined by mean"),
+    ]
+    studies, volumes = describe_repeats(everyone)
+    assert studies.startswith("1 patients have images of several studies")
+    assert volumes.startswith("1 series consist of several volumes")

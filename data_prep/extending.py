@@ -1,0 +1,172 @@
+"""A split that extends an earlier one: known patients stay where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from medcls.command_line import say
+from medcls.config import SplitConfig
+from medcls.data.columns import Codes
+from medcls.data.duplicates import DuplicatePair
+from medcls.data.folds import link_patients
+from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits, read_split
+from medcls.data.store import Store
+from medcls.errors import ConfigError, MedclsError, MissingInputError
+from medcls.files import DATASET, SPLITS
+
+_OUT = SPLIT_NAMES.index(DROPPED)
+_DEFAULT = "default"
+# Stores beside this one that are looked at, the newest first.
+_MOST_STORES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Where an earlier split has the patients of a store.
+
+    Attributes:
+        splits: (patients.texts,) split of each patient, the code of DROPPED for a new one.
+        chain: Splits that are extended, the nearest first, as the certificate states them.
+    """
+
+    splits: NDArray[np.int8]
+    chain: list[dict[str, Any]]
+
+    def spread(self, patients: Codes, units: Codes) -> NDArray[np.int8]:
+        """Return the most held-out known split of each unit of merged patients."""
+        return _most_held_out(self.splits[patients.values], units)
+
+
+def _most_held_out(of_row: Splits, owners: Codes) -> NDArray[np.int8]:
+    """Return the most held-out split among the rows of each owner, the code of DROPPED if it has none."""
+    found = np.full(len(owners.texts), -1, np.int8)
+    kept = of_row != _OUT
+    np.maximum.at(found, owners.values[kept], of_row[kept])
+    return np.where(found < 0, np.int8(_OUT), found)
+
+
+def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Sequence[DuplicatePair]) -> Known:
+    """Return where the split that is extended has the patients of a store.
+
+    A patient is known by its id, or by an image that is identical to one of a known patient (if both stores were
+    prepared alike) or linked to one inside this store.
+
+    Args:
+        store: Store that is split.
+        config: With `extends`.
+        patients: patient_id of each image.
+        links: Pairs of images of different patients of this store that are the same.
+
+    Raises:
+        MissingInputError: no such store or split.
+        ConfigError: the stores have other pseudonym keys, or share no patient.
+        DataError: the earlier split is damaged.
+    """
+    folder, name = _locate(str(config.extends), config.name)
+    old = Store(folder)
+    splits, certificate = read_split(old, name)
+    if old.info["deidentify"] != store.info["deidentify"]:
+        kinds = [f"{s.info['deidentify']['kind']}, key {s.info['deidentify']['key_fingerprint']}" for s in (old, store)]
+        raise ConfigError(
+            f"split.extends={config.extends}: its patients have other pseudonyms (found {kinds[0]}; here {kinds[1]}), "
+            "so that none can be recognised: set deidentify and deidentify.key_file as that store had them"
+        )
+    by_id = _look_up(patients, old.codes("patient_id"), splits)
+    by_image = np.full(len(patients.texts), _OUT, np.int8)
+    if old.spec == store.spec:
+        by_image = _most_held_out(_find_identical(store, old, splits), patients)
+    found = np.where(by_id != _OUT, by_id, by_image)
+    linked = link_patients(patients, links)
+    together = _most_held_out(found[patients.values], linked)
+    first = np.unique(patients.values, return_index=True)[1]
+    found = np.where(found != _OUT, found, together[linked.values[first]])
+    count = int((by_id != _OUT).sum())
+    if not (found != _OUT).any():
+        raise ConfigError(
+            f"split.extends={config.extends}: none of the {len(patients.texts)} patients of this store is in it "
+            f"({len(old.codes('patient_id').texts)} patients), by id or by image: check patient_id and "
+            "deidentify.key_file, or remove split.extends"
+        )
+    follow = int((found != _OUT).sum()) - count
+    say(
+        f"split {config.name} extends split {name} of store {old.name}: {count} patients stay where they were, "
+        f"{follow} more follow an image that is the same, {len(found) - count - follow} are new and dealt"
+    )
+    if old.spec != store.spec:
+        say("notice: split.extends: the two stores were prepared differently, so that patients are known by id only")
+    link = {
+        "store": old.name,
+        "store_sha256": old.sha256,
+        "split": name,
+        "split_sha256": certificate["split_sha256"],
+        "patients_known": count,
+        "patients_known_by_image": follow,
+    }
+    return Known(found.astype(np.int8), [link, *certificate.get("extends", [])])
+
+
+def _locate(given: str, name: str) -> tuple[Path, str]:
+    """Return the store's folder and the split's name."""
+    path = Path(given)
+    if path.suffix == ".json" and path.parent.name == SPLITS:
+        return path.parent.parent, path.stem
+    if not (path / DATASET).is_file():
+        raise MissingInputError(f"split.extends={given}: expected a store's folder, or STORE/{SPLITS}/NAME.json")
+    for candidate in (name, _DEFAULT):
+        if (path / SPLITS / f"{candidate}.json").is_file():
+            return path, candidate
+    names = sorted(file.stem for file in (path / SPLITS).glob("*.json"))
+    raise MissingInputError(
+        f"split.extends={given}: the store has no split {name} or {_DEFAULT} (it has {', '.join(names) or 'none'}): "
+        f"set split.extends={given}/{SPLITS}/NAME.json"
+    )
+
+
+def _look_up(patients: Codes, old: Codes, splits: Splits) -> NDArray[np.int8]:
+    """Return the earlier split of each patient by its id, the code of DROPPED if it has none."""
+    known = np.append(_most_held_out(splits, old), np.int8(_OUT))
+    return np.asarray(known[pc.fill_null(pc.index_in(patients.texts, value_set=old.texts), -1).to_numpy()])
+
+
+def _find_identical(store: Store, old: Store, splits: Splits) -> NDArray[np.int8]:
+    """Return for each image the earlier split of an identical one, the code of DROPPED if there is none."""
+    kept = np.flatnonzero(splits != _OUT)
+    before = old.read("pixel_sha256", rows=kept).column(0).combine_chunks()
+    place = pc.fill_null(pc.index_in(store.read("pixel_sha256").column(0), value_set=before), -1).to_numpy()
+    return np.asarray(np.append(splits[kept], np.int8(_OUT))[place])
+
+
+def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse: str | None) -> None:
+    """Print a notice for each older store that has some of these patients in other splits.
+
+    Looked at are reuse= and the newest stores beside this one, if their ids can be compared.
+    """
+    folder = store.folder.resolve()
+    beside = [path.parent for path in folder.parent.glob(f"*/{DATASET}") if path.parent != folder]
+    newest = sorted(beside, key=lambda path: (-(path / DATASET).stat().st_mtime_ns, path.name))[:_MOST_STORES]
+    older = list(dict.fromkeys([*([Path(reuse).resolve()] if reuse else []), *newest]))
+    here = _most_held_out(splits, patients)
+    for path in older:
+        try:
+            location, name = _locate(str(path), _DEFAULT)
+            old = Store(location)
+            if old.info["deidentify"] != store.info["deidentify"]:
+                continue
+            there = _look_up(patients, old.codes("patient_id"), read_split(old, name)[0])
+        except (MedclsError, OSError):  # whatever else lies there is not asked for
+            continue
+        shared = (there != _OUT) & (here != _OUT)
+        moved = int((shared & (there != here)).sum())
+        if moved:
+            say(
+                f"notice: {int(shared.sum())} patients are also in store {path}, {moved} of them in another of its "
+                "splits: a model of one store may have been trained on the held-out patients of the other; set "
+                f"split.extends={path} with another split.name= to keep them where they were"
+            )

@@ -1,0 +1,225 @@
+"""Images that show the same pixels: contradictions if their labels differ, links if their patients do."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from data_prep.label_rows import is_label
+from medcls.config import SplitConfig
+from medcls.data.columns import Codes, code_column
+from medcls.data.duplicates import Differ, DuplicatePair, find_store_duplicates
+from medcls.data.spelling import spelling_key
+from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits
+from medcls.data.store import Store
+from medcls.data.strata import read_measurements
+from medcls.files import atomic_file
+from medcls.identity import guard_cell
+
+_SHOWN = 5
+# Two values of one image contradict each other if they differ by more than this share of the standard deviation.
+_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where stored images come from, for messages and private lists.
+
+    Attributes:
+        name: Setting that the labels come from, such as "labels=FILE.csv" or "source=DIR".
+        plan: Columns number (line of the labels file, 0 = none) and files of each planned image.
+        places: (N,) row of the plan of each stored image, -1 for one that is not listed any more.
+    """
+
+    name: str = "labels"
+    plan: pa.Table | None = None
+    places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def describe(self, rows: Sequence[int]) -> list[tuple[int, str]]:
+        """Return line and path (the first of a volume's) of stored images; 0 and "" if they are unknown."""
+        if self.plan is None:
+            return [(0, "") for _ in rows]
+        places = pa.array(self.places[np.asarray(rows, np.int64)])
+        found = self.plan.select(["number", "files"]).take(places)
+        return [(row["number"] or 0, row["files"][0]) for row in found.to_pylist()]
+
+
+@dataclass(frozen=True, slots=True)
+class SameImages:
+    """What the search for the same image found.
+
+    Attributes:
+        links: Pairs of images of different patients.
+        contradictions: Groups of rows of one image, two of which have different labels. Within one patient only
+            identical pixels count: neighbouring slices and frames are nearly identical, and may differ in label.
+        suspected: Pairs of nearly identical images of one patient with different labels.
+    """
+
+    links: list[DuplicatePair]
+    contradictions: list[list[int]]
+    suspected: list[DuplicatePair]
+
+    @property
+    def contradicting(self) -> list[int]:
+        """The rows of all contradictions."""
+        return [row for group in self.contradictions for row in group]
+
+
+def find_same_images(store: Store, labels: pa.Table, *, patients: Codes, config: SplitConfig) -> SameImages:
+    """Return the images that are the same, of different patients or under different labels.
+
+    Args:
+        store: Store of the images.
+        labels: "listed", and "label" or "label_NAME", a row for each stored image.
+        patients: patient_id of each image.
+        config: Limits of a near duplicate.
+    """
+    differ = build_differ(labels)
+    pairs = find_store_duplicates(
+        store,
+        patients,
+        max_bits=config.near_duplicate_bits,
+        min_correlation=config.near_duplicate_correlation,
+        differ=differ,
+    )
+    listed = labels.column("listed").to_numpy()
+    pairs = [pair for pair in pairs if listed[pair.first] and listed[pair.second]]
+    ends = np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)
+    links = patients.values[ends[:, 0]] != patients.values[ends[:, 1]]
+    sure = links | np.array([pair.identical for pair in pairs], bool)
+    return SameImages(
+        links=[pair for pair, link in zip(pairs, links, strict=True) if link],
+        contradictions=_group(ends[sure], differ(ends[sure, 0], ends[sure, 1]), size=len(store)),
+        suspected=[pair for pair, certain in zip(pairs, sure, strict=True) if not certain],
+    )
+
+
+def build_differ(labels: pa.Table) -> Differ:
+    """Return a function that tells whether known labels of two rows contradict each other.
+
+    Classes contradict if they differ, in any label column; values on a scale if they are further apart than a tenth of
+    the column's standard deviation (own choice, docs/decisions/0042-same-images.md). Unknown labels contradict nothing.
+    """
+    columns = []
+    for name in (name for name in labels.column_names if is_label(name)):
+        codes = code_column(labels.column(name))
+        numbers, limit = read_measurements(codes), 0.0
+        if numbers is None:
+            keys = [spelling_key(str(text)) for text in codes.texts.to_pylist()]
+            place = {key: number for number, key in enumerate(keys)}
+            numbers = np.array([float(place[key]) for key in keys])
+        else:
+            limit = _TOLERANCE * float(numbers[codes.values[codes.values >= 0]].std())
+        columns.append((codes.values, np.append(numbers, np.nan), limit))
+
+    def differ(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+        found = np.zeros(len(first), np.bool_)
+        for values, numbers, limit in columns:
+            found |= np.abs(numbers[values[first]] - numbers[values[second]]) > limit
+        return found
+
+    return differ
+
+
+def _group(ends: NDArray[np.int64], differing: NDArray[np.bool_], *, size: int) -> list[list[int]]:
+    """Return the groups of connected rows that hold a differing pair, in row order."""
+    if not differing.any():
+        return []
+    links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    _, group = connected_components(links, directed=False)
+    found: dict[int, list[int]] = {}
+    wanted = set(group[ends[differing, 0]].tolist())
+    for row in np.unique(ends).tolist():
+        if group[row] in wanted:
+            found.setdefault(int(group[row]), []).append(row)
+    return list(found.values())
+
+
+def describe_contradictions(same: SameImages, store: Store, origin: Origin) -> str:
+    """Return counts, lines and image_ids of the contradictions, without any label or path, for the terminal."""
+    shown = same.contradictions[:_SHOWN]
+    rows = [row for group in shown for row in group[:_SHOWN]]
+    ids = dict(zip(rows, store.column("image_id", rows), strict=True))
+    lines = dict(zip(rows, (line for line, _ in origin.describe(rows)), strict=True))
+    listed = []
+    for group in shown:
+        names = [f"line {lines[row]} ({ids[row]})" if lines[row] else str(ids[row]) for row in group[:_SHOWN]]
+        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
+        listed.append(" = ".join(names) + more)
+    more = f"; and {len(same.contradictions) - _SHOWN} more pictures" if len(same.contradictions) > _SHOWN else ""
+    number, images = len(same.contradictions), len(same.contradicting)
+    what = "1 picture has" if number == 1 else f"{number} pictures have"
+    return f"{what} more than one label ({images} images): {'; '.join(listed)}{more}"
+
+
+def same_images_path(folder: Path) -> Path:
+    """Return the path of the list of a store's same images: beside it, since it holds paths and labels."""
+    folder = folder.resolve()
+    return folder.parent / f"{folder.name}.same-images.csv"
+
+
+def write_same_images(
+    same: SameImages, store: Store, labels: pa.Table, *, origin: Origin, splits: Splits | None = None
+) -> Path:
+    """Write the list of the images that are the same, mode 0600, one row for each image; return its path.
+
+    Nothing found removes the list of an earlier call.
+
+    Args:
+        same: What `find_same_images` found.
+        store: Store of the images.
+        labels: Labels of each stored image.
+        origin: Where they come from.
+        splits: Split of each image; None if there is none yet.
+    """
+    path = same_images_path(store.folder)
+    groups = list(_list_groups(same, splits))
+    if not groups:
+        path.unlink(missing_ok=True)
+        return path
+    names = [name for name in labels.column_names if is_label(name)]
+    with atomic_file(path, private=True) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text)
+        writer.writerow(["group", "found", "line", "image_id", "path", "patient_id", "split", *names])
+        for number, (found, rows) in enumerate(groups, start=1):
+            known = store.read("image_id", "patient_id", rows=rows).to_pylist()
+            taken = labels.select(names).take(pa.array(rows)).to_pylist()
+            for row, ids, own, (line, name) in zip(rows, known, taken, origin.describe(rows), strict=True):
+                split = "" if splits is None else SPLIT_NAMES[splits[row]]
+                cells = [ids["image_id"], name, ids["patient_id"], split, *(own[column] or "" for column in names)]
+                writer.writerow([number, found, line or "", *map(guard_cell, cells)])
+        text.flush()
+        text.detach()
+    return path
+
+
+def _list_groups(same: SameImages, splits: Splits | None) -> Iterator[tuple[str, list[int]]]:
+    for group in same.contradictions:
+        yield "different labels", group
+    for pair in same.suspected:
+        yield "nearly identical in one patient, different labels", [pair.first, pair.second]
+    for pair in same.links:
+        ends = [] if splits is None else [SPLIT_NAMES[splits[row]] for row in (pair.first, pair.second)]
+        if DROPPED not in ends:
+            where = "" if not ends else ", one split" if ends[0] == ends[1] else ", two splits"
+            yield f"different patients{where}", [pair.first, pair.second]
+
+
+def count_same_images(same: SameImages) -> dict[str, Any]:
+    """Return what a certificate states about contradictions: counts only."""
+    return {
+        "pictures": len(same.contradictions),
+        "images": len(same.contradicting),
+        "nearly_identical_in_one_patient": len(same.suspected),
+    }

@@ -1,0 +1,94 @@
+"""What a command does before it imports anybody else's code; importing this from a notebook or a test does nothing.
+
+`python -m` puts the working folder first on the search path: a folder of data with an albumentations.py in it would run
+that file. A scheduler's SIGTERM may arrive while the libraries are still being imported. And the log of a command may
+go away: its reader ends, its disk is full, its descriptors were closed. None of that may change what a command does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+INTERRUPTED = 75
+_PACKAGES = ("medcls", "data_prep")
+
+
+class LossyStream:
+    """A stream of text whose writes never fail: what cannot be written is lost, and all that follows it.
+
+    Args:
+        stream: Standard output or standard error.
+        descriptor: Its number, 1 or 2, which is led to the null device as soon as a write fails.
+    """
+
+    def __init__(self, stream: TextIO, descriptor: int) -> None:
+        self._stream, self._descriptor = stream, descriptor
+
+    def write(self, text: str) -> int:
+        """Write the text if that is possible; return its length."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self) -> None:
+        # The text that the stream still holds goes there, too; Python would exit 120 if it could not be flushed.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._descriptor)
+        os.close(null)
+
+
+def _leave_working_folder() -> None:
+    """Take the working folder off the search path, here and in child processes, unless this code is run from it."""
+    home, here = Path(__file__).resolve().parents[1], Path.cwd()
+    if here == home or sys.flags.safe_path:
+        return
+    sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != here]
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
+def _end_at_once(number: int, _: Any) -> None:
+    # Nothing has begun: there is nothing to keep and nothing to remove.
+    os.write(2, b"interrupted before anything had begun: run the same command again\n")
+    os._exit(INTERRUPTED)
+
+
+def _keep_output() -> None:
+    """Make sure that 0, 1 and 2 are open, and that a log that goes away costs its lines only."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Else the next file that is opened would be standard error, and messages would be written into it.
+            os.open(os.devnull, os.O_RDWR)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name) or os.fdopen(descriptor, "w", encoding="utf-8", closefd=False)
+        setattr(sys, name, cast(TextIO, LossyStream(stream, descriptor)))
+
+
+def _protect_command() -> None:
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is None or spec.name.partition(".")[0] not in _PACKAGES:
+        return
+    _leave_working_folder()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _end_at_once)
+    _keep_output()
+
+
+_protect_command()

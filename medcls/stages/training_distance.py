@@ -1,0 +1,112 @@
+"""How far images are from those of training: fitted when a training ends, asked when raw images are predicted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medcls.command_line import say
+from medcls.config import TrainJob
+from medcls.data.dataset import StoreDataset
+from medcls.data.loaders import EpochSampler, build_loader
+from medcls.data.splits import TRAIN, VAL
+from medcls.errors import DataError
+from medcls.files import FEATURE_DISTANCE, MODEL, sha256_file
+from medcls.models.backbones import CLINICAL
+from medcls.models.classifier import Classifier
+from medcls.reproducibility import draw_seed
+from medcls.stages.training_data import TrainingData
+from medcls.training.checkpoint import ModelCard, compute_digest
+from medcls.training.feature_distance import (
+    FeatureDistance,
+    fit_distance,
+    read_distance,
+    tap_features,
+    write_distance,
+)
+from medcls.training.learner import StepRules
+from medcls.training.prediction import predict_logits
+
+# Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
+_MOST_IMAGES = 1_000
+
+
+def write_training_distance(
+    job: TrainJob,
+    run: Path,
+    *,
+    data: TrainingData,
+    model: Classifier,
+    state: dict[str, Tensor] | None,
+    rules: StepRules,
+) -> str:
+    """Fit the distance on training images, freeze its threshold on validation images, and write both into the run.
+
+    Args:
+        job: The settings.
+        run: Its folder.
+        data: Its rows, or their cached features.
+        model: The whole network; gets the weights `state`.
+        state: Of the best epoch; None = no epoch could be kept.
+        rules: Device and precision.
+
+    Returns:
+        The sha256 of the file; "" where no distance can be fitted: too few images, or a model that takes none.
+    """
+    if state is None or job.model.name == CLINICAL:
+        return ""
+    model.load_state_dict(state)
+    features = {split: _compute_features(job, data, split, model=model, rules=rules) for split in (TRAIN, VAL)}
+    digest = compute_digest({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    distance = fit_distance(features[TRAIN], features[VAL], model_sha256=digest)
+    if distance is None:
+        say("notice: too few images to say how far others are from them: predict judges kinds of images only")
+        return ""
+    write_distance(run / FEATURE_DISTANCE, distance)
+    return sha256_file(run / FEATURE_DISTANCE)
+
+
+def _compute_features(
+    job: TrainJob, data: TrainingData, split: str, *, model: Classifier, rules: StepRules
+) -> NDArray[Any]:
+    """Return the features (N, F) of a split's images, of up to _MOST_IMAGES that are drawn by their ids."""
+    stored = {TRAIN: data.train, VAL: data.val}[split]
+    ids = data.store.column("image_id", stored.rows)
+    drawn = np.sort(np.argsort([draw_seed("distance", image_id) for image_id in ids], kind="stable")[:_MOST_IMAGES])
+    if split in data.features:
+        cached = data.features[split]
+        return cached.views[0].read(cached.rows[drawn])
+    dataset = StoreDataset(
+        data.store,
+        stored.rows[drawn],
+        targets=stored.targets.numpy()[drawn],
+        crop=stored.crop,
+        clinical=stored.clinical.numpy()[drawn],
+    )
+    sampler = EpochSampler(len(drawn), batch_size=2 * job.trainer.batch_size)
+    loader = build_loader(dataset, sampler, workers=0, device=rules.device)
+    with tap_features(model.backbone) as found:
+        predict_logits(model, loader, rules)
+    return torch.cat(found).numpy()
+
+
+def read_training_distance(run: Path, card: ModelCard) -> FeatureDistance | None:
+    """Return the distance of a run's model; None where none was recorded.
+
+    Raises:
+        DataError: the file is not the one that belongs to the model.
+    """
+    if not card.distance_sha256:
+        return None
+    path = run / FEATURE_DISTANCE
+    if not path.is_file():
+        say(f"notice: {path} is missing: how far images are from training is not known; copy it beside {MODEL}")
+        return None
+    if sha256_file(path) != card.distance_sha256:
+        raise DataError(f"{path} has changed since the training ended: restore it, or train the run again")
+    return read_distance(path)

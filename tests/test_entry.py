@@ -1,0 +1,151 @@
+"""A command in a hostile folder, with a log that goes away, and ended before it has begun."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+    for package in ("medcls", "data_prep")
+    for path in (ROOT / package).rglob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
+FOREIGN = ("albumentations", "cv2", "hydra", "numpy", "omegaconf", "pyarrow", "pydicom", "torch", "tqdm", "yaml")
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data whose files leave a mark if anything imports them."""
+    folder = tmp_path_factory.mktemp("data")
+    mark = f"open({str(folder / 'ran')!r}, 'a').write(__file__ + chr(10))\n"
+    for name in FOREIGN:
+        (folder / f"{name}.py").write_text(mark)
+    (folder / "hydra_plugins" / "own").mkdir(parents=True)
+    (folder / "hydra_plugins" / "own" / "__init__.py").write_text(mark)
+    return folder
+
+
+def test_the_commands_are_found() -> None:
+    assert {"medcls.train", "medcls.fetch", "data_prep", "data_prep.key"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_files_of_the_working_folder_are_not_imported(hostile: Path, command: str) -> None:
+    arguments = ["out=key.txt"] if command == "data_prep.key" else ["--help"]
+    if command == "medcls.fetch":
+        arguments = ["model=resnet18", "weights_dir=nowhere"]
+    done = subprocess.run(
+        [sys.executable, "-m", command, *arguments],
+        cwd=hostile,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert not (hostile / "ran").exists(), (hostile / "ran").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_protected_before_its_first_foreign_import(command: str) -> None:
+    """The text of the entry, so that a new command cannot forget it."""
+    path = ROOT / f"{command.replace('.', '/')}.py"
+    path = path if path.is_file() else ROOT / command.replace(".", "/") / "__main__.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [
+        node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    first = next(name for name in names if name.split(".")[0] not in sys.stdlib_module_names)
+    assert first in ("medcls.entry", "medcls.command_line")
+
+
+def test_import_of_the_package_changes_nothing(hostile: Path) -> None:
+    code = (
+        "import sys; before = list(sys.path), sys.stdout; import medcls.entry; "
+        "print((list(sys.path), sys.stdout) == before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Callable[[str], tuple[int, Path]]:
+    """Run data_prep.key by a shell, its output led as told, and return its exit code and the key's path."""
+
+    def run(redirection: str) -> tuple[int, Path]:
+        path = tmp_path / "key.txt"
+        command = f"{sys.executable} -m data_prep.key out={path} {redirection}"
+        # bash: the exit code of the command, not that of the reader of its pipe.
+        script = f"set -o pipefail; {command}"
+        done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True, check=False)
+        return done.returncode, path
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "redirection", ["| true", "| head -0", ">&- 2>&-", "<&- >&- 2>&-", "> /dev/full 2>&1", ">/dev/null 2>/dev/full"]
+)
+def test_log_that_goes_away_changes_neither_the_work_nor_the_exit_code(
+    key: Callable[[str], tuple[int, Path]], redirection: str
+) -> None:
+    if "/dev/full" in redirection and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    code, path = key(redirection)
+    assert code == 0
+    assert len(path.read_text().strip()) == 64
+
+
+@pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2> /dev/full"])
+def test_failure_keeps_its_exit_code_where_nobody_hears_of_it(tmp_path: Path, redirection: str) -> None:
+    script = f"set -o pipefail; {sys.executable} -m data_prep source=nowhere store={tmp_path / 'store'} {redirection}"
+    done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, check=False)
+    assert done.returncode == 66
+
+
+def test_descriptors_that_were_closed_are_not_taken_by_the_first_file(tmp_path: Path) -> None:
+    code = (
+        "import sys, types; sys.modules['__main__'].__spec__ = types.SimpleNamespace(name='medcls.train'); "
+        f"import medcls.entry; file = open({str(tmp_path / 'data')!r}, 'w'); "
+        "print('message', file=sys.stderr, flush=True); file.write('data'); file.close()"
+    )
+    done = subprocess.run(["bash", "-c", f'{sys.executable} -c "$CODE" 2>&-'], env=environment(CODE=code), check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "data").read_text() == "data"
+
+
+def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    # The first foreign import of the command waits for the signal.
+    (slow / "hydra.py").write_text(f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medcls.train", "store=s", "run=r"],
+        env=environment(PYTHONPATH=f"{slow}:{ROOT}"),
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert b"run the same command again" in said
