@@ -104,10 +104,12 @@ def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> No
     command = next(name for name, schema in SCHEMAS.items() if key in overrides._leaf_names(schema))
     needs = {"series.description": "image=mr_volume", "task.positive": "task=binary"}
     group = [needs[key]] if key in needs else []
-    value: Any = compose_job(command, f"{key}=2024_05(1.10)", *group)
+    # A layout has to name the level of the class.
+    given = "class/*2024_05(1.10)" if key == "labelling.layout" else "2024_05(1.10)"
+    value: Any = compose_job(command, f"{key}={given}", *group)
     for part in key.split("."):
         value = getattr(value, part)
-    assert value == "2024_05(1.10)"
+    assert value == given
 
 
 @pytest.mark.parametrize("key", sorted(LIST_KEYS))
