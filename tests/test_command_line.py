@@ -103,6 +103,7 @@ def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) ->
 def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> None:
     command = next(name for name, schema in SCHEMAS.items() if key in overrides._leaf_names(schema))
     needs = {"series.description": "image=mr_volume", "task.positive": "task=binary"}
+    needs |= dict.fromkeys(("choices", "positive"), "predictions=p.csv")
     group = [needs[key]] if key in needs else []
     # A layout has to name the level of the class.
     given = "class/*2024_05(1.10)" if key == "labelling.layout" else "2024_05(1.10)"
