@@ -23,7 +23,7 @@ from medcls.data.folds import (
     shrink_training,
     write_fold,
 )
-from medcls.data.splits import SPLIT_NAMES, read_split, write_split
+from medcls.data.splits import SPLIT_NAMES, read_patients, read_split, write_split
 from medcls.data.store import Store
 from medcls.data.strata import Strata, build_strata, stratify
 from medcls.data.stratification import EARLIER
@@ -222,5 +222,8 @@ def test_identical_images_of_two_patients_are_found_and_kept_together(
     strata = build_strata(pa.table({"label": store.read("side").column("side")}))
     for fold in make_folds(linked, strata, pool=pool, k=3):
         provenance = {"source": "fold", "seed": 0, "near_duplicates": certificate["near_duplicates"]}
-        write_fold(store, fold.name, fold=fold, strata=strata, pairs=pairs, provenance=provenance)
-        read_split(store, fold.name)
+        write_fold(store, fold.name, fold=fold, strata=strata, pairs=pairs, provenance=provenance, patients=linked)
+        written = read_split(store, fold.name)[1]
+        assert written["merged_patients"] == 1
+        assert sum(written["patients"].values()) == linked.count(pool), "as one in counts and intervals"
+        assert read_patients(store, written).values.tolist() == linked.values.tolist()

@@ -11,10 +11,13 @@ import cv2
 import numpy as np
 import pytest
 
-from medcls.data.splits import read_split
+from medcls.data.duplicates import DuplicatePair
+from medcls.data.folds import link_patients
+from medcls.data.splits import read_split, write_split
 from medcls.data.store import Store
 from medcls.files import read_json
 from medcls.stages.report_facts import describe_flow, describe_splits, encode_thumbnail, read_subgroup_columns
+from medcls.stages.split_predictions import name_patients
 
 
 @pytest.fixture
@@ -43,6 +46,25 @@ def test_the_flow_of_another_store_has_no_split(opened: Any) -> None:
     steps = describe_flow(opened, split="all")
     assert [step["title"] for step in steps] == ["Files found", "Images stored", "Evaluated"]
     assert steps[1]["left_out"] == [("no label of this task", 38)]
+
+
+def test_merged_patients_are_one_in_rows_flow_and_splits(fresh_store: Store) -> None:
+    """Two patients of the test split who share an image: the split file says that they are one."""
+    splits, certificate = read_split(fresh_store, "default")
+    patients, rows = fresh_store.codes("patient_id"), np.flatnonzero(splits == 2)
+    count = len(np.unique(patients.values[rows]))
+    second = next(row for row in rows if patients.values[row] != patients.values[rows[0]])
+    linked = link_patients(patients, [DuplicatePair(int(rows[0]), int(second), 1.0, identical=True)])
+    certificate = certificate | {"merged_patients": 1}
+    write_split(fresh_store, "merged", splits=splits, certificate=certificate, patients=linked)
+    opened = SimpleNamespace(store=fresh_store, rows=rows, certificate=read_split(fresh_store, "merged")[1])
+    names = name_patients(opened)
+    assert (len(names), len(set(names))) == (len(rows), count - 1), "intervals draw one patient less"
+    assert names[0] == names[rows.tolist().index(second)]
+    predictions = SimpleNamespace(opened=opened, card=SimpleNamespace(split_name="merged"))
+    steps = {step["title"]: step for step in describe_flow(predictions, split="test")}
+    assert steps["Evaluated"]["patients"] == count - 1
+    assert describe_splits(predictions)["test"]["patients"] == count - 1
 
 
 def test_patients_are_counted_once_in_each_split(opened: Any, store: Store) -> None:
