@@ -60,6 +60,8 @@ class EvaluateJob:
     gallery: int = 12
     robustness: bool = False
     shortcuts: list[str] = field(default_factory=list)
+    # true: pages and documents list ids of patients and images, which may be paths (deidentify=declared).
+    show_ids: bool = False
     # false: metrics.json and predictions.parquet alone, for other programs to read.
     report: bool = True
     # Decided beforehand: limits and margins (YAML), the intended size (medcls.samplesize). Readers of the same images.
@@ -207,6 +209,8 @@ class ExplainJob:
     steps: int = 64
     window: float = 0.15
     boxes: str | None = None
+    # Ids of images on the page; they may be paths (deidentify=declared).
+    show_ids: bool = False
     sanity_images: int = 5
     batch_size: int = 64
     device: str = "auto"

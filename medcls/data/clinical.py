@@ -14,7 +14,6 @@ from medcls.data.columns import code_column
 from medcls.errors import ConfigError, DataError
 
 MISSING = "missing"
-_LONGEST_SHOWN = 16  # characters: a longer text may be a name
 # Places of a text that is no design column.
 _REFERENCE, _FAULT = -1, -2
 
@@ -179,7 +178,7 @@ def _encode_levels(spec: Levels, column: pa.ChunkedArray[Any], *, unseen: str, f
         what = (
             "is missing, and training had none missing"
             if text == MISSING
-            else f"is {show_text(text)}, not seen in training"
+            else "has a value that was not seen in training"
         )
         faults.setdefault(row, f"{spec.name} {what}")
     # The reference and faults find no one: eye() has no row for them but zeros.
@@ -223,8 +222,3 @@ def check_faults(faults: Faults, *, where: str, rows: int) -> None:
             f"clinical: {len(faults)} of {rows} rows of {where} have no values: {'; '.join(reasons[:5])}{more}: "
             "fill them in, or train without these columns (clinical.unseen=missing takes levels not seen for missing)"
         )
-
-
-def show_text(text: str) -> str:
-    """Returns a level as messages may show it."""
-    return repr(text) if len(text) <= _LONGEST_SHOWN else "a longer text"

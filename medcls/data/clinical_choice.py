@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.config import nearest
-from medcls.data.clinical import MISSING, ClinicalSpec, Levels, Number, read_numbers, read_texts, show_text
+from medcls.data.clinical import MISSING, ClinicalSpec, Levels, Number, read_numbers, read_texts
 from medcls.errors import ConfigError, DataError
 
 _IDENTIFIERS = frozenset(
@@ -87,7 +87,8 @@ def _find_levels(column: pa.ChunkedArray[Any], name: str, *, patients: int, refe
             found[text] = found.get(text, 0) + count
     known = sorted(set(found) - {MISSING})
     if len(found) < 2 or not known:
-        raise DataError(f"clinical: {name} is {show_text(next(iter(found)))} in every training row: leave it out")
+        what = "missing" if MISSING in found else "the same"
+        raise DataError(f"clinical: {name} is {what} in every training row: leave it out")
     if 2 * len(found) > patients:
         raise DataError(
             f"clinical: {name} has {len(found)} levels for {patients} patients in training: it tells patients apart; "

@@ -253,8 +253,10 @@ def _check_again(store: Store, splits: Splits, path: Path) -> None:
     ):
         shared = find_shared_patients(column, of_row)
         if shared:
-            value, where = next(iter(shared.items()))
-            raise DataError(f"{path}: {name} {value!r} is in {' and '.join(where)}; splits must be disjoint by patient")
+            raise DataError(
+                f"{path}: {len(shared)} values of {name} are in several splits, which must be disjoint by patient: "
+                "make the split again by data_prep"
+            )
 
 
 def rows_of(splits: Splits, name: str) -> NDArray[np.int64]:

@@ -75,6 +75,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         ),
         "software": {key: evaluation.environment[key] for key in sorted(evaluation.environment)},
         "partitions": dict(evaluation.certificate),
+        "labels": list(evaluation.labelling),
+        "readers": [sentence for sentence in evaluation.labelling if " readers, rule " in sentence],
         "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") else "",
     }
     if evaluation.kind == "binary":
@@ -140,6 +142,7 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     if facts.get("thresholds"):
         lines += ["", _escape(facts["thresholds"])]
     lines += _list_verdicts(evaluation.metrics.get("analysis"))
+    lines += ["", *(f"- {_escape(sentence)}" for sentence in evaluation.labelling)] if evaluation.labelling else []
     lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
     lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]

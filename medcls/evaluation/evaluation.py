@@ -48,6 +48,8 @@ class Evaluation:
         operating: operating_points.json.
         model: The metadata of the model file.
         facts: What else is known for the checklists, by the names that `checklists` uses.
+        labelling: How the labels were read, a sentence each.
+        shows_ids: The certificate lists ids of patients and images.
     """
 
     kind: str
@@ -78,6 +80,8 @@ class Evaluation:
     operating: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labelling: Sequence[str] = ()
+    shows_ids: bool = False
 
     @property
     def where(self) -> str:

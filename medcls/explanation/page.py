@@ -33,12 +33,12 @@ class Picture:
     """One explained image.
 
     Attributes:
-        image_id: Pseudonym.
+        name: What the page calls it: its row in predictions.parquet, or its id if that is asked for.
         path: Of its PNG.
         lines: Name and value, in words.
     """
 
-    image_id: str
+    name: str
     path: Path
     lines: Sequence[tuple[str, str]]
 
@@ -84,7 +84,7 @@ def write_page(path: Path, page: Page) -> Path:
 
     Args:
         path: Of explanation.html.
-        page: What to show; identifiers must be pseudonyms.
+        page: What to show.
 
     Raises:
         OSError: a picture cannot be read.

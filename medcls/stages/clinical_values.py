@@ -85,7 +85,10 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     header = lines[0] if lines else []
     wrong = [number for number, line in enumerate(lines, start=1) if len(line) != len(header)]
     if len(set(header)) != len(header):
-        raise DataError(f"clinical_file={path}: a column stands in its header twice: {', '.join(header)}")
+        twice = [str(i) for i, name in enumerate(header, start=1) if header.count(name) > 1]
+        raise DataError(
+            f"clinical_file={path}: columns {', '.join(twice)} have the name of another column: rename them"
+        )
     if wrong:
         raise DataError(
             f"clinical_file={path}, line {wrong[0]}: expected {len(header)} cells; quote those that hold commas"

@@ -29,9 +29,11 @@ from medcls.stages.reader_file import measure_readers
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
     describe_flow,
+    describe_labelling,
     describe_splits,
     describe_study,
     draw_gallery,
+    hide_ids,
     read_subgroup_columns,
 )
 from medcls.stages.report_runs import (
@@ -228,7 +230,9 @@ def report_results(
             split=job.split,
             store_name=opened.store.name,
             seed=job.seed,
-            certificate=opened.certificate,
+            certificate=opened.certificate if job.show_ids else hide_ids(opened.certificate),
+            labelling=describe_labelling(opened.store),
+            shows_ids=job.show_ids,
             config_yaml=read_configs(parts),
             environment=read_json(predictions.run / ENVIRONMENT),
             history=read_history(parts),

@@ -84,7 +84,10 @@ def explain(job: ExplainJob) -> None:
     if card.clinical is not None:
         summary["held"] = card.clinical.columns
     clear(folder)
-    pictures = [write_files(folder, method, *each) for each in zip(subjects, explained, rows, strict=True)]
+    pictures = [
+        Picture(name_subject(subject, job), write_files(folder, method, subject, each, row), describe_row(row))
+        for subject, each, row in zip(subjects, explained, rows, strict=True)
+    ]
     opened = predictions.opened
     page = write_explanation_page(
         folder, method, summary=summary, curves=curves, pictures=pictures, notes=opened.notes, store=opened.store.name
@@ -147,6 +150,7 @@ def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subj
         subjects.append(
             Subject(
                 image_id=ids[row],
+                row=row,
                 image=np.array(image),
                 target=replace(
                     choose_target(predictions.card.task, checked.y_score[row], target=job.target),
@@ -172,7 +176,11 @@ def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
 def describe(subject: Subject, explained: Explained, curves: list[Curves]) -> dict[str, Any]:
     """Returns the JSON row of one image."""
     # The last point of the insertion curve shows the whole image.
-    row: dict[str, Any] = {"image_id": subject.image_id, "picture": f"{file_name(subject.image_id)}.png"}
+    row: dict[str, Any] = {
+        "image_id": subject.image_id,
+        "row": subject.row,
+        "picture": f"{file_name(subject.image_id)}.png",
+    }
     row["target"] = subject.target.words
     row |= {"true": subject.true, "predicted": subject.predicted, "score": float(curves[0].insertion[-1])}
     row |= explained.facts | summarize_areas(curves)
@@ -185,19 +193,24 @@ def pick(subjects: list[Subject], explained: list[Explained]) -> list[str]:
     return [subjects[i].image_id for i in pick_submodular(weights, _PICKED)]
 
 
-def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Picture:
-    """Writes the map and its picture under the image's pseudonym."""
+def name_subject(subject: Subject, job: ExplainJob) -> str:
+    """Return what the page calls an image: never its id, which may be a path, unless show_ids asks for it."""
+    return subject.image_id if job.show_ids else f"Row {subject.row} of predictions.parquet"
+
+
+def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Path:
+    """Write the map and its picture; return the path of the picture."""
     name = file_name(subject.image_id)
     buffer = io.BytesIO()
     np.save(buffer, explained.heat)
     write_bytes(folder / "maps" / f"{name}.npy", buffer.getvalue())
     if subject.affine is not None and explained.heat.ndim == 3:
         write_nifti(folder / "maps" / f"{name}.nii.gz", explained.heat, affine=subject.affine)
-    path = folder / IMAGES / row["picture"]
+    path = folder / IMAGES / str(row["picture"])
     title = f"{row['target']}: {row['score']:.3f}"
     legend = LEGENDS[method.job.method]
     write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)
-    return Picture(subject.image_id, path, describe_row(row))
+    return path
 
 
 def file_name(image_id: str) -> str:

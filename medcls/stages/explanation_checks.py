@@ -31,7 +31,8 @@ class Subject:
     """One image that is explained.
 
     Attributes:
-        image_id: Pseudonym.
+        image_id: Id of the image in the store; it may be a path.
+        row: Its row in predictions.parquet.
         image: (C, *spatial) as stored, or the middle of it where the model takes crops.
         target: What is explained.
         true: The truth in words.
@@ -41,6 +42,7 @@ class Subject:
     """
 
     image_id: str
+    row: int
     image: NDArray[Any]
     target: Target
     true: str
@@ -68,11 +70,19 @@ def read_boxes(path: Path, store: Store) -> dict[str, Box]:
     try:
         table = pyarrow.csv.read_csv(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"boxes={path} is no CSV: {error}") from error
+        # Arrow's own message quotes the line, which may hold a name.
+        raise DataError(f"boxes={path} is not a CSV file with as many cells in each line as in its header") from error
     key = "image_id" if "image_id" in table.column_names else "path"
     missing = [name for name in (key, *_BOX) if name not in table.column_names]
     if missing:
         raise DataError(f"boxes={path}: missing columns {', '.join(missing)}; expected image_id, {', '.join(_BOX)}")
+    texts = [
+        name
+        for name in _BOX
+        if not pa.types.is_floating(table[name].type) and not pa.types.is_integer(table[name].type)
+    ]
+    if texts or any(table[name].null_count for name in _BOX):
+        raise DataError(f"boxes={path}: {', '.join(texts or _BOX)}: expected a number in every row")
     known = dict(zip(store.column("image_id"), _read_frames(store), strict=True))
     rows = table.select([key, *_BOX]).to_pylist()
     boxes = {str(row[key]): _place_box(row, known[str(row[key])]) for row in rows if str(row[key]) in known}

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from medcls.config import ExplainJob
 from medcls.evaluation.drawing import MUTED, SERIES, write_figure
 from medcls.explanation.faithfulness import Curves
 from medcls.explanation.page import Card, Page, Picture, write_page
@@ -121,9 +122,17 @@ def write_explanation_page(
         levels=build_levels(sanity),
         figures=[draw_curves(folder, curves, kind=kind) for kind in ("deletion", "insertion")],
         pictures=pictures,
-        settings=[(key, str(value)) for key, value in asdict(method.job).items() if value not in (None, [])],
+        settings=list_settings(method.job),
     )
     return write_page(folder / "explanation.html", page)
+
+
+def list_settings(job: ExplainJob) -> list[tuple[str, str]]:
+    """Return name and value of each setting; ids of images are counted unless show_ids asks for them."""
+    settings = {key: value for key, value in asdict(job).items() if value not in (None, [])}
+    if job.images and not job.show_ids:
+        settings["images"] = f"{len(job.images)} chosen by their ids"
+    return [(key, str(value)) for key, value in settings.items()]
 
 
 def build_levels(sanity: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

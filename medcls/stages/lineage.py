@@ -20,7 +20,7 @@ from medcls.data.columns import read_columns
 from medcls.data.manifest import write_table
 from medcls.data.store import Rows, Store
 from medcls.errors import DataError
-from medcls.files import ANCESTORS, IMAGES, PATIENTS, sha256_file, sha256_json
+from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
 from medcls.models.weights import IMAGENET
 from medcls.training.checkpoint import ModelCard
 
@@ -147,9 +147,10 @@ def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own
         if len(shared):
             by = seen.column("ancestor")[pc.index(seen.column("value"), shared[0]).as_py()].as_py()
             who = "this run" if by == own else f"its ancestor {_name(lineage, by)}"
+            first = int(rows[pc.index(values, shared[0]).as_py()])
             raise DataError(
-                f"{len(shared)} {what} of store={store.folder} were trained or selected on by {who}, the first "
-                f"{shared[0].as_py()!r}: {remedy}"
+                f"{len(shared)} {what} of store={store.folder} were trained or selected on by {who}, the first in row "
+                f"{first} of {MANIFEST} (counted from 0): {remedy}"
             )
     return _list_incomparable(store, lineage)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -14,7 +14,7 @@ from medcls.data.splits import ORDER, SPLIT_NAMES, read_patients, read_split, ro
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import describe_patients, name_age_band
-from medcls.files import LEDGER, read_json
+from medcls.files import LABELLING, LABELS, LEDGER, read_json, sha256_file
 from medcls.imaging.picture import draw_pixels
 from medcls.stages.report_runs import describe_ensemble
 from medcls.stages.run_folder import SETTINGS
@@ -59,6 +59,60 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
         "deidentification": kinds.get(kind, kind),
         "imbalance": "; ".join(dict.fromkeys(weights)),
     } | ({"ensembling": "; ".join(ensemble)} if ensemble else {})
+
+
+# Parts of a certificate that are counts, settings, names of classes and checksums; others may list ids.
+_WITHOUT_IDS = frozenset(
+    {"source", "algorithm", "seed", "fractions", "on_leak", "near_duplicates", "dropped", "classes_missing", "images"}
+    | {"patients", "strata", "linked_patients_in_one_split", "store_sha256", "split_sha256", "name"}
+)
+
+
+def hide_ids(certificate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a split's certificate with the number of entries in place of each list that may hold ids or paths.
+
+    The whole of it stays in the store, in splits/NAME.json.
+    """
+    return {
+        name: value if name in _WITHOUT_IDS or not isinstance(value, list | dict) else len(value)
+        for name, value in certificate.items()
+    }
+
+
+def describe_labelling(store: Store) -> list[str]:
+    """Return how the labels of a store were read, a sentence each; [] if they were plain or nobody recorded it."""
+    path = store.folder / LABELLING
+    record = read_json(path) if path.is_file() else {}
+    if record.get("labels_sha256") != sha256_file(store.folder / LABELS):
+        return ["How uncertain and blank labels were read is not recorded: the labels are of an earlier version."]
+    sentences, unit = [], record["unit"]
+    for name, column in record["columns"].items():
+        for kept, spellings in column.get("spellings", {}).items():
+            listed = ", ".join(f"{text} ({count})" for text, count in spellings.items())
+            sentences.append(f"{name}: the spellings {listed} were read as one class, {kept}.")
+        for kind in ("uncertain", "blank"):
+            found = column.get(kind, {"rows": 0})
+            if found["rows"]:
+                sentences.append(
+                    f"{name}: {found['rows']} of {record['rows']} {unit} {kind}, read as {found['read_as']}."
+                )
+    return sentences + [describe_readers(name, readers) for name, readers in record.get("readers", {}).items()]
+
+
+def describe_readers(name: str, readers: Mapping[str, Any]) -> str:
+    """Return one sentence: how many readers, how far they agree, and by which rule they became one label."""
+    text = f"{name}: {len(readers['readers'])} readers, rule {readers['rule']}, {readers['ties']} ties unknown"
+    if "alpha" not in readers:
+        return f"{text}; no image has labels of two readers."
+    agreement, alpha = readers["agreement"], readers["alpha"]
+    text += (
+        f"; on {readers['images']} {'images of two or more readers'} {100 * agreement['value']:.1f} % of pairs agree"
+    )
+    if alpha["value"] is None:
+        return f"{text}."
+    interval = "" if alpha["low"] is None else f" (95 % interval {alpha['low']:.2f} to {alpha['high']:.2f}, "
+    interval += f"bootstrap over {readers['interval_over']})" if interval else ""
+    return f"{text}, Krippendorff's alpha {alpha['value']:.2f}{interval}."
 
 
 def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, Any]]:

@@ -150,7 +150,7 @@ def test_a_tampered_split_is_refused(fresh_store: Store) -> None:
 def test_a_leak_with_a_certificate_is_refused_all_the_same(fresh_store: Store) -> None:
     splits, certificate = read_split(fresh_store, "default")
     write_split(fresh_store, "forged", splits=move_image(splits), certificate=certificate)
-    with pytest.raises(DataError, match=r"patient_id 'p.*' is in train and test; splits must be disjoint by patient"):
+    with pytest.raises(DataError, match="1 values of patient_id are in several splits, which must be"):
         read_split(fresh_store, "forged")
 
 
@@ -170,7 +170,7 @@ def test_identical_pixels_in_two_splits_are_refused(fresh_store: Store) -> None:
     values = fresh_store.column("pixel_sha256")
     values[train] = values[test]
     store = change_manifest(fresh_store, pixel_sha256=values)
-    with pytest.raises(DataError, match=f"pixel_sha256 '{values[test]}' is in train and test"):
+    with pytest.raises(DataError, match="1 values of pixel_sha256 are in several splits"):
         read_split(store, "default")
     write_split(store, "known", splits=splits, certificate=certificate | {"on_leak": "report"})
     assert (read_split(store, "known")[0] == splits).all()

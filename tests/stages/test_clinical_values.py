@@ -93,7 +93,7 @@ def test_a_blank_cell_leaves_the_header_its_word(card: ModelCard, write_table: A
         ("sex,age_years\nM,60\n", "no column path or patient_id"),
         ("path,sex\na,M\na,F\n", "line 3: its path stands in an earlier line, too"),
         ("path,sex\na,M,60\n", "line 2: expected 2 cells"),
-        ("path,sex,sex\na,M,F\n", "stands in its header twice"),
+        ("path,sex,sex\na,M,F\n", "columns 2, 3 have the name of another column"),
         ("", "no column path or patient_id"),
     ],
 )
@@ -145,7 +145,7 @@ def test_raw_files_get_the_logits_of_evaluate_or_a_refusal(
     refused = {name: row["detail"] for name, row in found.items() if row["reason"] == "clinical_value"}
     assert refused == {
         rows[0]["path"]: "sex is missing, and training had none missing",
-        rows[1]["path"]: "site is 'elsewhere', not seen in training",
+        rows[1]["path"]: "site has a value that was not seen in training",
     }
     expected = pq.read_table(
         run_evaluate(wide_run, "split=val", "report=false", f"out={tmp_path / 'val'}") / "predictions.parquet"

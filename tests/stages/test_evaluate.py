@@ -17,7 +17,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.tables import format_metrics
-from medcls.files import read_json, read_json_lines, write_json
+from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
 from medcls.stages import split_predictions
@@ -481,3 +481,72 @@ def test_gpu_and_cpu_agree(run_copy: Path, run_evaluate: Run, tmp_path: Path) ->
         logits.append(pq.read_table(folder / "predictions.parquet").column("logits").to_pylist())
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-3)
     shutil.rmtree(tmp_path / "cuda")
+
+
+# --- identifiers on pages
+
+
+def plant_ids(store: Path) -> None:
+    """Writes names into the lists of the split's certificate, where a leak that is only reported would stand."""
+    path = store / "splits" / "default.json"
+    content = read_json(path)
+    pair = {"images": ["Doe_Erika/knee.png", "Mustermann.png"], "splits": ["train", "test"], "identical": True}
+    planted = {"patients_in_several_splits": {"Mustermann Erika": ["train", "val"]}, "images_in_several_splits": [pair]}
+    write_json(path, content | planted | {"later_list": [{"path": "Doe_Erika/other.png"}]})
+
+
+@pytest.mark.usefixtures("real_report")
+def test_no_page_or_document_lists_ids_unless_asked(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+) -> None:
+    store = copy_store()
+    plant_ids(store)
+    folder = run_evaluate(run_copy, f"store={store}", "split=test")
+    written = {path.name: path.read_text() for path in folder.rglob("*") if path.suffix in (".html", ".md", ".json")}
+    assert {"report.html", "MODEL_CARD.md", "claim.json", "tripod_ai.json"} <= set(written)
+    ids = ["Mustermann", "Doe_Erika", *(pq.read_table(folder / "predictions.parquet").column("image_id").to_pylist())]
+    assert [(name, one) for name, text in written.items() for one in ids if one in text] == []
+    assert "this page contains no patient or image identifiers" in written["report.html"]
+    assert "images_in_several_splits" in written["report.html"]
+    folder = run_evaluate(run_copy, f"store={store}", "split=test", "show_ids=true")
+    page = (folder / "report.html").read_text()
+    assert "Doe_Erika/knee.png" in page
+    assert "contains no patient or image identifiers" not in page
+
+
+@pytest.mark.usefixtures("real_report")
+def test_report_and_card_say_how_labels_were_read(
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+) -> None:
+    store = copy_store()
+    agreement = {"value": 0.8, "low": 0.7, "high": 0.9}
+    readers = {"readers": ["r1", "r2"], "rule": "majority", "ties": 3, "images": 40, "interval_over": "patients"}
+    content = {
+        "unit": "rows",
+        "rows": 48,
+        "columns": {
+            "label": {
+                "spellings": {"Normal": {"Normal": 41, "normal": 3}},
+                "uncertain": {"rows": 5, "read_as": "0.5"},
+                "blank": {"rows": 4, "read_as": "unknown"},
+            }
+        },
+        "readers": {"label": readers | {"agreement": agreement, "alpha": agreement}},
+        "labels_sha256": sha256_file(store / "labels.parquet"),
+    }
+    write_json(store / "labels.json", content)
+    folder = run_evaluate(run_copy, f"store={store}", "split=test")
+    sentences = [
+        "label: the spellings Normal (41), normal (3) were read as one class, Normal.",
+        "label: 5 of 48 rows uncertain, read as 0.5.",
+        "label: 4 of 48 rows blank, read as unknown.",
+        "label: 2 readers, rule majority, 3 ties unknown; on 40 images of two or more readers 80.0 % of pairs agree, "
+        "Krippendorff's alpha 0.80 (95 % interval 0.70 to 0.90, bootstrap over patients).",
+    ]
+    page, card = ((folder / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+    assert [text for text in sentences if text.replace("'", "&#39;") not in page or text not in card] == []
+    filled = {item["item"]: item for item in read_json(folder / "claim.json")["filled"]}
+    assert sentences[3] in str(filled["18"])
+    (store / "labels.json").unlink()
+    page = (run_evaluate(run_copy, f"store={store}", "split=test") / "report.html").read_text()
+    assert "How uncertain and blank labels were read is not recorded" in page

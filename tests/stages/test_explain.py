@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
@@ -111,6 +112,37 @@ def test_boxes_are_placed_in_stored_pixels_and_measured(
     assert "was not made" in found["found"][0]
 
 
+def test_the_page_names_images_by_row_and_by_id_only_if_asked(
+    run_copy: Path, run_explain: RunExplain, store: Store
+) -> None:
+    ids = store.column("image_id")
+    splits, _ = read_split(store, "default")
+    chosen = ids[int(rows_of(splits, "val")[0])]
+    folder = run_explain(run_copy, f"images=[{chosen}]", "sanity_images=0")
+    page = (folder / "explanation.html").read_text()
+    assert [name for name in ids if name in page] == []
+    assert "Row 0 of predictions.parquet" in page
+    assert "1 chosen by their ids" in page
+    (row,) = read_json(folder / "explanations.json")["images"]
+    assert (row["image_id"], row["row"]) == (chosen, 0)
+    folder = run_explain(run_copy, f"images=[{chosen}]", "sanity_images=0", "show_ids=true")
+    assert chosen in (folder / "explanation.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Mustermann,Erika,1,1,2,2", "a,Erika,1,2,2", "a,,1,2,2"],
+)
+def test_faulty_boxes_are_refused_without_a_cell(line: str, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text(f"image_id,box_y,box_x,box_h,box_w\nb,1,1,2,2\n{line}\n")
+    with pytest.raises(
+        DataError, match=r"boxes=.*(as many cells in each line|expected a number in every row)"
+    ) as error:
+        read_boxes(tmp_path / "boxes.csv", store)
+    assert "Mustermann" not in str(error.value)
+    assert "Erika" not in str(error.value)
+
+
 def test_boxes_of_nobody_are_refused(store: Store, tmp_path: Path) -> None:
     (tmp_path / "boxes.csv").write_text("image_id,box_y,box_x,box_h,box_w\nnobody,1,1,2,2\n")
     with pytest.raises(DataError, match="no image_id in it is an image_id of the store"):
@@ -123,7 +155,7 @@ def test_boxes_of_nobody_are_refused(store: Store, tmp_path: Path) -> None:
 def test_map_drawn_from_the_image_alone_fails_the_check() -> None:
     """Edges look like an explanation and do not know the network: the reason for the check."""
     image = np.random.default_rng(0).integers(0, 255, (1, 32, 32)).astype(np.uint8)
-    subject = Subject("a", image, Target("binary", 1, ""), "", "")
+    subject = Subject("a", 0, image, Target("binary", 1, ""), "", "")
 
     def edges(model: Any, image: Any, **_: Any) -> Explained:
         return Explained(np.abs(np.gradient(image[0].astype(np.float32))[0]))

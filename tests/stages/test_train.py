@@ -343,7 +343,7 @@ def test_split_that_leaks_is_refused_although_certified(
     with pytest.raises(DataError, match="has changed since its certificate was written"):
         run_train(tmp_path / "run", f"store={path.parent.parent}")
     certify(path.parent.parent)
-    with pytest.raises(DataError, match="splits must be disjoint by patient"):
+    with pytest.raises(DataError, match="which must be disjoint by patient"):
         run_train(tmp_path / "run", f"store={path.parent.parent}")
 
 
