@@ -64,7 +64,16 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
 # Parts of a certificate that are counts, settings, names of classes and checksums; others may list ids.
 _WITHOUT_IDS = frozenset(
     {"source", "algorithm", "seed", "fractions", "on_leak", "near_duplicates", "dropped", "classes_missing", "images"}
-    | {"patients", "strata", "linked_patients_in_one_split", "store_sha256", "split_sha256", "name"}
+    | {
+        "patients",
+        "strata",
+        "table",
+        "contradictions",
+        "linked_patients_in_one_split",
+        "store_sha256",
+        "split_sha256",
+        "name",
+    }
 )
 
 
