@@ -78,10 +78,13 @@ class EvaluateJob:
     threshold: float | None = None
     sums: str = "refuse"
     patients: str = "declared"
+    # allow: rows that were trained on are evaluated, and every figure is marked as in-sample.
+    in_sample: str = "refuse"
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
         check_choice("split", self.split, (*SPLITS, "all"))
+        check_choice("in_sample", self.in_sample, ("refuse", "allow"))
         check_choice("device", self.device, ("auto", "cpu", "cuda"))
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         check_range("batch_size", self.batch_size, low=1)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from medcls.evaluation.definitions import DEFINITIONS, find_definition
-from medcls.evaluation.recalibration import METHODS
 from medcls.evaluation.tables import Number, format_number, format_threshold, format_value
 from medcls.evaluation.thresholds import Rule
 
@@ -52,7 +51,12 @@ def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
     frozen = (
         "frozen" if chosen.get("frozen", True) is True else f"whether before these rows were seen is {chosen['frozen']}"
     )
-    where = f"Chosen on {chosen['where']}; {frozen}. Intervals over patients." if chosen else ""
+    where = (
+        f"Chosen on {chosen['where']}; {frozen}. Intervals over patients, that of a threshold over the patients who "
+        "chose it."
+        if chosen
+        else ""
+    )
     found = [("images", metrics.get("operating_points", []))]
     found += [
         (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()
@@ -77,7 +81,11 @@ def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str,
             rows.append((head, [Number("—", "", str(point.get("reason", "")), None)]))
             continue
         counts = point["counts"]
-        cells: list[Cell] = [format_threshold(point["threshold"])]
+        low, high = point.get("threshold_interval", (None, None))
+        interval = (
+            "" if low is None else f"{format_threshold(low)} – {'never' if high is None else format_threshold(high)}"
+        )
+        cells: list[Cell] = [Number(format_threshold(point["threshold"]), interval, "", None)]
         cells += [f"{counts['tp']} / {counts['fn']}", f"{counts['fp']} / {counts['tn']}"]
         rows.append((head, cells + [format_number(rate, point["rates"][rate]) for rate in rates]))
         stated_rows.append((head, [format_number(rate, point["rates"][rate]) for rate in stated]))
@@ -131,10 +139,12 @@ def build_recalibration_table(metrics: Mapping[str, Any]) -> list[Table]:
             ("as it is" if method == "none" else method) + (" (chosen)" if method == chosen else ""),
             [format_number(name, methods[method][name]) for name in names],
         )
-        for method in METHODS
+        for method in methods
     ]
+    reason = f"None is chosen: {measured['chosen']['reason']}. " if measured["chosen"].get("reason") else ""
     caption = (
-        "Fitted on the validation split and frozen. The chosen one has the lowest log loss there on held-out patients. "
+        "Fitted on the validation split and frozen. A map is chosen if it lowers the log loss of held-out patients "
+        f"there by more than chance; only maps that the number of patients bears are tried. {reason}"
         "All other numbers of this report are of the scores as they are."
     )
     return [Table("Recalibration", caption, ["Map", *(DEFINITIONS[name].title for name in names)], rows)]

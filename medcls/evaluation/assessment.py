@@ -13,10 +13,17 @@ from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
 from medcls.evaluation.decision import Decision, build_decision
 from medcls.evaluation.intervals import measure_predictions, number_patients
 from medcls.evaluation.predictions import Integers, Predictions
-from medcls.evaluation.recalibration import METHODS, apply_recalibration, choose_recalibration, fit_recalibration
+from medcls.evaluation.recalibration import (
+    apply_recalibration,
+    choose_recalibration,
+    fit_recalibration,
+    list_methods,
+)
 from medcls.evaluation.subgroups import compute_subgroups
 from medcls.evaluation.thresholds import Rule, apply_operating_points, choose_operating_points
 
+FEW_PATIENTS = 10
+"""Below so many patients of a class a choice is reported as uncertain."""
 IMAGE, STUDY, PATIENT = "image", "study", "patient"
 CALIBRATION_METRICS = ("brier", "log_loss", "ece", "calibration_slope", "calibration_intercept", "auc")
 
@@ -53,17 +60,20 @@ class Rows:
         return levels
 
 
-def choose_operating(rows: Rows, *, rules: Sequence[Rule]) -> dict[str, Any]:
+def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dict[str, Any]:
     """What operating_points.json keeps: thresholds at every level, and how images become studies and patients."""
-    levels: dict[str, Any] = {IMAGE: {"points": choose_operating_points(rows.predictions, rules)}}
+    points = choose_operating_points(rows.predictions, rules, patients=rows.patients, seed=seed)
+    levels: dict[str, Any] = {IMAGE: {"points": points}}
     for level, units in rows.list_units().items():
         try:
             chosen = choose_aggregation(rows.predictions, units)
         except ValueError as error:
             levels[level] = {"reason": str(error), "points": []}
             continue
-        merged = aggregate(rows.predictions, units, rule=chosen["rule"]).predictions
-        levels[level] = {"aggregation": chosen, "points": choose_operating_points(merged, rules)}
+        merged = aggregate(rows.predictions, units, rule=chosen["rule"])
+        patients = np.unique(rows.patients[merged.first], return_inverse=True)[1]
+        points = choose_operating_points(merged.predictions, rules, patients=patients, seed=seed)
+        levels[level] = {"aggregation": chosen, "points": points}
     return {"levels": levels}
 
 
@@ -73,9 +83,14 @@ def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, Any]
         return {"reason": "a regression has no probabilities"}
     if not rows.predictions.probabilities:
         return {"reason": "the scores are not probabilities in [0, 1]"}
+    one = rows.predictions
+    found = choose_recalibration(one, rows.patients, seed=seed)
+    methods = list_methods(one, rows.patients)
+    maps = [fit_recalibration(method, one) for method in methods]
     return {
-        "chosen": choose_recalibration(rows.predictions, rows.patients, seed=seed),
-        "maps": [fit_recalibration(method, rows.predictions) for method in METHODS],
+        "chosen": {name: value for name, value in found.items() if name != "map"},
+        "map": found["map"],
+        "maps": [*maps, *([] if found["method"] in methods else [found["map"]])],
         "conformal": calibrate_conformal(rows.predictions, rows.patients, alpha=alpha),
     }
 
@@ -162,6 +177,18 @@ def read_decision(operating: Mapping[str, Any], predictions: Predictions, *, lev
     points = levels.get(level, {}).get("points") or levels.get(IMAGE, {}).get("points", [])
     rule = operating.get("settings", {}).get("decision")
     return build_decision(predictions, rule, points=points, chosen_on=describe_rows(chosen) if chosen else "")
+
+
+def describe_few(chosen_on: Mapping[str, Any]) -> list[str]:
+    """Return a warning if few patients of a class made the choices; [] for enough, and for files of version 0.2.0."""
+    few = {name: count for name, count in chosen_on.get("patients_by_class", {}).items() if count < FEW_PATIENTS}
+    if not few:
+        return []
+    said = ", ".join(f"{count} of {name}" for name, count in few.items())
+    return [
+        f"few patients made the choices: split {chosen_on['split']} has {said} (fewer than {FEW_PATIENTS}): epoch and "
+        "thresholds may be chance"
+    ]
 
 
 def describe_rows(chosen_on: Mapping[str, Any]) -> str:

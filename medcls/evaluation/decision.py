@@ -62,12 +62,19 @@ class Decision:
         called = ", ".join(
             f"{name} is never called"
             if np.isinf(value)
-            else f"{name} if its score is at least {format_threshold(value)}"
+            else f"{name} if its score is at least {format_threshold(value)}{self._describe_interval(name)}"
             for name, value in self.thresholds.items()
         )
         where = f", chosen on {self.chosen_on}" if self.chosen_on and self.rule != HALF else ""
         why = "".join(f" {name}: {reason}." for name, reason in self.reasons.items())
         return f"Decision: {called} ({self.title}{where}).{why}"
+
+    def _describe_interval(self, name: str) -> str:
+        """How uncertain a threshold is, " [0.1 to 0.4]"; no upper bound = nobody would be called."""
+        low, high = self.intervals.get(name, (None, None))
+        if low is None:
+            return ""
+        return f" [95 % interval {format_threshold(low)} to {'never' if high is None else format_threshold(high)}]"
 
     def to_json(self) -> dict[str, Any]:
         """Return what metrics.json holds; a threshold that is never reached is null."""

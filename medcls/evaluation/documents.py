@@ -11,6 +11,7 @@ from typing import Any
 from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
 from medcls.evaluation.definitions import DEFINITIONS, HEADLINES
 from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.odds_table import build_odds_tables, say_number
 from medcls.evaluation.tables import format_value
 from medcls.files import write_bytes, write_json
@@ -34,6 +35,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     model, metrics = evaluation.model, evaluation.metrics
     chosen = metrics.get("chosen_on") or {}
     decision = metrics.get("decision", {}).get("words", "")
+    exposure = evaluation.exposure or Exposure(0, known=False)
+    claim, marked = exposure.claim, bool(exposure.title) and exposure.known
     external = any(note.startswith("external store") for note in evaluation.notes)
     headline = describe_headlines(evaluation)
     here = evaluation.where
@@ -55,8 +58,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "failures": f"report.html shows {len(evaluation.gallery)} of the worst and most uncertain images"
         if evaluation.gallery
         else "",
-        "internal": "" if external else f"{here}, disjoint from training by patient",
-        "external": f"{here}: another store than the model was trained on" if external else "",
+        "internal": "" if external else f"{here}: {claim}",
+        "external": f"{here}: another store than the model was trained on; {claim}" if external else "",
         "robustness": metrics.get("robustness", ""),
         "sample_size": "",
         "subgroups": metrics.get("subgroups", ""),
@@ -64,7 +67,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         if metrics.get("subgroups")
         else "",
         "recalibration": metrics.get("recalibration", ""),
-        "recalibration_method": "Temperature, Platt and isotonic maps fitted on validation, frozen before this split."
+        "recalibration_method": "Temperature, Platt or isotonic maps, as the counts bear, fitted on validation, frozen."
         if metrics.get("recalibration")
         else "",
         "thresholds": " ".join(
@@ -77,12 +80,14 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "partitions": dict(evaluation.certificate),
         "labels": list(evaluation.labelling),
         "readers": [sentence for sentence in evaluation.labelling if " readers, rule " in sentence],
-        "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") else "",
+        "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked else "",
     }
     if evaluation.kind == "binary":
         positive, negative = evaluation.class_names[1], evaluation.class_names[0]
         facts["positive"] = f"{positive} (negative: {negative}); sensitivity, PPV and scores are those of {positive}"
         facts["performance"] = {"Positive class": positive, **headline}
+    if marked:
+        facts["performance"] = {"Rows": claim, **facts["performance"]}
     return facts | (_describe_model(model) if model else {}) | dict(evaluation.facts)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import Picture
 from medcls.evaluation.maps import Explanation
 
@@ -47,6 +48,7 @@ class Evaluation:
         explanation_notes: What else there is to say of them, such as the command that makes some.
         operating: operating_points.json.
         model: The metadata of the model file.
+        exposure: What the model has seen of the rows; None = not said.
         facts: What else is known for the checklists, by the names that `checklists` uses.
         labelling: How the labels were read, a sentence each.
         shows_ids: The certificate lists ids of patients and images.
@@ -79,6 +81,7 @@ class Evaluation:
     explanation_notes: Sequence[str] = ()
     operating: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
+    exposure: Exposure | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     labelling: Sequence[str] = ()
     shows_ids: bool = False

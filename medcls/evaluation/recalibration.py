@@ -15,13 +15,19 @@ from medcls.evaluation.predictions import Floats, Integers, Predictions
 METHODS = ("none", "temperature", "platt", "isotonic")
 FOLDS = 5
 STEPS = 100
+LEAST_PATIENTS = {"temperature": 10, "platt": 20, "isotonic": 300}
+"""Patients of the rarer class that a map needs: ten for each parameter, several hundred for a curve of any shape."""
+LEAST_SLOPE = 1e-3
+"""A map keeps the order of the scores: it never turns them round."""
+_TILT = 1e-6
+"""Share of the score itself in an isotonic map, so that different scores never become equal."""
 
 
 def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
     """The fitted map, ready for JSON.
 
-    Binary and multilabel: one map a column, of P(label). Multiclass and ordinal: one temperature for all classes;
-    Platt and isotonic fit each class against the rest and divide by the sum.
+    Binary and multilabel: one rising map for each column, of P(label). Multiclass and ordinal: one temperature for all
+    classes; Platt and isotonic fit each class against the rest and divide by the sum (`list_methods` offers neither).
 
     Args:
         method: One of `METHODS`.
@@ -30,7 +36,8 @@ def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
     Raises:
         ValueError: An unknown method, or a regression.
 
-    Source: temperature: Guo et al. 2017; Platt 1999 with its smoothed targets; isotonic: Zadrozny & Elkan 2002.
+    Source: temperature: Guo et al. 2017; Platt 1999; isotonic: Zadrozny & Elkan 2002; all with the softened targets of
+    Platt 1999.
     """
     if predictions.kind == "regression" or method not in METHODS:
         raise ValueError(f"method {method!r} of a {predictions.kind}: expected {', '.join(METHODS)}, no regression")
@@ -43,7 +50,7 @@ def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
 
 
 def apply_recalibration(fitted: Mapping[str, Any], predictions: Predictions) -> Predictions:
-    """The same rows with recalibrated probabilities.
+    """The same rows with recalibrated probabilities, and the thresholds mapped with them: who is called stays.
 
     Args:
         fitted: What `fit_recalibration` answered, perhaps read back from JSON.
@@ -57,51 +64,129 @@ def apply_recalibration(fitted: Mapping[str, Any], predictions: Predictions) -> 
     mapped = np.stack(
         [_map_column(column, score[:, k]) for k, column in enumerate(fitted["columns"])], axis=1
     )  # fmt: skip
+    if predictions.thresholds:
+        pairs = zip(fitted["columns"], predictions.thresholds, strict=True)
+        moved = tuple(t if np.isinf(t) else float(_map_column(column, np.array([t]))[0]) for column, t in pairs)
+        return replace(predictions, y_score=mapped, thresholds=moved)
     if predictions.kind in ("multiclass", "ordinal"):
         total = mapped.sum(axis=1, keepdims=True)
         mapped = np.where(total > 0, mapped / np.where(total > 0, total, 1), 1 / mapped.shape[1])
     return replace(predictions, y_score=mapped)
 
 
-def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: int = 0) -> dict[str, Any]:
-    """The method with the lowest log loss on held-out patients of these rows, and all their losses.
+def list_methods(predictions: Predictions, patients: Integers) -> tuple[str, ...]:
+    """Return the maps that the counts bear, the one with the fewest parameters first.
 
-    Each method is fitted on four fifths of the patients and scored on the rest, so that a flexible map is not
-    chosen for having learnt the rows by heart.
+    Several classes or grades get a temperature only: it keeps the most probable class of every row.
+
+    Args:
+        predictions: Of the split that choices are made on; no regression.
+        patients: (N,) patient number of each row.
+    """
+    several = predictions.kind in ("multiclass", "ordinal")
+    fewest = min(count_patients(predictions, patients).values())
+    known = METHODS[1:2] if several else METHODS[1:]
+    return ("none", *(method for method in known if fewest >= LEAST_PATIENTS[method]))
+
+
+def count_patients(predictions: Predictions, patients: Integers) -> dict[str, int]:
+    """Return the number of patients with a row of each class; of several labels with and without each."""
+    names, true = predictions.class_names, predictions.y_true
+    if predictions.kind == "multilabel":
+        sides = {"": 1, "no ": 0}
+        groups = {f"{side}{name}": true[:, k] == value for k, name in enumerate(names) for side, value in sides.items()}
+    elif predictions.kind == "regression" and not predictions.grades:
+        return {}
+    else:
+        groups = {name: predictions.grade_true == k for k, name in enumerate(names)}
+    return {name: len(np.unique(patients[rows])) for name, rows in groups.items()}
+
+
+def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: int = 0) -> dict[str, Any]:
+    """Return the map to use, all held-out log losses, and the reason if it is none.
+
+    Each map that the counts bear is fitted on four fifths of the patients and scored on the rest. A map with more
+    parameters is taken only if its loss is lower by more than the standard error of the difference over patients:
+    a difference by chance does not choose one, and the choice is never worse than no map. Of several labels each is
+    chosen for itself.
 
     Args:
         predictions: Of the split that choices are made on.
         patients: (N,) patient number of each row.
         seed: Of the folds.
 
-    Source: own choice.
+    Returns:
+        "method" ("mixed" if labels differ), "map" as `fit_recalibration` returns it, "log_loss", "reason", "methods"
+        (of several labels: name to method).
+
+    Source: own choice, docs/decisions/0046-maps-that-the-counts-bear.md; one standard error: Breiman et al. 1984.
     """
+    if predictions.kind != "multilabel":
+        return _choose_map(predictions, patients, seed=seed)
+    columns, methods, losses = [], {}, {}
+    for k, name in enumerate(predictions.class_names):
+        rows = ~np.isnan(predictions.y_true[:, k])
+        one = replace(
+            predictions,
+            kind="binary",
+            y_true=predictions.y_true[rows, k].astype(np.int64),
+            y_score=predictions.y_score[rows, k : k + 1],
+            class_names=(f"no {name}", name),
+            thresholds=(),
+        )
+        found = _choose_map(one, np.unique(patients[rows], return_inverse=True)[1], seed=seed)
+        columns += found["map"].get("columns", [{"slope": 1.0, "intercept": 0.0}])
+        methods[name], losses[name] = found["method"], found["log_loss"]
+    kinds = set(methods.values())
+    method = kinds.pop() if len(kinds) == 1 else "mixed"
+    fitted = {"method": method} | ({"columns": columns} if method != "none" else {})
+    reason = {"reason": "no label has a map that is better than none by more than chance"} if method == "none" else {}
+    return {"method": method, "map": fitted, "log_loss": losses, "methods": methods} | reason
+
+
+def _choose_map(predictions: Predictions, patients: Integers, *, seed: int) -> dict[str, Any]:
+    """Choose for one column, or for several classes together."""
+    none: dict[str, Any] = {"method": "none", "map": {"method": "none"}, "log_loss": {}}
+    counts = count_patients(predictions, patients) if len(patients) else dict.fromkeys(predictions.class_names, 0)
+    rarest = min(counts, key=lambda name: counts[name])
+    if counts[rarest] < LEAST_PATIENTS["temperature"]:
+        least = LEAST_PATIENTS["temperature"]
+        return none | {"reason": f"{counts[rarest]} patients of class {rarest}: a map needs {least} of each class"}
+    fold = _deal_folds(predictions.grade_true, patients, seed=seed)
+    rows = {
+        method: _compute_held_out_losses(method, predictions, fold)[np.argsort(np.argsort(fold, kind="stable"))]
+        for method in list_methods(predictions, patients)
+    }
+    chosen = "none"
+    for method, losses in rows.items():
+        difference = np.bincount(patients, weights=rows[chosen] - losses)
+        if difference.sum() > np.sqrt(len(difference)) * difference.std():
+            chosen = method
+    means = {method: float(losses.mean()) for method, losses in rows.items()}
+    reason = {} if chosen != "none" else {"reason": "no map is better than none by more than chance"}
+    return {"method": chosen, "map": fit_recalibration(chosen, predictions), "log_loss": means} | reason
+
+
+def _deal_folds(true: Integers, patients: Integers, *, seed: int) -> Integers:
+    """Fold of each row: patients shuffled, then dealt out class by class, so that every fold has each."""
     number = int(patients.max()) + 1
-    if number < 2 * FOLDS:
-        return {"method": "none", "reason": f"{number} patients: too few to choose a method by {FOLDS} folds"}
-    fold = (np.random.default_rng(seed).permutation(number) % FOLDS)[patients]
-    losses = {method: _compute_held_out_loss(method, predictions, fold) for method in METHODS}
-    finite = {method: loss for method, loss in losses.items() if np.isfinite(loss)}
-    if not finite:
-        return {"method": "none", "reason": "the log loss is undefined in every fold"}
-    return {"method": min(finite, key=lambda method: finite[method]), "log_loss": finite}
+    highest = np.zeros(number, dtype=np.int64)
+    np.maximum.at(highest, patients, true)
+    order = np.random.default_rng(seed).permutation(number)
+    order = order[np.argsort(highest[order], kind="stable")]
+    fold = np.empty(number, dtype=np.int64)
+    fold[order] = np.arange(number) % FOLDS
+    return np.asarray(fold[patients])
 
 
-def _compute_held_out_loss(method: str, predictions: Predictions, fold: Integers) -> float:
-    rows = [np.zeros(0)]
+def _compute_held_out_losses(method: str, predictions: Predictions, fold: Integers) -> Floats:
+    """Log loss of each row by the map of the other folds; (N,), sorted by fold."""
+    rows = []
     for held in range(FOLDS):
         fitted = fit_recalibration(method, select_rows(predictions, fold != held))
-        rows.append(_log_loss_rows(apply_recalibration(fitted, select_rows(predictions, fold == held))))
-    return float(np.concatenate(rows).mean())
-
-
-def _log_loss_rows(predictions: Predictions) -> Floats:
-    if predictions.kind != "multilabel":
-        return compute_log_loss_rows(predictions.grade_true, predictions.y_score)
-    parts = [
-        compute_log_loss_rows(true.astype(np.int64), score[:, None]) for true, score in _columns(predictions)
-    ]  # fmt: skip
-    return np.concatenate(parts)
+        mapped = apply_recalibration(fitted, select_rows(predictions, fold == held))
+        rows.append(compute_log_loss_rows(mapped.grade_true, mapped.y_score))
+    return np.concatenate(rows)
 
 
 def select_rows(predictions: Predictions, rows: NDArray[Any]) -> Predictions:
@@ -128,7 +213,8 @@ def to_logit(probability: Floats) -> Floats:
 
 def _map_column(column: Mapping[str, Any], probability: Floats) -> Floats:
     if "scores" in column:
-        return np.asarray(np.interp(probability, column["scores"], column["values"]))
+        steps = np.interp(probability, column["scores"], column["values"])
+        return np.asarray((1 - _TILT) * steps + _TILT * probability)
     eta = float(column["slope"]) * to_logit(probability) + float(column["intercept"])
     return np.asarray(1 / (1 + np.exp(-np.clip(eta, -500, 500))))
 
@@ -137,17 +223,22 @@ def _fit_temperature(true: Floats, score: Floats) -> dict[str, Any]:
     """Slope of the logit without intercept: 1 / temperature."""
     if not 0 < true.sum() < len(true):
         return {"slope": 1.0, "intercept": 0.0}
-    logit = to_logit(score)
-    slope = _find_root(lambda b: float(logit @ (true - 1 / (1 + np.exp(-np.clip(b * logit, -500, 500))))))
+    logit, target = to_logit(score), _soften(true)
+    slope = _find_root(lambda b: float(logit @ (target - 1 / (1 + np.exp(-np.clip(b * logit, -500, 500))))))
     return {"slope": slope, "intercept": 0.0}
 
 
 def _fit_softmax_slope(predictions: Predictions) -> float:
     """1 / temperature of the log probabilities, which differ from the logits by a constant a row only."""
     true, logs = predictions.grade_true, np.log(np.clip(predictions.y_score, SMALLEST_PROBABILITY, 1))
-    chosen = logs[np.arange(len(true)), true]
+    classes = logs.shape[1]
+    # Platt's targets for more classes: a row more of its own class, and one of each other.
+    kept = (np.bincount(true, minlength=classes) + 1.0) / (np.bincount(true, minlength=classes) + classes)
+    target = np.repeat(((1 - kept) / (classes - 1))[true][:, None], classes, axis=1)
+    target[np.arange(len(true)), true] = kept[true]
+    expected = (target * logs).sum(axis=1)
     return _find_root(
-        lambda b: float((chosen - (_sharpen(predictions.y_score, b) * logs).sum(axis=1)).sum())
+        lambda b: float((expected - (_sharpen(predictions.y_score, b) * logs).sum(axis=1)).sum())
     )  # fmt: skip
 
 
@@ -170,7 +261,7 @@ def _fit_platt(true: Floats, score: Floats) -> dict[str, Any]:
     positives, negatives = true.sum(), len(true) - true.sum()
     if not positives or not negatives:
         return {"slope": 1.0, "intercept": 0.0}
-    target = np.where(true == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    target = _soften(true)
     design = np.stack([to_logit(score), np.ones(len(true))], axis=1)
     chosen = np.array([0.0, np.log((positives + 1) / (negatives + 1))])
 
@@ -188,7 +279,25 @@ def _fit_platt(true: Floats, score: Floats) -> dict[str, Any]:
         chosen = chosen - scale * step
         if float(np.abs(scale * step).max()) < 1e-10:
             break
-    return {"slope": float(chosen[0]), "intercept": float(chosen[1])}
+    if chosen[0] >= LEAST_SLOPE:
+        return {"slope": float(chosen[0]), "intercept": float(chosen[1])}
+    # The loss is convex: its minimum over slopes from the least on is at the least.
+    offset = LEAST_SLOPE * design[:, 0]
+    low, high = -50.0, 50.0
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        more = (target - 1 / (1 + np.exp(-np.clip(offset + middle, -500, 500)))).sum() > 0
+        low, high = (middle, high) if more else (low, middle)
+    return {"slope": LEAST_SLOPE, "intercept": (low + high) / 2}
+
+
+def _soften(true: Floats) -> Floats:
+    """Targets that no number of rows makes certain, so that no map gives 0 or 1.
+
+    Source: Platt 1999, section 2.2.
+    """
+    positives, negatives = true.sum(), len(true) - true.sum()
+    return np.asarray(np.where(true == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)))
 
 
 def _fit_isotonic(true: Floats, score: Floats) -> dict[str, Any]:
@@ -197,7 +306,7 @@ def _fit_isotonic(true: Floats, score: Floats) -> dict[str, Any]:
         return {"slope": 1.0, "intercept": 0.0}
     levels, index = np.unique(score, return_inverse=True)
     weight = np.bincount(index).astype(np.float64)
-    mean = np.bincount(index, weights=true) / weight
+    mean = np.bincount(index, weights=_soften(true)) / weight
     blocks: list[list[float]] = []  # mean, weight, number of levels
     for value, size in zip(mean.tolist(), weight.tolist(), strict=True):
         blocks.append([value, size, 1])

@@ -17,6 +17,7 @@ from medcls.evaluation.definitions import (
     Definition,
     describe_direction,
 )
+from medcls.evaluation.exposure import UNSEEN
 from medcls.evaluation.predictions import Predictions
 
 PRINTED = frozenset(
@@ -109,8 +110,10 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         calls: Sentences on classes that none or all of the images were called.
     """
     lines = [f"{title}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
+    if metrics.get("rows", {}).get("status", UNSEEN) != UNSEEN:
+        lines.insert(0, f"{metrics['rows']['claim']}.")
     if "positive_class" in metrics:
-        lines[0] += f"; positive class {metrics['positive_class']}"
+        lines[-1] += f"; positive class {metrics['positive_class']}"
     lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in PRINTED:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from medcls.evaluation.curves import Question, list_questions
-from medcls.evaluation.intervals import summarize
+from medcls.evaluation.intervals import LEAST_REPLICATES, draw_replicates, summarize
 from medcls.evaluation.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
 from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.ranking import compute_curve
+from medcls.evaluation.ranking import Curve, compute_curve
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 GIVEN = "given"  # set on the command line, not chosen on any rows
+THRESHOLD_REPLICATES = 200
 ONE_CLASS = ("no case where it was chosen", "nothing but cases where it was chosen")
 NEVER = "only calling nobody positive meets this rule where it was chosen"
 
@@ -72,10 +73,14 @@ def choose_threshold(question: Question, rule: Rule) -> float | None:
 
     Source: Youden 1950; cost: minimum of target * misses + false alarms on these rows, after Metz 1978.
     """
-    curve = compute_curve(question.positive, question.score)
+    if question.positive.all() or not question.positive.any():
+        lacking = "negative" if question.positive.any() else "positive"
+        raise ValueError(f"{question.name}: no {lacking} row to choose a threshold on")
+    return _choose_on_curve(compute_curve(question.positive, question.score), rule)
+
+
+def _choose_on_curve(curve: Curve, rule: Rule) -> float | None:
     positives, negatives = curve.true_positives[-1], curve.false_positives[-1]
-    if not positives or not negatives:
-        raise ValueError(f"{question.name}: no {'negative' if positives else 'positive'} row to choose a threshold on")
     sensitivity, specificity = curve.true_positives / positives, 1 - curve.false_positives / negatives
     match rule.kind:
         case "youden":
@@ -98,12 +103,16 @@ def _need(rule: Rule) -> float:
     return rule.target
 
 
-def choose_operating_points(predictions: Predictions, rules: Sequence[Rule]) -> list[dict[str, Any]]:
-    """One entry for each yes-or-no question and rule, as it is kept in operating_points.json.
+def choose_operating_points(
+    predictions: Predictions, rules: Sequence[Rule], *, patients: Integers | None = None, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return one entry for each yes-or-no question and rule, as it is kept in operating_points.json.
 
     Args:
         predictions: Of the split that thresholds are chosen on (validation).
         rules: At least one.
+        patients: (N,) patient number of each row, for "threshold_interval"; None = without it.
+        seed: Of its bootstrap.
     """
     points: list[dict[str, Any]] = []
     for question in list_questions(predictions):
@@ -116,7 +125,33 @@ def choose_operating_points(predictions: Predictions, rules: Sequence[Rule]) -> 
             threshold = choose_threshold(question, rule)
             point |= {"threshold": threshold} | ({} if threshold is not None else {"reason": NEVER})
             points.append(point | {"seen": _rates_at(question, np.inf if threshold is None else threshold)})
+        if both and patients is not None:
+            bounds = _bound_thresholds(question, rules, patients, seed=seed)
+            for point, interval in zip(points[-len(rules) :], bounds, strict=True):
+                point |= {"threshold_interval": interval}
     return points
+
+
+def _bound_thresholds(
+    question: Question, rules: Sequence[Rule], patients: Integers, *, seed: int
+) -> list[list[float | None]]:
+    """95 % interval of each rule's threshold if other patients had chosen it; null above = nobody would be called.
+
+    Source: percentile bootstrap over patients, Efron & Tibshirani 1993; resamples without both classes are left out.
+    """
+    drawn: list[list[float]] = []
+    for weights in draw_replicates(patients, replicates=THRESHOLD_REPLICATES, seed=seed):
+        for row in weights[:, question.rows].astype(np.int64):
+            chosen = np.repeat(np.arange(len(row)), row)
+            positive = question.positive[chosen]
+            if positive.any() and not positive.all():
+                curve = compute_curve(positive, question.score[chosen])
+                found = [_choose_on_curve(curve, rule) for rule in rules]
+                drawn.append([np.inf if threshold is None else threshold for threshold in found])
+    if len(drawn) < LEAST_REPLICATES:
+        return [[None, None] for _ in rules]
+    bounds = np.quantile(np.array(drawn), [0.025, 0.975], axis=0, method="inverted_cdf").T
+    return [[float(bound) if np.isfinite(bound) else None for bound in pair] for pair in bounds]
 
 
 def _rates_at(question: Question, threshold: float) -> dict[str, float]:

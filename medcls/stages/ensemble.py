@@ -10,10 +10,11 @@ import torch
 
 from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import MODEL, read_json, sha256_file
+from medcls.files import MODEL, read_json, sha256_file, sha256_json
 from medcls.models.heads import average_logits
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.stages.split_predictions import (
+    EVALUATED,
     INPUTS,
     SplitPredictions,
     build_rows,
@@ -86,16 +87,19 @@ def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> Non
         )
 
 
-def predict_members(job: EvaluateJob, members: list[Member]) -> SplitPredictions:
+def predict_members(job: EvaluateJob, members: list[Member], *, use: str = EVALUATED) -> SplitPredictions:
     """Returns the predictions of one run, or the mean of several; each run keeps its own and counts its own opening."""
     if len(members) == 1:
         (one,) = members
-        return predict_split(job, one.run, card=one.card, opened=one.opened)
+        return predict_split(job, one.run, card=one.card, opened=one.opened, use=use)
     folder = Path(job.out) if job.out else None
     if folder is not None:
         check_out(folder, members)
     inner = replace(job, out=None)
-    return fuse([predict_split(inner, each.run, card=each.card, opened=each.opened) for each in members], folder=folder)
+    use = f"averaged with {len(members) - 1} other runs, models {sha256_json(identify(members))[:12]}"
+    return fuse(
+        [predict_split(inner, each.run, card=each.card, opened=each.opened, use=use) for each in members], folder=folder
+    )
 
 
 def check_out(folder: Path, members: list[Member]) -> None:

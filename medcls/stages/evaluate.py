@@ -15,6 +15,7 @@ from medcls.evaluation.analysis import check_analysis, format_analysis
 from medcls.evaluation.assessment import assess, measure_rows
 from medcls.evaluation.decision import describe_calls
 from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
@@ -47,7 +48,14 @@ from medcls.stages.report_runs import (
 )
 from medcls.stages.robustness import measure_robustness
 from medcls.stages.shortcuts import measure_shortcuts
-from medcls.stages.split_predictions import TESTS, SplitPredictions, count_test_openings, predict_split, values_of
+from medcls.stages.split_predictions import (
+    EVALUATED,
+    TESTS,
+    SplitPredictions,
+    count_test_openings,
+    predict_split,
+    values_of,
+)
 from medcls.stages.voxel_baseline import describe_baseline, measure_baseline
 
 METRICS = "metrics.json"
@@ -65,14 +73,14 @@ def evaluate(job: EvaluateJob) -> None:
     plan = freeze_plan(job, members)
     choices = freeze_choices(job, members)
     other = open_other(job, like=first) if job.against else None
-    predictions = choices.decide_rows(predict_members(job, members))
+    predictions = choices.decide_rows(predict_members(job, members, use=describe_use(job, other)))
     metrics = measure(job, predictions, choices)
     positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
     if positive:
         say(positive)
     notes = [positive.removeprefix("notice: ")] if positive.startswith("notice") else []
     notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
-    notes += [describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
+    notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
     notes += describe_calls(predictions.rows.predictions)
     planned = plan.analysis.columns if plan else ()
     columns, absent = read_subgroup_columns(predictions, list(dict.fromkeys([*planned, *job.subgroups])))
@@ -142,6 +150,12 @@ def freeze_plan(job: EvaluateJob, members: Sequence[Member]) -> FrozenAnalysis |
     return plan
 
 
+def describe_use(job: EvaluateJob, other: SplitPredictions | None) -> str:
+    """Return what the rows are opened for: each other use of the same test rows is another opening."""
+    uses = [f"compared with model {other.key['model_sha256'][:12]}"] if other else [EVALUATED]
+    return ", ".join(uses + ["robustness"] * job.robustness + ["shortcuts"] * bool(job.shortcuts))
+
+
 def check_sees_images(job: EvaluateJob, members: Sequence[Member]) -> None:
     """Raises ConfigError where what is asked for is of images, and a run looks at none."""
     blind = [member.run for member in members if member.card.architecture == CLINICAL]
@@ -167,7 +181,8 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
 def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
     """Returns the plain metrics with intervals, the sizes, and what was chosen where."""
     metrics = measure_rows(predictions.rows, choices.operating, replicates=job.replicates, seed=job.seed)
-    return metrics | {"openings": predictions.openings} | list_runs(predictions.parts)
+    found = {"openings": predictions.openings, "rows": measure_exposure_of(predictions).to_json()}
+    return metrics | found | list_runs(predictions.parts)
 
 
 def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
@@ -189,7 +204,8 @@ def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
     if values_of(theirs, "image_id") != values_of(like.opened, "image_id"):
         raise DataError(f"split={job.split}: run={job.run} and against={run} have different images in it")
     choices = freeze_choices(inner, [Member(run, card, theirs)])
-    return choices.decide_rows(predict_split(inner, run, card=card, opened=theirs))
+    use = f"compared with model {sha256_file(like.run / MODEL)[:12]}"
+    return choices.decide_rows(predict_split(inner, run, card=card, opened=theirs, use=use))
 
 
 def compare_runs(job: EvaluateJob, predictions: SplitPredictions, other: SplitPredictions) -> dict[str, Any]:
@@ -202,6 +218,11 @@ def compare_runs(job: EvaluateJob, predictions: SplitPredictions, other: SplitPr
         seed=job.seed,
     )
     return {"first": predictions.run.resolve().name, "second": other.run.resolve().name, **compared}
+
+
+def measure_exposure_of(predictions: SplitPredictions) -> Exposure:
+    """Return what has been seen of the rows by the run, or by the one of several that has seen most."""
+    return max((part.opened.exposure for part in predictions.parts), key=lambda one: (one.trained, one.chose))
 
 
 def report_results(
@@ -245,6 +266,7 @@ def report_results(
             explanation_notes=explanation_notes,
             operating=choices.operating,
             model=describe_model(parts),
+            exposure=measure_exposure_of(predictions),
             facts=describe_study(predictions) | facts,
         ),
     )

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from medcls.config import EvaluateJob
 from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
-from medcls.data.splits import read_split, rows_of
+from medcls.data.splits import TRAIN, VAL, Splits, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
+from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.stages.clinical import encode_rows
-from medcls.stages.lineage import RUN, check_unseen, read_lineage
+from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades, read_store_labels
 from medcls.training.checkpoint import ModelCard
@@ -34,6 +35,7 @@ class Opened:
         targets: (N, T) of them.
         certificate: Of the split; {} for split=all of a store without one.
         notes: What a reader of the report has to know.
+        exposure: What the model has seen of the rows.
         clinical: (N, C) of the rows for a model that takes clinical columns, else None.
     """
 
@@ -42,6 +44,7 @@ class Opened:
     targets: NDArray[np.float64]
     certificate: dict[str, Any]
     notes: list[str]
+    exposure: Exposure
     clinical: NDArray[np.float32] | None = None
 
     def build_dataset(self, *, crop: Crop | None) -> StoreDataset:
@@ -72,9 +75,15 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
                 "run's own store"
             )
         rows = rows_of(splits, job.split)
+    # Before labels are read: whether rows may be looked at does not depend on what is known of them.
     if external:
-        notes += check_external(store, rows, run, card)
-    elif sha256_file(store.folder / LABELS) != card.labels_sha256:
+        trained, found = check_external(job, store, rows, run, card)
+        chose = np.zeros_like(trained)
+        notes += found
+    else:
+        trained, chose = find_used(store, rows, read_split(store, card.split_name)[0])
+        refuse_in_sample(job, trained)
+    if not external and sha256_file(store.folder / LABELS) != card.labels_sha256:
         notes.append("the store's labels have changed since this run was trained")
     labels = read_store_labels(store)
     targets, known = encode_targets(card.task, labels.take(rows))
@@ -89,8 +98,34 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
         notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
     if any("synthetic" in str(name).lower() for name in store.codes("manufacturer").texts.to_pylist()):
         notes.append("synthetic images: the figures say nothing about patients")
-    clinical = encode_rows(card.clinical, store, rows[known], where=f"split={job.split}")
-    return Opened(store, rows[known], targets[known], certificate, notes, clinical)
+    rows = rows[known]
+    exposure = Exposure(len(rows), int(trained[known].sum()), int(chose[known].sum()))
+    notes = [exposure.title, *notes] if exposure.title else notes
+    clinical = encode_rows(card.clinical, store, rows, where=f"split={job.split}")
+    return Opened(store, rows, targets[known], certificate, notes, exposure, clinical)
+
+
+def find_used(store: Store, rows: NDArray[np.int64], splits: Splits) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which rows of a run's own store were trained on, and which others chose; by patient and by pixels."""
+    trained, chose = np.zeros(len(rows), dtype=np.bool_), np.zeros(len(rows), dtype=np.bool_)
+    for kind in ("patient_id", "pixel_sha256"):
+        values = store.codes(kind).values
+        trained |= np.isin(values[rows], values[rows_of(splits, TRAIN)])
+        chose |= np.isin(values[rows], values[rows_of(splits, VAL)])
+    return trained, chose & ~trained
+
+
+def refuse_in_sample(job: EvaluateJob, trained: NDArray[np.bool_]) -> None:
+    """Check that no figure is in-sample, unless it is asked for; what chooses on validation may not be stopped.
+
+    Raises:
+        DataError: in_sample=refuse, and rows were trained on.
+    """
+    if trained.any() and job.in_sample == "refuse" and job.split != VAL:
+        raise DataError(
+            f"split={job.split}: the run was trained on {int(trained.sum())} of {len(trained)} images or their "
+            "patients: set split=test, or in_sample=allow to have every figure marked as in-sample"
+        )
 
 
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:
@@ -105,19 +140,26 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
         )
 
 
-def check_external(store: Store, rows: NDArray[np.int64], run: Path, card: ModelCard) -> list[str]:
-    """Returns notes, after checking that neither this run nor a model its weights went through has seen these rows.
+def check_external(
+    job: EvaluateJob, store: Store, rows: NDArray[np.int64], run: Path, card: ModelCard
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Return which of these rows this run or a model its weights went through has seen, and notes.
 
     Raises:
-        DataError: patients or images were trained or selected on.
+        DataError: patients or images were trained or selected on, and in_sample=refuse.
         MissingInputError: the run does not say whom it has seen.
     """
     sha256 = sha256_file(run / MODEL)
     lineage = read_lineage(run / MODEL, card, sha256=sha256, weights=RUN)
     if not lineage.models[-1]["seen"]:
         raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
-    notes = check_unseen(store, rows, lineage, remedy="leave them out of the external store", own=sha256)
-    return [f"external store {store.name}: no patient id and no image of it was trained or selected on", *notes]
+    seen = find_seen(lineage, store, rows)
+    if seen.any() and job.in_sample == "allow":
+        said = f"external store {store.name}: {int(seen.sum())} of {len(seen)} images are not new to the run"
+        return seen, [said, *list_incomparable(store, lineage)]
+    remedy = "leave them out of the external store, or set in_sample=allow to have every figure marked as in-sample"
+    notes = check_unseen(store, rows, lineage, remedy=remedy, own=sha256)
+    return seen, [f"external store {store.name}: no patient id and no image of it was trained or selected on", *notes]
 
 
 def list_lineage_notes(card: ModelCard) -> list[str]:

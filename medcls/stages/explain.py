@@ -120,8 +120,11 @@ def predict(job: ExplainJob, run: Path) -> SplitPredictions:
     """Returns the run's predictions on the split: those of an evaluation, or made and counted as one."""
     evaluation = EvaluateJob(run=job.run, store=job.store, split=job.split, batch_size=job.batch_size)
     evaluation.device = job.device
+    # Where the network looks in images that it was trained on is a fair question; the page says what they are.
+    evaluation.in_sample = "allow"
     card = read_card(run / MODEL)
-    found = predict_split(evaluation, run, card=card, opened=open_rows(evaluation, run, card))
+    opened = open_rows(evaluation, run, card)
+    found = predict_split(evaluation, run, card=card, opened=opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
     return choices.decide_rows(found) if choices else found
 

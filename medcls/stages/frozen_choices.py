@@ -12,9 +12,17 @@ from medcls.config.checks import check_choice
 from medcls.data.splits import VAL
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.assessment import IMAGE, choose_calibration, choose_operating, describe_rows, read_decision
+from medcls.evaluation.assessment import (
+    IMAGE,
+    choose_calibration,
+    choose_operating,
+    describe_few,
+    describe_rows,
+    read_decision,
+)
 from medcls.evaluation.decision import Decision, list_decisions
 from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.recalibration import count_patients
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
@@ -24,6 +32,7 @@ from medcls.stages.split_predictions import SplitPredictions, count_test_opening
 from medcls.stages.views import plan_views
 
 _FORMAT = 1
+_EARLIER = "version 0.2.0 chose the map, whatever the number of patients"
 # Where nothing is asked for and nothing is frozen yet.
 _DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1, "decision": None}
 
@@ -89,6 +98,8 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
     say(f"chosen on {describe_rows(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
+    for note in describe_few(choices.operating["chosen_on"]):
+        say(f"notice: {note}")
     return choices
 
 
@@ -143,7 +154,13 @@ def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | 
     try:
         shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
         same = operating.get("format") == _FORMAT and operating["settings"] == calibration["settings"]
-        return Choices(operating, calibration, _describe(operating)) if shas == {model_sha256} and same else None
+        if shas != {model_sha256} or not same:
+            return None
+        notes = _describe(operating)
+        if "maps" in calibration and "map" not in calibration:
+            calibration = calibration | {"map": {"method": "none"}, "chosen": {"method": "none", "reason": _EARLIER}}
+            notes.append(f"no recalibration is applied: {_EARLIER}")
+        return Choices(operating, calibration, notes)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{files[0]} is not as evaluate wrote it ({error}): restore it") from error
 
@@ -179,16 +196,20 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
         "labels_sha256": validation.key["labels_sha256"],
         "n_images": len(rows.patient_ids),
         "n_patients": len(set(rows.patient_ids)),
+        "patients_by_class": count_patients(rows.predictions, rows.patients),
         "test_openings_before": openings,
     } | validation.plan.to_json()
     shared = {"format": _FORMAT, "chosen_on": chosen_on, "settings": settings}
-    operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules)
+    operating = (
+        shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules, seed=job.seed)
+    )
     calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
     return Choices(operating, calibration, _describe(operating))
 
 
 def _describe(operating: dict[str, Any]) -> list[str]:
+    few = describe_few(operating["chosen_on"])
     late = operating["chosen_on"]["test_openings_before"]
     if not late:
-        return []
-    return [f"operating points were chosen on validation after a test split had been opened {late} times"]
+        return few
+    return [*few, f"operating points were chosen on validation after a test split had been opened {late} times"]

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from medcls.data.columns import read_columns
 from medcls.data.manifest import write_table
@@ -118,11 +120,16 @@ def hash_seen(run: Path) -> dict[str, str]:
 
 def has_seen(lineage: Lineage, store: Store, rows: Rows) -> bool:
     """Returns whether a model of the lineage trained or selected on a patient or an image of these rows."""
+    return bool(find_seen(lineage, store, rows).any())
+
+
+def find_seen(lineage: Lineage, store: Store, rows: Rows) -> NDArray[np.bool_]:
+    """Return which rows are of a patient or an image that a model of the lineage trained or selected on; (N,)."""
+    found = np.zeros(len(rows), dtype=np.bool_)
     for kind in _KINDS:
         seen = lineage.seen.filter(pc.equal(lineage.seen.column("kind"), kind)).column("value")
-        if pc.any(pc.is_in(store.read(kind, rows=rows).column(kind), value_set=seen)).as_py():
-            return True
-    return False
+        found |= pc.is_in(store.read(kind, rows=rows).column(kind), value_set=seen).to_numpy().astype(np.bool_)
+    return found
 
 
 def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own: str = "") -> list[str]:
@@ -152,7 +159,7 @@ def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own
                 f"{len(shared)} {what} of store={store.folder} were trained or selected on by {who}, the first in row "
                 f"{first} of {MANIFEST} (counted from 0): {remedy}"
             )
-    return _list_incomparable(store, lineage)
+    return list_incomparable(store, lineage)
 
 
 def _name(lineage: Lineage, sha256: str) -> str:
@@ -160,8 +167,8 @@ def _name(lineage: Lineage, sha256: str) -> str:
     return f"{names[0] if names else 'model'} (sha256 {sha256[:12]}…)"
 
 
-def _list_incomparable(store: Store, lineage: Lineage) -> list[str]:
-    """One sentence, or none: models whose patients or images could be here without being found."""
+def list_incomparable(store: Store, lineage: Lineage) -> list[str]:
+    """Return one sentence, or none: models whose patients or images could be here without being found."""
     preprocess = sha256_json(store.spec.to_json())
     found = []
     for model in (model for model in lineage.models if model["weights"] != IMAGENET):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,16 @@ from medcls.evaluation.decision import build_decision
 from medcls.evaluation.recalibration import apply_recalibration
 from medcls.evaluation.thresholds import Rule
 from medcls.stages.frozen_choices import Choices
-from medcls.stages.prediction_table import IMAGE, OK, REFUSED, Case, build_predictions, name_answers, name_scores
+from medcls.stages.prediction_table import (
+    IMAGE,
+    OK,
+    REFUSED,
+    Case,
+    build_predictions,
+    name_answers,
+    name_scores,
+    name_thresholds,
+)
 
 # Level -> the attributes that tell its units apart, the last of which a file must have. A series is a patient's own:
 # should two patients' files carry one SeriesInstanceUID by mistake, they are not mixed.
@@ -148,6 +158,7 @@ def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> Non
     levels = choices.operating.get("levels", {})
     fitted = _find_map(choices.calibration)
     columns: dict[str, Any] = name_scores(task, None, prefix="calibrated") if fitted else {}
+    columns |= name_thresholds(task, None, prefix="calibrated_threshold") if fitted else {}
     columns |= {name_point(task, point): None for point in levels.get(IMAGE, {}).get("points", [])}
     for case in cases:
         case.chosen = dict(columns)
@@ -157,9 +168,14 @@ def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> Non
             _apply_points(scored, levels.get(level, {}).get("points", []), task=task)
     scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
     if fitted and scored:
-        mapped = apply_recalibration(fitted, build_predictions(task, np.array([case.scores for case in scored])))
+        plain = build_predictions(task, np.array([case.scores for case in scored]))
+        decision = choices.decide(plain)
+        mapped = apply_recalibration(fitted, decision.apply(plain))
+        # Rising maps keep who is called: the threshold of the recalibrated score is the mapped threshold.
+        moved = replace(decision, thresholds=dict(zip(decision.thresholds, mapped.thresholds, strict=True)))
         for case, values in zip(scored, mapped.y_score.tolist(), strict=True):
             case.chosen |= name_scores(task, values, prefix="calibrated")
+            case.chosen |= name_thresholds(task, moved, prefix="calibrated_threshold")
 
 
 def _apply_points(scored: Sequence[Case], points: Sequence[Mapping[str, Any]], *, task: Task) -> None:
@@ -181,5 +197,5 @@ def name_point(task: Task, point: Mapping[str, Any]) -> str:
 
 def _find_map(calibration: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The recalibration that was chosen; None where the scores are best left as they are, and for a regression."""
-    method = calibration.get("chosen", {}).get("method", "none")
-    return next((one for one in calibration.get("maps", []) if one["method"] == method != "none"), None)
+    fitted: Mapping[str, Any] = calibration.get("map", {"method": "none"})
+    return fitted if fitted["method"] != "none" else None

@@ -134,14 +134,14 @@ def name_grade(task: Task, scores: Sequence[float] | None) -> str | None:
     return task.class_names[int(build_predictions(task, np.array([scores])).grade_predicted[0])]
 
 
-def name_thresholds(task: Task, decision: Decision | None) -> dict[str, float | None]:
+def name_thresholds(task: Task, decision: Decision | None, *, prefix: str = "threshold") -> dict[str, float | None]:
     """Return the column threshold, or threshold_<label> for each label; {} for tasks without thresholds.
 
     Null where there is no score, and where the class is never called.
     """
     if task.kind not in ("binary", "multilabel"):
         return {}
-    names = ["threshold"] if task.kind == "binary" else [f"threshold_{name}" for name in task.class_names]
+    names = [prefix] if task.kind == "binary" else [f"{prefix}_{name}" for name in task.class_names]
     values = list(decision.thresholds.values()) if decision else [None] * len(names)
     return {
         name: value if value is not None and np.isfinite(value) else None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
-from medcls.stages.split_predictions import SplitPredictions
+from medcls.stages.split_predictions import SplitPredictions, list_openings
 
 _SHEET = "Training images by class, stored above and augmented below"
 
@@ -67,13 +67,32 @@ def describe_ensemble(parts: Sequence[SplitPredictions]) -> list[str]:
     return lines + list(dict.fromkeys(part.plan.describe() for part in parts if part.plan.name))
 
 
-def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> str:
-    """Returns "split test was opened 1 time by this run", or by each of several."""
+def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> list[str]:
+    """Return "split test was opened 1 time by this run", or by each of several, then every opening if there are more.
+
+    Openings count by the content of their rows: under another split, store, view, folder or use, too.
+    """
     counts = [f"{part.openings} time{'s' if part.openings != 1 else ''}" for part in parts]
     if len(parts) == 1:
-        return f"split {split} was opened {counts[0]} by this run"
+        return [f"split {split} was opened {counts[0]} by this run", *_list_openings(parts[0])]
     named = [f"{count} by {name}" for name, count in zip(name_runs(parts), counts, strict=True)]
-    return f"split {split} was opened {', '.join(named)}"
+    lists = [
+        f"{name}: {line}" for name, part in zip(name_runs(parts), parts, strict=True) for line in _list_openings(part)
+    ]
+    return [f"split {split} was opened {', '.join(named)}", *lists]
+
+
+def _list_openings(part: SplitPredictions) -> list[str]:
+    """One line for several openings; none for one, or of rows that cannot judge the run."""
+    lines = list_openings(part.run, part.opened, split=part.key["split"])
+    if len(lines) < 2 or not part.opened.exposure.has_unseen:
+        return []
+    said = [
+        f"{number}. {line.get('use', 'by an earlier version')} (split {line['key']['split']}"
+        + (f" of {line['store']}, {line['images']} images)" if "store" in line else ")")
+        for number, line in enumerate(lines, start=1)
+    ]
+    return [f"all openings of these images: {'; '.join(said)}"]
 
 
 def list_runs(parts: Sequence[SplitPredictions]) -> dict[str, Any]:

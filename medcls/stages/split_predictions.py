@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -21,7 +22,17 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import check_predictions
-from medcls.files import LABELS, MODEL, OPENED, append_json_line, read_json, read_json_lines, sha256_file, write_json
+from medcls.files import (
+    LABELS,
+    MODEL,
+    OPENED,
+    append_json_line,
+    read_json,
+    read_json_lines,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, plan_views
@@ -35,6 +46,9 @@ PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"
 EVALUATION = "evaluation"
 TESTS = ("test", "all")
+"""Splits whose openings version 0.2.0 counted."""
+PIXELS = "pixel_sha256"
+EVALUATED = "evaluated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +87,17 @@ class SplitPredictions:
 
     @property
     def openings(self) -> int:
-        """How often this split of this store was opened by the run; of several by the one that opened it most."""
-        return max(count_openings(part.log, part.opened.store) for part in self.parts)
+        """How often these rows were opened by the run; of several by the one that opened them most."""
+        return max(len(list_openings(part.run, part.opened, split=part.key["split"])) for part in self.parts)
 
 
-def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> SplitPredictions:
-    """Returns the predictions of the opened rows and keeps them as predictions.parquet, one row an image.
+def predict_split(
+    job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened, use: str = EVALUATED
+) -> SplitPredictions:
+    """Return the predictions of the opened rows and keep them as predictions.parquet, one row an image.
 
-    The same inputs as before give the predictions of before: nothing is opened again.
+    The same inputs as before give the predictions of before. They are opened again only for another use: test rows
+    that have judged a run judge an ensemble, a comparison or its explanations once more.
     """
     plan = plan_views(job, crop=card.crop, stored=opened.store.shape)
     log = run / EVALUATION / f"{opened.store.name}-{job.split}" / OPENED
@@ -90,7 +107,11 @@ def predict_split(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opene
     key = list_inputs(job, run, opened=opened, plan=plan)
     logits = read_repetition(folder, key)
     if logits is None:
-        logits = predict_views(job, run, opened=opened, plan=plan, log=log)
+        logits = predict_views(job, run, opened=opened, plan=plan, log=log, use=use)
+    elif opened.exposure.has_unseen and not any(
+        line["key"] == key and line.get("use", EVALUATED) == use for line in list_openings(run, opened, split=job.split)
+    ):
+        log_opening(job, run, opened=opened, key=key, log=log, use=use)
     rows = build_rows(card, opened, logits)
     write_predictions(folder, opened, rows=rows, logits=logits, key=key)
     return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
@@ -139,7 +160,9 @@ def check_folder(folder: Path, store: Store) -> None:
         raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
 
-def predict_views(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan, log: Path) -> NDArray[np.float64]:
+def predict_views(
+    job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan, log: Path, use: str = EVALUATED
+) -> NDArray[np.float64]:
     """Returns the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
 
     Args:
@@ -148,41 +171,88 @@ def predict_views(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan
         opened: The rows.
         plan: Of the views.
         log: In the run, wherever the results go and whatever the views: nothing makes an opening uncounted.
+        use: What they are opened for, in words.
     """
     # A model or device that cannot be used is found before the split is opened.
     model, card = read_model(run / MODEL)
     device = choose_device(job.device)
     passes = build_passes(plan, model.to(device), output=card.task.output)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # Counted before the first image is read: an evaluation that is broken off was an opening, too.
-    append_json_line(log, {"key": list_inputs(job, run, opened=opened, plan=plan), "split": job.split})
-    if job.split in TESTS:
-        count = count_openings(log, opened.store)
-        say(f"opening split={job.split} of {opened.store.name}: {len(opened.rows)} images; opening number {count}")
+    # Counted before the first image is read: an evaluation that is interrupted was an opening, too.
+    key = list_inputs(job, run, opened=opened, plan=plan)
+    log_opening(job, run, opened=opened, key=key, log=log, use=use)
     logits = [compute_logits(job, opened, passed=passed, device=device) for passed in passes]
     averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
     return averaged
 
 
-def count_openings(log: Path, store: Store) -> int:
-    """Returns how often the split was opened: stores of one name share a log, and are told apart by checksum."""
-    return sum(key["store_sha256"] == store.sha256 for key in _read_openings(log))
+def log_opening(job: EvaluateJob, run: Path, *, opened: Opened, key: dict[str, Any], log: Path, use: str) -> None:
+    """Append an opening to the log, with the content of its rows beside it; of rows that can judge the run say so."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rows = hash_rows(opened)
+    name = f"opened-{rows[:16]}.parquet"
+    if not (log.parent / name).is_file():
+        write_table(log.parent / name, opened.store.read(PIXELS, rows=opened.rows))
+    number = len(list_openings(run, opened, split=job.split)) + 1
+    line = {"number": number, "use": use, "store": opened.store.name, "images": len(opened.rows)}
+    content = {"rows": name, "rows_sha256": rows, "unseen": opened.exposure.has_unseen}
+    append_json_line(log, {"key": key, "split": job.split} | line | content)
+    if opened.exposure.has_unseen:
+        what = f"split={job.split} of {opened.store.name}"
+        say(f"opening {what} ({use}): {len(opened.rows)} images; opening number {number}")
+
+
+def hash_rows(opened: Opened) -> str:
+    """Return the checksum of the pixels of the opened rows, in whichever order and store they are."""
+    return sha256_json(sorted(values_of(opened, PIXELS)))
+
+
+def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, Any]]:
+    """Return every line on any of these rows, in the order of opening: by content, not by folder, store, view or use.
+
+    Of rows that can judge the run only openings of such rows: split=all holds the validation split, too.
+
+    Version 0.2.0 wrote no content: its lines are on these rows if store and split agree.
+    """
+    rows, values, known = hash_rows(opened), pa.array(values_of(opened, PIXELS)), {}
+    found = []
+    for log in sorted((run / EVALUATION).glob(f"*/{OPENED}")):
+        for line in _read_openings(log):
+            if opened.exposure.has_unseen and not _is_unseen(line):
+                continue
+            sha256 = line.get("rows_sha256")
+            if sha256 is None:
+                splits = {line["key"]["split"], split}
+                same = line["key"]["store_sha256"] == opened.store.sha256 and (len(splits) == 1 or "all" in splits)
+            elif sha256 == rows:
+                same = True
+            else:
+                if sha256 not in known:
+                    other = read_table(log.parent / Path(line["rows"]).name, columns=(PIXELS,)).column(PIXELS)
+                    known[sha256] = bool(pc.any(pc.is_in(values, value_set=other)).as_py())
+                same = known[sha256]
+            if same:
+                found.append(line)
+    return sorted(found, key=lambda line: line.get("number", 0))
 
 
 def count_test_openings(run: Path, model_sha256: str) -> int:
-    """Returns how often a test split, of any store, was opened with this model."""
-    logs = sorted((run / EVALUATION).glob(f"*/{OPENED}"))
-    keys = [key for log in logs for key in _read_openings(log)]
-    return sum(key["model_sha256"] == model_sha256 and key["split"] in TESTS for key in keys)
+    """Return how often rows that can judge the run, of any store, were opened with this model."""
+    lines = [line for log in sorted((run / EVALUATION).glob(f"*/{OPENED}")) for line in _read_openings(log)]
+    return sum(line["key"]["model_sha256"] == model_sha256 and _is_unseen(line) for line in lines)
+
+
+def _is_unseen(line: dict[str, Any]) -> bool:
+    """Whether rows that can judge the run were opened; version 0.2.0 knew by the split's name."""
+    return bool(line.get("unseen", line["key"]["split"] in TESTS))
 
 
 def _read_openings(log: Path) -> list[dict[str, Any]]:
-    """What was opened, by line of the log; a log that cannot be counted is no log without openings."""
-    keys = [row.get("key") for row in read_json_lines(log)]
+    """The lines of a log, checked: one that cannot be counted is not a log without openings."""
+    lines = read_json_lines(log)
     names = {"model_sha256", "store_sha256", "split"}
-    if not all(isinstance(key, dict) and names <= set(key) for key in keys):
+    if not all(isinstance(line.get("key"), dict) and names <= set(line["key"]) for line in lines):
         raise DataError(f"{log} has a line that no evaluation wrote: restore the file")
-    return [key for key in keys if key is not None]
+    return lines
 
 
 def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | None:

@@ -44,7 +44,8 @@ def test_every_task_is_chosen_for_and_measured(kind, make_rows):
     assert len(found["subgroups"]) == 2
     assert ("recalibration" in found) == (kind != "regression")
     if kind != "regression":
-        assert set(found["recalibration"]["methods"]) == {"none", "temperature", "platt", "isotonic"}
+        # 30 patients bear a temperature, of labels that only few of them have nothing.
+        assert set(found["recalibration"]["methods"]) == ({"none"} if kind == "multilabel" else {"none", "temperature"})
         assert len(found["conformal"]["problems"]) == (4 if kind == "multilabel" else 1)
 
 

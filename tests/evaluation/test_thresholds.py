@@ -134,3 +134,26 @@ def test_every_yes_or_no_question_gets_its_own(kind, make_task):
     questions = 3 if kind == "regression" else 4
     assert len(points) == 2 * questions
     assert len({point["question"] for point in points}) == questions
+
+
+@pytest.mark.parametrize(("rows", "width"), [(20, 0.1), (2000, 0.0)])
+def test_few_patients_leave_a_threshold_uncertain(rows, width):
+    generator = np.random.default_rng(0)
+    true = (np.arange(rows) % 5 == 0).astype(int)
+    score = 1 / (1 + np.exp(-generator.normal(1.5 * true, 1)))
+    predictions = check_predictions("binary", true, score, class_names=("well", "ill"))
+    rules = list_rules(sensitivity=[0.9], specificity=[], cost=[])
+    points = choose_operating_points(predictions, rules, patients=np.arange(rows))
+    for point in points:
+        low, high = point["threshold_interval"]
+        assert low <= point["threshold"] <= high
+        assert high - low > width
+    assert "threshold_interval" not in choose_operating_points(predictions, rules)[0]
+
+
+def test_interval_of_a_threshold_is_that_of_resampled_patients():
+    """Ten rows of one patient are drawn together: his scores decide or are absent."""
+    true, score = np.repeat([0, 1, 0, 1], 10), np.repeat([0.1, 0.4, 0.6, 0.9], 10)
+    predictions = check_predictions("binary", true, score, class_names=("well", "ill"))
+    (point,) = choose_operating_points(predictions, [Rule("youden")], patients=np.repeat(np.arange(4), 10))
+    assert set(point["threshold_interval"]) <= {0.4, 0.9, None}

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from medcls.config import ExplainJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
@@ -20,7 +21,7 @@ from medcls.evaluation.tables import format_metrics
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
-from medcls.stages import split_predictions
+from medcls.stages import explain, split_predictions
 from medcls.training.checkpoint import read_model, write_model
 from medcls.training.engine import NonFiniteError
 
@@ -111,6 +112,7 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     assert counts == {"n_images": 12, "n_patients": 6}
     assert {"auc", "accuracy", "balanced_accuracy", "average_precision", "brier", "auc_0"} <= set(metrics)
     beside = {
+        "rows",
         "openings",
         "chosen_on",
         "decision",
@@ -239,6 +241,134 @@ def test_results_elsewhere_are_counted_in_the_run(run_copy: Path, run_evaluate: 
 def test_validation_is_the_default_and_lies_apart(run_copy: Path, run_evaluate: Run) -> None:
     assert run_evaluate(run_copy).name == "store-val"
     assert not (run_copy / "evaluation" / "store-test").exists()
+
+
+@pytest.mark.parametrize(("split", "trained", "images"), [("train", 24, 24), ("all", 24, 48)])
+def test_rows_that_were_trained_on_are_refused_and_marked_if_allowed(
+    split: str, trained: int, images: int, run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match=f"split={split}: the run was trained on {trained} of {images} images"):
+        run_evaluate(run_copy, f"split={split}")
+    assert not (run_copy / "evaluation").exists()
+    folder = run_evaluate(run_copy, f"split={split}", "in_sample=allow")
+    title = f"In-sample: the model was trained on {trained} of {images} images or their patients"
+    assert title in capsys.readouterr().out.splitlines()[0]
+    assert title in (folder / "report.html").read_text()
+    rows = read_json(folder / "metrics.json")["rows"]
+    assert (rows["status"], rows["trained"], rows["chose"]) == ("in_sample", trained, 12 if split == "all" else 0)
+
+
+def test_a_patient_in_training_and_test_is_found_whatever_the_split_is_called(
+    run_copy: Path,
+    run_train: Run,
+    run_evaluate: Run,
+    write_source: Callable[..., Path],
+    run_prepare: Callable[..., Store],
+    tmp_path: Path,
+) -> None:
+    """split.on_leak=report leaves a patient in both; his test rows are in-sample all the same."""
+
+    def split(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        named = [row | {"split": ("train", "train", "val", "test")[int(row["patient_id"][1:]) % 4]} for row in rows]
+        named[0]["split"] = "test"  # a patient of training
+        return named
+
+    raw = write_source(tmp_path / "raw", classes=("0", "1", "2"), rewrite=split)
+    store = run_prepare(raw, tmp_path / "leaky", "split.on_leak=report")
+    run = run_train(tmp_path / "leaky-run", f"store={store.folder}")
+    with pytest.raises(DataError, match="the run was trained on 1 of 13 images"):
+        run_evaluate(run, "split=test")
+
+
+def test_validation_is_marked_as_the_rows_that_chose(
+    run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_evaluate(run_copy)
+    title = "Validation rows: 12 of 12 images chose the epoch, the thresholds"
+    assert title in capsys.readouterr().out.splitlines()[0]
+    assert title in (folder / "report.html").read_text()
+    assert read_json(folder / "metrics.json")["rows"]["status"] == "chose"
+    capsys.readouterr()
+    folder = run_evaluate(run_copy, "split=test")
+    assert capsys.readouterr().out.splitlines()[0].startswith("test: 12 images")
+    assert read_json(folder / "metrics.json")["rows"]["status"] == "unseen"
+
+
+def test_external_store_that_shares_patients_partly_is_marked_if_allowed(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    external = other_store(prefix="p")  # patients p00 to p08, some of whom are in the run's test split
+    with pytest.raises(DataError, match="or set in_sample=allow"):
+        run_evaluate(run_copy, f"store={external}", "split=all")
+    folder = run_evaluate(run_copy, f"store={external}", "split=all", "in_sample=allow")
+    rows = read_json(folder / "metrics.json")["rows"]
+    seen = set(pq.read_table(run_copy / "patients.parquet").column("patient_id").to_pylist())
+    expected = 2 * len(seen & {f"p{number:02d}" for number in range(9)})
+    assert 0 < expected < 18
+    assert (rows["status"], rows["trained"], rows["images"]) == ("in_sample", expected, 18)
+
+
+# --- every opening of the same rows
+
+
+def read_openings(run: Path) -> list[tuple[int, str]]:
+    lines = [line for log in (run / "evaluation").glob("*/opened.jsonl") for line in read_json_lines(log)]
+    return sorted((line["number"], line["use"]) for line in lines if line["unseen"])
+
+
+def test_openings_of_the_same_rows_count_together_in_every_way(
+    run_copy: Path,
+    trained: Path,
+    run_evaluate: Run,
+    copy_store: Callable[..., Path],
+    compose_job: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    retrain(other)
+    run_evaluate(run_copy, "split=test")
+    run_evaluate(run_copy, "split=test")  # the very same: no opening
+    run_evaluate(run_copy, "split=test", f"out={tmp_path / 'elsewhere'}")
+    run_evaluate(run_copy, "split=test", "views=dense")
+    run_evaluate(run_copy, "split=test", f"store={copy_store('moved')}")
+    run_evaluate(run_copy, "split=all", "in_sample=allow")
+    run_evaluate(run_copy, "split=test", f"against={other}")
+    stage.evaluate(
+        compose_job(
+            "evaluate", f"run=[{run_copy},{other}]", "split=test", f"out={tmp_path / 'fused'}", "replicates=100",
+            "workers=0", "device=cpu",
+        )
+    )  # fmt: skip
+    explain.predict(ExplainJob(run=str(run_copy), split="test", device="cpu"), run_copy)
+    found = read_openings(run_copy)
+    assert [number for number, _ in found] == list(range(1, 9))
+    uses = [use for _, use in found]
+    assert uses[:5] == ["evaluated"] * 5
+    assert uses[5].startswith("compared with model ")
+    assert uses[6].startswith("averaged with 1 other runs")
+    assert uses[7] == "explained"
+    assert len(read_openings(other)) == 2
+    folder = run_evaluate(run_copy, "split=test")
+    assert read_json(folder / "metrics.json")["openings"] == 8
+    assert "8. explained (split test of store, 12 images)" in (folder / "report.html").read_text()
+
+
+def test_openings_that_version_0_2_0_logged_count(run_copy: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    (line,) = read_json_lines(folder / "opened.jsonl")
+    (folder / "opened.jsonl").write_text(json.dumps({"key": line["key"], "split": "test"}) + "\n")
+    folder = run_evaluate(run_copy, "split=test", "precision=fp32")
+    assert read_json(folder / "metrics.json")["openings"] == 2
+    assert "1. by an earlier version (split test)" in (folder / "report.html").read_text()
+
+
+def test_validation_of_an_external_store_is_an_opening_too(
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+) -> None:
+    external = other_store()
+    run_evaluate(run_copy, f"store={external}", "split=val")
+    run_evaluate(run_copy, f"store={external}", "split=all")
+    assert [number for number, _ in read_openings(run_copy)] == [1, 2]
 
 
 # --- another store

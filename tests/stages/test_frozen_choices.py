@@ -183,8 +183,9 @@ def test_two_runs_are_compared_on_the_same_images(run_copy: Path, other_run: Pat
     assert compared["metrics"]["brier"]["second"] == alone["brier"]["value"]
     assert compared["metrics"]["brier"]["difference"] != 0
     assert set(compared["auc"]) == {"0", "1", "2"}
-    # The other run opened its test split, once; being evaluated later is no new opening.
-    assert len(read_json_lines(other_run / "evaluation" / "store-test" / "opened.jsonl")) == 1
+    # The other run's test rows were opened for the comparison, and again to judge it alone.
+    lines = read_json_lines(other_run / "evaluation" / "store-test" / "opened.jsonl")
+    assert [line["use"].split(" model")[0] for line in lines] == ["compared with", "evaluated"]
     assert (other_run / "operating_points.json").is_file()
 
 

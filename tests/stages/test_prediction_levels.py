@@ -111,13 +111,15 @@ def test_recalibrated_scores_stand_beside_those_of_images() -> None:
     maps = [{"method": "none"}, {"method": "platt", "columns": [{"slope": 1.0, "intercept": float(np.log(3))}]}]
     levels = {"image": {"points": [make_point(0.3)]}}
     cases = [make_case("p", "s", 0.25), make_case("p", "s", 0.5), Case("b", "refused", "colour")]
-    choices = make_choices(levels, {"chosen": {"method": "platt"}, "maps": maps})
+    choices = make_choices(levels, {"chosen": {"method": "platt"}, "map": maps[1]})
     chosen = [one.chosen for one in complete_cases(cases, task=BINARY, choices=choices)]
-    assert chosen[0] == pytest.approx({"calibrated_no": 0.5, "calibrated_yes": 0.5, "above_youden": False})
-    assert chosen[1] == pytest.approx({"calibrated_no": 0.25, "calibrated_yes": 0.75, "above_youden": True})
-    assert chosen[2:] == [{"calibrated_no": None, "calibrated_yes": None, "above_youden": None}] * 3
+    limit = {"calibrated_threshold": 0.9 / 1.6}  # odds 3/7 times three: called as by the score itself
+    assert chosen[0] == pytest.approx({"calibrated_no": 0.5, "calibrated_yes": 0.5, "above_youden": False} | limit)
+    assert chosen[1] == pytest.approx({"calibrated_no": 0.25, "calibrated_yes": 0.75, "above_youden": True} | limit)
+    names = ("calibrated_no", "calibrated_yes", "calibrated_threshold", "above_youden")
+    assert chosen[2:] == [dict.fromkeys(names)] * 3
 
-    choices = make_choices(levels, {"chosen": {"method": "none"}, "maps": maps})
+    choices = make_choices(levels, {"chosen": {"method": "none"}, "map": maps[0]})
     assert [list(one.chosen) for one in complete_cases(cases, task=BINARY, choices=choices)] == [["above_youden"]] * 5
 
 

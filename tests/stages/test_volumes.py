@@ -232,7 +232,9 @@ def test_raw_volumes_get_the_scores_of_the_stored_ones(
     rows = [row for row in read_table(tmp_path / "out.parquet").to_pylist() if row["level"] == "image"]
     states = Counter((row["state"], row["reason"]) for row in rows)
     assert states == {("ok", None): 24, ("skipped", "no_volume"): 1}
-    stored = read_table(run_evaluate(run, "split=all", "report=false") / "predictions.parquet").to_pylist()
+    stored = read_table(
+        run_evaluate(run, "split=all", "in_sample=allow", "report=false") / "predictions.parquet"
+    ).to_pylist()
     logits = {row["image_id"]: row["logits"] for row in stored}
     assert len(logits) == 24
     for row in rows:
