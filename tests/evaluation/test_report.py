@@ -248,7 +248,7 @@ def full_pages(write, make_task, make_patients):
 def test_a_page_with_everything_shows_everything(full_pages, kind):
     path, page, metrics = full_pages[kind]
     assert page.open == []
-    shown = ["Operating points: images", "Chosen on val (60 images of 30 patients) and frozen", "Subgroups"]
+    shown = ["Operating points: images", "Chosen on val (60 images of 30 patients); frozen", "Subgroups"]
     # The two images of a patient have different classes here: only ordered ones can be joined.
     level = "every unit has images of several classes" if kind == "multiclass" else "Operating points: patient level"
     shown += [level, "Images, studies, patients", "run_a against run_b", "site: rare <b>"]

@@ -243,19 +243,19 @@ def test_validation_is_the_default_and_lies_apart(run_copy: Path, run_evaluate: 
     assert not (run_copy / "evaluation" / "store-test").exists()
 
 
-@pytest.mark.parametrize(("split", "trained", "images"), [("train", 24, 24), ("all", 24, 48)])
+@pytest.mark.parametrize(("split", "seen", "images"), [("train", 24, 24), ("all", 24, 48)])
 def test_rows_that_were_trained_on_are_refused_and_marked_if_allowed(
-    split: str, trained: int, images: int, run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
+    split: str, seen: int, images: int, run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(DataError, match=f"split={split}: the run was trained on {trained} of {images} images"):
+    with pytest.raises(DataError, match=f"split={split}: the run was trained on {seen} of {images} images"):
         run_evaluate(run_copy, f"split={split}")
     assert not (run_copy / "evaluation").exists()
     folder = run_evaluate(run_copy, f"split={split}", "in_sample=allow")
-    title = f"In-sample: the model was trained on {trained} of {images} images or their patients"
+    title = f"In-sample: the model was trained on {seen} of {images} images or their patients"
     assert title in capsys.readouterr().out.splitlines()[0]
     assert title in (folder / "report.html").read_text()
     rows = read_json(folder / "metrics.json")["rows"]
-    assert (rows["status"], rows["trained"], rows["chose"]) == ("in_sample", trained, 12 if split == "all" else 0)
+    assert (rows["status"], rows["trained"], rows["chose"]) == ("in_sample", seen, 12 if split == "all" else 0)
 
 
 def test_a_patient_in_training_and_test_is_found_whatever_the_split_is_called(
