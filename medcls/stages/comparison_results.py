@@ -22,6 +22,7 @@ from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_plan import Plan
 from medcls.stages.comparison_runs import evaluation_folder, seconds_of
+from medcls.stages.split_predictions import PREDICTIONS
 from medcls.stages.voxel_baseline import BASELINE_PREDICTIONS
 from medcls.training.checkpoint import read_card
 
@@ -127,9 +128,7 @@ def find_work(plan: Plan, arm: str, fold: PlannedFold) -> Work:
     return next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
 
 
-def read_fold(
-    out: Path, arm: str, fold: PlannedFold, plan: Plan, *, file: str = "predictions.parquet"
-) -> FoldPredictions:
+def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan, *, file: str = PREDICTIONS) -> FoldPredictions:
     """Returns what an arm, or the baseline in its runs, says about the test rows of a fold."""
     work = find_work(plan, arm, fold)
     task = read_card(run_folder(out, work.name) / MODEL).task
@@ -137,12 +136,16 @@ def read_fold(
     table = read_table(evaluation_folder(out, work, plan.store) / file, columns=names)
     images, patients, true, score = (column_list(table, name) for name in names)
     truth = np.array(true, dtype=np.float64)
+    # The arm's own decision, frozen on the fold's validation rows; the baseline, and runs of 0.2.0, have none: 0.5.
+    decision = read_json(evaluation_folder(out, work, plan.store) / "metrics.json").get("decision", {})
+    frozen = decision.get("thresholds", {}) if file == PREDICTIONS else {}
     predictions = check_predictions(
         task.kind,
         truth if task.kind == "multilabel" else truth[:, 0],
         np.array(score, dtype=np.float64),
         class_names=task.class_names,
         grades=task.grades,
+        thresholds=[np.inf if value is None else value for value in frozen.values()],
     )
     return FoldPredictions(fold.name, fold.repeat, fold.number, predictions, images, patients)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ import torch
 from medcls.config import ExplainJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
+from medcls.stages import comparison_results, explain, split_predictions
 from medcls.stages import evaluate as stage
-from medcls.stages import explain, split_predictions
 from medcls.training.checkpoint import read_model, write_model
 
 Run = Callable[..., Path]
@@ -106,8 +107,8 @@ def test_other_rules_are_free_before_test_and_refused_after(run_copy: Path, run_
     assert len(read_json_lines(folder / "opened.jsonl")) == 1
 
 
-def test_decision_is_frozen_with_the_points_and_decides_evaluate_and_explain(
-    run_train: Run, run_evaluate: Run, tmp_path: Path
+def test_decision_is_frozen_with_the_points_and_decides_evaluate_explain_and_compare(
+    run_train: Run, run_evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = run_train(tmp_path / "binary", "task=binary", "task.classes={0: 0, 1: 0, 2: 1}")
     with pytest.raises(ConfigError, match=r"decision=yuden: expected one of youden, .*half \(nearest: youden\)"):
@@ -125,6 +126,24 @@ def test_decision_is_frozen_with_the_points_and_decides_evaluate_and_explain(
     job = ExplainJob(run=str(run), split="test")
     threshold = points["sensitivity"]["threshold"]
     assert explain.predict(job, run).rows.predictions.thresholds == (threshold,)
+    # Arms of a comparison are called by their own decision, too.
+    work = SimpleNamespace(name="run")
+    monkeypatch.setattr(comparison_results, "find_work", lambda plan, arm, fold: work)
+    monkeypatch.setattr(comparison_results, "run_folder", lambda out, name: run)
+    monkeypatch.setattr(comparison_results, "evaluation_folder", lambda out, work, store: folder)
+    fold: Any = SimpleNamespace(name="f", repeat=1, number=1)
+    plan: Any = SimpleNamespace(store=None)
+    assert comparison_results.read_fold(tmp_path, "one", fold, plan).predictions.thresholds == (threshold,)
+
+
+def test_a_map_that_version_0_2_0_chose_is_not_applied(run_copy: Path, run_evaluate: Run) -> None:
+    folder = run_evaluate(run_copy, "split=test")
+    frozen = read_json(run_copy / "calibration.json")
+    del frozen["map"]
+    write_json(run_copy / "calibration.json", frozen | {"chosen": {"method": "isotonic", "log_loss": {}}})
+    folder = run_evaluate(run_copy, "split=test")
+    assert read_json(folder / "metrics.json")["recalibration"]["chosen"]["method"] == "none"
+    assert "no recalibration is applied: version 0.2.0 chose the map" in (folder / "report.html").read_text()
 
 
 def test_points_of_version_0_2_0_are_decided_by_the_default(run_train: Run, run_evaluate: Run, tmp_path: Path) -> None:
