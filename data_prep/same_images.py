@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from medcls.data.spelling import spelling_key
 from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits
 from medcls.data.store import Store
 from medcls.data.strata import read_measurements
+from medcls.errors import WriteError
 from medcls.files import atomic_file
 from medcls.identity import guard_cell
 
@@ -170,10 +172,10 @@ def same_images_path(folder: Path) -> Path:
 
 def write_same_images(
     same: SameImages, store: Store, labels: pa.Table, *, origin: Origin, splits: Splits | None = None
-) -> Path:
-    """Write the list of the images that are the same, mode 0600, one row for each image; return its path.
+) -> str:
+    """Write the list of the images that are the same, mode 0600, one row for each image; return where it is, in words.
 
-    Nothing found removes the list of an earlier call.
+    Nothing found removes the list of an earlier call. A folder that cannot be written hides no finding.
 
     Args:
         same: What `find_same_images` found.
@@ -185,8 +187,25 @@ def write_same_images(
     path = same_images_path(store.folder)
     groups = list(_list_groups(same, splits))
     if not groups:
-        path.unlink(missing_ok=True)
-        return path
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return "nothing to list"
+    try:
+        _write_groups(path, groups, store, labels, origin=origin, splits=splits)
+    except WriteError:
+        return f"{path} cannot be written, so they are not listed"
+    return f"{path} lists their paths and labels, mode 0600"
+
+
+def _write_groups(
+    path: Path,
+    groups: Sequence[tuple[str, list[int]]],
+    store: Store,
+    labels: pa.Table,
+    *,
+    origin: Origin,
+    splits: Splits | None,
+) -> None:
     names = [name for name in labels.column_names if is_label(name)]
     with atomic_file(path, private=True) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
@@ -201,7 +220,6 @@ def write_same_images(
                 writer.writerow([number, found, line or "", *map(guard_cell, cells)])
         text.flush()
         text.detach()
-    return path
 
 
 def _list_groups(same: SameImages, splits: Splits | None) -> Iterator[tuple[str, list[int]]]:

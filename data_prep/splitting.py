@@ -141,11 +141,11 @@ def _settle_contradictions(
     """Name the images with several labels, first of all; refuse them, or return the labels without them if dropped."""
     if not same.contradictions and not same.suspected:
         return labels
-    path = write_same_images(same, store, labels, origin=origin)
+    where = write_same_images(same, store, labels, origin=origin)
     if same.suspected:
         say(
             f"notice: {len(same.suspected)} pairs of nearly identical images of one patient have different labels, as "
-            f"neighbouring slices and frames may: {path} lists them (mode 0600); correct the labels if they are copies"
+            f"neighbouring slices and frames may: {where}; correct the labels if they are copies"
         )
     if not same.contradictions:
         return labels
@@ -153,14 +153,11 @@ def _settle_contradictions(
     count = len(same.contradicting)
     if config.on_contradiction == "refuse":
         raise DataError(
-            f"{found}: correct the labels ({path} lists paths and labels, mode 0600), or set "
+            f"{found}: correct the labels ({where}), or set "
             f"split.on_contradiction=drop (leaves all {count} images out) or report (keeps all {count})"
         )
     done = f"all {count} are left out" if config.on_contradiction == "drop" else f"all {count} are kept as they are"
-    say(
-        f"notice: {found}; {done} (split.on_contradiction={config.on_contradiction}); {path} lists paths and labels "
-        "(mode 0600)"
-    )
+    say(f"notice: {found}; {done} (split.on_contradiction={config.on_contradiction}); {where}")
     if config.on_contradiction == "report":
         return labels
     listed = labels.column("listed").to_numpy().copy()
@@ -291,16 +288,16 @@ def _list_links(
     patients: Codes,
 ) -> None:
     """Write the list of same images with their splits, and say how many patients they link inside one split."""
-    path = write_same_images(same, store, labels, origin=origin, splits=splits)
+    where = write_same_images(same, store, labels, origin=origin, splits=splits)
     inside = [pair for pair in same.links if splits[pair.first] == splits[pair.second] != _OUT]
     if not inside:
         return
     number = len(np.unique(patients.values[[row for pair in inside for row in (pair.first, pair.second)]]))
     found = f"notice: {len(inside)} pairs of images of {number} different patients look the same inside one split"
     if certificate.get("merged_patients"):
-        say(f"{found}; these patients count as one (split.merge_linked=true); {path} lists them (mode 0600)")
+        say(f"{found}; these patients count as one (split.merge_linked=true); {where}")
         return
     say(
-        f"{found}; {path} lists them (mode 0600): if they are the same person, set split.merge_linked=true with "
+        f"{found}; {where}: if they are the same person, set split.merge_linked=true with "
         "another split.name=, since intervals over patients who are counted twice are too narrow"
     )

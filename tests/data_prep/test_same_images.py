@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_prep import same_images
 from data_prep.same_images import build_differ, same_images_path
 from medcls.data.splits import SPLIT_NAMES, read_patients, read_split
 from medcls.data.store import Store
-from medcls.errors import DataError
+from medcls.errors import DataError, WriteError
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., Store]
@@ -225,3 +226,18 @@ def test_which_copy_is_dropped_follows_the_splits_and_not_the_paths(
         places.append(found)
     assert places[0] == places[1]
     assert any(SPLIT_NAMES.index("dropped") in pair for pair in places[0])
+
+
+def test_a_list_that_cannot_be_written_hides_no_finding(
+    make_copies: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is a mount of its own has nothing writable beside it."""
+
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise WriteError("cannot write")
+
+    monkeypatch.setattr(same_images, "atomic_file", refuse)
+    raw = make_copies((LEFT, 1.0, OTHER))
+    with pytest.raises(DataError, match=r"1 picture has more than one label .* cannot be written, so they are not"):
+        run_prepare(raw, tmp_path / "store")
+    assert not (tmp_path / "store.same-images.csv").exists()
