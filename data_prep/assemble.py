@@ -19,6 +19,7 @@ from medcls.data.manifest import read_table, write_table
 from medcls.data.store import SCHEMA_VERSION
 from medcls.errors import DataError, MedclsError, MissingInputError
 from medcls.files import DATASET, LEDGER, MANIFEST, sha256_file, write_json
+from medcls.identity import PER_IMAGE
 
 _BATCH = 8192
 
@@ -76,7 +77,7 @@ def assemble_store(
     for path in folder.glob("shard-*.npy"):
         if path.name not in sums:  # of an earlier, longer plan
             path.unlink()
-    write_json(folder / DATASET, _describe(manifest, ledger, setting, sums))
+    write_json(folder / DATASET, _describe(manifest, ledger, setting, sums, patients_from=plan.patients_from))
     shutil.rmtree(folder / PARTS)
 
 
@@ -119,7 +120,9 @@ def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
     return known
 
 
-def _describe(manifest: pa.Table, ledger: pa.Table, setting: Setting, shards: dict[str, str]) -> dict[str, Any]:
+def _describe(
+    manifest: pa.Table, ledger: pa.Table, setting: Setting, shards: dict[str, str], *, patients_from: str
+) -> dict[str, Any]:
     """The content of dataset.json."""
     folder, identity = setting.folder, setting.identity
     return {
@@ -130,9 +133,12 @@ def _describe(manifest: pa.Table, ledger: pa.Table, setting: Setting, shards: di
             "files": ledger.num_rows,
             "states": count_states(ledger),
             "images": manifest.num_rows,
-            "patients": pc.count_distinct(manifest.column("patient_id")).as_py(),
+            "patients": None
+            if patients_from == PER_IMAGE
+            else pc.count_distinct(manifest.column("patient_id")).as_py(),
             **_count_faces(manifest),
         },
+        "patients_from": patients_from,
         "deidentify": {"kind": identity.kind, "key_fingerprint": identity.fingerprint},
         "sha256": {name: sha256_file(folder / name) for name in (MANIFEST, LEDGER)} | shards,
     }

@@ -78,6 +78,7 @@ class Plan:
         refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
         early: A message for each volume refused before decoding.
         lost: LOST, a row for each of these.
+        patients_from: What tells patients apart: per_image (they are unknown), labels, pattern, folders or headers.
         rest: Reason of files that nothing else is said of.
         cut: Splits without a folder, which are cut from the train folder.
         columns: Names of the extra columns.
@@ -94,6 +95,7 @@ class Plan:
     labelling: dict[str, Any] = field(default_factory=dict)
     cut: Sequence[str] = ()
     lost: pa.Table = field(default_factory=LOST.empty_table)
+    patients_from: str = ""
     rest: str = "not_in_labels"
 
     def __len__(self) -> int:

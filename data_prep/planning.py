@@ -26,7 +26,7 @@ from data_prep.series import find_volumes
 from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
 from medcls.errors import ConfigError
-from medcls.identity import Identity
+from medcls.identity import PER_IMAGE, Identity
 from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.decode import Spec
 from medcls.imaging.geometry import StackRule
@@ -153,6 +153,7 @@ def build_plan(
     else:
         _check_file_rows(job, choice, has_headers=index is not None)
         labels = _read_labels(job, source=source, listing=listing, rule=rule)
+    patients_from = _name_origin(job, labels)
     labels, labelling = read_label_values(labels, job.labelling, unit="images" if job.labels is None else "rows")
     skipped = refused = LEFT_OUT.empty_table()
     early, lost = list[str](), LOST.empty_table()
@@ -188,8 +189,20 @@ def build_plan(
         labelling=labelling,
         cut=cut,
         lost=lost,
+        patients_from=patients_from,
         rest="no_image" if job.labels is None else "not_in_labels",
     )
+
+
+def _name_origin(job: PrepareJob, labels: pa.Table) -> str:
+    """What tells patients apart; ids that neither labels nor folders give come from the headers."""
+    if job.patients == PER_IMAGE:
+        return PER_IMAGE
+    if job.patient_id.pattern is not None:
+        return "pattern"
+    if labels["patient_id"].null_count == labels.num_rows:
+        return "headers"
+    return "folders" if job.labels is None else "labels"
 
 
 def _describe_lost(labels: pa.Table, lost: pa.Table, identity: Identity) -> pa.Table:

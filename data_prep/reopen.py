@@ -17,6 +17,7 @@ from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import LEDGER
+from medcls.identity import PER_IMAGE
 
 _BATCH = 65536
 
@@ -32,6 +33,11 @@ def reopen(plan: Plan, setting: Setting) -> Store:
     shutil.rmtree(setting.folder / PARTS, ignore_errors=True)
     _check_reusable(store, setting)
     _check_same_files(store, plan, setting)
+    if store.patients_from and (store.patients_from == PER_IMAGE) != (plan.patients_from == PER_IMAGE):
+        raise ConfigError(
+            f"store={store.folder} is complete and immutable, and its patients come from {store.patients_from}, not "
+            f"from {plan.patients_from}: choose another store="
+        )
     if not map_path(setting.folder).exists():
         write_way_back(setting.folder, plan, setting.identity)
     say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")

@@ -112,11 +112,13 @@ def split_store(
         + ("" if fractions is None or config.merge_linked else ", set split.merge_linked=true if they are one patient"),
     )
     empty = _check_classes(splits, strata, config=config, given=given)
+    dealt = RANDOM if patients_known else RANDOM.replace("patient", "image (patients unknown)")
     certificate = {
-        "source": _name_source(giver if given else "", fractions),
+        "source": _name_source(giver if given else "", fractions, dealt=dealt),
         "algorithm": None if fractions is None else DEALING,
         "seed": None if fractions is None else config.seed,
         "fractions": fractions,
+        "patients_from": store.patients_from,
         **_policy(config),
         "on_contradiction": config.on_contradiction,
         "contradictions": count_same_images(same),
@@ -127,6 +129,8 @@ def split_store(
         **describe_split(splits, strata, patients=units),
         "table": build_table(labels, splits, patients=units if patients_known else None),
     }
+    if not patients_known:
+        certificate["patients"] = dict.fromkeys(certificate["patients"])
     fresh = not (store.folder / SPLITS / f"{config.name}.parquet").is_file()
     write_split_once(store, config.name, splits=splits, certificate=certificate, patients=units)
     _say_split(config.name, certificate, known=patients_known)
@@ -227,12 +231,12 @@ def _cut(splits: Splits, *, patients: Codes, strata: Strata, fractions: dict[str
     return np.where(train, parts, splits)
 
 
-def _name_source(giver: str, fractions: dict[str, float] | None) -> str:
+def _name_source(giver: str, fractions: dict[str, float] | None, *, dealt: str) -> str:
     """Return where a split comes from, as its certificate says."""
     if not giver:
-        return RANDOM
+        return dealt
     cut = [name for name, share in (fractions or {}).items() if share and name != TRAIN]
-    return giver + (f"; {' and '.join(cut)} cut from train at {RANDOM}" if cut else "")
+    return giver + (f"; {' and '.join(cut)} cut from train at {dealt}" if cut else "")
 
 
 def _fractions(config: SplitConfig) -> dict[str, float]:
@@ -273,6 +277,7 @@ def _say_split(name: str, certificate: dict[str, Any], *, known: bool = True) ->
         for s in (*ORDER, DROPPED)
         if s in images
     )
+    counts += "" if known else "; patients unknown: each image counts as one"
     leaks = len(certificate["patients_in_several_splits"]) + len(certificate["images_in_several_splits"])
     say(f"split {name}: {counts}; leaks found: {leaks} (on_leak={certificate['on_leak']})")
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 from medcls.errors import ConfigError, MissingInputError, WriteError
+
+PER_IMAGE = "per_image"
+"""Patients are unknown: every image counts as one. Other ways to tell them apart name what did."""
 
 KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
 KEY_BYTES = 32
@@ -61,6 +65,41 @@ class Identity:
         if age_years is None or self.kind == "declared":
             return age_years
         return min(age_years, AGE_CAP_YEARS)
+
+
+def count_patients(images: int, patients: int | None, patients_from: str) -> str:
+    """Return "153 images of 80 patients", or "153 images; patients unknown".
+
+    Args:
+        images: Number of images.
+        patients: Number of different patient ids; None if they were not counted.
+        patients_from: What told patients apart, as a store records it.
+    """
+    if patients_from == PER_IMAGE or patients is None:
+        return f"{images} images; patients unknown"
+    return f"{images} images of {patients} patients"
+
+
+def name_units(text: str, patients_from: str) -> str:
+    """Return a text of ours that speaks of patients with images in their place, where patients are unknown.
+
+    Args:
+        text: Title, caption or heading; nothing that a user wrote.
+        patients_from: As for `count_patients`.
+    """
+    if patients_from != PER_IMAGE:
+        return text
+    return re.sub(r"\bpatients\b(?! unknown)", "images (patients unknown)", re.sub(r"\bPatients\b", "Images", text))
+
+
+def describe_patients(patients_from: str) -> str:
+    """Return the sentence that pages and cards carry where patients are unknown or not recorded, "" elsewhere."""
+    if patients_from == PER_IMAGE:
+        return (
+            "patients are unknown: each image was counted as one (patients=per_image), so images of one patient may be "
+            "in several splits, and intervals are over images"
+        )
+    return "" if patients_from else "how patients were told apart is not recorded: the store is of an earlier version"
 
 
 def read_identity(kind: str, *, key_file: str | None) -> Identity:

@@ -91,6 +91,11 @@ class Store:
         return self.folder.resolve().name
 
     @property
+    def patients_from(self) -> str:
+        """What told patients apart: per_image (unknown), labels, pattern, folders or headers; "" if not recorded."""
+        return str(self.info.get("patients_from", ""))
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(C, *spatial) of every stored image."""
         return self.spec.shape

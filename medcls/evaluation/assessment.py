@@ -21,6 +21,7 @@ from medcls.evaluation.recalibration import (
 )
 from medcls.evaluation.subgroups import compute_subgroups
 from medcls.evaluation.thresholds import Rule, apply_operating_points, choose_operating_points
+from medcls.identity import count_patients
 
 FEW_PATIENTS = 10
 """Below so many patients of a class a choice is reported as uncertain."""
@@ -193,7 +194,7 @@ def describe_few(chosen_on: Mapping[str, Any]) -> list[str]:
 
 def describe_rows(chosen_on: Mapping[str, Any]) -> str:
     """Return "val (40 images of 20 patients)"."""
-    return f"{chosen_on['split']} ({chosen_on['n_images']} images of {chosen_on['n_patients']} patients)"
+    return f"{chosen_on['split']} ({count_patients(chosen_on['n_images'], chosen_on['n_patients'], '')})"
 
 
 def _assess_levels(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medcls.evaluation.evaluation import INTENDED_USE
 from medcls.evaluation.panels import Panel, Plan, write_panel
 from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.files import write_bytes
+from medcls.identity import PER_IMAGE, describe_patients, name_units
 from medcls.templates import load_template
 
 Results = Mapping[str, Any]
@@ -41,13 +43,14 @@ def write_comparison_page(folder: Path, results: Results) -> Path:
     page = load_template("evaluation", "comparison.html.j2").render(
         results=results,
         title=name_metric(results["metric"]),
-        test=_TESTS[results["design"]["kind"]],
+        test=name_units(_TESTS[results["design"]["kind"]], _origin(results)),
+        units=name_units("patients", _origin(results)),
         unit=name_unit(results),
         facts=list_facts(results),
         notes=list_notes(results),
         panels=draw_panels(results, folder / "figures"),
-        arm_tables=[table for size in sizes for table in build_arm_tables(results, size)],
-        pair_tables=[table for size in sizes for table in build_pair_tables(results, size)],
+        arm_tables=[_name_table(table, results) for size in sizes for table in build_arm_tables(results, size)],
+        pair_tables=[_name_table(table, results) for size in sizes for table in build_pair_tables(results, size)],
         folds=[build_fold_table(results, size) for size in sizes],
         cost=build_cost_table(results),
         definitions=list_definitions(results),
@@ -63,6 +66,7 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
     design = results["design"]
     first = next(iter(next(iter(results["sizes"].values()))["arms"].values()))["folds"]
     once = [fold for fold in first if fold["repeat"] == first[0]["repeat"]]
+    known = _origin(results) != PER_IMAGE
     shape = {
         "kfold": f"{design['k']} folds",
         "repeated": f"{design['repeats']} × {design['k']} folds",
@@ -71,9 +75,9 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
     }[design["kind"]]
     return [
         (str(len(results["arms"])), "arms"),
-        (shape, "by patient"),
+        (shape, "by patient" if known else "by image"),
         (str(sum(fold["images"] for fold in once)), "images tested"),
-        (str(sum(fold["patients"] for fold in once)), "patients"),
+        (str(sum(fold["patients"] for fold in once)), "patients") if known else ("unknown", "patients"),
     ]
 
 
@@ -88,7 +92,18 @@ def list_notes(results: Results) -> list[str]:
         notes.append(
             f"the store's test rows were opened {openings} time{'s' if openings != 1 else ''} for this comparison"
         )
-    return [*results.get("notes", []), *notes]
+    unknown = describe_patients(_origin(results)) if "patients_from" in results else ""
+    return [*([unknown] if unknown else []), *results.get("notes", []), *notes]
+
+
+def _origin(results: Results) -> str:
+    """What told patients apart in the store; "" if it is not recorded."""
+    return str(results.get("patients_from", ""))
+
+
+def _name_table(table: Table, results: Results) -> Table:
+    """The table with its caption in the unit that is known."""
+    return replace(table, caption=name_units(table.caption, _origin(results)))
 
 
 def name_unit(results: Results) -> str:
@@ -99,7 +114,8 @@ def name_unit(results: Results) -> str:
 def describe_spread(results: Results) -> str:
     """What a number is the mean of, and what its interval is over."""
     unit = name_unit(results)
-    return f"Mean over {unit}s with 95 % interval over patients" + (" and seeds" if unit == "seed" else "")
+    over = name_units("patients", _origin(results))
+    return f"Mean over {unit}s with 95 % interval over {over}" + (" and seeds" if unit == "seed" else "")
 
 
 def draw_panels(results: Results, figures: Path) -> list[Panel]:
@@ -225,7 +241,8 @@ def build_fold_table(results: Results, size: str) -> Table:
     rows: list[tuple[str, list[Cell]]] = []
     for k, fold in enumerate(folds):
         values = [format_value(arm["folds"][k]["metrics"][results["metric"]]) for arm in arms.values()]
-        rows.append((fold["fold"], [str(fold["images"]), str(fold["patients"]), *values]))
+        patients = "unknown" if _origin(results) == PER_IMAGE else str(fold["patients"])
+        rows.append((fold["fold"], [str(fold["images"]), patients, *values]))
     unit = name_unit(results)
     columns = [unit.capitalize(), "Images tested", "Patients", *arms]
     return Table(f"{name_metric(results['metric'])} by {unit}, training images: {size}", "", columns, rows)

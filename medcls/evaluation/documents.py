@@ -15,6 +15,7 @@ from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.odds_table import build_odds_tables, say_number
 from medcls.evaluation.tables import format_value
 from medcls.files import write_bytes, write_json
+from medcls.identity import PER_IMAGE, count_patients, name_units
 
 LEFT = "*Left to the authors.*"
 
@@ -40,16 +41,25 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     external = any(note.startswith("external store") for note in evaluation.notes)
     headline = describe_headlines(evaluation)
     here = evaluation.where
+    known = str(metrics.get("patients_from", ""))
+    trained = str(model.get("training", {}).get("patients_from", known)) if model else known
+    by = "patient" if known else "patient (how patients were told apart is not recorded)"
+    by = "image; patients unknown" if PER_IMAGE in (known, trained) else by
+    claim = claim.replace("by patient", f"by {by}")
+    counts = {"images": metrics.get("n_images"), "patients": metrics.get("n_patients")}
     facts: dict[str, Any] = {
         "missing": "Images without a label of the task are left out and counted; an unknown label of several is no row "
         "of that label. Unreadable files are quarantined with a reason.",
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
-        "uncertainty": "95 % percentile bootstrap over patients, each with all images; DeLong over patients for AUCs; "
-        "Holm where two runs are compared.",
+        "uncertainty": name_units(
+            "95 % percentile bootstrap over patients, each with all images; DeLong over patients for AUCs; Holm where "
+            "two runs are compared.",
+            known,
+        ),
         "performance": headline,
         "flow": [dict(step) for step in evaluation.flow],
         "demographics": {name: dict(facts) for name, facts in evaluation.demographics.items()},
-        "numbers": {"images": metrics.get("n_images"), "patients": metrics.get("n_patients")},
+        "numbers": counts | ({"patients": "unknown"} if known == PER_IMAGE else {}),
         "accuracy": [
             {"rule": point["kind"], "target": point["target"], "question": point["question"], **point["rates"]}
             for point in metrics.get("operating_points", [])
@@ -63,7 +73,9 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "robustness": metrics.get("robustness", ""),
         "sample_size": "",
         "subgroups": metrics.get("subgroups", ""),
-        "subgroups_method": "The main metrics in each subgroup with intervals, groups of few patients suppressed."
+        "subgroups_method": name_units(
+            "The main metrics in each subgroup with intervals, groups of few patients suppressed.", known
+        )
         if metrics.get("subgroups")
         else "",
         "recalibration": metrics.get("recalibration", ""),
@@ -80,7 +92,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "partitions": dict(evaluation.certificate),
         "labels": list(evaluation.labelling),
         "readers": [sentence for sentence in evaluation.labelling if " readers, rule " in sentence],
-        "disjoint": "patient" if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked else "",
+        "disjoint": f"by {by}" if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked else "",
     }
     if evaluation.kind == "binary":
         positive, negative = evaluation.class_names[1], evaluation.class_names[0]
@@ -136,26 +148,35 @@ def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
 
 def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     """The model card as Markdown."""
+    known = str(evaluation.metrics.get("patients_from", ""))
     lines = ["# Model card", "", evaluation.intended_use, ""]
     lines += [f"> {_escape(note)}" for note in evaluation.notes] + [""]
     lines += ["## Model", "", *_list(facts, "technology", "positive", "initialization", "selection", "model")]
     lines += ["## Intended use", "", f"{evaluation.intended_use} {LEFT}", ""]
     lines += ["## Factors", "", "Subgroups that were measured are in report.html and metrics.json. " + LEFT, ""]
     where = _escape(evaluation.where)
-    lines += ["## Evaluation data", "", f"{where}: {evaluation.metrics.get('n_images')} images of "]
-    lines[-1] += f"{evaluation.metrics.get('n_patients')} patients."
+    numbers = evaluation.metrics.get("n_images", 0), evaluation.metrics.get("n_patients")
+    lines += ["## Evaluation data", "", f"{where}: {count_patients(*numbers, known)}."]
+    over = name_units("95 % interval over patients", known)
     if facts.get("thresholds"):
         lines += ["", _escape(facts["thresholds"])]
     lines += _list_verdicts(evaluation.metrics.get("analysis"))
     lines += ["", *(f"- {_escape(sentence)}" for sentence in evaluation.labelling)] if evaluation.labelling else []
-    lines += ["", "## Results", "", "| Metric | Value (95 % interval over patients) |", "|---|---|"]
+    lines += ["", "## Results", "", f"| Metric | Value ({over}) |", "|---|---|"]
     lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]
     if points:
         lines += ["", "| Question | Rule | Sensitivity | Specificity |"]
         lines += ["|---|---|---|---|", *(_card_row(point) for point in points)]
     for table in build_odds_tables(evaluation.metrics):
-        lines += ["", f"## {_escape(table.title)}", "", table.caption, "", f"| {' | '.join(table.columns)} |"]
+        lines += [
+            "",
+            f"## {_escape(table.title)}",
+            "",
+            name_units(table.caption, known),
+            "",
+            f"| {' | '.join(table.columns)} |",
+        ]
         lines += ["|---" * len(table.columns) + "|"]
         lines += [
             f"| {' | '.join(_escape(say_number(cell)) for cell in (name, *cells))} |" for name, cells in table.rows

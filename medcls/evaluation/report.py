@@ -16,6 +16,7 @@ from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
 from medcls.files import write_bytes
+from medcls.identity import PER_IMAGE
 from medcls.templates import load_template
 
 REPORT = "report.html"
@@ -53,6 +54,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         evaluation=evaluation,
         graded=predictions.has_grades,
         positive_class=predictions.positive_class,
+        patients_known=evaluation.metrics.get("patients_from") != PER_IMAGE,
         cards=build_cards(predictions, evaluation.metrics),
         counts=build_counts(predictions, evaluation.patient_ids),
         metric_table=build_metric_table(evaluation.metrics),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medcls.evaluation.panels import Panel, plan_panels, write_panel
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.reader_study import build_reader_table
 from medcls.evaluation.tables import choose_headlines
+from medcls.identity import PER_IMAGE, name_units
 
 TITLES = {
     "discrimination": "Does it rank cases rightly?",
@@ -87,8 +88,27 @@ def build_sections(
         "comparison": tables.build_comparison_tables(metrics),
         "readers": build_reader_table(metrics),
     }
+    known = str(metrics.get("patients_from", ""))
     return [
-        Section(anchor, title, [write_panel(plan, figures) for plan in plans.get(anchor, [])], answers.get(anchor, []))
+        Section(
+            anchor,
+            name_units(title, known),
+            [_name_panel(write_panel(plan, figures), known) for plan in plans.get(anchor, [])],
+            [_name_table(table, known) for table in answers.get(anchor, [])],
+        )
         for anchor, title in TITLES.items()
         if plans.get(anchor) or answers.get(anchor) or anchor in kept
     ]
+
+
+def _name_panel(panel: Panel, patients_from: str) -> Panel:
+    return replace(panel, caption=name_units(panel.caption, patients_from))
+
+
+def _name_table(table: Table, patients_from: str) -> Table:
+    """The table with its title, caption and headings in the unit that is known; the cells of patients read unknown."""
+    at = [i for i, column in enumerate(table.columns) if column == "Patients" and patients_from == PER_IMAGE]
+    rows = [(name, ["unknown" if i + 1 in at else cell for i, cell in enumerate(cells)]) for name, cells in table.rows]
+    columns = [column if i in at else name_units(column, patients_from) for i, column in enumerate(table.columns)]
+    title, caption = (name_units(text, patients_from) for text in (table.title, table.caption))
+    return Table(title, caption, columns, rows)

@@ -19,6 +19,7 @@ from medcls.evaluation.definitions import (
 )
 from medcls.evaluation.exposure import UNSEEN
 from medcls.evaluation.predictions import Predictions
+from medcls.identity import count_patients, name_units
 
 PRINTED = frozenset(
     {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
@@ -109,7 +110,9 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         title: What was evaluated.
         calls: Sentences on classes that none or all of the images were called.
     """
-    lines = [f"{title}: {metrics['n_images']} images of {metrics['n_patients']} patients, 95 % intervals over patients"]
+    known = str(metrics.get("patients_from", ""))
+    over = name_units("95 % intervals over patients", known)
+    lines = [f"{title}: {count_patients(metrics['n_images'], metrics['n_patients'], known)}, {over}"]
     if metrics.get("rows", {}).get("status", UNSEEN) != UNSEEN:
         lines.insert(0, f"{metrics['rows']['claim']}.")
     if "positive_class" in metrics:

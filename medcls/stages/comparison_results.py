@@ -18,6 +18,7 @@ from medcls.evaluation.definitions import describe_direction
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.shared_metrics import choose_metrics
 from medcls.files import METRICS_LOG, MODEL, OPENED, read_json, read_json_lines, write_json
+from medcls.identity import name_units
 from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_plan import Plan
@@ -58,7 +59,8 @@ def write_results(
     """
     if not arms:
         return {}
-    say("statistics: bootstrap over patients …")
+    patients_from = plan.store.patients_from
+    say(f"statistics: bootstrap over {name_units('patients', patients_from)} …")
     read = {size: read_arms(out, plan, arms, size=size) for size in dict.fromkeys(fold.size for fold in plan.folds)}
     metric, secondary = choose(job, read)
     sizes = {}
@@ -87,6 +89,7 @@ def write_results(
         "direction": describe_direction(metric),
         "positive_class": next(iter(next(iter(read.values())).values()))[0].predictions.positive_class,
         "secondary": secondary,
+        "patients_from": patients_from,
         "design": {
             "kind": job.folds.kind,
             "k": job.folds.shape[0],
@@ -194,7 +197,8 @@ def _sum_seconds(out: Path, works: Sequence[Work], command: str) -> float | None
 def format_comparison(results: Mapping[str, Any]) -> str:
     """Returns the arms with intervals and cost, and all pairs, as lines of text."""
     metric = results["metric"]
-    over = "patients and seeds" if results["design"]["kind"] == "holdout" else "patients"
+    over = name_units("patients", str(results.get("patients_from", "")))
+    over += " and seeds" if results["design"]["kind"] == "holdout" else ""
     lines = []
     for size, found in results["sizes"].items():
         lines.append(f"{metric} ({results['direction']}), training images: {size}; 95 % intervals over {over}")

@@ -21,6 +21,7 @@ from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
 from medcls.evaluation.tables import format_metrics
 from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file, write_json
+from medcls.identity import PER_IMAGE, name_units
 from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
@@ -115,6 +116,7 @@ def evaluate(job: EvaluateJob) -> None:
     if plan is not None:
         rehearsal = ("these are not test rows: a rehearsal",) if job.split not in TESTS and not job.store else ()
         metrics["analysis"] = plan.judge(metrics, notes=rehearsal)
+    metrics = name_reasons(metrics, patients_from=metrics["patients_from"])
     write_json(predictions.folder / METRICS, metrics)
     written = predictions.folder / METRICS
     if job.report:
@@ -178,10 +180,29 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
     return found
 
 
+def name_reasons(found: Any, *, patients_from: str) -> Any:
+    """Return metrics whose reasons and sizes say nothing about patients if these are unknown."""
+    if isinstance(found, list):
+        return [name_reasons(each, patients_from=patients_from) for each in found]
+    if not isinstance(found, dict) or patients_from != PER_IMAGE:
+        return found
+    inner = {key: name_reasons(value, patients_from=patients_from) for key, value in found.items()}
+    if isinstance(inner.get("claim"), str):
+        inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
+    inner |= {"reason": name_units(inner["reason"], patients_from)} if isinstance(inner.get("reason"), str) else {}
+    return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
+
+
 def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
     """Returns the plain metrics with intervals, the sizes, and what was chosen where."""
     metrics = measure_rows(predictions.rows, choices.operating, replicates=job.replicates, seed=job.seed)
-    found = {"openings": predictions.openings, "rows": measure_exposure_of(predictions).to_json()}
+    found = {
+        "patients_from": predictions.opened.store.patients_from,
+        "openings": predictions.openings,
+        "rows": measure_exposure_of(predictions).to_json(),
+    }
+        "rows": measure_exposure_of(predictions).to_json()
+    }
     return metrics | found | list_runs(predictions.parts)
 
 

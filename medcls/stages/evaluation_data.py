@@ -18,6 +18,7 @@ from medcls.data.targets import encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
 from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
+from medcls.identity import PER_IMAGE, describe_patients
 from medcls.stages.clinical import encode_rows
 from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.stages.run_folder import read_store_folder
@@ -63,7 +64,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     if external and job.store is None:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
     check_same_preprocessing(store, card)
-    notes = list_lineage_notes(card)
+    notes = [*list_lineage_notes(card), *list_patient_notes(store, card)]
     certificate: dict[str, Any] = {}
     if external and job.split == "all":
         rows = np.arange(len(store), dtype=np.int64)
@@ -159,7 +160,18 @@ def check_external(
         return seen, [said, *list_incomparable(store, lineage)]
     remedy = "leave them out of the external store, or set in_sample=allow to have every figure marked as in-sample"
     notes = check_unseen(store, rows, lineage, remedy=remedy, own=sha256)
-    return seen, [f"external store {store.name}: no patient id and no image of it was trained or selected on", *notes]
+    unknown = PER_IMAGE in (store.patients_from, card.training.get("patients_from"))
+    what = "no image of it was trained or selected on; patients unknown"
+    what = what if unknown else "no patient id and no image of it was trained or selected on"
+    return seen, [f"external store {store.name}: {what}", *notes]
+
+
+def list_patient_notes(store: Store, card: ModelCard) -> list[str]:
+    """Return what a reader has to know if the patients of the store or of the training data are unknown."""
+    notes = [describe_patients(store.patients_from)] if store.patients_from in (PER_IMAGE, "") else []
+    if store.patients_from != PER_IMAGE == card.training.get("patients_from"):
+        notes.append("patients of the training data are unknown: that none of them is here cannot be shown")
+    return notes
 
 
 def list_lineage_notes(card: ModelCard) -> list[str]:

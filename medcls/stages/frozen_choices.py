@@ -25,6 +25,7 @@ from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import count_patients
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
+from medcls.identity import PER_IMAGE
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
@@ -191,11 +192,12 @@ def _complete(settings: dict[str, Any], task: Task) -> dict[str, Any]:
 def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[str, Any], openings: int) -> Choices:
     rows = validation.rows
     rules = _list_rules(settings)
+    unknown = validation.opened.store.patients_from == PER_IMAGE
     chosen_on = {key: validation.key[key] for key in ("model_sha256", "store_sha256", "split", "split_sha256")}
     chosen_on |= {
         "labels_sha256": validation.key["labels_sha256"],
         "n_images": len(rows.patient_ids),
-        "n_patients": len(set(rows.patient_ids)),
+        "n_patients": None if unknown else len(set(rows.patient_ids)),
         "patients_by_class": count_patients(rows.predictions, rows.patients),
         "test_openings_before": openings,
     } | validation.plan.to_json()

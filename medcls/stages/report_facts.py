@@ -15,6 +15,7 @@ from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import describe_patients, name_age_band
 from medcls.files import LABELLING, LABELS, LEDGER, read_json, sha256_file
+from medcls.identity import PER_IMAGE
 from medcls.imaging.picture import draw_pixels
 from medcls.stages.report_runs import describe_ensemble
 from medcls.stages.run_folder import SETTINGS
@@ -129,6 +130,7 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
     opened = predictions.opened
     store = opened.store
     patients = read_patients(store, opened.certificate)
+    known = store.patients_from != PER_IMAGE
     steps: list[dict[str, Any]] = []
     if (store.folder / LEDGER).is_file():
         ledger = read_columns(store.folder / LEDGER, "state", "reason", coded=True)
@@ -136,25 +138,25 @@ def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str
         out = [(f"{row['state']}: {row['reason']}", row["count_all"]) for row in counted if row["state"] != "ok"]
         steps.append({"title": "Files found", "files": ledger.num_rows, "left_out": sorted(out)})
     everyone = np.arange(len(store), dtype=np.int64)
-    steps.append({"title": "Images stored", **_count(patients, everyone)})
+    steps.append({"title": "Images stored", **_count(patients, everyone, known=known)})
     if opened.certificate:
         splits, _ = read_split(store, predictions.card.split_name)
         here = rows_of(splits, split)
         sizes = [(name, int((splits == code).sum())) for code, name in enumerate(SPLIT_NAMES)]
         others = [(f"split {name}", size) for name, size in sizes if size and name != split]
         steps[-1]["left_out"] = [other for other in others if split != "all" or other[0] == "split dropped"]
-        steps.append({"title": f"Split {split}", **_count(patients, here)})
+        steps.append({"title": f"Split {split}", **_count(patients, here, known=known)})
     else:
         here = everyone
     without = len(here) - len(opened.rows)
     steps[-1]["left_out"] = [*steps[-1].get("left_out", []), *([("no label of this task", without)] if without else [])]
-    return [*steps, {"title": "Evaluated", **_count(patients, opened.rows), "left_out": []}]
+    return [*steps, {"title": "Evaluated", **_count(patients, opened.rows, known=known), "left_out": []}]
 
 
-def _count(patients: Codes, rows: NDArray[np.int64]) -> dict[str, int]:
+def _count(patients: Codes, rows: NDArray[np.int64], *, known: bool) -> dict[str, int | None]:
     chosen = np.zeros(len(patients.values), dtype=np.bool_)
     chosen[rows] = True
-    return {"images": len(rows), "patients": patients.count(chosen)}
+    return {"images": len(rows), "patients": patients.count(chosen) if known else None}
 
 
 def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
@@ -171,7 +173,8 @@ def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
 def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -> dict[str, Any]:
     first = rows[np.unique(patients.values[rows], return_index=True)[1]]
     columns = {column: store.column(column, first) for column in ("sex", "manufacturer", "modality")}
-    sizes = {"images": len(rows), "patients": len(first)}
+    unknown = store.patients_from == PER_IMAGE
+    sizes = {"images": len(rows), "patients": "unknown" if unknown else len(first)}
     return sizes | describe_patients(store.column("age_years", first), columns)
 
 

@@ -237,6 +237,7 @@ def write_best(
             "score": unscore(metric, best.score),
             "train_images": len(data.train),
             "val_images": len(data.val),
+            "patients_from": data.store.patients_from or "not recorded",
         },
         domain=read_domain(data),
         crop=data.train.crop if isinstance(data.train.crop, Crop) else None,

@@ -375,7 +375,11 @@ def test_class_folders(draw_picture: Any, tmp_path: Path, run_prepare: Prepare) 
     store = run_prepare(tmp_path / "raw", tmp_path / "store", pattern, labels=None)
     assert Counter(store.column("patient_id")) == {f"p{i:02d}": 2 for i in range(16)}
     each = run_prepare(tmp_path / "raw", tmp_path / "each", "patients=per_image", labels=None)
-    assert each.info["counts"]["patients"] == 32
+    assert len(set(each.column("patient_id"))) == 32
+    assert (store.info["counts"]["patients"], store.patients_from) == (16, "pattern")
+    assert (each.info["counts"]["patients"], each.patients_from) == (None, "per_image")
+    with pytest.raises(ConfigError, match=r"patients come from per_image, not from pattern: choose another store="):
+        run_prepare(tmp_path / "raw", each.folder, r"patient_id.pattern=(.*)", labels=None)
 
 
 def test_split_folders(draw_picture: Any, tmp_path: Path, run_prepare: Prepare, capsys: Any) -> None:
@@ -395,7 +399,7 @@ def test_split_folders(draw_picture: Any, tmp_path: Path, run_prepare: Prepare, 
     assert {split: set(counts) for split, counts in certificate["strata"].items()} == {
         split: {"ill", "well"} for split in ("train", "val", "test")
     }
-    assert certificate["source"].startswith("folders; val cut from train at random by patient")
+    assert certificate["source"].startswith("folders; val cut from train at random by image (patients unknown)")
     assert certificate["fractions"] == {"train": 0.75, "val": 0.25, "test": 0.0}
     assert "split.val=0.25 of train is cut off for it" in capsys.readouterr().err
 
