@@ -59,7 +59,8 @@ def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[
     for row in [*_find_refused(plan, ledger, identity), *plan.lost.to_pylist()]:
         groups[row["reason"]].append(row)
     for reason in sorted(groups):
-        rows, first = groups[reason], groups[reason][0]
+        rows = groups[reason]
+        first = min(rows, key=lambda row: (row["number"], row["image_id"]))
         where = f"line {first['number']}" if first["number"] else f"image_id {first['image_id']}"
         setting = _SETTINGS.get(reason, "correct or convert the files")
         what = f"{len(rows)} image{'' if len(rows) == 1 else 's'}{_list_classes(rows)}"
