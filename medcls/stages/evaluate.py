@@ -201,8 +201,6 @@ def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -
         "openings": predictions.openings,
         "rows": measure_exposure_of(predictions).to_json(),
     }
-        "rows": measure_exposure_of(predictions).to_json()
-    }
     return metrics | found | list_runs(predictions.parts)
 
 
