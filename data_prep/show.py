@@ -15,7 +15,7 @@ def main(job: ShowJob) -> None:
         raise UsageError("store=DIR is missing: python -m data_prep.show store=DIR")
     import numpy as np
 
-    from medcls.data.augment import build_augmentation
+    from medcls.data.augment_choice import choose_augmentation, list_sides, read_kinds
     from medcls.data.contact_sheet import write_contact_sheet
     from medcls.data.dataset import StoreDataset
     from medcls.data.manifest import read_table
@@ -30,10 +30,11 @@ def main(job: ShowJob) -> None:
     task = build_task(kind, labels, label=job.label)
     targets, known = encode_targets(task, labels)
     rows = np.flatnonzero(known)
-    augmentation = build_augmentation(
-        job.augment.transforms, shape=store.shape, dtype=store.spec.dtype, value_range=store.spec.value_range
-    )
-    dataset = StoreDataset(store, rows, targets=targets[rows], augmentation=augmentation, seed=job.seed)
+    sides, kinds = list_sides(task), read_kinds(store, rows)
+    chosen = choose_augmentation(job.augment, store.spec, shape=store.shape, sides=sides, **kinds)
+    if chosen.notice:
+        say(chosen.notice)
+    dataset = StoreDataset(store, rows, targets=targets[rows], augmentation=chosen.augmentation, seed=job.seed)
     out = Path(job.out or f"{store.name}-contact-sheet.png")
     classes = task.class_names if kind == "multiclass" and task.num_classes <= 20 else []
     write_contact_sheet(out, dataset, class_names=classes, per_class=job.per_class)

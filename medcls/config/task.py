@@ -118,9 +118,23 @@ class CropConfig:
 
 @dataclass(slots=True)
 class AugmentConfig:
-    """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}."""
+    """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}.
 
+    With `auto` a preset that suits the store and the task, changed by `transforms`.
+    """
+
+    auto: bool = False
     transforms: dict[str, Any] = field(default_factory=dict)
+    # Flips where names of classes or columns are sides of the body: refuse, or ignore if the names mean something else.
+    sides: str = "refuse"
+
+    def __post_init__(self) -> None:
+        check_choice("augment.sides", self.sides, ("refuse", "ignore"))
+
+    @property
+    def varies(self) -> bool:
+        """Whether a training image differs between epochs."""
+        return self.auto or bool(self.transforms)
 
 
 @dataclass(slots=True)

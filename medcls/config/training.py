@@ -57,7 +57,7 @@ class TrainJob:
     @property
     def varies(self) -> bool:
         """Whether a training image is another one in every epoch: augmented, or cropped at random."""
-        return bool(self.augment.transforms) or self.crop.size is not None
+        return self.augment.varies or self.crop.size is not None
 
     def _check_views(self) -> None:
         views = self.transfer.views

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.data.augment_volume import VolumeAugmentation
+from medcls.data.mirrors import exchanges_sides
 from medcls.data.transform_arguments import check_arguments
 from medcls.errors import ConfigError
 
@@ -45,6 +46,7 @@ class Augmentation:
 
     def __init__(self, transforms: Mapping[str, Any], *, shape: tuple[int, ...], dtype: str = "uint8") -> None:
         self.transforms = dict(transforms)
+        self._shape, self._dtype = shape, dtype
         built = [_build_transform(name, arguments) for name, arguments in self.transforms.items()]
         self._compose = A.Compose(built) if built else None
         if built:
@@ -66,6 +68,21 @@ class Augmentation:
         self._compose.set_random_state(generator, random.Random(key))
         augmented: NDArray[Any] = self._compose(image=np.ascontiguousarray(image.transpose(1, 2, 0)))["image"]
         return augmented.transpose(2, 0, 1)
+
+    def find_mirroring(self) -> list[str]:
+        """Return the transforms that may exchange sides: mirrors, transpositions, turns of about 70 degrees or more.
+
+        Each is tried on grey ramps: its arguments count, not its name.
+        """
+        transforms = self._compose.transforms if self._compose else []
+        return [name for name, each in zip(self.transforms, transforms, strict=True) if self._is_mirror(each)]
+
+    def _is_mirror(self, transform: A.BasicTransform) -> bool:
+        if transform.p == 0 or not isinstance(transform, A.DualTransform):
+            return False
+        always = Augmentation.__new__(Augmentation)
+        always._compose = A.Compose([_with_certainty(transform)])
+        return exchanges_sides(always, self._shape, self._dtype, value_range=(0, float(np.iinfo(self._dtype).max)))
 
     def _check(self, shape: tuple[int, ...], dtype: str) -> None:
         """A dry run: what cannot work must not be found out in the middle of a night."""

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.config import nearest
+from medcls.data.mirrors import exchanges_sides
 from medcls.data.transform_arguments import check_arguments
 from medcls.errors import ConfigError
 
+_RAMP, _DRAWS = 16, 8
 # Two keys, the first one twice: a volume costs a second where an image costs a millisecond.
 _TRIALS = (0, 1, 0)
 _REFUSED = {"RandomizableTransform", "RandLambda", "MixUp", "CutMix", "CutOut", "RandGridPatch", "Rand2DElastic"}
@@ -43,6 +45,7 @@ class VolumeAugmentation:
     ) -> None:
         self.transforms = dict(transforms)
         self.low, self.high = value_range
+        self._shape, self._dtype = shape, dtype
         self._built = [_build_transform(name, arguments) for name, arguments in self.transforms.items()]
         if self._built:
             self._check(shape, dtype)
@@ -58,6 +61,24 @@ class VolumeAugmentation:
             (C, D, H, W), same shape and dtype; the volume itself where there is no transform.
         """
         return self._apply(self._built, image, key) if self._built else image
+
+    def find_mirroring(self) -> list[str]:
+        """Return the transforms that may exchange sides: mirrors, and turns of about 70 degrees or more.
+
+        Each that moves voxels is tried on small grey ramps: its arguments count, not its name.
+        """
+        return [name for name, each in zip(self.transforms, self._built, strict=True) if self._is_mirror(each)]
+
+    def _is_mirror(self, transform: Any) -> bool:
+        # MONAI's transforms of geometry can be put off; those of grey values cannot.
+        if transform.prob == 0 or not hasattr(transform, "lazy"):
+            return False
+        always = _with_certainty(transform)
+        shape = (self._shape[0], *(min(length, _RAMP) for length in self._shape[1:]))
+        values = (self.low, self.high)
+        return exchanges_sides(
+            lambda ramp, key: self._apply([always], ramp, key), shape, self._dtype, value_range=values, draws=_DRAWS
+        )
 
     def _apply(self, built: list[Any], image: NDArray[Any], key: int) -> NDArray[Any]:
         stream = np.random.RandomState(np.random.Philox(key=key))
@@ -93,7 +114,7 @@ def _build_transform(name: str, arguments: Any) -> Any:
     if name not in known:
         raise ConfigError(
             f"augment.transforms.{name}: MONAI has no such random transform of volumes{nearest(name, known)}; "
-            "ready-made: augment=brain_mri, ct_volume, none"
+            "ready-made: augment=auto, brain_mri, ct_volume, none"
         )
     constructor = getattr(library, name)
     checked = check_arguments(name, arguments, constructor)

@@ -43,8 +43,9 @@ _SCALES: tuple[tuple[frozenset[str], ...], ...] = (
     ),
     (frozenset({"small"}), frozenset({"medium"}), frozenset({"large"})),
 )
-_SIDES = frozenset({"left", "right", "l", "r", "lt", "rt", "od", "os", "sinister", "dexter", "links", "rechts"})
-_SIDES |= frozenset({"lh", "rh", "side", "laterality"})
+_SIDES = frozenset({"left", "right", "sinister", "dexter", "side", "laterality"})
+# Too short to be sure of by themselves.
+_SIDE_PAIRS = (("l", "r"), ("lt", "rt"), ("os", "od"), ("lh", "rh"))
 
 _ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6, "vii": 7, "viii": 8, "ix": 9, "x": 10}
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -71,8 +72,14 @@ def is_healthy(name: str) -> bool:
 
 
 def find_sides(names: Iterable[str]) -> list[str]:
-    """Return the names that contain a side of the body as a word of its own ("left", "lesion_R", "laterality")."""
-    return [name for name in names if _SIDES & set(split_words(name))]
+    """Return the names that contain a side of the body as a word of its own: "left", "eye side", "laterality".
+
+    Short words count in pairs: L with R, OS with OD.
+    """
+    words = {name: set(split_words(name)) for name in names}
+    every = set().union(*words.values())
+    sides = _SIDES.union(*(pair for pair in _SIDE_PAIRS if set(pair) <= every))
+    return [name for name, found in words.items() if found & sides]
 
 
 def split_words(name: str) -> list[str]:

@@ -78,7 +78,7 @@ def cache_features(
     root, shape = run.resolve().parent / FEATURES, (len(data.store), model.backbone.num_features)
     key = describe_inputs(job, data=data, model=model, rules=rules)
     plain = FeatureCache(root, key | {"view": None}, shape=shape)
-    views = [FeatureCache(root, key | {"view": view}, shape=shape) for view in list_views(job)] or [plain]
+    views = [FeatureCache(root, key | {"view": view}, shape=shape) for view in list_views(job, data)] or [plain]
     parts = ((TRAIN, data.train, views), (VAL, data.val, [plain]))
     workers = choose_workers(job.workers, device=rules.device)
 
@@ -123,10 +123,11 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
     }
 
 
-def list_views(job: TrainJob) -> list[dict[str, Any]]:
+def list_views(job: TrainJob, data: TrainingData) -> list[dict[str, Any]]:
     """Returns what each view of a training image follows from; [] where there is one, the stored image."""
     # A list: the order of the transforms counts, and the keys of a JSON object are sorted.
-    transforms = [[name, arguments] for name, arguments in job.augment.transforms.items()]
+    chosen = data.train.augmentation.transforms if data.train.augmentation else {}
+    transforms = [[name, arguments] for name, arguments in chosen.items()]
     versions = {name: version(name) for name in ("albumentations", "monai")}
     common = {"transforms": transforms, "seed": job.seed, "versions": versions}
     return [common | {"epoch": epoch} for epoch in range(job.transfer.views or 1)] if job.varies else []

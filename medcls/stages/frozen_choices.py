@@ -30,7 +30,7 @@ from medcls.stages.ensemble import Member, check_out, identify, predict_members
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, count_test_openings
-from medcls.stages.views import plan_views
+from medcls.stages.views import find_sides_of, plan_views
 
 _FORMAT = 1
 _EARLIER = "version 0.2.0 chose the map, whatever the number of patients"
@@ -114,7 +114,10 @@ def _leave_frozen(job: EvaluateJob, member: Member) -> EvaluateJob:
 
 def name_views(job: EvaluateJob, members: list[Member]) -> str:
     """Returns the name of the views of all members; "" for the plain middle."""
-    plans = [plan_views(job, crop=each.card.crop, stored=each.opened.store.shape) for each in members]
+    plans = [
+        plan_views(job, crop=each.card.crop, stored=each.opened.store.shape, sides=find_sides_of(each.card))
+        for each in members
+    ]
     return "+".join(sorted({plan.name for plan in plans} - {""}))
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from medcls.command_line import say
 from medcls.config import PretrainJob
-from medcls.data.augment import build_augmentation
+from medcls.data.augment_choice import choose_augmentation, read_kinds
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.patches import Patch
@@ -64,15 +64,15 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
         )
     patch = build_patch(job, store)
     shape = store.shape if patch is None else patch.shape(store.shape)
-    augmentation = build_augmentation(
-        job.augment.transforms, shape=shape, dtype=store.spec.dtype, value_range=store.spec.value_range
-    )
+    chosen = choose_augmentation(job.augment, store.spec, shape=shape, sides=[], **read_kinds(store, rows[TRAIN]))
+    if chosen.notice:
+        say(chosen.notice)
     train, val = (
         StoreDataset(
             store,
             rows[name],
             targets=np.zeros((len(rows[name]), 1)),
-            augmentation=augmentation if name == TRAIN else None,
+            augmentation=chosen.augmentation if name == TRAIN else None,
             crop=patch,
             seed=job.seed,
         )

@@ -35,7 +35,7 @@ from medcls.files import (
 )
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
-from medcls.stages.views import Pass, ViewPlan, build_passes, plan_views
+from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
 from medcls.training.checkpoint import ModelCard, read_model
 from medcls.training.engine import NonFiniteError
 from medcls.training.learner import StepRules
@@ -99,7 +99,7 @@ def predict_split(
     The same inputs as before give the predictions of before. They are opened again only for another use: test rows
     that have judged a run judge an ensemble, a comparison or its explanations once more.
     """
-    plan = plan_views(job, crop=card.crop, stored=opened.store.shape)
+    plan = plan_views(job, crop=card.crop, stored=opened.store.shape, sides=find_sides_of(card))
     log = run / EVALUATION / f"{opened.store.name}-{job.split}" / OPENED
     folder = Path(job.out) if job.out else log.parent.with_name("-".join(filter(None, (log.parent.name, plan.name))))
     check_folder(folder, opened.store)

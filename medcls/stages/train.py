@@ -235,6 +235,7 @@ def write_best(
             "best_epoch": best.epoch + 1,
             "metric": metric,
             "score": unscore(metric, best.score),
+            "augment": data.augment,
             "train_images": len(data.train),
             "val_images": len(data.val),
             "patients_from": data.store.patients_from or "not recorded",

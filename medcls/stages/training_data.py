@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medcls.command_line import say
-from medcls.config import TaskConfig, TrainJob
-from medcls.data.augment import build_augmentation
+from medcls.config import AugmentConfig, TaskConfig, TrainJob
+from medcls.data.augment_choice import choose_augmentation, list_sides, read_kinds
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.contact_sheet import write_contact_sheet
@@ -50,6 +50,7 @@ class TrainingData:
         labels_sha256: Of the store's labels.
         held_out: Manifest rows of val and test: nothing that the weights went through may have seen them.
         clinical: How clinical columns are encoded; None where there are none.
+        augment: Preset, transforms and sides, as the model card keeps them.
         features: Split -> features in place of its images; {} where the network sees images.
     """
 
@@ -61,6 +62,7 @@ class TrainingData:
     labels_sha256: str
     held_out: NDArray[np.int64]
     clinical: ClinicalSpec | None = None
+    augment: dict[str, Any] = field(default_factory=dict)
     features: dict[str, FeatureDataset] = field(default_factory=dict)
 
     @property
@@ -82,10 +84,11 @@ def open_data(job: TrainJob) -> TrainingData:
     crop = build_crop(job, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
-    transforms = {} if job.model.name == CLINICAL else job.augment.transforms
-    augmentation = build_augmentation(
-        transforms, shape=shape, dtype=store.spec.dtype, value_range=store.spec.value_range
-    )
+    augment = AugmentConfig() if job.model.name == CLINICAL else job.augment
+    sides = list_sides(task, clinical=job.clinical.columns)
+    chosen = choose_augmentation(augment, store.spec, shape=shape, sides=sides, **read_kinds(store, train_rows))
+    if chosen.notice:
+        say(chosen.notice)
     datasets: dict[str, StoreDataset] = {}
     spec: ClinicalSpec | None = None
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
@@ -98,7 +101,7 @@ def open_data(job: TrainJob) -> TrainingData:
             store,
             kept,
             targets=targets,
-            augmentation=augmentation if name == TRAIN else None,
+            augmentation=chosen.augmentation if name == TRAIN else None,
             crop=crop,
             seed=job.seed,
             clinical=encode_rows(spec, store, kept, where=name),
@@ -107,7 +110,8 @@ def open_data(job: TrainJob) -> TrainingData:
     say(describe_data(store, task, datasets))
     sha = sha256_file(store.folder / LABELS)
     held_out = np.concatenate([val_rows, rows_of(splits, TEST)])
-    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out, spec)
+    augmented = chosen.to_json()
+    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out, spec, augmented)
 
 
 def build_crop(job: TrainJob, store: Store) -> Crop | None:

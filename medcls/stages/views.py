@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from medcls.config import EvaluateJob
+from medcls.data.augment_choice import list_sides
 from medcls.data.crops import Crop, scale_sides
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
 from medcls.models.dense import DenseClassifier
 from medcls.models.views import ManyViews
+from medcls.training.checkpoint import ModelCard
 
 CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"
 _GRID = 5
@@ -72,19 +75,23 @@ class ViewPlan:
         return f"views of each image: {what}; {scales}{', mirrored too' if self.flips else ''}; scores averaged"
 
 
-def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...]) -> ViewPlan:
+def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...], sides: Sequence[str] = ()) -> ViewPlan:
     """Returns the plan that the command line asks for.
 
     Args:
         job: views, scales, flips, crops_per_side.
         crop: Of the model.
+        sides: Names that are sides of the body: then images are not mirrored.
         stored: (C, *spatial) of the store's images.
 
     Raises:
-        ConfigError: a scale above the store's images or below those trained on; views of volumes.
+        ConfigError: a scale above the store's images or below those trained on; views of volumes; flips that exchange
+            sides.
     """
+    if job.flips and sides:
+        raise ConfigError(f"flips=true mirrors images, but labels name sides ({', '.join(sides[:3])}): set flips=false")
     shape, usual = (stored, min(stored[1:])) if crop is None else (crop.shape(stored), crop.scale)
-    flips = job.flips if job.flips is not None else job.views != CENTER
+    flips = job.flips if job.flips is not None else job.views != CENTER and not sides
     if job.views == CENTER and not flips and job.scales in ([], [usual]):
         return ViewPlan(CENTER, (), False, None, shape[1:], crop, usual)
     if len(stored) != 3:
@@ -101,6 +108,14 @@ def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...]) 
         )
     crops = job.crops_per_side if job.views in (MULTICROP, BOTH) else None
     return ViewPlan(job.views, scales, flips, crops, shape[1:], crop, usual)
+
+
+def find_sides_of(card: ModelCard) -> list[str]:
+    """Return the names of a run's classes and columns that are sides of the body, as training took them."""
+    recorded = card.training.get("augment")
+    if isinstance(recorded, dict):
+        return [str(name) for name in recorded.get("sides", [])]
+    return list_sides(card.task, clinical=card.clinical.columns if card.clinical else [])
 
 
 @dataclass(frozen=True, slots=True)

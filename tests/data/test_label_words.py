@@ -75,5 +75,8 @@ def test_healthy_words_are_found_in_any_spelling_and_only_whole() -> None:
 
 
 def test_sides_are_words_of_their_own() -> None:
-    sided = ["left", "lesion_R", "OD", "LeftEye", "laterality", "effusion, right"]
+    sided = ["left", "lesion_R", "lesion_L", "LeftEye", "laterality", "effusion, right"]
     assert find_sides([*sided, "L1", "bright", "cleft", "leftover", "normal"]) == sided
+    assert find_sides(["OD", "OS"]) == ["OD", "OS"]
+    # Overall survival, and one letter by itself.
+    assert find_sides(["OS", "group L", "RT"]) == []

@@ -17,7 +17,7 @@ from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
-from medcls.stages.views import plan_views
+from medcls.stages.views import ViewPlan, plan_views
 from medcls.training.checkpoint import read_model
 
 Run = Callable[..., Path]
@@ -151,6 +151,17 @@ def test_views_that_the_images_do_not_have_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=part):
         plan_views(compose_job("evaluate", *arguments.split()), crop=crop, stored=stored)
+
+
+def test_views_are_not_mirrored_if_labels_are_sides(compose_job: Callable[..., Any]) -> None:
+    def plan(*arguments: str, sides: tuple[str, ...] = ("left", "right")) -> ViewPlan:
+        return plan_views(compose_job("evaluate", *arguments), crop=CROP, stored=(1, 32, 40), sides=sides)
+
+    assert plan("views=dense", sides=()).flips
+    assert not plan("views=dense").flips
+    assert plan("views=dense").name == "dense-noflips"
+    with pytest.raises(ConfigError, match=r"labels name sides \(left, right\): set flips=false"):
+        plan("flips=true")
 
 
 def test_refused_before_anything_is_opened(made: Path, run_evaluate: Run) -> None:
