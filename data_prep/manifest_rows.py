@@ -66,6 +66,7 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         **describe_values(image),
         "intent": said["intent"],
         **image.volume,
+        **describe_region(unit),
         **unit.extra,
     }
 
@@ -81,6 +82,11 @@ def describe_values(image: DecodedImage) -> dict[str, Any]:
         "stored_levels": image.stored_levels,
         "stored_high": image.stored_high,
     }
+
+
+def describe_region(unit: Unit) -> dict[str, int | None]:
+    """Return the size of the region that an image is of its file, in pixels; None for the whole image."""
+    return {"roi_height": unit.roi and unit.roi[3], "roi_width": unit.roi and unit.roi[2]}
 
 
 def declared_sha256(unit: Unit, identity: Identity) -> str:

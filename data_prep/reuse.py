@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import medcls
-from data_prep.manifest_rows import declared_sha256
+from data_prep.manifest_rows import declared_sha256, describe_region
 from data_prep.plan import Unit
 from medcls.data.manifest import read_table
 from medcls.data.shards import shard_name
@@ -108,7 +108,7 @@ class Earlier:
         place = self._images.find(identity.name("image", unit.key))
         if place is None:
             raise DataError(f"reuse={self._folder} has changed while it was read: run the same command again")
-        return {name: self._cell(name, place) for name in self._columns}
+        return {name: self._cell(name, place) for name in self._columns} | describe_region(unit)
 
     def _cell(self, name: str, row: int) -> Any:
         return self._manifest.column(name)[row].as_py()

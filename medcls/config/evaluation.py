@@ -150,6 +150,7 @@ class PredictJob:
     source: str | None = None
     out: str | None = None
     clinical_file: str | None = None
+    boxes: str | None = None
     format: str | None = None
     out_of_domain: str = "refuse"
     batch_size: int = 64

@@ -21,6 +21,9 @@ _FIELDS: list[tuple[str, pa.DataType]] = [
     ("row", pa.int64()),
     ("source_height", pa.int32()),
     ("source_width", pa.int32()),
+    # Of the region that was taken of the file; null = the whole image.
+    ("roi_height", pa.int32()),
+    ("roi_width", pa.int32()),
     ("valid_y", pa.int32()),
     ("valid_x", pa.int32()),
     ("valid_height", pa.int32()),

@@ -27,6 +27,8 @@ class Domain:
             model files.
         few_levels: Whether an image of many grey levels was stored with few (grey_levels.loses_levels); None in older
             model files, and where nothing was measured.
+        regions: Whether training images were regions of files: "all", "some", "none"; "" = not known.
+        region_share: Median share of the file's height and width that a region took; [] without regions.
     """
 
     modalities: list[str]
@@ -35,6 +37,8 @@ class Domain:
     body_parts: list[str] = field(default_factory=list)
     intents: list[str] | None = None
     few_levels: bool | None = None
+    regions: str = ""
+    region_share: list[float] = field(default_factory=list)
 
 
 def summarize_domain(
@@ -45,6 +49,7 @@ def summarize_domain(
     body_parts: Iterable[str | None] = (),
     intents: Iterable[str | None] | None = None,
     few_levels: bool | None = None,
+    regions: tuple[str, list[float]] = ("", []),
 ) -> Domain:
     """Returns the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
     known = [spacing for spacing in spacings_mm if spacing is not None]
@@ -55,6 +60,8 @@ def summarize_domain(
         body_parts=[name for name in _names(body_parts, name_body_part) if name],
         intents=None if intents is None else sorted({name for name in intents if name}),
         few_levels=few_levels,
+        regions=regions[0],
+        region_share=regions[1],
     )
 
 

@@ -55,7 +55,7 @@ def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTabl
     needed = list(dict.fromkeys(name for card in cards if card.clinical for name in card.clinical.columns))
     if path is not None and not needed:
         raise ConfigError(f"clinical_file={path}: no run takes clinical columns; leave it out")
-    header, records = _read_csv(path) if path else ([], [])
+    header, records = read_csv(path, setting="clinical_file") if path else ([], [])
     absent = [name for name in needed if name not in header and name not in describe_headers({})]
     if absent:
         where = f"clinical_file={path} lacks" if path else "say clinical_file=FILE.csv with path or patient_id and"
@@ -74,24 +74,32 @@ def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTabl
     return ClinicalTable(key, rows)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the header and the rows of a CSV file, cells stripped, blank lines left out.
+
+    Args:
+        path: The file.
+        setting: That names it in messages.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: no CSV in UTF-8, a column name that occurs twice, or a row of another length.
+    """
     if not path.is_file():
-        raise MissingInputError(f"clinical_file={path} is missing")
+        raise MissingInputError(f"{setting}={path} is missing")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"clinical_file={path} is no CSV in UTF-8: {error}") from error
+        raise DataError(f"{setting}={path} is no CSV in UTF-8: {error}") from error
     header = lines[0] if lines else []
     wrong = [number for number, line in enumerate(lines, start=1) if len(line) != len(header)]
     if len(set(header)) != len(header):
         twice = [str(i) for i, name in enumerate(header, start=1) if header.count(name) > 1]
-        raise DataError(
-            f"clinical_file={path}: columns {', '.join(twice)} have the name of another column: rename them"
-        )
+        raise DataError(f"{setting}={path}: columns {', '.join(twice)} have the name of another column: rename them")
     if wrong:
         raise DataError(
-            f"clinical_file={path}, line {wrong[0]}: expected {len(header)} cells; quote those that hold commas"
+            f"{setting}={path}, line {wrong[0]}: expected {len(header)} cells; quote those that hold commas"
         )
     return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medcls.config import EvaluateJob
 from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
+from medcls.data.regions import ALL, NONE, describe_share, summarize_regions
 from medcls.data.splits import TRAIN, VAL, Splits, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets, find_respelled
@@ -78,6 +79,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
         rows = rows_of(splits, job.split)
     # Before labels are read: whether rows may be looked at does not depend on what is known of them.
     if external:
+        check_same_regions(store, rows, card)
         trained, found = check_external(job, store, rows, run, card)
         chose = np.zeros_like(trained)
         notes += found
@@ -138,6 +140,23 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
         raise DataError(
             f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
             "the same image settings"
+        )
+
+
+def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -> None:
+    """Raises DataError if the model was trained on regions and the store holds whole images, or the other way round."""
+    trained = card.domain.regions if card.domain else ""
+    here, share = summarize_regions(store, rows) if len(rows) else ("", [])
+    if trained == ALL and here == NONE:
+        typical = describe_share(card.domain.region_share if card.domain else [])
+        raise DataError(
+            f"store={store.folder} holds whole images, the run was trained on regions{typical}: prepare it with roi_x, "
+            "roi_y, roi_w and roi_h in its labels file"
+        )
+    if trained == NONE and here == ALL:
+        raise DataError(
+            f"store={store.folder} holds regions{describe_share(share)}, the run was trained on whole images: prepare "
+            "it without roi_x, roi_y, roi_w and roi_h"
         )
 
 

@@ -48,6 +48,7 @@ from medcls.stages.prediction_table import (
     write_identity_map,
     write_rows,
 )
+from medcls.stages.region_file import check_regions, read_regions, split_cases
 from medcls.stages.training_distance import read_training_distance
 from medcls.training.checkpoint import ModelCard, read_card, read_model
 from medcls.training.feature_distance import FeatureDistance, tap_features
@@ -97,6 +98,10 @@ def predict(job: PredictJob) -> None:
     named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
     if named:
         say(named)
+    boxes = Path(job.boxes) if job.boxes else None
+    allow = job.out_of_domain != "refuse"
+    check_regions(boxes, cards, runs=job.runs, allow=allow)
+    regions = read_regions(boxes) if boxes else {}
     table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
@@ -105,6 +110,9 @@ def predict(job: PredictJob) -> None:
         cases = find_volume_cases(root, files, spec, workers=workers)
     else:
         cases = [judge_file(root, path, skip) for path, skip in files]
+    if boxes:
+        trained = cards[0].domain.regions if cards[0].domain else ""
+        cases = split_cases(cases, regions, path=boxes, trained=trained, allow=allow)
     # What every row was made by; read before the networks are, so that it is theirs.
     models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
     choices = find_choices(job.runs, models_sha256)
@@ -210,7 +218,7 @@ def predict_cases(
     ensemble = load_models(job, cards, table)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     spec = cards[0].preprocess
-    tasks = (DecodeTask(tuple(root / file for file in case.files or (case.path,)), None, spec) for case in cases)
+    tasks = (DecodeTask(tuple(root / file for file in case.files or (case.path,)), case.region, spec) for case in cases)
     limits = VOLUME_LIMITS if spec.spatial_dims == 3 else None
     outcomes = run_limited(decode_image, tasks, workers=workers, limits=limits)
     pending: list[Pending] = []

@@ -21,6 +21,7 @@ from medcls.evaluation.decision import Decision
 from medcls.evaluation.predictions import Predictions
 from medcls.files import write_bytes, write_json
 from medcls.identity import Identity, guard_cell
+from medcls.imaging.preprocess import Box
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
 IMAGE = "image"
@@ -48,6 +49,7 @@ class Case:
         decision: The rule that answered, with its thresholds; None without scores.
         distance: From the training images, in units of the threshold frozen on validation; None if not known.
         pixel_sha256: Of what the network saw of an image; "" of a series or patient.
+        region: (x, y, width, height) in pixels of the file; None = the whole image.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Case:
     decision: Decision | None = None
     distance: float | None = None
     pixel_sha256: str = ""
+    region: Box | None = None
 
     @property
     def name(self) -> str:

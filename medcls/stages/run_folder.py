@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
             f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
     # A setting that an older version did not have was as its default is.
-    before = _fill(read_json(run / SETTINGS), json.loads(json.dumps(asdict(type(job)()))))
+    before = _fill(read_json(run / SETTINGS), _list_defaults(type(job)))
     finished = (run / MODEL).is_file()
     changed = sorted(_changes(_leave_out_places(before), _leave_out_places(settings)))
     if finished and changed and all(change.startswith(_LENGTH) for change in changed):
@@ -172,6 +172,13 @@ def _leave_out_places(settings: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model, dict) and model.get("weights") not in (None, IMAGENET):
         kept["model"] = model | {"weights": "of a file"}
     return kept
+
+
+def _list_defaults(schema: Any) -> dict[str, Any]:
+    """The defaults of a schema by name; together they need not make a job, as those of pretraining do not."""
+    factories = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not MISSING}
+    defaults = {f.name: f.default for f in fields(schema) if f.default is not MISSING}
+    return defaults | {n: _list_defaults(make) if is_dataclass(make) else make() for n, make in factories.items()}
 
 
 def _fill(settings: Any, defaults: Any) -> Any:

@@ -21,6 +21,7 @@ from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.manifest import write_table
+from medcls.data.regions import summarize_regions
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task, build_task, check_classes_present, describe_positive, encode_targets
@@ -246,6 +247,7 @@ def read_domain(data: TrainingData) -> Domain:
         body_parts=parts,
         intents=intents,
         few_levels=_find_few_levels(data),
+        regions=summarize_regions(data.store, data.train.rows),
     )
 
 

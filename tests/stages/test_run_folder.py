@@ -9,7 +9,7 @@ import pytest
 
 from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
-from medcls.files import read_json
+from medcls.files import read_json, write_json
 from medcls.stages import run_folder
 from medcls.stages.run_folder import claim_run, hold_run, start_run
 
@@ -167,3 +167,24 @@ def test_half_written_files_go_where_nobody_else_writes(job: TrainJob, finished:
     with hold_run(job) as held:
         assert held == (run, finished)
     assert [name for name in names if (run / name).exists()] == (names if finished else [])
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain"])
+def test_setting_that_an_older_version_did_not_have_counts_as_its_default(
+    command: str, compose_job: Callable[..., Any], tmp_path: Path
+) -> None:
+    job = compose_job(command, "store=store", f"run={tmp_path / 'run'}")
+    (tmp_path / "run" / "config").mkdir(parents=True)
+    start_run(tmp_path / "run", job, environment={})
+    settings = tmp_path / "run" / "config" / "settings.json"
+    content = read_json(settings)
+    for new in ("auto", "sides"):
+        del content["augment"][new]
+    if command == "train":
+        del content["task"]["order"], content["task"]["positive"]
+        job.augment.auto = False
+    write_json(settings, content)
+    assert claim_run(job) == (tmp_path / "run", False)
+    job.augment.sides = "ignore"
+    with pytest.raises(ConfigError, match=r"augment\.sides: refuse -> ignore"):
+        claim_run(job)
