@@ -111,7 +111,7 @@ def build_task(
     found = sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=sort_key)
     chosen = [_as_written(name, found) for name in order]
     if chosen:
-        _check_order(chosen, found)
+        _check_order(chosen, found, kind=kind)
     if kind == "regression":
         return _build_regression(column, chosen or found, grades=grades, ordered=bool(chosen))
     mapping = {_as_written(k, found): i for k, i in (classes or {}).items()}
@@ -160,25 +160,23 @@ def _order_grades(found: Sequence[str]) -> list[str]:
     if order is None:
         proposal = propose_order(found)
         line = quote(f"task.order=[{','.join((proposal or found)[:_MOST_SHOWN])}]")
-        how = "is the likely order" if proposal else "in this order from least to most: rearrange it"
+        how = "the likely order" if proposal else "rearranged from least to most"
         raise ConfigError(
-            f"task.order is not set and the {len(found)} labels ({_list(found)}) are no numbers: set their order from "
-            f"least to most ({line} {how})"
+            f"task.order is not set and the {len(found)} labels ({_list(found)}) do not tell their order from least to "
+            f"most: set {line}, {how}"
         )
     return order
 
 
-def _check_order(order: Sequence[str], found: Sequence[str]) -> None:
+def _check_order(order: Sequence[str], found: Sequence[str], *, kind: str) -> None:
     _check_found("task.order", order, found)
     twice = [name for i, name in enumerate(order) if name in order[:i]]
     if twice:
         raise ConfigError(f"task.order names {twice[0]} twice: expected each label once, from least to most")
     absent = [name for name in found if name not in order]
     if absent:
-        raise ConfigError(
-            f"task.order leaves out {_list(absent)}: add it, or set task.classes='{{LABEL: 0, …}}' without it, which "
-            "leaves its images out"
-        )
+        classes = ", or set task.classes instead, which may leave labels out" if kind != "regression" else ""
+        raise ConfigError(f"task.order leaves out {_list(absent)}: add every label of the training split{classes}")
 
 
 def _check_found(setting: str, names: Sequence[str], found: Sequence[str]) -> None:
@@ -319,7 +317,8 @@ def describe_positive(task: Task, *, recorded: bool) -> str:
         return ""
     negative, positive = task.class_names
     if not is_healthy(positive):
-        return f"positive class: {positive} (negative: {negative})"
+        healthy = ", which means healthy" if is_healthy(negative) else ""
+        return f"positive class: {positive} (negative: {negative}{healthy})"
     if recorded:
         return f"positive class: {positive}, which means healthy, as requested (negative: {negative})"
     return (

@@ -40,7 +40,7 @@ def test_sensitivity_is_that_of_the_ill_class(
 ) -> None:
     folder = run_evaluate(detector, "split=test")
     printed = capsys.readouterr()
-    assert "positive class: cancer (negative: normal)" in printed.err + printed.out
+    assert "positive class: cancer (negative: normal, which means healthy)" in printed.err + printed.out
     assert "positive class cancer" in printed.out
     rows = pq.read_table(folder / "predictions.parquet").to_pylist()
     labels = {row["image_id"]: row["label"] for row in pq.read_table(clinic.folder / "labels.parquet").to_pylist()}
