@@ -15,13 +15,13 @@ def main(job: ShowJob) -> None:
         raise UsageError("store=DIR is missing: python -m data_prep.show store=DIR")
     import numpy as np
 
-    from medcls.data.augment_choice import choose_augmentation, list_sides, read_kinds
     from medcls.data.contact_sheet import write_contact_sheet
     from medcls.data.dataset import StoreDataset
     from medcls.data.manifest import read_table
     from medcls.data.store import Store
     from medcls.data.targets import build_task, encode_targets
     from medcls.files import LABELS
+    from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
 
     store = Store(Path(job.store))
     labels = read_table(store.folder / LABELS)

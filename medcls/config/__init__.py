@@ -79,6 +79,7 @@ __all__ = [
     "conf_folder",
     "load",
     "nearest",
+    "read_option",
     "register_schemas",
 ]
 
@@ -117,6 +118,12 @@ def conf_folder() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise ConfigError("conf/ is missing beside and inside the medcls package: install medcls again")
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """Return the content of conf/GROUP/NAME.yaml, of an option that the code chooses for the user."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{name}.yaml"))
+    return dict(content)
 
 
 def load(cfg: DictConfig) -> Any:

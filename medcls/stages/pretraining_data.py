@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from medcls.command_line import say
 from medcls.config import PretrainJob
-from medcls.data.augment_choice import choose_augmentation, read_kinds
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.patches import Patch
@@ -18,6 +17,7 @@ from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
+from medcls.stages.augment_choice import choose_augmentation, read_kinds
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import RECONSTRUCTION
 

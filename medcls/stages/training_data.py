@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from medcls.command_line import say
 from medcls.config import AugmentConfig, TaskConfig, TrainJob
-from medcls.data.augment_choice import choose_augmentation, list_sides, read_kinds
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column, read_columns, read_names
 from medcls.data.contact_sheet import write_contact_sheet
@@ -31,6 +30,7 @@ from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.imaging.domain import Domain, summarize_domain
 from medcls.imaging.grey_levels import loses_levels
 from medcls.models.backbones import CLINICAL
+from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
 from medcls.stages.clinical import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
 

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from medcls.config import EvaluateJob
-from medcls.data.augment_choice import list_sides
 from medcls.data.crops import Crop, scale_sides
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
 from medcls.models.dense import DenseClassifier
 from medcls.models.views import ManyViews
+from medcls.stages.augment_choice import list_sides
 from medcls.training.checkpoint import ModelCard
 
 CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from medcls.data.augment import Augmentation
-from medcls.data.augment_choice import AugmentChoice, choose_augmentation, list_sides
 from medcls.data.augment_volume import VolumeAugmentation
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec
+from medcls.stages.augment_choice import AugmentChoice, choose_augmentation, list_sides
 
 IMAGES = PreprocessSpec(height=32, width=32)
 COLOUR = PreprocessSpec(height=32, width=32, channels=3)

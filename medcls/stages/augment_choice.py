@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
-from medcls.config import AugmentConfig, conf_folder
+from medcls.config import AugmentConfig, read_option
 from medcls.data.augment import Augment, build_augmentation
 from medcls.data.columns import code_column
 from medcls.data.label_words import find_sides
@@ -94,7 +93,7 @@ def choose_augmentation(
     preset, transforms, notice = "", dict(config.transforms), ""
     if config.auto:
         preset = _choose_preset(spec, modalities=modalities, sided=bool(sides))
-        transforms, notice = _read_preset(preset), f"augment=auto: {preset}"
+        transforms, notice = read_option("augment", preset)["transforms"], f"augment=auto: {preset}"
         unknown_side = preset == "brain_mri" and not (body_parts and set(body_parts) <= _HEAD)
         if sides or unknown_side:
             # A small volume does: Rand3DElastic takes seconds of a large one.
@@ -127,11 +126,6 @@ def _choose_preset(spec: PreprocessSpec | VolumeSpec, *, modalities: Collection[
     # Turned at will, a lesion keeps no side at all.
     no_up = spec.channels == 3 and modalities and set(modalities) <= _NO_UP
     return "dermoscopy" if no_up and not sided else "radiograph"
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    transforms: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / "augment" / f"{name}.yaml"))
-    return dict(transforms["transforms"])
 
 
 def _name(sides: Sequence[str]) -> str:
