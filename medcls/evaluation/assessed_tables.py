@@ -122,7 +122,9 @@ def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> l
             f" ({entry['left_out']} of several classes left out)" if entry["left_out"] else ""
         )
         rows.append((level, [rule, size, *(format_number(name, entry["metrics"][name]) for name in names)]))
-    caption = "How images are joined was chosen on the validation split (mean, highest or noisy-or of the scores)."
+    chosen = any(entry.get("chosen") for entry in levels.values())
+    how = "was chosen on the validation split (mean, highest or noisy-or of the scores)" if chosen else "was not chosen"
+    caption = f"How images are joined {how}."
     columns = ["Level", "Joined by", "Number", *(DEFINITIONS[name].title for name in names)]
     return [Table("Images, studies, patients", caption, columns, rows)]
 

@@ -28,7 +28,7 @@ TITLES = {
     "subgroups": "Is it as good for everyone?",
     "baseline": "Is it better than a linear model?",
     "clinical": "What do the clinical columns say?",
-    "comparison": "Is it better than the other run?",
+    "comparison": "Is it better than the other model?",
     "readers": "How does it compare with readers?",
     "robustness": "Does it bear worse images?",
     "failures": "Where does it fail?",

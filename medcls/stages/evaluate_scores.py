@@ -24,6 +24,7 @@ from medcls.evaluation.assessment import (
 )
 from medcls.evaluation.decision import describe_calls, list_decisions
 from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import select_rows
@@ -106,6 +107,7 @@ def evaluate_scores(job: EvaluateJob) -> None:
         table, list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *job.subgroups]))
     )
     metrics = measure_rows(rows, chosen.operating, replicates=job.replicates, seed=job.seed)
+    metrics["rows"] = Exposure(metrics["n_images"], known=False).to_json()
     metrics |= {"openings": UNKNOWN, "unproven": dict.fromkeys(UNPROVEN, UNKNOWN), "source": describe_source(table)}
     metrics |= assess(
         rows,
@@ -136,7 +138,8 @@ def evaluate_scores(job: EvaluateJob) -> None:
     notes += found
     if plan is not None:
         metrics["analysis"] = plan.judge(metrics)
-    if absent:
+    # The defaults are asked for by nobody.
+    if absent and job.subgroups != EvaluateJob().subgroups:
         notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
     write_json(folder / METRICS, metrics)
     written = folder / METRICS
@@ -399,6 +402,7 @@ def build_evaluation(
         store_name="",
         source=f"a file of scores, {Path(str(job.predictions)).name}",
         seed=job.seed,
+        exposure=Exposure(metrics["n_images"], known=False),
         environment=describe_software(),
         notes=notes,
         flow=flow,

@@ -141,7 +141,7 @@ def test_scores_of_a_run_give_its_own_numbers_to_the_bit(
         files[split] = write_rows(export(folder, store, split, kind, names), f"{split}.csv")
     expected = read_json(folder / "metrics.json")
     found = run_scores(files["test"], f"choices={files['val']}", *evaluation, *extra)
-    apart = {"openings", "chosen_on", "unproven", "source", "decision", "levels", "in_sample"}
+    apart = {"openings", "chosen_on", "unproven", "source", "decision", "levels", "rows"}
     assert set(expected) - apart == set(found) - apart
     for name in set(expected) - apart:
         assert found[name] == expected[name], name
@@ -185,12 +185,14 @@ def test_what_a_file_cannot_prove_reads_unknown_everywhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     metrics = run_scores(write_rows(make_rows()))
-    assert metrics["openings"] == "unknown"
+    assert metrics["openings"] == metrics["rows"]["status"] == "unknown"
     assert set(metrics["unproven"].values()) == {"unknown"}
     out = tmp_path / "out"
     page, card = (out / "report.html").read_text(), (out / "MODEL_CARD.md").read_text()
     assert "unknown: whether these rows trained or selected the model" in page
     assert "how often these rows were evaluated" in page
+    assert "How images are joined was not chosen." in page
+    assert "the file has no such column" not in page
     assert "- training: unknown" in card
     assert "- disjoint: unknown" in card
     assert "disjoint from training by patient" not in card + (out / "claim.json").read_text()
@@ -301,7 +303,7 @@ def test_choices_on_margins_choose_thresholds_and_no_map(
 @pytest.mark.usefixtures("real_report")
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 def test_a_report_of_margins_is_written(
-    kind: str, run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
+    kind: str, run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path], tmp_path: Path
 ) -> None:
     generator = np.random.default_rng(0)
     rows: Rows = []
@@ -316,6 +318,8 @@ def test_a_report_of_margins_is_written(
     assert metrics["auc"]["value"] > 0.7
     assert metrics["brier"]["value"] is None
     assert (metrics["accuracy"]["value"] is None) == (kind == "multilabel")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("confusion matrix and the subgroups use it" in page) == (kind == "multiclass")
 
 
 def test_rows_that_do_not_sum_to_one_are_refused_or_normalized(
