@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
 from medcls.imaging.selection import SeriesKey, summarize_series
-from medcls.imaging.stacks import Stack, StackRule, build_stacks, fit_instances
+from medcls.imaging.stacks import Stack, StackRule, fit_instances
 from medcls.imaging.terms import name_body_part, name_modality
+from medcls.imaging.volumes import NO_SLICE, stack_series
 
 _KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
 _SYNTAXES = {
@@ -35,24 +36,36 @@ _SYNTAXES = {
     "1.2.840.10008.1.2.4.203": "HTJ2K lossy",
 }
 _MEANINGS = {
+    "animated": "several pictures in one file",
+    "axes": "an array that is no image",
+    "burnt_in": "text in the pixels may name the patient: image.burnt_in",
+    "cine": "frames that are moments",
     "damaged": "a picture whose header cannot be read",
     "dicomdir": "the directory of a disc",
     "empty_file": "no bytes",
     "format_not_read": "a picture in a format that is not read (GIF, WebP, JPEG 2000 …): convert it to PNG or TIFF",
     "hidden": "a name that begins with a dot",
+    "mosaic": "many slices tiled into one picture (Siemens)",
+    "multi_frame": "several frames: image=ct_volume or mr_volume may take them",
     "no_file_meta": "DICOM without its file meta group: the transfer syntax is unknown",
+    "missing_element": "DICOM without an element that pixels need",
     "no_pixel_data": "DICOM without an image: reports, plans, bare headers",
     "no_transfer_syntax": "DICOM that does not say how it is written",
+    "no_window": "CT without a window: image.windows_hu, or as a volume",
     "not_an_image": "segmentations: labels drawn on other images",
+    "pixel_length": "fewer or more bytes of pixels than the header asks for",
     "special_file": "a pipe, socket or device",
     "symbolic_link": "a link, not followed",
     "system_file": "left by an operating system: __MACOSX, Thumbs.db, @eaDir",
     "truncated": "the file ends early",
     "unknown_format": "named like an image, but in no known format",
     "unreadable": "no parser makes sense of it",
+    "unsupported_colour": "colours that are not read (CMYK …)",
     "unsupported_transfer_syntax": "a transfer syntax that is private or unknown",
+    "window": "a window that means nothing: image.intensity=range replaces it",
 }
 _NO_GEOMETRY = frozenset({"no_orientation", "no_position", "no_spacing"})
+_NO_VOLUME = _NO_GEOMETRY | {"too_few_slices", "colour"}
 _WORDS = {
     "not_grey": "colour",
     "sheared": "tilt",
@@ -61,6 +74,10 @@ _WORDS = {
     "resampled_spacing": "mixed_spacing",
 }
 _RULE = StackRule()
+_ONLY_DECODING = (
+    "This is the judgement of data_prep as far as headers go. Only decoding can tell: damaged pixels, few grey levels, "
+    "implausible HU, colour in a grey store, the frames of enhanced files."
+)
 _HEADINGS = ("patient", "study", "series", "modality", "body part", "plane", "images", "size", "spacing mm", "syntax")
 _RIGHT = frozenset({"images"})
 
@@ -78,11 +95,12 @@ def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
     if described:
         shown = described[: lines or None]
         yield ""
-        yield from _align([(*_HEADINGS, "geometry"), *_blank_repeats(shown)])
+        yield from _align([(*_HEADINGS, "as volume", "as images"), *_blank_repeats(shown)])
         if len(described) > len(shown):
             yield f"… and {len(described) - len(shown)} more series: lines=0 shows all"
-            counts = Counter(line[-1] for line in described)
-            yield "geometry of all series: " + "; ".join(f"{n} {word}" for word, n in counts.most_common())
+            for place, name in ((-2, "as volumes"), (-1, "as images")):
+                counts = Counter(line[place] for line in described)
+                yield f"all series {name}: " + "; ".join(f"{n} {word}" for word, n in counts.most_common())
     yield from _describe_problems(table)
 
 
@@ -154,7 +172,8 @@ def _describe_series(table: pa.Table) -> tuple[str, ...]:
         _only(_times((each.rows, each.columns)) for each in images),
         _spacing(images, summary.distance_mm),
         _only(_SYNTAXES.get(each.transfer_syntax, "other") for each in instances),
-        judge_geometry(images),
+        judge_geometry(instances),
+        _judge_images(images),
     )
 
 
@@ -174,20 +193,32 @@ def _spacing(images: Sequence[Instance], distance_mm: float | None) -> str:
     return f"{pairs} x {distance_mm:.3g}" if distance_mm is not None and pairs != "-" else pairs
 
 
-def judge_geometry(images: Sequence[Instance]) -> str:
-    """Returns what volumes can be built of one series: "ok", "2 volumes", "gap", "ok, tilt" or "2-D"."""
-    if not images:
+def judge_geometry(instances: Sequence[Instance]) -> str:
+    """Return what data_prep would make of all files of one series: "ok", "2 volumes", "gap", "ok, tilt" or "2-D".
+
+    It asks what data_prep asks (volumes.stack_series), with the default rule.
+    """
+    images = [each for each in instances if not each.problem]
+    stacks, leftovers = stack_series(instances, _RULE)
+    reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers if reason not in NO_SLICE)
+    if not images and not reasons:
         return "no image"
-    if sum(each.frames for each in images) == 1:
+    if sum(each.frames for each in images) == 1 and set(reasons) <= _NO_VOLUME:
         return "single"
-    stacks, leftovers = build_stacks(images, _RULE)
-    reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers)
     if not stacks and set(reasons) <= _NO_GEOMETRY:
         return "2-D"
     words = [] if not stacks else ["ok" if len(stacks) == 1 else f"{len(stacks)} volumes"]
     words += sorted({note for stack in stacks for note in _notes(stack)})
     words += [f"{reason} ({count})" if stacks else reason for reason, count in sorted(reasons.items())]
     return ", ".join(words)
+
+
+def _judge_images(images: Sequence[Instance]) -> str:
+    """What becomes of the files of a series one by one, as images: "ok", "burnt_in", "ok (5), cine (1)"."""
+    counts = Counter(each.image_problem or "ok" for each in images)
+    if len(counts) < 2:
+        return next(iter(counts), "-")
+    return ", ".join(f"{word} ({count})" for word, count in sorted(counts.items(), key=lambda item: item[0] != "ok"))
 
 
 def _notes(stack: Stack) -> Iterator[str]:
@@ -216,9 +247,16 @@ def _align(table: Iterable[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _describe_problems(table: pa.Table) -> Iterator[str]:
-    counts = Counter(str(problem) for problem in table.column("problem").to_pylist() if problem)
-    if counts:
+    for column, heading in (
+        ("problem", "no images"),
+        ("image_problem", "not readable one by one as images (default settings)"),
+    ):
+        counts = Counter(str(problem) for problem in table.column(column).to_pylist() if problem)
+        if counts:
+            yield ""
+            yield heading
+            ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            yield from _align([(f"{n:>6,}", reason, _MEANINGS.get(reason, "")) for reason, n in ordered])
+    if table.num_rows:
         yield ""
-        yield "no images"
-        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        yield from _align([(f"{n:>6,}", reason, _MEANINGS.get(reason, "")) for reason, n in ordered])
+        yield _ONLY_DECODING

@@ -46,14 +46,24 @@ def apply_palette(indices: NDArray[np.integer], dataset: Header, *, little_endia
 
     Source: PS3.3 C.7.6.3.1.5, C.7.6.3.1.6, C.7.9.2.
     """
+    tables = read_palettes(dataset, little_endian=little_endian)
+    first, length = tables[0][0], len(tables[0][1])
+    position = np.clip(indices.astype(np.int64) - first, 0, length - 1)
+    return np.stack([table[position] for _, table in tables])
+
+
+def read_palettes(dataset: Header, *, little_endian: bool) -> list[tuple[int, NDArray[np.float32]]]:
+    """Return the first value mapped and the table of red, green and blue, which are of one length.
+
+    Raises:
+        ImageRefusedError: palette.
+    """
     if "AlphaPaletteColorLookupTableDescriptor" in dataset:
         raise ImageRefusedError("palette", "palettes with an alpha channel are not supported")
     tables = [read_palette(dataset, name, little_endian=little_endian) for name in ("Red", "Green", "Blue")]
     if len({(first, len(table)) for first, table in tables}) != 1:
         raise ImageRefusedError("palette", "the three tables differ in length or first value")
-    first, length = tables[0][0], len(tables[0][1])
-    position = np.clip(indices.astype(np.int64) - first, 0, length - 1)
-    return np.stack([table[position] for _, table in tables])
+    return tables
 
 
 def read_palette(dataset: Header, colour: str, *, little_endian: bool) -> tuple[int, NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.colour import apply_palette, convert_ybr_to_rgb
-from medcls.imaging.grey import Display, Modality, build_range, build_window, choose_display, read_modality
-from medcls.imaging.headers import find_macro, read_headers, read_numbers
+from medcls.imaging.colour import apply_palette, convert_ybr_to_rgb, read_palettes
+from medcls.imaging.grey import Display, Modality, build_range, build_window, choose_display, find_voi, read_modality
+from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
 from medcls.imaging.part10 import DicomFile, open_dicom, refusing_parser_errors
 from medcls.imaging.plain import Header
-from medcls.imaging.stored import PixelModule, StoredFrame, read_pixel_module, read_stored
+from medcls.imaging.stored import PixelModule, StoredFrame, check_encoding, read_pixel_module, read_stored
+
+_NO_IMAGES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
+"""Segmentation and label map segmentation: labels drawn on other images (PS3.3 A.51), nothing to classify."""
 
 _TABLE_BITS = 16
 _LUT_TAKES_WORDS = int(cv2.__version__.split(".")[0]) >= 5
@@ -57,12 +61,15 @@ class ModalityImage:
     headers: dict[str, str]
 
 
-def read_frame(path: Path, *, max_pixels: int) -> DicomFrame:
-    """The one frame of a DICOM file, checked before it is decoded.
+def read_frame(
+    path: Path, *, max_pixels: int, check: Callable[[DicomFile, PixelModule], None] | None = None
+) -> DicomFrame:
+    """Return the one frame of a DICOM file, checked before it is decoded.
 
     Args:
         path: A DICOM file with preamble.
         max_pixels: Limit of rows x columns x frames x samples.
+        check: Further checks of the header.
 
     Raises:
         ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of part10 and stored.
@@ -70,8 +77,11 @@ def read_frame(path: Path, *, max_pixels: int) -> DicomFrame:
     Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2.
     """
     with refusing_parser_errors(), open_dicom(path, max_inflated_bytes=4 * max_pixels + (1 << 24)) as file:
+        check_kind(file)
         module = read_pixel_module(file)
-        _check_single(file.dataset, module, max_pixels)
+        check_single(file.dataset, module, max_pixels)
+        if check is not None:
+            check(file, module)
         return decode_frame(file, module)
 
 
@@ -118,6 +128,58 @@ def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityIm
         return ModalityImage(values, frame.mask, frame.modality.unit, read_headers(frame.dataset))
 
 
+def check_display(
+    file: DicomFile,
+    module: PixelModule,
+    *,
+    window_index: int = 0,
+    windows_hu: tuple[tuple[float, float], ...] = (),
+    grey_range: tuple[float, float] | None = None,
+) -> None:
+    """Check all that the header of a single-frame image says of how its pixels are stored and shown.
+
+    Whoever decodes the image refuses it for the same reasons, in the same order; data_prep.index asks this alone.
+
+    Raises:
+        ImageRefusedError: mosaic, those of stored.check_encoding, palette, unsupported_colour, rescale, lut,
+            supplemental_palette, presentation_conflict, window, no_window.
+    """
+    dataset, little_endian = file.dataset, file.syntax.is_little_endian
+    if "MOSAIC" in (dataset.get("ImageType") or ()):
+        raise ImageRefusedError("mosaic", "many slices tiled into one picture (Siemens)")
+    check_encoding(file, module)
+    if module.photometric == "PALETTE COLOR":
+        read_palettes(dataset, little_endian=little_endian)
+    elif module.samples == 3:
+        if module.signed:
+            raise ImageRefusedError("unsupported_colour", "signed colour samples")
+    else:
+        _read_padding(file, module, signed=module.signed)
+        source = find_macro(dataset, "PixelValueTransformationSequence")
+        modality = read_modality(source, signed=module.signed, little_endian=little_endian)
+        if not windows_hu:
+            _check_polarity(dataset, module.photometric)
+        if not windows_hu and grey_range is None:
+            is_float = file.element.keyword != "PixelData"
+            low, _ = modality.compute_limits(bits=module.stored, signed=module.signed or is_float)
+            find_voi(
+                find_macro(dataset, "FrameVOILUTSequence"),
+                signed=low < 0,
+                window_index=window_index,
+                little_endian=little_endian,
+                is_ct=dataset.get("Modality") == "CT",
+            )
+
+
+def _check_polarity(dataset: Header, photometric: str) -> None:
+    """Refuses grey values that are meant to be shown in colour, or inverted by one word and not by another."""
+    if str(dataset.get("PixelPresentation") or "") in ("COLOR", "MIXED", "TRUE_COLOR"):
+        raise ImageRefusedError("supplemental_palette", "grey values meant to be shown in colour")
+    shape = str(dataset.get("PresentationLUTShape") or "")
+    if (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")):
+        raise ImageRefusedError("presentation_conflict", f"{photometric} with PresentationLUTShape {shape}")
+
+
 def compute_display(
     frame: DicomFrame,
     *,
@@ -138,14 +200,12 @@ def compute_display(
         The values, and the word of grey.SCALINGS for what scaled them.
 
     Raises:
-        ImageRefusedError: mosaic, window, no_window, not_hounsfield, presentation_conflict, float_range, all_padding,
-            palette, not_grey.
+        ImageRefusedError: window, no_window, not_hounsfield, presentation_conflict, float_range, all_padding, palette,
+            not_grey.
 
     Source: PS3.3 C.11.2 (VOI), C.7.6.3.1.2 (MONOCHROME1, inverted once, after VOI), C.8.11.3.1.2.
     """
     with refusing_parser_errors():
-        if "MOSAIC" in (frame.dataset.get("ImageType") or ()):
-            raise ImageRefusedError("mosaic", "many slices tiled into one picture (Siemens)")
         modality = frame.modality
         if windows_hu:
             _check_hounsfield(frame)
@@ -189,8 +249,26 @@ def map_values(stored: StoredFrame, function: Display) -> NDArray[np.float32]:
     return table.take(values, mode="wrap")
 
 
-def _check_single(dataset: Header, module: PixelModule, max_pixels: int) -> None:
-    """Refuses what is not one whole image, and what is larger than allowed, before anything is decoded."""
+def check_kind(file: DicomFile) -> None:
+    """Check that a file holds an image, whole, with codes that can be codes; a volume's slices included.
+
+    Raises:
+        ImageRefusedError: not_an_image (a segmentation), truncated, malformed_element.
+    """
+    if str(file.dataset.get("SOPClassUID") or "").strip() in _NO_IMAGES:
+        raise ImageRefusedError("not_an_image", "a segmentation: labels drawn on other images")
+    if not file.holds_pixels():
+        raise ImageRefusedError("truncated", f"{file.element.length} bytes of pixels expected, fewer are there")
+    if any(len(text) > MAX_TEXT for text in read_headers(file.dataset).values()):
+        raise ImageRefusedError("malformed_element", "a code or an identifier longer than a page")
+
+
+def check_single(dataset: Header, module: PixelModule, max_pixels: int) -> None:
+    """Check that a file is one whole image, and not larger than allowed, before anything is decoded.
+
+    Raises:
+        ImageRefusedError: too_large, cine, multi_frame, tiled.
+    """
     asked = module.pixels * module.frames * module.samples
     if asked > max_pixels:
         raise ImageRefusedError("too_large", f"{asked} samples; the limit is {max_pixels}")
@@ -210,22 +288,27 @@ def _read_modality(file: DicomFile, stored: StoredFrame, frame: int) -> Modality
 
 def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> NDArray[np.bool_] | None:
     """Where stored values are the padding value or lie in its range, both ends included."""
-    prefix = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}.get(file.element.keyword, "")
-    ends: list[Any] = [file.dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")]
-    ends = [each for each in ends if each is not None and each != ""]
-    if not ends:
+    numbers, is_float = _read_padding(file, module, signed=stored.signed)
+    if not numbers:
         return None
     values = stored.values
-    numbers = [float(each) if prefix else _wrap(int(each), module.allocated, stored.signed) for each in ends]
     if len(numbers) == 1:
         mask = values == numbers[0]
     else:
         mask = (values >= min(numbers)) & (values <= max(numbers))
-    if prefix and np.isnan(numbers).any():
+    if is_float and np.isnan(numbers).any():
         mask = np.isnan(values)
     if mask.all():
         raise ImageRefusedError("all_padding", "every pixel is padding")
     return mask if mask.any() else None
+
+
+def _read_padding(file: DicomFile, module: PixelModule, *, signed: bool) -> tuple[list[float], bool]:
+    """The ends of the padding as stored values, [] where there is none, and whether they are floats."""
+    prefix = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}.get(file.element.keyword, "")
+    ends: list[Any] = [file.dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")]
+    ends = [each for each in ends if each is not None and each != ""]
+    return [float(each) if prefix else _wrap(int(each), module.allocated, signed) for each in ends], bool(prefix)
 
 
 def _check_finite(stored: StoredFrame, mask: NDArray[np.bool_] | None) -> StoredFrame:
@@ -275,11 +358,7 @@ def _find_display(
 ) -> tuple[Display, str]:
     """The range asked for, else the file's own VOI transform or the fall-back; then the photometric inversion."""
     photometric = frame.stored.photometric
-    if str(frame.dataset.get("PixelPresentation") or "") in ("COLOR", "MIXED", "TRUE_COLOR"):
-        raise ImageRefusedError("supplemental_palette", "grey values meant to be shown in colour")
-    shape = str(frame.dataset.get("PresentationLUTShape") or "")
-    if (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE")):
-        raise ImageRefusedError("presentation_conflict", f"{photometric} with PresentationLUTShape {shape}")
+    _check_polarity(frame.dataset, photometric)
     if grey_range is not None:
         display, scaling = build_range(*grey_range), "range"
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from contextlib import nullcontext, suppress
 from typing import Any, BinaryIO
 
 from pydicom import uid
@@ -12,9 +13,10 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.headers import find_macro, read_headers, read_numbers
-from medcls.imaging.part10 import HEADER_KEYWORDS, read_transfer_syntax, skip_preamble
-from medcls.imaging.plain import UNDEFINED_LENGTH, Header, index_keywords, read_plain
+from medcls.imaging.dicom import check_kind
+from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
+from medcls.imaging.part10 import KEYWORDS, DicomFile, read_transfer_syntax, skip_preamble
+from medcls.imaging.plain import PIXEL_TAGS, Header, PixelElement, index_keywords, read_plain
 from medcls.imaging.terms import name_intent
 
 _ENHANCED_WORDS = "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
@@ -43,21 +45,18 @@ _KEY_TEXTS = {
     "ConvolutionKernel": "kernel",
 }
 _KEY_HELPERS = "TriggerTime CardiacNumberOfImages SeriesType ImageIndex NumberOfSlices"
-_WORDS = (*HEADER_KEYWORDS, *_IMAGE_WORDS.split(), *_ENHANCED_WORDS.split(), *_KEY_NUMBERS, *_KEY_TEXTS)
-_WANTED = index_keywords((*_WORDS, *_KEY_HELPERS.split()))
+_WORDS = (*KEYWORDS, *_IMAGE_WORDS.split(), *_ENHANCED_WORDS.split(), *_KEY_NUMBERS, *_KEY_TEXTS)
+_WANTED = index_keywords(tuple(dict.fromkeys((*_WORDS, *_KEY_HELPERS.split()))))
 _TAGS: list[BaseTag | int] = list(_WANTED)
 
-_PIXELS, _DIRECTORY_GROUP = range(0x7FE00008, 0x7FE00011), 0x0004
 _MAX_HEADER_BYTES = 64 << 20
 """Where an inflated header is cut off: pixels behind it are nobody's business here."""
 
-_MAX_TEXT, _MAX_COUNT = 1024, 2**31
-_NO_IMAGES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
-"""Segmentation and label map segmentation: labels drawn on other images (PS3.3 A.51), nothing to classify."""
+_MAX_COUNT = 2**31
 
 
-def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> None:
-    """Fills found with the fields of a DICOM file; what is known before a refusal stays.
+def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
+    """Fill found with the fields of a DICOM file, and return the file; what is known before a refusal stays.
 
     Raises:
         ImageRefusedError: no_transfer_syntax, unsupported_transfer_syntax, truncated, dicomdir, no_pixel_data,
@@ -66,49 +65,40 @@ def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> None:
     Source: PS3.10 7.1; PS3.3 for attributes.
     """
     plain = read_plain(stream, _WANTED)
-    if plain is None:
-        stream.seek(0)
-        dataset, tag, fits = _read_any(stream, found)
-    else:
+    if plain is not None:
         dataset, syntax, element = plain
         found["transfer_syntax"] = str(syntax)
-        tag, fits = _PIXELS[0], _holds(stream, element.offset, element.length)
-    found |= _describe(dataset)
-    if tag not in _PIXELS:
-        raise ImageRefusedError("no_pixel_data" if fits else "truncated")
-    if found["sop_class_uid"] in _NO_IMAGES:
-        raise ImageRefusedError("not_an_image")
-    if not fits:
-        raise ImageRefusedError("truncated")
+        file = DicomFile(dataset, syntax, element, stream)
+        found |= _describe(dataset)
+    else:
+        stream.seek(0)
+        file = _read_any(stream, found)
+    check_kind(file)
+    return file
 
 
-def _read_any(stream: BinaryIO, found: dict[str, Any]) -> tuple[Header, int, bool]:
-    """By pydicom: the header, the tag behind it (0 where the file ends), and whether all of it is in the file."""
+def _read_any(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
+    """By pydicom: the file with the header up to its pixels."""
     skip_preamble(stream)
     syntax = read_transfer_syntax(stream)
     found["transfer_syntax"] = str(syntax)
     body = _inflate_start(stream) if syntax.is_deflated else stream
-    end: list[int] = []
+    end: list[PixelElement] = []
     dataset = _read_header(body, syntax, end)
+    past_end = not end and body.tell() > body.seek(0, io.SEEK_END)
+    with suppress(Exception) if not end else nullcontext():  # that it holds no pixels says more than a bad element
+        found |= _describe(dataset)
     if not end:
-        return dataset, 0, body.tell() <= body.seek(0, io.SEEK_END)
-    tag, length, offset = end
-    if tag >> 16 == _DIRECTORY_GROUP:
-        raise ImageRefusedError("dicomdir")
-    return dataset, tag, syntax.is_deflated or _holds(body, offset, length)
+        raise ImageRefusedError("truncated" if past_end else "no_pixel_data")
+    return DicomFile(dataset, syntax, end[0], body, is_cut=syntax.is_deflated)
 
 
-def _holds(stream: BinaryIO, offset: int, length: int) -> bool:
-    """Whether the file is long enough for a value; compressed pixels are of undefined length."""
-    return length == UNDEFINED_LENGTH or stream.seek(0, io.SEEK_END) - offset >= length
-
-
-def _read_header(stream: BinaryIO, syntax: uid.UID, end: list[int]) -> Header:
-    """The elements that are needed; end becomes tag, length and offset of the element that stopped the reading."""
+def _read_header(stream: BinaryIO, syntax: uid.UID, end: list[PixelElement]) -> Header:
+    """The elements that are needed, up to the pixel element, which goes into end."""
 
     def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag >= _PIXELS[0] or tag >> 16 == _DIRECTORY_GROUP:
-            end[:] = int(tag), length, stream.tell()
+        if tag in PIXEL_TAGS:
+            end[:] = [PixelElement(PIXEL_TAGS[tag], vr or "OW", length, stream.tell())]
         return bool(end)
 
     return read_dataset(
@@ -134,9 +124,7 @@ def _inflate_start(stream: BinaryIO) -> BinaryIO:
 
 def _describe(dataset: Header) -> dict[str, Any]:
     """The fields of an Instance that a DICOM header fills."""
-    headers = read_headers(dataset)
-    if any(len(text) > _MAX_TEXT for text in headers.values()):
-        raise ImageRefusedError("malformed_element", "a code or an identifier longer than a page")
+    headers = {name: text if len(text) <= MAX_TEXT else "" for name, text in read_headers(dataset).items()}
     orientation = find_macro(dataset, "PlaneOrientationSequence")
     position = find_macro(dataset, "PlanePositionSequence")
     measures = find_macro(dataset, "PixelMeasuresSequence")
@@ -211,7 +199,7 @@ def _text(dataset: Header, keyword: str) -> str:
         return ""
     parts = value if isinstance(value, MultiValue | list) else [value]
     text = "\\".join(str(part).strip() for part in parts)
-    return "".join(letter for letter in text if letter.isprintable()) if len(text) <= _MAX_TEXT else ""
+    return "".join(letter for letter in text if letter.isprintable()) if len(text) <= MAX_TEXT else ""
 
 
 def _numbers(dataset: Header, keyword: str, *, count: int | None = None) -> tuple[float, ...]:
@@ -222,7 +210,7 @@ def _numbers(dataset: Header, keyword: str, *, count: int | None = None) -> tupl
         numbers = read_numbers(dataset, keyword)
     except ImageRefusedError:
         return ()
-    return tuple(numbers) if len(numbers) == (count or len(numbers)) and len(numbers) <= _MAX_TEXT else ()
+    return tuple(numbers) if len(numbers) == (count or len(numbers)) and len(numbers) <= MAX_TEXT else ()
 
 
 def _count(dataset: Header, keyword: str, *, default: int) -> int:

@@ -56,12 +56,12 @@ class Modality:
         """Modality values, float64."""
         return self.table.apply(values) if self.table else values * self.slope + self.intercept
 
-    def compute_limits(self, stored: StoredFrame) -> tuple[float, float]:
-        """The smallest and largest value that the stored bits can become."""
+    def compute_limits(self, *, bits: int, signed: bool) -> tuple[float, float]:
+        """Return the smallest and largest value that the stored bits can become."""
         if self.table:
             return float(self.table.entries.min()), float(self.table.entries.max())
-        lowest = -(1 << (stored.bits - 1)) if stored.signed else 0
-        low, high = sorted(self.apply(np.array([lowest, lowest + (1 << stored.bits) - 1], np.float64)).tolist())
+        lowest = -(1 << (bits - 1)) if signed else 0
+        low, high = sorted(self.apply(np.array([lowest, lowest + (1 << bits) - 1], np.float64)).tolist())
         return low, high
 
 
@@ -148,6 +148,37 @@ def build_window(function: str, center: float, width: float) -> Display:
     return lambda values: np.clip((values - center) / width + 0.5, 0.0, 1.0)
 
 
+def find_voi(
+    source: Header, *, signed: bool, window_index: int, little_endian: bool, is_ct: bool
+) -> tuple[Display, str] | None:
+    """Return the VOI transform that a header states and its word of SCALINGS; None if it states none.
+
+    Args:
+        source: Dataset, or item of the frame VOI LUT macro.
+        signed: Whether modality values can be negative.
+        window_index: Which of the VOI LUTs and windows, LUTs counted first.
+        little_endian: Byte order of the dataset.
+        is_ct: CT without a VOI is refused, since HU have no range of their own.
+
+    Raises:
+        ImageRefusedError: window, lut, no_window.
+
+    Source: PS3.3 C.11.2.
+    """
+    tables = source.get("VOILUTSequence") or []
+    windows = _read_windows(source)
+    if window_index >= len(tables) + len(windows) and (window_index or tables or windows):
+        raise ImageRefusedError("window", f"index {window_index} of {len(tables) + len(windows)}")
+    if window_index < len(tables):
+        table = read_table(tables[window_index], signed=signed, little_endian=little_endian)
+        return lambda values: table.apply(values) / ((1 << table.bits) - 1), "voi_lut"
+    if windows:
+        return build_window(*windows[window_index - len(tables)]), "window"
+    if is_ct:
+        raise ImageRefusedError("no_window", "CT without a window: give one in HU (image.windows_hu)")
+    return None
+
+
 def choose_display(
     source: Header,
     stored: StoredFrame,
@@ -160,28 +191,19 @@ def choose_display(
 ) -> tuple[Display, str]:
     """Return the VOI transform that the file states, else a stated fall-back, and its word of SCALINGS.
 
-    Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused, since
-    HU have no range of their own; deeper images map the smallest and largest unpadded value to 0 and 1,
-    because their full range is mostly unused (16 bits stored with a maximum of 900 would keep 4 of 256 grey
-    levels). Floats must lie in [0, 1].
+    Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused; deeper images
+    map the smallest and largest unpadded value to 0 and 1, because their full range is mostly unused (16 bits stored
+    with a maximum of 900 would keep 4 of 256 grey levels). Floats must lie in [0, 1].
 
     Raises:
         ImageRefusedError: window, lut, no_window, float_range.
 
     Source: PS3.3 C.11.2 and own choice.
     """
-    low, high = modality.compute_limits(stored)
-    tables = source.get("VOILUTSequence") or []
-    windows = _read_windows(source)
-    if window_index >= len(tables) + len(windows) and (window_index or tables or windows):
-        raise ImageRefusedError("window", f"index {window_index} of {len(tables) + len(windows)}")
-    if window_index < len(tables):
-        table = read_table(tables[window_index], signed=low < 0, little_endian=little_endian)
-        return lambda values: table.apply(values) / ((1 << table.bits) - 1), "voi_lut"
-    if windows:
-        return build_window(*windows[window_index - len(tables)]), "window"
-    if is_ct:
-        raise ImageRefusedError("no_window", "CT without a window: give one in HU (image.windows_hu)")
+    low, high = modality.compute_limits(bits=stored.bits, signed=stored.signed)
+    found = find_voi(source, signed=low < 0, window_index=window_index, little_endian=little_endian, is_ct=is_ct)
+    if found is not None:
+        return found
     if stored.values.dtype.kind == "f":
         return _check_unit_range, "unit"
     if stored.bits > 8:

@@ -10,6 +10,9 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.part10 import HEADER_KEYWORDS
 from medcls.imaging.plain import Header
 
+MAX_TEXT = 1024
+"""Letters of a code or identifier; more is no code, and a table holds no page."""
+
 _IMAGE_REGIONS = {1, 2, 3}  # 2-D, M-mode and spectra; not wave forms, graphics and grey bars
 _REGION_ENDS = ("MinX0", "MinY0", "MaxX1", "MaxY1")
 _SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")

@@ -33,7 +33,7 @@ INDEX = pa.schema(
 """The columns of an index: the fields of Instance, in their order."""
 
 _NAMES = INDEX.names
-_NEW = ("intent",)
+_NEW = ("image_problem", "intent")
 """Columns that version 0.2.0 did not write: blank in an index of then, which means unknown."""
 _LISTS = tuple(name for name in _NAMES if pa.types.is_list(INDEX.field(name).type))
 

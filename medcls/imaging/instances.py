@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom_scan import scan_dicom
-from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
-from medcls.imaging.raster import PICTURE_FORMATS, READ_FORMATS, find_format
-from medcls.imaging.readers import SUPPORTED_SUFFIXES
+from medcls.imaging.part10 import BoundedReader, DicomFile, refusing_parser_errors, starts_without_meta
+from medcls.imaging.raster import PICTURE_FORMATS, READ_FORMATS, check_raster, find_format, measure_raster
+from medcls.imaging.readers import SUPPORTED_SUFFIXES, check_header
+from medcls.imaging.stored import read_pixel_module
 
 KINDS = ("dicom", "nifti", "raster", "other")
 
@@ -44,6 +43,8 @@ class Instance:
             "other".
         size_bytes: Of the file.
         problem: Fixed reason word where the file cannot be an image ("" where it can): truncated, no_pixel_data …
+        image_problem: Fixed reason word if one image cannot be read of the file, as far as its header says and with
+            default settings: multi_frame, unsupported_colour, burnt_in … ("" if it can, or if it has a problem).
         patient_id: PatientID; "" where absent, as in all texts below.
         patient_sex: PatientSex.
         patient_age: PatientAge ("061Y").
@@ -77,6 +78,7 @@ class Instance:
     kind: str
     size_bytes: int = 0
     problem: str = ""
+    image_problem: str = ""
     patient_id: str = ""
     patient_sex: str = ""
     patient_age: str = ""
@@ -142,12 +144,12 @@ def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]
     picture = find_format(start)
     if head:
         found["kind"] = "dicom"
-        scan_dicom(stream, found)
-    elif picture == "NPY":
-        found["kind"] = "raster"
+        file = scan_dicom(stream, found)
+        found["image_problem"] = _find_image_problem(file)
     elif picture in READ_FORMATS:
         found["kind"] = "raster"
-        _scan_picture(stream, found, picture)
+        found["rows"], found["columns"], found["samples"] = measure_raster(stream, picture)
+        found["image_problem"] = _find_raster_problem(stream, picture)
     elif picture in PICTURE_FORMATS:
         found |= {"kind": "raster", "problem": "format_not_read"}
     elif nifti := _nifti_header(start):
@@ -157,10 +159,29 @@ def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]
         _explain_unknown(start, found, suffixes)
 
 
+def _find_image_problem(file: DicomFile) -> str:
+    """Why one image cannot be read of a DICOM file, as far as its header says; volumes have rules of their own."""
+    try:
+        with refusing_parser_errors():
+            check_header(file, read_pixel_module(file))
+    except ImageRefusedError as error:
+        return error.reason
+    return ""
+
+
+def _find_raster_problem(stream: BinaryIO, picture: str) -> str:
+    """Why a picture cannot be read, as far as its header says."""
+    try:
+        check_raster(stream, picture)
+    except ImageRefusedError as error:
+        return error.reason
+    return ""
+
+
 def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -> None:
     """Leave what is not an image "other"; give what is named like an image, or nearly is one, its problem."""
     last = suffixes[-1] if suffixes else ""
-    if _starts_with_group(start, 8):
+    if starts_without_meta(start):
         found |= {"kind": "dicom", "problem": "no_file_meta"}
     elif last == ".nii" or suffixes[-2:] == [".nii", ".gz"]:
         found |= {"kind": "nifti", "problem": "unknown_format" if start else "empty_file"}
@@ -174,17 +195,6 @@ def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -
 def _starts_with_group(start: bytes, group: int) -> bool:
     """Whether a dataset begins here: a low element of the group, in explicit or implicit little endian."""
     return len(start) >= 8 and start[:2] == bytes((group, 0)) and start[3:4] == b"\0"
-
-
-def _scan_picture(stream: BinaryIO, found: dict[str, Any], kind: str) -> None:
-    """Size and channels of a PNG, JPEG, TIFF or BMP."""
-    try:
-        with Image.open(stream, formats=(kind,)) as image:
-            found |= {"rows": image.height, "columns": image.width, "samples": len(image.getbands())}
-    except Image.DecompressionBombError as error:
-        raise ImageRefusedError("too_large") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageRefusedError("damaged") from error
 
 
 def _nifti_header(start: bytes) -> bytes:

@@ -76,12 +76,20 @@ class DicomFile:
         dataset: Header elements of KEYWORDS that the file has.
         syntax: Its transfer syntax.
         element: Where its pixels stand.
+        is_cut: Whether the stream is the start of an inflated dataset, read for its header alone.
     """
 
     dataset: Header
     syntax: uid.UID
     element: PixelElement
     _stream: BinaryIO
+    is_cut: bool = False
+
+    def holds_pixels(self) -> bool:
+        """Return whether the file is long enough for its pixel element; compressed pixels do not say their length."""
+        if self.element.length == UNDEFINED_LENGTH or self.is_cut:
+            return True
+        return self._stream.seek(0, io.SEEK_END) - self.element.offset >= self.element.length
 
     def read_native(self) -> bytes:
         """The value of an uncompressed pixel element.
@@ -125,7 +133,7 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
         max_inflated_bytes: Where a deflated dataset is cut off and refused.
 
     Raises:
-        ImageRefusedError: not_dicom, no_transfer_syntax, unsupported_transfer_syntax, compression_bomb,
+        ImageRefusedError: not_dicom, dicomdir, no_transfer_syntax, unsupported_transfer_syntax, compression_bomb,
             truncated, no_pixel_data, nested_too_deep, unreadable.
 
     Source: PS3.10 7.1, PS3.5 annex A.
@@ -221,6 +229,12 @@ def skip_preamble(stream: BinaryIO) -> None:
     raise ImageRefusedError("not_dicom", "no file meta group at the start or behind a preamble")
 
 
+def starts_without_meta(start: bytes) -> bool:
+    """Return whether a dataset begins here without a file meta group: a low element of group 8, in any byte order."""
+    little = start[:2] == b"\x08\0" and start[3:4] == b"\0"
+    return len(start) >= 8 and (little or (start[:2] == b"\0\x08" and start[2:3] == b"\0"))
+
+
 def read_transfer_syntax(stream: BinaryIO) -> uid.UID:
     """The transfer syntax of the file meta group, which leaves the stream at the dataset."""
     meta = read_dataset(
@@ -229,6 +243,8 @@ def read_transfer_syntax(stream: BinaryIO) -> uid.UID:
         is_little_endian=True,
         stop_when=lambda tag, vr, length: tag >> 16 != 2,
     )
+    if meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+        raise ImageRefusedError("dicomdir", "the directory of a disc, no image")
     name = meta.get("TransferSyntaxUID")
     if not name:
         raise ImageRefusedError("no_transfer_syntax", "the file meta group has no TransferSyntaxUID")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.grey_levels import SourceValues, take_sample
-from medcls.imaging.part10 import BoundedReader
+from medcls.imaging.part10 import BoundedReader, starts_without_meta
 
 _START_BYTES = 32
 _READ = {
@@ -95,27 +95,77 @@ def read_raster(
             samples = _read_picture(stream, kind, max_pixels)
         elif kind:
             raise ImageRefusedError("format_not_read", f"{kind}: convert it to PNG, TIFF or DICOM without loss")
-        elif start[:2] in (b"\x08\x00", b"\x00\x08"):
+        elif starts_without_meta(start):
             raise ImageRefusedError("no_file_meta", "DICOM without file meta: its transfer syntax is unknown")
         else:
             raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF, BMP nor .npy")
     return _scale(samples, grey_range)
 
 
-def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
-    """Samples (H, W, C) of a picture; Pillow reads the header, and the pixels where it keeps every bit."""
+def measure_raster(stream: BinaryIO, kind: str) -> tuple[int, int, int]:
+    """Return rows, columns and channels of a picture by its header; (0, 0, 1) of a .npy file, whose axes may vary.
+
+    Args:
+        stream: A file that begins with the magic of `kind`.
+        kind: One of READ_FORMATS.
+
+    Raises:
+        ImageRefusedError: damaged, too_large.
+    """
+    if kind == "NPY":
+        return 0, 0, 1
+    with _open_picture(stream, kind) as image:
+        return image.height, image.width, len(image.getbands())
+
+
+def check_raster(stream: BinaryIO, kind: str, *, max_pixels: int = 1 << 28) -> None:
+    """Check all that the header of a picture says; whoever decodes it refuses it for the same reasons.
+
+    Args:
+        stream: A file that begins with the magic of `kind`.
+        kind: One of READ_FORMATS.
+        max_pixels: Limit of rows x columns x samples.
+
+    Raises:
+        ImageRefusedError: damaged, too_large, animated, unsupported_colour, transparent, sample_type, truncated, axes.
+    """
+    stream.seek(0)
+    if kind == "NPY":
+        _check_npy(stream, max_pixels)
+        return
+    with _open_picture(stream, kind) as image:
+        _check_picture(stream, image, kind, max_pixels)
+
+
+def _open_picture(stream: BinaryIO, kind: str) -> Image.Image:
+    stream.seek(0)
     try:
-        image = Image.open(stream, formats=(kind,))
+        return Image.open(stream, formats=(kind,))
     except Image.DecompressionBombError as error:
         raise ImageRefusedError("too_large", "more pixels than Pillow would open") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageRefusedError("damaged", f"not a readable {kind}: {type(error).__name__}") from error
-    with image:
-        count = image.width * image.height * len(image.getbands())
-        if count > max_pixels:
-            raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
+
+
+def _check_picture(stream: BinaryIO, image: Image.Image, kind: str, max_pixels: int) -> None:
+    """Refuses by the header alone; Pillow reads some of it only when it is asked for."""
+    count = image.width * image.height * len(image.getbands())
+    if count > max_pixels:
+        raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
+    try:
         if getattr(image, "n_frames", 1) != 1:
             raise ImageRefusedError("animated", "several images in one file")
+        _CHECKS[kind](stream, image)
+    except (MemoryError, ImageRefusedError):
+        raise
+    except Exception as error:
+        raise ImageRefusedError("truncated", f"the header cannot be read: {type(error).__name__}") from error
+
+
+def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
+    """Samples (H, W, C) of a picture; Pillow reads the header, and the pixels where it keeps every bit."""
+    with _open_picture(stream, kind) as image:
+        _check_picture(stream, image, kind, max_pixels)
         try:
             return _drop_opaque_alpha(_DECODERS[kind](stream, image))
         except (MemoryError, ImageRefusedError):
@@ -124,10 +174,46 @@ def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
             raise ImageRefusedError("truncated", f"pixels cannot be read: {type(error).__name__}") from error
 
 
-def _decode_jpeg(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
-    """A JPEG by Pillow, which refuses what ends early."""
+def _check_jpeg(stream: BinaryIO, image: Image.Image) -> None:
     if image.mode not in ("L", "RGB"):
         raise ImageRefusedError("unsupported_colour", f"JPEG of kind {image.mode}")
+
+
+def _check_png(stream: BinaryIO, image: Image.Image) -> None:
+    if "transparency" in image.info and image.mode not in ("P", "L", "RGB"):
+        raise ImageRefusedError("transparent", f"a transparent colour in a PNG of kind {image.mode}")
+
+
+def _check_tiff(stream: BinaryIO, image: Image.Image) -> None:
+    tags = dict(image.getexif())
+    photometric = int(tags.get(_PHOTOMETRIC, -1))
+    if photometric == _TIFF_PALETTE or (photometric == _TIFF_YCBCR and image.mode == "RGB") or image.mode == "1":
+        return
+    if photometric not in (_TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB):
+        raise ImageRefusedError("unsupported_colour", f"TIFF of photometric kind {photometric}")
+    depths = set(np.atleast_1d(tags.get(_BITS, 1)).tolist())
+    if not depths <= {8, 16, 32, 64}:
+        raise ImageRefusedError("sample_type", f"TIFF of {sorted(depths)} bits a sample")
+
+
+def _check_bmp(stream: BinaryIO, image: Image.Image) -> None:
+    size = stream.seek(0, io.SEEK_END)
+    tiles: Any = getattr(image, "tile", [])
+    for tile in tiles:
+        if tile.codec_name == "raw":  # uncompressed: the file must hold the rows before memory is set aside for them
+            _, stride, _ = tile.args
+            asked = stride * image.height
+            if size - tile.offset < asked:
+                raise ImageRefusedError("truncated", f"{asked} bytes of pixels expected, fewer are there")
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        raise ImageRefusedError("unsupported_colour", f"BMP of kind {image.mode}")
+
+
+_CHECKS = {"JPEG": _check_jpeg, "PNG": _check_png, "TIFF": _check_tiff, "BMP": _check_bmp}
+
+
+def _decode_jpeg(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
+    """A JPEG by Pillow, which refuses what ends early."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     return _orient(np.asarray(image), orientation)
 
@@ -136,8 +222,6 @@ def _decode_png(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
     """A PNG by libpng, since Pillow cuts 16-bit colours to 8 bits."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     keyed = image.mode == "P" or "transparency" in image.info
-    if keyed and image.mode not in ("P", "L", "RGB"):
-        raise ImageRefusedError("transparent", f"a transparent colour in a PNG of kind {image.mode}")
     image.load()  # checks that no chunk is missing or damaged
     if keyed:
         return _orient(np.asarray(image.convert("RGBA")), orientation)
@@ -156,11 +240,6 @@ def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
         return np.asarray(image.convert("RGB"))  # Pillow obeys the orientation itself
     if image.mode == "1":
         return np.asarray(image)  # and has undone min-is-white
-    if photometric not in (_TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB):
-        raise ImageRefusedError("unsupported_colour", f"TIFF of photometric kind {photometric}")
-    depths = set(np.atleast_1d(tags.get(_BITS, 1)).tolist())
-    if not depths <= {8, 16, 32, 64}:
-        raise ImageRefusedError("sample_type", f"TIFF of {sorted(depths)} bits a sample")
     stream.seek(0)
     samples = np.asarray(imagecodecs.tiff_decode(stream.read()))
     if samples.ndim == 3 and int(tags.get(_PLANAR, 1)) == 2:
@@ -174,17 +253,6 @@ def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
 
 def _decode_bmp(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
     """A BMP by Pillow; 5 and 6 bits a colour become 8, rows come from the top down."""
-    size = stream.seek(0, io.SEEK_END)
-    tiles: Any = getattr(image, "tile", [])
-    for tile in tiles:
-        if tile.codec_name == "raw":  # uncompressed: the file must hold the rows before memory is set aside for them
-            _, stride, _ = tile.args
-            if size - tile.offset < stride * image.height:
-                raise ImageRefusedError(
-                    "truncated", f"{stride * image.height} bytes of pixels expected, fewer are there"
-                )
-    if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
-        raise ImageRefusedError("unsupported_colour", f"BMP of kind {image.mode}")
     image.load()
     samples = np.asarray(image)
     if image.mode in ("L", "P") and int(samples.max()) >= (colours := _count_colours(stream)):
@@ -228,8 +296,8 @@ def _orient(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
     return samples
 
 
-def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
-    """Samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
+def _check_npy(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, ...], bool, np.dtype[Any], bool]:
+    """Shape, column order, type, and whether the colours come first, of a .npy file that can be an image."""
     shape, fortran, dtype = _read_npy_header(stream)
     if dtype.kind not in "bufi":
         raise ImageRefusedError("sample_type", f".npy of {dtype}")
@@ -239,6 +307,13 @@ def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
     first, last = (shape[0] in (1, 3), shape[-1] in (1, 3)) if len(shape) == 3 else (False, True)
     if len(shape) not in (2, 3) or first == last:
         raise ImageRefusedError("axes", f"shape {shape}; expected (H, W), (H, W, C) or (C, H, W), C 1 or 3")
+    return shape, fortran, dtype, first
+
+
+def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
+    """Samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
+    shape, fortran, dtype, first = _check_npy(stream, max_pixels)
+    count = int(np.prod(shape, dtype=object))
     data = stream.read(count * dtype.itemsize)
     if len(data) < count * dtype.itemsize:
         raise ImageRefusedError("truncated", "the array is shorter than its header says")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.burnt_in import Box, BurntInRule, find_hidden, find_kept_box
-from medcls.imaging.dicom import DicomFrame, compute_display, is_hounsfield, read_frame
+from medcls.imaging.dicom import DicomFrame, check_display, check_single, compute_display, is_hounsfield, read_frame
 from medcls.imaging.grey import find_range
 from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.headers import read_aspect, read_headers, read_spacing, read_ultrasound_regions
 from medcls.imaging.hounsfield import check_hounsfield
-from medcls.imaging.part10 import is_dicom, refusing_parser_errors
+from medcls.imaging.part10 import DicomFile, is_dicom, refusing_parser_errors
+from medcls.imaging.plain import Header
 from medcls.imaging.raster import read_raster
+from medcls.imaging.stored import PixelModule
 
 __all__ = ["SUPPORTED_SUFFIXES", "RawImage", "ReadOptions", "is_dicom", "read_image"]
 
@@ -124,10 +127,10 @@ def _read_other(path: Path, options: ReadOptions) -> RawImage:
 
 def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
     """A single-frame DICOM file."""
-    frame = read_frame(path, max_pixels=options.max_pixels)
+    frame = read_frame(path, max_pixels=options.max_pixels, check=partial(check_header, options=options))
     spacing_mm, source = read_spacing(frame.dataset)
     headers = read_headers(frame.dataset)
-    hidden = _find_hidden(frame, headers, options.burnt_in)
+    hidden = _find_hidden(frame.dataset, headers, shape=frame.stored.values.shape[:2], rule=options.burnt_in)
     # Before the display: where the file has no window, the range of the values must not see the text.
     frame = replace(frame, mask=_join(frame.mask, hidden))
     pixels, scaling = compute_display(
@@ -162,11 +165,34 @@ def _measure(frame: DicomFrame, scaling: str, *, check_hu: bool) -> SourceValues
     return SourceValues(*find_range(seen, modality), len(np.unique(values)), scaling)
 
 
-def _find_hidden(frame: DicomFrame, headers: dict[str, str], rule: BurntInRule) -> NDArray[np.bool_] | None:
-    wanted = rule.policy == "ultrasound_regions"
-    regions = read_ultrasound_regions(frame.dataset) if wanted else []
-    rows, columns = frame.stored.values.shape[:2]
-    return find_hidden(headers, regions=regions, shape=(rows, columns), rule=rule)
+def check_header(file: DicomFile, module: PixelModule, *, options: ReadOptions = _DEFAULTS) -> None:
+    """Check all that the header of one image says before its pixels are decoded; the index asks the same.
+
+    Args:
+        file: An open file.
+        module: Its image pixel module.
+        options: How it is to be read.
+
+    Raises:
+        ImageRefusedError: those of dicom.check_single and dicom.check_display; burnt_in, malformed_element.
+    """
+    check_single(file.dataset, module, options.max_pixels)
+    check_display(
+        file,
+        module,
+        window_index=options.window_index,
+        windows_hu=options.windows_hu,
+        grey_range=options.grey_range,
+    )
+    shape = (module.rows, module.columns)
+    _find_hidden(file.dataset, read_headers(file.dataset), shape=shape, rule=options.burnt_in)
+
+
+def _find_hidden(
+    dataset: Header, headers: dict[str, str], *, shape: tuple[int, ...], rule: BurntInRule
+) -> NDArray[np.bool_] | None:
+    regions = read_ultrasound_regions(dataset) if rule.policy == "ultrasound_regions" else []
+    return find_hidden(headers, regions=regions, shape=(shape[0], shape[1]), rule=rule)
 
 
 def _join(mask: NDArray[np.bool_] | None, hidden: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

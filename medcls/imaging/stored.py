@@ -116,6 +116,39 @@ def _check_module(module: PixelModule, keyword: str) -> None:
         )
 
 
+def check_encoding(file: DicomFile, module: PixelModule) -> None:
+    """Check what the header says of how the pixels of a single-frame file are stored, before they are read.
+
+    Raises:
+        ImageRefusedError: pixel_length, colour_conflict, unsupported_colour, unsupported_transfer_syntax.
+
+    Source: PS3.5 8.1, annex A.
+    """
+    if file.syntax.is_encapsulated and file.element.keyword not in _FLOAT_DTYPES:
+        if file.syntax not in codecs.COMPRESSED:
+            raise ImageRefusedError("unsupported_transfer_syntax", str(file.syntax.name))
+        if file.element.length != UNDEFINED_LENGTH:
+            raise ImageRefusedError("pixel_length", "compressed pixel data must have undefined length")
+    else:
+        _check_native_length(file, count_native_bytes(file, module))
+
+
+def count_native_bytes(file: DicomFile, module: PixelModule) -> int:
+    """Return the bytes of uncompressed pixels that the header asks for.
+
+    Raises:
+        ImageRefusedError: colour_conflict, unsupported_colour.
+    """
+    if file.element.keyword in _FLOAT_DTYPES:
+        return module.pixels * np.dtype(_FLOAT_DTYPES[file.element.keyword]).itemsize
+    if module.photometric in ("YBR_RCT", "YBR_ICT"):
+        raise ImageRefusedError("colour_conflict", f"{module.photometric} in uncompressed data")
+    if module.photometric == "YBR_FULL_422":
+        _require_8_bits(module)
+    count = module.pixels * (2 if module.photometric == "YBR_FULL_422" else module.samples)
+    return (count * module.allocated + 7) // 8
+
+
 def read_stored(file: DicomFile, module: PixelModule) -> StoredFrame:
     """The stored values of a single-frame file.
 
@@ -127,10 +160,9 @@ def read_stored(file: DicomFile, module: PixelModule) -> StoredFrame:
     """
     if file.element.keyword in _FLOAT_DTYPES:
         return _read_float(file, module)
+    check_encoding(file, module)
     if not file.syntax.is_encapsulated:
         return _read_native(file, module)
-    if file.syntax not in codecs.COMPRESSED:
-        raise ImageRefusedError("unsupported_transfer_syntax", str(file.syntax.name))
     offsets, fragments = file.read_fragments()
     if len(offsets) > 1:
         raise ImageRefusedError("frame_count", f"the offset table has {len(offsets)} frames, the header 1")
@@ -144,7 +176,7 @@ def _read_float(file: DicomFile, module: PixelModule) -> StoredFrame:
     """Float pixel data; the values are what they are."""
     order = "<" if file.syntax.is_little_endian else ">"
     dtype = np.dtype(order + _FLOAT_DTYPES[file.element.keyword])
-    data = _read_exact_native(file, module.pixels * dtype.itemsize)
+    data = _read_exact_native(file, count_native_bytes(file, module))
     values = np.frombuffer(data, dtype, module.pixels).reshape(module.rows, module.columns)
     return StoredFrame(values, module.allocated, True, module.photometric)
 
@@ -152,15 +184,12 @@ def _read_float(file: DicomFile, module: PixelModule) -> StoredFrame:
 def _read_native(file: DicomFile, module: PixelModule) -> StoredFrame:
     """Uncompressed pixel data of 1, 8, 16 or 32 bits."""
     little = file.syntax.is_little_endian
-    if module.photometric in ("YBR_RCT", "YBR_ICT"):
-        raise ImageRefusedError("colour_conflict", f"{module.photometric} in uncompressed data")
     subsampled = module.photometric == "YBR_FULL_422"
     count = module.pixels * (2 if subsampled else module.samples)
-    data = _read_exact_native(file, (count * module.allocated + 7) // 8)
+    data = _read_exact_native(file, count_native_bytes(file, module))
     if not little and file.element.vr == "OW" and module.allocated <= 8:
         data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
     if subsampled:
-        _require_8_bits(module)
         return StoredFrame(expand_422(data, module.rows, module.columns), 8, False, "YBR_FULL")
     if module.allocated == 1:
         raw = np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little")
@@ -176,13 +205,17 @@ def _read_native(file: DicomFile, module: PixelModule) -> StoredFrame:
 
 
 def _read_exact_native(file: DicomFile, expected: int) -> bytes:
-    """The value if it has the very length that the header asks for, or one pad byte more to be even."""
+    _check_native_length(file, expected)
+    return file.read_native()
+
+
+def _check_native_length(file: DicomFile, expected: int) -> None:
+    """Checks that a value has the very length that the header asks for, or one pad byte more to be even."""
     length = file.element.length
     if length == UNDEFINED_LENGTH:
         raise ImageRefusedError("pixel_length", "encapsulated pixels under an uncompressed transfer syntax")
     if length not in (expected, expected + expected % 2):
         raise ImageRefusedError("pixel_length", f"{length} bytes of pixels, the header asks for {expected}")
-    return file.read_native()
 
 
 def _arrange(raw: NDArray[Any], module: PixelModule) -> NDArray[Any]:

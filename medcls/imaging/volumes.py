@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -17,8 +17,8 @@ from medcls.imaging.stacks import Leftover, Stack, StackRule, build_stacks
 
 QUARANTINED, SKIPPED = "quarantined", "skipped"
 _KEY = ("patient_id", "study_uid", "series_uid")
-# Files of a series that are no slices, and none is missing without them.
-_NO_SLICE = frozenset({"no_pixel_data", "not_an_image", "dicomdir", "hidden", "symbolic_link", "special_file"})
+NO_SLICE = frozenset({"no_pixel_data", "not_an_image", "dicomdir", "hidden", "symbolic_link", "special_file"})
+"""Problems of files of a series that are not slices: none is missing without them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
         if key not in taken:
             yield FoundSeries(first, [], [_leave_out(i, unchosen.get(key, "no_image")) for i in instances])
             continue
-        stacks, left = _stack(instances, stack)
+        stacks, left = stack_series(instances, stack)
         # One of a study is one volume, also where its series holds several (two echoes).
         others = stacks[1:] if series.per_study != "all" else []
         left += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
@@ -84,15 +84,19 @@ def _choose(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> tuple[s
     taken = {each.key for each in candidates}
     if series.per_study == "all":
         return taken, unchosen
-    whole = {key for key, instances in _by_series(index) if key in taken and _stack(instances, stack)[0]}
+    whole = {key for key, instances in _by_series(index) if key in taken and stack_series(instances, stack)[0]}
     chosen, left = select_series((each for each in candidates if each.key in whole), series)
     # Those that make none go on, so that each file gets its own reason.
     return {each.key for each in chosen} | (taken - whole), unchosen | left
 
 
-def _stack(instances: list[Instance], rule: StackRule) -> tuple[list[Stack], list[Leftover]]:
-    """The stacks of a series; none where a slice cannot be read: without it a volume would be short, and look whole."""
-    broken = [each for each in instances if each.problem and each.problem not in _NO_SLICE]
+def stack_series(instances: Sequence[Instance], rule: StackRule) -> tuple[list[Stack], list[Leftover]]:
+    """Return the stacks of all files of a series, and what is in none.
+
+    There is no stack if a slice cannot be read: without it a volume would be short, and look whole. data_prep, predict
+    and the overview of an index ask this.
+    """
+    broken = [each for each in instances if each.problem and each.problem not in NO_SLICE]
     if not broken:
         return build_stacks(instances, rule)
     detail = f"{len(broken)} of its files cannot be read"
@@ -102,7 +106,7 @@ def _stack(instances: list[Instance], rule: StackRule) -> tuple[list[Stack], lis
 def _leave_out(instance: Instance, reason: str) -> Leftover:
     """A file of no volume: a broken one is quarantined whatever the rules say."""
     problem = instance.problem
-    return instance.path, QUARANTINED if problem and problem not in _NO_SLICE else SKIPPED, problem or reason, ""
+    return instance.path, QUARANTINED if problem and problem not in NO_SLICE else SKIPPED, problem or reason, ""
 
 
 def _by_series(index: pa.Table) -> Iterator[tuple[SeriesKey, list[Instance]]]:

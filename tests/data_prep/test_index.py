@@ -69,13 +69,17 @@ def test_the_overview_says_what_is_there(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[:4] == ["files 13 11 DICOM, 1 pictures, 1 others", "patients 2", "studies 3", "series 3"]
     assert lines[4] == "pictures 1 1 of 30 x 20"
-    start = lines.index("patient study series modality body part plane images size spacing mm syntax geometry")
+    start = lines.index(
+        "patient study series modality body part plane images size spacing mm syntax as volume as images"
+    )
     assert lines[start + 1 : start + 4] == [
-        "P1 1 S1 CT CHEST axial 5 8 x 6 0.5 x 0.7 x 2.5 explicit ok",
-        "2 S1 CT CHEST axial 5 8 x 6 0.5 x 0.7 x 2.5 explicit gap",
-        "P2 1 S1 CT - - 0 - - explicit no image",
+        "P1 1 S1 CT CHEST axial 5 8 x 6 0.5 x 0.7 x 2.5 explicit ok no_window",
+        "2 S1 CT CHEST axial 5 8 x 6 0.5 x 0.7 x 2.5 explicit gap no_window",
+        "P2 1 S1 CT - - 0 - - explicit truncated -",
     ]
-    assert lines[-1] == "1 truncated the file ends early"
+    assert "1 truncated the file ends early" in lines
+    assert "10 no_window CT without a window: image.windows_hu, or as a volume" in lines
+    assert lines[-1].startswith("This is the judgement of data_prep as far as headers go.")
 
 
 def test_no_identifier_is_printed(
@@ -95,7 +99,8 @@ def test_many_series_are_cut_and_counted(
     run(compose_job, f"source={folder}", "lines=1")
     out = capsys.readouterr().out
     assert "… and 2 more series: lines=0 shows all" in out
-    assert "geometry of all series: 1 ok; 1 gap; 1 no image" in out
+    assert "all series as volumes: 1 ok; 1 gap; 1 truncated" in out
+    assert "all series as images: 2 no_window; 1 -" in out
     run(compose_job, f"source={folder}", "lines=0")
     assert "more series" not in capsys.readouterr().out
 
