@@ -12,7 +12,7 @@ _AIR, _TOO_DENSE, _DENSE = -200, 2000, (800, 1400)
 _LEAST_AIR, _MOST_TOO_DENSE, _MOST_DENSE = 0.01, 0.1, 0.25
 
 
-def check_hounsfield(values: NDArray[Any]) -> None:
+def check_hounsfield(values: NDArray[Any], *, intercept: float | None = None) -> None:
     """Check that a CT's values can be Hounsfield units: air is near -1000, and little is denser than cortical bone.
 
     Two faults of headers are known by their values, both without any air: negative values that were stored without a
@@ -21,6 +21,7 @@ def check_hounsfield(values: NDArray[Any]) -> None:
 
     Args:
         values: HU of a slice or volume outside padding, or an even sample of them.
+        intercept: RescaleIntercept; the second fault is looked for only if it is known and near 0.
 
     Raises:
         ImageRefusedError: implausible_hu.
@@ -33,7 +34,7 @@ def check_hounsfield(values: NDArray[Any]) -> None:
     dense = float(((values > _DENSE[0]) & (values < _DENSE[1])).mean())
     if too_dense > _MOST_TOO_DENSE:
         fault = f"{too_dense:.0%} above {_TOO_DENSE} HU: negative values have wrapped around to high ones"
-    elif dense > _MOST_DENSE and float((values < 0).mean()) < _LEAST_AIR:
+    elif intercept is not None and intercept > _AIR and dense > _MOST_DENSE and float((values < 0).mean()) < _LEAST_AIR:
         fault = f"{dense:.0%} from {_DENSE[0]} to {_DENSE[1]} HU: the rescale intercept (-1024) is missing"
     else:
         return

@@ -161,7 +161,7 @@ def _measure(frame: DicomFrame, scaling: str, *, check_hu: bool) -> SourceValues
         return SourceValues(float(seen.min()), float(seen.max()), len(np.unique(sample)), scaling)
     values = modality.apply(sample.astype(np.float64))
     if check_hu and is_hounsfield(frame):
-        check_hounsfield(values)
+        check_hounsfield(values, intercept=modality.intercept)
     return SourceValues(*find_range(seen, modality), len(np.unique(values)), scaling)
 
 
