@@ -60,9 +60,9 @@ class Entry:
 
 
 def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
-    """Returns "row 3 a.png truncated: …", without a row where there is no labels file."""
-    where = f"row {number} " if number else ""
-    return f"{where}{path} {ImageRefusedError(reason, detail)}"
+    """Return "row 3 truncated: …", or "a.png truncated: …" without a labels file; a path may hold a name."""
+    where = f"row {number}" if number else path
+    return f"{where} {ImageRefusedError(reason, detail)}"
 
 
 def build_entries(entries: Sequence[Entry]) -> pa.Table:

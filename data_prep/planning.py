@@ -133,7 +133,8 @@ def build_plan(
         index = index.filter(choice.keep(index["path"]))
 
     def show(path: str) -> str:
-        return identity.name("path", path)
+        # A declared path may hold a name; the line of the labels file says which one it is.
+        return "" if identity.kind == "declared" and job.labels is not None else identity.name("path", path)
 
     rule = PatientRule(job.patients, job.patient_id.pattern, headers=index is not None)
     if job.labels is None:

@@ -227,9 +227,13 @@ def _check_only_ours(folder: Path) -> None:
     """Anything unknown is somebody's and stops us, and so does a link: it would take our files elsewhere."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
-            raise ConfigError(f"store={folder} holds {path.name}, a link: remove it, or choose an empty folder")
-        if not _OURS.fullmatch(path.name):
-            raise ConfigError(f"store={folder} holds {path.name}, which is no part of a store: choose an empty folder")
+            raise ConfigError(f"store={folder} holds a link: remove it, or choose an empty folder")
+    strangers = sum(not _OURS.fullmatch(path.name) for path in folder.iterdir())
+    if strangers:
+        # Names of files may be those of patients, where store= names the folder of the images by mistake.
+        raise ConfigError(
+            f"store={folder} holds {strangers} files or folders that are not parts of a store: choose an empty folder"
+        )
 
 
 def align_labels(plan: Plan, store: Store, identity: Identity) -> tuple[pa.Table, NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from data_prep.same_images import (
     count_same_images,
     describe_contradictions,
     find_same_images,
+    same_images_path,
     write_same_images,
 )
 from data_prep.split_table import build_table
@@ -109,6 +110,7 @@ def split_store(
         duplicates=links,
         on_leak=config.on_leak,
         remedy="correct the labels file"
+        + (f" ({same_images_path(store.folder)} lists the same images, mode 0600)" if same.links else "")
         + ("" if fractions is None or config.merge_linked else ", set split.merge_linked=true if they are one patient"),
     )
     empty = _check_classes(splits, strata, config=config, given=given)

@@ -6,7 +6,8 @@ holds a Python object for each image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ ORDER = (TRAIN, VAL, TEST)
 SPLIT_NAMES = (*ORDER, DROPPED)
 # Key of a certificate: how many patients were merged into others, since they share images.
 MERGED = "merged_patients"
-_SHOWN = 10
 _OUT = SPLIT_NAMES.index(DROPPED)
 
 Splits = NDArray[np.int8]
@@ -84,7 +84,7 @@ def resolve_leaks(
         remedy: What to do about a leak, for the error.
 
     Raises:
-        DataError: on_leak="refuse" and there is a leak; the message lists the patients and images.
+        DataError: on_leak="refuse" and there is a leak; the message counts the patients and images.
     """
     shared = find_shared_patients(patients, splits)
     kept = [d for d in duplicates if _OUT not in (splits[d.first], splits[d.second])]
@@ -123,22 +123,21 @@ def _describe_leak(found: dict[str, Any], remedy: str) -> str:
     patients, images = found["patients_in_several_splits"], found["images_in_several_splits"]
     lines = []
     if patients:
-        listed = [f"{p!r} in {' and '.join(s)}" for p, s in patients.items()]
-        lines.append(f"{len(patients)} patients are in more than one split: {_some(listed)}")
+        lines.append(f"{len(patients)} patients are in more than one split: {_count_ends(patients.values())}")
     if images:
-        listed = [
-            f"{d['images'][0]} ({d['splits'][0]}) = {d['images'][1]} ({d['splits'][1]}), "
-            + ("identical" if d["identical"] else f"correlation {d['correlation']:.3f}")
-            for d in images
-        ]
-        lines.append(f"{len(images)} images are in more than one split: {_some(listed)}")
+        identical = sum(pair["identical"] for pair in images)
+        lines.append(
+            f"{len(images)} pairs of the same image are in more than one split, {identical} of them identical: "
+            f"{_count_ends(pair['splits'] for pair in images)}"
+        )
     advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"
     return f"leak between splits: {'; '.join(lines)}: {advice}"
 
 
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+def _count_ends(splits: Iterable[Sequence[str]]) -> str:
+    """How many leaks there are between which splits; ids of patients and images may be names and paths."""
+    counts = Counter(" and ".join(sorted(names, key=ORDER.index)) for names in splits)
+    return ", ".join(f"{count} in {where}" for where, count in sorted(counts.items()))
 
 
 def write_split_once(

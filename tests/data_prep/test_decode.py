@@ -113,8 +113,9 @@ def test_too_many_broken_files_stop_with_their_rows_and_reasons(decode: Decode) 
         decode(units)
     message = str(error.value)
     assert "more than 1 of 4 images are unreadable" in message
-    assert "row 3 bad.png truncated" in message
-    assert "row 4 text.png unknown_format" in message
+    assert "row 3 truncated" in message
+    assert "bad.png" not in message, "a path may hold a name"
+    assert "row 4 unknown_format" in message
     assert "max_quarantined=" in message
 
 
@@ -133,7 +134,7 @@ def test_under_pseudonyms_a_refusal_shows_no_path(decode: Decode) -> None:
     with pytest.raises(DataError) as error:
         decode([unit("bad.png")], identity=identity, max_quarantined=0)
     assert "bad.png" not in str(error.value)
-    assert identity.name("path", "bad.png") in str(error.value)
+    assert "row 2 truncated" in str(error.value)
 
 
 def test_workers_and_this_process_give_the_same(decode: Decode, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_a_run_that_breaks_off_leaves_no_complete_store(
 
 def test_somebody_elses_folder_is_left_alone(source: Path, tmp_path: Path, run_prepare: Prepare) -> None:
     (tmp_path / "thesis.doc").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds thesis\.doc, which is no part of a store"):
+    with pytest.raises(ConfigError, match="holds 1 files or folders that are not parts of a store"):
         run_prepare(source, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.doc"]
     with pytest.raises(ConfigError, match="is a file: expected a folder"):
@@ -541,7 +541,7 @@ def test_names_like_ours_are_somebody_elses(
 ) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / name).write_text("precious")
-    with pytest.raises(ConfigError, match=f"holds {name}, which is no part of a store"):
+    with pytest.raises(ConfigError, match="holds 1 files or folders that are not parts of a store"):
         run_prepare(source, tmp_path / "store", *jobs)
     assert (tmp_path / "store" / name).read_text() == "precious"
 
