@@ -162,12 +162,18 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
 
 
 def find_choices(runs: Sequence[Path], models_sha256: Sequence[str]) -> Choices | None:
-    """Returns what evaluate froze for the model; None for several runs together, for which nothing was chosen."""
+    """Return what evaluate froze for the model; None for several runs together, whose choices are in no run.
+
+    A notice says that an image is then called by a rule that nobody chose on validation.
+    """
+    unchosen = "images are called at 0.5, or by the highest probability (column rule)"
     if len(runs) > 1:
+        say(f"notice: no operating points are frozen for {len(runs)} runs together: {unchosen}")
         return None
     choices = read_choices(runs[0], model_sha256=models_sha256[0])
     if choices is None:
-        say(f"no operating points: python -m medcls.evaluate run={runs[0]} split=val chooses them for this model")
+        chooses = f"python -m medcls.evaluate run={runs[0]} split=val chooses them for this model"
+        say(f"no operating points: {chooses}; until then {unchosen}")
         return None
     for note in choices.notes:
         say(note)

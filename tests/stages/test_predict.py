@@ -385,7 +385,8 @@ def test_frozen_choices_are_columns_of_this_very_model_alone(
     folder = run_evaluate(run_copy, "split=test")
     calibration = read_json(run_copy / "calibration.json")
     assert calibration["chosen"]["method"] == "none"  # too few patients to choose another
-    write_json(run_copy / "calibration.json", calibration | {"chosen": {"method": "platt"}})
+    sharper = {"method": "temperature", "inverse": 2.0}
+    write_json(run_copy / "calibration.json", calibration | {"chosen": {"method": "temperature"}, "map": sharper})
     rows = by_image(predict(run_copy, raw))
     test = [rows[row["image_id"]] for row in read_rows(folder / "predictions.parquet")]
     points = read_json(folder / "metrics.json")["operating_points"]
