@@ -37,7 +37,7 @@ def name_age_band(age_years: float | None) -> str | None:
     return f"{start}–{later[0] - 1}" if later else f"{start}+"
 
 
-def describe_patients(ages: Sequence[float | None], columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+def count_patients(ages: Sequence[float | None], columns: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     """Return age, and the shares of the values of each column, in words; one value for each patient.
 
     Args:

@@ -29,10 +29,11 @@ from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import select_rows
 from medcls.evaluation.report import REPORT, write_report
-from medcls.evaluation.subgroups import describe_patients, name_age_band
+from medcls.evaluation.subgroups import count_patients, name_age_band
 from medcls.evaluation.tables import format_metrics
 from medcls.evaluation.thresholds import GIVEN, list_rules
 from medcls.files import MODEL, read_json, write_json
+from medcls.identity import PER_IMAGE
 from medcls.reproducibility import describe_software
 from medcls.stages.frozen_analysis import FROZEN, freeze_analysis, read_sample_size
 from medcls.stages.reader_file import measure_readers
@@ -108,6 +109,7 @@ def evaluate_scores(job: EvaluateJob) -> None:
     )
     metrics = measure_rows(rows, chosen.operating, replicates=job.replicates, seed=job.seed)
     metrics["rows"] = Exposure(metrics["n_images"], known=False).to_json()
+    metrics["patients_from"] = "declared" if table.patients_known else PER_IMAGE
     metrics |= {"openings": UNKNOWN, "unproven": dict.fromkeys(UNPROVEN, UNKNOWN), "source": describe_source(table)}
     metrics |= assess(
         rows,
@@ -385,7 +387,7 @@ def build_evaluation(
     first = np.unique(rows.patients, return_index=True)[1].tolist()
     known = {name: [table.columns[name][row] or None for row in first] for name in table.columns}
     ages = [read_number(cell or "") for cell in next((known[name] for name in _AGE if name in known), [])]
-    described = describe_patients(
+    described = count_patients(
         ages, {name: known[name] for name in ("sex", "manufacturer", "modality") if name in known}
     )
     return Evaluation(

@@ -13,7 +13,7 @@ from medcls.data.columns import Codes, read_columns
 from medcls.data.splits import ORDER, SPLIT_NAMES, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
-from medcls.evaluation.subgroups import describe_patients, name_age_band
+from medcls.evaluation.subgroups import count_patients, name_age_band
 from medcls.files import LABELLING, LABELS, LEDGER, read_json, sha256_file
 from medcls.identity import PER_IMAGE
 from medcls.imaging.picture import draw_pixels
@@ -175,7 +175,7 @@ def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -
     columns = {column: store.column(column, first) for column in ("sex", "manufacturer", "modality")}
     unknown = store.patients_from == PER_IMAGE
     sizes = {"images": len(rows), "patients": "unknown" if unknown else len(first)}
-    return sizes | describe_patients(store.column("age_years", first), columns)
+    return sizes | count_patients(store.column("age_years", first), columns)
 
 
 def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[Picture]:

@@ -141,7 +141,7 @@ def test_scores_of_a_run_give_its_own_numbers_to_the_bit(
         files[split] = write_rows(export(folder, store, split, kind, names), f"{split}.csv")
     expected = read_json(folder / "metrics.json")
     found = run_scores(files["test"], f"choices={files['val']}", *evaluation, *extra)
-    apart = {"openings", "chosen_on", "unproven", "source", "decision", "levels", "rows"}
+    apart = {"openings", "chosen_on", "unproven", "source", "decision", "levels", "rows", "patients_from"}
     assert set(expected) - apart == set(found) - apart
     for name in set(expected) - apart:
         assert found[name] == expected[name], name
@@ -257,6 +257,7 @@ def test_patients_that_are_not_known_are_said(
         run_scores(path)
     metrics = run_scores(path, "patients=per_image")
     assert metrics["source"]["patients_known"] is False
+    assert metrics["patients_from"] == "per_image"
     assert "patients are unknown" in (tmp_path / "out" / "report.html").read_text()
 
 
