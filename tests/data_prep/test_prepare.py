@@ -69,6 +69,7 @@ def test_a_store_has_the_parts_of_the_contract(small_store: Store) -> None:
         "dataset.json",
         "manifest.parquet",
         "labels.parquet",
+        "labels.json",
         "ledger.parquet",
         "shard-00000.npy",
         "splits/default.parquet",

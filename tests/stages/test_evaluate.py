@@ -113,6 +113,7 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     assert {"auc", "accuracy", "balanced_accuracy", "average_precision", "brier", "auc_0"} <= set(metrics)
     beside = {
         "rows",
+        "patients_from",
         "openings",
         "chosen_on",
         "decision",
