@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from medcls.config import nearest
-from medcls.evaluation.intervals import describe_estimate, draw_replicates, explain_undefined, number_patients
+from medcls.evaluation.bounds import UNBOUNDED, Base
+from medcls.evaluation.intervals import describe_estimates, draw_replicates, explain_undefined, number_patients
 from medcls.evaluation.metrics import Estimator
 from medcls.evaluation.paired import adjust_holm, describe_difference, or_nan, or_none
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.resampling_tests import FoldTest, compute_5x2_f, compute_corrected_t
 from medcls.evaluation.shared_metrics import as_grades, build_shared_estimator, check_one_question
+from medcls.evaluation.support import Basis, Support, find_support
 
 DESIGNS = ("kfold", "repeated", "5x2", "holdout")
 
@@ -82,7 +84,7 @@ def assess_arms(
         ValueError: the arms have other rows, labels or classes, or a metric that they do not share.
 
     Source: corrected t and F tests: `resampling_tests`; bootstrap over patients: Efron & Tibshirani 1993, chapter 16,
-        with p values from the percentile of zero, one added to both counts; over patients and seeds at once: Owen
+        with intervals and p values as `paired.describe_difference`; over patients and seeds at once: Owen
         2007 (pigeonhole bootstrap); Holm 1979.
     """
     arms = _align(arms)
@@ -96,10 +98,19 @@ def assess_arms(
     seeds = np.random.default_rng([seed, 1]) if design == "holdout" else None
     measured = _measure(estimators, patients, draws=draws, seeds=seeds)
     chosen = _choose(measured, metrics)
+    described = {name: _describe_arm(arms[name], patients, measured[name]) for name in arms}
+    entries = {name: one["metrics"] for name, one in described.items()}
+    bases = {
+        name: basis.count(np.concatenate(patients))
+        for name, basis in _join_support(first, measured[next(iter(arms))].values).items()
+        if basis.scale in UNBOUNDED
+    }
     return {
-        "arms": {name: _describe_arm(arms[name], patients, measured[name]) for name in arms},
+        "arms": described,
         "pairs": {
-            metric: _compare_pairs(measured, metric, folds=first, design=design, test_share=test_share)
+            metric: _compare_pairs(
+                measured, metric, entries=entries, base=bases.get(metric), design=design, test_share=test_share
+            )
             for metric in chosen
         },
     }
@@ -185,13 +196,13 @@ def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:
 
 
 def _describe_arm(folds: Sequence[FoldPredictions], patients: Sequence[Integers], arm: _Arm) -> dict[str, Any]:
-    single = len(np.unique(np.concatenate(patients))) == 1
-    metrics = {
-        name: describe_estimate(
-            name, float(values.mean()), arm.drawn[name], single=single, explain=_explain(folds, values)
-        )
-        for name, values in arm.values.items()
+    support = _join_support(folds, arm.values)
+    together = np.concatenate(patients)
+    counts = {
+        name: basis.count(together, repeats=len({one.repeat for one in folds})) for name, basis in support.items()
     }
+    means = {name: float(values.mean()) for name, values in arm.values.items()}
+    metrics = describe_estimates(means, arm.drawn, support, counts, explain=_explain(folds, arm.values))
     rows = [
         {
             "fold": one.fold,
@@ -205,24 +216,44 @@ def _describe_arm(folds: Sequence[FoldPredictions], patients: Sequence[Integers]
     return {"metrics": metrics, "folds": rows}
 
 
-def _explain(folds: Sequence[FoldPredictions], values: Floats) -> Any:
+def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Support:
+    """What the means over the folds rest on: the rows of all folds, one after the other."""
+    known = list(names)
+    each = [find_support(one.predictions, known) for one in folds]
+    joined: Support = {}
+    for name in known:
+        basis = each[0][name]
+        sides = tuple(np.concatenate(side) for side in zip(*(one[name].sides for one in each), strict=True))
+        # The mean of ratios is not the ratio of the means: it is taken as an error, of all rows.
+        alone = len(folds) == 1 or basis.scale != "ratio"
+        joined[name] = replace(basis, sides=sides) if alone else Basis("error")
+    return joined
+
+
+def _explain(folds: Sequence[FoldPredictions], values: Mapping[str, Floats]) -> Any:
     """Why a mean over folds has no value: the first fold in which the metric has none."""
 
     def explain(name: str) -> str:
-        first = int(np.flatnonzero(~np.isfinite(values))[0])
+        first = int(np.flatnonzero(~np.isfinite(values[name]))[0])
         return f"fold {folds[first].fold}: {explain_undefined(name, folds[first].predictions)}"
 
     return explain
 
 
 def _compare_pairs(
-    measured: Mapping[str, _Arm], metric: str, *, folds: Sequence[FoldPredictions], design: str, test_share: float
+    measured: Mapping[str, _Arm],
+    metric: str,
+    *,
+    entries: Mapping[str, Mapping[str, Any]],
+    base: Base | None,
+    design: str,
+    test_share: float,
 ) -> list[dict[str, Any]]:
     pairs = []
     for first, second in combinations(measured, 2):
         one, two = measured[first], measured[second]
-        drawn = one.drawn[metric] - two.drawn[metric]
-        compared = describe_difference(float(one.values[metric].mean()), float(two.values[metric].mean()), drawn)
+        of_both = entries[first][metric], entries[second][metric]
+        compared = describe_difference(*of_both, one.drawn[metric], two.drawn[metric], base=base)
         by_fold = one.values[metric] - two.values[metric]
         test = _test(by_fold, design=design, test_share=test_share)
         pairs.append(

@@ -207,12 +207,17 @@ def build_shortcut_table(metrics: Mapping[str, Any]) -> list[Table]:
             rows.append((name, [Number("—", "", found["reason"], None)]))
             continue
         values = ", ".join(f"{value} ({count})" for value, count in found["values"].items())
-        rows.append((name, [values, *(format_number("auc", found[side]) for side in ("features", "labels"))]))
+        cells: list[Cell] = [values]
+        for side in ("features", "labels"):
+            # Results of 0.2.0 have no p value.
+            cells += [format_number("auc", found[side]), _p(found[side].get("p_value"))]
+        rows.append((name, cells))
     caption = (
-        "AUC on held-out patients, one value against the rest. Features that tell the site, beyond what the labels "
+        "AUC on held-out patients, one value against the rest, mean of five folds; 0.5 is chance, p is of an AUC this "
+        "high by chance (permutations of the patients' values). Features that tell the site, beyond what the labels "
         "tell of it, leave room for a shortcut; they do not prove that the model takes it."
     )
-    columns = ["Column", "Values (patients)", "AUC from the features", "AUC from the labels alone"]
+    columns = ["Column", "Values (patients)", "AUC from the features", "p", "AUC from the labels alone", "p"]
     return [Table("Site in the features", caption, columns, rows)] if rows else []
 
 

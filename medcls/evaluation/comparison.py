@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medcls.evaluation.bounds import bound_area, combine_difference
 from medcls.evaluation.predictions import Floats, Integers
 
 
@@ -66,13 +66,20 @@ def compute_delong(positive: ArrayLike, scores: ArrayLike, *, patients: Integers
     return Areas(auc, covariance)
 
 
-def compute_area_interval(auc: float, variance: float, *, level: float = 0.95) -> tuple[float, float]:
-    """Normal interval of an AUC, within [0, 1].
+def compute_area_interval(
+    auc: float, variance: float, *, patients: tuple[int, int], level: float = 0.95
+) -> tuple[float, float]:
+    """Return the score-type interval of an AUC with DeLong's variance; it has a width also for an AUC of 1.
 
-    Source: DeLong, DeLong & Clarke-Pearson 1988.
+    Args:
+        auc: In [0, 1].
+        variance: Of `compute_delong`.
+        patients: With a case, and with another row.
+        level: Nominal coverage.
+
+    Source: as `bounds.bound_area`.
     """
-    reach = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(max(variance, 0.0))
-    return max(0.0, auc - reach), min(1.0, auc + reach)
+    return bound_area(auc, variance, patients, level=level)
 
 
 def compare_areas(
@@ -94,7 +101,8 @@ def compare_areas(
         patients: As in `compute_delong`.
         level: Nominal coverage of the interval.
 
-    Source: DeLong, DeLong & Clarke-Pearson 1988; patients after Obuchowski 1997.
+    Source: DeLong, DeLong & Clarke-Pearson 1988 (test); patients after Obuchowski 1997; interval from those of the two
+        areas and their correlation, Zou 2007.
     """
     areas = compute_delong(positive, np.stack([np.asarray(first), np.asarray(second)], axis=1), patients=patients)
     difference = float(areas.auc[0] - areas.auc[1])
@@ -104,8 +112,20 @@ def compare_areas(
         z = 0.0 if abs(difference) < 1e-12 else math.nan
     else:
         z = difference / error
-    reach = NormalDist().inv_cdf((1 + level) / 2) * error
-    return AreaDifference(difference, difference - reach, difference + reach, z, math.erfc(abs(z) / math.sqrt(2)))
+    cases = np.asarray(positive, dtype=bool)
+    units = np.arange(len(cases)) if patients is None else patients
+    number = (len(np.unique(units[cases])), len(np.unique(units[~cases])))
+    variances = np.diag(areas.covariance)
+    one, two = (
+        compute_area_interval(float(auc), float(variance), patients=number, level=level)
+        for auc, variance in zip(areas.auc, variances, strict=True)
+    )
+    moving = float(np.prod(variances))
+    correlation = float(areas.covariance[0, 1]) / math.sqrt(moving) if moving > 0 else 0.0
+    low, high = (difference, difference)
+    if error >= 1e-12 or abs(difference) >= 1e-12:
+        low, high = combine_difference(float(areas.auc[0]), float(areas.auc[1]), one, two, correlation)
+    return AreaDifference(difference, low, high, z, math.erfc(abs(z) / math.sqrt(2)))
 
 
 def _compute_win_shares(cases: np.ndarray[tuple[int], np.dtype[np.bool_]], score: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from medcls.evaluation.intervals import number_patients, summarize
 from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.evaluation.support import Basis, Support
 from medcls.evaluation.weighted import ratio
 
 ASSUMPTION = (
@@ -130,13 +132,41 @@ def evaluate_conformal(
         for kind in ("marginal", "by_class"):
             held = build_sets(problem, bounds[problem.title], by_class=kind == "by_class")
             estimate = _build_estimator(problem, held, patients, refer=kind == "by_class")
-            answer[kind] = summarize(estimate, patients, replicates=replicates, seed=seed, explain=_explain)
+            support = _find_support(problem, held, total=len(patients), refer=kind == "by_class")
+            answer[kind] = summarize(
+                estimate,
+                patients,
+                support=lambda names, bases=support: bases,  # type: ignore[misc]
+                replicates=replicates,
+                seed=seed,
+                explain=_explain,
+            )
         answers.append(answer)
     return answers
 
 
 def _explain(name: str) -> str:
     return "no image is kept" if name.startswith("right_if_kept") else "no image of this class"
+
+
+def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int, refer: bool) -> Support:
+    """What the shares are shares of: all rows or those of a class, and of `right_if_kept` those that are kept."""
+    kept = held.sum(axis=1) == 1
+    groups = {"": np.ones(len(problem.true), dtype=bool)} | {
+        f"_{n}": problem.true == k for k, n in enumerate(problem.names)
+    }
+
+    def share(chosen: NDArray[np.bool_]) -> Basis:
+        side = np.zeros(total, dtype=bool)
+        side[problem.rows] = chosen
+        return Basis("share", (side,))
+
+    support = {f"coverage{suffix}": share(rows) for suffix, rows in groups.items()}
+    support["size"] = replace(share(groups[""]), scale="error")
+    if refer:
+        support |= {f"referred{suffix}": share(rows) for suffix, rows in groups.items()}
+        support |= {f"right_if_kept{suffix}": share(rows & kept) for suffix, rows in groups.items()}
+    return support
 
 
 def _build_estimator(problem: Problem, held: NDArray[np.bool_], patients: Integers, *, refer: bool) -> Any:

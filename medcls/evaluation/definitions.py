@@ -16,12 +16,18 @@ class Definition:
         text: How it is computed; "of a class" forms follow from it.
         source: Where the definition comes from.
         ideal: HIGH, LOW, or the value that is best.
+        scale: On which its interval is made: "share" of rows, "area" under a ROC curve, "precision" (0 to 1, no plain
+            share), "agreement" (-1 to 1), "error" (>= 0), "explained" (at most 1), "real", "mean" or a likelihood
+            "ratio" of other metrics, or "none".
+        over: The rows that it rests on: "all", "cases", "others", "called", "cleared", "either" (cases or called).
     """
 
     title: str
     text: str
     source: str
     ideal: str | float = HIGH
+    scale: str = "real"
+    over: tuple[str, ...] = ("all",)
 
 
 DEFINITIONS: dict[str, Definition] = {
@@ -32,56 +38,103 @@ DEFINITIONS: dict[str, Definition] = {
         "classes: plain mean of one class against the rest; several labels: mean over the labels; "
         "predicted grades: mean over 'above this grade'.",
         "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
+        scale="area",
+        over=("cases", "others"),
     ),
     "auc_above": Definition(
         "AUC above a grade",
         "AUC of the predicted value for 'true grade above this one'; auc is their mean over the grades.",
         "Hanley & McNeil 1982; mean over thresholds after Waegeman et al. 2008",
+        scale="area",
+        over=("cases", "others"),
     ),
     "average_precision": Definition(
         "Average precision",
         "Sum of precision times step in recall over distinct scores, not interpolated; mean over classes.",
         "Manning, Raghavan & Schütze 2008, chapter 8",
+        scale="precision",
+        over=("cases", "others"),
     ),
     "accuracy": Definition(
-        "Accuracy", "Share of right classes; several labels: mean over the labels, each at its threshold.", "—"
+        "Accuracy",
+        "Share of right classes; several labels: mean over the labels, each at its threshold.",
+        "—",
+        scale="share",
     ),
     "balanced_accuracy": Definition(
         "Balanced accuracy",
         "Mean of the recalls of all classes; for one label the mean of sensitivity and specificity.",
         "Brodersen et al. 2010",
+        scale="mean",
     ),
     "sensitivity": Definition(
         "Sensitivity",
         "Share of cases that are called: their score is at or above the threshold.",
         "Altman & Bland 1994",
+        scale="share",
+        over=("cases",),
     ),
-    "recall": Definition("Recall", "Share of the class that is predicted as this class.", "Altman & Bland 1994"),
+    "recall": Definition(
+        "Recall",
+        "Share of the class that is predicted as this class.",
+        "Altman & Bland 1994",
+        scale="share",
+        over=("cases",),
+    ),
     "specificity": Definition(
-        "Specificity", "Share of the others that are not called this class.", "Altman & Bland 1994"
+        "Specificity",
+        "Share of the others that are not called this class.",
+        "Altman & Bland 1994",
+        scale="share",
+        over=("others",),
     ),
     "ppv": Definition(
         "PPV",
         "Share of predictions of the class that are right, at the prevalence seen here.",
         "Altman & Bland 1994",
+        scale="share",
+        over=("called",),
     ),
     "npv": Definition(
         "NPV",
         "Share of predictions of other classes that are right, at the prevalence seen here.",
         "Altman & Bland 1994",
+        scale="share",
+        over=("cleared",),
     ),
-    "lr_positive": Definition("LR+", "Sensitivity / (1 - specificity).", "Deeks & Altman 2004"),
-    "lr_negative": Definition("LR−", "(1 - sensitivity) / specificity.", "Deeks & Altman 2004", LOW),
+    "lr_positive": Definition(
+        "LR+",
+        "Sensitivity / (1 - specificity).",
+        "Deeks & Altman 2004",
+        scale="ratio",
+    ),
+    "lr_negative": Definition(
+        "LR−",
+        "(1 - sensitivity) / specificity.",
+        "Deeks & Altman 2004",
+        LOW,
+        scale="ratio",
+    ),
     "f1": Definition(
         "F1",
         "Harmonic mean of recall and PPV; of class 1 where there are two, else the mean over classes.",
         "van Rijsbergen 1979",
+        scale="precision",
+        over=("either",),
     ),
-    "mcc": Definition("MCC", "Correlation of true and predicted class, -1 to 1.", "Matthews 1975; Gorodkin 2004"),
+    "mcc": Definition(
+        "MCC",
+        "Correlation of true and predicted class, -1 to 1.",
+        "Matthews 1975; Gorodkin 2004",
+        scale="agreement",
+        over=("cases", "others"),
+    ),
     "quadratic_kappa": Definition(
         "Quadratic kappa",
         "Agreement beyond chance, disagreements weighted by squared distance of the grades.",
         "Cohen 1968",
+        scale="agreement",
+        over=("cases", "others"),
     ),
     "brier": Definition(
         "Brier score",
@@ -89,12 +142,14 @@ DEFINITIONS: dict[str, Definition] = {
         "1; one for each class (multiclass, ordinal): summed over the classes, 0 to 2.",
         "Brier 1950",
         LOW,
+        scale="error",
     ),
     "log_loss": Definition(
         "Log loss",
         "Mean negative natural logarithm of the probability of the true class.",
         "Good 1952",
         LOW,
+        scale="error",
     ),
     "ece": Definition(
         "Calibration error (ECE)",
@@ -102,27 +157,45 @@ DEFINITIONS: dict[str, Definition] = {
         "yes or no, else of the highest probability. Biased upwards in small samples.",
         "Guo et al. 2017; Naeini et al. 2015",
         LOW,
+        scale="none",
     ),
     "calibration_slope": Definition(
         "Calibration slope",
         "Slope of the logistic regression of outcome on logit; below 1: too extreme.",
         "Cox 1958; Van Calster et al. 2019",
         1.0,
+        scale="real",
+        over=("cases", "others"),
     ),
     "calibration_intercept": Definition(
         "Calibration intercept",
         "Logistic intercept with the logit as offset; below 0: too high on the whole.",
         "Cox 1958; Van Calster et al. 2019",
         0.0,
+        scale="real",
+        over=("cases", "others"),
     ),
-    "mae": Definition("MAE", "Mean absolute error; of classes: distance in grades.", "—", LOW),
-    "mse": Definition("MSE", "Mean squared error; of classes: squared distance in grades.", "—", LOW),
+    "mae": Definition(
+        "MAE",
+        "Mean absolute error; of classes: distance in grades.",
+        "—",
+        LOW,
+        scale="error",
+    ),
+    "mse": Definition(
+        "MSE",
+        "Mean squared error; of classes: squared distance in grades.",
+        "—",
+        LOW,
+        scale="error",
+    ),
     "mae_value": Definition(
         "MAE of the value",
         "Mean absolute error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
         "probability).",
         "—",
         LOW,
+        scale="error",
     ),
     "mse_value": Definition(
         "MSE of the value",
@@ -130,11 +203,33 @@ DEFINITIONS: dict[str, Definition] = {
         "probability).",
         "—",
         LOW,
+        scale="error",
     ),
-    "rmse": Definition("RMSE", "Square root of the mean squared error.", "—", LOW),
-    "r2": Definition("R²", "1 - squared error / squared error of the mean; may be negative.", "Draper & Smith 1998"),
-    "pearson": Definition("Pearson r", "Linear correlation of true and predicted value.", "Pearson 1895"),
-    "spearman": Definition("Spearman ρ", "Correlation of the ranks, ties by midranks.", "Spearman 1904"),
+    "rmse": Definition(
+        "RMSE",
+        "Square root of the mean squared error.",
+        "—",
+        LOW,
+        scale="error",
+    ),
+    "r2": Definition(
+        "R²",
+        "1 - squared error / squared error of the mean; may be negative.",
+        "Draper & Smith 1998",
+        scale="explained",
+    ),
+    "pearson": Definition(
+        "Pearson r",
+        "Linear correlation of true and predicted value.",
+        "Pearson 1895",
+        scale="agreement",
+    ),
+    "spearman": Definition(
+        "Spearman ρ",
+        "Correlation of the ranks, ties by midranks.",
+        "Spearman 1904",
+        scale="agreement",
+    ),
 }
 
 HEADLINES: dict[str, tuple[str, ...]] = {
@@ -165,7 +260,7 @@ UNIT_RANGE = frozenset(
 
 def find_definition(name: str) -> Definition | None:
     """The definition of a metric, also of its per-class form (recall_KL2); None for a count."""
-    stem = _find_stem(name)
+    stem = find_stem(name)
     return DEFINITIONS[stem] if stem else None
 
 
@@ -179,7 +274,7 @@ def score_metric(name: str, value: float) -> float:
     Raises:
         KeyError: `DEFINITIONS` has no such metric.
     """
-    ideal = DEFINITIONS[_find_stem(name)].ideal
+    ideal = DEFINITIONS[find_stem(name)].ideal
     if isinstance(ideal, float):
         return -abs(value - ideal)
     return -value if ideal == LOW else value
@@ -197,10 +292,11 @@ def describe_direction(name: str) -> str:
 
 def name_metric(name: str) -> str:
     """The metric's name for a reader, of its per-class form with the class: "Recall KL2"."""
-    stem = _find_stem(name)
+    stem = find_stem(name)
     return f"{DEFINITIONS[stem].title} {name[len(stem) + 1 :]}".strip() if stem else name
 
 
-def _find_stem(name: str) -> str:
+def find_stem(name: str) -> str:
+    """Return the name of the definition that a metric's name begins with; "" for none."""
     stems = [stem for stem in DEFINITIONS if name == stem or name.startswith(f"{stem}_")]
     return max(stems, key=len, default="")

@@ -52,8 +52,9 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "of that label. Unreadable files are quarantined with a reason.",
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
         "uncertainty": name_units(
-            "95 % percentile bootstrap over patients, each with all images; DeLong over patients for AUCs; Holm where "
-            "two runs are compared.",
+            "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
+            "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences of "
+            "AUCs; Holm where two runs are compared.",
             known,
         ),
         "performance": headline,

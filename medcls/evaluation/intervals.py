@@ -1,20 +1,26 @@
-"""Confidence intervals by bootstrap over patients."""
+"""Confidence intervals over patients: a bootstrap says how much a number varies, its scale where the limits are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from statistics import NormalDist
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medcls.evaluation.bounds import Base, Limits, bound, combine_mean, combine_ratio
+from medcls.evaluation.calibration import compute_confidence, expect_ece
 from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.evaluation.support import Basis, Support, find_support
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
-LEAST_REPLICATES = 40  # below them the percentiles of a 95 % interval lie outside what was drawn
+LEAST_REPLICATES = 40  # fewer say too little of how much a number varies
 LEAST_DEFINED = 0.9  # share of replicates in which a metric must exist for its interval to be given
+NO_INTERVAL = "biased upwards by chance, the more the fewer images: no interval holds what it promises"
+SINGLE = "one patient only: there is nothing to resample"
+STILL = "it is the same in all resamples of the patients: no interval can be estimated"
 
 
 def compute_intervals(
@@ -30,13 +36,12 @@ def compute_intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, dict[str, Any]]:
-    """Every metric as {"value", "low", "high"}, and "reason" where one of them is null.
+    """Return every metric as {"value", "low", "high"}, and "reason" if one of them is null.
 
-    Patients are drawn with replacement, each with all of its images, and the interval lies between the
-    percentiles of the replicates. A metric without a value is null with a reason. An interval is null where
-    one patient only is there, or where the metric is undefined (a class not drawn) in more than a tenth of
-    the replicates; fewer are left out. The calibration error has value +- 1.96 standard deviations of the
-    replicates instead, since resampling biases it upwards.
+    Patients are drawn with replacement, each with all images. How the limits follow from the replicates depends on the
+    metric (`bounds`): a share has Wilson's, an AUC Newcombe's, an error has limits that are symmetric in its logarithm.
+    A metric without a value is null with a reason. An interval is null for a single patient, if the metric is undefined
+    (a class not drawn) in more than a tenth of the replicates, and if it does not vary. The calibration error has none.
 
     Args:
         kind: As in `compute_metrics`, like the other arguments up to `thresholds`.
@@ -53,8 +58,8 @@ def compute_intervals(
     Raises:
         ValueError: An argument is out of range, or as in `compute_metrics`.
 
-    Source: Efron & Tibshirani 1993, chapters 13 (percentile interval) and 12 (normal interval); patients as
-        the unit after Field & Welsh 2007 (cluster bootstrap); the tenth is an own choice.
+    Source: patients as the unit: Field & Welsh 2007 (cluster bootstrap); limits: `bounds`; how often they hold the
+        truth: docs/results/coverage.md.
     """
     predictions = check_predictions(
         kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
@@ -67,14 +72,35 @@ def measure_predictions(
 ) -> dict[str, dict[str, Any]]:
     """Return what `compute_intervals` does, for predictions that are checked already."""
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
-    return summarize(
+    found = summarize(
         build_estimator(predictions),
         patients,
+        support=lambda names: find_support(predictions, names),
         replicates=replicates,
         seed=seed,
         level=level,
         explain=lambda name: explain_undefined(name, predictions),
     )
+    for name, calibrated in _expect_errors(predictions, patients, seed=seed).items():
+        if found[name]["value"] is not None:
+            reason = f"no interval: by chance alone a calibrated model would show about {calibrated:.3f} on these rows"
+            found[name] |= {"calibrated": calibrated, "reason": reason}
+    return found
+
+
+def _expect_errors(predictions: Predictions, patients: Integers, *, seed: int) -> dict[str, float]:
+    """The calibration error of a calibrated model, by the metric's name; {} for a regression."""
+    true, score = predictions.y_true, predictions.y_score
+    if predictions.kind == "regression" or not predictions.probabilities:
+        return {}
+    if predictions.kind != "multilabel":
+        return {"ece": expect_ece(*compute_confidence(predictions.grade_true, score), patients, seed=seed)}
+    known = [np.flatnonzero(~np.isnan(column)) for column in true.T]
+    each = {
+        f"ece_{name}": expect_ece(score[rows, k], true[rows, k], patients[rows], seed=seed) if len(rows) else math.nan
+        for k, (name, rows) in enumerate(zip(predictions.class_names, known, strict=True))
+    }
+    return each | {"ece": float(np.mean(list(each.values())))}
 
 
 def explain_plainly(name: str) -> str:
@@ -87,16 +113,18 @@ def summarize(
     estimate: Estimator,
     patients: Integers,
     *,
+    support: Callable[[Iterable[str]], Support],
     replicates: int,
     seed: int,
     level: float = 0.95,
     explain: Callable[[str], str] = explain_plainly,
 ) -> dict[str, dict[str, Any]]:
-    """Value and interval of everything that `estimate` answers, as `compute_intervals` describes them.
+    """Return value and interval of everything that `estimate` answers, as `compute_intervals` describes them.
 
     Args:
         estimate: Weights (R, N) to numbers (R,) by name; NaN = undefined.
         patients: (N,) patient number of each row, 0 … P-1, each present.
+        support: Names to what the interval of each number rests on.
         replicates: Number of bootstrap samples, > 0.
         seed: Decides the samples.
         level: Nominal coverage, in (0, 1).
@@ -104,14 +132,12 @@ def summarize(
     """
     if replicates < 1 or not 0 < level < 1:
         raise ValueError(f"replicates is {replicates} and level {level}; expected >= 1 and between 0 and 1")
-    values = estimate(np.ones((1, len(patients))))
+    values = {name: float(value[0]) for name, value in estimate(np.ones((1, len(patients)))).items()}
     chunks = draw_replicates(patients, replicates=replicates, seed=seed)
-    drawn = _concatenate([estimate(weights) for weights in chunks])
-    single = bool(patients.max() == 0)
-    return {
-        name: describe_estimate(name, float(value[0]), drawn[name], level=level, single=single, explain=explain)
-        for name, value in values.items()
-    }
+    drawn = join_replicates([estimate(weights) for weights in chunks])
+    bases = support(values)
+    counts = {name: basis.count(patients) for name, basis in bases.items()}
+    return describe_estimates(values, drawn, bases, counts, level=level, explain=explain)
 
 
 def draw_replicates(patients: Integers, *, replicates: int, seed: int) -> Iterator[Floats]:
@@ -145,54 +171,108 @@ def number_patients(patient_ids: Sequence[str], *, rows: int) -> Integers:
     return np.asarray(np.unique(identifiers, return_inverse=True)[1], dtype=np.int64)
 
 
-def _concatenate(chunks: list[Estimates]) -> Estimates:
+def join_replicates(chunks: Sequence[Estimates]) -> Estimates:
+    """Return all replicates of each number, (R,), from those of the chunks."""
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def describe_estimate(
-    name: str,
-    value: float,
-    drawn: Floats,
+def describe_estimates(
+    values: Mapping[str, float],
+    drawn: Mapping[str, Floats],
+    support: Support,
+    counts: Mapping[str, Base],
     *,
     level: float = 0.95,
-    single: bool = False,
     explain: Callable[[str], str] = explain_plainly,
-) -> dict[str, Any]:
-    """One entry of metrics.json.
+) -> dict[str, dict[str, Any]]:
+    """Return the entries of metrics.json.
 
     Args:
-        name: Of the metric.
-        value: On the rows as they are; NaN = undefined.
+        values: On the rows as they are; NaN = undefined.
         drawn: (R,) of the replicates.
+        support: What each number rests on.
+        counts: Its patients and rows on each side.
         level: Nominal coverage.
-        single: There is one patient only.
         explain: Name to the reason why it is undefined.
     """
-    if not np.isfinite(value):
-        return {"value": None, "low": None, "high": None, "reason": explain(name)}
-    defined = drawn[np.isfinite(drawn)]
-    if single:
-        reason = "one patient only: there is nothing to resample"
-        return {"value": value, "low": None, "high": None, "reason": reason}
-    if len(drawn) < LEAST_REPLICATES:
-        reason = f"replicates={len(drawn)}: an interval needs {LEAST_REPLICATES}"
-        return {"value": value, "low": None, "high": None, "reason": reason}
-    if len(defined) < LEAST_DEFINED * len(drawn):
-        reason = f"defined in only {len(defined)} of {len(drawn)} resamples of the patients: too few of a class"
-        return {"value": value, "low": None, "high": None, "reason": reason}
-    low, high = _bound(name, value, defined, level=level)
-    return {"value": value, "low": low, "high": high}
+    found: dict[str, Limits | str] = {}
+
+    def limit(name: str) -> Limits | str:
+        """The limits, or why there are none; those of parts first."""
+        if name not in found:
+            found[name] = _limit(name, values, drawn, support[name], counts[name], limit, level)
+        return found[name]
+
+    entries: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            entries[name] = {"value": None, "low": None, "high": None, "reason": explain(name)}
+            continue
+        limits = limit(name)
+        if isinstance(limits, str):
+            entries[name] = {"value": value, "low": None, "high": None, "reason": limits}
+        else:
+            entries[name] = {"value": value, "low": limits[0], "high": limits[1]}
+    return entries
 
 
-def _bound(name: str, value: float, drawn: Floats, *, level: float) -> tuple[float, float]:
-    """Percentiles of the replicates; for the calibration error a normal interval around the value."""
-    if name == "ece" or name.startswith("ece_"):
-        # Resampling adds noise to every bin, which an absolute distance turns into bias: the percentiles of
-        # the replicates may all lie above the value. Their spread is still that of the estimate.
-        reach = NormalDist().inv_cdf((1 + level) / 2) * float(drawn.std())
-        return max(0.0, value - reach), min(1.0, value + reach)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _limit(
+    name: str,
+    values: Mapping[str, float],
+    drawn: Mapping[str, Floats],
+    basis: Basis,
+    base: Base,
+    limit: Callable[[str], Limits | str],
+    level: float,
+) -> Limits | str:
+    if not math.isfinite(values[name]):
+        return "a part of it is undefined"
+    if basis.scale == "none":
+        return NO_INTERVAL
+    if len(drawn[name]) < LEAST_REPLICATES:
+        return f"replicates={len(drawn[name])}: an interval needs {LEAST_REPLICATES}"
+    if basis.parts:
+        parts = [limit(part) for part in basis.parts]
+        missing = [part for part in parts if isinstance(part, str)]
+        if missing:
+            return missing[0]
+        given = [part for part in parts if not isinstance(part, str)]
+        if basis.scale == "mean":
+            correlation = correlate([drawn[part] for part in basis.parts])
+            return combine_mean([values[part] for part in basis.parts], given, correlation)[1]
+        return _limit_ratio(basis, [values[part] for part in basis.parts], given)
+    if max(base.patients) == 1:
+        return SINGLE
+    defined = drawn[name][np.isfinite(drawn[name])]
+    if basis.scale not in ("share", "area") and len(defined) < LEAST_DEFINED * len(drawn[name]):
+        return f"defined in only {len(defined)} of {len(drawn[name])} resamples of the patients: too few of a class"
+    return bound(basis.scale, values[name], defined, base, level=level) or STILL
+
+
+def _limit_ratio(basis: Basis, rates: Sequence[float], limits: Sequence[Limits]) -> Limits | str:
+    """Limits of a likelihood ratio, or of a predictive value, from those of sensitivity and specificity."""
+    (sensitivity, specificity), (found, cleared) = rates, limits
+    alarm, missed = (1 - cleared[1], 1 - cleared[0]), (1 - found[1], 1 - found[0])
+    if basis.positive:
+        low, high = combine_ratio(sensitivity, 1 - specificity, found, alarm)
+    else:
+        low, high = combine_ratio(1 - sensitivity, specificity, missed, cleared)
+    if basis.scale == "predictive":
+        odds = basis.prevalence / (1 - basis.prevalence)
+        if basis.positive:
+            return low * odds / (1 + low * odds), 1 / (1 + 1 / (high * odds)) if high > 0 else 0.0
+        return 1 / (1 + high * odds), 1 / (1 + low * odds)
+    return (low, high) if math.isfinite(high) else f"no finite upper limit: above {low:.3g}"
+
+
+def correlate(drawn: Sequence[Floats]) -> Floats:
+    """Return the correlation of the replicates of several numbers; 0 with one that does not vary."""
+    rows = np.array(drawn)[:, np.isfinite(drawn).all(axis=0)]
+    moving = rows.std(axis=1) > 1e-12 if rows.shape[1] > 1 else np.zeros(len(rows), dtype=bool)
+    correlation = np.eye(len(rows))
+    if moving.sum() > 1:
+        correlation[np.ix_(moving, moving)] = np.corrcoef(rows[moving])
+    return correlation
 
 
 def explain_undefined(name: str, predictions: Predictions) -> str:

@@ -29,7 +29,7 @@ def fit_logistic(
         Houwelingen 1992 (penalty).
     """
     ridge = np.broadcast_to(np.zeros(len(design)) if penalty is None else penalty, (len(weights), len(design)))
-    coefficients = np.zeros((len(weights), len(design)))
+    coefficients = _start(design, outcome, offset=offset, weights=weights, ridge=ridge)
     products = (design[:, None, :] * design[None, :, :]).reshape(len(design) ** 2, -1)
     open_ = _has_both_classes(outcome, weights)
     coefficients[~open_] = np.nan
@@ -45,6 +45,16 @@ def fit_logistic(
         running = running[~flat & (np.abs(step).max(axis=1) > _CONVERGED)]
     coefficients[running] = np.nan
     return coefficients
+
+
+def _start(design: Floats, outcome: Floats, *, offset: Floats, weights: Floats, ridge: Floats) -> Floats:
+    """Where the replicates begin to climb: at the maximum of all of them together, if there is one; else at 0."""
+    if len(weights) == 1:
+        return np.zeros((1, len(design)))
+    together = fit_logistic(
+        design, outcome, offset=offset, weights=weights.mean(axis=0)[None], penalty=ridge.mean(axis=0)[None]
+    )
+    return np.repeat(np.nan_to_num(together), len(weights), axis=0)
 
 
 class _Problem:
@@ -66,7 +76,11 @@ class _Problem:
 
     def climb(self, at: Floats, step: Floats) -> Floats:
         """Where the step leads, halved where it would lead down."""
-        height, reach = self.height(at), np.ones((len(at), 1))
+        reach = np.ones((len(at), 1))
+        # A Newton step that moves no log odds by more than 1 cannot lead down: the curvature changes by less than e.
+        if np.abs(step @ self.design).max() <= 1:
+            return np.asarray(at + step)
+        height = self.height(at)
         for _ in range(_HALVINGS):
             lower = self.height(at + reach * step) < height - 1e-12 * np.abs(height)
             if not lower.any():

@@ -12,6 +12,7 @@ from medcls.evaluation.intervals import summarize
 from medcls.evaluation.logistic import fit_linear, fit_logistic
 from medcls.evaluation.metrics import Estimates
 from medcls.evaluation.predictions import Floats, Integers
+from medcls.evaluation.support import Basis
 
 REGRESSION = "regression"
 _SAME = 1e-12  # variance below which a column has one value
@@ -123,8 +124,8 @@ def compute_ratios(
     """For each contrast and design column {"value", "low", "high"}, and "reason" where one is null.
 
     Odds ratios for a level against its reference or for one standard deviation, adjusted for what the image says and
-    for the other columns; coefficients for a regression. The intervals lie between percentiles of refits on patients
-    drawn with replacement. They leave out that another training would give another network, that its epoch was chosen,
+    for the other columns; coefficients for a regression. The intervals rest on refits on patients drawn with
+    replacement. They leave out that another training would give another network, that its epoch was chosen,
     and that levels and standard deviations are those of these training rows.
 
     Args:
@@ -136,7 +137,7 @@ def compute_ratios(
         replicates: Number of bootstrap samples.
         seed: Decides them.
 
-    Source: Efron & Tibshirani 1993, chapter 13; patients as the unit: Field & Welsh 2007; the rest own choice,
+    Source: Efron & Tibshirani 1993, chapter 12; patients as the unit: Field & Welsh 2007; the rest own choice,
         docs/decisions/0018.
     """
     answers = []
@@ -146,11 +147,26 @@ def compute_ratios(
             _, found = fit_contrast(contrast, clinical, weights=weights, l2=l2, linear=linear)
             return {str(column): found[:, column] for column in range(clinical.shape[1])}
 
-        found = summarize(estimate, patients, replicates=replicates, seed=seed, explain=_explain)
+        sides = tuple(np.isin(np.arange(len(patients)), rows) for rows in _split(contrast, linear=linear))
+        found = summarize(
+            estimate,
+            patients,
+            support=lambda names, sides=sides: dict.fromkeys(names, Basis("real", sides)),  # type: ignore[misc]
+            replicates=replicates,
+            seed=seed,
+            explain=_explain,
+        )
         answers.append(
             [found[str(column)] if linear else _exponentiate(found[str(column)]) for column in range(clinical.shape[1])]
         )
     return answers
+
+
+def _split(contrast: Contrast, *, linear: bool) -> list[Integers]:
+    """The rows of each outcome; of a value all."""
+    if linear:
+        return [contrast.rows]
+    return [contrast.rows[contrast.outcome == outcome] for outcome in (0, 1)]
 
 
 def _explain(name: str) -> str:

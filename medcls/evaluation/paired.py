@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
+from medcls.evaluation.bounds import UNBOUNDED, Base, bound_skewed, combine_difference
 from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import list_questions
-from medcls.evaluation.intervals import draw_replicates
+from medcls.evaluation.intervals import correlate, describe_estimates, draw_replicates, join_replicates
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.evaluation.support import find_support
 from medcls.evaluation.tables import choose_headlines
+
+_QUANTILE = NormalDist().inv_cdf(0.975)
 
 
 class Discordance(NamedTuple):
@@ -102,8 +107,8 @@ def compare_predictions(
     Raises:
         ValueError: The two have another task or other labels.
 
-    Source: paired bootstrap: Efron & Tibshirani 1993, chapter 16, p values from the percentile of zero with one
-    added to both counts; Holm 1979 over the metrics, and over the questions.
+    Source: paired bootstrap: Efron & Tibshirani 1993, chapter 16; intervals and p values as
+    `describe_difference`; Holm 1979 over the metrics, and over the questions.
     """
     if (first.kind, first.class_names) != (second.kind, second.class_names) or not np.array_equal(
         first.y_true, second.y_true, equal_nan=first.y_true.dtype.kind == "f"
@@ -129,36 +134,71 @@ def _compare_metrics(
     estimators = [build_estimator(one) for one in (first, second)]
     ones = np.ones((1, len(patients)))
     values = [estimate(ones) for estimate in estimators]
-    drawn: dict[str, list[Floats]] = {name: [] for name in names if name in values[0]}
-    for weights in draw_replicates(patients, replicates=replicates, seed=seed):
-        one, two = (estimate(weights) for estimate in estimators)
-        for name, differences in drawn.items():
-            differences.append(one[name] - two[name])
+    chunks = [
+        [estimate(weights) for estimate in estimators]
+        for weights in draw_replicates(patients, replicates=replicates, seed=seed)
+    ]
+    drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
+    described: list[dict[str, dict[str, Any]]] = []
+    bases: dict[str, Base] = {}
+    for model, value, replicated in zip((first, second), values, drawn, strict=True):
+        support = find_support(model, value)
+        counts = {name: basis.count(patients) for name, basis in support.items()}
+        numbers = {name: float(one[0]) for name, one in value.items()}
+        bases = {name: counts[name] for name, basis in support.items() if basis.scale in UNBOUNDED}
+        described.append(describe_estimates(numbers, replicated, support, counts))
     return {
-        name: describe_difference(float(values[0][name][0]), float(values[1][name][0]), np.concatenate(differences))
-        for name, differences in drawn.items()
+        name: describe_difference(
+            described[0][name], described[1][name], drawn[0][name], drawn[1][name], base=bases.get(name)
+        )
+        for name in names
+        if name in values[0]
     }
 
 
-def describe_difference(one: float, two: float, drawn: Floats) -> dict[str, Any]:
-    """Two values, their difference with its interval, and the p value of no difference.
+def describe_difference(
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    drawn_first: Floats,
+    drawn_second: Floats,
+    *,
+    base: Base | None = None,
+) -> dict[str, Any]:
+    """Return two values, their difference with its interval, and the p value of no difference.
+
+    The interval follows from those of the two and the correlation of their replicates; p is 1 less the coverage of the
+    interval that just reaches 0.
 
     Args:
-        one: Of the first model; NaN = undefined.
-        two: Of the second.
-        drawn: (R,) differences of the replicates.
+        first: Entry of the first model, as `intervals.describe_estimates` has it.
+        second: Of the second.
+        drawn_first: (R,) replicates of the first number.
+        drawn_second: (R,) of the second, from the same draws.
+        base: Of a mean or another number without bounds: what it rests on. Its differences are taken as they are.
+
+    Source: Newcombe 1998, method 10 (paired shares); Zou 2007 (any numbers).
     """
-    entry: dict[str, Any] = {"first": or_none(one), "second": or_none(two), "difference": or_none(one - two)}
-    known = drawn[np.isfinite(drawn)]
-    if entry["difference"] is None or len(known) < 0.9 * len(drawn) or np.ptp(known) == 0:
-        return entry | {"low": None, "high": None, "p_value": 1.0 if entry["difference"] == 0 else None}
-    low, high = (float(bound) for bound in np.quantile(known, [0.025, 0.975]))
-    tail = min(_count_share(known <= 0), _count_share(known >= 0))
-    return entry | {"low": low, "high": high, "p_value": min(1.0, 2 * tail)}
-
-
-def _count_share(chosen: NDArray[np.bool_]) -> float:
-    return (int(chosen.sum()) + 1) / (len(chosen) + 1)
+    values = first["value"], second["value"]
+    entry: dict[str, Any] = {"first": values[0], "second": values[1], "difference": None, "low": None, "high": None}
+    if None in values:
+        return entry | {"p_value": None}
+    entry["difference"] = difference = values[0] - values[1]
+    if np.array_equal(drawn_first, drawn_second, equal_nan=True) and difference == 0:
+        return entry | {"p_value": 1.0}
+    if first["low"] is None or second["low"] is None:
+        return entry | {"p_value": None, "reason": (first if first["low"] is None else second)["reason"]}
+    limits = None
+    if base is not None:
+        apart = drawn_first - drawn_second
+        limits = bound_skewed(difference, apart[np.isfinite(apart)], base)
+    if limits is None:
+        correlation = float(correlate([drawn_first, drawn_second])[0, 1])
+        one, two = ((side["low"], side["high"]) for side in (first, second))
+        limits = combine_difference(*values, one, two, correlation)
+    low, high = limits
+    reach = difference - low if difference > 0 else high - difference
+    p_value = math.erfc(abs(difference) / reach * _QUANTILE / math.sqrt(2)) if reach > 0 else None
+    return entry | {"low": low, "high": high, "p_value": p_value}
 
 
 def _compare_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, dict[str, Any]]:

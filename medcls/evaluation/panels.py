@@ -114,10 +114,11 @@ def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping
 def _say_delong(question: Question, patients: Integers) -> str:
     """A second interval of the AUC that needs no resampling; "" where a class has one patient only."""
     units = patients[question.rows]
-    if min(len(np.unique(units[question.positive])), len(np.unique(units[~question.positive]))) < 2:
+    number = (len(np.unique(units[question.positive])), len(np.unique(units[~question.positive])))
+    if min(number) < 2:
         return ""
     auc, covariance = compute_delong(question.positive, question.score, patients=units)
-    low, high = compute_area_interval(float(auc[0]), float(covariance[0, 0]))
+    low, high = compute_area_interval(float(auc[0]), float(covariance[0, 0]), patients=number)
     return f" By DeLong over patients: {format_value(low)} – {format_value(high)}."
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from medcls.evaluation.intervals import summarize
 from medcls.evaluation.metrics import Estimates
 from medcls.evaluation.predictions import Floats, Integers
+from medcls.evaluation.support import Basis
 
 
 def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -50,4 +51,7 @@ def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 10
         return f"{name} is undefined: all readers gave all images one class"
 
     codes = np.unique(patients[several], return_inverse=True)[1]
-    return facts | summarize(estimate, codes, replicates=replicates, seed=seed, explain=explain)
+    everyone = (np.ones(len(codes), dtype=bool),)
+    support = {"agreement": Basis("precision", everyone), "alpha": Basis("agreement", everyone)}
+    found = summarize(estimate, codes, support=lambda names: support, replicates=replicates, seed=seed, explain=explain)
+    return facts | found

@@ -20,6 +20,7 @@ from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_diff
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import compute_curve, compute_roc
 from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.evaluation.support import Basis, find_rate_support
 from medcls.evaluation.weighted import ratio
 
 MOST_ROWS = 120
@@ -164,9 +165,11 @@ def _compare_one(
         return {"sensitivity": sensitivity, "specificity": specificity, "model_sensitivity": at_reader}
 
     drawn = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
-    whole = rates(np.ones((1, len(units))))
-    differences = np.concatenate([at_reader - sensitivity for sensitivity, _, at_reader in drawn])
-    found = describe_difference(float(whole[2][0]), float(whole[0][0]), differences)
+    support = find_rate_support(question.positive, called, np.arange(len(units)), total=len(units))
+    support["model_sensitivity"] = Basis("precision", (question.positive,))
+    measured = summarize(estimate, units, support=lambda names: support, replicates=replicates, seed=seed)
+    of_reader, of_model = (np.concatenate([one[place] for one in drawn]) for place in (0, 2))
+    found = describe_difference(measured["model_sensitivity"], measured["sensitivity"], of_model, of_reader)
     tests = {}
     for name, rows in (("cases", question.positive), ("others", ~question.positive)):
         if model is not None and rows.any():
@@ -176,7 +179,7 @@ def _compare_one(
     return {
         "n_images": len(units),
         "n_patients": int(units.max()) + 1,
-        **summarize(estimate, units, replicates=replicates, seed=seed),
+        **measured,
         "difference": {key: found[key] for key in ("difference", "low", "high", "p_value")},
         "model_at_decision": None if model is None else _rate(question.positive, model),
         "at_decision": tests,

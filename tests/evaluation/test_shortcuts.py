@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from medcls.evaluation.shortcuts import _fit_ridge, compute_shortcut
+from medcls.evaluation.shortcuts import _solve_ridge, compute_shortcut
 
 ROWS = 240
 PATIENTS = [f"p{row // 2}" for row in range(ROWS)]
@@ -26,8 +26,25 @@ def test_a_site_that_shows_is_found_and_one_that_does_not_is_chance():
     )
     assert shown["values"] == {"A": 40, "B": 40, "C": 40}
     assert shown["features"]["low"] > 0.85
+    assert shown["features"]["p_value"] == pytest.approx(1 / 201)
+    assert hidden["features"]["p_value"] > 0.05
     assert hidden["features"]["low"] < 0.5 < hidden["features"]["high"] + 0.03
     assert abs(shown["labels"]["value"] - 0.5) < 0.12
+
+
+def test_noise_tells_no_site():
+    """Features of pure noise, 100 data sets: the AUC is 0.5 on average, and p below 0.1 in about a tenth of them."""
+    areas, chances = [], []
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        site = generator.choice(["A", "B"], 60)
+        ids = [str(patient) for patient in range(60)]
+        noise = generator.normal(size=(60, 12))
+        entry = compute_shortcut(noise, np.zeros((60, 1)), site, ids, least_patients=5, replicates=40, seed=seed)
+        areas.append(entry["features"]["value"])
+        chances.append(entry["features"]["p_value"])
+    assert abs(np.mean(areas) - 0.5) < 0.025
+    assert 0.03 < np.mean(np.array(chances) < 0.1) < 0.2
 
 
 def test_labels_that_differ_between_sites_explain_it():
@@ -64,4 +81,6 @@ def test_ridge_is_that_of_scikit_learn(columns):
     )
     mean, spread = known.mean(axis=0), known.std(axis=0)
     oracle = Ridge(alpha=40.0).fit((known - mean) / spread, target)
-    np.testing.assert_allclose(_fit_ridge(known, target, new), oracle.predict((new - mean) / spread), atol=1e-9)
+    # A fold's intercept ranks nothing, so it is left out.
+    found = _solve_ridge(known, new) @ target + target.mean(axis=0)
+    np.testing.assert_allclose(found, oracle.predict((new - mean) / spread), atol=1e-9)

@@ -1,0 +1,293 @@
+"""How often do the 95 % intervals hold the truth? Simulated data sets with a known truth, by size and prevalence.
+
+    python -m benchmarks.coverage --datasets 1000 --state coverage.jsonl --page docs/results/coverage.md
+
+Every number that carries an interval is listed from what the code answers. A run that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.evaluation.bounds import UNBOUNDED
+from medcls.evaluation.comparison import compare_areas, compute_area_interval, compute_delong
+from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
+from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
+from medcls.evaluation.metrics import build_estimator
+from medcls.evaluation.odds import compute_ratios, list_contrasts
+from medcls.evaluation.paired import describe_difference
+from medcls.evaluation.predictions import Predictions, check_predictions
+from medcls.evaluation.support import find_support
+from medcls.evaluation.thresholds import apply_operating_points
+
+PATIENTS = (40, 100, 400)
+PREVALENCES = (0.05, 0.2, 0.5)
+IMAGES = (1, 3)
+ROUND = 50  # data sets of a cell before the next cell: what is stopped early has seen all cells
+PROMISED, LOWEST, HIGHEST = 0.95, 0.93, 0.97
+_TRUTH_PATIENTS = 300_000
+_SEPARATION = 1.5  # standard deviations between cases and others: an AUC of .86
+_SHARED = 0.5  # share of the variance that the images of a patient have in common
+_SECOND = 0.6  # correlation of the second model's scores with the first's, given the truth
+_POINT = {"kind": "youden", "target": None, "threshold": 0.0}
+_STATED = (0.02,)
+
+Floats = NDArray[np.float64]
+Numbers = dict[str, tuple[float, float, float]]
+"""Name to value, low and high; NaN for a missing one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is simulated.
+
+    Attributes:
+        kind: Of the task; "graded" is a regression of grades.
+        patients: Number of them.
+        prevalence: Of the second class, of each label, of the highest class.
+        images: Of each patient.
+    """
+
+    kind: str
+    patients: int
+    prevalence: float
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Two models' predictions on the same rows, a column beside them, and whose rows they are."""
+
+    first: Predictions
+    second: Predictions
+    column: Floats
+    patients: NDArray[np.int64]
+
+
+def list_cells() -> list[Cell]:
+    """Return the cells of the table; a plain regression has no prevalence."""
+    kinds = ("binary", "multiclass", "ordinal", "multilabel", "graded", "regression")
+    cells = [Cell(*one) for one in product(kinds, PATIENTS, PREVALENCES, IMAGES)]
+    return [cell for cell in cells if cell.kind != "regression" or cell.prevalence == PREVALENCES[-1]]
+
+
+def draw(cell: Cell, generator: np.random.Generator) -> Draw:
+    """Return one data set: normal scores, half of their variance shared by the images of a patient."""
+    patients = np.repeat(np.arange(cell.patients), cell.images)
+    shape = (len(patients), 3)
+
+    def noise() -> Floats:
+        own, shared = generator.normal(size=shape), generator.normal(size=(cell.patients, 3))[patients]
+        return np.asarray(np.sqrt(1 - _SHARED) * own + np.sqrt(_SHARED) * shared)
+
+    base, other, column = noise(), noise(), generator.normal(size=(cell.patients, 3))[patients]
+    beside = _SECOND * base + np.sqrt(1 - _SECOND**2) * other
+    if cell.kind in ("binary", "multilabel"):
+        truth = (generator.random((cell.patients, 3)) < cell.prevalence)[patients]
+        truth = truth[:, :1] if cell.kind == "binary" else truth
+        both = [_posterior(truth, each[:, : truth.shape[1]], cell.prevalence) for each in (base, beside)]
+        labels = truth[:, 0] if cell.kind == "binary" else truth
+        first, second = (_check(cell.kind, labels, score) for score in both)
+        return Draw(first, second, column[:, 0] + 0.5 * truth[:, 0], patients)
+    shares = np.array([0.6 * (1 - cell.prevalence), 0.4 * (1 - cell.prevalence), cell.prevalence])
+    true = generator.choice(3, size=cell.patients, p=shares)[patients]
+    if cell.kind in ("multiclass", "ordinal"):
+        places = np.eye(3) * _SEPARATION if cell.kind == "multiclass" else np.outer(np.arange(3), [_SEPARATION, 0, 0])
+        both = [
+            _softmax((places[true] + each) @ places.T - (places**2).sum(1) / 2 + np.log(shares))
+            for each in (base, beside)
+        ]
+        first, second = (_check(cell.kind, true, score) for score in both)
+        return Draw(first, second, column[:, 0], patients)
+    value = true.astype(np.float64) if cell.kind == "graded" else column[:, 1] + column[:, 2]
+    both = [0.8 * value[:, None] + 0.6 * each[:, :1] for each in (base, beside)]
+    first, second = (_check(cell.kind, value, score) for score in both)
+    return Draw(first, second, column[:, 0], patients)
+
+
+def _check(kind: str, true: Any, score: Floats) -> Predictions:
+    names = {"binary": ["no", "yes"], "regression": []}.get(kind, ["a", "b", "c"])
+    grades = kind in ("ordinal", "graded")
+    return check_predictions("regression" if kind == "graded" else kind, true, score, class_names=names, grades=grades)
+
+
+def _posterior(truth: NDArray[np.bool_], noise: Floats, prevalence: float) -> Floats:
+    """Calibrated probabilities."""
+    log_odds = _SEPARATION * (_SEPARATION * truth + noise - _SEPARATION / 2) + np.log(prevalence / (1 - prevalence))
+    return np.asarray(1 / (1 + np.exp(-log_odds)))
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def measure(one: Draw, *, frozen: Mapping[str, Any], prevalence: float, replicates: int, seed: int) -> Numbers:
+    """Return every number of the evaluation that has an interval.
+
+    Args:
+        one: The data set.
+        frozen: Bounds of the conformal sets, from other patients; {} for none.
+        prevalence: Of the cell: the threshold is where the scores of cases and others cross.
+        replicates: Bootstrap samples; 0 for the values alone.
+        seed: Of the bootstrap.
+    """
+    models = (one.first, one.second)
+    estimators = [build_estimator(model) for model in models]
+    plain = [{k: float(v[0]) for k, v in estimate(np.ones((1, len(one.patients)))).items()} for estimate in estimators]
+    point = {**_POINT, "question": "yes", "threshold": prevalence}
+    sampling = {"replicates": max(replicates, 1), "seed": seed}
+    found: Numbers = {}
+    if replicates:
+        chunks = [
+            [estimate(weights) for estimate in estimators]
+            for weights in draw_replicates(one.patients, replicates=replicates, seed=seed)
+        ]
+        drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
+        entries = []
+        for model, values, replicated in zip(models, plain, drawn, strict=True):
+            support = find_support(model, values)
+            counts = {name: basis.count(one.patients) for name, basis in support.items()}
+            entries.append(describe_estimates(values, replicated, support, counts))
+        found |= {name: _read(entry) for name, entry in entries[0].items()}
+        for name in plain[0]:
+            both = (entries[0][name], entries[1][name], drawn[0][name], drawn[1][name])
+            entry = describe_difference(*both, base=counts[name] if support[name].scale in UNBOUNDED else None)
+            found[f"difference of {name}"] = _read({**entry, "value": entry["difference"]})
+    else:
+        found |= {name: (value, np.nan, np.nan) for name, value in plain[0].items()}
+        found |= {f"difference of {name}": (plain[0][name] - plain[1][name], np.nan, np.nan) for name in plain[0]}
+    if frozen:
+        ids = one.patients.astype(str)
+        for problem in evaluate_conformal(one.first, frozen, ids, **sampling):
+            for kind in ("marginal", "by_class"):
+                found |= {f"conformal {kind} {problem['label']} {k}": _read(v) for k, v in problem[kind].items()}
+    if one.first.kind == "binary":
+        (applied,) = apply_operating_points(one.first, [point], one.patients, prevalences=_STATED, **sampling)
+        found |= {f"operating point {name}": _read(entry) for name, entry in applied["rates"].items()}
+        found |= _measure_areas(one)
+    if one.first.kind in ("binary", "regression") and not one.first.grades:
+        found |= _measure_odds(one, **sampling)
+    return found
+
+
+def _measure_areas(one: Draw) -> Numbers:
+    positive = one.first.y_true == 1
+    scores = np.stack([one.first.y_score[:, 0], one.second.y_score[:, 0]], axis=1)
+    try:
+        areas = compute_delong(positive, scores, patients=one.patients)
+        difference = compare_areas(positive, scores[:, 0], scores[:, 1], patients=one.patients)
+    except ValueError:
+        return {}
+    known = len(np.unique(one.patients[positive])), len(np.unique(one.patients[~positive]))
+    limits = compute_area_interval(float(areas.auc[0]), float(areas.covariance[0, 0]), patients=known)
+    return {
+        "DeLong auc": (float(areas.auc[0]), *limits),
+        "DeLong difference of auc": (difference.difference, difference.low, difference.high),
+    }
+
+
+def _measure_odds(one: Draw, *, replicates: int, seed: int) -> Numbers:
+    output = one.first.kind
+    score = one.first.y_score
+    image = score if output == "regression" else np.log(score / (1 - score))
+    contrasts = list_contrasts(
+        output, np.asarray(one.first.y_true, dtype=np.float64)[:, None], image, class_names=["no", "yes"]
+    )
+    ((entry,),) = compute_ratios(
+        contrasts,
+        one.column[:, None],
+        one.patients,
+        linear=output == "regression",
+        l2=1e-4,
+        replicates=replicates,
+        seed=seed,
+    )
+    return {"odds ratio" if output == "binary" else "coefficient of a column": _read(entry)}
+
+
+def _read(entry: Mapping[str, Any]) -> tuple[float, float, float]:
+    value, low, high = (np.nan if entry.get(key) is None else float(entry[key]) for key in ("value", "low", "high"))
+    return value, low, high
+
+
+@functools.cache
+def find_truth(kind: str, prevalence: float) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return the bounds of the conformal sets, and every number of a data set that is very large."""
+    large = Cell(kind, _TRUTH_PATIENTS, prevalence, 1)
+    other = draw(large, np.random.default_rng([1, 1]))
+    frozen = calibrate_conformal(other.first, other.patients, alpha=0.1) if kind in ("binary", "multiclass") else {}
+    one = draw(large, np.random.default_rng([1, 0]))
+    found = measure(one, frozen=frozen, prevalence=prevalence, replicates=0, seed=0)
+    return frozen, {name: value for name, (value, _, _) in found.items()}
+
+
+def simulate(cell: Cell, *, datasets: int, start: int, replicates: int) -> dict[str, Any]:
+    """Return for each number how many data sets gave an interval, and how many of these held the truth.
+
+    Args:
+        cell: What is drawn.
+        datasets: How many.
+        start: Number of the first.
+        replicates: Bootstrap samples of each.
+    """
+    frozen, truth = find_truth(cell.kind, cell.prevalence)
+    counts: dict[str, list[float]] = {}
+    for number in range(start, start + datasets):
+        seed = [cell.patients, round(100 * cell.prevalence), cell.images, number]
+        one = draw(cell, np.random.default_rng(seed))
+        found = measure(one, frozen=frozen, prevalence=cell.prevalence, replicates=replicates, seed=number)
+        for name, (_, low, high) in found.items():
+            given, held, above, width = counts.get(name, [0, 0, 0, 0.0])
+            if np.isfinite(low) and np.isfinite(high) and np.isfinite(truth.get(name, np.nan)):
+                true = truth[name]
+                counts[name] = [given + 1, held + (low <= true <= high), above + (low > true), width + high - low]
+            else:
+                counts[name] = [given, held, above, width]
+    return {"cell": asdict(cell), "datasets": datasets, "start": start, "replicates": replicates, "counts": counts}
+
+
+def main(arguments: list[str]) -> int:
+    """Simulate what is still missing in the state, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--datasets", type=int, default=1000)
+    parser.add_argument("--replicates", type=int, default=200)
+    parser.add_argument("--state", type=Path, default=Path("coverage.jsonl"))
+    parser.add_argument("--kinds", default="")
+    parser.add_argument("--patients", default="")
+    options = parser.parse_args(arguments)
+    cells = [
+        c
+        for c in list_cells()
+        if (not options.kinds or c.kind in options.kinds.split(","))
+        and (not options.patients or str(c.patients) in options.patients.split(","))
+    ]
+    done = [json.loads(line) for line in options.state.read_text().splitlines()] if options.state.is_file() else []
+    for start in range(0, options.datasets, ROUND):
+        for cell in cells:
+            if any(one["cell"] == asdict(cell) and one["start"] == start for one in done):
+                continue
+            began = time.process_time()
+            found = simulate(
+                cell, datasets=min(ROUND, options.datasets - start), start=start, replicates=options.replicates
+            )
+            with options.state.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(f"{cell} {start} {time.process_time() - began:.1f} s", file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,245 @@
+"""The two limits of one number: on which scale they are symmetric, and how far the replicates let them reach.
+
+A percentile interval has no width if all of n cases are right, and is too narrow for few patients. So the replicates
+only say how much the number varies; where the limits are follows from its scale and from how many patients it rests on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from medcls.evaluation.predictions import Floats
+
+Limits = tuple[float, float]
+UNBOUNDED = ("error", "explained", "real")
+"""Scales without two bounds: differences are taken as they are."""
+
+PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """How many patients and rows a number rests on.
+
+    Attributes:
+        patients: On each side: of a share one (the rows it is a share of), of an area two (cases and others), of other
+            numbers those of each class.
+        rows: Likewise.
+        clustered: A patient has several rows.
+    """
+
+    patients: tuple[int, ...]
+    rows: tuple[int, ...]
+    clustered: bool
+
+    @property
+    def fewest(self) -> int:
+        """Patients of the smallest side."""
+        return min(self.patients)
+
+
+def bound(scale: str, value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+    """Return the interval of a number on its scale; None if its replicates do not vary and its scale has no way out.
+
+    Args:
+        scale: As in `definitions.Definition`.
+        value: Finite.
+        drawn: (R,) finite values of the bootstrap replicates over patients.
+        base: What the number rests on.
+        level: Nominal coverage.
+
+    Raises:
+        ValueError: An unknown scale.
+    """
+    match scale:
+        case "share":
+            return bound_share(value, drawn, base, level=level)
+        case "area":
+            return bound_area(value, float(drawn.var(ddof=1)) * _correct(base), base.patients, level=level)
+        case "precision" | "agreement":
+            return _bound_by_size(scale, value, drawn, base, level=level)
+    if scale in UNBOUNDED:
+        limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base, level=level)
+        return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
+    raise ValueError(f"scale is {scale!r}")
+
+
+def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:
+    """Return Wilson's interval of a share of `number` independent rows; also for a share of 0 or 1 it has a width.
+
+    Source: Wilson 1927.
+    """
+    z2 = _normal(level) ** 2
+    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
+    reach = math.sqrt(z2 * (share * (1 - share) / number + z2 / (4 * number**2))) / (1 + z2 / number)
+    return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
+
+
+def bound_share(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+    """Return Wilson's interval, of patients with several rows by the effective number of independent rows.
+
+    The effective number is what a binomial share with the replicates' variance has: at most the rows, and the patients
+    if the share is 0 or 1 (as if the rows of a patient were copies). Student's quantile for the normal one allows for
+    few patients. None for several rows of one patient.
+
+    Source: Wilson 1927; effective sample size: Korn & Graubard 1998; Wilson for clusters: Saha, Miller & Wang 2016.
+    """
+    rows, patients = base.rows[0], base.patients[0]
+    if not base.clustered:
+        return compute_wilson(value, rows, level=level)
+    if patients < 2:
+        return None
+    effective = min(float(rows), _effective(value, drawn, base, otherwise=patients))
+    return compute_wilson(value, effective * (_normal(level) / _student(level, patients - 1)) ** 2, level=level)
+
+
+def bound_area(value: float, variance: float, patients: tuple[int, ...], *, level: float = 0.95) -> Limits:
+    """Return the score-type interval of an AUC, which also has a width where the classes are separated completely.
+
+    The limits are the areas A at which |A - value| is the normal quantile times the standard error that A would have
+    under exponential scores, scaled to the measured one: from many patients by all of it, from few by less.
+
+    Args:
+        value: In [0, 1].
+        variance: Measured.
+        patients: With a case, and with another row.
+        level: Nominal coverage.
+
+    Source: Newcombe 2006, method 5; the scaling is our own choice, docs/decisions/0047.
+    """
+    cases, others = patients
+    areas = np.linspace(0.0, 1.0, 2001)
+    expected = _expect_variance(areas, cases, others)
+    here = float(_expect_variance(np.array([value]), cases, others)[0])
+    fewest = min(patients)
+    trust = (fewest - 1) / (fewest - 1 + PRIOR_PATIENTS)
+    factor = 1 - trust + trust * variance / here if here > 0 and variance > 0 else 1.0
+    inside = areas[(areas - value) ** 2 <= _normal(level) ** 2 * factor * expected]
+    return float(min(value, *inside[:1])), float(max(value, *inside[-1:]))
+
+
+def _expect_variance(areas: Floats, cases: int, others: int) -> Floats:
+    """Variance of an AUC of exponential scores.
+
+    Source: Hanley & McNeil 1982, with both classes as large as their mean in the last term, as Newcombe 2006.
+    """
+    size = (cases + others) / 2 - 1
+    shape = 1 + size * ((1 - areas) / (2 - areas) + areas / (1 + areas))
+    return np.asarray(areas * (1 - areas) * shape / (cases * others))
+
+
+def _bound_by_size(scale: str, value: float, drawn: Floats, base: Base, *, level: float) -> Limits:
+    """Wilson's interval of a number that is no share, by the size of the share that would vary as much."""
+    share = (value + 1) / 2 if scale == "agreement" else value
+    moved = (drawn + 1) / 2 if scale == "agreement" else drawn
+    number = len(base.patients) ** 2 / sum(1 / patients for patients in base.patients)
+    otherwise = float(base.fewest) if scale == "precision" else number
+    effective = _effective(share, moved, base, otherwise=otherwise)
+    shrunk = effective * (_normal(level) / _student(level, max(1, sum(base.patients) - 1))) ** 2
+    low, high = compute_wilson(share, shrunk, level=level)
+    return (2 * low - 1, 2 * high - 1) if scale == "agreement" else (low, high)
+
+
+def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+    """Return Student's interval, corrected for skewness; None if the replicates do not vary.
+
+    A mean of squares or logarithms over few patients is skewed: if the rare large ones are missing it is too small, and
+    so is its spread. Hall's transformation makes the upper side longer.
+
+    Source: Hall 1992, "On the removal of skewness by transformation", equation 2.1 with the cubic form.
+    """
+    spread = float(drawn.std(ddof=1)) * math.sqrt(_correct(base))
+    if spread <= 1e-9 * max(1.0, abs(value)):
+        return None
+    skewness = float(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
+    reach = _student(level, max(1, sum(base.patients) - 1))
+
+    def unskew(quantile: float) -> float:
+        if abs(skewness) < 1e-6:
+            return quantile
+        return 3 / skewness * (float(np.cbrt(1 + skewness * (quantile - skewness / 6))) - 1)
+
+    return min(value, value - spread * unskew(reach)), max(value, value - spread * unskew(-reach))
+
+
+def bound_coefficient(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+    """Return the symmetric interval of a regression's coefficient; None if the replicates do not vary.
+
+    Its standard error is half the width of the middle 68 % of the replicates: those in which a column nearly separates
+    the classes are far away and would widen every interval.
+
+    Source: Efron & Tibshirani 1993, chapter 12 (normal interval); the middle part is our own choice, decision 0047.
+    """
+    below, above = np.quantile(drawn, [special.ndtr(-1), special.ndtr(1)])
+    spread = float(above - below) / 2 * math.sqrt(_correct(base))
+    if spread <= 1e-9 * max(1.0, abs(value)):
+        return None
+    reach = _student(level, max(1, sum(base.patients) - 1)) * spread
+    return value - reach, value + reach
+
+
+def _effective(share: float, drawn: Floats, base: Base, *, otherwise: float) -> float:
+    spread = float(drawn.var(ddof=1)) * _correct(base)
+    return share * (1 - share) / spread if spread > 1e-15 and 0 < share < 1 else otherwise
+
+
+def _correct(base: Base) -> float:
+    """The bootstrap's variance is that of P patients with divisor P, not P - 1; the smallest side has most of it."""
+    return base.fewest / (base.fewest - 1) if base.fewest > 1 else 1.0
+
+
+def _normal(level: float) -> float:
+    return float(special.ndtri((1 + level) / 2))
+
+
+def _student(level: float, freedom: int) -> float:
+    return float(special.stdtrit(freedom, (1 + level) / 2))
+
+
+def combine_mean(values: Sequence[float], limits: Sequence[Limits], correlation: Floats) -> tuple[float, Limits]:
+    """Return the mean of several numbers and its interval, from theirs.
+
+    Args:
+        values: Of K numbers.
+        limits: Of each of them.
+        correlation: (K, K) of their estimates.
+
+    Source: Zou & Donner 2008 (method of variance estimates recovery).
+    """
+    down = np.array([value - low for value, (low, _) in zip(values, limits, strict=True)])
+    up = np.array([high - value for value, (_, high) in zip(values, limits, strict=True)])
+    mean = float(np.mean(values))
+    below, above = (math.sqrt(max(0.0, float(side @ correlation @ side))) / len(values) for side in (down, up))
+    return mean, (mean - below, mean + above)
+
+
+def combine_difference(first: float, second: float, one: Limits, two: Limits, correlation: float) -> Limits:
+    """Return the interval of the difference of two numbers, from theirs and the correlation of their estimates.
+
+    Source: Newcombe 1998 (method 10, paired shares); Zou 2007 (any numbers).
+    """
+    sides = ((first - one[0], two[1] - second), (one[1] - first, second - two[0]))
+    below, above = (math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b)) for a, b in sides)
+    return first - second - below, first - second + above
+
+
+def combine_ratio(top: float, bottom: float, above: Limits, below: Limits) -> Limits:
+    """Return the interval of the ratio of two shares from theirs; infinity above if the lower one may be 0.
+
+    Source: Donner & Zou 2012, equation 9.
+    """
+    product = top * bottom
+
+    def solve(of_top: float, of_bottom: float, *, sign: int) -> float:
+        constant, leading = of_top * (2 * top - of_top), of_bottom * (2 * bottom - of_bottom)
+        root = math.sqrt(max(0.0, product**2 - constant * leading))
+        if sign < 0:
+            return constant / (product + root) if product + root > 0 else 0.0
+        return (product + root) / leading if leading > 0 else math.inf
+
+    return max(0.0, solve(above[0], below[1], sign=-1)), solve(above[1], below[0], sign=1)

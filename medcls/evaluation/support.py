@@ -1,0 +1,147 @@
+"""The rows that each number rests on, so that its interval knows of how many patients it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medcls.evaluation.bounds import Base
+from medcls.evaluation.definitions import DEFINITIONS, find_stem
+from medcls.evaluation.predictions import Integers, Predictions
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """How the interval of one number is made.
+
+    Attributes:
+        scale: As in `definitions.Definition`; also "predictive" (a predictive value at a stated prevalence).
+        sides: (N,) each: the rows it rests on, by class where two classes matter.
+        parts: Names of the numbers that it follows from: of a mean all; of ratios sensitivity and specificity.
+        positive: Of ratios and predictive values: those of a positive answer.
+        prevalence: Of a predictive value.
+    """
+
+    scale: str
+    sides: tuple[Mask, ...] = ()
+    parts: tuple[str, ...] = ()
+    positive: bool = True
+    prevalence: float = 0.0
+
+    def count(self, patients: Integers, *, repeats: int = 1) -> Base:
+        """Return how many patients and rows there are on each side that has any.
+
+        Args:
+            patients: (N,) patient number of each row.
+            repeats: How often each row stands among them (test rows of several repeats of the folds).
+        """
+        sides = [side for side in self.sides if side.any()] or [np.ones(len(patients), dtype=bool)]
+        known = tuple(int(np.count_nonzero(np.bincount(patients[side]))) for side in sides)
+        rows = tuple(int(side.sum()) for side in sides)
+        return Base(known, tuple(max(1, round(number / repeats)) for number in rows), clustered=known != rows)
+
+
+Support = dict[str, Basis]
+
+
+def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
+    """Return the basis of each metric.
+
+    Args:
+        predictions: Of N rows.
+        names: Of metrics, as `metrics.build_estimator` has them.
+    """
+    questions = _list_questions(predictions)
+    everyone = np.ones(len(predictions.y_score), dtype=bool)
+    classes: tuple[Mask, ...] = ()
+    if _has_classes(predictions):
+        classes = tuple(predictions.grade_true == k for k in range(len(predictions.class_names)))
+    known = set(names)
+    support: Support = {}
+    for name in known:
+        stem = find_stem(name)
+        definition, suffix = DEFINITIONS[stem], name[len(stem) :]
+        parts = _find_parts(predictions, stem, suffix, known)
+        if parts:
+            support[name] = Basis("mean", parts=parts)
+            continue
+        key = f"_above{suffix}" if stem == "auc_above" else suffix
+        if key in questions:
+            sides = tuple(questions[key][over] for over in definition.over)
+        else:
+            sides = classes if "cases" in definition.over else (everyone,)
+        rates = (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
+        positive = stem == "lr_positive"
+        support[name] = Basis(definition.scale, sides, rates if definition.scale == "ratio" else (), positive)
+    return support
+
+
+def find_rate_support(positive: Mask, called: Mask, rows: Integers, *, total: int) -> Support:
+    """Return the basis of sensitivity, specificity, predictive values and likelihood ratios of a threshold.
+
+    Args:
+        positive: (n,) whether a row is a case.
+        called: (n,) whether it is called one.
+        rows: (n,) their row numbers.
+        total: N.
+    """
+    known = np.zeros(total, dtype=bool)
+    known[rows] = True
+    cases, chosen = np.zeros_like(known), np.zeros_like(known)
+    cases[rows], chosen[rows] = positive, called
+    masks = _list_masks(known, cases, chosen)
+    rates = ("sensitivity", "specificity")
+    found = {name: Basis("share", (masks[DEFINITIONS[name].over[0]],)) for name in (*rates, "ppv", "npv")}
+    return found | {f"lr_{name}": Basis("ratio", (), rates, name == "positive") for name in ("positive", "negative")}
+
+
+def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
+    """Suffix of a metric's name to the masks of its yes-or-no question."""
+    true, names = predictions.y_true, predictions.class_names
+    everyone = np.ones(len(predictions.y_score), dtype=bool)
+    if predictions.kind == "binary":
+        return {"": _list_masks(everyone, true == 1, predictions.called[:, 0])}
+    if predictions.kind == "multilabel":
+        return {
+            f"_{name}": _list_masks(~np.isnan(true[:, k]), true[:, k] == 1, predictions.called[:, k])
+            for k, name in enumerate(names)
+        }
+    if not _has_classes(predictions):
+        return {}
+    predicted = predictions.grade_predicted
+    found = {f"_{name}": _list_masks(everyone, true == k, predicted == k) for k, name in enumerate(names)}
+    return found | {f"_above_{name}": _list_masks(everyone, true > k, predicted > k) for k, name in enumerate(names)}
+
+
+def _has_classes(predictions: Predictions) -> bool:
+    return predictions.kind not in ("multilabel", "regression") or predictions.grades
+
+
+def _list_masks(known: Mask, cases: Mask, called: Mask) -> dict[str, Mask]:
+    return {
+        "all": known,
+        "cases": known & cases,
+        "others": known & ~cases,
+        "called": known & called,
+        "cleared": known & ~called,
+        "either": known & (cases | called),
+    }
+
+
+def _find_parts(predictions: Predictions, stem: str, suffix: str, known: set[str]) -> tuple[str, ...]:
+    """The numbers that a metric is the plain mean of; () for others."""
+    names = predictions.class_names
+    if stem == "balanced_accuracy" and (suffix or predictions.kind == "binary"):
+        return (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
+    if suffix or predictions.kind == "binary":
+        return ()
+    recalls = stem == "sensitivity" or (stem == "balanced_accuracy" and predictions.kind != "multilabel")
+    each = "recall" if recalls else stem
+    above = [f"{'auc' if each == 'auc_above' else each}_above_{name}" for name in names[:-1]]
+    choices = [[f"{each}_{name}" for name in names], above]
+    return next((tuple(parts) for parts in choices if parts and known.issuperset(parts)), ())
