@@ -215,6 +215,7 @@ class ExplainJob:
     boxes: str | None = None
     # Ids of images on the page; they may be paths (deidentify=declared).
     show_ids: bool = False
+    curves: bool = True
     sanity_images: int = 5
     batch_size: int = 64
     device: str = "auto"

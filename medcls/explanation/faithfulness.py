@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from medcls.explanation.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
 
 Heat = NDArray[np.float32]
+LEAST_PATIENTS = 6  # of fewer no two-sided p value of sign flips is below 0.05
+_MOST_COUNTED = 15
+_FLIPS = 20_000
 
 
 def point_game(heat: Heat, region: NDArray[np.bool_]) -> float | None:
@@ -69,33 +73,53 @@ class Curves:
         return float(np.trapezoid(self.deletion, self.shares)), float(np.trapezoid(self.insertion, self.shares))
 
 
+CURVE_STEPS = 10
+
+
+def count_curve_images(maps: int, *, steps: int = CURVE_STEPS) -> int:
+    """Return how many images `compute_curves` scores: the whole and the hidden one are common to all curves."""
+    return 2 + maps * 2 * (steps - 1)
+
+
 def compute_curves(
     score: Score,
     image: NDArray[Any],
-    heat: Heat,
+    heats: Sequence[Heat],
     *,
     background: NDArray[np.float32],
-    steps: int = 20,
+    steps: int = CURVE_STEPS,
     batch_size: int = 64,
-) -> Curves:
-    """Returns the deletion and the insertion curve of a map.
+) -> list[Curves]:
+    """Return the deletion and the insertion curve of each map; the images of all of them go through in full batches.
 
     Args:
         score: What the map explains.
         image: (C, *spatial).
-        heat: (*spatial).
-        background: (C, *spatial): stands where pixels are hidden.
+        heats: (*spatial) each.
+        background: (C, *spatial): shown where pixels are hidden.
         steps: Points after the first.
         batch_size: Images in one call of `score`.
 
     Source: Petsiuk, Das and Saenko, arXiv 1806.07421, section 4.3.
     """
-    order = _order(heat)
     shares = np.linspace(0, 1, steps + 1)
-    limits = np.rint(shares * heat.size)
-    masks = [order >= limit for limit in limits] + [order < limit for limit in limits]
-    answers = score_masked(score, image, background=background, masks=masks, batch_size=batch_size)
-    return Curves(shares, answers[: steps + 1], answers[steps + 1 :])
+
+    def draw_masks() -> Iterator[NDArray[np.bool_]]:
+        yield from (np.full(heats[0].shape, shown) for shown in (True, False))
+        for order in map(_order, heats):
+            limits = np.rint(shares[1:-1] * order.size)
+            yield from (order >= limit for limit in limits)
+            yield from (order < limit for limit in limits)
+
+    answers = score_masked(score, image, background=background, masks=draw_masks(), batch_size=batch_size)
+    whole, hidden = answers[:2]
+    curves = []
+    for inner in answers[2:].reshape(len(heats), 2, steps - 1):
+        deletion, insertion = (
+            [first, *inner[kind], last] for kind, first, last in ((0, whole, hidden), (1, hidden, whole))
+        )
+        curves.append(Curves(shares, np.array(deletion), np.array(insertion)))
+    return curves
 
 
 def _order(heat: Heat) -> NDArray[np.int64]:
@@ -117,3 +141,32 @@ def roll_map(heat: Heat, *, seed: tuple[object, ...]) -> Heat:
     # At least a quarter of a side away, or the map would still point at the same thing.
     shifts = [int(n * generator.uniform(0.25, 0.75)) for n in heat.shape]
     return np.roll(heat, shifts, axis=tuple(range(heat.ndim)))
+
+
+def compute_chance(gains: Sequence[float], patients: Sequence[str], *, seed: int = 0) -> float | None:
+    """Return the p value (two-sided) of maps that matter no more than the same maps moved; None below 6 patients.
+
+    If a map marks nothing, its gain over its moved copies is as likely to have the other sign. The patient is the unit:
+    the images of a patient change sign together.
+
+    Args:
+        gains: (n,) of each image: by how much its area is better than that of the moved maps.
+        patients: (n,) whose image it is.
+        seed: Seed of the flips where there are too many to count.
+
+    Source: Fisher 1935, section 21 (sign flips); up to 15 patients all of them, else 20,000 random ones.
+    """
+    sums: dict[str, float] = {}
+    for patient, gain in zip(patients, gains, strict=True):
+        sums[patient] = sums.get(patient, 0.0) + gain
+    total = np.array(list(sums.values()))
+    if len(total) < LEAST_PATIENTS:
+        return None
+    if len(total) <= _MOST_COUNTED:
+        signs = 1 - 2.0 * (np.arange(2 ** len(total))[:, None] >> np.arange(len(total)) & 1)
+    else:
+        drawn = make_generator("flips", seed).random((_FLIPS, len(total)))
+        signs = np.vstack([np.ones(len(total)), np.where(drawn < 0.5, -1.0, 1.0)])
+    # Sums that differ by rounding are the same sum.
+    reached = np.abs(signs @ total) >= abs(float(total.sum())) * (1 - 1e-9)
+    return float(reached.mean())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -37,6 +39,11 @@ def explain_occlusion(
         times[box] += 1
     heat: NDArray[np.float32] = (falls / times).astype(np.float32)
     return heat
+
+
+def count_windows(shape: Sequence[int], window: float) -> int:
+    """Return how many windows hide a part of an image of this shape, (*spatial)."""
+    return math.prod(len(_place(length, max(1, round(window * length)))) for length in shape)
 
 
 def _place(length: int, side: int) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from medcls.command_line import put
+from medcls.command_line import put, say
 from medcls.config import EvaluateJob, ExplainJob
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.gallery import Worst, choose_worst
@@ -28,6 +28,8 @@ from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
     Subject,
     check_sanity,
+    estimate_time,
+    is_blank,
     measure_curves,
     measure_place,
     read_boxes,
@@ -67,18 +69,20 @@ def explain(job: ExplainJob) -> None:
     subjects = choose_subjects(job, predictions)
     folder = Path(job.out) if job.out else predictions.folder / f"explanation-{job.method}"
     check_folder(folder)
+    say(estimate_time(method, model, subjects))
     explained = [
         method.explain(model, subject.image, target=subject.target, name=subject.image_id)
         for subject in tqdm(subjects, desc=job.method, unit="image")
     ]
     curves = [
-        measure_curves(method, model, subject, each.heat)
+        measure_curves(method, model, subject, each.heat) if job.curves else []
         for subject, each in zip(tqdm(subjects, desc="curves", unit="image"), explained, strict=True)
     ]
     chosen = slice(0, job.sanity_images)
     sanity = check_sanity(method, model, subjects[chosen], explained[chosen]) if job.sanity_images else None
-    rows = [describe(*each) for each in zip(subjects, explained, curves, strict=True)]
-    summary = summarize(rows, sanity)
+    scores = [method.score_image(model, subject.image, target=subject.target) for subject in subjects]
+    rows = [describe(*each) for each in zip(subjects, explained, curves, scores, strict=True)]
+    summary = summarize(rows, sanity, patients=[subject.patient for subject in subjects], seed=job.seed)
     if job.method == "lime" and job.superpixels == "grid":
         summary["submodular_pick"] = pick(subjects, explained)
     if card.clinical is not None:
@@ -161,6 +165,7 @@ def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subj
                 ),
                 true=words.true,
                 predicted=words.predicted,
+                patient=predictions.rows.patient_ids[row],
                 box=box,
                 affine=_read_affine(store, int(opened.rows[row])),
             )
@@ -176,16 +181,15 @@ def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
     return affine
 
 
-def describe(subject: Subject, explained: Explained, curves: list[Curves]) -> dict[str, Any]:
+def describe(subject: Subject, explained: Explained, curves: list[Curves], score: float) -> dict[str, Any]:
     """Returns the JSON row of one image."""
-    # The last point of the insertion curve shows the whole image.
     row: dict[str, Any] = {
         "image_id": subject.image_id,
         "row": subject.row,
         "picture": f"{file_name(subject.image_id)}.png",
     }
     row["target"] = subject.target.words
-    row |= {"true": subject.true, "predicted": subject.predicted, "score": float(curves[0].insertion[-1])}
+    row |= {"true": subject.true, "predicted": subject.predicted, "score": score, "blank": is_blank(explained.heat)}
     row |= explained.facts | summarize_areas(curves)
     return row | (measure_place(explained.heat, subject.box) if subject.box is not None else {})
 
@@ -210,7 +214,7 @@ def write_files(folder: Path, method: Method, subject: Subject, explained: Expla
     if subject.affine is not None and explained.heat.ndim == 3:
         write_nifti(folder / "maps" / f"{name}.nii.gz", explained.heat, affine=subject.affine)
     path = folder / IMAGES / str(row["picture"])
-    title = f"{row['target']}: {row['score']:.3f}"
+    title = f"{row['target']}: {row['score']:.3f}" + (", blank map" if row["blank"] else "")
     legend = LEGENDS[method.job.method]
     write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)
     return path

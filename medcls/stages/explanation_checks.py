@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
+import torch
 from numpy.typing import NDArray
 
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.explanation.faithfulness import Curves, compute_curves, compute_iou, point_game, roll_map
+from medcls.explanation.faithfulness import (
+    Curves,
+    compute_curves,
+    compute_iou,
+    count_curve_images,
+    point_game,
+    roll_map,
+)
 from medcls.explanation.perturbation import build_background
 from medcls.explanation.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
 from medcls.models.classifier import Classifier
@@ -23,7 +32,7 @@ from medcls.stages.explanation_target import Target
 
 Box = tuple[int, int, int, int]
 _BOX = ("box_y", "box_x", "box_h", "box_w")
-_ROLLS = 3
+ROLLS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class Subject:
         target: What is explained.
         true: The truth in words.
         predicted: The prediction in words.
+        patient: Whose image it is (pseudonym).
         box: (y, x, height, width) of the sign in pixels of `image`, or None.
         affine: (4, 4) of a volume, index to millimetres (RAS+), or None.
     """
@@ -47,6 +57,7 @@ class Subject:
     target: Target
     true: str
     predicted: str
+    patient: str = ""
     box: Box | None = None
     affine: NDArray[np.float64] | None = None
 
@@ -115,21 +126,55 @@ def measure_place(heat: NDArray[np.float32], box: Box) -> dict[str, float | None
 
 
 def measure_curves(method: Method, model: Classifier, subject: Subject, heat: NDArray[np.float32]) -> list[Curves]:
-    """Returns the curves of the map, and of the same map moved to random places."""
+    """Return the curves of the map, and of the same map moved to random places; [] for a blank map."""
+    if is_blank(heat):
+        return []
     score = method.score(model, subject.target)
     background = build_background(subject.image, kind=method.curve_background)
-    rivals = [roll_map(heat, seed=(method.job.seed, subject.image_id, number)) for number in range(_ROLLS)]
-    return [
-        compute_curves(score, subject.image, each, background=background, batch_size=method.job.batch_size)
-        for each in (heat, *rivals)
-    ]
+    rivals = [roll_map(heat, seed=(method.job.seed, subject.image_id, number)) for number in range(ROLLS)]
+    return compute_curves(
+        score, subject.image, [heat, *rivals], background=background, batch_size=method.job.batch_size
+    )
+
+
+def is_blank(heat: NDArray[np.float32]) -> bool:
+    """Return whether a map has one value everywhere."""
+    return bool(np.ptp(heat) == 0)
 
 
 def summarize_areas(curves: list[Curves]) -> dict[str, float]:
-    """Returns the areas under the curves of a map, and the mean of its rivals'."""
+    """Return the areas under the curves of a map, and the mean of its rivals'; {} without curves."""
+    if not curves:
+        return {}
     own, rivals = curves[0].areas, np.mean([each.areas for each in curves[1:]], axis=0)
     names = ("deletion_auc", "insertion_auc", "deletion_auc_random", "insertion_auc_random")
     return dict(zip(names, (*own, *map(float, rivals)), strict=True))
+
+
+def estimate_time(method: Method, model: Classifier, subjects: Sequence[Subject]) -> str:
+    """Return how long maps, curves and the randomisation check will take, by one batch of copies of the first image."""
+    job, first = method.job, subjects[0]
+    score = method.score(model, first.target)
+    copies = torch.from_numpy(first.image.astype(np.float32))[None].expand(job.batch_size, *first.image.shape)
+    with torch.inference_mode():
+        score(copies[:1]).cpu()  # the first call also sets up the network
+        start = time.perf_counter()
+        score(copies).cpu()
+    each = (time.perf_counter() - start) / job.batch_size
+    of_map = method.count_images(first.image.shape[1:])
+    levels = len(plan_cascade(list(model.stages)))
+    parts = {
+        "maps": len(subjects) * of_map,
+        "curves": len(subjects) * count_curve_images(1 + ROLLS) if job.curves else 0,
+        "weight randomisation": min(job.sanity_images, len(subjects)) * levels * of_map,
+    }
+    named = ", ".join(f"{name} {number * each:.0f} s" for name, number in parts.items() if number)
+    shorter = (
+        "; curves=false leaves out the curves, sanity_images=0 the randomisation"
+        if sum(parts.values()) * each > 60
+        else ""
+    )
+    return f"{len(subjects)} images take about {sum(parts.values()) * each:.0f} s ({named}){shorter}"
 
 
 def check_sanity(

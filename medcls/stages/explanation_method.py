@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from medcls.errors import ConfigError
 from medcls.explanation.gradcam import explain_gradcam, find_layer
 from medcls.explanation.gradients import explain_integrated_gradients
 from medcls.explanation.lime import LimeSettings, LocalModel, explain_lime
-from medcls.explanation.occlusion import explain_occlusion
+from medcls.explanation.occlusion import count_windows, explain_occlusion
 from medcls.explanation.perturbation import Score, build_background
 from medcls.explanation.sanity import correlate_ranks
 from medcls.explanation.superpixels import cut_superpixels
@@ -73,6 +74,24 @@ class Method:
     def score(self, model: Classifier, target: Target, *, slope: bool = False) -> Score:
         """Returns the function of images that is explained."""
         return build_score(model, target, device=self.device, precision=self.precision, slope=slope)
+
+    def score_image(self, model: Classifier, image: NDArray[Any], *, target: Target) -> float:
+        """Return the score that is explained, of the whole image."""
+        with torch.inference_mode():
+            return float(self.score(model, target)(torch.from_numpy(image.astype(np.float32))[None])[0])
+
+    def count_images(self, shape: Sequence[int]) -> int:
+        """Return how many images one map sends through the network; one with gradients counts three times.
+
+        Args:
+            shape: (*spatial) of the image.
+        """
+        job = self.job
+        if job.method == "lime":
+            return 2 * job.num_samples
+        if job.method == "occlusion":
+            return 1 + count_windows(shape, job.window)
+        return 3 if job.method.startswith("gradcam") else 3 * job.steps
 
     def explain(self, model: Classifier, image: NDArray[Any], *, target: Target, name: str) -> Explained:
         """Returns the map of one image, (C, *spatial); `name` seeds LIME's masks.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medcls.config import ExplainJob
 from medcls.evaluation.drawing import MUTED, SERIES, write_figure
-from medcls.explanation.faithfulness import Curves
+from medcls.explanation.faithfulness import LEAST_PATIENTS, Curves, compute_chance
 from medcls.explanation.page import Card, Page, Picture, write_page
 from medcls.stages.explanation_checks import mean_of
 from medcls.stages.explanation_method import Method
@@ -32,28 +32,60 @@ METHODS = {
     "occlusion": ("occlusion", "Zeiler and Fergus, arXiv 1311.2901: what hiding a window does to the score."),
 }
 _UNDEFINED = "undefined"
+SURE = 0.05  # p value below which the maps are called better or worse than chance
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], sanity: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the means over the images (None where no image has the number) and the sanity check."""
+def summarize(
+    rows: Sequence[Mapping[str, Any]], sanity: Mapping[str, Any] | None, *, patients: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Return the means over the images (None if no image has the number), tests against chance, and the check.
+
+    Args:
+        rows: One for each image.
+        sanity: What `explanation_checks.check_sanity` found; None if it was not made.
+        patients: (n,) whose image each is.
+        seed: Seed of the tests.
+    """
     names = ["deletion_auc", "deletion_auc_random", "insertion_auc", "insertion_auc_random"]
     names += ["pointing", "iou", "box_share", "r2", "stability", "completeness_gap"]
     means = {name: mean_of([row.get(name) for row in rows]) for name in names if any(name in row for row in rows)}
     counts = {"n_images": len(rows), "n_boxes": sum("box_share" in row for row in rows)}
-    return counts | {"mean": means, "sanity": dict(sanity) if sanity is not None else None}
+    counts["n_blank"] = sum(bool(row["blank"]) for row in rows)
+    chance = {kind: _test(rows, kind, patients=patients, seed=seed) for kind in ("deletion", "insertion")}
+    tested = {"chance": chance} if "deletion_auc" in means else {}
+    return counts | {"mean": means, "sanity": dict(sanity) if sanity is not None else None} | tested
+
+
+def _test(rows: Sequence[Mapping[str, Any]], kind: str, *, patients: Sequence[str], seed: int) -> dict[str, Any]:
+    """By how much the maps are better than the same maps moved, and whether that could be chance."""
+    sign = -1 if kind == "deletion" else 1
+    chosen = [number for number, row in enumerate(rows) if f"{kind}_auc" in row]
+    gains = [sign * (rows[n][f"{kind}_auc"] - rows[n][f"{kind}_auc_random"]) for n in chosen]
+    own = [patients[n] for n in chosen]
+    p_value, gain = compute_chance(gains, own, seed=seed), float(np.mean(gains))
+    surely = p_value is not None and p_value < SURE
+    verdict = ("beat chance" if gain > 0 else "worse than chance") if surely else "undecided"
+    return {"gain": gain, "p_value": p_value, "verdict": verdict, "images": len(own), "patients": len(set(own))}
 
 
 def write_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """Returns what was found, a plain sentence each, the verdict first."""
+    """Return what was found, a plain sentence each, the verdict first."""
     mean = summary["mean"]
     sentences = [describe_sanity(summary["sanity"])]
+    if summary["n_blank"]:
+        sentences.append(
+            f"{summary['n_blank']} of {summary['n_images']} maps are BLANK, the same everywhere: they mark nothing and "
+            "take no part in the curves. Choose another method= or stage=."
+        )
+    if "chance" not in summary and summary["n_blank"] < summary["n_images"]:
+        sentences.append("Curves were left out (curves=false): whether what the maps mark matters was not measured.")
     for name, better, verb in (("deletion", "lower", "hiding"), ("insertion", "higher", "showing")):
+        if "chance" not in summary:
+            continue
         own, rival = mean[f"{name}_auc"], mean[f"{name}_auc_random"]
-        wins = own < rival if better == "lower" else own > rival
         sentences.append(
             f"{verb.capitalize()} what the maps mark first gives an area of {own:.3f} under the score's curve; the "
-            f"same maps moved to random places give {rival:.3f}. {better.capitalize()} is better: the maps "
-            f"{'beat' if wins else 'DO NOT beat'} chance."
+            f"same maps moved to random places give {rival:.3f}; {better} is better. {_judge(summary['chance'][name])}"
         )
     if summary["n_boxes"]:
         sentences.append(
@@ -72,6 +104,20 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
             "each image's own values of these columns held fixed."
         )
     return sentences
+
+
+def _judge(tested: Mapping[str, Any]) -> str:
+    """The verdict of a test against chance as a sentence."""
+    images, patients, p_value = tested["images"], tested["patients"], tested["p_value"]
+    where = f"{images} images of {patients} patients"
+    if p_value is None:
+        return (
+            f"Undecided: {where} are too few for a test; explain images of {LEAST_PATIENTS} patients or more (worst=)."
+        )
+    test = f"(p {p_value:.3f}, sign flips over {where})"
+    if tested["verdict"] == "undecided":
+        return f"Undecided: chance may make this difference {test}."
+    return f"The maps {'beat chance' if tested['verdict'] == 'beat chance' else 'are WORSE than chance'} {test}."
 
 
 def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
@@ -109,6 +155,7 @@ def write_explanation_page(
     """Writes explanation.html and the PNG of its curves, and returns the page's path."""
     sanity = summary["sanity"]
     failed = sanity is None or sanity["verdict"] != "passed"
+    drawn = [each for each in curves if each]
     sentences = write_sentences(summary)
     name, source = METHODS[method.job.method]
     page = Page(
@@ -120,7 +167,7 @@ def write_explanation_page(
         sentences=sentences,
         cards=build_cards(summary),
         levels=build_levels(sanity),
-        figures=[draw_curves(folder, curves, kind=kind) for kind in ("deletion", "insertion")],
+        figures=[draw_curves(folder, drawn, kind=kind) for kind in ("deletion", "insertion") if drawn],
         pictures=pictures,
         settings=list_settings(method.job),
     )
@@ -151,8 +198,14 @@ def build_cards(summary: Mapping[str, Any]) -> list[Card]:
         Card("Weight-randomisation check", sanity["verdict"] if sanity else "not made", "maps must change with it")
     ]
     for name, better in (("Deletion", "lower"), ("Insertion", "higher")):
+        if "chance" not in summary:
+            continue
         own, rival = mean[f"{name.lower()}_auc"], mean[f"{name.lower()}_auc_random"]
-        cards.append(Card(f"{name}, area", f"{own:.3f}", f"random places {rival:.3f}; {better} is better"))
+        verdict = summary["chance"][name.lower()]["verdict"]
+        text = f"random places {rival:.3f}; {better} is better: {verdict}"
+        cards.append(Card(f"{name}, area", f"{own:.3f}", text))
+    if summary["n_blank"]:
+        cards.append(Card("Blank maps", f"{summary['n_blank']} of {summary['n_images']}", "they mark nothing"))
     if summary["n_boxes"]:
         cards.append(Card("Pointing game", _share(mean["pointing"]), f"blind guess {_share(mean['box_share'])}"))
         cards.append(Card("Overlap with the sign", _number(mean["iou"]), "intersection over union, 1 is best"))
@@ -190,6 +243,10 @@ def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     titles = {"r2": "R² of the fit", "stability": "stability", "completeness_gap": "completeness gap"}
     titles |= {"pointing": "pointing game", "iou": "overlap (IoU)"}
     lines += [(title, _number(row[name])) for name, title in titles.items() if name in row]
+    if row["blank"]:
+        return [*lines, ("map", "blank: it marks nothing")]
+    if "deletion_auc" not in row:
+        return lines
     own, rival = row["deletion_auc"], row["deletion_auc_random"]
     return [*lines, ("deletion area", f"{own:.3f} (random places {rival:.3f})")]
 
