@@ -229,7 +229,7 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
     one, two = compared["first"], compared["second"]
     columns = ["Number", one, two, "Difference", "p", "p (Holm)"]
     rows = [(DEFINITIONS[name].title, _difference(name, entry)) for name, entry in compared["metrics"].items()]
-    caption = f"{one} less {two}; intervals and p values by paired bootstrap over patients; Holm over this table."
+    caption = f"{one} less {two}; intervals and p values over patients, paired; Holm over this table."
     tables = [Table(f"{one} against {two}", caption, columns, rows)]
     areas = [(name, _difference("auc", entry)[2:]) for name, entry in compared["auc"].items()]
     if areas:
@@ -247,7 +247,9 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 def _difference(name: str, entry: Mapping[str, Any]) -> list[Cell]:
     both: list[Cell] = [format_value(entry.get("first")), format_value(entry.get("second"))]
-    number = format_number("difference", {"value": entry["difference"], **{k: entry[k] for k in ("low", "high")}})
+    number = format_number(
+        "difference", {"value": entry["difference"], **{k: entry.get(k) for k in ("low", "high", "note")}}
+    )
     return [*both, number, _p(entry["p_value"]), _p(entry["p_holm"])]
 
 

@@ -19,6 +19,11 @@ Limits = tuple[float, float]
 UNBOUNDED = ("error", "explained", "real")
 """Scales without two bounds: differences are taken as they are."""
 
+LEAST_IN_CLASS = {"error": 10, "explained": 10, "real": 20, "agreement": 20, "precision": 25}
+"""Patients of the smallest class from which an interval held the truth as often as promised, by scale."""
+
+LEAST_IN_DIFFERENCE = 40
+FEW_EXCEPTIONS = 2.5  # rows that are not like all others, of a share near 0 or 1
 PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
 
 
@@ -31,11 +36,13 @@ class Base:
             numbers those of each class.
         rows: Likewise.
         clustered: A patient has several rows.
+        smallest: Patients of the question's smallest class, also if the number is over all rows; 0 = no classes.
     """
 
     patients: tuple[int, ...]
     rows: tuple[int, ...]
     clustered: bool
+    smallest: int = 0
 
     @property
     def fewest(self) -> int:
@@ -67,6 +74,27 @@ def bound(scale: str, value: float, drawn: Floats, base: Base, *, level: float =
         limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base, level=level)
         return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
     raise ValueError(f"scale is {scale!r}")
+
+
+def note_undercoverage(scale: str, value: float, base: Base, *, difference: bool = False) -> str:
+    """Return what a reader must know of an interval that holds the truth less often than it promises; "" for others.
+
+    Args:
+        scale: As in `definitions.Definition`.
+        value: Of the number.
+        base: What it rests on.
+        difference: The interval is of the difference of two such numbers.
+
+    Source: simulation, docs/results/coverage.md.
+    """
+    needed = LEAST_IN_DIFFERENCE if difference else LEAST_IN_CLASS.get(scale, 0)
+    if 0 < base.smallest < needed:
+        few = f"{base.smallest} patients in the smallest class, fewer than {needed}"
+        return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
+    wrong = min(value, 1 - value) * base.rows[0] if scale == "share" else 0.0
+    if not difference and 0 < wrong < FEW_EXCEPTIONS:
+        return "very near 0 or 1: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
+    return ""
 
 
 def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:

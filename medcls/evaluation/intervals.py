@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.bounds import Base, Limits, bound, combine_mean, combine_ratio
+from medcls.evaluation.bounds import Base, Limits, bound, combine_mean, combine_ratio, note_undercoverage
 from medcls.evaluation.calibration import compute_confidence, expect_ece
 from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
@@ -213,6 +213,8 @@ def describe_estimates(
             entries[name] = {"value": value, "low": None, "high": None, "reason": limits}
         else:
             entries[name] = {"value": value, "low": limits[0], "high": limits[1]}
+            note = note_undercoverage(support[name].scale, value, counts[name])
+            entries[name] |= {"note": note} if note else {}
     return entries
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medcls.evaluation.bounds import UNBOUNDED, Base, bound_skewed, combine_difference
+from medcls.evaluation.bounds import UNBOUNDED, Base, bound_skewed, combine_difference, note_undercoverage
 from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import list_questions
 from medcls.evaluation.intervals import correlate, describe_estimates, draw_replicates, join_replicates
@@ -141,19 +141,28 @@ def _compare_metrics(
     drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
     described: list[dict[str, dict[str, Any]]] = []
     bases: dict[str, Base] = {}
+    notes: dict[str, str] = {}
     for model, value, replicated in zip((first, second), values, drawn, strict=True):
         support = find_support(model, value)
         counts = {name: basis.count(patients) for name, basis in support.items()}
         numbers = {name: float(one[0]) for name, one in value.items()}
         bases = {name: counts[name] for name, basis in support.items() if basis.scale in UNBOUNDED}
+        notes = {
+            name: note_undercoverage(basis.scale, numbers[name], counts[name], difference=True)
+            for name, basis in support.items()
+        }
         described.append(describe_estimates(numbers, replicated, support, counts))
-    return {
+    compared = {
         name: describe_difference(
             described[0][name], described[1][name], drawn[0][name], drawn[1][name], base=bases.get(name)
         )
         for name in names
         if name in values[0]
     }
+    for name, entry in compared.items():
+        if notes[name] and entry["low"] is not None:
+            entry["note"] = notes[name]
+    return compared
 
 
 def describe_difference(

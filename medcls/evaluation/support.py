@@ -25,6 +25,7 @@ class Basis:
         parts: Names of the numbers that it follows from: of a mean all; of ratios sensitivity and specificity.
         positive: Of ratios and predictive values: those of a positive answer.
         prevalence: Of a predictive value.
+        classes: (N,) each: the rows of each class of the question.
     """
 
     scale: str
@@ -32,6 +33,7 @@ class Basis:
     parts: tuple[str, ...] = ()
     positive: bool = True
     prevalence: float = 0.0
+    classes: tuple[Mask, ...] = ()
 
     def count(self, patients: Integers, *, repeats: int = 1) -> Base:
         """Return how many patients and rows there are on each side that has any.
@@ -43,7 +45,10 @@ class Basis:
         sides = [side for side in self.sides if side.any()] or [np.ones(len(patients), dtype=bool)]
         known = tuple(int(np.count_nonzero(np.bincount(patients[side]))) for side in sides)
         rows = tuple(int(side.sum()) for side in sides)
-        return Base(known, tuple(max(1, round(number / repeats)) for number in rows), clustered=known != rows)
+        present = [side for side in self.classes or (self.sides if len(self.sides) > 1 else ()) if side.any()]
+        smallest = min((int(np.count_nonzero(np.bincount(patients[side]))) for side in present), default=0)
+        counted = tuple(max(1, round(number / repeats)) for number in rows)
+        return Base(known, counted, clustered=known != rows, smallest=smallest)
 
 
 Support = dict[str, Basis]
@@ -68,16 +73,20 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
         definition, suffix = DEFINITIONS[stem], name[len(stem) :]
         parts = _find_parts(predictions, stem, suffix, known)
         if parts:
-            support[name] = Basis("mean", parts=parts)
+            support[name] = Basis("mean", parts=parts, classes=classes)
             continue
         key = f"_above{suffix}" if stem == "auc_above" else suffix
         if key in questions:
             sides = tuple(questions[key][over] for over in definition.over)
+            of_question = tuple(questions[key][side] for side in ("cases", "others"))
         else:
             sides = classes if "cases" in definition.over else (everyone,)
+            of_question = classes
         rates = (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
         positive = stem == "lr_positive"
-        support[name] = Basis(definition.scale, sides, rates if definition.scale == "ratio" else (), positive)
+        support[name] = Basis(
+            definition.scale, sides, rates if definition.scale == "ratio" else (), positive, classes=of_question
+        )
     return support
 
 

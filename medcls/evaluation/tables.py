@@ -136,7 +136,7 @@ def format_number(name: str, entry: Mapping[str, Any]) -> Number:
     return Number(
         text=format_value(value),
         interval="" if low is None else f"{format_value(low)} – {format_value(high)}",
-        reason=str(entry.get("reason", "")),
+        reason=str(entry.get("reason") or entry.get("note", "")),
         bar=(100 * low, max(100 * (high - low), 0.8), 100 * value) if bounded else None,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
+from benchmarks import coverage
 from medcls.evaluation import intervals
 from medcls.evaluation.bounds import bound_area
 from medcls.evaluation.definitions import find_definition
@@ -55,6 +56,16 @@ def test_value_lies_in_its_interval_and_all_is_json(make_task, make_patients, ki
     assert all(("reason" in entry) == (name not in given) for name, entry in found.items())
 
 
+@pytest.mark.parametrize(("patients", "images"), [(40, 1), (60, 3)])
+def test_intervals_hold_the_truth(patients, images):
+    """120 data sets: 0.86 is 4.5 standard errors below 95 %; a biased interval or one without width fails."""
+    cell = coverage.Cell("binary", patients, 0.5, images)
+    found = coverage.simulate(cell, datasets=120, start=0, replicates=60)["counts"]
+    held = {name: hold / given for name, (given, hold, _, _) in found.items() if given > 60}
+    assert len(held) > 40
+    assert {name: share for name, share in held.items() if share < 0.86} == {}
+
+
 @pytest.mark.parametrize("kind", ["binary", "multiclass", "ordinal", "multilabel"])
 def test_no_interval_of_a_perfect_model_has_zero_width(make_task, make_patients, kind):
     task = make_task(kind, rows=120)
@@ -89,6 +100,21 @@ def test_share_of_patients_with_copies_has_the_interval_of_the_patients(make_tas
     several = compute(task, [str(row) for row in np.repeat(np.arange(60), 3)], replicates=2000, **copied)["accuracy"]
     width, alone = (one["high"] - one["low"] for one in (several, single))
     assert alone < width < 1.12 * alone
+
+
+def test_interval_that_is_known_to_hold_too_rarely_says_so(make_task):
+    task = make_task("binary")
+    ids = [str(row) for row in range(60)]
+    assert "note" not in compute(task, ids)["brier"]
+    few = np.zeros(60, dtype=int)
+    few[:4] = 1
+    found = compute(task, ids, y_true=few)
+    assert found["brier"]["note"].startswith("4 patients in the smallest class, fewer than 10: such intervals hold")
+    assert "note" not in found["auc"]
+    nearly = np.where(task["y_true"] == 1, 0.9, 0.1)
+    nearly[0] = 0.9
+    assert found["auc"]["low"] is not None
+    assert compute(task, ids, y_score=nearly)["specificity"]["note"].startswith("very near 0 or 1")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -127,7 +127,7 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
     assert metrics["openings"] == 1
     for name in set(metrics) - set(counts) - beside:
         more = {"calibrated"} if name == "ece" else set()
-        assert set(metrics[name]) - {"reason"} == {"value", "low", "high"} | more, name
+        assert set(metrics[name]) - {"reason", "note"} == {"value", "low", "high"} | more, name
     brier = metrics["brier"]
     assert 0 <= brier["low"] < brier["value"] < brier["high"] <= 2
     printed = capsys.readouterr().out
