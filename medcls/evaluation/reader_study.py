@@ -19,8 +19,8 @@ from medcls.evaluation.operating import count_at_thresholds
 from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_difference, or_nan, or_none
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import compute_curve, compute_roc
-from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.evaluation.support import Basis, find_rate_support
+from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.evaluation.weighted import ratio
 
 MOST_ROWS = 120

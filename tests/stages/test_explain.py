@@ -252,7 +252,7 @@ def test_file_names_are_plain_and_apart() -> None:
     assert not file_name("../x").startswith(".")
 
 
-def rows_of(gains: list[float], *, blank: int = 0) -> list[dict[str, Any]]:
+def explained_rows(gains: list[float], *, blank: int = 0) -> list[dict[str, Any]]:
     curves = [
         {"blank": False, "deletion_auc": 0.4 - gain, "deletion_auc_random": 0.4}
         | {"insertion_auc": 0.4 + gain, "insertion_auc_random": 0.4}
@@ -266,24 +266,26 @@ def patients_of(number: int) -> list[str]:
 
 
 def test_verdict_of_the_curves_is_of_a_test_over_patients() -> None:
-    sure = summarize(rows_of([0.1] * 8), None, patients=patients_of(8), seed=0)
+    sure = summarize(explained_rows([0.1] * 8), None, patients=patients_of(8), seed=0)
     assert sure["chance"]["deletion"]["verdict"] == "beat chance"
     assert sure["chance"]["deletion"]["p_value"] == pytest.approx(2 / 2**8)
     assert "The maps beat chance (p 0.008, sign flips over 8 images of 8 patients)." in write_sentences(sure)[1]
-    worse = summarize(rows_of([-0.1] * 8), None, patients=patients_of(8), seed=0)
+    worse = summarize(explained_rows([-0.1] * 8), None, patients=patients_of(8), seed=0)
     assert "The maps are WORSE than chance" in write_sentences(worse)[2]
-    mixed = summarize(rows_of([0.1, -0.1, 0.2, -0.1, 0.1, -0.1, 0.05, -0.1]), None, patients=patients_of(8), seed=0)
+    mixed = summarize(
+        explained_rows([0.1, -0.1, 0.2, -0.1, 0.1, -0.1, 0.05, -0.1]), None, patients=patients_of(8), seed=0
+    )
     assert "Undecided: chance may make this difference" in write_sentences(mixed)[1]
-    one = summarize(rows_of([0.1] * 8), None, patients=["one"] * 8, seed=0)
+    one = summarize(explained_rows([0.1] * 8), None, patients=["one"] * 8, seed=0)
     assert "Undecided: 8 images of 1 patients are too few for a test" in write_sentences(one)[1]
 
 
 def test_blank_maps_are_called_blank_and_take_no_part() -> None:
-    found = summarize(rows_of([0.1] * 6, blank=4), None, patients=patients_of(10), seed=0)
+    found = summarize(explained_rows([0.1] * 6, blank=4), None, patients=patients_of(10), seed=0)
     assert found["n_blank"] == 4
     assert found["chance"]["deletion"]["images"] == 6
     assert "4 of 10 maps are BLANK" in write_sentences(found)[1]
-    nothing = write_sentences(summarize(rows_of([], blank=3), None, patients=patients_of(3), seed=0))
+    nothing = write_sentences(summarize(explained_rows([], blank=3), None, patients=patients_of(3), seed=0))
     assert "3 of 3 maps are BLANK" in nothing[1]
     assert len(nothing) == 2
 
