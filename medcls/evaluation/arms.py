@@ -223,10 +223,13 @@ def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Sup
     joined: Support = {}
     for name in known:
         basis = each[0][name]
-        sides = tuple(np.concatenate(side) for side in zip(*(one[name].sides for one in each), strict=True))
+        sides, classes = (
+            tuple(np.concatenate(side) for side in zip(*rows, strict=True))
+            for rows in ([one[name].sides for one in each], [one[name].classes for one in each])
+        )
         # The mean of ratios is not the ratio of the means: it is taken as an error, of all rows.
         alone = len(folds) == 1 or basis.scale != "ratio"
-        joined[name] = replace(basis, sides=sides) if alone else Basis("error")
+        joined[name] = replace(basis, sides=sides, classes=classes) if alone else Basis("error")
     return joined
 
 
