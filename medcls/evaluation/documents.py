@@ -53,8 +53,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
         "uncertainty": name_units(
             "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
-            "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences of "
-            "AUCs; Holm where two runs are compared.",
+            "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences "
+            "of AUCs; Holm where two runs are compared.",
             known,
         ),
         "performance": headline,

@@ -51,8 +51,9 @@ def summarize(
     means = {name: mean_of([row.get(name) for row in rows]) for name in names if any(name in row for row in rows)}
     counts = {"n_images": len(rows), "n_boxes": sum("box_share" in row for row in rows)}
     counts["n_blank"] = sum(bool(row["blank"]) for row in rows)
-    chance = {kind: _test(rows, kind, patients=patients, seed=seed) for kind in ("deletion", "insertion")}
-    tested = {"chance": chance} if "deletion_auc" in means else {}
+    kinds = ("deletion", "insertion") if "deletion_auc" in means else ()
+    chance = {kind: _test(rows, kind, patients=patients, seed=seed) for kind in kinds}
+    tested = {"chance": chance} if chance else {}
     return counts | {"mean": means, "sanity": dict(sanity) if sanity is not None else None} | tested
 
 
