@@ -115,10 +115,10 @@ def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> No
 
 @pytest.mark.parametrize("key", sorted(LIST_KEYS))
 def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
-    evaluate = dict.fromkeys(("subgroups", "shortcuts"), "evaluate")
+    evaluate = dict.fromkeys(("subgroups", "shortcuts", "classes"), "evaluate")
     compare = dict.fromkeys(("common", "extra", "only", "secondary"), "compare")
     command = {"columns": "prepare", "images": "explain", **evaluate, **compare}.get(key, "train")
-    group = ["task=ordinal"] if key == "task.order" else []
+    group = {"task.order": ["task=ordinal"], "classes": ["predictions=p.csv"]}.get(key, [])
     value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]", *group)
     for part in key.split("."):
         value = getattr(value, part)

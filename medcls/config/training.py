@@ -57,7 +57,14 @@ class TrainJob:
     @property
     def varies(self) -> bool:
         """Whether a training image is another one in every epoch: augmented, or cropped at random."""
-        return self.augment.varies or self.crop.size is not None
+        return self.augmented.varies or self.crop.size is not None
+
+    @property
+    def augmented(self) -> AugmentConfig:
+        """augment.*, with augment=auto as none if the features are to be computed once and the head solved on them."""
+        once = self.transfer.kind == "frozen" and self.transfer.views is None and self.transfer.features != "live"
+        left_to_us = self.augment.auto and not self.augment.transforms and self.model.head in ("auto", "svm")
+        return AugmentConfig(sides=self.augment.sides) if once and left_to_us else self.augment
 
     def _check_views(self) -> None:
         views = self.transfer.views

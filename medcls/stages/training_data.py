@@ -85,11 +85,13 @@ def open_data(job: TrainJob) -> TrainingData:
     crop = build_crop(job, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
-    augment = AugmentConfig() if job.model.name == CLINICAL else job.augment
+    augment = AugmentConfig() if job.model.name == CLINICAL else job.augmented
     sides = list_sides(task, clinical=job.clinical.columns)
     chosen = choose_augmentation(augment, store.spec, shape=shape, sides=sides, **read_kinds(store, train_rows))
     if chosen.notice:
         say(chosen.notice)
+    elif job.augment.auto and not augment.auto:
+        say("augment=auto: none, since features of a frozen network are computed once; transfer.views=K adds K views")
     datasets: dict[str, StoreDataset] = {}
     spec: ClinicalSpec | None = None
     for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):

@@ -238,11 +238,12 @@ def test_what_is_kept_is_a_model_like_any_other(run_train: Run, run_evaluate: Ru
 def test_without_augmentation_a_frozen_run_is_cached_and_with_it_a_notice_says_how(
     run_train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_train(tmp_path / "live", "transfer=frozen")
+    run_train(tmp_path / "live", "transfer=frozen", "augment=radiograph")
     assert "transfer.views=K" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
-    run_train(tmp_path / "cached", "transfer=frozen", "augment=none")
+    run_train(tmp_path / "cached", "transfer=frozen", "augment=auto")
     assert (tmp_path / "features").is_dir()
+    assert "augment=auto: none, since features of a frozen network are computed once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_the_folder_of_the_features_is_no_run(run_train: Run, tmp_path: Path) ->
     [
         (["transfer.views=2", "augment=none"], "one view only"),
         (["transfer.features=cached", "augment=none", "crop.scales=[32,32]", "crop.size=24"], "transfer.views=10"),
-        (["transfer.features=cached"], "transfer.views=10"),
+        (["transfer.features=cached", "augment=radiograph"], "transfer.views=10"),
         (["transfer.features=live", "transfer.views=2"], "makes every epoch anew"),
         (["transfer.features=cache"], "nearest: cached"),
         (["transfer.views=0"], ">= 1"),

@@ -58,8 +58,8 @@ def test_every_task_runs_from_store_to_report(run_train: Run, run_evaluate: Run,
 def test_run_folder_has_what_the_design_says(trained: Path, store: Store) -> None:
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert names == {
-        "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json", "images.parquet",
-        "metrics.jsonl", "model.safetensors", "patients.parquet",
+        "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json",
+        "feature_distance.safetensors", "images.parquet", "metrics.jsonl", "model.safetensors", "patients.parquet",
     }  # fmt: skip
     card = read_card(trained / "model.safetensors")
     assert (card.store_sha256, card.architecture, card.ancestors) == (store.sha256, "resnet18", [])
@@ -162,7 +162,7 @@ def test_frozen_run_keeps_every_bit_of_the_pretrained_network(run_train: Run, tm
     folder.mkdir()
     save_file(pretrained, folder / "resnet18-imagenet.safetensors")
     frozen = run_train(
-        tmp_path / "run", "model.weights=imagenet", f"weights_dir={folder}", "transfer=frozen", "trainer.max_steps=3"
+        tmp_path / "run", "model.weights=imagenet", f"weights_dir={folder}", "transfer=frozen", "model.head=linear"
     )
     model, card = read_model(frozen / "model.safetensors")
     for name, value in model.backbone.body.state_dict().items():
@@ -178,14 +178,16 @@ def test_average_of_the_weights_is_what_is_kept(
     original = stage.fit
 
     def record(*args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["keeper"].learner)
-        return original(*args, **kwargs)
+        original(*args, **kwargs)
+        learner = kwargs["keeper"].learner
+        # Afterwards the network gets the weights that are kept, to measure training images by them.
+        seen.append((learner, {name: value.clone() for name, value in learner.model.state_dict().items()}))
 
     monkeypatch.setattr(stage, "fit", record)
     run = run_train(tmp_path / "run", "trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.epochs=1")
-    (learner,) = seen
+    ((learner, last),) = seen
     kept = read_model(run / "model.safetensors")[0].state_dict()
-    averaged, last = learner.average.module.state_dict(), learner.model.state_dict()
+    averaged = learner.average.module.state_dict()
     assert all(torch.equal(value, averaged[name]) for name, value in kept.items())
     for name in ("head.linear.weight", "backbone.body.bn1.running_mean"):
         assert not torch.equal(kept[name], last[name]), name
