@@ -57,6 +57,7 @@ from medcls.stages.split_predictions import (
     predict_split,
     values_of,
 )
+from medcls.stages.training_distance import describe_far, measure_far
 from medcls.stages.voxel_baseline import describe_baseline, measure_baseline
 
 METRICS = "metrics.json"
@@ -100,6 +101,7 @@ def evaluate(job: EvaluateJob) -> None:
     if other is not None:
         metrics["comparison"] = compare_runs(job, predictions, other)
     metrics |= measure_beside(job, predictions)
+    notes += describe_far(metrics.get("training_distance"))
     if job.readers:
         metrics["readers"], found = measure_readers(
             Path(job.readers),
@@ -172,6 +174,9 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
         found["robustness"] = measure_robustness(job, predictions)
     if job.shortcuts:
         found["shortcuts"] = measure_shortcuts(job, predictions)
+    if not predictions.members and predictions.opened.exposure.has_unseen:
+        far = measure_far(job, predictions.run, card=predictions.card, opened=predictions.opened)
+        found |= {"training_distance": far} if far else {}
     baseline = measure_baseline(job, predictions)
     if baseline is not None:
         found["baseline"] = baseline

@@ -122,6 +122,7 @@ def test_metrics_and_report(run_copy: Path, run_evaluate: Run, capsys: pytest.Ca
         "subgroups",
         "recalibration",
         "conformal",
+        "training_distance",
     }
     assert beside <= set(metrics)
     assert metrics["openings"] == 1

@@ -516,6 +516,20 @@ def test_distance_is_that_of_the_features_of_training(
     assert distance.false_alarms == pytest.approx(1 / 13)
 
 
+def test_evaluate_measures_how_many_test_images_predict_would_call_far(
+    predict: Callable[..., Rows], run_copy: Path, run_evaluate: Callable[..., Path], raw: Path, store: Store
+) -> None:
+    rows = by_image(predict(run_copy, raw))
+    test = rows_of(read_split(store, "default")[0], "test")
+    far = [rows[name]["training_distance"] > 1 for name in store.column("image_id", test)]
+    found = read_json(run_evaluate(run_copy, "split=test") / "metrics.json")["training_distance"]
+    assert found["share"] == pytest.approx(np.mean(far))
+    assert (found["images"], found["patients"]) == (len(test), 6)
+    assert found["expected"] == pytest.approx(1 / 13)
+    assert 0 <= found["low"] <= found["share"] <= found["high"] <= 1
+    assert found["high"] - found["low"] > 0.3  # six patients, not twelve images
+
+
 @pytest.mark.parametrize(
     ("out_of_domain", "state", "reason"),
     [("refuse", "refused", "far_from_training"), ("note", "ok", "far_from_training"), ("allow", "ok", None)],
