@@ -73,6 +73,11 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         found = choose_identity("auto", source, listed_files(listing))
         kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
         identity = read_identity(kind, key_file=job.deidentify.key_file)
+        if kind == "declared":
+            say(
+                "deidentify=declared: paths and patient ids are kept as they are in the store; set deidentify=hmac "
+                "deidentify.key_file=FILE if they tell who a patient is"
+            )
         plan = build_plan(job, source=source, listing=listing, identity=identity, has_dicom=found == "hmac")
         setting = _setting(job, source=source, folder=folder, identity=identity)
         if (folder / DATASET).is_file():

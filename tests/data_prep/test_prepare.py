@@ -25,7 +25,7 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
-from medcls.identity import KEY_VARIABLE
+from medcls.identity import KEY_VARIABLE, write_key
 
 Rows = list[dict[str, Any]]
 Prepare = Callable[..., Store]
@@ -578,3 +578,15 @@ def test_an_empty_source_is_named_first(tmp_path: Path, run_prepare: Prepare) ->
     (tmp_path / "raw").mkdir()
     with pytest.raises(MissingInputError, match="holds no file: is the right folder mounted"):
         run_prepare(tmp_path / "raw", tmp_path / "store", labels=None)
+
+
+def test_ids_that_are_kept_as_declared_are_said(
+    write_source: Any, tmp_path: Path, run_prepare: Prepare, capsys: Any
+) -> None:
+    source = write_source(tmp_path / "raw", patients=6)
+    run_prepare(source, tmp_path / "store", "split.on_missing=report")
+    assert "deidentify=declared: paths and patient ids are kept as they are" in capsys.readouterr().err
+    write_key(tmp_path / "key.txt")
+    hidden = ["deidentify=hmac", f"deidentify.key_file={tmp_path / 'key.txt'}", "split.on_missing=report"]
+    run_prepare(source, tmp_path / "hidden", *hidden)
+    assert "kept as they are" not in capsys.readouterr().err
