@@ -180,16 +180,26 @@ def read_decision(operating: Mapping[str, Any], predictions: Predictions, *, lev
     return build_decision(predictions, rule, points=points, chosen_on=describe_rows(chosen) if chosen else "")
 
 
-def describe_few(chosen_on: Mapping[str, Any]) -> list[str]:
-    """Return a warning if few patients of a class made the choices; [] for enough, and for files of version 0.2.0."""
+def describe_few(operating: Mapping[str, Any]) -> list[str]:
+    """Return a warning if few patients of a class made the choices; [] for enough, and for files of version 0.2.0.
+
+    Args:
+        operating: operating_points.json; {} = nothing was chosen.
+    """
+    chosen_on = operating.get("chosen_on", {})
     few = {name: count for name, count in chosen_on.get("patients_by_class", {}).items() if count < FEW_PATIENTS}
     if not few:
         return []
     said = ", ".join(f"{count} of {name}" for name, count in few.items())
-    return [
-        f"few patients made the choices: split {chosen_on['split']} has {said} (fewer than {FEW_PATIENTS}): epoch and "
-        "thresholds may be chance"
-    ]
+    # Who made the scores of a file chose their epoch, on rows that are not known here.
+    of_run = chosen_on.get("frozen", True) is True
+    where = f"split {chosen_on['split']}" if of_run else chosen_on["split"]
+    chance = ["epoch"] * of_run + ["thresholds"]
+    for level, name in ((STUDY, "studies"), (PATIENT, "patients")):
+        rule = operating.get("levels", {}).get(level, {}).get("aggregation", {}).get("rule")
+        chance += [f"the rule by which images become {name} ({rule.replace('_', '-')})"] if rule else []
+    listed = " and ".join(filter(None, [", ".join(chance[:-1]), chance[-1]]))
+    return [f"few patients made the choices: {where} has {said} (fewer than {FEW_PATIENTS}): {listed} may be chance"]
 
 
 def describe_rows(chosen_on: Mapping[str, Any]) -> str:

@@ -102,13 +102,19 @@ def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[t
     return [(name, int(rows.sum()), len(np.unique(patients[rows]))) for name, rows in chosen]
 
 
-def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[str] = ()) -> str:
+def count_labels(predictions: Predictions) -> int:
+    """Return how many labels the numbers of a whole task are a mean of; 0 = it is no task of several labels."""
+    return len(predictions.class_names) if predictions.kind == "multilabel" else 0
+
+
+def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[str] = (), labels: int = 0) -> str:
     """Return the headline metrics with their intervals, one per line; metrics.json has those of each class too.
 
     Args:
         metrics: As in metrics.json.
         title: What was evaluated.
         calls: Sentences on classes that none or all of the images were called.
+        labels: Of `count_labels`.
     """
     known = str(metrics.get("patients_from", ""))
     over = name_units("95 % intervals over patients", known)
@@ -121,11 +127,13 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in PRINTED:
             continue
+        shown = f"{name} (mean of {labels} labels)" if labels else name
+        why = entry.get("reason") or entry.get("note", "")
         if entry["value"] is None:
-            lines.append(f"  {name:28s} undefined: {entry.get('reason', '')}")
+            lines.append(f"  {shown:28s} undefined: {why}")
         else:
-            interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
-            lines.append(f"  {name:28s} {entry['value']:.3f}{interval}")
+            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
+            lines.append(f"  {shown:28s} {entry['value']:.3f}  {interval or f'no interval: {why}'}")
     return "\n".join(lines)
 
 

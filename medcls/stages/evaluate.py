@@ -19,7 +19,7 @@ from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import choose_worst
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.report import REPORT, write_report
-from medcls.evaluation.tables import format_metrics
+from medcls.evaluation.tables import count_labels, format_metrics
 from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file, write_json
 from medcls.identity import PER_IMAGE, name_units
 from medcls.models.backbones import CLINICAL
@@ -74,6 +74,7 @@ def evaluate(job: EvaluateJob) -> None:
     check_sees_images(job, members)
     plan = freeze_plan(job, members)
     choices = freeze_choices(job, members)
+    choices.say_notes()
     other = open_other(job, like=first) if job.against else None
     predictions = choices.decide_rows(predict_members(job, members, use=describe_use(job, other)))
     metrics = measure(job, predictions, choices)
@@ -125,7 +126,8 @@ def evaluate(job: EvaluateJob) -> None:
         written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes, facts=size)
     elif (predictions.folder / REPORT).is_file():
         say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
-    put(format_metrics(metrics, title=job.split, calls=describe_calls(predictions.rows.predictions)))
+    one = predictions.rows.predictions
+    put(format_metrics(metrics, title=job.split, calls=describe_calls(one), labels=count_labels(one)))
     if "baseline" in metrics:
         put(describe_baseline(metrics["baseline"]))
     if plan is not None:

@@ -19,6 +19,7 @@ from medcls.evaluation.assessment import (
     assess,
     choose_calibration,
     choose_operating,
+    describe_few,
     measure_rows,
     read_decision,
 )
@@ -27,10 +28,11 @@ from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.recalibration import count_patients as count_by_class
 from medcls.evaluation.recalibration import select_rows
 from medcls.evaluation.report import REPORT, write_report
 from medcls.evaluation.subgroups import count_patients, name_age_band
-from medcls.evaluation.tables import format_metrics
+from medcls.evaluation.tables import count_labels, format_metrics
 from medcls.evaluation.thresholds import GIVEN, list_rules
 from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE
@@ -152,7 +154,11 @@ def evaluate_scores(job: EvaluateJob) -> None:
     elif (folder / REPORT).is_file():
         say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")
     put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
-    put(format_metrics(metrics, title=Path(str(job.predictions)).name, calls=calls))
+    put(
+        format_metrics(
+            metrics, title=Path(str(job.predictions)).name, calls=calls, labels=count_labels(rows.predictions)
+        )
+    )
     if plan is not None:
         put(format_analysis(metrics["analysis"]))
     put(f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}")
@@ -200,6 +206,7 @@ def choose(job: EvaluateJob, folder: Path, wanted: Wanted) -> Chosen:
     check_choice("decision", settings["decision"], known)
     sizes = {"n_images": len(table.rows.patient_ids), "n_patients": len(set(table.rows.patient_ids))}
     chosen_on = {"split": f"the file {Path(job.choices).name}", "sha256": table.sha256, "frozen": UNKNOWN, **sizes}
+    chosen_on["patients_by_class"] = count_by_class(one, table.rows.patients)
     shared = {"format": FORMAT, "chosen_on": chosen_on, "settings": settings}
     operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(table.rows, rules=rules)
     calibration = shared | choose_calibration(table.rows, alpha=settings["alpha"], seed=job.seed)
@@ -228,7 +235,10 @@ def check_frozen(folder: Path, operating: Mapping[str, Any]) -> None:
     if not (folder / METRICS).is_file() or not (folder / OPERATING).is_file():
         return
     before = read_json(folder / OPERATING)
-    changed = [key for key in ("chosen_on", "settings") if before.get(key) != operating[key]]
+    # What only a later version notes of the same rows is no change.
+    known = before.get("chosen_on", {})
+    now = dict(operating) | {"chosen_on": {key: value for key, value in operating["chosen_on"].items() if key in known}}
+    changed = [key for key in ("chosen_on", "settings") if before.get(key) != now[key]]
     if changed:
         raise ConfigError(
             f"out={folder}: its rows were evaluated with other choices ({' and '.join(changed)} differ): use the same "
@@ -342,11 +352,12 @@ def describe_classes(table: ScoreTable) -> str:
 
 
 def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]:
-    """Return what a reader must know first."""
+    """Return what a reader must know first, and say it on the terminal."""
     notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
     if chosen.table is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
         how = "set by threshold=" if job.threshold is not None else "0.5 by default"
         notes.append(f"nothing was chosen on other rows: the threshold is {how}")
+    notes += describe_few(chosen.operating)
     if table.left_out:
         notes.append(f"{table.left_out} rows without a truth are left out")
     if not table.rows.predictions.probabilities and table.form.kind != "regression":
@@ -360,6 +371,9 @@ def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]
         notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
     if job.against:
         notes.append("the thresholds of predictions= are used for against=, too")
+    # The first stands on the terminal below the numbers.
+    for note in notes[1:]:
+        say(f"notice: {note}")
     return notes
 
 

@@ -61,6 +61,11 @@ class Choices:
         one = found.rows.predictions
         return replace(found, rows=replace(found.rows, predictions=self.decide(one).apply(one)))
 
+    def say_notes(self) -> None:
+        """Say on the terminal what the report says of the choices."""
+        for note in self.notes:
+            say(f"notice: {note}")
+
 
 def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
     """Returns what was chosen on the validation split for the model; chosen and written now where it was not yet.
@@ -99,8 +104,6 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
     say(f"chosen on {describe_rows(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
-    for note in describe_few(choices.operating["chosen_on"]):
-        say(f"notice: {note}")
     return choices
 
 
@@ -213,7 +216,7 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
 
 
 def _describe(operating: dict[str, Any]) -> list[str]:
-    few = describe_few(operating["chosen_on"])
+    few = describe_few(operating)
     late = operating["chosen_on"]["test_openings_before"]
     if not late:
         return few

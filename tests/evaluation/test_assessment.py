@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating
+from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating, describe_few
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.thresholds import list_rules
@@ -70,6 +70,21 @@ def test_thresholds_come_from_where_they_were_chosen_alone(make_rows):
     one, two = (measure(rows, *frozen)["operating_points"] for rows in (here, turned))
     assert [point["threshold"] for point in one] == [point["threshold"] for point in two]
     assert one[0]["rates"] != two[0]["rates"]
+
+
+def test_few_patients_name_every_choice_that_may_be_chance():
+    levels = {"image": {"points": []}, "patient": {"aggregation": {"rule": "noisy_or"}}}
+    chosen_on = {"split": "val", "patients_by_class": {"healthy": 12, "tumour": 5}}
+    of_run = describe_few({"chosen_on": chosen_on, "levels": levels})
+    assert of_run == [
+        "few patients made the choices: split val has 5 of tumour (fewer than 10): epoch, thresholds and the rule by "
+        "which images become patients (noisy-or) may be chance"
+    ]
+    of_file = describe_few({"chosen_on": chosen_on | {"split": "the file val.csv", "frozen": "unknown"}, "levels": {}})
+    assert of_file == [
+        "few patients made the choices: the file val.csv has 5 of tumour (fewer than 10): thresholds may be chance"
+    ]
+    assert describe_few({"chosen_on": {"split": "val"}}) == describe_few({}) == []
 
 
 def test_levels_are_those_that_differ(make_rows):

@@ -593,15 +593,18 @@ def test_headlines_are_printed_with_their_intervals() -> None:
         "auc": {"value": 0.91234, "low": 0.8, "high": 0.95},
         "f1": {"value": None, "low": None, "high": None, "reason": "no positive"},
         "auc_0": {"value": 0.5, "low": 0.4, "high": 0.6},
-        "brier": {"value": 0.2, "low": None, "high": None},
+        "brier": {"value": 0.2, "low": None, "high": None, "reason": "one patient"},
         "n_images": 4,
         "n_patients": 3,
     }
     lines = format_metrics(json.loads(json.dumps(metrics)), title="test").splitlines()
     assert lines[0] == "test: 4 images of 3 patients, 95 % intervals over patients"
     assert [line.split() for line in lines[1:]] == [
-        ["auc", "0.912", "[0.800,", "0.950]"], ["f1", "undefined:", "no", "positive"], ["brier", "0.200"],
+        ["auc", "0.912", "[0.800,", "0.950]"], ["f1", "undefined:", "no", "positive"],
+        ["brier", "0.200", "no", "interval:", "one", "patient"],
     ]  # fmt: skip
+    several = format_metrics(metrics, title="test", labels=2).splitlines()
+    assert several[1].split() == ["auc", "(mean", "of", "2", "labels)", "0.912", "[0.800,", "0.950]"]
 
 
 @pytest.mark.gpu

@@ -241,6 +241,27 @@ def test_choices_are_written_before_the_main_file_is_opened(
         run_scores(write_rows(make_rows()), f"choices={choices}", "sensitivity_at_least=[0.9]")
 
 
+def test_few_patients_of_the_choices_and_rows_left_out_are_said_on_terminal_and_page(
+    run_scores: Callable[..., dict[str, Any]],
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    choices = write_rows(make_rows(9, first=100, seed=1), "val.csv")  # 3 of 9 patients are cases
+    rows = make_rows()
+    run_scores(write_rows([rows[0] | {"truth": ""}, *rows[1:]]), f"choices={choices}")
+    page, captured = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr()
+    for expected in ("the file val.csv has 6 of CN, 3 of AD (fewer than 10)", "1 rows without a truth are left out"):
+        assert expected in page
+        assert expected in captured.out + captured.err
+    # Choices that an earlier version wrote without these counts are the same choices.
+    path = tmp_path / "out" / "operating_points.json"
+    before = read_json(path)
+    del before["chosen_on"]["patients_by_class"]
+    path.write_text(json.dumps(before))
+    run_scores(tmp_path / "scores.csv", f"choices={choices}")
+
+
 def test_patients_in_both_files_are_refused(
     run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
 ) -> None:

@@ -72,6 +72,16 @@ def test_test_applies_what_was_frozen_on_validation(run_copy: Path, run_evaluate
     assert metrics["chosen_on"]["where"] == "val (12 images of 6 patients)"
 
 
+def test_few_patients_of_the_choices_are_said_when_they_are_made_and_when_test_is_evaluated(
+    run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("val", "test"):
+        run_evaluate(run_copy, f"split={split}")
+        captured = capsys.readouterr()
+        said = (captured.out + captured.err).count("notice: few patients made the choices: split val has")
+        assert said == 1, split
+
+
 def test_nothing_frozen_is_chosen_on_validation_before_test_is_opened(
     run_copy: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
