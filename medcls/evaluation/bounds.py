@@ -23,7 +23,7 @@ LEAST_IN_CLASS = {"error": 10, "explained": 10, "real": 20, "agreement": 20, "pr
 """Patients of the smallest class from which an interval held the truth as often as promised, by scale."""
 
 LEAST_IN_DIFFERENCE = 40
-FEW_EXCEPTIONS = 2.5  # rows that are not like all others, of a share near 0 or 1
+FEW_EXCEPTIONS = 2.5  # rows on the smaller side of a share
 PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
 
 
@@ -36,13 +36,13 @@ class Base:
             numbers those of each class.
         rows: Likewise.
         clustered: A patient has several rows.
-        smallest: Patients of the question's smallest class, also if the number is over all rows; 0 = no classes.
+        smallest: Patients of the question's smallest class, also if the number is over all rows; None = no classes.
     """
 
     patients: tuple[int, ...]
     rows: tuple[int, ...]
     clustered: bool
-    smallest: int = 0
+    smallest: int | None = None
 
     @property
     def fewest(self) -> int:
@@ -88,12 +88,14 @@ def note_undercoverage(scale: str, value: float, base: Base, *, difference: bool
     Source: simulation, docs/results/coverage.md.
     """
     needed = LEAST_IN_DIFFERENCE if difference else LEAST_IN_CLASS.get(scale, 0)
-    if 0 < base.smallest < needed:
-        few = f"{base.smallest} patients in the smallest class, fewer than {needed}"
+    if base.smallest is not None and base.smallest < needed:
+        number = "1 patient" if base.smallest == 1 else f"{base.smallest} patients"
+        few = f"{number} in the smallest class, fewer than {needed}"
         return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
     wrong = min(value, 1 - value) * base.rows[0] if scale == "share" else 0.0
     if not difference and 0 < wrong < FEW_EXCEPTIONS:
-        return "very near 0 or 1: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
+        few = f"fewer than 3 exceptions out of {base.rows[0]}"
+        return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
     return ""
 
 

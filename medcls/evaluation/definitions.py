@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HIGH, LOW = "high", "low"
+HOW_INTERVALS = (
+    "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
+    "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences of AUCs; "
+    "Holm where two runs are compared."
+)
+"""How the intervals are made, in words for the report and the checklists."""
 
 
 @dataclass(frozen=True, slots=True)

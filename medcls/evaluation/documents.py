@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
-from medcls.evaluation.definitions import DEFINITIONS, HEADLINES
+from medcls.evaluation.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.odds_table import build_odds_tables, say_number
@@ -51,12 +51,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "missing": "Images without a label of the task are left out and counted; an unknown label of several is no row "
         "of that label. Unreadable files are quarantined with a reason.",
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
-        "uncertainty": name_units(
-            "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
-            "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences "
-            "of AUCs; Holm where two runs are compared.",
-            known,
-        ),
+        "uncertainty": name_units(HOW_INTERVALS, known),
         "performance": headline,
         "flow": [dict(step) for step in evaluation.flow],
         "demographics": {name: dict(facts) for name, facts in evaluation.demographics.items()},

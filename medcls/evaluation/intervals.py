@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from medcls.evaluation.bounds import Base, Limits, bound, combine_mean, combine_ratio, note_undercoverage
 from medcls.evaluation.calibration import compute_confidence, expect_ece
+from medcls.evaluation.definitions import name_metric
 from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
 from medcls.evaluation.support import Basis, Support, find_support
@@ -213,9 +214,18 @@ def describe_estimates(
             entries[name] = {"value": value, "low": None, "high": None, "reason": limits}
         else:
             entries[name] = {"value": value, "low": limits[0], "high": limits[1]}
-            note = note_undercoverage(support[name].scale, value, counts[name])
+            note = _find_note(name, value, support, counts)
             entries[name] |= {"note": note} if note else {}
     return entries
+
+
+def _find_note(name: str, value: float, support: Support, counts: Mapping[str, Base]) -> str:
+    """The note on an interval; a mean has that of its part with the fewest patients, with the part's name."""
+    few = [part for part in support[name].parts if note_undercoverage(support[part].scale, math.nan, counts[part])]
+    if support[name].scale != "mean" or not few:
+        return note_undercoverage(support[name].scale, value, counts[name])
+    worst = min(few, key=lambda part: counts[part].smallest or 0)
+    return f"{name_metric(worst)}: {note_undercoverage(support[worst].scale, math.nan, counts[worst])}"
 
 
 def _limit(
@@ -243,6 +253,8 @@ def _limit(
             correlation = correlate([drawn[part] for part in basis.parts])
             return combine_mean([values[part] for part in basis.parts], given, correlation)[1]
         return _limit_ratio(basis, [values[part] for part in basis.parts], given)
+    if basis.side_names and base.fewest == 1:
+        return f"1 patient {basis.side_names[base.patients.index(1)]}: there is nothing to resample"
     if max(base.patients) == 1:
         return SINGLE
     defined = drawn[name][np.isfinite(drawn[name])]

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from medcls.evaluation.assessed_tables import build_verdict_table
+from medcls.evaluation.definitions import HOW_INTERVALS
 from medcls.evaluation.documents import write_documents
 from medcls.evaluation.drawing import embed_image
 from medcls.evaluation.evaluation import Evaluation
@@ -16,7 +17,7 @@ from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
 from medcls.files import write_bytes
-from medcls.identity import PER_IMAGE
+from medcls.identity import PER_IMAGE, name_units
 from medcls.templates import load_template
 
 REPORT = "report.html"
@@ -55,6 +56,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         graded=predictions.has_grades,
         positive_class=predictions.positive_class,
         patients_known=evaluation.metrics.get("patients_from") != PER_IMAGE,
+        intervals=name_units(HOW_INTERVALS, str(evaluation.metrics.get("patients_from", ""))),
         cards=build_cards(predictions, evaluation.metrics),
         counts=build_counts(predictions, evaluation.patient_ids),
         metric_table=build_metric_table(evaluation.metrics),

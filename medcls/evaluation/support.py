@@ -26,6 +26,7 @@ class Basis:
         positive: Of ratios and predictive values: those of a positive answer.
         prevalence: Of a predictive value.
         classes: (N,) each: the rows of each class of the question.
+        side_names: What the rows of each side are, "with fracture"; () if a side is all rows or a class of several.
     """
 
     scale: str
@@ -34,6 +35,7 @@ class Basis:
     positive: bool = True
     prevalence: float = 0.0
     classes: tuple[Mask, ...] = ()
+    side_names: tuple[str, ...] = ()
 
     def count(self, patients: Integers, *, repeats: int = 1) -> Base:
         """Return how many patients and rows there are on each side that has any.
@@ -45,8 +47,8 @@ class Basis:
         sides = [side for side in self.sides if side.any()] or [np.ones(len(patients), dtype=bool)]
         known = tuple(int(np.count_nonzero(np.bincount(patients[side]))) for side in sides)
         rows = tuple(int(side.sum()) for side in sides)
-        present = [side for side in self.classes or (self.sides if len(self.sides) > 1 else ()) if side.any()]
-        smallest = min((int(np.count_nonzero(np.bincount(patients[side]))) for side in present), default=0)
+        classes = self.classes or (self.sides if len(self.sides) > 1 else ())
+        smallest = min((int(np.count_nonzero(np.bincount(patients[side]))) for side in classes), default=None)
         counted = tuple(max(1, round(number / repeats)) for number in rows)
         return Base(known, counted, clustered=known != rows, smallest=smallest)
 
@@ -79,13 +81,20 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
         if key in questions:
             sides = tuple(questions[key][over] for over in definition.over)
             of_question = tuple(questions[key][side] for side in ("cases", "others"))
+            side_names = _name_sides(predictions, key, definition.over)
         else:
+            side_names = ()
             sides = classes if "cases" in definition.over else (everyone,)
             of_question = classes
         rates = (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
         positive = stem == "lr_positive"
         support[name] = Basis(
-            definition.scale, sides, rates if definition.scale == "ratio" else (), positive, classes=of_question
+            definition.scale,
+            sides,
+            rates if definition.scale == "ratio" else (),
+            positive,
+            classes=of_question,
+            side_names=side_names,
         )
     return support
 
@@ -125,6 +134,22 @@ def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
     predicted = predictions.grade_predicted
     found = {f"_{name}": _list_masks(everyone, true == k, predicted == k) for k, name in enumerate(names)}
     return found | {f"_above_{name}": _list_masks(everyone, true > k, predicted > k) for k, name in enumerate(names)}
+
+
+def _name_sides(predictions: Predictions, key: str, over: tuple[str, ...]) -> tuple[str, ...]:
+    """What the rows of each side of a yes-or-no question are, in words; () if a side is all rows."""
+    name = (key or f"_{predictions.class_names[-1]}")[1:]
+    if key.startswith("_above_") and name not in predictions.class_names:
+        case, other = f"above {name[len('above_') :]}", f"not above {name[len('above_') :]}"
+    elif predictions.kind == "multilabel":
+        case, other = f"with {name}", f"without {name}"
+    else:
+        case, other = f"of class {name}", f"of another class than {name}"
+        if predictions.kind == "binary":
+            other = f"of class {predictions.class_names[0]}"
+    words = {"cases": case, "others": other, "called": f"called {name}", "cleared": f"not called {name}"}
+    words["either"] = f"{case} or called so"
+    return tuple(words[side] for side in over) if "all" not in over else ()
 
 
 def _has_classes(predictions: Predictions) -> bool:

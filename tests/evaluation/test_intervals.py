@@ -114,7 +114,45 @@ def test_interval_that_is_known_to_hold_too_rarely_says_so(make_task):
     nearly = np.where(task["y_true"] == 1, 0.9, 0.1)
     nearly[0] = 0.9
     assert found["auc"]["low"] is not None
-    assert compute(task, ids, y_score=nearly)["specificity"]["note"].startswith("very near 0 or 1")
+    assert compute(task, ids, y_score=nearly)["specificity"]["note"].startswith("fewer than 3 exceptions out of ")
+
+
+def test_an_area_with_one_patient_on_a_side_has_no_interval_nor_has_its_mean(make_task):
+    """One positive patient says nothing of how much an AUC varies between patients."""
+    task, ids = make_task("multilabel"), [str(row) for row in range(60)]
+    true = np.nan_to_num(task["y_true"])
+    true[:, 1] = np.arange(60) == 7
+    found = compute(task, ids, y_true=true)
+    assert found["auc_KL0"]["low"] is not None
+    for name in ("auc_KL1", "auc", "average_precision", "recall_KL1", "balanced_accuracy"):
+        assert found[name]["value"] is not None
+        assert found[name]["low"] is None
+        assert found[name]["reason"] == "1 patient with KL1: there is nothing to resample", name
+    binary = compute(make_task("binary"), ids, y_true=(np.arange(60) != 7).astype(int))
+    assert binary["auc"]["reason"] == f"1 patient of class {make_task('binary')['class_names'][0]}" + (
+        ": there is nothing to resample"
+    )
+
+
+@pytest.mark.parametrize(("positives", "words"), [(0, "0 patients"), (1, "1 patient"), (3, "3 patients")])
+def test_the_note_of_a_label_is_that_of_the_mean_also_without_positives(make_task, positives, words):
+    task = make_task("multilabel", rows=120)
+    true = np.zeros_like(task["y_true"])
+    true[::2] = 1
+    true[:, 2] = np.arange(120) < positives
+    found = compute(task, [str(row) for row in range(120)], y_true=true)
+    note = f"{words} in the smallest class, fewer than 10: such intervals hold the truth less often than 95 %"
+    assert found["brier_KL2"]["note"].startswith(note)
+    assert found["brier"]["note"].startswith(f"Brier score KL2: {note}")
+    assert "note" not in found["brier_KL1"]
+
+
+def test_few_exceptions_are_counted_also_at_a_half(make_task):
+    true = np.array([1] * 4 + [0] * 40)
+    score = np.where(np.arange(44) < 2, 0.9, 0.1)
+    found = compute(make_task("binary"), [str(row) for row in range(44)], y_true=true, y_score=score)["sensitivity"]
+    assert found["value"] == 0.5
+    assert found["note"].startswith("fewer than 3 exceptions out of 4: such intervals")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +236,7 @@ def test_one_patient_has_values_and_no_intervals(make_task):
     found = compute(make_task("binary"), ["only"] * 60)
     assert found["auc"]["value"] > 0.5
     assert found["auc"]["low"] is None
-    assert found["auc"]["reason"] == "one patient only: there is nothing to resample"
+    assert found["brier"]["reason"] == "one patient only: there is nothing to resample"
 
 
 def test_an_absent_class_is_null_with_its_name(make_task, make_patients):
@@ -226,7 +264,7 @@ def test_a_class_of_one_patient_with_two_images_has_a_value_and_no_interval(make
     found = compute(task, make_patients(60), y_true=true)["sensitivity"]
     assert found["value"] is not None
     assert found["low"] is None
-    assert found["reason"] == "one patient only: there is nothing to resample"
+    assert found["reason"] == f"1 patient of class {task['class_names'][1]}: there is nothing to resample"
 
 
 def test_separated_classes_have_no_slope_and_the_reason_says_so(make_task, make_patients):

@@ -183,6 +183,23 @@ def test_a_split_of_one_class_and_one_patient_still_gets_a_page(write, make_task
     assert "no image" in page.text
 
 
+@pytest.mark.parametrize("patients_from", ["", "per_image"])
+def test_the_page_and_the_checklist_say_the_same_of_the_intervals(write, patients_from):
+    path, page, _ = write("binary", extra={"patients_from": patients_from})
+    filled = json.loads((path.parent / "claim.json").read_text())["filled"]
+    (said,) = (entry["filled"] for entry in filled if entry["item"] == "29")
+    assert "Wilson for shares" in said
+    assert said in page.text
+    assert "percentile" not in page.text
+
+
+@pytest.mark.parametrize(("kind", "matrix"), [("binary", True), ("multilabel", False)])
+def test_the_decision_speaks_of_a_confusion_matrix_only_where_there_is_one(write, kind, matrix):
+    _, page, _ = write(kind, extra={"decision": {"rule": "half", "words": "Decision: 0.5.", "thresholds": {}}})
+    assert ("the confusion matrix and the subgroups use it" in page.text) is matrix
+    assert "the subgroups use it" in page.text
+
+
 def test_values_without_grades_are_plotted_against_the_truth(write):
     path, page, metrics = write("regression", class_names=(), grades=False)
     assert {figure.stem for figure in (path.parent / "figures").glob("*.png")} == {"values", "residuals"}
