@@ -294,7 +294,7 @@ def build_page(done: Sequence[Mapping[str, Any]]) -> str:
         "Cells: percent of the intervals that hold the truth. Bold: below 93 by more than two standard errors of the",
         "simulation; in brackets: given in less than half of the data sets; empty: in fewer than 30. Numbers of single",
         "classes are added up. ECE has no interval (decision 0047). If intervals hold too rarely (few patients of a",
-        "class, shares with fewer than 3 exceptions) metrics.json and the report say so beside them (`note_undercoverage`).",
+        "class, shares with under 3 exceptions) metrics.json and the report say so beside them (`note_undercoverage`).",
         "",
     ]
     for kind in dict.fromkeys(kind for kind, _ in totals):
