@@ -36,7 +36,7 @@ from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.frozen_choices import Choices, read_choices
-from medcls.stages.prediction_levels import complete_cases, describe_repeats
+from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import (
     OK,
     REFUSED,
@@ -51,7 +51,7 @@ from medcls.stages.prediction_table import (
 from medcls.stages.region_file import check_regions, read_regions, split_cases
 from medcls.stages.training_distance import read_training_distance
 from medcls.training.checkpoint import ModelCard, read_card, read_model
-from medcls.training.feature_distance import FeatureDistance, tap_features
+from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
 from medcls.training.learner import StepRules
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.prediction import predict_logits
@@ -138,6 +138,8 @@ def predict(job: PredictJob) -> None:
     if not any(case.state == OK for case in cases):
         raise DataError(f"no image could be classified: {line}")
     put(line)
+    for answer in describe_answers(everyone, cards[0].task):
+        put(answer)
 
 
 def read_cards(job: PredictJob) -> list[ModelCard]:
@@ -274,7 +276,7 @@ def judge_distance(case: Case, distance: float, *, false_alarms: float, out_of_d
         out_of_domain: "refuse", "note" or "allow".
     """
     case.distance = distance
-    if distance <= 1 or out_of_domain == "allow":
+    if distance <= FAR or out_of_domain == "allow":
         return
     # With few validation images the threshold is the farthest of them: too many sound images would be refused by it.
     refuse = out_of_domain == "refuse" and false_alarms <= MOST_FALSE_ALARMS

@@ -11,8 +11,9 @@ import numpy as np
 from medcls.data.targets import Task
 from medcls.evaluation.aggregation import RULES, aggregate
 from medcls.evaluation.curves import list_questions
-from medcls.evaluation.decision import build_decision
+from medcls.evaluation.decision import build_decision, describe_calls
 from medcls.evaluation.recalibration import apply_recalibration
+from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import Rule
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_table import (
@@ -132,6 +133,28 @@ def describe_repeats(cases: Sequence[Case]) -> list[str]:
             "series combines them; rows with level=image keep them apart"
         )
     return notices
+
+
+def describe_answers(cases: Sequence[Case], task: Task) -> list[str]:
+    """Return how many images were called each class, by which rule and threshold; of values nothing."""
+    scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
+    if not scored or task.kind == "regression":
+        return []
+    decision = scored[0].decision
+    if decision is None:
+        return []
+    predictions = decision.apply(build_predictions(task, np.array([case.scores for case in scored])))
+    if predictions.kind in ("binary", "multilabel"):
+        counts = dict(zip(decision.thresholds, predictions.called.sum(axis=0).tolist(), strict=True))
+    else:
+        called = np.bincount(predictions.grade_predicted, minlength=len(task.class_names))
+        counts = dict(zip(predictions.class_names, called.tolist(), strict=True))
+    lines = []
+    for name, count in counts.items():
+        threshold = decision.thresholds.get(name)
+        by = "" if threshold is None or np.isinf(threshold) else f", threshold {format_threshold(threshold)}"
+        lines.append(f"{name}: {count} of {len(scored)} images, rule {decision.rule}{by}")
+    return [*lines, *describe_calls(predictions)]
 
 
 def decide_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> None:

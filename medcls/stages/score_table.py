@@ -25,6 +25,8 @@ ROLES = {
 """What a column is for, to the names that it may have."""
 SCORE, SCORE_OF = "score", "score_"
 LABELS_OF = ("label_", "truth_")
+SEX = "sex"
+_SEXES = {"male": "m", "female": "f", "other": "o", "u": "", "unknown": ""}
 WEIGHTS = ("weight", "weights", "sample_weight")
 
 
@@ -324,9 +326,8 @@ def _read_rows(file: ScoreFile, form: Form, wanted: Wanted, *, margins: bool) ->
     )
     known = ~np.isnan(truth).all(axis=1) if truth.ndim == 2 else ~np.isnan(truth)
     ids = file.columns[patient] if patient else [str(row) for row in range(len(file))]
-    for row, name in enumerate(ids):
-        if not name:
-            faults.add(f"{patient} is blank", row)
+    if patient:
+        _check_patients(file, patient, faults)
     if image:
         first: dict[str, int] = {}
         for row, name in enumerate(file.columns[image]):
@@ -354,6 +355,18 @@ def _read_rows(file: ScoreFile, form: Form, wanted: Wanted, *, margins: bool) ->
         patient is not None,
         {"images": len(file), "patients": len(set(ids))},
     )
+
+
+def _check_patients(file: ScoreFile, patient: str, faults: Faults) -> None:
+    """Note rows without a patient, and those of another sex than an earlier row of their patient."""
+    ids, said = file.columns[patient], dict[str, str]()
+    sexes = file.columns.get(SEX, [""] * len(ids))
+    for row, (name, cell) in enumerate(zip(ids, sexes, strict=True)):
+        sex = _SEXES.get(cell.lower(), spell_label(cell).lower())
+        if not name:
+            faults.add(f"{patient} is blank", row)
+        elif sex and said.setdefault(name, sex) != sex:
+            faults.add(f"{SEX} is not that of an earlier row of the same patient", row)
 
 
 def _check(form: Form, truth: Floats, score: Floats, *, probabilities: bool) -> Predictions:

@@ -28,6 +28,7 @@ from medcls.stages.evaluation_data import Opened
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import ModelCard, compute_digest, read_model
 from medcls.training.feature_distance import (
+    FAR,
     FeatureDistance,
     fit_distance,
     read_distance,
@@ -137,7 +138,7 @@ def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened)
     clinical = None if opened.clinical is None else opened.clinical[drawn]
     part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
     dataset = part.build_dataset(crop=card.crop)
-    far = distance.measure(_run_backbone(model.to(device), dataset, rules, batch_size=job.batch_size)) > 1
+    far = distance.measure(_run_backbone(model.to(device), dataset, rules, batch_size=job.batch_size)) > FAR
     patients = len(set(opened.store.column("patient_id", part.rows)))
     share = float(far.mean())
     # As if the images of a patient were copies: the interval is rather too wide than too narrow.

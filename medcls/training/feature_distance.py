@@ -29,6 +29,9 @@ from medcls.files import write_bytes
 FALSE_ALARMS = 0.01
 """Share of images like those of validation that lie beyond the threshold."""
 
+FAR = 1 + 1e-4
+"""Distance in units of the threshold above which an image is far: the one that set it is not, whatever the rounding."""
+
 LEAST_IMAGES = 10
 """Of training and of validation each, for a distance to be fitted."""
 
@@ -61,7 +64,7 @@ class FeatureDistance:
     model_sha256: str
 
     def measure(self, features: NDArray[Any]) -> Floats:
-        """Return the distance of each row of features (N, F) in units of the threshold, (N,): far is above 1."""
+        """Return the distance of each row of features (N, F) in units of the threshold, (N,): far is above FAR."""
         return self._measure(features) / self.threshold
 
     def _measure(self, features: NDArray[Any]) -> Floats:

@@ -262,6 +262,18 @@ def test_few_patients_of_the_choices_and_rows_left_out_are_said_on_terminal_and_
     run_scores(tmp_path / "scores.csv", f"choices={choices}")
 
 
+def test_a_patient_of_two_sexes_is_refused_by_position(
+    run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
+) -> None:
+    rows = make_rows()
+    blank = write_rows([row | {"sex": ""} if at in (1, 4) else row for at, row in enumerate(rows)], "blank.csv")
+    run_scores(blank, out="blank")
+    path = write_rows([row | {"sex": "M"} if at in (1, 4) else row for at, row in enumerate(rows)])
+    message = "2 bad rows of 80: sex is not that of an earlier row of the same patient in lines 3, 7: correct the file"
+    with pytest.raises(DataError, match=message):
+        run_scores(path)
+
+
 def test_patients_in_both_files_are_refused(
     run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
 ) -> None:

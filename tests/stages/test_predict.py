@@ -33,7 +33,8 @@ from medcls.identity import write_key
 from medcls.predict import main
 from medcls.stages import evaluate as evaluate_stage
 from medcls.stages import predict as stage
-from medcls.stages.prediction_table import COLUMNS
+from medcls.stages.predict import judge_distance
+from medcls.stages.prediction_table import COLUMNS, Case
 from medcls.training.checkpoint import ModelCard, read_card, read_model, read_state, write_model
 from medcls.training.feature_distance import read_distance, write_distance
 
@@ -541,6 +542,13 @@ def test_image_far_from_training_is_refused_noted_or_allowed(
     assert (row["state"], row["reason"]) == (state, reason)
     assert row["training_distance"] > 1
     assert (row["predicted"] is None) == (state == "refused")
+
+
+@pytest.mark.parametrize(("distance", "reason"), [(1.0000004, ""), (1.001, "far_from_training")])
+def test_the_image_that_set_the_limit_is_not_far_whatever_the_rounding(distance: float, reason: str) -> None:
+    case = Case("a.png")
+    judge_distance(case, distance, false_alarms=0.01, out_of_domain="note")
+    assert (case.state, case.reason, case.distance) == ("ok", reason, distance)
 
 
 def test_threshold_from_few_validation_images_refuses_nothing(

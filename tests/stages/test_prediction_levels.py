@@ -14,7 +14,7 @@ from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.thresholds import NEVER, list_rules
 from medcls.identity import Identity
 from medcls.stages.frozen_choices import Choices
-from medcls.stages.prediction_levels import complete_cases, describe_repeats
+from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import Case, build_rows
 
 BINARY = Task("binary", ["no", "yes"], ["label"])
@@ -138,6 +138,24 @@ def test_a_row_is_called_by_the_frozen_threshold_and_names_it() -> None:
         ("series", "no", "youden", 0.213, None),  # 0.1875; nothing is frozen for series: as images
         ("patient", "no", "youden", 0.4, False),
     ]
+
+
+def test_answers_are_counted_with_rule_and_threshold_and_nobody_is_said_plainly() -> None:
+    cases = [make_case("p", f"s{score}", score) for score in (0.2, 0.42, 0.5)] + [Case("note.txt", "skipped")]
+    choices = make_choices({"image": {"points": [make_point(0.42)]}})
+    everyone = complete_cases(cases, task=BINARY, choices=choices)
+    assert describe_answers(everyone, BINARY) == ["yes: 2 of 3 images, rule youden, threshold 0.420"]
+    low = complete_cases([make_case("p", "s", 0.2)], task=BINARY, choices=choices)
+    assert describe_answers(low, BINARY) == [
+        "yes: 0 of 1 images, rule youden, threshold 0.420",
+        "No image was called yes (1 images).",
+    ]
+    classes = complete_cases([make_case("p", "s", 0.2, 0.5, 0.3)], task=COLOURS, choices=None)
+    assert describe_answers(classes, COLOURS)[:2] == [
+        "a: 0 of 1 images, rule highest",
+        "b: 1 of 1 images, rule highest",
+    ]
+    assert describe_answers([Case("note.txt", "skipped")], BINARY) == []
 
 
 def test_without_frozen_choices_a_half_decides_and_says_so() -> None:
