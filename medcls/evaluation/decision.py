@@ -147,7 +147,7 @@ def _read_threshold(point: Mapping[str, Any]) -> tuple[float, str]:
 
 
 def describe_calls(predictions: Predictions) -> list[str]:
-    """Return a sentence for every class or label that none, or every, row was called.
+    """Return a sentence for every class or label that none, or every, row was called; one if all were called one class.
 
     Args:
         predictions: Of N rows, with the thresholds of the decision.
@@ -160,5 +160,8 @@ def describe_calls(predictions: Predictions) -> list[str]:
     else:
         called = np.bincount(predictions.grade_predicted, minlength=len(names))
         counts = dict(zip(names, called.tolist(), strict=True))
-    said = {0: "No image was called {name}", rows: "Every image was called {name}"}
-    return [f"{said[count].format(name=name)} ({rows} images)." for name, count in counts.items() if count in said]
+    everyone = "The only image was" if rows == 1 else f"All {rows} images were"
+    said = {0: f"No image was called {{name}} ({rows} images).", rows: f"{everyone} called {{name}}."}
+    constant = rows in counts.values() and predictions.kind != "multilabel"
+    named = {name: count for name, count in counts.items() if count == rows or (count == 0 and not constant)}
+    return [said[count].format(name=name) for name, count in named.items()]

@@ -104,15 +104,31 @@ def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
         true = predictions.y_true[row]
         present = [name for name, value in zip(names, true, strict=True) if value == 1]
         called = predictions.called[row]
-        said = [f"{name} {p:.2f}" for name, p, c in zip(names, score, called, strict=True) if c]
-        missed = [
-            f"{name} {p:.2f}" for name, p, c, t in zip(names, score, called, true, strict=True) if t == 1 and not c
+        thresholds = predictions.thresholds or (0.5,) * len(names)
+        told = [
+            f"{name} {_tell_apart(p, threshold, 2)}"
+            for name, p, threshold in zip(names, score, thresholds, strict=True)
         ]
+        said = [words for words, c in zip(told, called, strict=True) if c]
+        missed = [words for words, c, t in zip(told, called, true, strict=True) if t == 1 and not c]
         words = ", ".join(said) or "none"
+        present += [f"{name} unknown" for name, value in zip(names, true, strict=True) if np.isnan(value)]
         return ", ".join(present) or "none", words + (f"; not called: {', '.join(missed)}" if missed else "")
     truth_name = names[int(predictions.grade_true[row])]
     if predictions.kind == "binary":
         said_name = names[int(predictions.called[row, 0])]
-        return truth_name, f"{said_name}, P({names[1]}) {score[0]:.3f}"
+        return (
+            truth_name,
+            f"{said_name}, P({names[1]}) {_tell_apart(score[0], (predictions.thresholds or (0.5,))[0], 3)}",
+        )
     best = int(np.argmax(score))
     return truth_name, f"{names[best]} {score[best]:.2f}"
+
+
+def _tell_apart(score: float, threshold: float, decimals: int) -> str:
+    """The score with at least so many decimals; if these do not tell it from its threshold, both with more."""
+    fewest = decimals
+    while decimals < 17 and score != threshold and f"{score:.{decimals}f}" == f"{threshold:.{decimals}f}":
+        decimals += 1
+    near = f" (threshold {threshold:.{decimals}f})" if decimals > fewest else ""
+    return f"{score:.{decimals}f}{near}"

@@ -86,7 +86,26 @@ def measure_predictions(
         if found[name]["value"] is not None:
             reason = f"no interval: by chance alone a calibrated model would show about {calibrated:.3f} on these rows"
             found[name] |= {"calibrated": calibrated, "reason": reason}
+    for name in _find_constant(predictions):
+        if name in found and found[name]["value"] is not None:
+            key = "note" if found[name]["low"] is not None else "reason"
+            others = [found[name][key]] if key in found[name] else []
+            found[name][key] = "; ".join(["all images were called the same", *others])
     return found
+
+
+def _find_constant(predictions: Predictions) -> list[str]:
+    """Metrics whose value follows from all rows being called the same, whatever the scores."""
+    if predictions.kind in ("binary", "multilabel"):
+        if not predictions.decides:
+            return []
+        suffixes = [f"_{name}" for name in predictions.class_names] if predictions.kind == "multilabel" else [""]
+        constant = (predictions.called == predictions.called[:1]).all(axis=0)
+        return [f"balanced_accuracy{suffix}" for suffix, same in zip(suffixes, constant, strict=True) if same]
+    if predictions.kind == "regression" and not predictions.grades:
+        return []
+    same = len(set(predictions.grade_predicted.tolist())) == 1
+    return ["quadratic_kappa", "balanced_accuracy"] if same else []
 
 
 def _expect_errors(predictions: Predictions, patients: Integers, *, seed: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 
 from medcls.evaluation.assessment import Rows, assess, choose_operating, read_decision
 from medcls.evaluation.decision import build_decision, describe_calls, list_decisions
-from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.intervals import compute_intervals, measure_predictions
 from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.thresholds import NEVER, list_rules
 
@@ -118,13 +118,28 @@ def test_nothing_frozen_is_a_half_or_the_rule_of_the_kind(kind, make_task):
 
 
 def test_classes_that_none_or_all_are_called_are_named():
-    one = check_predictions("multiclass", [0, 1], [[0.6, 0.3, 0.1], [0.5, 0.4, 0.1]], class_names=("a", "b", "c"))
-    assert describe_calls(one) == [
-        "Every image was called a (2 images).",
-        "No image was called b (2 images).",
-        "No image was called c (2 images).",
-    ]
+    score = [[0.6, 0.3, 0.1], [0.4, 0.5, 0.1]]
+    one = check_predictions("multiclass", [0, 1], score, class_names=("a", "b", "c"))
+    assert describe_calls(one) == ["No image was called c (2 images)."]
     assert describe_calls(make_binary([0, 1], [0.2, 0.9])) == []
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "ordinal"])
+def test_a_constant_call_is_one_sentence_and_its_agreement_says_so(kind, make_task):
+    names = make_task(kind)["class_names"]
+    score = np.tile(np.eye(len(names))[0], (60, 1))
+    one = check_predictions(**make_task(kind) | {"y_score": score})
+    assert describe_calls(one) == [f"All 60 images were called {names[0]}."]
+    found = measure_predictions(one, [str(row) for row in range(60)], replicates=50)
+    for name in {"quadratic_kappa", "balanced_accuracy"} & set(found):
+        assert (found[name].get("note") or found[name]["reason"]).startswith("all images were called the same")
+    usual = measure_predictions(check_predictions(**make_task(kind)), [str(row) for row in range(60)], replicates=50)
+    assert "all images were called the same" not in str(usual)
+
+
+def test_each_label_has_its_own_sentence():
+    labels = check_predictions("multilabel", [[1, 0], [0, 1]], [[0.9, 0.1], [0.8, 0.2]], class_names=("a", "b"))
+    assert describe_calls(labels) == ["All 2 images were called a.", "No image was called b (2 images)."]
 
 
 def test_thresholds_of_the_wrong_number_or_kind_are_refused():

@@ -29,7 +29,7 @@ def test_several_classes_and_labels_are_said_in_words():
         "a 0.70",
     )
     labels = check_predictions("multilabel", [[1, 0, np.nan]], [[0.2, 0.8, 0.9]], class_names=("a", "b", "c"))
-    assert choose_worst(labels, count=1)[0].true == "a"
+    assert choose_worst(labels, count=1)[0].true == "a, c unknown"
     assert choose_worst(labels, count=1)[0].predicted == "b 0.80, c 0.90; not called: a 0.20"
 
 
@@ -42,6 +42,29 @@ def test_the_threshold_of_the_decision_says_who_is_wrong_and_who_is_near_a_tie()
     assert (
         choose_worst(check_predictions("multilabel", [[1, 0]], [[0.2, 0.9]], **labels), count=1)[0].why == "uncertain"
     )
+
+
+def test_scores_near_the_threshold_have_the_digits_that_tell_them_from_it():
+    """The last score is the threshold itself, which is called."""
+    score, threshold = [0.42504, 0.42511, 0.9, 0.42508], 0.42508
+    predictions = check_predictions("binary", [0, 1, 1, 1], score, class_names=NAMES, thresholds=[threshold])
+    said = {one.row: one.predicted for one in choose_worst(predictions, count=4)}
+    assert said == {
+        0: "well, P(ill) 0.4250 (threshold 0.4251)",
+        1: "ill, P(ill) 0.42511 (threshold 0.42508)",
+        2: "ill, P(ill) 0.900",
+        3: "ill, P(ill) 0.425",
+    }
+    labels = check_predictions("multilabel", [[1, 0]], [[0.497, 0.503]], class_names=("a", "b"))
+    assert (
+        choose_worst(labels, count=1)[0].predicted == "b 0.503 (threshold 0.500); not called: a 0.497 (threshold 0.500)"
+    )
+
+
+def test_a_blank_label_is_unknown_and_no_error():
+    labels = check_predictions("multilabel", [[0, np.nan]], [[0.1, 0.9]], class_names=("a", "fracture"))
+    (one,) = choose_worst(labels, count=1)
+    assert (one.why, one.true) == ("uncertain", "fracture unknown")
 
 
 def test_values_have_no_ties_and_the_largest_error_first():
