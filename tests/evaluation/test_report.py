@@ -378,6 +378,28 @@ def test_the_slider_moves_the_tables(full_pages, browse, kind, make_task):
     assert read_cell(dom, "threshold") == format_threshold(metrics["operating_points"][0]["threshold"])
 
 
+_MEASURE = """<script>onload = () => { const wide = [...document.querySelectorAll(".card, .classes")];
+const cut = wide.filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.className);
+const page = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+parent.postMessage(JSON.stringify({page, cut}), "*"); };</script></body>"""
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("kind", ["binary", "ordinal", "multilabel"])
+def test_the_page_does_not_scroll_sideways_nor_cut_cards_off(full_pages, browse, tmp_path, kind, width):
+    """On a telephone wide tables scroll inside their box; on a screen they fit."""
+    text = re.sub(r"<meta http-equiv=[^>]*>", "", full_pages[kind][0].read_text(encoding="utf-8"))
+    (tmp_path / "inner.html").write_text(text.replace("</body>", _MEASURE), encoding="utf-8")
+    frame = f'<iframe width="{width}" height="900" style="border:0" src="inner.html"></iframe><pre></pre>'
+    script = "<script>onmessage = (said) => { document.querySelector('pre').textContent = said.data; };</script>"
+    (tmp_path / "outer.html").write_text(script + frame, encoding="utf-8")
+    dom, _ = browse("--virtual-time-budget=5000", "--dump-dom", (tmp_path / "outer.html").as_uri())
+    found = json.loads(re.search(r"<pre>(.*?)</pre>", dom, re.DOTALL)[1])
+    assert found["page"] == 0
+    assert [name for name in found["cut"] if width > 1000 or name == "card"] == []
+
+
 def find_requests(log):
     """Addresses that the page itself asked for, out of the browser's network log; the browser's own are left out."""
     found = re.findall(r'"initiator":"([^"]*)".*?"url":"([^"]*)"', log.read_text(encoding="utf-8"))
