@@ -13,7 +13,8 @@ from medcls.evaluation.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.odds_table import build_odds_tables, say_number
-from medcls.evaluation.tables import format_value
+from medcls.evaluation.tables import format_number, format_value
+from medcls.evaluation.thresholds import Rule
 from medcls.files import write_bytes, write_json
 from medcls.identity import PER_IMAGE, count_patients, name_units
 
@@ -131,15 +132,21 @@ def _find_best_epoch(training: Mapping[str, Any]) -> int | None:
 
 
 def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
-    """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there."""
+    """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there, with their notes and reasons."""
     found = {}
     for name in HEADLINES[evaluation.kind]:
         entry = evaluation.metrics.get(name)
         if entry is None:
             continue
-        interval = "" if entry["low"] is None else f" ({format_value(entry['low'])} – {format_value(entry['high'])})"
-        found[DEFINITIONS[name].title] = f"{format_value(entry['value'])}{interval}"
+        found[DEFINITIONS[name].title] = _say_entry(entry)
     return found
+
+
+def _say_entry(entry: Mapping[str, Any]) -> str:
+    """An entry of metrics.json as text: value, interval, and what a reader must know of it."""
+    number = format_number("", entry)
+    interval = f" ({number.interval})" if number.interval else ""
+    return f"{number.text}{interval}" + (f"; {number.reason}" if number.reason else "")
 
 
 def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
@@ -162,8 +169,9 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
     points = facts["accuracy"]
     if points:
-        lines += ["", "| Question | Rule | Sensitivity | Specificity |"]
-        lines += ["|---|---|---|---|", *(_card_row(point) for point in points)]
+        decided = str(evaluation.metrics.get("decision", {}).get("rule", ""))
+        lines += ["", f"| Question | Rule | Sensitivity ({over}) | Specificity ({over}) |"]
+        lines += ["|---|---|---|---|", *(_card_row(point, decided) for point in points)]
     for table in build_odds_tables(evaluation.metrics):
         lines += [
             "",
@@ -196,9 +204,10 @@ def _list_verdicts(judged: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _card_row(point: Mapping[str, Any]) -> str:
-    rule = point["rule"] + (f" {point['target']}" if point["target"] is not None else "")
-    rates = " | ".join(format_value(point[name]["value"]) for name in ("sensitivity", "specificity"))
+def _card_row(point: Mapping[str, Any], decided: str) -> str:
+    one = Rule(point["rule"], point["target"])
+    rule = one.title + (" (decision)" if one.name == decided else "")
+    rates = " | ".join(_escape(_say_entry(point[name])) for name in ("sensitivity", "specificity"))
     return f"| {_escape(str(point['question']))} | {rule} | {rates} |"
 
 

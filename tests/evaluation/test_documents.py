@@ -8,6 +8,7 @@ from medcls.evaluation.checklists import CLAIM, TRIPOD, fill_checklist
 from medcls.evaluation.documents import describe_facts, write_documents
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.thresholds import Rule
 
 MODEL = {
     "architecture": "resnet18",
@@ -65,16 +66,21 @@ def test_what_is_not_known_is_left_to_the_authors(make_evaluation):
 
 def test_the_files_are_written_and_the_card_is_escaped(make_evaluation, tmp_path):
     point = {"question": "ill|x", "kind": "sensitivity", "target": 0.9, "threshold": 0.4}
-    rate = {"value": 0.91234, "low": 0.8, "high": 0.95}
+    rate = {"value": 0.91234, "low": 0.8, "high": 0.95, "note": "few"}
+    lone = {"value": 0.5, "low": None, "high": None, "reason": "1 patient"}
     evaluation = make_evaluation()
     metrics = dict(evaluation.metrics) | {
-        "operating_points": [{**point, "rates": {"sensitivity": rate, "specificity": rate}}],
+        "operating_points": [{**point, "rates": {"sensitivity": rate, "specificity": lone}}],
+        "decision": {"rule": "sensitivity_0.9", "words": ""},
+        "brier": {"value": 0.2, "low": 0.1, "high": 0.3, "note": "4 patients in the smallest class"},
         "chosen_on": {"where": "val (9 images of 8 patients)"},
     }
     write_documents(tmp_path, make_evaluation(metrics=metrics, notes=["opened 1 time"]))
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "Chosen on val (9 images of 8 patients) and frozen" in card
-    assert "| ill\\|x | sensitivity 0.9 | 0.912 | 0.912 |" in card
+    rule = Rule("sensitivity", 0.9).title
+    assert f"| ill\\|x | {rule} (decision) | 0.912 (0.800 – 0.950); few | 0.500; 1 patient |" in card
+    assert "| Brier score | 0.200 (0.100 – 0.300); 4 patients in the smallest class |" in card
     assert "ill &lt;b>\\|" in card
     assert "> opened 1 time" in card
     assert f"{metrics['auc']['value']:.3f}" in card
