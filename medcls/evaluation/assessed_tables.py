@@ -45,12 +45,18 @@ def build_verdict_table(judged: Mapping[str, Any] | None) -> Table | None:
     return Table("Criteria", "", ["Criterion", "Value and interval", "Verdict", "Why"], rows)
 
 
+def _describe_choice(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    """Where choices were made, and whether before these rows were seen, in words."""
+    chosen = metrics.get("chosen_on") or {}
+    if chosen.get("frozen", True) is True:
+        return "the validation split", "frozen"
+    return str(chosen["split"]), f"whether before these rows were seen is {chosen['frozen']}"
+
+
 def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """The frozen thresholds on these images, and on studies and patients."""
     chosen = metrics.get("chosen_on") or {}
-    frozen = (
-        "frozen" if chosen.get("frozen", True) is True else f"whether before these rows were seen is {chosen['frozen']}"
-    )
+    frozen = _describe_choice(metrics)[1]
     where = (
         f"Chosen on {chosen['where']}; {frozen}. Intervals over patients, that of a threshold over the patients who "
         "chose it."
@@ -123,7 +129,8 @@ def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> l
         )
         rows.append((level, [rule, size, *(format_number(name, entry["metrics"][name]) for name in names)]))
     chosen = any(entry.get("chosen") for entry in levels.values())
-    how = "was chosen on the validation split (mean, highest or noisy-or of the scores)" if chosen else "was not chosen"
+    where = _describe_choice(metrics)[0]
+    how = f"was chosen on {where} (mean, highest or noisy-or of the scores)" if chosen else "was not chosen"
     caption = f"How images are joined {how}."
     columns = ["Level", "Joined by", "Number", *(DEFINITIONS[name].title for name in names)]
     return [Table("Images, studies, patients", caption, columns, rows)]
@@ -144,8 +151,9 @@ def build_recalibration_table(metrics: Mapping[str, Any]) -> list[Table]:
         for method in methods
     ]
     reason = f"None is chosen: {measured['chosen']['reason']}. " if measured["chosen"].get("reason") else ""
+    where, frozen = _describe_choice(metrics)
     caption = (
-        "Fitted on the validation split and frozen. A map is chosen if it lowers the log loss of held-out patients "
+        f"Fitted on {where}; {frozen}. A map is chosen if it lowers the log loss of held-out patients "
         f"there by more than chance; only maps that the number of patients bears are tried. {reason}"
         "All other numbers of this report are of the scores as they are."
     )
@@ -157,7 +165,8 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
     measured = metrics.get("conformal")
     if not measured:
         return []
-    promise = f"{1 - measured['alpha']:.0%}".replace("%", " %")
+    least = 1 - measured["alpha"]
+    promise = f"{least:.0%}".replace("%", " %")
     tables = []
     for problem in measured["problems"]:
         label = f": {problem['label']}" if problem["label"] else ""
@@ -176,9 +185,39 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
             f"Sets promise to hold the true class in {promise}. {measured['assumption']} Each patient weighs one. An "
             f"image is referred where the set with a bound for each class does not hold exactly one. Mean size: {size}."
         )
+        caption = " ".join([caption, *_say_unbounded(problem), *_say_broken(problem, least, promise)])
         columns = ["True class", "Coverage, one bound", "Coverage, bound by class", "Referred", "Right if kept"]
         tables.append(Table(f"Conformal sets and referral{label}", caption, columns, rows))
     return tables
+
+
+def _say_unbounded(problem: Mapping[str, Any]) -> list[str]:
+    """Sentences on what no bound could be set for, whose coverage of 1 shows nothing."""
+    said = []
+    # Results of 0.2.0 have no list.
+    for entry in problem.get("unbounded", []):
+        have = "" if entry["patients"] is None else f"{entry['patients']} patients; "
+        name = entry["class"] or "all classes together"
+        holds = "every set contains it" if entry["class"] else "with one bound for all every set contains every class"
+        said.append(f"No bound could be set for {name} ({have}{entry['needed']} needed): {holds}.")
+    return said
+
+
+def _say_broken(problem: Mapping[str, Any], least: float, promise: str) -> list[str]:
+    """Sentences on promised coverages that are lower here, beyond chance."""
+    promised = {
+        "one bound for all": problem["marginal"]["coverage"],
+        "a bound for each class": problem["by_class"]["coverage"],
+    }
+    promised |= {
+        f"true class {name}, its own bound": problem["by_class"][f"coverage_{name}"] for name in problem["classes"]
+    }
+    return [
+        f"The promise is not kept here ({name}): the interval {format_value(entry['low'])} – "
+        f"{format_value(entry['high'])} of the measured coverage lies below {promise}."
+        for name, entry in promised.items()
+        if entry["high"] is not None and entry["high"] < least
+    ]
 
 
 def build_subgroup_table(metrics: Mapping[str, Any]) -> list[Table]:

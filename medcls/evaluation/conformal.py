@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -76,7 +77,10 @@ def calibrate_conformal(predictions: Predictions, patients: Integers, *, alpha: 
             name: _bound(misfit[problem.true == k], units[problem.true == k], alpha=alpha)
             for k, name in enumerate(problem.names)
         }
-        found.append({"label": problem.title, "bound": _bound(misfit, units, alpha=alpha), "by_class": bounds})
+        bound = _bound(misfit, units, alpha=alpha)
+        counts = {name: len(np.unique(units[problem.true == k])) for k, name in enumerate(problem.names)}
+        sizes = {"patients": len(np.unique(units)), "patients_by_class": counts}
+        found.append({"label": problem.title, "bound": bound, "by_class": bounds, **sizes})
     return {"alpha": alpha, "assumption": ASSUMPTION, "problems": found}
 
 
@@ -120,7 +124,8 @@ def evaluate_conformal(
 
     Returns:
         One entry for each problem: "label", "marginal" and "by_class", each with "coverage" (and of each true class
-        "coverage_NAME"), "size"; and "referral" with "referred", "right_if_kept", and both by true class.
+        "coverage_NAME"), "size"; "unbounded": the classes ("" = all) without a bound, the patients behind each
+        (None = not recorded) and those needed; and "referral" with "referred", "right_if_kept", and both by true class.
     """
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     bounds = {entry["label"]: entry for entry in frozen["problems"]}
@@ -129,6 +134,7 @@ def evaluate_conformal(
         if problem.title not in bounds:
             continue
         answer: dict[str, Any] = {"label": problem.title, "classes": list(problem.names)}
+        answer["unbounded"] = _list_unbounded(bounds[problem.title], alpha=frozen["alpha"])
         for kind in ("marginal", "by_class"):
             held = build_sets(problem, bounds[problem.title], by_class=kind == "by_class")
             estimate = _build_estimator(problem, held, patients, refer=kind == "by_class")
@@ -143,6 +149,20 @@ def evaluate_conformal(
             )
         answers.append(answer)
     return answers
+
+
+def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str, Any]]:
+    """Return what no bound could be set for, "" = all classes together; 0.2.0 kept no numbers of patients."""
+    # _bound needs n >= (1 - alpha) (n + 1).
+    needed = math.ceil((1 - alpha) / alpha - 1e-9)
+    found = {"": (bounds["bound"], bounds.get("patients"))}
+    known = bounds.get("patients_by_class", {})
+    found |= {name: (bound, known.get(name)) for name, bound in bounds["by_class"].items()}
+    return [
+        {"class": name, "patients": patients, "needed": needed}
+        for name, (bound, patients) in found.items()
+        if bound is None
+    ]
 
 
 def _explain(name: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from medcls.evaluation.assessed_tables import build_conformal_tables
 from medcls.evaluation.conformal import (
     build_sets,
     calibrate_conformal,
@@ -107,7 +108,7 @@ def test_referral_by_hand():
 
 def test_all_referred_leaves_nothing_to_be_right_about():
     predictions = check_predictions("binary", [1, 0], [0.5, 0.5], class_names=NAMES)
-    frozen = {"problems": [{"label": "", "bound": None, "by_class": {"well": None, "ill": None}}]}
+    frozen = {"alpha": 0.1, "problems": [{"label": "", "bound": None, "by_class": {"well": None, "ill": None}}]}
     (found,) = evaluate_conformal(predictions, frozen, ["a", "b"], replicates=100)
     assert found["by_class"]["right_if_kept"] == {
         "value": None, "low": None, "high": None, "reason": "no image is kept",
@@ -128,3 +129,33 @@ def test_errors_left_by_certainty():
     kept, wrong = compute_risk_coverage(predictions)
     assert kept.tolist() == [0.25, 0.5, 0.75, 1.0]
     np.testing.assert_allclose(wrong, [0, 1 / 2, 1 / 3, 2 / 4])
+
+
+def test_coverage_below_the_promise_beyond_chance_is_said_and_only_then():
+    frozen = calibrate_conformal(*draw(np.random.default_rng(0), 99))
+    here, patient = draw(np.random.default_rng(1), 200)
+    turned = check_predictions("binary", 1 - here.y_true, here.y_score, class_names=NAMES)
+    captions = []
+    for predictions in (here, turned):
+        problems = evaluate_conformal(predictions, frozen, [f"p{k}" for k in patient], replicates=200)
+        assert problems[0]["unbounded"] == []
+        measured = {"alpha": 0.1, "assumption": "", "problems": problems}
+        captions.append(build_conformal_tables({"conformal": measured})[0].caption)
+    assert ["The promise is not kept here" in caption for caption in captions] == [False, True]
+    assert "(true class ill, its own bound): the interval 0." in captions[1]
+
+
+def test_as_many_patients_as_are_said_to_be_needed_set_a_bound():
+    for alpha in (0.05, 0.1, 0.2):
+        needed = []
+        for patients in range(1, 40):
+            true = np.ones(patients)
+            predictions = check_predictions("binary", true, np.full(patients, 0.7), class_names=NAMES)
+            frozen = calibrate_conformal(predictions, np.arange(patients), alpha=alpha)
+            found = evaluate_conformal(predictions, frozen, [f"p{k}" for k in range(patients)], replicates=20)
+            unbounded = {entry["class"]: entry for entry in found[0]["unbounded"]}
+            assert unbounded["well"]["patients"] == 0
+            if "ill" in unbounded:
+                assert unbounded["ill"]["patients"] == patients
+                needed.append(unbounded["ill"]["needed"])
+        assert needed == [len(needed) + 1] * len(needed)

@@ -262,6 +262,20 @@ def test_few_patients_of_the_choices_and_rows_left_out_are_said_on_terminal_and_
     run_scores(tmp_path / "scores.csv", f"choices={choices}")
 
 
+@pytest.mark.usefixtures("real_report")
+def test_the_page_says_that_a_file_chose_and_for_which_class_no_bound_could_be_set(
+    run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    choices = write_rows(make_rows(15, first=100, seed=1), "val.csv")  # 5 of 15 patients are cases
+    metrics = run_scores(write_rows(make_rows()), f"choices={choices}")
+    assert metrics["conformal"]["problems"][0]["unbounded"] == [{"class": "AD", "patients": 5, "needed": 9}]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No bound could be set for AD (5 patients; 9 needed): every set contains it." in page
+    assert "Fitted on the file val.csv; whether before these rows were seen is unknown." in page
+    assert "How images are joined was chosen on the file val.csv (" in page
+    assert "validation split" not in page
+
+
 def test_a_patient_of_two_sexes_is_refused_by_position(
     run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
 ) -> None:
