@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,13 @@ def _describe_choice(metrics: Mapping[str, Any]) -> tuple[str, str]:
     return str(chosen["split"]), f"whether before these rows were seen is {chosen['frozen']}"
 
 
-def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """The frozen thresholds on these images, and on studies and patients."""
+def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[str], str] = str) -> list[Table]:
+    """The frozen thresholds on these images, and on studies and patients.
+
+    Args:
+        metrics: As in metrics.json.
+        name_question: Question of a point to its words.
+    """
     chosen = metrics.get("chosen_on") or {}
     frozen = _describe_choice(metrics)[1]
     where = (
@@ -68,7 +73,8 @@ def build_operating_tables(metrics: Mapping[str, Any]) -> list[Table]:
         (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()
     ]
     rule = metrics.get("decision", {}).get("rule", "")
-    return [table for name, points in found if points for table in _build_operating(name, points, where, rule=rule)]
+    named = [(n, [point | {"question": name_question(point["question"])} for point in points]) for n, points in found]
+    return [table for name, points in named if points for table in _build_operating(name, points, where, rule=rule)]
 
 
 def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str, *, rule: str) -> list[Table]:

@@ -41,8 +41,8 @@ DEFINITIONS: dict[str, Definition] = {
     "auc": Definition(
         "AUC",
         "Probability that a random case scores above a random non-case, ties counting one half. Several "
-        "classes: plain mean of one class against the rest; several labels: mean over the labels; "
-        "predicted grades: mean over 'above this grade'.",
+        "classes: plain mean of one class against all others, also of grades that are predicted as classes; several "
+        "labels: mean over the labels; grades predicted as one value: mean over 'above this grade'.",
         "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
         scale="area",
         over=("cases", "others"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medcls.evaluation import assessed_tables as tables
 from medcls.evaluation.assessed_tables import Table
+from medcls.evaluation.curves import name_question
 from medcls.evaluation.intervals import number_patients
 from medcls.evaluation.odds_table import build_odds_tables
 from medcls.evaluation.panels import Panel, plan_panels, write_panel
@@ -78,7 +80,7 @@ def build_sections(
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     plans = plan_panels(predictions, patients, metrics=metrics, history=history, seed=seed)
     answers = {
-        "operating": tables.build_operating_tables(metrics),
+        "operating": tables.build_operating_tables(metrics, partial(name_question, predictions)),
         "calibration": tables.build_recalibration_table(metrics),
         "certainty": tables.build_conformal_tables(metrics),
         "levels": tables.build_level_table(metrics, choose_headlines(predictions)),

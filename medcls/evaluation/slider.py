@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.curves import Question, list_questions
+from medcls.evaluation.curves import Question, list_questions, name_question
 from medcls.evaluation.operating import count_at_thresholds
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_threshold
@@ -51,7 +51,7 @@ def _build_one(
     ]
     first = start if start is not None else exact[0] if exact else (low + high) / 2
     return {
-        "name": question.name,
+        "name": name_question(predictions, question.name),
         "thresholds": steps.tolist(),
         "labels": [format_threshold(step) for step in steps.tolist()],
         "start": int(np.searchsorted(steps, first)),

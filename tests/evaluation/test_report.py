@@ -262,12 +262,17 @@ def full_pages(write, make_task, make_patients):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_with_everything_shows_everything(full_pages, kind):
+def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
     path, page, metrics = full_pages[kind]
     assert page.open == []
     shown = ["Operating points: images", "Chosen on val (60 images of 30 patients); frozen", "Subgroups"]
     # The two images of a patient have different classes here: only ordered ones can be joined.
     level = "every unit has images of several classes" if kind == "multiclass" else "Operating points: patient level"
+    if kind in ("multiclass", "ordinal"):
+        grade = "grade " if kind == "ordinal" else ""
+        names = [f"{grade}{name} against all others" for name in make_task(kind)["class_names"]]
+        # In the slider, and in the table of each rule.
+        assert [page.text.count(name) > 1 for name in names] == [True] * len(names)
     shown += [level, "Images, studies, patients", "run_a against run_b", "site: rare <b>"]
     shown += [
         "fewer than 10 patients: suppressed",
