@@ -89,7 +89,8 @@ def name_units(text: str, patients_from: str) -> str:
     """
     if patients_from != PER_IMAGE:
         return text
-    return re.sub(r"\bpatients\b(?! unknown)", "images (patients unknown)", re.sub(r"\bPatients\b", "Images", text))
+    named = re.sub(r"\b(1|one) patient\b", r"\1 image (patients unknown)", re.sub(r"\bPatients\b", "Images", text))
+    return re.sub(r"\bpatients\b(?! unknown)", "images (patients unknown)", named)
 
 
 def describe_patients(patients_from: str) -> str:

@@ -188,7 +188,7 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
 
 
 def name_reasons(found: Any, *, patients_from: str) -> Any:
-    """Return metrics whose reasons and sizes say nothing about patients if these are unknown."""
+    """Return metrics whose reasons, notes and sizes say nothing about patients if these are unknown."""
     if isinstance(found, list):
         return [name_reasons(each, patients_from=patients_from) for each in found]
     if not isinstance(found, dict) or patients_from != PER_IMAGE:
@@ -196,7 +196,7 @@ def name_reasons(found: Any, *, patients_from: str) -> Any:
     inner = {key: name_reasons(value, patients_from=patients_from) for key, value in found.items()}
     if isinstance(inner.get("claim"), str):
         inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
-    inner |= {"reason": name_units(inner["reason"], patients_from)} if isinstance(inner.get("reason"), str) else {}
+    inner |= {k: name_units(inner[k], patients_from) for k in ("reason", "note") if isinstance(inner.get(k), str)}
     return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
 
 

@@ -13,6 +13,7 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.files import DATASET, MODEL, read_json, write_json
 from medcls.identity import count_patients, describe_patients, name_units
+from medcls.stages.evaluate import name_reasons
 from medcls.training.checkpoint import read_card
 
 
@@ -56,9 +57,17 @@ def test_pages_and_documents_claim_nothing_about_unknown_patients(
     assert "95 % interval over images (patients unknown)" in card
     page = (folder / "report.html").read_text()
     assert "patients <b>unknown</b>" in page
-    assert "percentile bootstrap over images (patients unknown)" in page
+    assert "95 % intervals over images (patients unknown), each with all images: Wilson" in page
     for text in (card, claim, page.split("<h3>Split certificate")[0]):
         assert not re.search(r"[0-9]</b> patients|[0-9] patients|over patients|by patient\b", text)
+
+
+def test_reasons_and_notes_speak_of_images_where_patients_are_unknown() -> None:
+    entry = {"value": 0.5, "note": "4 patients in the smallest class", "reason": "1 patient of class ill: nothing"}
+    found = name_reasons({"brier": entry}, patients_from="per_image")["brier"]
+    assert found["note"] == "4 images (patients unknown) in the smallest class"
+    assert found["reason"] == "1 image (patients unknown) of class ill: nothing"
+    assert name_reasons({"brier": entry}, patients_from="labels")["brier"] == entry
 
 
 def test_known_patients_are_counted_as_before(trained: Path, run_evaluate: Callable[..., Path]) -> None:
