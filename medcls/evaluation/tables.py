@@ -90,12 +90,18 @@ def _find_number(stem: str, class_name: str, metrics: Mapping[str, Any]) -> Numb
 
 
 def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Name, images and patients of each class and of all; a label counts where it is 1."""
+    """Name, images and patients of each class and of all; of each label with and without it, and not known."""
     patients = np.asarray(patient_ids, dtype=str)
     names, true = predictions.class_names, predictions.y_true
     chosen: list[tuple[str, Any]] = []
     if predictions.kind == "multilabel":
-        chosen = [(name, true[:, k] == 1) for k, name in enumerate(names)]
+        for k, name in enumerate(names):
+            sides = [
+                (name, true[:, k] == 1),
+                (f"no {name}", true[:, k] == 0),
+                (f"{name} unknown", np.isnan(true[:, k])),
+            ]
+            chosen += sides if sides[2][1].any() else sides[:2]
     elif predictions.kind != "regression" or predictions.grades:
         chosen = [(name, true == k) for k, name in enumerate(names)]
     chosen.append(("All", np.ones(len(patients), dtype=bool)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from medcls.evaluation.predictions import check_predictions
@@ -27,6 +28,15 @@ def test_counts_are_of_images_and_of_patients():
     predictions = check_predictions("binary", [0, 1, 1, 0], [0.1, 0.2, 0.3, 0.4], class_names=("no", "yes"))
     counts = build_counts(predictions, ["a", "b", "b", "b"])
     assert counts == [("no", 2, 2), ("yes", 2, 1), ("All", 4, 2)]
+
+
+def test_a_label_is_counted_with_without_and_unknown():
+    truth = [[1, 0], [0, 0], [np.nan, 1], [np.nan, 1]]
+    predictions = check_predictions("multilabel", truth, [[0.5, 0.5]] * 4, class_names=("cyst", "scar"))
+    counts = build_counts(predictions, ["a", "b", "c", "c"])
+    assert counts == [
+        ("cyst", 1, 1), ("no cyst", 1, 1), ("cyst unknown", 2, 1), ("scar", 2, 1), ("no scar", 2, 2), ("All", 4, 3)
+    ]  # fmt: skip
 
 
 def test_a_metric_of_the_task_is_no_metric_of_a_class():
