@@ -78,7 +78,8 @@ def read_class_folder_table(
             paths, left_out = _leave_copy(source, paths, inside="/".join(reading.copy), base=reading.base)
             folders = parent_folders(paths)
     levels = _extract(folders, known)
-    _check_patients(rule, levels, columns)
+    _check_no_splits(source, levels["class"], folders, known)
+    _check_patients(rule, levels, columns, folders=folders, layout=known)
     read = FolderLabels(pa.table({"path": paths, **levels}), known, left_out)
     if "split" in levels:
         read = _read_splits(source, read, guessed=layout == "auto")
@@ -87,7 +88,11 @@ def read_class_folder_table(
     others = [read.left_out["path"], *([] if elsewhere is None else [elsewhere])]
     _check_classes(source, read, others=others, ignored=ignored)
     return FolderLabels(
-        _build(read.table, rule, columns), known, read.left_out, read.notices + _share_notice(read.table), read.cut
+        _build(read.table, rule, columns),
+        known,
+        read.left_out,
+        read.notices + _share_notice(read.table, known),
+        read.cut,
     )
 
 
@@ -98,7 +103,24 @@ def _extract(folders: Any, layout: str) -> dict[str, Any]:
     return {name: pc.struct_field(found, name).take(coded.indices) for name in LEVELS if find_level(layout, name) >= 0}
 
 
-def _check_patients(rule: PatientRule, levels: dict[str, Any], columns: Sequence[str]) -> None:
+def _check_no_splits(source: Path, classes: Any, folders: Any, layout: str) -> None:
+    """Refuse classes that are train and test: a network would learn to tell one split from another."""
+    names = pc.unique(classes.drop_null()).to_pylist()
+    if not names or not all(map(find_split, names)):
+        return
+    above = layout.strip("/").split("/")[: find_level(layout, "class")]
+    deeper = pc.any(pc.greater(pc.count_substring(folders, "/"), len(above))).as_py()
+    deeper = deeper and find_level(layout, "split") < 0
+    advice = f"set labelling.layout={'/'.join((*above, 'split', 'class'))} if the folders below are the classes, or "
+    raise DataError(
+        f"source={source}: labelling.layout={layout}: all {len(names)} class folders have the names of splits (train, "
+        f"val or test) and not of classes: {advice if deeper else ''}give labels=FILE.csv"
+    )
+
+
+def _check_patients(
+    rule: PatientRule, levels: dict[str, Any], columns: Sequence[str], *, folders: Any, layout: str
+) -> None:
     absent = [name for name in columns if name not in levels]
     if absent:
         raise ConfigError(
@@ -110,10 +132,13 @@ def _check_patients(rule: PatientRule, levels: dict[str, Any], columns: Sequence
             "remove one of the two"
         )
     if "patient" not in levels and rule.needs_column:
+        # A patient level is advised only where each image has a folder for it.
+        below = (pc.min(pc.count_substring(folders, "/")).as_py() or 0) > layout.strip("/").count("/")
+        advice = f"labelling.layout={layout.strip('/')}/patient if the next folders are patients, " if below else ""
         raise ConfigError(
-            "without labels=FILE.csv the patients are unknown and a guess would leak between splits: give "
-            "patient_id.pattern=REGEX (one group, matched on the path), a layout whose folders are patients, such as "
-            "labelling.layout=class/patient, or patients=per_image where every image is another patient"
+            f"the folders are read as labelling.layout={layout}, without labels=FILE.csv the patients are unknown and "
+            "a guess would leak between splits: give patient_id.pattern=REGEX (one group, matched on the path), "
+            f"{advice}or patients=per_image where every image is another patient"
         )
 
 
@@ -221,8 +246,8 @@ def _check_classes(source: Path, read: FolderLabels, *, others: Sequence[Any], i
     if empty:
         raise DataError(
             f"source={source}: {len(empty)} folders hold no image where class folders are expected: "
-            f"{'; '.join(empty[:3])} in the order of names: fill or remove them, or leave them out with "
-            "labelling.not_files='FOLDER/*'"
+            f"{'; '.join(empty[:3])} in the order of names (upper and lower case are alike): fill or remove them, or "
+            "leave them out with labelling.not_files='FOLDER/*'"
         )
     if len(classes) < 2:
         deeper = pc.any(pc.greater(pc.count_substring(read.table["path"], "/"), read.layout.count("/") + 1)).as_py()
@@ -255,7 +280,8 @@ def _find_empty(
     source: Path, used: set[str], *, depth: int, ignored: Callable[[str], bool], folder: str = ""
 ) -> Iterator[str]:
     """Yield "folder 2 of 5" for each folder down to the class level without an image; its name may be a person's."""
-    folders = sorted(p.name for p in (source / folder).iterdir() if p.is_dir() and not is_system_folder(p.name))
+    names = [p.name for p in (source / folder).iterdir() if p.is_dir() and not is_system_folder(p.name)]
+    folders = sorted(names, key=lambda name: (name.casefold(), name))
     for number, name in enumerate(folders, start=1):
         path = f"{folder}{name}"
         if path in used:
@@ -265,18 +291,22 @@ def _find_empty(
             yield f"folder {number} of {len(folders)}"
 
 
-def _share_notice(table: pa.Table) -> list[str]:
+def _share_notice(table: pa.Table, layout: str) -> list[str]:
     """Folders of one name under two classes: one patient, unless the numbers start anew in each class."""
-    if "patient" not in table.column_names:
+    first, last = find_level(layout, "class"), find_level(layout, "patient")
+    if last <= first:  # a patient with images of several classes is one folder
         return []
     pairs = table.select(["class", "patient"]).group_by(["class", "patient"]).aggregate([])
     several = pairs.num_rows - pc.count_distinct(pairs["patient"]).as_py()
     if not several:
         return []
+    pattern = f"^{'[^/]+/' * first}({'/'.join(['[^/]+'] * (last - first + 1))})/"
+    levels = layout.strip("/").split("/")
+    levels[last] = "*" if levels[last] == "patient" else levels[last].replace("{patient}", "*")
     return [
         f"notice: {several} patient folders have the name of a patient folder in another class; each name is taken as "
-        "one patient: if numbers start anew in each class, set patient_id.pattern='^(CLASS/PATIENT)/' instead of the "
-        "patient level"
+        "one patient: if numbers start anew in each class, set "
+        f"labelling.layout='{'/'.join(levels)}' patient_id.pattern='{pattern}'"
     ]
 
 

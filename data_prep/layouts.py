@@ -25,6 +25,7 @@ _PARTS = frozenset({"part", "subset", "batch", "chunk", "fold", "volume", "disc"
 _MOST_CLASSES = 30
 _SHOWN = 6
 _FEWEST_IMAGES = 5
+_ORDINALS = ("first", "second", "third")
 
 Folder = tuple[str, ...]
 
@@ -121,7 +122,7 @@ class _Here:
         others = {folder[0] for folder in folders} - splits
         if splits and others:
             self._refuse(
-                f"{_count(len(splits), 'folder')} named as splits ({_list_names(splits, most=_SHOWN)}) and "
+                f"{_count(len(splits), 'folder')} named as splits ({_list_names(splits, most=_SHOWN, level=0)}) and "
                 f"{_count(len(others), 'other folder')} are side by side",
                 [
                     ("each of them is a class", "class"),
@@ -140,14 +141,13 @@ class _Here:
         if not train:
             raise DataError(
                 f"source={self.source}: the first-level folders are splits, and none is train: add a train folder, or "
-                f"set labelling.layout={self.around}class to take them as classes"
+                "give labels=FILE.csv"
             )
         direct = sum(folders[folder] for folder in train if len(folder) == 1)
         if direct:
             raise DataError(
                 f"source={self.source}: {direct} images are directly in the train folder, so no folder is their class: "
-                f"give labels=FILE.csv, or set labelling.layout={self.around}class if the folders named as splits are "
-                "the classes"
+                "give labels=FILE.csv, or move them into class folders"
             )
         inner: dict[Folder, int] = defaultdict(int)
         for folder in train:
@@ -177,12 +177,14 @@ class _Here:
         depth = max(map(len, folders), default=0)
         recurring = {level: names for level in range(1, depth) if (names := _find_vocabulary(folders, level))}
         if recurring:
+            above = f"{self.around}{before}".count("/")
             most = max(3, *map(len, recurring.values()))
-            readings = [(f"{_list_names(firsts, most=most)} are the classes", f"{before}class")]
-            readings += [
-                (f"{_list_names(names, most=_SHOWN)} are the classes", f"{before}{'*/' * level}class")
-                for level, names in recurring.items()
-            ]
+            readings = [(f"{_list_names(firsts, most=most, level=above)} are the classes", f"{before}class")]
+            for level, parents in recurring.items():
+                # A name under one parent only may be a person's.
+                most = _SHOWN if min(parents.values()) > 1 else 0
+                listed = _list_names(parents, most=most, level=above + level)
+                readings.append((f"{listed} are the classes", f"{before}{'*/' * level}class"))
             hint = f" (add /patient if the next folders are patients, as in {before}class/patient)"
             self._refuse("the same folder names recur on a deeper level", readings, hint=hint)
         if _are_parts(firsts):
@@ -205,18 +207,18 @@ class _Here:
         raise DataError(f"source={self.source}: {found}, so what the classes are is ambiguous: {listed}{hint}")
 
 
-def _find_vocabulary(folders: Iterable[Folder], level: int) -> set[str]:
-    """The names at a level (0 is the first) that recur under different parents as those of classes do, or none."""
+def _find_vocabulary(folders: Iterable[Folder], level: int) -> dict[str, int]:
+    """Parents by name of a level (0 is the first) whose names recur as those of classes do, else nothing."""
     parents: dict[str, set[Folder]] = defaultdict(set)
     for folder in folders:
         if len(folder) > level and not is_mask_name(folder[level]) and folder[level].casefold() not in _BESIDE_SPLIT:
             parents[folder[level]].add(folder[:level])
     recurring = [name for name, above in parents.items() if len(above) > 1]
     if not 2 <= len(parents) <= _MOST_CLASSES or 2 * len(recurring) < len(parents):
-        return set()
+        return {}
     # ses-1, ses-2 far down are visits; directly below the first level class0, class1 may be anything.
     numbered = len({re.sub(r"\d+", "", name) for name in parents}) == 1
-    return set() if numbered and level > 1 else set(parents)
+    return {} if numbered and level > 1 else {name: len(above) for name, above in parents.items()}
 
 
 def _are_parts(names: Iterable[str]) -> bool:
@@ -226,10 +228,13 @@ def _are_parts(names: Iterable[str]) -> bool:
     return len(bare) == 1 < len(listed) and not _PARTS.isdisjoint(re.split(r"[\W_]+", bare.pop()))
 
 
-def _list_names(names: Iterable[str], *, most: int) -> str:
-    """The names, if they are few enough to be a vocabulary; many may be persons."""
+def _list_names(names: Iterable[str], *, most: int, level: int) -> str:
+    """The names, if they are few enough to be a vocabulary; many, and those as "Doe, John", may be persons."""
     listed = sorted(names)
-    return f"the {len(listed)} folders of that level" if len(listed) > min(most, _SHOWN) else ", ".join(listed)
+    if len(listed) <= min(most, _SHOWN) and not any(re.search(r"[\s^,]", name) for name in listed):
+        return ", ".join(listed)
+    place = _ORDINALS[level] if level < len(_ORDINALS) else f"{level + 1}th"
+    return f"the {len(listed)} folders of the {place} level"
 
 
 def _count(number: int, what: str) -> str:

@@ -147,21 +147,21 @@ def _group(ends: NDArray[np.int64], differing: NDArray[np.bool_], *, size: int) 
     return list(found.values())
 
 
-def describe_contradictions(same: SameImages, store: Store, origin: Origin) -> str:
-    """Return counts, lines and image_ids of the contradictions, without any label or path, for the terminal."""
+def describe_contradictions(same: SameImages, origin: Origin) -> str:
+    """Return counts of the contradictions and lines of the labels file, for the terminal.
+
+    No label, path or image_id, which may be a path with a patient's name.
+    """
     shown = same.contradictions[:_SHOWN]
-    rows = [row for group in shown for row in group[:_SHOWN]]
-    ids = dict(zip(rows, store.column("image_id", rows), strict=True))
-    lines = dict(zip(rows, (line for line, _ in origin.describe(rows)), strict=True))
     listed = []
     for group in shown:
-        names = [f"line {lines[row]} ({ids[row]})" if lines[row] else str(ids[row]) for row in group[:_SHOWN]]
-        more = f" and {len(group) - _SHOWN} more" if len(group) > _SHOWN else ""
-        listed.append(" = ".join(names) + more)
+        names = [f"line {line}" for line, _ in origin.describe(group[:_SHOWN]) if line]
+        more = f" and {len(group) - len(names)} more" if len(group) > len(names) else ""
+        listed += [" = ".join(names) + more] if names else []
     more = f"; and {len(same.contradictions) - _SHOWN} more pictures" if len(same.contradictions) > _SHOWN else ""
     number, images = len(same.contradictions), len(same.contradicting)
     what = "1 picture has" if number == 1 else f"{number} pictures have"
-    return f"{what} more than one label ({images} images): {'; '.join(listed)}{more}"
+    return f"{what} more than one label ({images} images)" + (f": {'; '.join(listed)}{more}" if listed else "")
 
 
 def same_images_path(folder: Path) -> Path:

@@ -155,7 +155,7 @@ def _settle_contradictions(
         )
     if not same.contradictions:
         return labels
-    found = f"{origin.name}: {describe_contradictions(same, store, origin)}"
+    found = f"{origin.name}: {describe_contradictions(same, origin)}"
     count = len(same.contradicting)
     if config.on_contradiction == "refuse":
         raise DataError(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from data_prep.class_folders import FolderLabels, read_class_folder_table
 from data_prep.label_rows import PatientRule
 from data_prep.layouts import find_split, guess_layout
 from medcls.config import LabellingConfig
 from medcls.errors import ConfigError, DataError
+from medcls.overrides import quote_value
 
 EACH = PatientRule("per_image")
 HEADERS = PatientRule(headers=True)
@@ -41,6 +44,40 @@ def test_class_folders_need_a_rule_for_patients(tmp_path: Path) -> None:
         read(tmp_path, FILES, rule=PatientRule())
 
 
+@pytest.mark.parametrize(
+    ("levels", "layout", "patients"),
+    [
+        ((["Training", "Testing"], ["AD", "CN"]), "split/class", ""),
+        ((["Training", "Testing"], ["AD", "CN"], ["p1"]), "split/class", "split/class/patient "),
+        ((["AD", "CN"],), "class", ""),
+        ((["AD", "CN"], ["p1"]), "class", "class/patient "),
+    ],
+)
+def test_missing_patients_are_asked_for_with_the_layout_that_was_found(
+    levels: tuple[list[str], ...], layout: str, patients: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="the patients are unknown") as refused:
+        read(tmp_path, cross(*levels), rule=PatientRule())
+    settings = [part.split("labelling.layout=")[1] for part in str(refused.value).split(", ") if "layout=" in part]
+    assert [setting.split(" ")[0] for setting in settings] == [layout, *patients.split()]
+
+
+@pytest.mark.parametrize(
+    ("files", "layout", "advice"),
+    [
+        (cross(["Training", "Testing"], ["AD", "CN"]), "class/patient", "set labelling.layout=split/class if"),
+        (cross(["Training", "Testing"], ["AD", "CN"]), "class", "set labelling.layout=split/class if"),
+        (cross(["set"], ["train", "val"], ["a", "b"]), "*/class", r"set labelling.layout=\*/split/class if"),
+        (cross(["train", "test"]), "class", "not of classes: give labels=FILE.csv$"),
+    ],
+)
+def test_classes_that_all_have_names_of_splits_are_refused(
+    files: list[str], layout: str, advice: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"all 2 class folders have the names of splits .*{advice}"):
+        read(tmp_path, files, rule=PatientRule(), layout=layout)
+
+
 def test_class_folders_become_labels(tmp_path: Path) -> None:
     found = read(tmp_path, FILES[::-1], rule=PatientRule(pattern="(p[0-9]+)_"))
     assert rows(found, "path", "patient_id", "label", "split") == [
@@ -58,12 +95,13 @@ def test_class_folders_leave_patients_to_the_headers(tmp_path: Path) -> None:
 
 
 def test_folder_without_an_image_is_refused_without_its_name(tmp_path: Path) -> None:
-    for name in ("healthy", "ill", "Doe^John", ".cache", "__MACOSX", "@eaDir"):
+    for name in ("Healthy", "Ill", "doe^john", ".cache", "__MACOSX", "@eaDir"):
         (tmp_path / name).mkdir()
+    files = cross(["Healthy", "Ill"], images=2)[:3]
     with pytest.raises(DataError, match=r"1 folders hold no image .* folder 1 of 3 in the order of names") as refused:
-        read(tmp_path, FILES)
-    assert "Doe" not in str(refused.value)
-    assert read(tmp_path, FILES, ignored=lambda folder: folder == "Doe^John/").table.num_rows == 3
+        read(tmp_path, files)
+    assert "doe" not in str(refused.value)
+    assert read(tmp_path, files, ignored=lambda folder: folder == "doe^john/").table.num_rows == 3
 
 
 @pytest.mark.parametrize(
@@ -164,10 +202,38 @@ def test_layout_with_several_readings_is_refused_with_a_setting_for_each(files: 
 
 
 @pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (cross(["AD", "CN"], ["Ann Lee", "Bob Roe", "John Smith"]), "AD, CN are .* the 3 folders of the second level"),
+        ([*cross(["AD", "CN"], ["Lee", "Roe"]), *cross(["AD"], ["Smith"])], "the 3 folders of the second level are"),
+        (cross(["Ann Lee", "Bob Roe"], ["AD", "CN"]), "the 2 folders of the first level are .* AD, CN are"),
+        (cross(["train"], ["AD", "CN"], ["Ann Lee", "Bob Roe"]), "AD, CN are .* the 2 folders of the third level are"),
+    ],
+)
+def test_level_whose_folders_may_be_people_is_counted_and_not_named(files: list[str], shown: str) -> None:
+    folders = Counter(path.rpartition("/")[0] for path in files)
+    with pytest.raises(DataError, match=shown) as refused:
+        guess_layout(folders, source="raw")
+    assert not any(name in str(refused.value) for name in ("Lee", "Roe", "Smith"))
+
+
+@pytest.mark.parametrize(
     ("files", "part"),
     [
-        (cross(["train", "test"]), r"directly in the train folder"),
-        (cross(["val", "test"], ["a", "b"]), "none is train"),
+        (cross(["train", "test"]), r"directly in the train folder, .* give labels=FILE\.csv, or move them"),
+        (cross(["val", "test"], ["a", "b"]), r"none is train: add a train folder, or give labels=FILE\.csv$"),
+    ],
+)
+def test_split_folders_that_cannot_be_read_are_not_advised_as_classes(
+    files: list[str], part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=part):
+        read(tmp_path, files)
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
         (cross([f"Doe_{i}" for i in range(30)]), r"30 folders hold 60 images: they look like patients"),
         (cross(["HAM_part_1", "HAM_part_2"]), "look like parts of one collection"),
         (cross(["images_001", "images_002", "images_003"]), "look like parts of one collection"),
@@ -223,10 +289,36 @@ def test_layout_setting_decides(tmp_path: Path) -> None:
     assert set(rows(found, "split", "label", "patient_id")) == {
         (split, label, patient) for split in ("train", "val") for label in ("ill", "well") for patient in ("p1", "p2")
     }
-    assert (
-        read(tmp_path, cross(["train", "test"]), layout="class").table["label"].to_pylist()
-        == ["test"] * 2 + ["train"] * 2
+
+
+@pytest.mark.parametrize(
+    ("levels", "layout"),
+    [
+        ((["ill", "well"], ["s1", "s2"]), "class/patient"),
+        ((["train", "val"], ["ill", "well"], ["x"], ["s1", "s2"]), "split/class/*/patient"),
+    ],
+)
+def test_settings_for_patients_of_each_class_work_as_printed(
+    levels: tuple[list[str], ...], layout: str, tmp_path: Path
+) -> None:
+    files = cross(*levels)
+    notice = read(tmp_path, files, rule=PatientRule(), layout=layout).notices[-1]
+    printed = shlex.split(notice.partition("class, set ")[2])
+    parse = OverridesParser.create().parse_override
+    typed = [parse(quote_value(*setting.split("=", 1))) for setting in printed]
+    config = {each.key_or_group: str(each.value()) for each in typed}
+    rule = PatientRule(pattern=config["patient_id.pattern"])
+    found = read(tmp_path, files, rule=rule, layout=config["labelling.layout"])
+    assert len(set(found.table["patient_id"].to_pylist())) == 4
+    assert {path.rpartition("/")[0].removeprefix("train/").removeprefix("val/") for path in files} == set(
+        found.table["patient_id"].to_pylist()
     )
+
+
+def test_patient_with_images_of_several_classes_is_no_notice(tmp_path: Path) -> None:
+    found = read(tmp_path, cross(["s1", "s2"], ["ill", "well"]), rule=PatientRule(), layout="patient/class")
+    assert found.notices == []
+    assert set(found.table["patient_id"].to_pylist()) == {"s1", "s2"}
 
 
 @pytest.mark.parametrize(
