@@ -9,6 +9,7 @@ import numpy as np
 
 from medcls.evaluation.calibration import SMALLEST_PROBABILITY
 from medcls.evaluation.predictions import Floats, Predictions
+from medcls.evaluation.tables import format_threshold
 
 WORST, UNCERTAIN = "worst", "uncertain"
 
@@ -127,8 +128,10 @@ def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
 
 def _tell_apart(score: float, threshold: float, decimals: int) -> str:
     """The score with at least so many decimals; if these do not tell it from its threshold, both with more."""
+    if score == threshold:
+        return f"{format_threshold(score)} (the threshold)"
     fewest = decimals
-    while decimals < 17 and score != threshold and f"{score:.{decimals}f}" == f"{threshold:.{decimals}f}":
+    while decimals < 17 and f"{score:.{decimals}f}" == f"{threshold:.{decimals}f}":
         decimals += 1
     near = f" (threshold {threshold:.{decimals}f})" if decimals > fewest else ""
     return f"{score:.{decimals}f}{near}"

@@ -134,7 +134,7 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         if not isinstance(entry, dict) or name not in PRINTED:
             continue
         shown = f"{name} (mean of {labels} labels)" if labels else name
-        why = entry.get("reason") or entry.get("note", "")
+        why = str(entry.get("reason") or entry.get("note", "")).removeprefix("no interval: ")
         if entry["value"] is None:
             lines.append(f"  {shown:28s} undefined: {why}")
         else:

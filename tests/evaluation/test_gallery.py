@@ -53,7 +53,7 @@ def test_scores_near_the_threshold_have_the_digits_that_tell_them_from_it():
         0: "well, P(ill) 0.4250 (threshold 0.4251)",
         1: "ill, P(ill) 0.42511 (threshold 0.42508)",
         2: "ill, P(ill) 0.900",
-        3: "ill, P(ill) 0.425",
+        3: "ill, P(ill) 0.425 (the threshold)",
     }
     labels = check_predictions("multilabel", [[1, 0]], [[0.497, 0.503]], class_names=("a", "b"))
     assert (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.tables import build_class_table, build_counts, format_number, format_value
+from medcls.evaluation.tables import build_class_table, build_counts, format_metrics, format_number, format_value
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,9 @@ def test_the_last_grade_has_no_area_above_it():
     assert [column.title for column in columns] == ["AUC above a grade", "Recall"]
     assert rows[0][1][0].text == "0.900"
     assert rows[1][1][0] is None
+
+
+def test_the_terminal_says_once_that_there_is_no_interval():
+    entry = {"value": 0.1, "low": None, "high": None, "reason": "no interval: by chance 0.09"}
+    told = format_metrics({"n_images": 9, "n_patients": 4, "ece": entry}, title="test")
+    assert told.splitlines()[-1].split(maxsplit=1) == ["ece", "0.100  no interval: by chance 0.09"]

@@ -141,7 +141,17 @@ def test_scores_of_a_run_give_its_own_numbers_to_the_bit(
         files[split] = write_rows(export(folder, store, split, kind, names), f"{split}.csv")
     expected = read_json(folder / "metrics.json")
     found = run_scores(files["test"], f"choices={files['val']}", *evaluation, *extra)
-    apart = {"openings", "chosen_on", "unproven", "source", "decision", "levels", "rows", "patients_from"}
+    apart = {
+        "openings",
+        "chosen_on",
+        "unproven",
+        "source",
+        "decision",
+        "levels",
+        "rows",
+        "patients_from",
+        "training_distance",
+    }
     assert set(expected) - apart == set(found) - apart
     for name in set(expected) - apart:
         assert found[name] == expected[name], name
@@ -442,7 +452,7 @@ def test_another_tool_is_compared_in_pairs_whatever_its_order(
     [
         (lambda rows: rows[1:], "1 rows of predictions= are missing in it and 0 are not in"),
         (lambda rows: [rows[0] | {"truth": "CN"}, *rows[1:]], "some truths differ"),
-        (lambda rows: [rows[0] | {"patient_id": "p9"}, *rows[1:]], "some patients differ"),
+        (lambda rows: [rows[0] | {"patient_id": "p99"}, *rows[1:]], "some patients differ"),
         (lambda rows: [{k: v for k, v in row.items() if k != "image_id"} for row in rows], "matched by image_id"),
     ],
 )
