@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,8 +212,8 @@ def read_blank(column: LabelColumn, config: LabellingConfig) -> None:
     column.record["blank"] = {"rows": int(column.blank.sum()), "read_as": read_as}
 
 
-def say_values(columns: Sequence[LabelColumn], *, unit: str) -> None:
-    """Print how many uncertain and blank values were read how."""
+def say_values(columns: Sequence[LabelColumn], *, readers: Container[str] = (), unit: str) -> None:
+    """Print how many uncertain and blank values were read how; a blank of `readers` is no vote, so 0 is not offered."""
     for kind in ("uncertain", "blank"):
         by_reading: dict[str, list[str]] = {}
         for column in columns:
@@ -221,7 +221,7 @@ def say_values(columns: Sequence[LabelColumn], *, unit: str) -> None:
             if found["rows"]:
                 by_reading.setdefault(found["read_as"], []).append(f"{column.name} ({found['rows']} {unit})")
         for read_as, listed in sorted(by_reading.items()):
-            flags = any(column.is_flag and column.blank.any() for column in columns)
+            flags = any(c.is_flag and c.blank.any() and c.name not in readers for c in columns)
             hint = (
                 "; labelling.blank=0 reads blanks of 0/1 columns as 0"
                 if (kind, read_as) == ("blank", "unknown")

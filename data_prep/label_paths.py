@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,24 +93,44 @@ def _is_missing(root: Path, path: str) -> bool:
 _WHAT = {"path": "image", "series_uid": "series", "study_uid": "study", "dicom_patient_id": "patient"}
 
 
-def check_together(table: pa.Table, *, key: str, bad: BadRows) -> None:
+def check_together(table: pa.Table, *, key: str, labels: Sequence[str], bad: BadRows) -> None:
     """What one row alone cannot show: images named twice, a split for some of the rows."""
-    for number in _find_twice(table, key):
-        bad.add(f"row {number}: the same {_WHAT[key]} and region as another row")
+    for number, other, differ in _find_twice(table, key, labels):
+        how = (
+            "another label: keep the right row (of two readers: a column each, labelling.readers)"
+            if differ
+            else "the same label: keep one row"
+        )
+        bad.add(f"row {number}: the same {_WHAT[key]} and region as row {other}, with {how}")
     blank = table["split"].null_count
     if 0 < blank < table.num_rows:
         for number in table.filter(pc.is_null(table["split"]))["number"]:
             bad.add(f"row {number}: split is blank; fill all or none")
 
 
-def _find_twice(table: pa.Table, key: str) -> list[int]:
-    """The lines that name the same as another line."""
+def _find_twice(table: pa.Table, key: str, labels: Sequence[str]) -> list[tuple[int, int, bool]]:
+    """The lines that name the same as another line, that line (of several the first or last), and if labels differ."""
     keys = [key] if table["roi_x"].null_count == table.num_rows else [key, *ROI]
     # A join never matches null with null.
     regions: Any = {name: pc.fill_null(table[name], pa.scalar(-1)) for name in keys if name in ROI}
-    filled: Any = pa.table({"number": table["number"], key: table[key], **regions})
-    counts = filled.group_by(keys, use_threads=False).aggregate([("number", "count")])
-    twice = counts.filter(pc.field("number_count") > 1).select(keys)
+    texts: Any = {name: pc.fill_null(table[name], "") for name in labels}
+    filled: Any = pa.table({"number": table["number"], key: table[key], **regions, **texts})
+    kinds = [("number", kind) for kind in ("count", "min", "max")] + [(name, "count_distinct") for name in labels]
+    counts = filled.group_by(keys, use_threads=False).aggregate(kinds)
+    twice = counts.filter(pc.field("number_count") > 1)
     if not twice.num_rows:
         return []
-    return sorted(filled.join(twice, keys, join_type="left semi")["number"].to_pylist())
+    # Python gets four small columns, however many labels there are.
+    differ: Any = [pc.greater(twice[f"{name}_count_distinct"], 1) for name in labels]
+    twice = twice.append_column("differ", functools.reduce(pc.or_, differ))
+    twice = twice.select([*keys, "number_min", "number_max", "differ"])
+    found = filled.select(["number", *keys]).join(twice, keys, join_type="inner")
+    pairs = found.select(["number", "number_min", "number_max", "differ"]).to_pylist()
+    return sorted(
+        (
+            row["number"],
+            row["number_max"] if row["number"] == row["number_min"] else row["number_min"],
+            row["differ"],
+        )
+        for row in pairs
+    )

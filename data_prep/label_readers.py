@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,28 @@ from medcls.command_line import say
 from medcls.config import LabellingConfig
 from medcls.errors import DataError
 from medcls.evaluation.reader_agreement import measure_agreement
+
+# Safe to print from any header: such a name is nobody's.
+_READER = re.compile(
+    r"(?:(?P<stem>label(?:_.+)?)_)?(?P<reader>(?:r|reader|rater|annotator|observer)[_-]?[0-9]{1,2})", re.I
+)
+
+
+def guess_readers(names: Sequence[str]) -> list[str]:
+    """Return what labelling.readers may be: columns called r1, reader1, rater_1 … or such ends of label columns.
+
+    Args:
+        names: Columns of the file.
+
+    Returns:
+        Two or more names, in the file's order; [] if nothing looks like several readers.
+    """
+    found = [match for name in names if (match := _READER.fullmatch(name))]
+    for of_labels in (True, False):
+        readers = list(dict.fromkeys(match["reader"] for match in found if bool(match["stem"]) == of_labels))
+        if len(readers) > 1:
+            return readers
+    return []
 
 
 def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list[str]]:

@@ -19,8 +19,9 @@ from data_prep.label_columns import (
     read_uncertain,
     say_values,
 )
-from data_prep.label_readers import Combined, combine_readers, find_readers, halve_votes
+from data_prep.label_readers import Combined, combine_readers, find_readers, guess_readers, halve_votes
 from data_prep.label_rows import is_label
+from medcls.command_line import say
 from medcls.config import LabellingConfig
 from medcls.data.columns import code_column
 from medcls.data.votes import name_votes
@@ -45,6 +46,12 @@ def read_label_values(
             values without labelling.uncertain, or readers without their columns.
     """
     of_readers = find_readers(labels.column_names, config.readers)
+    ends = [] if of_readers else guess_readers([name for name in labels.column_names if is_label(name)])
+    if ends:
+        say(
+            f"notice: the label columns that end in {', '.join(ends)} are read as findings of their own; if they are "
+            f"readers of one finding, set labelling.readers=[{','.join(ends)}]"
+        )
     read = {name for names in of_readers.values() for name in names}
     groups = {name: [name] for name in labels.column_names if is_label(name) and name not in read} | of_readers
     columns = {target: [open_column(labels, name) for name in names] for target, names in groups.items()}
@@ -62,7 +69,7 @@ def read_label_values(
         for column in group:
             read_uncertain(column, config)
             read_blank(column, config)
-    say_values(every, unit=unit)
+    say_values(every, readers=read, unit=unit)
     record: dict[str, Any] = {"unit": unit, "rows": labels.num_rows, "columns": {c.name: c.record for c in every}}
     labels = labels.drop_columns(sorted(read))
     for target, group in columns.items():

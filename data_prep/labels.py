@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.label_paths import check_paths, check_together, with_folders
+from data_prep.label_readers import guess_readers
 from data_prep.label_rows import (
     CHUNK_ROWS,
     CONTROL,
@@ -28,8 +29,8 @@ from data_prep.label_rows import (
     build_schema,
     is_label,
 )
+from data_prep.layouts import SPLIT_WORDS
 from medcls.command_line import say
-from medcls.config import SPLITS
 from medcls.data.spelling import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
@@ -42,7 +43,7 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _MOST_PIXELS = 2**31 - 1
 # Words for the codes of a column, by spelling_key; None = unknown. Public sets write male, Female, left, Train.
 _CODES: dict[str, dict[str, str | None]] = {
-    "split": {name: name for name in SPLITS},
+    "split": {**SPLIT_WORDS},
     "sex": {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O", "other": "O", "u": None, "unknown": None},
     "side": {"l": "L", "left": "L", "r": "R", "right": "R"},
 }
@@ -92,7 +93,7 @@ def read_label_table(
     total = table.num_rows + bad.count
     if layout.key == "path":
         check_paths(table, root=source.resolve(), listed=listed, bad=bad)
-    check_together(table, key=layout.key, bad=bad)
+    check_together(table, key=layout.key, labels=layout.labels, bad=bad)
     if bad.count:
         raise (MissingInputError if bad.missing == bad.count else DataError)(
             f"labels={path}: {bad.count} bad rows of {total}: {bad.describe()}"
@@ -185,6 +186,9 @@ def _read_header(
         advice = (
             "; patients=per_image or patient_id.pattern=REGEX replace patient_id" if "patient_id" in missing else ""
         )
+        guessed = [] if labels or readers else guess_readers(header)
+        if guessed:
+            advice += f"; {', '.join(guessed)} look like readers: set labelling.readers=[{','.join(guessed)}]"
         raise DataError(
             f"labels={path}: missing columns {listed}; line 1 has {len(header)} columns"
             f"{_ask_for_header(header)}{advice}"

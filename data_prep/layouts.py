@@ -11,11 +11,12 @@ from typing import NoReturn
 from data_prep.file_choice import is_mask_name
 from medcls.errors import DataError
 
-_SPLITS = {
+SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+"""Words for a split, of folders and of the column split."""
 _BESIDE_SPLIT = frozenset({"set", "data", "dataset", "image", "images", "img", "imgs", "split", "folder"})
 # Words of other names, too: normal development, valid.
 _ALONE = frozenset({"valid", "dev", "development"})
@@ -53,9 +54,9 @@ def find_split(name: str) -> str:
     words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
     rest = [word for word in words if word not in _BESIDE_SPLIT]
     if len(rest) == 1:
-        return _SPLITS.get(rest[0], "")
-    named = [word for word in words if word in _SPLITS and word not in _ALONE]
-    return _SPLITS[named[0]] if len(named) == 1 else ""
+        return SPLIT_WORDS.get(rest[0], "")
+    named = [word for word in words if word in SPLIT_WORDS and word not in _ALONE]
+    return SPLIT_WORDS[named[0]] if len(named) == 1 else ""
 
 
 def guess_layout(images: Mapping[str, int], *, source: str) -> Reading:

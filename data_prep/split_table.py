@@ -15,6 +15,7 @@ from medcls.data.spelling import spelling_key
 from medcls.data.splits import SPLIT_NAMES, Splits, read_patients, read_split
 from medcls.data.store import Store
 from medcls.data.strata import read_measurements
+from medcls.data.votes import name_votes
 from medcls.files import LABELS
 
 _LABEL = "label"
@@ -23,13 +24,14 @@ _WIDEST = 24
 
 
 def build_table(labels: pa.Table, splits: Splits, *, patients: Codes | None) -> list[dict[str, Any]]:
-    """Return what each split has of each class: one row a class, "unknown" if there are any, and the total.
+    """Return what each split has of each class: one row a class, "between classes" and "unknown", and the total.
 
-    Of one label column the rows are its classes; of several, those of each in turn: positive, negative and unknown, or
-    its values. Values on a scale are one row with their range.
+    Between classes are labels with votes of which none leads, as of uncertain ones that are read as 0.5. Of one label
+    column the rows are its classes; of several, those of each in turn: positive, negative and unknown, or its values.
+    Values on a scale are one row with their range.
 
     Args:
-        labels: "label" or "label_NAME" columns, strings, null = unknown; a row for each image.
+        labels: "label" or "label_NAME" columns, strings, null = unknown, and their votes, if any; a row for each image.
         splits: (N,) split of each image.
         patients: Patient of each image; None = unknown, so that images alone are counted.
 
@@ -42,7 +44,12 @@ def build_table(labels: pa.Table, splits: Splits, *, patients: Codes | None) -> 
     rows = []
     for name in names:
         prefix = "" if name == _LABEL else name.removeprefix(f"{_LABEL}_")
-        for label, chosen, numbers in _list_classes(code_column(labels.column(name)), prefix):
+        codes = code_column(labels.column(name))
+        votes = name_votes(name)
+        between = np.zeros(labels.num_rows, dtype=np.bool_)
+        if votes in labels.column_names:
+            between = (code_column(labels.column(votes)).values >= 0) & (codes.values < 0)
+        for label, chosen, numbers in _list_classes(codes, prefix, between):
             row = _count(label, {split: part & chosen for split, part in used}, patients)
             if numbers is not None:
                 row["range"] = {
@@ -54,7 +61,9 @@ def build_table(labels: pa.Table, splits: Splits, *, patients: Codes | None) -> 
     return [*rows, _count("all", dict(used), patients)]
 
 
-def _list_classes(codes: Codes, prefix: str) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[np.float64] | None]]:
+def _list_classes(
+    codes: Codes, prefix: str, between: NDArray[np.bool_]
+) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[np.float64] | None]]:
     """Yield the name of each row, the images that count in it, and their values if they are on a scale."""
     measured = read_measurements(codes)
     texts = [str(text) for text in codes.texts.to_pylist()]
@@ -70,8 +79,11 @@ def _list_classes(codes: Codes, prefix: str) -> Iterator[tuple[str, NDArray[np.b
             label = texts[by_key[key][0]]
             named = f"{prefix} {signs[key]}" if signs else f"{prefix}={label}" if prefix else label
             yield named, np.isin(codes.values, by_key[key]), None
-    if (codes.values < 0).any():
-        yield f"{prefix} unknown".strip(), codes.values < 0, None
+    if between.any():
+        yield f"{prefix} between classes".strip(), between, None
+    unknown = (codes.values < 0) & ~between
+    if unknown.any():
+        yield f"{prefix} unknown".strip(), unknown, None
 
 
 def _natural(text: str) -> tuple[float, str]:

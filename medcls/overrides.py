@@ -110,6 +110,8 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
         owner = next(name for name, group in NAMED.items() if group == bare)
         raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
     is_open = _check_key(bare, schema)
+    if bare == "task.classes" and re.search(r":\s*\?\s*[,}]", value):
+        raise ConfigError("task.classes: replace each ? by 0 or 1, or leave its label out")
     argument = argument if sweeping and "," in value else quote_value(key, value)
     # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
     return f"++{argument}" if is_open and not key.startswith("+") else argument

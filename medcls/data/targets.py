@@ -19,6 +19,8 @@ from medcls.errors import ConfigError, DataError
 
 _LABEL = "label"
 _MOST_SHOWN = 20
+# Where the user has to write something in a line that is proposed.
+_PLACE = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,8 @@ def _order_binary(found: Sequence[str], positive: str | None) -> list[str]:
     if len(found) > 2:
         example = "{" + ", ".join(f"{name}: {1 if name == positive else '?'}" for name in found[:_MOST_SHOWN]) + "}"
         raise ConfigError(
-            f"task=binary with {len(found)} labels ({_list(found)}): set task.classes='{example}' with 1 for each "
-            "label of the positive class and 0 for each of the negative one, without the labels to leave out"
+            f"task=binary with {len(found)} labels ({_list(found)}): set task.classes='{example}' with each ? "
+            "replaced by 1 (a label of the positive class) or 0 (of the negative one), without the labels to leave out"
         )
     if positive is None:
         healthy = [name for name in found if is_healthy(name)]
@@ -159,8 +161,9 @@ def _order_grades(found: Sequence[str]) -> list[str]:
     order = find_order(found)
     if order is None:
         proposal = propose_order(found)
-        line = quote(f"task.order=[{','.join((proposal or found)[:_MOST_SHOWN])}]")
-        how = "the likely order" if proposal else "rearranged from least to most"
+        # Labels in the order of the alphabet would be pasted as they are: without a likely order, places to fill in.
+        line = quote(f"task.order=[{','.join(proposal or [_PLACE] * len(found))}]")
+        how = "the likely order" if proposal else f"with {_list(found)} from least to most in place of each {_PLACE}"
         raise ConfigError(
             f"task.order is not set and the {len(found)} labels ({_list(found)}) do not tell their order from least to "
             f"most: set {line}, {how}"
@@ -169,6 +172,8 @@ def _order_grades(found: Sequence[str]) -> list[str]:
 
 
 def _check_order(order: Sequence[str], found: Sequence[str], *, kind: str) -> None:
+    if _PLACE in order and _PLACE not in found:
+        raise ConfigError(f"task.order has {_PLACE}: write {_list(found)} from least to most in place of each {_PLACE}")
     _check_found("task.order", order, found)
     twice = [name for i, name in enumerate(order) if name in order[:i]]
     if twice:
@@ -294,6 +299,25 @@ def _encode_flag(value: str, column: str) -> float:
     return float(key)
 
 
+def describe_left_out(task: Task, labels: pa.Table, out: NDArray[np.bool_]) -> str:
+    """Return one line that says how many images are left out, and why: without a label, or its label is no class.
+
+    Args:
+        task: The task.
+        labels: Rows of labels.parquet with the task's columns.
+        out: (N,) the rows that are left out, at least one.
+    """
+    blank = np.ones(len(out), dtype=np.bool_)
+    for name in task.columns:
+        blank &= code_column(labels.column(name)).values < 0
+    none, other = int((out & blank).sum()), int((out & ~blank).sum())
+    if none and other:
+        why = f"{none} have no label of this task, and the label of {other} is no class of the task"
+    else:
+        why = "they have no label of this task" if none else "their label is no class of the task"
+    return f"{none + other} of {len(out)} images are left out: {why}"
+
+
 def find_respelled(task: Task, labels: pa.Table) -> dict[str, str]:
     """Return the labels that are spelled differently from the task's, each with the task's spelling.
 
@@ -317,7 +341,9 @@ def describe_positive(task: Task, *, recorded: bool) -> str:
         return ""
     negative, positive = task.class_names
     if not is_healthy(positive):
-        healthy = ", which means healthy" if is_healthy(negative) else ""
+        # Of joined labels (benign+normal) the user said what they are, not the words.
+        joined = list(task.mapping.values()).count(0) > 1
+        healthy = ", which means healthy" if is_healthy(negative) and not joined else ""
         return f"positive class: {positive} (negative: {negative}{healthy})"
     if recorded:
         return f"positive class: {positive}, which means healthy, as requested (negative: {negative})"

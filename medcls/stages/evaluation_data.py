@@ -15,7 +15,7 @@ from medcls.data.dataset import StoreDataset
 from medcls.data.regions import ALL, NONE, describe_share, summarize_regions
 from medcls.data.splits import TRAIN, VAL, Splits, read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import encode_targets, find_respelled
+from medcls.data.targets import describe_left_out, encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
 from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
@@ -98,7 +98,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
         for text, label in find_respelled(card.task, labels.take(rows)).items()
     ]
     if not known.all():
-        notes.append(f"{int((~known).sum())} of {len(rows)} images are left out: their label is no class of the task")
+        notes.append(describe_left_out(card.task, labels.take(rows), ~known))
     if any("synthetic" in str(name).lower() for name in store.codes("manufacturer").texts.to_pylist()):
         notes.append("synthetic images: the figures say nothing about patients")
     rows = rows[known]

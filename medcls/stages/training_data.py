@@ -23,7 +23,14 @@ from medcls.data.manifest import write_table
 from medcls.data.regions import summarize_regions
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import Task, build_task, check_classes_present, describe_positive, encode_targets
+from medcls.data.targets import (
+    Task,
+    build_task,
+    check_classes_present,
+    describe_left_out,
+    describe_positive,
+    encode_targets,
+)
 from medcls.data.votes import encode_shares, has_votes
 from medcls.errors import DataError
 from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
@@ -177,7 +184,7 @@ def select_labelled(
     soft = encode_shares(task, labels.take(rows)) if split == TRAIN else None
     usable = known if soft is None else known | ~np.isnan(soft).all(axis=1)
     if not usable.all():
-        say(f"{split}: {int((~usable).sum())} of {len(rows)} images are left out: their label is no class of the task")
+        say(f"{split}: {describe_left_out(task, labels.take(rows), ~usable)}")
     if not known.any():
         raise DataError(f"{split}: no image has a label of this task ({', '.join(task.columns)})")
     if soft is not None:

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from medcls.data.targets import Task, build_task, check_classes_present, encode_targets, find_respelled
+from medcls.data.targets import (
+    Task,
+    build_task,
+    check_classes_present,
+    describe_left_out,
+    describe_positive,
+    encode_targets,
+    find_respelled,
+)
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.metrics import compute_metrics
 
@@ -152,7 +160,11 @@ NOT_BINARY: list[tuple[list[str], dict[str, Any], str]] = [
         {"positive": "AD", "classes": {"AD": 0, "CN": 1}},
         "task.positive=AD contradicts task.classes, where class 1 is the positive",
     ),
-    (["nevus", "melanoma", "bcc"], {}, r"task.classes='\{bcc: \?, melanoma: \?, nevus: \?\}' with 1 for each"),
+    (
+        ["nevus", "melanoma", "bcc"],
+        {},
+        r"task.classes='\{bcc: \?, melanoma: \?, nevus: \?\}' with each \? replaced by 1",
+    ),
     (["nevus", "melanoma", "bcc"], {"positive": "melanoma"}, r"'\{bcc: \?, melanoma: 1, nevus: \?\}'"),
 ]
 
@@ -173,13 +185,35 @@ def test_ordered_task_with_words_asks_for_their_order_and_takes_it(kind: str, gr
     labels = table(label=SEVERITY)
     with pytest.raises(ConfigError, match=r"set .task.order=\[none,mild,moderate,severe\].?, the likely order"):
         build_task(kind, labels, grades=grades)
-    with pytest.raises(ConfigError, match=r"task.order=\[A,B,C\].?, rearranged from least to most"):
+    with pytest.raises(ConfigError, match=r"task.order=\[\?,\?,\?\].?, with A, B, C from least to most in place of"):
         build_task(kind, table(label=["B", "A", "C"]), grades=grades)
+    with pytest.raises(ConfigError, match=r"task.order has \?: write A, B, C from least to most in place of each \?"):
+        build_task(kind, table(label=["B", "A", "C"]), order=["?", "?", "?"], grades=grades)
     task = build_task(kind, labels, order=["none", "mild", "moderate", "severe"], grades=grades)
     assert task.class_names == ["none", "mild", "moderate", "severe"]
     targets, known = encode_targets(task, table(label=[*SEVERITY, "unheard of"]))
     assert targets[:4].tolist() == [[1.0], [2.0], [0.0], [3.0]]
     assert known.tolist() == [True, True, True, True, False]
+
+
+def test_left_out_images_without_a_label_are_not_said_to_have_one() -> None:
+    task = build_task("multiclass", table(label=["a", "b"]))
+    said = {
+        (None, None, "a"): "2 of 3 images are left out: they have no label of this task",
+        ("c", "b", "a"): "1 of 3 images are left out: their label is no class of the task",
+        (None, "c", "a"): "2 of 3 images are left out: 1 have no label of this task, and the label of 1 is no class of",
+    }
+    for rows, line in said.items():
+        labels = table(label=[*rows])
+        assert describe_left_out(task, labels, ~encode_targets(task, labels)[1]).startswith(line)
+
+
+def test_joined_negative_class_is_not_called_healthy() -> None:
+    labels = table(label=["benign", "malignant", "normal"])
+    joined = build_task("binary", labels, classes={"benign": 0, "malignant": 1, "normal": 0})
+    assert describe_positive(joined, recorded=True) == "positive class: malignant (negative: benign+normal)"
+    alone = build_task("binary", table(label=["malignant", "normal"]))
+    assert describe_positive(alone, recorded=True).endswith("(negative: normal, which means healthy)")
 
 
 def test_quadratic_kappa_follows_the_order_of_the_task() -> None:

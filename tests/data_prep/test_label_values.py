@@ -162,6 +162,19 @@ def test_blanks_are_read_as_asked(capsys: pytest.CaptureFixture[str]) -> None:
     assert read([None, None], name="label_a", blank=0) == ["0", "0"]
 
 
+def test_readers_are_guessed_and_their_blanks_are_not_offered_as_votes(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = table(label_r1=["1", None, "0"], label_r2=["1", "0", "0"])
+    read_label_values(columns, LabellingConfig())
+    said = capsys.readouterr().err
+    assert "label columns that end in r1, r2 are read as findings of their own" in said
+    assert "set labelling.readers=[r1,r2]" in said
+    read_label_values(columns, LabellingConfig(readers=["r1", "r2"]))
+    said = capsys.readouterr().err
+    assert "blank labels are read as unknown: label_r1 (1 rows)" in said
+    assert "labelling.blank=0" not in said
+    assert "set labelling.readers" not in said
+
+
 def test_blanks_of_classes_stay_unknown() -> None:
     assert read(["mild", None, "severe", "mild"], blank=0) == ["mild", None, "severe", "mild"]
     assert read([None, None], blank=0) == [None, None]

@@ -304,8 +304,24 @@ def test_words_for_codes_are_read_and_said(source: Path, capsys: pytest.CaptureF
 
 
 def test_the_same_image_twice_is_refused(source: Path) -> None:
-    with pytest.raises(DataError, match="row 2: the same image and region as another row; row 4: the same"):
+    with pytest.raises(
+        DataError, match=r"row 2: .* region as row 4, with another label: .*row 4: .* as row 2, with an"
+    ):
         read(source, f"{HEADER}\na.png,P1,x\nb.png,P1,x\n./a.png,P2,y\n")
+    with pytest.raises(DataError, match="row 2: the same image and region as row 3, with the same label: keep one row"):
+        read(source, f"{HEADER}\na.png,P1,x\na.png,P1,x\n")
+
+
+def test_columns_that_look_like_readers_are_named_with_the_setting(source: Path) -> None:
+    header = HEADER.removesuffix("label")
+    with pytest.raises(DataError, match=r"missing columns label .*: set labelling.readers=\[reader1,Rater_2\]"):
+        read(source, f"{header}reader1,Rater_2\na.png,P1,x,y\n")
+
+
+def test_words_for_splits_are_those_of_folders(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read(source, f"{HEADER},split\na.png,P1,x,Training\nb.png,P2,x,Validation\nsub/c d.png,P3,x,Testing\n")
+    assert [row.split for row in rows] == ["train", "val", "test"]
+    assert "notice: split is read by its words: 'Testing' (1 rows) as test" in capsys.readouterr().err
 
 
 def test_a_split_is_given_to_all_or_none(source: Path) -> None:
@@ -492,9 +508,9 @@ def test_pieces_of_a_long_file_make_one_table(source: Path, monkeypatch: pytest.
     with pytest.raises(DataError) as pieces:
         read(source, bad)
     assert str(pieces.value) == str(whole.value)
-    assert "row 103: patient_id is blank; row 5: the same image and region as another row; row 102: the" in str(
-        pieces.value
-    )
+    found = str(pieces.value)
+    assert "row 103: patient_id is blank; row 5: the same image and region as row 102, with the same label" in found
+    assert "row 102: the same image and region as row 5" in found
 
 
 def test_a_listed_folder_may_be_named(source: Path) -> None:

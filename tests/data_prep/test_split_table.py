@@ -37,6 +37,15 @@ def test_classes_by_split_with_unknown_ones() -> None:
     ]
 
 
+def test_labels_between_classes_are_not_counted_as_unknown() -> None:
+    half = '{"0": 0.5, "1": 0.5}'
+    shown = text({"label_a": ["1", None, None, "0", "0", None], "votes_a": [None, half, None, None, None, half]})
+    assert [line.split() for line in shown[4:6]] == [
+        ["a", "between", "classes", "1", "(1)", "0", "(0)", "1", "(1)"],
+        ["a", "unknown", "1", "(1)", "0", "(0)", "0", "(0)"],
+    ]
+
+
 def test_several_labels_have_positive_negative_and_unknown() -> None:
     shown = text({"label_fluid": ["1", "0", "1.0", None, "0", "0"], "label_grade": ["1", "2", "10", "1", "1", "2"]})
     assert [line.rsplit("  ", 3)[0].strip() for line in shown[2:]] == [
