@@ -160,7 +160,7 @@ def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str
     found |= {name: (bound, known.get(name)) for name, bound in bounds["by_class"].items()}
     return [
         {"class": name, "patients": patients, "needed": needed}
-        for name, (bound, patients) in found.items()
+        for name, (bound, patients) in sorted(found.items())  # JSON keeps no order of keys
         if bound is None
     ]
 
