@@ -17,6 +17,7 @@ from data_prep.ledger import LEFT_OUT
 from medcls.config import SPLITS
 from medcls.config.labelling import LEVELS, compile_layout, find_level
 from medcls.errors import ConfigError, DataError
+from medcls.identity import format_count
 from medcls.imaging.source import is_system_folder
 
 _SHOWN = 12
@@ -245,7 +246,8 @@ def _check_classes(source: Path, read: FolderLabels, *, others: Sequence[Any], i
     empty = list(_find_empty(source, used, depth=find_level(read.layout, "class"), ignored=ignored))
     if empty:
         raise DataError(
-            f"source={source}: {len(empty)} folders hold no image where class folders are expected: "
+            f"source={source}: {format_count(len(empty), 'folder')} {'holds' if len(empty) == 1 else 'hold'} no image "
+            "where class folders are expected: "
             f"{'; '.join(empty[:3])} in the order of names (upper and lower case are alike): fill or remove them, or "
             "leave them out with labelling.not_files='FOLDER/*'"
         )

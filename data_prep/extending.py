@@ -20,6 +20,7 @@ from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits, read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, MedclsError, MissingInputError
 from medcls.files import DATASET, SPLITS
+from medcls.identity import format_count, name_units
 
 _OUT = SPLIT_NAMES.index(DROPPED)
 _DEFAULT = "default"
@@ -88,15 +89,17 @@ def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Seq
     first = np.unique(patients.values, return_index=True)[1]
     found = np.where(found != _OUT, found, together[linked.values[first]])
     count = int((by_id != _OUT).sum())
+    unit = name_units("patients", store.patients_from)
     if not (found != _OUT).any():
         raise ConfigError(
-            f"split.extends={config.extends}: none of the {len(patients.texts)} patients of this store is in it "
-            f"({len(old.codes('patient_id').texts)} patients), by id or by image: check patient_id and "
+            f"split.extends={config.extends}: none of the {len(patients.texts)} {unit} of this store is in it "
+            f"({len(old.codes('patient_id').texts)} {name_units('patients', old.patients_from)}), "
+            "by id or by image: check patient_id and "
             "deidentify.key_file, or remove split.extends"
         )
     follow = int((found != _OUT).sum()) - count
     say(
-        f"split {config.name} extends split {name} of store {old.name}: {count} patients stay where they were, "
+        f"split {config.name} extends split {name} of store {old.name}: {count} {unit} stay where they were, "
         f"{follow} more follow an image that is the same, {len(found) - count - follow} are new and dealt"
     )
     if old.spec != store.spec:
@@ -144,7 +147,7 @@ def _find_identical(store: Store, old: Store, splits: Splits) -> NDArray[np.int8
 
 
 def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse: str | None) -> None:
-    """Print a notice for each older store that has some of these patients in other splits.
+    """Print a notice if older stores have some of these patients in other splits: the first named, others counted.
 
     Looked at are reuse= and the newest stores beside this one, if their ids can be compared.
     """
@@ -153,6 +156,7 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
     newest = sorted(beside, key=lambda path: (-(path / DATASET).stat().st_mtime_ns, path.name))[:_MOST_STORES]
     older = list(dict.fromkeys([*([Path(reuse).resolve()] if reuse else []), *newest]))
     here = _most_held_out(splits, patients)
+    found: list[tuple[Path, int, int]] = []
     for path in older:
         try:
             location, name = _locate(str(path), _DEFAULT)
@@ -165,8 +169,15 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
         shared = (there != _OUT) & (here != _OUT)
         moved = int((shared & (there != here)).sum())
         if moved:
-            say(
-                f"notice: {int(shared.sum())} patients are also in store {path}, {moved} of them in another of its "
-                "splits: a model of one store may have been trained on the held-out patients of the other; set "
-                f"split.extends={path} with another split.name= to keep them where they were"
-            )
+            found.append((path, int(shared.sum()), moved))
+    if not found:
+        return
+    path, number, moved = found[0]
+    ids = name_units("patient id", store.patients_from)
+    held_out = name_units("patients", store.patients_from)
+    more = f" (and {format_count(len(found) - 1, 'more store')} beside it)" if found[1:] else ""
+    say(
+        f"notice: {format_count(number, ids)} {'is' if number == 1 else 'are'} also in store {path}, {moved} in "
+        f"another of its splits{more}: a model of one store may have been trained on the held-out {held_out} of the "
+        f"other; set split.extends={path} with another split.name= to keep them where they were"
+    )

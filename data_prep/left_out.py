@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from data_prep.plan import Plan
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.files import LEDGER
-from medcls.identity import Identity
+from medcls.identity import Identity, format_count
 
 _SHOWN = 8
 # By the reason of the ledger. Without a setting the file itself has to change.
@@ -63,12 +63,12 @@ def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[
         first = min(rows, key=lambda row: (row["number"], row["image_id"]))
         where = f"line {first['number']}" if first["number"] else f"image_id {first['image_id']}"
         setting = _SETTINGS.get(reason, "correct or convert the files")
-        what = f"{len(rows)} image{'' if len(rows) == 1 else 's'}{_list_classes(rows)}"
+        what = f"{format_count(len(rows), 'image')}{list_classes([row['label'] for row in rows])}"
         yield f"{QUARANTINED}: {what}: {reason}: {first['detail'] or 'no detail'}; e.g. {where}; {setting}"
     counts = Counter(ledger.filter(pc.equal(ledger["state"], SKIPPED))["reason"].to_pylist())
     for reason, meaning in _SKIPPED.items():
         if counts[reason]:
-            yield f"{SKIPPED}: {counts[reason]} file{'' if counts[reason] == 1 else 's'}: {reason}: {meaning}"
+            yield f"{SKIPPED}: {format_count(counts[reason], 'file')}: {reason}: {meaning}"
 
 
 def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict[str, Any]]:
@@ -90,9 +90,9 @@ def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict
     return list(found.values())
 
 
-def _list_classes(rows: list[dict[str, Any]]) -> str:
+def list_classes(labels: Iterable[str | None]) -> str:
     """Return " (nevus 12, melanoma 3)", most frequent first; "" without labels."""
-    counts = Counter(row["label"] for row in rows if row["label"] is not None)
+    counts = Counter(label for label in labels if label is not None)
     listed = [f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     more = f" and {len(listed) - _SHOWN} more classes" if len(listed) > _SHOWN else ""
     return f" ({', '.join(listed[:_SHOWN])}{more})" if listed else ""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.presentation import describe_mixture
 from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
 from medcls.imaging.selection import SeriesKey, summarize_series
@@ -257,6 +258,12 @@ def _describe_problems(table: pa.Table) -> Iterator[str]:
             yield heading
             ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
             yield from _align([(f"{n:>6,}", reason, _MEANINGS.get(reason, "")) for reason, n in ordered])
+    # One by one they are fine, and together they are refused.
+    images = pc.and_(pc.equal(table.column("problem"), ""), pc.not_equal(table.column("kind"), "other"))
+    mixture = describe_mixture(table.filter(images)["intent"])
+    if mixture:
+        yield ""
+        yield f"as a whole refused by data_prep (default settings): {mixture}"
     if table.num_rows:
         yield ""
         yield _ONLY_DECODING

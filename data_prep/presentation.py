@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.ledger import LEFT_OUT
+from data_prep.left_out import list_classes
 from medcls.command_line import say
 from medcls.errors import DataError
+from medcls.identity import format_count
 
 _OTHER = {"presentation": "processing", "processing": "presentation"}
+
+
+def describe_mixture(intent: pa.ChunkedArray[Any]) -> str:
+    """Return why images are not taken without a choice: some are raw and some processed; "" if they are not.
+
+    Args:
+        intent: "processing", "presentation" or "" of each image.
+    """
+    counts = _count(intent)
+    raw, shown = counts["processing"], counts["presentation"]
+    if not raw or not shown:
+        return ""
+    return (
+        f"image.presentation=null: of {len(intent)} images {raw} {'is' if raw == 1 else 'are'} FOR PROCESSING (raw "
+        f"detector values) and {shown} FOR PRESENTATION (PresentationIntentType), perhaps of the same exposures: set "
+        "image.presentation=presentation or image.presentation=processing to take one kind, or "
+        "image.presentation=any to take both as they are"
+    )
+
+
+def _count(intent: pa.ChunkedArray[Any]) -> dict[str, int]:
+    return {name: pc.sum(pc.equal(intent, name)).as_py() or 0 for name in _OTHER}
 
 
 def choose_presentation(table: pa.Table, index: pa.Table, choice: str | None) -> tuple[pa.Table, pa.Table]:
@@ -29,19 +55,16 @@ def choose_presentation(table: pa.Table, index: pa.Table, choice: str | None) ->
     first = pc.list_element(table["files"], 0).cast(pa.large_string())
     place = pc.index_in(first, value_set=index["path"].cast(pa.large_string()).combine_chunks())
     intent = pc.fill_null(index["intent"].take(place), "")
-    counts = {name: pc.sum(pc.equal(intent, name)).as_py() or 0 for name in _OTHER}
-    raw, shown = counts["processing"], counts["presentation"]
-    if choice is None and raw and shown:
-        raise DataError(
-            f"image.presentation=null: of {table.num_rows} images {raw} are FOR PROCESSING (raw detector values) and "
-            f"{shown} FOR PRESENTATION (PresentationIntentType), perhaps of the same exposures: set "
-            "image.presentation=presentation or image.presentation=processing to take one kind, or "
-            "image.presentation=any to take both as they are"
-        )
+    counts = _count(intent)
+    if choice is None and describe_mixture(intent):
+        raise DataError(describe_mixture(intent))
     if choice not in _OTHER or not counts[_OTHER[choice]]:
         return table, LEFT_OUT.empty_table()
     unwanted = pc.equal(intent, _OTHER[choice])
-    say(f"image.presentation={choice}: {counts[_OTHER[choice]]} images FOR {_OTHER[choice].upper()} are left out")
+    classes = table.filter(unwanted)["label"].to_pylist() if "label" in table.column_names else []
+    number = counts[_OTHER[choice]]
+    what = f"{format_count(number, 'image')} FOR {_OTHER[choice].upper()}{list_classes(classes)}"
+    say(f"image.presentation={choice}: {what} {'is' if number == 1 else 'are'} left out")
     files = pc.list_flatten(table.filter(unwanted)["files"]).cast(pa.string())
     kept = table.filter(pc.invert(unwanted))
     # A file may hold several regions, of which all are of one kind.

@@ -23,6 +23,7 @@ from data_prep.split_table import build_table
 from medcls.command_line import say
 from medcls.config import SplitConfig
 from medcls.data.columns import Codes, code_column, read_columns, read_names
+from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients
 from medcls.data.splits import (
     DROPPED,
@@ -40,6 +41,7 @@ from medcls.data.strata import Strata, build_strata, describe_split, find_missin
 from medcls.data.stratification import DEALING, assign_splits
 from medcls.errors import ConfigError, DataError
 from medcls.files import LABELS, SPLITS, read_json
+from medcls.identity import format_count
 
 RANDOM = "random by patient, stratified by label"
 _OUT = SPLIT_NAMES.index(DROPPED)
@@ -109,9 +111,13 @@ def split_store(
         name_images=lambda rows: store.column("image_id", rows),
         duplicates=links,
         on_leak=config.on_leak,
-        remedy="correct the labels file"
+        remedy=("correct the folders or patient_id.pattern" if giver == "folders" else "correct the labels file")
         + (f" ({same_images_path(store.folder)} lists the same images, mode 0600)" if same.links else "")
-        + ("" if fractions is None or config.merge_linked else ", set split.merge_linked=true if they are one patient"),
+        + (
+            ""
+            if config.merge_linked or not _can_merge(links, splits, labels, cut=cut)
+            else ", set split.merge_linked=true if the images of different ids are of one patient"
+        ),
     )
     empty = _check_classes(splits, strata, config=config, given=given)
     dealt = RANDOM if patients_known else RANDOM.replace("patient", "image (patients unknown)")
@@ -141,6 +147,14 @@ def split_store(
         warn_shared_patients(store, splits, patients=patients, reuse=reuse)
 
 
+def _can_merge(links: Sequence[DuplicatePair], splits: Splits, labels: pa.Table, *, cut: Sequence[str]) -> bool:
+    """Whether merging the patients of same images can mend a leak: one was dealt, and not given by the user."""
+    given = labels.column("split")
+    dealt = {None, TRAIN} if cut else {None}
+    crossing = [p for p in links if splits[p.first] != splits[p.second] and _OUT not in splits[[p.first, p.second]]]
+    return any({given[p.first].as_py(), given[p.second].as_py()} <= dealt for p in crossing)
+
+
 def _settle_contradictions(
     same: SameImages, store: Store, labels: pa.Table, *, config: SplitConfig, origin: Origin
 ) -> pa.Table:
@@ -149,20 +163,22 @@ def _settle_contradictions(
         return labels
     where = write_same_images(same, store, labels, origin=origin)
     if same.suspected:
+        number = len(same.suspected)
         say(
-            f"notice: {len(same.suspected)} pairs of nearly identical images of one patient have different labels, as "
+            f"notice: {format_count(number, 'pair')} of nearly identical images of one patient "
+            f"{'has' if number == 1 else 'have'} different labels, as "
             f"neighbouring slices and frames may: {where}; correct the labels if they are copies"
         )
     if not same.contradictions:
         return labels
     found = f"{origin.name}: {describe_contradictions(same, origin)}"
-    count = len(same.contradicting)
+    every = "both" if len(same.contradicting) == 2 else f"all {len(same.contradicting)}"
     if config.on_contradiction == "refuse":
         raise DataError(
             f"{found}: correct the labels ({where}), or set "
-            f"split.on_contradiction=drop (leaves all {count} images out) or report (keeps all {count})"
+            f"split.on_contradiction=drop (leaves {every} images out) or report (keeps {every})"
         )
-    done = f"all {count} are left out" if config.on_contradiction == "drop" else f"all {count} are kept as they are"
+    done = f"{every} are left out" if config.on_contradiction == "drop" else f"{every} are kept as they are"
     say(f"notice: {found}; {done} (split.on_contradiction={config.on_contradiction}); {where}")
     if config.on_contradiction == "report":
         return labels
@@ -275,13 +291,15 @@ def _check_classes(splits: Splits, strata: Strata, *, config: SplitConfig, given
 def _say_split(name: str, certificate: dict[str, Any], *, known: bool = True) -> None:
     images, patients = certificate["images"], certificate["patients"]
     counts = ", ".join(
-        f"{s} {images[s]} images" + (f" of {patients[s]} patients" if known else "")
+        f"{s} {format_count(images[s], 'image')}" + (f" of {format_count(patients[s], 'patient')}" if known else "")
         for s in (*ORDER, DROPPED)
         if s in images
     )
     counts += "" if known else "; patients unknown: each image counts as one"
     leaks = len(certificate["patients_in_several_splits"]) + len(certificate["images_in_several_splits"])
-    say(f"split {name}: {counts}; leaks found: {leaks} (on_leak={certificate['on_leak']})")
+    say(
+        f"split {name}: {counts}; leaks found{'' if known else ' by image'}: {leaks} (on_leak={certificate['on_leak']})"
+    )
 
 
 def _list_links(
@@ -300,7 +318,8 @@ def _list_links(
     if not inside:
         return
     number = len(np.unique(patients.values[[row for pair in inside for row in (pair.first, pair.second)]]))
-    found = f"notice: {len(inside)} pairs of images of {number} different patients look the same inside one split"
+    pairs = f"{format_count(len(inside), 'pair')} of images of {number} different patients"
+    found = f"notice: {pairs} {'looks' if len(inside) == 1 else 'look'} the same inside one split"
     if certificate.get("merged_patients"):
         say(f"{found}; these patients count as one (split.merge_linked=true); {where}")
         return

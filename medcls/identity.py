@@ -67,6 +67,11 @@ class Identity:
         return min(age_years, AGE_CAP_YEARS)
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 patient", "2 patients"; the plural of the noun is its own with an s."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def count_patients(images: int, patients: int | None, patients_from: str) -> str:
     """Return "153 images of 80 patients", or "153 images; patients unknown".
 
@@ -76,8 +81,8 @@ def count_patients(images: int, patients: int | None, patients_from: str) -> str
         patients_from: What told patients apart, as a store records it.
     """
     if patients_from == PER_IMAGE or patients is None:
-        return f"{images} images; patients unknown"
-    return f"{images} images of {patients} patients"
+        return f"{format_count(images, 'image')}; patients unknown"
+    return f"{format_count(images, 'image')} of {format_count(patients, 'patient')}"
 
 
 def name_units(text: str, patients_from: str) -> str:
@@ -89,8 +94,10 @@ def name_units(text: str, patients_from: str) -> str:
     """
     if patients_from != PER_IMAGE:
         return text
-    named = re.sub(r"\b(1|one) patient\b", r"\1 image (patients unknown)", re.sub(r"\bPatients\b", "Images", text))
-    return re.sub(r"\bpatients\b(?! unknown)", "images (patients unknown)", named)
+    text = re.sub(r" drawn at random from a new patient\b", " drawn at random", re.sub(r"\bPatients\b", "Images", text))
+    text = re.sub(r"\b(1|one) patient\b", r"\1 image (patients unknown)", text)
+    text = re.sub(r"\bpatients\b(?! unknown)(?! are unknown)", "images (patients unknown)", text)
+    return re.sub(r"\bpatient\b", "image", text)
 
 
 def describe_patients(patients_from: str) -> str:

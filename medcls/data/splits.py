@@ -22,6 +22,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import SPLITS as SPLITS_FOLDER
 from medcls.files import read_json, sha256_file, write_json
+from medcls.identity import format_count
 
 TRAIN, VAL, TEST, DROPPED = "train", "val", "test", "dropped"
 ORDER = (TRAIN, VAL, TEST)
@@ -123,11 +124,14 @@ def _describe_leak(found: dict[str, Any], remedy: str) -> str:
     patients, images = found["patients_in_several_splits"], found["images_in_several_splits"]
     lines = []
     if patients:
-        lines.append(f"{len(patients)} patients are in more than one split: {_count_ends(patients.values())}")
+        are = "is" if len(patients) == 1 else "are"
+        number = format_count(len(patients), "patient")
+        lines.append(f"{number} {are} in more than one split: {_count_ends(patients.values())}")
     if images:
         identical = sum(pair["identical"] for pair in images)
         lines.append(
-            f"{len(images)} pairs of the same image are in more than one split, {identical} of them identical: "
+            f"{format_count(len(images), 'pair')} of the same image {'is' if len(images) == 1 else 'are'} in more than "
+            f"one split, {identical} of them identical: "
             f"{_count_ends(pair['splits'] for pair in images)}"
         )
     advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"

@@ -196,7 +196,8 @@ def name_reasons(found: Any, *, patients_from: str) -> Any:
     inner = {key: name_reasons(value, patients_from=patients_from) for key, value in found.items()}
     if isinstance(inner.get("claim"), str):
         inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
-    inner |= {k: name_units(inner[k], patients_from) for k in ("reason", "note") if isinstance(inner.get(k), str)}
+    texts = {key: inner[key] for key in ("reason", "note", "assumption") if isinstance(inner.get(key), str)}
+    inner |= {key: name_units(text, patients_from) for key, text in texts.items()}
     return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
 
 

@@ -25,7 +25,7 @@ from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import count_patients
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
-from medcls.identity import PER_IMAGE
+from medcls.identity import PER_IMAGE, name_units
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
@@ -216,7 +216,9 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
 
 
 def _describe(operating: dict[str, Any]) -> list[str]:
-    few = describe_few(operating)
+    # Patients are None where they are unknown; a file of an earlier version always counts them.
+    unknown = operating["chosen_on"].get("n_patients", 0) is None
+    few = [name_units(text, PER_IMAGE) for text in describe_few(operating)] if unknown else describe_few(operating)
     late = operating["chosen_on"]["test_openings_before"]
     if not late:
         return few

@@ -48,7 +48,7 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
     """Returns what store and settings say for the checklists: "deidentification", "imbalance", "ensembling"."""
     kinds = {
         "hmac": "patient, study and file names replaced by keyed pseudonyms (HMAC)",
-        "declared": "ids as declared in the labels file; no header is kept but the manifest's columns",
+        "declared": "ids and file names as they were given, not replaced; no header is kept but the manifest's columns",
     }
     kind = str(predictions.opened.store.info["deidentify"]["kind"])
     tasks = [read_json(part.run / SETTINGS)["task"] for part in predictions.parts]
@@ -83,10 +83,13 @@ def hide_ids(certificate: Mapping[str, Any]) -> dict[str, Any]:
 
     The whole of it stays in the store, in splits/NAME.json.
     """
-    return {
+    shown = {
         name: value if name in _WITHOUT_IDS or not isinstance(value, list | dict) else len(value)
         for name, value in certificate.items()
     }
+    # Each image is a patient of its own there, so that the list of patients is empty whoever they are.
+    unknown = certificate.get("patients_from") == PER_IMAGE
+    return shown | ({"patients_in_several_splits": "unknown"} if unknown else {})
 
 
 def describe_labelling(store: Store) -> list[str]:

@@ -91,8 +91,8 @@ def test_refuse_counts_patients_and_images_and_report_changes_nothing() -> None:
     with pytest.raises(DataError) as error:
         resolve(splits, patients, [pair(2, 3)], "refuse")
     message = str(error.value)
-    assert "1 patients are in more than one split: 1 in train and test" in message
-    assert "1 pairs of the same image are in more than one split, 0 of them identical: 1 in val and test" in message, (
+    assert "1 patient is in more than one split: 1 in train and test" in message
+    assert "1 pair of the same image is in more than one split, 0 of them identical: 1 in val and test" in message, (
         "ids of patients and images may be names and paths"
     )
     assert "\n" not in message

@@ -98,7 +98,7 @@ def test_folder_without_an_image_is_refused_without_its_name(tmp_path: Path) -> 
     for name in ("Healthy", "Ill", "doe^john", ".cache", "__MACOSX", "@eaDir"):
         (tmp_path / name).mkdir()
     files = cross(["Healthy", "Ill"], images=2)[:3]
-    with pytest.raises(DataError, match=r"1 folders hold no image .* folder 1 of 3 in the order of names") as refused:
+    with pytest.raises(DataError, match=r"1 folder holds no image .* folder 1 of 3 in the order of names") as refused:
         read(tmp_path, files)
     assert "doe" not in str(refused.value)
     assert read(tmp_path, files, ignored=lambda folder: folder == "doe^john/").table.num_rows == 3

@@ -126,9 +126,12 @@ def test_a_store_beside_with_the_same_patients_in_other_splits_is_named(
     new = run_prepare(raw, tmp_path / "stores" / "new", "split.seed=5")
     moved = sum(places(old)[patient] != places(new)[patient] for patient in places(old))
     assert moved > 0
-    expected = f"notice: 20 patients are also in store {old.folder}, {moved} of them in another of its splits"
+    expected = f"notice: 20 patient ids are also in store {old.folder}, {moved} in another of its splits"
     assert expected in capsys.readouterr().err
     run_prepare(raw, tmp_path / "elsewhere" / "new", "split.seed=5", f"reuse={old.folder}")
     assert expected in capsys.readouterr().err
     run_prepare(raw, tmp_path / "elsewhere" / "new", "split.seed=5", f"reuse={old.folder}")
     assert "another of its splits" not in capsys.readouterr().err, "said once, when the split is made"
+    run_prepare(raw, tmp_path / "stores" / "third", "split.seed=6")
+    said = capsys.readouterr().err
+    assert (said.count("split.extends="), said.count("(and 1 more store beside it)")) == (1, 1)

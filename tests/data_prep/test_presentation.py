@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from data_prep.overview import describe_folder
+from data_prep.presentation import describe_mixture
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
@@ -75,7 +79,7 @@ def test_one_kind_is_taken_and_the_other_is_in_the_ledger(
     ledger = read_table(store.folder / "ledger.parquet").to_pylist()
     letter = {"presentation": "a", "processing": "b"}[choice]
     assert all(row["path"].endswith(f"{letter}.dcm") for row in ledger if row["reason"] == f"for_{other}")
-    assert f"12 images FOR {other.upper()} are left out" in capsys.readouterr().err
+    assert f"12 images FOR {other.upper()} (0 6, 1 6) are left out" in capsys.readouterr().err
 
 
 def test_both_kinds_are_taken_if_the_user_wants_them(
@@ -123,3 +127,12 @@ def test_an_index_of_version_0_2_0_says_nothing_of_intents(exposures: Path, tmp_
 def test_another_word_is_refused(compose_job: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=r"image\.presentation=raw: expected one of presentation, processing, any"):
         compose_job("prepare", "image.presentation=raw")
+
+
+def test_the_overview_refuses_a_mixture_in_the_words_of_data_prep(exposures: Path) -> None:
+    table = build_index(exposures, list_files(exposures), workers=0)
+    said = "\n".join(describe_folder(table, lines=0))
+    expected = describe_mixture(pa.chunked_array([["processing"] * 12 + ["presentation"] * 12]))
+    assert f"as a whole refused by data_prep (default settings): {expected}" in said
+    one = table.filter(pc.equal(table["intent"], "presentation"))
+    assert "as a whole refused" not in "\n".join(describe_folder(one, lines=0))

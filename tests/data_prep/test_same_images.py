@@ -65,7 +65,7 @@ def test_one_image_under_two_labels_is_refused_by_line(
         run_prepare(raw, tmp_path / "store", "split.on_leak=drop")
     message = str(error.value)
     assert f"labels={raw}/labels.csv: 1 picture has more than one label (2 images): line 2 = line 50:" in message
-    assert "split.on_contradiction=drop (leaves all 2 images out) or report" in message
+    assert "split.on_contradiction=drop (leaves both images out) or report" in message
     assert "severe" not in message, "labels are in the list only"
     assert ".png" not in message, "a path may be a patient's name"
     listed = tmp_path / "store.same-images.csv"
@@ -110,7 +110,7 @@ def test_nearly_identical_images_of_one_patient_are_said_and_kept(
     raw = make_copies((LEFT, 0.9, {"label": "severe"}))
     store = run_prepare(raw, tmp_path / "store")
     assert "dropped" not in splits_of(store).values()
-    assert "1 pairs of nearly identical images of one patient have different labels" in capsys.readouterr().err
+    assert "1 pair of nearly identical images of one patient has different labels" in capsys.readouterr().err
     assert read_split(store, "default")[1]["contradictions"]["nearly_identical_in_one_patient"] == 1
 
 
@@ -195,9 +195,11 @@ def test_links_inside_one_split_are_listed_with_the_way_to_merge(
             leaks.append(str(error))
     assert leaks
     assert inside
-    assert all("set split.merge_linked=true if they are one patient" in message for message in leaks)
+    assert all(
+        "set split.merge_linked=true if the images of different ids are of one patient" in message for message in leaks
+    )
     for said, lines in inside:
-        assert "1 pairs of images of 2 different patients look the same inside one split" in said
+        assert "1 pair of images of 2 different patients looks the same inside one split" in said
         assert "set split.merge_linked=true with another split.name=" in said
         assert lines[1].startswith(f'1,"different patients, one split",2,{LEFT},{LEFT},p00,')
 

@@ -72,9 +72,26 @@ def two_splits(rows: Rows) -> Rows:
 def test_a_patient_in_two_splits_is_refused_by_name(
     given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="1 patients are in more than one split: 1 in train and test"):
+    with pytest.raises(DataError, match="1 patient is in more than one split: 1 in train and test"):
         run_prepare(given(two_splits), tmp_path / "store")
     assert not (tmp_path / "store" / "splits").exists()
+
+
+def test_a_patient_in_two_split_folders_is_not_offered_a_merge(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path
+) -> None:
+    raw = given()
+    (raw / "labels.csv").unlink()
+    for number, path in enumerate(sorted((raw / "images").iterdir())):
+        split = "Training" if number % 4 else "Testing"
+        target = raw / split / "ab"[number // 4 % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (raw / "images").rmdir()
+    with pytest.raises(DataError, match=r"correct the folders or patient_id\.pattern") as refused:
+        run_prepare(raw, tmp_path / "store", r"patient_id.pattern='p(\d+)'", "split.on_missing=report", labels=None)
+    assert "merge_linked" not in str(refused.value)
+    assert "labels file" not in str(refused.value)
 
 
 def test_a_patient_in_two_splits_is_dropped_from_training(
@@ -115,7 +132,7 @@ def test_an_image_in_two_splits_is_refused_with_the_private_list(
     with pytest.raises(DataError) as error:
         run_prepare(raw, tmp_path / "store")
     message, listed = str(error.value), tmp_path / "store.same-images.csv"
-    assert f"1 pairs of the same image are in more than one split, {identical} of them identical: 1 in" in message
+    assert f"1 pair of the same image is in more than one split, {identical} of them identical: 1 in" in message
     assert f"{listed} lists the same images, mode 0600" in message
     assert "p00L" not in message
     assert listed.stat().st_mode & 0o777 == 0o600

@@ -14,6 +14,7 @@ from medcls.data.store import Store
 from medcls.files import DATASET, MODEL, read_json, write_json
 from medcls.identity import count_patients, describe_patients, name_units
 from medcls.stages.evaluate import name_reasons
+from medcls.stages.report_facts import hide_ids
 from medcls.training.checkpoint import read_card
 
 
@@ -101,3 +102,12 @@ def test_store_of_an_earlier_version_says_not_recorded(copy_store: Callable[...,
 def test_units_are_named_by_what_told_patients_apart(origin: str, counted: str, named: str) -> None:
     assert count_patients(9, 4, origin) == counted
     assert name_units("over patients", origin) == named
+
+
+def test_one_patient_is_one_image_where_patients_are_unknown() -> None:
+    text = "an image drawn at random from a new patient, if that patient is one. Each patient weighs one."
+    assert name_units(text, "per_image") == ("an image drawn at random, if that image is one. Each image weighs one.")
+    assert hide_ids({"patients_from": "per_image", "patients_in_several_splits": {}}) == {
+        "patients_from": "per_image",
+        "patients_in_several_splits": "unknown",
+    }
