@@ -199,7 +199,7 @@ def test_a_leaking_fold_is_never_written(fresh_store: Store) -> None:
     with pytest.raises(DataError, match="leak between splits"):
         write_fold(fresh_store, "cv", fold=fold, strata=strata, pairs=pairs, provenance=provenance)
     fold.splits[first_train] = SPLIT_NAMES.index("test")
-    with pytest.raises(DataError, match="leak between splits: 1 patients"):
+    with pytest.raises(DataError, match="leak between splits: 1 patient is"):
         write_fold(fresh_store, "cv", fold=fold, strata=strata, pairs=[], provenance=provenance)
 
 
