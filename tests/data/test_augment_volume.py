@@ -98,7 +98,7 @@ def test_the_draws_of_different_transforms_are_independent() -> None:
     ("transforms", "part"),
     [
         ({"RandFlp": {}}, "no such random transform of volumes (nearest: RandFlip)"),
-        ({"HorizontalFlip": {"p": 0.5}}, "ready-made: augment=brain_mri, ct_volume, none"),
+        ({"HorizontalFlip": {"p": 0.5}}, "ready-made: augment=auto, brain_mri, ct_volume, none"),
         ({"RandFlipd": {"keys": ["image"]}}, "no such random transform"),
         ({"RandAffine": {"rotate_rnge": [0.1]}}, "rotate_rnge: no argument of RandAffine (nearest: rotate_range)"),
         ({"RandAffine": 0.5}, "expected {argument: value}"),
