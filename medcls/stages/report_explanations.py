@@ -11,6 +11,7 @@ from medcls.config import EvaluateJob
 from medcls.errors import DataError
 from medcls.evaluation.maps import Explanation, Overlay
 from medcls.files import read_json
+from medcls.stages.report_runs import hide_folders
 from medcls.stages.split_predictions import SplitPredictions, values_of
 
 EXPLANATIONS = "explanations.json"
@@ -42,10 +43,11 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
     if own and predictions.plan.name:
         notes.append("Explained is the middle of each image, not the views that were evaluated.")
     if not own:
-        store = f" store={job.store}" if job.store else ""
+        rest = f" store={hide_folders(job.store)}" if job.store else ""
+        rest += f" split={job.split} method=gradcam"
         notes.append(
             "None was made of this model on this split. To get them: "
-            f"python -m medcls.explain run={job.run}{store} split={job.split} method=gradcam; then evaluate again."
+            f"python -m medcls.explain run={hide_folders(str(job.run))}{rest}; then evaluate again."
         )
     try:
         return [_read_one(path, content, rows) for path, content in own.items()], notes

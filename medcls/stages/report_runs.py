@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,21 @@ def name_runs(parts: Sequence[SplitPredictions]) -> list[str]:
     return [f"{name} ({number})" for number, name in enumerate(names, start=1)]
 
 
+# A setting that is an absolute path, up to the last of its folders, which may have spaces in their names.
+_SETTING = re.compile(r"(?m)^(\s*(?:- )?(?:[\w.]+: )?['\"]?)/.*/(?=[^/\n]+$)")
+# An absolute path within a line.
+_FOLDERS = re.compile(r"(?<![^\s='\"\[])/(?:[^\s/'\",\]]+/)+(?=[^\s/'\",\]])")
+
+
+def hide_folders(text: str) -> str:
+    """Return a text with absolute paths cut to their last part: folders are named after users and studies."""
+    return _FOLDERS.sub("…/", _SETTING.sub(r"\1…/", text))
+
+
 def read_configs(parts: Sequence[SplitPredictions]) -> str:
-    """Returns the composed configuration, of several runs one below the other."""
+    """Return the composed configuration, of several runs one below the other; of paths their last part."""
     files = [part.run / CONFIG for part in parts]
-    texts = [file.read_text(encoding="utf-8") if file.is_file() else "" for file in files]
+    texts = [hide_folders(file.read_text(encoding="utf-8")) if file.is_file() else "" for file in files]
     if len(parts) == 1:
         return texts[0]
     return "\n".join(f"# run {name}\n{text}" for name, text in zip(name_runs(parts), texts, strict=True))

@@ -17,6 +17,7 @@ from medcls.data.splits import read_split, write_split
 from medcls.data.store import Store
 from medcls.files import read_json
 from medcls.stages.report_facts import describe_flow, describe_splits, encode_thumbnail, read_subgroup_columns
+from medcls.stages.report_runs import hide_folders
 from medcls.stages.split_predictions import name_patients
 
 
@@ -120,3 +121,9 @@ def test_the_real_report_has_flow_patients_pictures_and_documents(
     tripod = {entry["item"]: entry["filled"] for entry in read_json(folder / "tripod_ai.json")["filled"]}
     assert tripod["13"] == "class weights none, sampler uniform, loss auto"
     assert (folder / "MODEL_CARD.md").read_text().startswith("# Model card")
+
+
+def test_paths_of_settings_are_cut_to_their_last_part() -> None:
+    text = "store: /home/ann lee/knee/store\nrun: runs/a\nfiles: [/a/b/c.csv, '/x/y/q']\n- /home/ann/d\nrate: 3/4\n"
+    shown = "store: …/store\nrun: runs/a\nfiles: […/c.csv, '…/q']\n- …/d\nrate: 3/4\n"
+    assert hide_folders(text) == shown
