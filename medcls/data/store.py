@@ -22,11 +22,14 @@ from medcls.data.manifest import column_list
 from medcls.data.shards import shard_name
 from medcls.errors import DataError, MissingInputError
 from medcls.files import DATASET, MANIFEST, read_json, sha256_file, sha256_json
+from medcls.identity import PER_IMAGE
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec, read_spec
 from medcls.typed_fields import check_types
 
 SCHEMA_VERSION = 2
+PATIENTS_FROM = (PER_IMAGE, "labels", "pattern", "folders", "headers")
+"""What can tell patients apart; per_image: nothing, each image counts as one."""
 
 Rows = NDArray[np.int64] | Sequence[int]
 
@@ -59,6 +62,11 @@ class Store:
         absent = [name for name in ("preprocess", "counts", "deidentify", "sha256") if name not in self.info]
         if absent:
             raise DataError(f"{folder / DATASET}: no {', '.join(absent)}; it was changed: prepare the store again")
+        if "patients_from" in self.info and self.info["patients_from"] not in PATIENTS_FROM:
+            raise DataError(
+                f"{folder / DATASET}: patients_from is not one of {', '.join(PATIENTS_FROM)}; it was changed: "
+                "prepare the store again"
+            )
         self.spec = self._read_spec()
         self._check_parts()
         place = self.read("shard", "row")

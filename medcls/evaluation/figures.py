@@ -286,10 +286,26 @@ def _frame_unit_square(axes: Axes, x_label: str, y_label: str) -> None:
 
 def _add_legend(axes: Axes, curves: int) -> None:
     """Inside for one curve; below for more, where it cannot hide them."""
+    handles, labels = axes.get_legend_handles_labels()
+    # The middle of a long name goes: a legend that is wider than its figure leaves no room for the curves.
+    short = [label if len(label) <= _LONGEST else f"{label[:26]} … {label[-26:]}" for label in labels]
     if curves == 1:
-        axes.legend(loc="lower right")
+        axes.legend(handles, short, loc="lower right")
     else:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, columnspacing=1.2, handlelength=1.4)
+        columns = 2 if max(map(len, short)) <= _LONGEST // 2 else 1
+        axes.legend(
+            handles,
+            short,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.13),
+            ncols=columns,
+            columnspacing=1.2,
+            handlelength=1.4,
+        )
+
+
+_LONGEST = 56
+"""Characters of a legend's line; of half a line where there are two columns."""
 
 
 def _colour(number: int) -> str:
