@@ -124,7 +124,7 @@ def read_plan(path: Path, setting: str) -> Any:
     if path.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"{setting}: {path.stat().st_size} bytes: expected a short YAML file")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a safe loader
+        return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark else ""
