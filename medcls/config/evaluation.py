@@ -151,6 +151,8 @@ class PredictJob:
     out: str | None = None
     clinical_file: str | None = None
     boxes: str | None = None
+    # Folder of frozen choices: the out= of `evaluate run=[A,B]`; null = as frozen in the run, and of several none.
+    choices: str | None = None
     format: str | None = None
     out_of_domain: str = "refuse"
     batch_size: int = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,7 +114,12 @@ def check_out(folder: Path, members: list[Member]) -> None:
 
 def identify(members: list[Member]) -> str:
     """Returns the checksum of the model file, or of several, in whichever order they were named."""
-    return "+".join(sorted(sha256_file(member.run / MODEL) for member in members))
+    return join_checksums([sha256_file(member.run / MODEL) for member in members])
+
+
+def join_checksums(models_sha256: Sequence[str]) -> str:
+    """Return what names one model, or several together, in whichever order they are given."""
+    return "+".join(sorted(models_sha256))
 
 
 def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredictions:
@@ -130,7 +136,7 @@ def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredicti
     stacked = torch.from_numpy(np.stack([part.logits for part in parts]))
     logits = average_logits(first.card.task.output, stacked).numpy()
     rows = build_rows(first.card, first.opened, logits)
-    key = first.key | {"model_sha256": "+".join(sorted(part.key["model_sha256"] for part in parts))}
+    key = first.key | {"model_sha256": join_checksums([part.key["model_sha256"] for part in parts])}
     key |= {"runs": [part.key for part in parts]}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)

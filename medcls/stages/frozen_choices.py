@@ -103,7 +103,8 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
     files = name_files(folder, views)
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
-    say(f"chosen on {describe_rows(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}")
+    use = f"; medcls.predict uses them with choices={folder}" if len(members) > 1 and not views else ""
+    say(f"chosen on {describe_rows(choices.operating['chosen_on'])} and frozen: {files[0]}, {files[1]}{use}")
     return choices
 
 

@@ -33,9 +33,10 @@ from medcls.imaging.volume_spec import VolumeSpec
 from medcls.imaging.volumes import QUARANTINED, find_series
 from medcls.imaging.worker import VOLUME_LIMITS, run_limited
 from medcls.models.classifier import Classifier
-from medcls.models.heads import compute_scores
+from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
-from medcls.stages.frozen_choices import Choices, read_choices
+from medcls.stages.ensemble import join_checksums
+from medcls.stages.frozen_choices import Choices, name_files, read_choices
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import (
     OK,
@@ -115,7 +116,7 @@ def predict(job: PredictJob) -> None:
         cases = split_cases(cases, regions, path=boxes, trained=trained, allow=allow)
     # What every row was made by; read before the networks are, so that it is theirs.
     models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
-    choices = find_choices(job.runs, models_sha256)
+    choices = find_choices(job.runs, models_sha256, folder=Path(job.choices) if job.choices else None)
     images = [case for case in cases if case.state == OK]
     if images:
         predict_cases(images, job, root=root, cards=cards, table=table)
@@ -163,22 +164,37 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
     return cards
 
 
-def find_choices(runs: Sequence[Path], models_sha256: Sequence[str]) -> Choices | None:
-    """Return what evaluate froze for the model; None for several runs together, whose choices are in no run.
+def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: Path | None = None) -> Choices | None:
+    """Return what evaluate froze for the model, or for several together; None if nothing was frozen, which is said.
 
-    A notice says that an image is then called by a rule that nobody chose on validation.
+    Args:
+        runs: The runs.
+        models_sha256: Checksum of the model of each.
+        folder: Of choices=, the out= of their evaluation; None = the run itself, and of several nowhere.
+
+    Raises:
+        MissingInputError: folder holds no choices for the middle of each image.
+        ConfigError: Its choices are those of other models, or of other runs together.
     """
-    unchosen = "images are called at 0.5, or by the highest probability (column rule)"
-    if len(runs) > 1:
-        say(f"notice: no operating points are frozen for {len(runs)} runs together: {unchosen}")
-        return None
-    choices = read_choices(runs[0], model_sha256=models_sha256[0])
+    evaluated = f"[{','.join(map(str, runs))}]" if len(runs) > 1 else str(runs[0])
+    place = folder or (runs[0] if len(runs) == 1 else None)
+    choices = read_choices(place, model_sha256=join_checksums(models_sha256)) if place else None
+    if choices is None and folder:
+        remedy = f"set the out= of python -m medcls.evaluate run={evaluated} split=val"
+        if not name_files(folder, "")[0].is_file():
+            raise MissingInputError(f"choices={folder}: no {name_files(folder, '')[0].name} in it: {remedy}")
+        raise ConfigError(f"choices={folder}: frozen for other models than run={evaluated}: {remedy}")
     if choices is None:
-        chooses = f"python -m medcls.evaluate run={runs[0]} split=val chooses them for this model"
-        say(f"no operating points: {chooses}; until then {unchosen}")
+        model = "this model" if len(runs) == 1 else f"the mean of {len(runs)} runs"
+        freeze = f"python -m medcls.evaluate run={evaluated} split=val"
+        freeze += " chooses them" if len(runs) == 1 else " out=DIR chooses them; then set choices=DIR"
+        say(
+            f"notice: no operating points for {model}: images are called at 0.5, or by the highest probability "
+            f"(column rule): {freeze}"
+        )
         return None
     for note in choices.notes:
-        say(note)
+        say(f"notice: {note}")
     return choices
 
 
@@ -333,7 +349,8 @@ def _fill_scores(
     logits, far = np.stack([answer[0] for answer in answers]), np.stack([answer[1] for answer in answers])
     false_alarms = max((d.false_alarms for d in ensemble.distances if d is not None), default=0.0)
     kind = ensemble.cards[0].task.output
-    scores = np.mean([compute_scores(kind, torch.from_numpy(each)).numpy() for each in logits], axis=0)
+    # As evaluate averages: an image whose score set a threshold reaches it here, too.
+    scores = compute_scores(kind, average_logits(kind, torch.from_numpy(logits))).numpy()
     for i, (case, _) in enumerate(pending):
         if not np.isfinite(logits[:, i]).all():
             detail = "the network's outputs are not finite: try precision=fp32"

@@ -1,4 +1,4 @@
-"""Several runs together: their scores' mean, each opening in its own run, choices in out=, and who may be averaged."""
+"""Several runs together: their mean, each opening in its own run, choices in out= (also for predict), and who may."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from medcls.errors import ConfigError, DataError, UsageError
+from medcls.data.store import Store
+from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import evaluate as stage
 from medcls.stages.evaluate import evaluate
+from medcls.stages.predict import predict
 from medcls.training.checkpoint import read_model, write_model
 
 Run = Callable[..., Path]
@@ -104,6 +106,58 @@ def test_choices_of_the_ensemble_are_its_own_and_frozen_before_test(
     with pytest.raises(ConfigError, match=r"fused/operating_points.json was frozen with other settings"):
         fuse([run_copy, other], "split=test", "alpha=0.2")
     assert noted["evaluation"].operating == kept
+
+
+def test_predict_calls_the_mean_of_runs_as_their_evaluation_froze_it(
+    run_train: Run,
+    store: Store,
+    fuse: Run,
+    noted: dict[str, Any],
+    compose_job: Callable[..., Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = run_train(tmp_path / "first", "task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
+    second = Path(shutil.copytree(first, tmp_path / "second"))
+    model, card = read_model(second / "model.safetensors")
+    state = model.state_dict()
+    # Far from 0.5, so that the rule "half" would call everybody.
+    state["head.linear.bias"] += 4
+    write_model(second / "model.safetensors", state, card)
+    folder = fuse([first, second])
+    assert f"medcls.predict uses them with choices={folder}" in capsys.readouterr().err
+
+    def answer(*arguments: str) -> list[dict[str, Any]]:
+        out, raw = tmp_path / "predictions.parquet", store.folder.parent / "raw"
+        predict(compose_job("predict", f"source={raw}", f"out={out}", "workers=0", "device=cpu", *arguments))
+        return [row for row in pq.read_table(out).to_pylist() if row["state"] == "ok"]
+
+    rows = {row["image_id"]: row for row in answer(f"run=[{second},{first}]", f"choices={folder}")}
+    decision = read_json(folder / "metrics.json")["decision"]
+    (threshold,) = decision["thresholds"].values()
+    assert threshold > 0.6
+    assert {(row["rule"], row["threshold"]) for row in rows.values()} == {(decision["rule"], threshold)}
+    evaluated = pq.read_table(folder / "predictions.parquet").to_pylist()
+    # A batch of other images may move the score that set the threshold by a rounding error.
+    clear = [row for row in evaluated if abs(row["y_score"][0] - threshold) > 1e-6]
+    called = [rows[row["image_id"]]["predicted"] == row["positive_class"] for row in clear]
+    assert called == [row["y_score"][0] >= threshold for row in clear]
+    assert 0 < sum(called) < len(called)
+    assert all(rows[row["image_id"]]["score_1+2"] == pytest.approx(row["y_score"][0], abs=1e-6) for row in evaluated)
+
+    capsys.readouterr()
+    assert {(row["rule"], row["threshold"]) for row in answer(f"run=[{first},{second}]")} == {("half", 0.5)}
+    said = capsys.readouterr().err
+    assert "notice: no operating points for the mean of 2 runs: images are called at 0.5" in said
+    assert f"run=[{first},{second}] split=val out=DIR chooses them; then set choices=DIR" in said
+    with pytest.raises(MissingInputError, match=r"choices=.*no operating_points.json in it: set the out= of "):
+        answer(f"run=[{first},{second}]", f"choices={tmp_path}")
+    with pytest.raises(ConfigError, match="frozen for other models than run="):
+        answer(f"run={first}", f"choices={folder}")
+    model.head.linear.bias.data += 1
+    write_model(second / "model.safetensors", model.state_dict(), card)
+    with pytest.raises(ConfigError, match="frozen for other models than run="):
+        answer(f"run=[{first},{second}]", f"choices={folder}")
 
 
 def test_views_and_runs_are_averaged_together(run_copy: Path, other: Path, fuse: Run, noted: dict[str, Any]) -> None:
