@@ -104,6 +104,17 @@ def _extract(folders: Any, layout: str) -> dict[str, Any]:
     return {name: pc.struct_field(found, name).take(coded.indices) for name in LEVELS if find_level(layout, name) >= 0}
 
 
+def name_classes(paths: Any, layout: str) -> list[str | None]:
+    """Return the class folder that each path is below, None without one.
+
+    Args:
+        paths: Relative paths, with /.
+        layout: What was read, as labelling.layout spells it.
+    """
+    found: list[str | None] = _extract(parent_folders(paths), layout)["class"].to_pylist()
+    return found
+
+
 def _check_no_splits(source: Path, classes: Any, folders: Any, layout: str) -> None:
     """Refuse classes that are train and test: a network would learn to tell one split from another."""
     names = pc.unique(classes.drop_null()).to_pylist()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_prep.class_folders import name_classes
 from data_prep.identity_map import name_column
 from data_prep.ledger import QUARANTINED, SKIPPED
 from data_prep.plan import Plan
 from medcls.data.manifest import read_table
+from medcls.data.spelling import spelling_key
 from medcls.data.store import Store
 from medcls.files import LEDGER
 from medcls.identity import Identity, format_count
@@ -47,32 +49,48 @@ _SKIPPED = {
 def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[str]:
     """Yield a line for each reason why images were refused and files were skipped.
 
-    Examples are lines of the labels file or image_ids; classes are named, paths are not.
+    Examples are lines of the labels file or rows of the ledger; classes are named, paths and ids, which may be a
+    person's name, are not.
 
     Args:
         plan: What was planned.
         store: What was stored.
         identity: Of the store.
     """
-    ledger = read_table(store.folder / LEDGER).select(["state", "reason", "detail", "refused"])
+    ledger = read_table(store.folder / LEDGER).select(["path", "state", "reason", "detail", "refused"])
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in [*_find_refused(plan, ledger, identity), *plan.lost.to_pylist()]:
         groups[row["reason"]].append(row)
     for reason in sorted(groups):
         rows = groups[reason]
-        first = min(rows, key=lambda row: (row["number"], row["image_id"]))
-        where = f"line {first['number']}" if first["number"] else f"image_id {first['image_id']}"
+        first = min(rows, key=lambda row: (row["number"], row.get("ledger", 0)))
+        where = f"line {first['number']}" if first["number"] else _name_row(first, reason, ledger)
         setting = _SETTINGS.get(reason, "correct or convert the files")
         what = f"{format_count(len(rows), 'image')}{list_classes([row['label'] for row in rows])}"
         yield f"{QUARANTINED}: {what}: {reason}: {first['detail'] or 'no detail'}; e.g. {where}; {setting}"
     counts = Counter(ledger.filter(pc.equal(ledger["state"], SKIPPED))["reason"].to_pylist())
     for reason, meaning in _SKIPPED.items():
         if counts[reason]:
-            yield f"{SKIPPED}: {format_count(counts[reason], 'file')}: {reason}: {meaning}"
+            classes = _list_chosen_out(plan, ledger) if reason == "other_file" and plan.layout else ""
+            yield f"{SKIPPED}: {format_count(counts[reason], 'file')}{classes}: {reason}: {meaning}"
+
+
+def _name_row(row: Mapping[str, Any], reason: str, ledger: pa.Table) -> str:
+    """The row of the ledger that an image without a line of a labels file is found in."""
+    place = row.get("ledger", pc.index(ledger["reason"], reason).as_py())
+    return f"row {place} of {LEDGER} (counted from 0)"
+
+
+def _list_chosen_out(plan: Plan, ledger: pa.Table) -> str:
+    """The classes of files that patterns leave out; of a folder that is not a class nothing, it may be a patient's."""
+    known = {spelling_key(label): label for label in pc.unique(plan.table["label"]).drop_null().to_pylist()}
+    names = name_classes(ledger.filter(pc.equal(ledger["reason"], "other_file"))["path"], plan.layout)
+    return list_classes([known.get(spelling_key(name or "")) for name in names])
 
 
 def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict[str, Any]]:
-    """Number, label, reason, detail and image_id of each image that was planned and not stored, each once."""
+    """Number, label, reason, detail and row of the ledger of each image planned and not stored, each once."""
+    ledger = ledger.append_column("ledger", pa.array(range(len(ledger)), pa.int64()))
     bad = ledger.filter(pc.equal(ledger["state"], QUARANTINED))
     if not pc.sum(pc.list_value_length(bad["refused"])).as_py():
         return []
@@ -81,7 +99,7 @@ def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict
     found: dict[str, dict[str, Any]] = {}
     for row in bad.to_pylist():
         for image_id in row["refused"]:
-            found.setdefault(image_id, {"reason": row["reason"], "detail": row["detail"], "image_id": image_id})
+            found.setdefault(image_id, {name: row[name] for name in ("reason", "detail", "ledger")})
     places = pc.index_in(pa.array(list(found), pa.string()), value_set=names).to_pylist()
     for row, place in zip(found.values(), places, strict=True):
         known = place is not None

@@ -80,6 +80,7 @@ class Plan:
         lost: LOST, a row for each of these.
         patients_from: What tells patients apart: per_image (they are unknown), labels, pattern, folders or headers.
         rest: Reason of files that nothing else is said of.
+        layout: How the class folders were read; "" = a labels file.
         cut: Splits without a folder, which are cut from the train folder.
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
@@ -97,6 +98,7 @@ class Plan:
     lost: pa.Table = field(default_factory=LOST.empty_table)
     patients_from: str = ""
     rest: str = "not_in_labels"
+    layout: str = ""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

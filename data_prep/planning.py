@@ -126,7 +126,7 @@ def build_plan(
     headers = volumes or has_dicom or job.index is not None
     index = _read_headers(job, source=source, listing=listing) if headers else None
     choice = FileChoice.of(job.labelling)
-    left_out, cut = LEFT_OUT.empty_table(), list[str]()
+    left_out, cut, layout = LEFT_OUT.empty_table(), list[str](), ""
     if choice.is_set and index is not None:
         images = _images_of(index, volumes=volumes)
         left_out = leave_out(images.filter(pc.invert(choice.keep(images))))
@@ -151,6 +151,7 @@ def build_plan(
             below = read.layout.count("/") + 1
             check_companions(nifti.filter(pc.is_in(nifti, value_set=images)), source=str(source), below=below)
         labels, left_out, cut = read.table, pa.concat_tables([left_out, read.left_out]), read.cut
+        layout = read.layout
     else:
         _check_file_rows(job, choice, has_headers=index is not None)
         labels = _read_labels(job, source=source, listing=listing, rule=rule)
@@ -192,6 +193,7 @@ def build_plan(
         lost=lost,
         patients_from=patients_from,
         rest="no_image" if job.labels is None else "not_in_labels",
+        layout=layout,
     )
 
 

@@ -32,6 +32,7 @@ from medcls.data.splits import (
     TRAIN,
     Splits,
     code_splits,
+    count_leaks,
     read_split,
     resolve_leaks,
     write_split_once,
@@ -297,9 +298,15 @@ def _say_split(name: str, certificate: dict[str, Any], *, known: bool = True) ->
     )
     counts += "" if known else "; patients unknown: each image counts as one"
     leaks = len(certificate["patients_in_several_splits"]) + len(certificate["images_in_several_splits"])
-    say(
-        f"split {name}: {counts}; leaks found{'' if known else ' by image'}: {leaks} (on_leak={certificate['on_leak']})"
-    )
+    found = f"leaks found{'' if known else ' by image'}: {leaks} (on_leak={certificate['on_leak']})"
+    if leaks:
+        done = (
+            f"{format_count(certificate['dropped'], 'image')} left out of the split nearer to training"
+            if certificate["on_leak"] == "drop"
+            else "nothing is left out"
+        )
+        found += f": {count_leaks(certificate)}: {done}; {SPLITS}/{name}.json of the store lists them"
+    say(f"split {name}: {counts}; {found}")
 
 
 def _list_links(

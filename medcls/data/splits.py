@@ -7,7 +7,7 @@ holds a Python object for each image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,16 @@ def _drop_leaks(splits: Splits, patients: Codes, crossing: Sequence[DuplicatePai
 
 
 def _describe_leak(found: dict[str, Any], remedy: str) -> str:
+    advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"
+    return f"leak between splits: {count_leaks(found)}: {advice}"
+
+
+def count_leaks(found: Mapping[str, Any]) -> str:
+    """Return how many patients and pairs of images are in more than one split, and in which; "" without any.
+
+    Args:
+        found: Certificate of a split, or what `resolve_leaks` found.
+    """
     patients, images = found["patients_in_several_splits"], found["images_in_several_splits"]
     lines = []
     if patients:
@@ -134,8 +144,7 @@ def _describe_leak(found: dict[str, Any], remedy: str) -> str:
             f"one split, {identical} of them identical: "
             f"{_count_ends(pair['splits'] for pair in images)}"
         )
-    advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"
-    return f"leak between splits: {'; '.join(lines)}: {advice}"
+    return "; ".join(lines)
 
 
 def _count_ends(splits: Iterable[Sequence[str]]) -> str:

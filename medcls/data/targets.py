@@ -250,7 +250,10 @@ def _number(text: str, column: str) -> float:
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise DataError(f"task=regression: {column}={text!r} is no number")
+        raise DataError(
+            f"task=regression: column {column} has a text that is not a number: correct the labels, or set another "
+            "task.label"
+        )
     return value
 
 
@@ -295,7 +298,10 @@ def _encode(task: Task, text: str, column: str, *, classes: Mapping[str, int]) -
 def _encode_flag(value: str, column: str) -> float:
     key = spelling_key(value)
     if key not in ("0", "1"):
-        raise DataError(f"{column}={value!r}: task=multilabel takes 0, 1 or blank (unknown)")
+        raise DataError(
+            f"task=multilabel: column {column} has a value other than 0, 1 and blank (unknown): correct the labels, or "
+            "leave the column out of task.labels"
+        )
     return float(key)
 
 

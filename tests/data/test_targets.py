@@ -108,7 +108,7 @@ WRONG: list[tuple[str, dict[str, list[str | None]], dict[str, Any], type[Excepti
     ("binary", {"label": ["0", "1", "2"]}, {}, ConfigError, r"task\.classes='\{0: \?, 1: \?, 2: \?\}'"),
     ("multilabel", {"label": ["x", "y"]}, {}, DataError, "no column label_NAME"),
     ("multilabel", {"label_a": ["0", "1"]}, {"labels": ["b"]}, DataError, "no column label_b; the store has"),
-    ("regression", {"label": ["1", "x"]}, {}, DataError, "label='x' is no number"),
+    ("regression", {"label": ["1", "x"]}, {}, DataError, "column label has a text that is not a number"),
     ("regression", {"label": ["1", "1.5"]}, {"grades": True}, DataError, "whole grades from 0 up"),
     ("regression", {"label": ["1", "-1"]}, {"grades": True}, DataError, "label='-1'"),
 ]
@@ -257,11 +257,11 @@ def test_what_makes_no_task_is_refused(
 
 def test_values_that_a_task_cannot_take() -> None:
     task = build_task("multilabel", table(label_a=["0", "1"]))
-    with pytest.raises(DataError, match="label_a='2': task=multilabel takes 0, 1 or blank"):
+    with pytest.raises(DataError, match="column label_a has a value other than 0, 1 and blank"):
         encode_targets(task, table(label_a=["2"]))
     with pytest.raises(DataError, match="no column label_a; they have image_id, label"):
         encode_targets(task, table(label=["1"]))
-    with pytest.raises(DataError, match="label='nan' is no number"):
+    with pytest.raises(DataError, match="column label has a text that is not a number"):
         encode_targets(build_task("regression", table(label=["1"])), table(label=["nan"]))
 
 

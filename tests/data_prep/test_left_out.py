@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from medcls.data.manifest import read_table
 from medcls.data.store import Store
+from medcls.files import LEDGER
 from medcls.identity import write_key
 
 RunPrepare = Callable[..., Store]
@@ -45,11 +47,22 @@ def test_class_folders_say_what_leaves_by_class(
         "skipped: no_image": 1,
         "skipped: system_file": 1,
     }
+    place = read_table(store.folder / LEDGER)["path"].to_pylist().index("ill/Doe01.gif")
     assert list_said(capsys) == [
         "quarantined: 3 images (ill 2, well 1): format_not_read: GIF: convert it to PNG, TIFF or DICOM without loss; "
-        "e.g. image_id ill/Doe01.gif; correct or convert the files",
+        f"e.g. row {place} of ledger.parquet (counted from 0); correct or convert the files",
         "skipped: 1 file: no_image: not an image of this job by name or content",
     ]
+
+
+def test_files_that_patterns_leave_out_are_counted_by_class(
+    raw: Path, tmp_path: Path, run_prepare: RunPrepare, capsys: Any
+) -> None:
+    settings = (*SETTINGS, "patients=per_image", "labelling.not_files=*.gif")
+    run_prepare(raw, tmp_path / "store", *settings, labels=None)
+    assert list_said(capsys)[-1] == (
+        "skipped: 3 files (ill 2, well 1): other_file: labelling.files or labelling.not_files leaves them out"
+    )
 
 
 def test_labels_file_says_what_leaves_by_class_and_line(

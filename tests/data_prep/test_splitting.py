@@ -95,19 +95,34 @@ def test_a_patient_in_two_split_folders_is_not_offered_a_merge(
 
 
 def test_a_patient_in_two_splits_is_dropped_from_training(
-    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+    given: Callable[..., Path],
+    run_prepare: Prepare,
+    tmp_path: Path,
+    split_names: SplitNames,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=drop")
     splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("dropped", "test")
     assert certificate["dropped"] == 1
     assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
+    said = capsys.readouterr().err
+    assert (
+        "leaks found: 1 (on_leak=drop): 1 patient is in more than one split: 1 in train and test: 1 image left out of "
+        "the split nearer to training; splits/default.json of the store lists them"
+    ) in said
+    assert "p00" not in said
 
 
 def test_a_patient_in_two_splits_is_reported(
-    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+    given: Callable[..., Path],
+    run_prepare: Prepare,
+    tmp_path: Path,
+    split_names: SplitNames,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = run_prepare(given(two_splits), tmp_path / "store", "split.on_leak=report")
+    assert "1 in train and test: nothing is left out; splits/default.json of the store" in capsys.readouterr().err
     splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p00R.png"]) == ("train", "test")
     assert certificate["patients_in_several_splits"] == {"p00": ["train", "test"]}
@@ -142,11 +157,20 @@ def test_an_image_in_two_splits_is_refused_with_the_private_list(
 
 
 def test_an_image_in_two_splits_is_dropped_from_training(
-    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+    given: Callable[..., Path],
+    run_prepare: Prepare,
+    tmp_path: Path,
+    split_names: SplitNames,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     raw = given()
     copy_image(raw)
     store = run_prepare(raw, tmp_path / "store", "split.on_leak=drop")
+    said = capsys.readouterr().err
+    assert (
+        "leaks found: 1 (on_leak=drop): 1 pair of the same image is in more than one split, 1 of them identical: 1 in "
+        "train and test: 1 image left out"
+    ) in said
     splits, certificate = split_names(store), certificate_of(store)
     assert (splits["images/p00L.png"], splits["images/p18L.png"]) == ("dropped", "test")
     assert certificate["images"]["test"] == 12
