@@ -21,7 +21,7 @@ from medcls.evaluation.recalibration import (
 )
 from medcls.evaluation.subgroups import compute_subgroups
 from medcls.evaluation.thresholds import Rule, apply_operating_points, choose_operating_points
-from medcls.identity import count_patients
+from medcls.identity import count_patients, format_count
 
 FEW_PATIENTS = 10
 """Below so many patients of a class a choice is reported as uncertain."""
@@ -187,10 +187,14 @@ def describe_few(operating: Mapping[str, Any]) -> list[str]:
         operating: operating_points.json; {} = nothing was chosen.
     """
     chosen_on = operating.get("chosen_on", {})
-    few = {name: count for name, count in chosen_on.get("patients_by_class", {}).items() if count < FEW_PATIENTS}
+    counts = chosen_on.get("patients_by_class", {})
+    few = {name: count for name, count in counts.items() if count < FEW_PATIENTS}
     if not few:
         return []
-    said = ", ".join(f"{count} of {name}" for name, count in few.items())
+    labels = any(f"no {name}" in counts for name in counts)  # of several labels: with and without each
+    said = ", ".join(
+        f"{format_count(count, 'patient')} {'with' if labels else 'of class'} {name}" for name, count in few.items()
+    )
     # Who made the scores of a file chose their epoch, on rows that are not known here.
     of_run = chosen_on.get("frozen", True) is True
     where = f"split {chosen_on['split']}" if of_run else chosen_on["split"]

@@ -77,13 +77,16 @@ def test_few_patients_name_every_choice_that_may_be_chance():
     chosen_on = {"split": "val", "patients_by_class": {"healthy": 12, "tumour": 5}}
     of_run = describe_few({"chosen_on": chosen_on, "levels": levels})
     assert of_run == [
-        "few patients made the choices: split val has 5 of tumour (fewer than 10): epoch, thresholds and the rule by "
-        "which images become patients (noisy-or) may be chance"
+        "few patients made the choices: split val has 5 patients of class tumour (fewer than 10): epoch, thresholds "
+        "and the rule by which images become patients (noisy-or) may be chance"
     ]
     of_file = describe_few({"chosen_on": chosen_on | {"split": "the file val.csv", "frozen": "unknown"}, "levels": {}})
     assert of_file == [
-        "few patients made the choices: the file val.csv has 5 of tumour (fewer than 10): thresholds may be chance"
+        "few patients made the choices: the file val.csv has 5 patients of class tumour (fewer than 10): "
+        "thresholds may be chance"
     ]
+    labels = {"chosen_on": {"split": "val", "patients_by_class": {"oedema": 1, "no oedema": 30}}, "levels": {}}
+    assert "split val has 1 patient with oedema (fewer than 10)" in describe_few(labels)[0]
     assert describe_few({"chosen_on": {"split": "val"}}) == describe_few({}) == []
 
 
