@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import lars_path
 
 from medcls.errors import DataError
-from medcls.explanation.lasso import select_features
 from medcls.explanation.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
 
@@ -153,6 +153,21 @@ def fit_local_model(
         score=float(scores[0]),
         prediction=intercept + float(weights.sum()),
     )
+
+
+def select_features(X: Floats, y: Floats, count: int) -> NDArray[np.int64]:
+    """Return at most `count` columns, ascending: those with a weight before the Lasso path first has more.
+
+    Args:
+        X: (n, S), centred.
+        y: (n,), centred.
+        count: K, at least 1.
+    """
+    _, _, path = lars_path(X, y, method="lasso")  # (S, corners of the path)
+    beyond = np.flatnonzero((path != 0).sum(axis=0) > count)
+    # A feature may leave again, and the path come back to K later: the first corner with more ends it.
+    last = (beyond[0] if len(beyond) else path.shape[1]) - 1
+    return np.flatnonzero(path[:, last])
 
 
 def pick_submodular(weights: Floats, budget: int) -> list[int]:

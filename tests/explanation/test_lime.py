@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, lasso_path
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from medcls.explanation.lime import (
     explain_lime,
     fit_local_model,
     pick_submodular,
+    select_features,
     weigh_masks,
 )
 from medcls.explanation.perturbation import build_background
@@ -124,6 +125,29 @@ def test_at_most_k_regions_have_a_weight(score: Score, image: NDArray[np.uint8])
     for count in (1, 3):
         assert np.count_nonzero(run_lime(score, image, num_features=count)[0].weights) <= count
     assert np.count_nonzero(run_lime(score, image, num_features=None)[0].weights) > 10
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 12])
+@pytest.mark.parametrize("seed", range(6))
+def test_selected_features_are_those_of_coordinate_descent(seed: int, count: int) -> None:
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(60, 12)) + 1.5 * generator.normal(size=(60, 1))
+    y = X @ generator.normal(size=12) + generator.normal(size=60)
+    X, y = X - X.mean(axis=0), y - y.mean()
+    highest = np.abs(X.T @ y).max() / len(y)
+    _, path, _ = lasso_path(X, y, alphas=highest * np.geomspace(1, 1e-6, 1500), tol=1e-10, max_iter=100_000)
+    sizes = (path != 0).sum(axis=0)
+    beyond = np.flatnonzero(sizes > count)
+    last = (beyond[0] if len(beyond) else path.shape[1]) - 1
+    assert select_features(X, y, count).tolist() == np.flatnonzero(path[:, last]).tolist()
+
+
+def test_irrelevant_features_are_not_selected() -> None:
+    X = np.random.default_rng(0).normal(size=(200, 8))
+    X -= X.mean(axis=0)
+    assert select_features(X, 3 * X[:, 2] - 2 * X[:, 5], 2).tolist() == [2, 5]
+    assert select_features(X, 3 * X[:, 2] - 2 * X[:, 5], 8).tolist() == [2, 5]
+    assert select_features(np.eye(5), np.zeros(5), 3).tolist() == []
 
 
 def test_score_that_never_changes_has_no_r2(image: NDArray[np.uint8]) -> None:
