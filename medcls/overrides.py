@@ -1,4 +1,4 @@
-"""What a user types, checked and quoted for Hydra: paths literally, unknown keys with the nearest known one.
+"""What a user types, checked and quoted for Hydra: text literally, unknown keys with the nearest known one.
 
 Hydra's grammar refuses paths with ( ) = # & and letters outside ASCII and rewrites run=2024_05_01 to 20240501
 (docs/decisions/0003-command-line.md).
@@ -8,50 +8,37 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from medcls.config import NAMED, SCHEMAS, nearest
+from medcls.config.checks import NAMES, TEXT, TYPED
 from medcls.errors import ConfigError, UsageError
 from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
 from medcls.sweeps import is_sweep
 
-PATH_KEYS = frozenset(
-    {"source", "store", "run", "out", "labels", "reuse", "index", "boxes", "against", "clinical_file"}
-    | {"predictions", "choices", "analysis", "readers", "samplesize", "positive"}
-    | {"weights_dir", "deidentify.key_file", "model.weights", "target"}
-    | {"labelling.layout", "labelling.files", "labelling.not_files"}
-    | {"patient_id.pattern", "split.name", "task.label", "task.positive", "label", "series.description"}
-)
-LIST_KEYS = frozenset(
-    {"columns", "classes", "task.labels", "task.order", "subgroups", "shortcuts", "images", "only", "secondary"}
-    | {"common", "extra"}
-    | {"clinical.categorical", "clinical.numeric"}
-)
-# Of dictionaries whose keys are the user's: stores.retina=DIR, arms.mine=[model=vgg16,task=ordinal].
-PATH_GROUPS, LIST_GROUPS = ("stores.",), ("arms.",)
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 
-def quote_value(key: str, value: str) -> str:
-    """Returns `key=value` with a path or name value quoted so that Hydra's grammar takes it literally.
+def quote_value(key: str, value: str, setting: Setting) -> str:
+    """Return `key=value` with text quoted so that Hydra's grammar takes it literally.
 
     null and a value within quotes of its own stay as they are; ~/ becomes the home folder; ${key} still is an
     interpolation (run=runs/${seed}). In a list of names each item is quoted.
 
+    Args:
+        key: As typed, a + before it included.
+        value: As typed.
+        setting: The key's, as `find_setting` returns it.
+
     Raises:
-        UsageError: a path or name is blank, as of an unset shell variable; it would mean the current folder.
+        UsageError: a text is blank, as of an unset shell variable; as a path it would mean the current folder.
     """
-    bare = key.lstrip("+")
-    if (bare in LIST_KEYS or bare.startswith(LIST_GROUPS)) and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
+    if setting.kind == NAMES and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
         items = [_quote(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
-    if (
-        not (bare in PATH_KEYS or bare.startswith(PATH_GROUPS))
-        or value == "null"
-        or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value)
-    ):
+    if setting.kind != TEXT or value == "null" or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
         return f"{key}={value}"
     if not value.strip():
         raise UsageError(f"{key}= is blank: give a value, or {key}=null for none")
@@ -109,12 +96,12 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
         own = [f"; this one has {group}=" for group in groups if group in NAMED.values()]
         owner = next(name for name, group in NAMED.items() if group == bare)
         raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
-    is_open = _check_key(bare, schema)
+    setting = find_setting(bare, schema)
     if bare == "task.classes" and re.search(r":\s*\?\s*[,}]", value):
         raise ConfigError("task.classes: replace each ? by 0 or 1, or leave its label out")
-    argument = argument if sweeping and "," in value else quote_value(key, value)
+    argument = argument if sweeping and "," in value else quote_value(key, value, setting)
     # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
-    return f"++{argument}" if is_open and not key.startswith("+") else argument
+    return f"++{argument}" if setting.is_open and not key.startswith("+") else argument
 
 
 def list_groups(schema: type, *, conf: Path) -> list[str]:
@@ -135,21 +122,52 @@ def _check_option(group: str, value: str, *, conf: Path) -> None:
         raise ConfigError(f"{group}={value}: expected one of {', '.join(options)}{nearest(value, options)}")
 
 
-def _check_key(dotted: str, schema: type) -> bool:
-    """Returns whether the key is a dictionary or lies in one, where the names are the user's."""
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a value is typed.
+
+    Attributes:
+        kind: TEXT is taken literally, NAMES is a list of texts; "" is left to Hydra's grammar.
+        is_open: Whether it is a dictionary or in one, where the names are the user's.
+    """
+
+    kind: str
+    is_open: bool
+
+
+def find_setting(dotted: str, schema: type) -> Setting:
+    """Return how a setting is typed, by the annotation of its field; a field of any type says it in its metadata.
+
+    Raises:
+        ConfigError: the command has no such setting; the message names the nearest.
+    """
     node: Any = schema
+    kind = ""
+    below = False
     for depth, part in enumerate(dotted.split(".")):
         if not is_dataclass(node):
+            below = True
             break
-        names = [f.name for f in fields(node)]
-        if part not in names:
+        known = {f.name: f for f in fields(node)}
+        if part not in known:
             where = ".".join(dotted.split(".")[:depth])
             # A key often is right but lacks its group: epochs -> trainer.epochs.
-            known = [f"{where}.{n}" if where else n for n in names] + _leaf_names(schema)
-            hint = next((f" (nearest: {k})" for k in known if k.split(".")[-1] == part), nearest(dotted, known))
+            names = [f"{where}.{n}" if where else n for n in known] + _leaf_names(schema)
+            hint = next((f" (nearest: {k})" for k in names if k.split(".")[-1] == part), nearest(dotted, names))
             raise ConfigError(f"{dotted} is no setting of this command{hint}: --cfg job lists all")
+        kind = known[part].metadata.get(TYPED, "")
         node = get_type_hints(node)[part]
-    return get_origin(node) is dict
+    is_open = get_origin(node) is dict
+    if is_open:
+        # The names are the user's; what is typed is a value below one of them.
+        kind = (kind or _find_kind(get_args(node)[1])) if below else ""
+    return Setting(kind or _find_kind(node), is_open)
+
+
+def _find_kind(hint: Any) -> str:
+    if hint in (str, str | None):
+        return TEXT
+    return NAMES if hint == list[str] else ""
 
 
 def _leaf_names(schema: type, prefix: str = "") -> list[str]:

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from medcls import command_line, overrides
 from medcls.command_line import format_help
-from medcls.config import NAMED, SCHEMAS, conf_folder
+from medcls.config import NAMED, SCHEMAS, conf_folder, register_schemas
+from medcls.config.checks import NAMES, TEXT
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
-from medcls.overrides import LIST_KEYS, PATH_KEYS, prepare_overrides, quote_value
+from medcls.overrides import find_setting, prepare_overrides
 
 Compose = Callable[..., Any]
 Command = Callable[..., tuple[int, str, Any]]
@@ -77,7 +80,7 @@ def test_the_job_gets_the_path_as_typed(typed: str, compose_job: Compose) -> Non
     assert compose_job("evaluate", f"run={typed}").run == typed
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 TRICKY = st.text("\\'\"ab ,=()[]{}#&:$~\t\n1e._-", min_size=1, max_size=10)
 
 
@@ -87,7 +90,7 @@ def is_literal(typed: str) -> bool:
     return not (quoted or typed in ("null", "???") or not typed.strip() or "${" in typed or typed.startswith("~/"))
 
 
-LITERAL = (TEXT | TRICKY).filter(is_literal)
+LITERAL = (ANYTHING | TRICKY).filter(is_literal)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -99,30 +102,31 @@ def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) ->
     assert (job.run, job.store, job.out) == typed
 
 
-@pytest.mark.parametrize("key", sorted(PATH_KEYS))
-def test_every_path_and_name_key_is_quoted(key: str, compose_job: Compose) -> None:
-    command = next(name for name, schema in SCHEMAS.items() if key in overrides._leaf_names(schema))
-    needs = {"series.description": "image=mr_volume", "task.positive": "task=binary"}
-    needs |= dict.fromkeys(("choices", "positive"), "predictions=p.csv")
-    group = [needs[key]] if key in needs else []
-    # A layout has to name the level of the class.
-    given = "class/*2024_05(1.10)" if key == "labelling.layout" else "2024_05(1.10)"
-    value: Any = compose_job(command, f"{key}={given}", *group)
-    for part in key.split("."):
-        value = getattr(value, part)
-    assert value == given
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_every_text_of_every_command_is_taken_as_typed(name: str) -> None:
+    """All at once, before the checks: most of these values are no choice of their setting."""
+    kinds: dict[str, list[str]] = {TEXT: [], NAMES: []}
+    for key in overrides._leaf_names(SCHEMAS[name]):
+        setting = find_setting(key, SCHEMAS[name])
+        if setting.kind and not setting.is_open:
+            kinds[setting.kind].append(key)
+    typed = [f"{key}=2024_05(1.10)" for key in kinds[TEXT]]
+    typed += [f"{key}=[KL grade,1.10, 2024_05,a(b),007]" for key in kinds[NAMES]]
+    prepared = prepare_overrides(typed, schema=SCHEMAS[name], conf=conf_folder())
+    register_schemas()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        config = hydra.compose(name, overrides=prepared)
+    assert {key: OmegaConf.select(config, key) for key in kinds[TEXT]} == dict.fromkeys(kinds[TEXT], "2024_05(1.10)")
+    for key in kinds[NAMES]:
+        assert OmegaConf.select(config, key) == ["KL grade", "1.10", "2024_05", "a(b)", "007"]
 
 
-@pytest.mark.parametrize("key", sorted(LIST_KEYS))
-def test_lists_of_names_keep_every_name(key: str, compose_job: Compose) -> None:
-    evaluate = dict.fromkeys(("subgroups", "shortcuts", "classes"), "evaluate")
-    compare = dict.fromkeys(("common", "extra", "only", "secondary"), "compare")
-    command = {"columns": "prepare", "images": "explain", **evaluate, **compare}.get(key, "train")
-    group = {"task.order": ["task=ordinal"], "classes": ["predictions=p.csv"]}.get(key, [])
-    value: Any = compose_job(command, f"{key}=[KL grade,1.10, 2024_05,a(b)]", *group)
-    for part in key.split("."):
-        value = getattr(value, part)
-    assert value == ["KL grade", "1.10", "2024_05", "a(b)"]
+def test_names_that_look_like_numbers_stay_names(compose_job: Compose) -> None:
+    job = compose_job("compare", "folds.split=2024_05_01", "folds.name=1e3")
+    assert (job.folds.split, job.folds.name) == ("2024_05_01", "1e3")
+    assert compose_job("train", "model.weights_sha256=12e45678").model.weights_sha256 == "12e45678"
+    assert compose_job("train", "task=ordinal", "task.order=[007,1.10]").task.order == ["007", "1.10"]
+    assert compose_job("train", "task=binary", "task.positive=1.0").task.positive == "1.0"
 
 
 def test_names_below_a_dictionary_are_quoted_too(compose_job: Compose) -> None:
@@ -156,8 +160,9 @@ def test_classes_and_transforms_take_new_names(compose_job: Compose) -> None:
 
 
 def test_other_values_are_left_to_hydra() -> None:
-    assert quote_value("trainer.epochs", "3") == "trainer.epochs=3"
-    assert quote_value("task.classes", "{a: 0}") == "task.classes={a: 0}"
+    typed = ["trainer.epochs=3", "task.classes={a: 0}"]
+    prepared = prepare_overrides(typed, schema=SCHEMAS["train"], conf=conf_folder())
+    assert prepared == ["trainer.epochs=3", "++task.classes={a: 0}"]
 
 
 def test_a_sweep_over_paths_stays_a_sweep() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from medcls.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
+# Metadata of a field of any type that says how it is typed; str and list[str] say it by themselves.
+TYPED, TEXT, NAMES = "typed", "text", "names"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcls.config.checks import SPLITS, check_choice, check_range
+from medcls.config.checks import SPLITS, TEXT, TYPED, check_choice, check_range
 from medcls.config.preparation import DeidentifyConfig
 from medcls.config.task import TASKS, AugmentConfig
 from medcls.errors import ConfigError
@@ -31,7 +31,7 @@ def _check_runs(typed: Any) -> None:
 class EvaluateJob:
     """python -m medcls.evaluate: one or several runs and a store to a report."""
 
-    run: Any = None
+    run: Any = field(default=None, metadata={TYPED: TEXT})
     store: str | None = None
     split: str = "val"
     out: str | None = None
@@ -146,7 +146,7 @@ FORMATS = ("parquet", "csv", "json", "jsonl")
 class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
 
-    run: Any = None
+    run: Any = field(default=None, metadata={TYPED: TEXT})
     source: str | None = None
     out: str | None = None
     clinical_file: str | None = None

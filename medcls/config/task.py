@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import check_choice, check_file_name, check_range
+from medcls.config.checks import NAMES, TEXT, TYPED, check_choice, check_file_name, check_range
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
@@ -32,9 +32,9 @@ class TaskConfig:
     labels: list[str] = field(default_factory=list)
     classes: dict[Any, int] = field(default_factory=dict)
     # Labels from least to most, of ordered grades that are words; [] = as their numbers say.
-    order: list[Any] = field(default_factory=list)
+    order: list[Any] = field(default_factory=list, metadata={TYPED: NAMES})
     # Label that is class 1 of a binary task; null = the one of two that does not mean healthy.
-    positive: Any = None
+    positive: Any = field(default=None, metadata={TYPED: TEXT})
     grades: bool = False
     loss: str = "auto"
     joint_lambda: float = 0.5

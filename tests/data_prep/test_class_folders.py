@@ -14,9 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from data_prep.class_folders import FolderLabels, read_class_folder_table
 from data_prep.label_rows import PatientRule
 from data_prep.layouts import find_split, guess_layout
-from medcls.config import LabellingConfig
+from medcls.config import SCHEMAS, LabellingConfig, conf_folder
 from medcls.errors import ConfigError, DataError
-from medcls.overrides import quote_value
+from medcls.overrides import prepare_overrides
 
 EACH = PatientRule("per_image")
 HEADERS = PatientRule(headers=True)
@@ -305,7 +305,7 @@ def test_settings_for_patients_of_each_class_work_as_printed(
     notice = read(tmp_path, files, rule=PatientRule(), layout=layout).notices[-1]
     printed = shlex.split(notice.partition("class, set ")[2])
     parse = OverridesParser.create().parse_override
-    typed = [parse(quote_value(*setting.split("=", 1))) for setting in printed]
+    typed = [parse(each) for each in prepare_overrides(printed, schema=SCHEMAS["prepare"], conf=conf_folder())]
     config = {each.key_or_group: str(each.value()) for each in typed}
     rule = PatientRule(pattern=config["patient_id.pattern"])
     found = read(tmp_path, files, rule=rule, layout=config["labelling.layout"])
