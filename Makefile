@@ -17,16 +17,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@PY=$(PY) WEIGHTS_DIR="$(WEIGHTS_DIR)" sh data_prep/demo.sh
+	@PY=$(PY) WEIGHTS_DIR="$(WEIGHTS_DIR)" sh data_prep/demo/demo.sh
 
 # Three dimensions: synthetic heads, pretraining without labels on one domain, fine-tuning on the other. What a study of
 # such heads looks like, and how ADNI and CADDementia come in: docs/alzheimer.md
 demo3d: $(STAMP)
-	@PY=$(PY) sh data_prep/demo3d.sh
+	@PY=$(PY) sh data_prep/demo/demo3d.sh
 
 # Does that pretraining help where few patients are labelled? Some 60 trainings: docs/results/pretraining3d.md
 curve3d: $(STAMP)
-	@PY=$(PY) sh data_prep/curve3d.sh
+	@PY=$(PY) sh data_prep/demo/curve3d.sh
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)

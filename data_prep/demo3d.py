@@ -2,8 +2,8 @@
 
     python -m data_prep.demo3d out=DIR [num_source=120 num_target=150 seed=0]
 
-Everything is a pure function of the seed: the same bytes tomorrow. The patients are in data_prep/heads.py, how they are
-drawn in head_phantom.py, how they are stored in head_series.py. No patient is in both domains.
+Everything is a pure function of the seed: the same bytes tomorrow. The patients are in data_prep/demo/heads.py,
+how they are drawn in head_phantom.py, how they are stored in head_series.py. No patient is in both domains.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.demo_set import README, claim_folder, parse_command, same_readme, to_csv
-from data_prep.head_series import build_slices
-from data_prep.heads import DOMAINS, Head, draw_head
+from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
+from data_prep.demo.head_series import build_slices
+from data_prep.demo.heads import DOMAINS, Head, draw_head
 from medcls.errors import MedclsError, UsageError, WriteError
 from medcls.files import TEMPORARY, write_bytes
 

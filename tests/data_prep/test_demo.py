@@ -17,7 +17,8 @@ import pydicom
 import pytest
 from pydicom.pixels import pixel_array
 
-from data_prep import demo, film, knees, phantom
+from data_prep.demo import __main__ as demo
+from data_prep.demo import film, knees, phantom
 from medcls.errors import UsageError, WriteError
 
 NUM_IMAGES = 40

@@ -15,8 +15,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from data_prep import demo3d, heads
-from data_prep.head_phantom import SCANNERS, place_voxels, render, scan
+from data_prep import demo3d
+from data_prep.demo import heads
+from data_prep.demo.head_phantom import SCANNERS, place_voxels, render, scan
 from medcls.data.store import Store
 from medcls.errors import UsageError, WriteError
 from medcls.imaging.volume import read_volume

@@ -23,7 +23,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from data_prep.demo import write_demo
+from data_prep.demo.__main__ import write_demo
 from medcls.config import PredictJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store

@@ -23,8 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from data_prep.knees import SIDES, Knee, draw_sex
-from data_prep.phantom import Floats, render
+from data_prep.demo.knees import SIDES, Knee, draw_sex
+from data_prep.demo.phantom import Floats, render
 from medcls.reproducibility import make_generator
 
 # Each with its share of the films; pydicom's own RLE encoder is slow, and a fifth of the films is enough.

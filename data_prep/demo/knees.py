@@ -1,7 +1,7 @@
 """The knees of the demo set: who they are, and what a Kellgren-Lawrence grade does to each.
 
 Every number is a pure function of (seed, patient, side), through counter-based generators. The films drawn
-from them (data_prep/phantom.py) resemble radiographs; they are no model of the disease.
+from them (data_prep/demo/phantom.py) resemble radiographs; they are no model of the disease.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.knees import Knee
+from data_prep.demo.knees import Knee
 from medcls.reproducibility import make_generator
 
 Floats = NDArray[np.float32]

@@ -2,7 +2,7 @@
 
     python -m data_prep.demo out=DIR [num_images=600 seed=0]
 
-Everything is a pure function of the seed: the same bytes tomorrow. The knees are in data_prep/knees.py, how
+Everything is a pure function of the seed: the same bytes tomorrow. The knees are in data_prep/demo/knees.py, how
 they are drawn in phantom.py, how they are exposed and stored in film.py.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.demo_set import README, claim_folder, parse_command, same_readme, to_csv
-from data_prep.film import build_dicom, draw_exposure, patient_id
-from data_prep.knees import SIDES, Knee, draw_grades, draw_knee, draw_sex
-from data_prep.phantom import signal_box
+from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
+from data_prep.demo.film import build_dicom, draw_exposure, patient_id
+from data_prep.demo.knees import SIDES, Knee, draw_grades, draw_knee, draw_sex
+from data_prep.demo.phantom import signal_box
 from medcls.errors import MedclsError, UsageError, WriteError
 from medcls.files import TEMPORARY, write_bytes
 from medcls.reproducibility import make_generator

@@ -1,7 +1,7 @@
 """The heads of the 3-D demo set: who they are, and what atrophy from NC over MCI to AD does to each.
 
 Every number is a pure function of (seed, domain, number), through counter-based generators. The volumes drawn from them
-(data_prep/head_phantom.py) resemble T1-weighted MR; they are no model of the disease.
+(data_prep/demo/head_phantom.py) resemble T1-weighted MR; they are no model of the disease.
 """
 
 from __future__ import annotations
