@@ -85,6 +85,8 @@ def build_spec(job: PrepareJob) -> Spec:
         patient_axes=image.patient_axes,
         nifti_unit=image.nifti_unit,
         analyze_axes=image.analyze_axes,
+        nifti_affine=image.nifti_affine,
+        nifti_volume=image.nifti_volume,
         crop_margin_mm=image.crop_margin_mm,
         max_voxels=image.max_voxels,
         stack=StackRule(**asdict(job.stack)),

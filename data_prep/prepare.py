@@ -45,6 +45,7 @@ from medcls.files import (
 )
 from medcls.identity import Identity, read_identity
 from medcls.imaging.source import choose_identity
+from medcls.imaging.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
 
 _BATCH = 65536
@@ -103,6 +104,9 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         _write_labels(store, labels, plan.labelling)
         for line in describe_left_out(plan, store, identity):
             say(line)
+        if setting.spec.spatial_dims == 3:
+            for line in describe_notes((note or "" for note in store.column("notes")), settings=True):
+                say(f"notice: {line}")
     return store
 
 

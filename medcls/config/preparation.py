@@ -32,6 +32,8 @@ class ImageConfig:
     patient_axes: bool = False
     nifti_unit: str = ""
     analyze_axes: str = ""
+    nifti_affine: str = "auto"
+    nifti_volume: int | None = None
     crop_margin_mm: float | None = None
     max_voxels: int = 1 << 28
     burnt_in: str = "refuse"

@@ -130,6 +130,13 @@ def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:
     pair = len(files) == 2 and files[0].suffix.lower() == ".hdr" and files[1].suffix.lower() == ".img"
     if pair or (len(files) == 1 and not is_dicom(files[0])):
         image = files[1] if pair else None
-        raw = read_nifti(files[0], image=image, analyze_axes=spec.analyze_axes, max_voxels=spec.max_voxels)
+        raw = read_nifti(
+            files[0],
+            image=image,
+            analyze_axes=spec.analyze_axes,
+            form=spec.nifti_affine,
+            volume=spec.nifti_volume,
+            max_voxels=spec.max_voxels,
+        )
         return replace(raw, unit=spec.nifti_unit) if spec.nifti_unit else raw
     return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels)

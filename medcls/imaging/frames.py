@@ -13,7 +13,7 @@ from medcls.imaging.headers import find_macro, read_numbers
 from medcls.imaging.instances import Instance
 from medcls.imaging.part10 import DicomFile
 from medcls.imaging.plain import UNDEFINED_LENGTH, Header
-from medcls.imaging.stored import PixelModule
+from medcls.imaging.stored import PixelModule, check_native_length
 
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 _KEYS = (
@@ -128,11 +128,7 @@ def split_frames(file: DicomFile, module: PixelModule) -> Iterator[DicomFile]:
         size = bits // 8
         if bits % 8:
             raise ImageRefusedError("bit_depth", f"frames of {bits} bits do not start at a byte")
-        if file.element.length not in (size * module.frames, size * module.frames + size * module.frames % 2):
-            asked = f"{module.frames} frames of {size} bytes"
-            raise ImageRefusedError(
-                "pixel_length", f"{file.element.length} bytes of pixels, the header asks for {asked}"
-            )
+        check_native_length(file, size, frames=module.frames)
         for frame in range(module.frames):
             place = file.element.offset + frame * size
             yield replace(file, element=replace(file.element, length=size, offset=place))

@@ -66,22 +66,28 @@ class Modality:
 
 
 def read_modality(source: Header, *, signed: bool, little_endian: bool) -> Modality:
-    """The modality transform of a dataset or of an item of the pixel value transformation macro.
+    """Read the modality transform of a dataset or of an item of the pixel value transformation macro.
+
+    A slope of 1 without an intercept, and an intercept of 0 without a slope, are no transform: the values stay as
+    they are stored, and their unit is not known.
 
     Raises:
-        ImageRefusedError: rescale, where it is halved, zero, or stands beside a modality LUT; lut.
+        ImageRefusedError: rescale, if half of it is missing, it is zero, or it is there beside a modality LUT; lut.
 
     Source: PS3.3 C.11.1, C.7.6.16.2.9; RT dose C.8.8.3 (DoseGridScaling).
     """
     slope, intercept = read_numbers(source, "RescaleSlope"), read_numbers(source, "RescaleIntercept")
+    is_halved = (slope, intercept) in (([1.0], []), ([], [0.0]))
+    if is_halved:
+        slope = intercept = []
     if len(slope) != len(intercept) or len(slope) > 1:
-        raise ImageRefusedError("rescale", "RescaleSlope and RescaleIntercept must stand together, once")
+        raise ImageRefusedError("rescale", "expected one RescaleSlope and one RescaleIntercept, or neither")
     dose = read_numbers(source, "DoseGridScaling")
     stated = bool(slope or dose)
     factors = (slope or dose or [1.0])[0], (intercept or [0.0])[0]
     if factors[0] == 0:
         raise ImageRefusedError("rescale", "a slope of 0 makes every pixel the same")
-    table, unit = None, str(source.get("RescaleType") or "")
+    table, unit = None, "" if is_halved else str(source.get("RescaleType") or "")
     items = source.get("ModalityLUTSequence")
     if items:
         if factors != (1.0, 0.0):

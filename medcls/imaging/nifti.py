@@ -23,7 +23,12 @@ _VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header
 
 _ANALYZE_BYTES = 348
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_ANGLE = 1e-3
+_ANGLE = 1e-2
+"""Largest cosine between two axes: single precision leaves up to 0.004 in real files. A meant shear has more."""
+
+_HABITUAL_AXES = "LAS"
+"""Where i, j and k grow to in NIfTI files that do not say it: what nibabel, FSL and SPM take."""
+
 _MAX_HEADER_BYTES = 1 << 24
 _FARTHEST_MM = 1e6
 """As of stacks: no patient is a kilometre away."""
@@ -34,15 +39,26 @@ _AGREEMENT = 0.5
 
 
 def read_nifti(
-    path: Path, *, image: Path | None = None, analyze_axes: str = "", max_voxels: int = 1 << 28
+    path: Path,
+    *,
+    image: Path | None = None,
+    analyze_axes: str = "",
+    form: str = "auto",
+    volume: int | None = None,
+    max_voxels: int = 1 << 28,
 ) -> RawVolume:
-    """The volume of a NIfTI-1, NIfTI-2 or Analyze 7.5 file, compressed or not, known by its content and not its name.
+    """Return the volume of a NIfTI-1, NIfTI-2 or Analyze 7.5 file, compressed or not, known by its content alone.
 
     Args:
         path: One file with header and image (.nii, .nii.gz), or the header of a pair (.hdr).
         image: The other file of a pair (.img).
-        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS": their orient byte is not written, or
-            written wrong, by most programs. "" refuses them. NIfTI files say it themselves.
+        analyze_axes: Where i, j and k grow to in files that do not say it, such as "LAS": Analyze files, whose orient
+            byte is not written, or written wrong, by most programs ("" refuses them); and NIfTI files whose
+            sform_code and qform_code are both 0 ("" takes LAS and notes axes_assumed).
+        form: Which affine is taken if both are there and lead to different spaces, and noted as sform_taken or
+            qform_taken: "sform", "qform", "auto" (the sform, unless the two name other directions for the axes:
+            then one of them mirrors or turns the patient, and the file is refused), or "refuse".
+        volume: Which volume of a file with several is read, counted from 0; None refuses such files.
         max_voxels: Limit of voxels, checked in the header before any data is read.
 
     Returns:
@@ -52,22 +68,27 @@ def read_nifti(
 
     Raises:
         ImageRefusedError: not_nifti, nifti_pair, time, vector, zero_pixels, too_few_slices, too_large, colour,
-            complex_values, bit_depth, rescale, not_finite, all_padding, truncated, no_affine, affine_conflict,
-            orientation.
+            complex_values, bit_depth, rescale, not_finite, all_padding, truncated, affine_conflict, orientation,
+            malformed_element.
 
-    Source: nifti1.h of 2005, "METHOD 1 to 3" and scl_slope; choice of the affine in docs/decisions/0008-volumes.md.
+    Source: nifti1.h of 2005, "METHOD 1 to 3" and scl_slope; sform first as nibabel, FSL and SPM; choices in
+        docs/decisions/0058-places-of-nifti-files.md.
     """
     with refusing_parser_errors(), ExitStack() as files:
         stream = _open(files, path)
         header = _read_header(stream, pair=image is not None)
-        shape = _find_shape(header)
+        shape, place = _find_shape(header, volume)
         if math.prod(shape) > max_voxels:
             raise ImageRefusedError("too_large", f"{math.prod(shape)} voxels; the limit is {max_voxels}")
-        affine = _declare_affine(header, shape, analyze_axes) if _is_analyze(header) else _find_affine(header, shape)
-        if image is None:
-            values, mask = _read_values(stream, header, shape, start=int(header["sizeof_hdr"]))
+        notes: tuple[str, ...] = ()
+        if _is_analyze(header):
+            affine = _declare_affine(header, shape, analyze_axes, scale=1.0)
         else:
-            values, mask = _read_values(_open(files, image), header, shape, start=0)
+            affine, notes = _find_affine(header, shape, axes=analyze_axes, form=form)
+        if image is None:
+            values, mask = _read_values(stream, header, shape, start=int(header["sizeof_hdr"]), place=place)
+        else:
+            values, mask = _read_values(_open(files, image), header, shape, start=0, place=place)
         return RawVolume(
             values=values,
             mask=mask,
@@ -76,6 +97,7 @@ def read_nifti(
             spacing_mm=compute_spacing(affine),
             photometric="",
             headers={},
+            notes=notes,
         )
 
 
@@ -109,25 +131,32 @@ def _read_header(stream: IO[bytes], *, pair: bool) -> Any:
     return getattr(nibabel, name).from_fileobj(io.BytesIO(start), check=False)
 
 
-def _find_shape(header: Any) -> tuple[int, int, int]:
-    """Voxels along i, j, k of an image that has no other axes."""
+def _find_shape(header: Any, volume: int | None) -> tuple[tuple[int, int, int], tuple[int, int]]:
+    """Return voxels along i, j, k, and which volume is read of how many."""
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
         raise ImageRefusedError("not_nifti", f"{count} axes; expected 1 to 7")
     sizes = [int(size) for size in header["dim"][1 : count + 1]] + [1] * (7 - count)
     if min(sizes) < 1:
         raise ImageRefusedError("zero_pixels", f"axes of {sizes[:count]} voxels")
-    if sizes[3] > 1:
-        raise ImageRefusedError("time", f"{sizes[3]} volumes in one file; expected one")
+    if sizes[3] > 1 and volume is None:
+        raise ImageRefusedError(
+            "time", f"{sizes[3]} volumes in one file; expected one: image.nifti_volume=0 takes the first"
+        )
+    place = 0 if volume is None or sizes[3] == 1 else volume
+    if place >= sizes[3]:
+        raise ImageRefusedError(
+            "time", f"{sizes[3]} volumes in one file: image.nifti_volume={place} expected to be 0 to {sizes[3] - 1}"
+        )
     if max(sizes[4:]) > 1:
         raise ImageRefusedError("vector", f"{max(sizes[4:])} values a voxel; expected one")
     if min(sizes[:3]) < 2:
         raise ImageRefusedError("too_few_slices", f"{sizes[0]} x {sizes[1]} x {sizes[2]} voxels are no volume")
-    return sizes[0], sizes[1], sizes[2]
+    return (sizes[0], sizes[1], sizes[2]), (place, sizes[3])
 
 
 def _read_values(
-    stream: IO[bytes], header: Any, shape: tuple[int, int, int], *, start: int
+    stream: IO[bytes], header: Any, shape: tuple[int, int, int], *, start: int, place: tuple[int, int]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
     """Values (k, j, i) after the rescale, and where they are none."""
     dtype = _find_dtype(header)
@@ -136,8 +165,10 @@ def _read_values(
     if not 0 <= behind <= _MAX_HEADER_BYTES:
         raise ImageRefusedError("malformed_element", f"the image starts {behind} bytes behind the header")
     size = math.prod(shape) * dtype.itemsize
-    if len(stream.read(behind)) < behind or len(data := _read_pieces(stream, size)) < size:
-        raise ImageRefusedError("truncated", f"{size} bytes of voxels expected, fewer are there")
+    index, count = place
+    whole = len(stream.read(behind)) == behind and _skip(stream, index * size)
+    if not whole or len(data := _read_pieces(stream, size)) < size or not _skip(stream, (count - 1 - index) * size):
+        raise ImageRefusedError("truncated", f"{count} x {size} bytes of voxels expected, fewer are there")
     stream.read(1)  # the end of a gzip stream is where its checksum is compared
     stored = np.frombuffer(data, dtype).reshape(shape[::-1])
     values = np.empty(stored.shape, np.float32)
@@ -160,6 +191,13 @@ def _read_pieces(stream: IO[bytes], size: int) -> bytearray:
     while piece := stream.read(min(_PIECE_BYTES, size - len(data))):
         data += piece
     return data
+
+
+def _skip(stream: IO[bytes], size: int) -> bool:
+    """Read so many bytes without keeping them; return whether they are there."""
+    while size and (piece := stream.read(min(_PIECE_BYTES, size))):
+        size -= len(piece)
+    return not size
 
 
 def _find_dtype(header: Any) -> np.dtype[Any]:
@@ -192,14 +230,23 @@ def _is_analyze(header: Any) -> bool:
     return "scl_inter" not in header.keys()  # noqa: SIM118 (not a dict)
 
 
-def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str) -> NDArray[np.float64]:
-    """Voxel (k, j, i, 1) to mm, LPS+, with the axes that the user names and the middle of the volume at the origin."""
+def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str, *, scale: float) -> NDArray[np.float64]:
+    """Return voxel (k, j, i, 1) to mm, LPS+, with axes named from outside and the middle of the volume at the origin.
+
+    Args:
+        header: With pixdim, all that the file says of its place.
+        shape: Voxels along i, j, k.
+        axes: Such as "LAS".
+        scale: Of the file's unit of length, mm.
+
+    Source: nifti1.h, "METHOD 1" (the Analyze way).
+    """
     if not axes:
         raise ImageRefusedError(
             "orientation",
             "an Analyze file does not say where left is; image.analyze_axes=LAS says where i, j, k grow to",
         )
-    spacing = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+    spacing = np.abs(np.asarray(header["pixdim"][1:4], np.float64)) * scale
     if not (np.isfinite(spacing).all() and spacing.min() > 1 / _FARTHEST_MM and spacing.max() < _FARTHEST_MM):
         raise ImageRefusedError("orientation", "an axis of the file has no length")
     linear = np.zeros((3, 3))
@@ -212,39 +259,80 @@ def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str) -> NDAr
     return affine[:, [2, 1, 0, 3]]
 
 
-def _find_affine(header: Any, shape: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Voxel (k, j, i, 1) to mm, LPS+; sform before qform, and only where they say the same."""
-    known = [each for each in (header.get_sform(coded=True), _read_qform(header)) if each[1] > 0]
-    if not known:
-        raise ImageRefusedError("no_affine", "sform_code and qform_code are 0: where the voxels lie is not known")
-    affines = [np.asarray(affine, np.float64) for affine, _ in known]
-    if not all(np.isfinite(affine).all() for affine in affines):
-        raise ImageRefusedError("orientation", "the affine is not finite")
-    chosen = affines[0]
-    edges = np.linalg.norm(chosen[:3, :3], axis=0)
-    _check_axes(chosen, edges)
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    apart = [np.linalg.norm((corners @ (other - chosen).T)[:, :3], axis=1).max() for other in affines[1:]]
-    if apart and apart[0] > _AGREEMENT * edges.min():
-        raise ImageRefusedError("affine_conflict", f"sform and qform place a corner {apart[0]:.4g} mm apart")
-    if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
-        raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
+def _find_affine(
+    header: Any, shape: tuple[int, int, int], *, axes: str, form: str
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Return voxel (k, j, i, 1) to mm, LPS+, and notes of what the file left open."""
     scale = NIFTI_MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:
         raise ImageRefusedError("malformed_element", "xyzt_units is no unit of length")
+    known = {name: affine for name, (affine, code) in _read_forms(header).items() if code > 0}
+    if not known:
+        notes = () if axes else ("axes_assumed",)
+        return _declare_affine(header, shape, axes or _HABITUAL_AXES, scale=scale), notes
+    name = form if form in known else next(iter(known))
+    other = next((each for each in known if each != name), "")
+    try:
+        chosen = _check_form(header, known[name], scale=scale)
+    except ImageRefusedError as error:
+        is_usable = bool(other) and _is_usable(header, known[other], scale=scale)
+        remedy = f": image.nifti_affine={other} takes the {other} instead" if is_usable else ""
+        raise ImageRefusedError(error.reason, f"{name}: {error.detail}{remedy}") from error
+    apart = _measure_distance(chosen, known[other], shape) if other else 0.0
+    is_apart = apart > _AGREEMENT * min(compute_spacing(chosen))
+    if is_apart and (form == "refuse" or (form == "auto" and not _have_same_axes(chosen, known[other]))):
+        where = f"place a corner {apart * scale:.4g} mm apart" if math.isfinite(apart) else "disagree, one is broken"
+        detail = f"sform and qform {where}: image.nifti_affine=sform or image.nifti_affine=qform takes one of them"
+        raise ImageRefusedError("affine_conflict", detail)
+    notes = (f"{name}_taken",) if is_apart else ()
+    lps: NDArray[np.float64] = _RAS_TO_LPS @ np.diag([scale, scale, scale, 1.0]) @ chosen
+    return lps[:, [2, 1, 0, 3]], notes
+
+
+def _read_forms(header: Any) -> dict[str, tuple[Any, int]]:
+    """Return affine and code of sform and qform; a quaternion or qfac that nibabel cannot read is not finite."""
+    try:
+        qform, code = header.get_qform(coded=True)
+    except Exception:
+        qform, code = np.full((4, 4), np.nan), 1
+    return {"sform": header.get_sform(coded=True), "qform": (qform, int(code))}
+
+
+def _check_form(header: Any, affine: Any, *, scale: float) -> NDArray[np.float64]:
+    """Return an affine whose axes have the lengths of pixdim and stand at right angles."""
+    chosen = np.asarray(affine, np.float64)
+    if not np.isfinite(chosen).all():
+        raise ImageRefusedError("orientation", "the affine is not finite")
+    edges = np.linalg.norm(chosen[:3, :3], axis=0)
+    _check_axes(chosen, edges)
+    if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
+        raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
     if edges.min() * scale < 1 / _FARTHEST_MM or np.abs(chosen[:3]).max() * scale > _FARTHEST_MM:
         raise ImageRefusedError("malformed_element", "the affine's lengths are no patient's")
-    lps: NDArray[np.float64] = _RAS_TO_LPS @ np.diag([scale, scale, scale, 1.0]) @ chosen
-    return lps[:, [2, 1, 0, 3]]
+    return chosen
 
 
-def _read_qform(header: Any) -> tuple[Any, int]:
-    """The affine of qform and its code; a quaternion or a qfac that nibabel cannot read is no place in space."""
+def _is_usable(header: Any, affine: Any, *, scale: float) -> bool:
     try:
-        affine, code = header.get_qform(coded=True)
-    except Exception as error:
-        raise ImageRefusedError("orientation", "the qform is no rotation with voxel sizes") from error
-    return affine, int(code)
+        _check_form(header, affine, scale=scale)
+    except ImageRefusedError:
+        return False
+    return True
+
+
+def _have_same_axes(one: NDArray[np.float64], other: Any) -> bool:
+    """Return whether the axes of two affines run nearest to the same directions of the patient."""
+    import nibabel
+
+    name_axes: Any = nibabel.aff2axcodes
+    return bool(name_axes(one) == name_axes(np.nan_to_num(np.asarray(other, np.float64))))
+
+
+def _measure_distance(one: NDArray[np.float64], other: Any, shape: tuple[int, int, int]) -> float:
+    """Return how far apart two affines place a corner of the volume, in the file's unit; infinity if one is broken."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    apart = float(np.linalg.norm((corners @ (np.asarray(other, np.float64) - one).T)[:, :3], axis=1).max())
+    return apart if math.isfinite(apart) else math.inf
 
 
 def _check_axes(affine: NDArray[np.float64], edges: NDArray[np.float64]) -> None:

@@ -91,14 +91,16 @@ class DicomFile:
             return True
         return self._stream.seek(0, io.SEEK_END) - self.element.offset >= self.element.length
 
-    def read_native(self) -> bytes:
-        """The value of an uncompressed pixel element.
+    def read_native(self, *, start: int = 0) -> bytes:
+        """Return the value of an uncompressed pixel element from a byte on; b"" if only the header was read.
 
         Raises:
             ImageRefusedError: truncated.
         """
-        self._stream.seek(self.element.offset)
-        return _read_exactly(self._stream, self.element.length)
+        if self.is_cut:
+            return b""
+        self._stream.seek(self.element.offset + start)
+        return _read_exactly(self._stream, self.element.length - start)
 
     def read_fragments(self) -> tuple[list[int], list[bytes]]:
         """The basic offset table and the fragments of a compressed pixel element.

@@ -18,6 +18,8 @@ from medcls.imaging.terms import name_photometric
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 _FLOAT_DTYPES = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
+_MOST_PADDING = 4096
+"""Bytes behind the pixels: older programs fill up to a block of their medium. More is a header that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def check_encoding(file: DicomFile, module: PixelModule) -> None:
         if file.element.length != UNDEFINED_LENGTH:
             raise ImageRefusedError("pixel_length", "compressed pixel data must have undefined length")
     else:
-        _check_native_length(file, count_native_bytes(file, module))
+        check_native_length(file, count_native_bytes(file, module))
 
 
 def count_native_bytes(file: DicomFile, module: PixelModule) -> int:
@@ -205,16 +207,27 @@ def _read_native(file: DicomFile, module: PixelModule) -> StoredFrame:
 
 
 def _read_exact_native(file: DicomFile, expected: int) -> bytes:
-    _check_native_length(file, expected)
-    return file.read_native()
+    check_native_length(file, expected)
+    return file.read_native()[: expected + expected % 2]
 
 
-def _check_native_length(file: DicomFile, expected: int) -> None:
-    """Checks that a value has the very length that the header asks for, or one pad byte more to be even."""
-    length = file.element.length
+def check_native_length(file: DicomFile, frame_bytes: int, *, frames: int = 1) -> None:
+    """Check that a value is as long as the header asks for, one byte longer to be even, or padded with zeros.
+
+    Zeros alone are padding, and fewer than a frame: the rest is pixels of an image that is larger than its header says.
+
+    Raises:
+        ImageRefusedError: pixel_length.
+
+    Source: PS3.5 8.1.1 (padding behind the last pixel); _MOST_PADDING own choice.
+    """
+    length, expected = file.element.length, frame_bytes * frames
     if length == UNDEFINED_LENGTH:
         raise ImageRefusedError("pixel_length", "encapsulated pixels under an uncompressed transfer syntax")
-    if length not in (expected, expected + expected % 2):
+    if length in (expected, expected + expected % 2):
+        return
+    most = expected + min(_MOST_PADDING, frame_bytes - 1)
+    if not expected < length <= most or any(file.read_native(start=expected)):
         raise ImageRefusedError("pixel_length", f"{length} bytes of pixels, the header asks for {expected}")
 
 

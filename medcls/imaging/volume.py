@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
+from medcls.identity import format_count
 from medcls.imaging.burnt_in import TEXT_KEYWORDS, find_text_risk
 from medcls.imaging.dicom import DicomFrame, decode_frame, map_values
 from medcls.imaging.frames import describe_frames, split_frames
@@ -25,6 +27,31 @@ from medcls.imaging.stored import read_pixel_module
 _HEADER_BYTES = 1 << 26
 _MOST_FILLED = 32
 """Slices that resampling may make of one: more is no gap, and a spacing that is not meant."""
+NOTES = {
+    "sheared": ("a tilted gantry was sheared right", "stack.tilt=refuse refuses them"),
+    "resampled_gap": ("missing slices were filled by interpolation", "stack.gap=refuse refuses them"),
+    "resampled_jitter": ("irregular distances were resampled", "stack.jitter=refuse refuses them"),
+    "resampled_spacing": ("mixed distances were resampled", "stack.mixed_spacing=refuse refuses them"),
+    "dropped_duplicates": (
+        "different slices at one position: the first was kept",
+        "stack.duplicate=refuse refuses them",
+    ),
+    "dropped_localizers": ("localizers were left out", ""),
+    "axes_assumed": (
+        "sform_code and qform_code are 0, so the files do not say where left is; LAS was taken, as in nibabel and FSL",
+        "image.analyze_axes=RAS (where i, j and k grow to) takes other axes",
+    ),
+    "sform_taken": (
+        "sform and qform lead to different spaces; the sform was taken",
+        "image.nifti_affine=qform takes the other, image.nifti_affine=refuse neither",
+    ),
+    "qform_taken": (
+        "sform and qform lead to different spaces; the qform was taken",
+        "image.nifti_affine=auto takes the sform",
+    ),
+}
+"""By the fixed word in RawVolume.notes: what was repaired or left open, and the setting that decides otherwise."""
+
 _UNITS = frozenset({"OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
 """The defined terms of RescaleType (PS3.3 C.11.1.1.2)."""
 
@@ -43,8 +70,7 @@ class RawVolume:
         headers: Allow-listed attributes of the first slice by keyword, and of one that may show text those that say
             so; {} for NIfTI.
         slices_removed: Identical duplicates that were left out.
-        notes: Fixed words: sheared, resampled_gap, resampled_jitter, resampled_spacing, dropped_duplicates,
-            dropped_localizers.
+        notes: Words of NOTES.
     """
 
     values: NDArray[np.float32]
@@ -56,6 +82,20 @@ class RawVolume:
     headers: dict[str, str]
     slices_removed: int = 0
     notes: tuple[str, ...] = ()
+
+
+def describe_notes(notes: Iterable[str], *, settings: bool) -> Iterator[str]:
+    """Yield a line for each word of NOTES, with the number of volumes that have it.
+
+    Args:
+        notes: Of each volume, words with a space between.
+        settings: Whether the line names the setting; a model's settings can no longer be changed.
+    """
+    counts = Counter(word for note in notes for word in note.split())
+    for word, (fact, setting) in NOTES.items():
+        if counts[word]:
+            what = f"{format_count(counts[word], 'volume')}: {word}: {fact}"
+            yield what + (f"; {setting}" if settings and setting else "")
 
 
 _Frame: TypeAlias = tuple[Instance, Path, int]

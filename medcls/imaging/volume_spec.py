@@ -24,7 +24,10 @@ _FITS = ("pad", "crop", "stretch")
 _INTENSITIES = ("percentile", "minmax", "window", "hounsfield")
 _DTYPES = ("uint8", "uint16", "int16", "float16")
 _MAX_VOXELS = 1 << 28
-_NEW: dict[str, Any] = {"implausible_hu": "refuse"}
+AFFINES = ("auto", "sform", "qform", "refuse")
+"""What image.nifti_affine may be."""
+
+_NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None}
 """Fields that version 0.2.0 did not have, with their defaults."""
 
 
@@ -47,7 +50,10 @@ class VolumeSpec:
         dtype: "uint8", "uint16" or "float16" of [0, 1]; "int16" is that of intensity="hounsfield".
         patient_axes: Turn oblique volumes to the patient's axes; else they stay oblique, as their affine says.
         nifti_unit: "HU" where NIfTI files hold Hounsfield units, which they cannot say themselves; else "".
-        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS": they cannot say it themselves; else "".
+        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS", and in NIfTI files without sform and
+            qform: they cannot say it themselves; else "".
+        nifti_affine: Which affine of a NIfTI file is taken if sform and qform lead to different spaces, of AFFINES.
+        nifti_volume: Which volume of a NIfTI file with several, counted from 0; None refuses such files.
         crop_margin_mm: Cuts each volume to its foreground (above Otsu's threshold) and so many mm around it; None
             keeps the whole field of view.
         max_voxels: Of one volume, as decoded; more is refused before decoding.
@@ -78,15 +84,13 @@ class VolumeSpec:
     stack: StackRule = field(default_factory=StackRule)
     series: SeriesRule = field(default_factory=SeriesRule)
     implausible_hu: str = "refuse"
+    nifti_affine: str = "auto"
+    nifti_volume: int | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"image.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
-        if self.nifti_unit not in ("", "HU"):
-            raise ConfigError(f"image.nifti_unit={self.nifti_unit}: expected HU, or leave it out")
-        if self.analyze_axes and not is_orientation(self.analyze_axes):
-            raise ConfigError(f"image.analyze_axes={self.analyze_axes}: expected one of L R, of A P and of I S, as LAS")
         if self.crop_margin_mm is not None and not 0 <= self.crop_margin_mm < 1000:
             raise ConfigError(f"image.crop_margin_mm={self.crop_margin_mm}: expected 0 to 1000 mm, or null")
         if self.max_voxels < 1:
@@ -99,7 +103,18 @@ class VolumeSpec:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ConfigError(f"image.percentiles={[low, high]}: expected [low, high] within 0 to 100")
+        self._check_nifti()
         self._check_pairs()
+
+    def _check_nifti(self) -> None:
+        if self.nifti_unit not in ("", "HU"):
+            raise ConfigError(f"image.nifti_unit={self.nifti_unit}: expected HU, or leave it out")
+        if self.analyze_axes and not is_orientation(self.analyze_axes):
+            raise ConfigError(f"image.analyze_axes={self.analyze_axes}: expected one of L R, of A P and of I S, as LAS")
+        if self.nifti_affine not in AFFINES:
+            raise ConfigError(f"image.nifti_affine={self.nifti_affine}: expected one of {', '.join(AFFINES)}")
+        if self.nifti_volume is not None and self.nifti_volume < 0:
+            raise ConfigError(f"image.nifti_volume={self.nifti_volume}: expected 0 (the first volume) or more, or null")
 
     def _check_pairs(self) -> None:
         """Values that are right alone and wrong together."""

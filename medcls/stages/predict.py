@@ -29,6 +29,7 @@ from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
 from medcls.imaging.index import build_index
 from medcls.imaging.source import choose_identity, is_image, list_files
+from medcls.imaging.volume import describe_notes
 from medcls.imaging.volume_spec import VolumeSpec
 from medcls.imaging.volumes import QUARANTINED, find_series
 from medcls.imaging.worker import VOLUME_LIMITS, run_limited
@@ -125,7 +126,7 @@ def predict(job: PredictJob) -> None:
         "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
     }
     everyone = complete_cases(cases, task=cards[0].task, choices=choices)
-    for notice in describe_repeats(everyone):
+    for notice in (*describe_repeats(everyone), *describe_notes((case.notes for case in cases), settings=False)):
         say(f"notice: {notice}")
     rows = build_rows(everyone, task=cards[0].task, identity=identity, origin=origin)
     if identity.kind == "hmac":
@@ -274,6 +275,7 @@ def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -
 def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:
     """Notes what any of the runs never saw in training, and refuses the image for it unless told to go on."""
     case.headers = image.headers
+    case.notes = image.volume.get("notes") or ""
     unseen: dict[str, str] = {}
     for card in cards:
         unseen |= find_unseen(image, card.domain) if card.domain else {}

@@ -50,6 +50,7 @@ class Case:
         distance: From the training images, in units of the threshold frozen on validation; None if not known.
         pixel_sha256: Of what the network saw of an image; "" of a series or patient.
         region: (x, y, width, height) in pixels of the file; None = the whole image.
+        notes: Words of imaging.volume.NOTES with spaces between; "" of an image of 2-D.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Case:
     distance: float | None = None
     pixel_sha256: str = ""
     region: Box | None = None
+    notes: str = ""
 
     @property
     def name(self) -> str:

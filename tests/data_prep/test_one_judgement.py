@@ -66,7 +66,7 @@ RULES: dict[str, dict[str, Any]] = {
     "zero_pixels": {"Rows": 0},
     "bit_depth": {"BitsStored": 14, "HighBit": 9},
     "unsupported_colour": {"PhotometricInterpretation": "CMYK"},
-    "pixel_length": {"Rows": 7},
+    "pixel_length": {"Rows": 9},  # zeros behind the pixels would be padding
     "mosaic": {"ImageType": ["ORIGINAL", "PRIMARY", "MOSAIC"]},
     "rescale": {"RescaleSlope": "0", "RescaleIntercept": "0"},
     "window": {"WindowCenter": ["1", "2"], "WindowWidth": "5"},

@@ -340,3 +340,26 @@ def test_one_slice_with_text_in_it_is_a_volume_with_text_in_it(make: Prepare, tm
     (folder / "labels.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     assert make(folder=folder).info["counts"]["states"]["quarantined: burnt_in"] == 8
     assert len(make("image.burnt_in=allow", folder=folder, name="allowed")) == 4
+
+
+def test_what_a_file_leaves_open_is_said_with_its_setting(make: Prepare, tmp_path: Path, capfd: Any) -> None:
+    import nibabel as nib
+
+    raw, rng = tmp_path / "raw", np.random.default_rng(0)
+    raw.mkdir()
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for number in range(4):
+        image = nib.Nifti1Image(rng.integers(0, 900, (12, 12, 8)).astype(np.int16), affine)
+        image.set_sform(affine, 4 if number else 0)
+        image.set_qform(affine + np.pad(np.full((3, 1), 9.0), ((0, 1), (3, 0))), 1 if number else 0)
+        image.to_filename(raw / f"case{number}.nii")
+    lines = [f"case{n}.nii,p{n},{'ab'[n % 2]}" for n in range(4)]
+    (raw / "labels.csv").write_text("path,patient_id,label\n" + "\n".join(lines) + "\n")
+    store = make(folder=raw)
+    assert sorted(store.column("notes")) == ["axes_assumed", *["sform_taken"] * 3]
+    said = capfd.readouterr().err
+    assert "notice: 1 volume: axes_assumed: " in said
+    assert "image.analyze_axes=" in said
+    assert "notice: 3 volumes: sform_taken: " in said
+    assert "image.nifti_affine=qform" in said
+    assert sorted(make("image.nifti_affine=qform", folder=raw, name="q").column("notes"))[1:] == ["qform_taken"] * 3

@@ -667,3 +667,43 @@ def test_voi_table_against_dcmtk(write_dicom: Write, dcm2pnm: Callable[..., np.n
     pixels = np.arange(0, 4096, dtype="u2").reshape(64, 64)
     path = write_dicom(pixels, BitsStored=12, HighBit=11, VOILUTSequence=Sequence([lut_item(0, 16, entries)]))
     assert_allclose(read_image(path).pixels[0], dcm2pnm(path, "+Wl", "1"), atol=1.01 / 65535)
+
+
+@pytest.mark.parametrize("padding", [2, 126, 4096])
+def test_zeros_behind_the_pixels_are_padding(write_dicom: Write, padding: int) -> None:
+    pixels = np.arange(64 * 64, dtype="u2").reshape(64, 64)
+    plain = read_image(write_dicom(pixels))
+    dataset = pydicom.dcmread(write_dicom(pixels))
+    dataset.PixelData += bytes(padding)
+    dataset.save_as(dataset.filename)
+    assert_array_equal(read_image(Path(str(dataset.filename))).pixels, plain.pixels)
+
+
+@pytest.mark.parametrize("behind", [b"\0" * 98 + b"\0\1", bytes(4098)], ids=["pixels", "too_much"])
+def test_other_bytes_behind_the_pixels_are_refused(write_dicom: Write, behind: bytes) -> None:
+    dataset = pydicom.dcmread(write_dicom(np.arange(64 * 64, dtype="u2").reshape(64, 64)))
+    dataset.PixelData += behind
+    dataset.save_as(dataset.filename)
+    assert reason(Path(str(dataset.filename))) == "pixel_length"
+
+
+def test_whole_frame_of_zeros_is_no_padding(write_dicom: Write) -> None:
+    dataset = pydicom.dcmread(write_dicom(ramp("u2")))
+    dataset.PixelData += bytes(len(dataset.PixelData))
+    dataset.save_as(dataset.filename)
+    assert reason(Path(str(dataset.filename))) == "pixel_length"
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [{"RescaleSlope": 1}, {"RescaleSlope": 1, "RescaleIntercept": None}, {"RescaleIntercept": 0, "RescaleSlope": None}],
+)
+def test_half_a_rescale_that_changes_nothing_is_none(write_dicom: Write, elements: dict[str, object]) -> None:
+    image = read_modality_values(write_dicom(ramp("i2"), RescaleType="HU", **elements))
+    assert_array_equal(image.values, ramp("i2"))
+    assert image.unit == ""  # an intercept may have been lost: nothing says that 0 is water
+
+
+@pytest.mark.parametrize("elements", [{"RescaleSlope": 2, "RescaleIntercept": None}, {"RescaleIntercept": -1024}])
+def test_half_a_rescale_that_is_missed_is_refused(write_dicom: Write, elements: dict[str, object]) -> None:
+    assert reason(write_dicom(ramp("i2"), **elements)) == "rescale"

@@ -163,20 +163,107 @@ def test_which_affine(save: Save) -> None:
     moved[:3, 3] += 0.15  # less than half the smallest voxel
     near = read_nifti(save(data, change=lambda header: header.set_qform(moved, code=1)))
     assert_allclose(near.affine[:3, 3], [-30, 20, 5])
+    assert near.notes == ()
     moved[:3, 3] += 1.0
-    assert reason(save(data, change=lambda header: header.set_qform(moved, code=1))) == "affine_conflict"
-    flipped = AFFINE @ np.diag([-1, 1, 1, 1])
-    assert reason(save(data, change=lambda header: header.set_qform(flipped, code=1))) == "affine_conflict"
 
     def only_q(header: Any) -> None:
         header.set_qform(moved, code=1)
         header["sform_code"] = 0
 
     assert_allclose(read_nifti(save(data, change=only_q)).affine[:3, 3], [-31.15, 18.85, 6.15], rtol=1e-6)
-    path = save(data)
-    assert reason(patch(path, 252, "<2h", 0, 0)) == "no_affine"
     path = patch(save(data), 252, "<2h", 0, 1)
     assert reason(patch(path, 80, "<3f", 1.0, 0.8, 2.5)) == "affine_conflict"  # pixdim
+
+
+SPACES: dict[str, np.ndarray] = {
+    "moved": AFFINE + np.pad(np.full((3, 1), 3.0), ((0, 1), (3, 0))),
+    "turned": nib.eulerangles.euler2mat(0.1, -0.05, 0.08) @ np.eye(3),
+}
+SPACES["turned"] = np.block([[SPACES["turned"] @ AFFINE[:3, :3], AFFINE[:3, 3:]], [np.zeros((1, 3)), np.ones((1, 1))]])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_two_spaces_take_the_sform_and_say_so(save: Save, space: str) -> None:
+    """Both are right: the scanner's place and that of an atlas."""
+    path = save(np.zeros((4, 5, 6), np.int16), change=lambda header: header.set_qform(SPACES[space], code=1))
+    lps = np.diag([-1.0, -1, 1, 1])
+    for form, wanted, note in (
+        ("auto", AFFINE, "sform_taken"),
+        ("sform", AFFINE, "sform_taken"),
+        ("qform", SPACES[space], "qform_taken"),
+    ):
+        raw = read_nifti(path, form=form)
+        assert_allclose(raw.affine[:, [2, 1, 0, 3]], lps @ wanted, atol=1e-5)
+        assert raw.notes == (note,)
+    with pytest.raises(
+        ImageRefusedError, match=r"affine_conflict.* image.nifti_affine=sform or image.nifti_affine=qform"
+    ):
+        read_nifti(path, form="refuse")
+
+
+@pytest.mark.parametrize("change", [np.diag([-1.0, 1, 1, 1]), np.eye(4)[[1, 0, 2, 3]]], ids=["mirrored", "exchanged"])
+def test_forms_that_mirror_or_turn_the_patient_are_refused_until_one_is_chosen(save: Save, change: np.ndarray) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    path = save(np.zeros((4, 4, 4), np.int16), affine, change=lambda header: header.set_qform(affine @ change, code=1))
+    with pytest.raises(
+        ImageRefusedError, match=r"affine_conflict.* image.nifti_affine=sform or image.nifti_affine=qform"
+    ):
+        read_nifti(path)
+    assert_allclose(read_nifti(path, form="qform").affine[:, [2, 1, 0, 3]], np.diag([-1.0, -1, 1, 1]) @ affine @ change)
+    assert read_nifti(path, form="sform").notes == ("sform_taken",)
+
+
+def test_form_that_cannot_be_used_names_the_other(save: Save) -> None:
+    sheared = AFFINE.copy()
+    sheared[1, 0] = 0.1  # as of a registration with twelve parameters
+    path = save(np.zeros((4, 5, 6), np.int16), change=lambda header: header.set_sform(sheared, code=4))
+    with pytest.raises(ImageRefusedError, match=r"orientation: sform: .* image.nifti_affine=qform takes the qform"):
+        read_nifti(path)
+    assert_allclose(read_nifti(path, form="qform").affine[:3, 3], [-30, 20, 5])
+
+
+def test_file_without_codes_has_the_usual_axes_and_says_so(save: Save) -> None:
+    """Method 1 of the standard: voxel sizes, and no word of where left is."""
+    path = patch(save(np.arange(120, dtype=np.int16).reshape(4, 5, 6)), 252, "<2h", 0, 0)
+    raw = read_nifti(path)
+    wanted = nib.load(path).affine  # nibabel's habit
+    assert_allclose(raw.affine[:, [2, 1, 0, 3]], np.diag([-1.0, -1, 1, 1]) @ wanted, atol=1e-6)
+    assert raw.notes == ("axes_assumed",)
+    assert "".join(nib.aff2axcodes(wanted)) == "LAS"
+    named = read_nifti(path, analyze_axes="RPI")
+    assert named.notes == ()
+    assert "".join(nib.aff2axcodes(np.diag([-1.0, -1, 1, 1]) @ named.affine[:, [2, 1, 0, 3]])) == "RPI"
+    assert_array_equal(raw.values, named.values)
+    micron = patch(path, 123, "<B", 3)
+    assert_allclose(read_nifti(micron).spacing_mm, np.array(raw.spacing_mm) / 1000)
+    assert reason(patch(path, 80, "<f", 0.0)) == "orientation"
+
+
+@pytest.mark.parametrize(("cosine", "expected"), [(0.004, ""), (0.02, "orientation")])
+def test_axes_off_by_single_precision_are_read_and_a_shear_is_refused(save: Save, cosine: float, expected: str) -> None:
+    off = np.diag([2.0, 2.0, 2.0, 1.0])
+    off[0, 1] = 2.0 * cosine
+    path = save(np.zeros((4, 5, 6), np.int16), off, change=lambda header: header.set_qform(None, code=0))
+    if expected:
+        assert reason(path) == expected
+    else:
+        assert_allclose(read_nifti(path).affine[:, [2, 1, 0, 3]], np.diag([-1.0, -1, 1, 1]) @ off, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["image.nii", "image.nii.gz"])
+def test_one_volume_of_several_is_the_one_that_is_asked_for(save: Save, name: str) -> None:
+    data = np.arange(360, dtype=np.int16).reshape(4, 5, 6, 3)
+    path = save(data, name=name)
+    with pytest.raises(ImageRefusedError, match=r"time: 3 volumes in one file.* image.nifti_volume=0"):
+        read_nifti(path)
+    for volume in range(3):
+        assert_array_equal(read_nifti(path, volume=volume).values, data[..., volume].T)
+    assert reason(path, volume=3) == "time"
+    single = save(data[..., 0], name=f"single-{name}")
+    assert_array_equal(read_nifti(single, volume=2).values, data[..., 0].T)
+    whole = path.read_bytes()
+    path.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]) if name.endswith("gz") else whole[:-1])
+    assert reason(path, volume=0) == "truncated"  # also behind what is asked for
 
 
 def test_affines_that_are_no_place(save: Save) -> None:
@@ -266,9 +353,15 @@ def test_an_affine_of_no_patient(save: Save, lengths: float) -> None:
 
 
 def test_a_quaternion_that_is_no_rotation(save: Save) -> None:
-    path = save(np.ones((2, 2, 2), np.int16))
-    assert reason(patch(path, 256, "<3f", 1, 1, 1)) == "orientation"
-    assert reason(patch(save(np.ones((2, 2, 2), np.int16)), 80, "<f", -1.0)) == "orientation"
+    path = patch(save(np.ones((2, 2, 2), np.int16)), 256, "<3f", 1, 1, 1)
+    with pytest.raises(ImageRefusedError, match=r"affine_conflict.* image.nifti_affine=sform"):
+        read_nifti(path)
+    assert_allclose(read_nifti(path, form="sform").affine[:3, 3], [-30, 20, 5])
+    assert reason(patch(path, 254, "<h", 0)) == "orientation"  # without an sform
+    path = patch(save(np.ones((2, 2, 2), np.int16)), 80, "<f", -1.0)
+    with pytest.raises(ImageRefusedError) as caught:
+        read_nifti(path)
+    assert "nifti_affine" not in str(caught.value)  # neither of the two can be used
 
 
 def test_memory_is_for_what_is_there(save: Save) -> None:
