@@ -6,7 +6,6 @@ checksums, written last. A run that is interrupted goes on with the first shard 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +22,9 @@ from data_prep.reuse import Earlier, Previous
 from medcls.data.duplicates import compute_dhash, hash_pixels
 from medcls.data.manifest import build_table, write_table
 from medcls.data.shards import ShardFile, Slot, shard_name, write_slot
-from medcls.errors import DataError, ImageRefusedError, MissingInputError
-from medcls.files import sha256_file, write_json
+from medcls.disk import SOURCE_FILE, describe_failure, find_disk_failure
+from medcls.errors import DataError, ImageRefusedError, MissingInputError, ReadError
+from medcls.files import read_json, sha256_file, write_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodeTask, Spec, decode_image
 from medcls.imaging.preprocess import PreparedImage
@@ -92,6 +92,7 @@ def store_image(task: StoreTask) -> StoredImage:
     try:
         files = tuple(sha256_file(file) for file in task.decode.files)
     except (OSError, MissingInputError) as error:
+        # A failing disk is found among the causes by the worker: it is no refusal.
         raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
     if task.previous is not None and task.previous.file_sha256 == files:
         write_slot(task.slot, task.previous.read())
@@ -278,21 +279,31 @@ def part_names(number: int) -> dict[str, str]:
 
 
 def read_part(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
-    """Returns the JSON of a whole part of this very plan; None where it must be decoded (again)."""
-    path = folder / part_names(plan.number)["json"]
+    """Returns the JSON of a whole part of this very plan; None where it must be decoded (again).
+
+    Raises:
+        ReadError: the disk fails: a part that cannot be read is not decoded again over it.
+    """
     try:
-        part: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        part = read_json(folder / part_names(plan.number)["json"])
         if part["plan_sha256"] != plan.sha256:
             return None
         whole = all(sha256_file(folder / name) == sha for name, sha in part["sha256"].items())
-    except (OSError, ValueError, KeyError, AttributeError, MissingInputError):
+    except (DataError, KeyError, AttributeError, MissingInputError):
         return None
     return part if whole else None
 
 
 def checksum(file: Path) -> str:
-    """The sha256 of a refused file, "" where not even its bytes can be read."""
+    """The sha256 of a refused file, "" where not even its bytes can be read.
+
+    Raises:
+        ReadError: the disk fails; the message does not name the file.
+    """
     try:
         return sha256_file(file)
+    except ReadError as error:
+        failure = find_disk_failure(error)
+        raise describe_failure(failure, SOURCE_FILE) if failure else error from error
     except (OSError, MissingInputError):
         return ""

@@ -18,6 +18,7 @@ from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients
 from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits, read_split
 from medcls.data.store import Store
+from medcls.disk import find_disk_failure
 from medcls.errors import ConfigError, MedclsError, MissingInputError
 from medcls.files import DATASET, SPLITS
 from medcls.identity import format_count, name_units
@@ -164,7 +165,9 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
             if old.info["deidentify"] != store.info["deidentify"]:
                 continue
             there = _look_up(patients, old.codes("patient_id"), read_split(old, name)[0])
-        except (MedclsError, OSError):  # whatever else lies there is not asked for
+        except (MedclsError, OSError) as error:  # whatever else is in the folder is not asked for
+            if failure := find_disk_failure(error):
+                say(f"notice: store {path} cannot be read ({failure.strerror}): its splits are not compared with these")
             continue
         shared = (there != _OUT) & (here != _OUT)
         moved = int((shared & (there != here)).sum())

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from data_prep.label_rows import ROI
 from data_prep.ledger import LOST
+from medcls.disk import SOURCE_FILE, read_again
 from medcls.files import sha256_json
 from medcls.imaging.preprocess import Box
 
@@ -165,7 +166,7 @@ def _units(rows: pa.Table, columns: Sequence[str]) -> Iterator[Unit]:
 def _stamp(file: Path) -> tuple[int, int]:
     """Size and time of a file: enough to notice that it is another since a run was interrupted."""
     try:
-        status = file.stat()
+        status = read_again(file.stat, SOURCE_FILE)
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns

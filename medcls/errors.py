@@ -11,7 +11,7 @@ class MedclsError(Exception):
     """Base of all errors that end a command with one line instead of a traceback.
 
     Exit codes follow sysexits.h where it has one: 64 usage, 65 bad data, 66 missing input, 70 failed (do not
-    retry), 74 cannot write, 75 preempted (run the same command again), 78 configuration.
+    retry), 74 cannot read or write, 75 preempted (run the same command again), 78 configuration.
     """
 
     exit_code = 70
@@ -37,6 +37,12 @@ class MissingInputError(MedclsError):
 
 class WriteError(MedclsError):
     """An output cannot be written: disk full, read-only, gone."""
+
+    exit_code = 74
+
+
+class ReadError(MedclsError):
+    """The disk does not give a file that is there: its content is unknown, so nothing is deleted or judged for it."""
 
     exit_code = 74
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medcls.disk import read_again
 from medcls.errors import BusyError, ConfigError, DataError, MedclsError, MissingInputError, WriteError
 
 DATASET = "dataset.json"
@@ -62,7 +64,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise WriteError(f"cannot write {path}: it is a folder or a device; choose a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+        handle, name = _open_temporary(path.parent, path.name)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
     temporary = Path(name)
@@ -80,13 +82,58 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+def _open_temporary(folder: Path, name: str) -> tuple[int, str]:
+    """A new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone."""
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=name, dir=folder)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have deleted it before it was locked.
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)
+
+
 def delete_partial(folder: Path) -> None:
-    """Deletes what killed writes have left in a folder, if it is there; nobody else may be writing into it."""
+    """Delete what killed writes have left in a folder, if it exists; files that are being written stay.
+
+    Temporary folders have no lock: only the holder of the folder's lock may call this where some are made.
+    """
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        else:
+        elif not _is_locked(path):
             path.unlink(missing_ok=True)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process, or another part of this one, holds a lock on the file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # a link, a pipe or a file of somebody else: nobody who locks would have made it
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def delete_folder(path: Path) -> None:
+    """Delete a folder, or a file, in one step: a kill leaves nothing half deleted, but rubbish for `delete_partial`."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    rubbish = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}{path.name}")
+    try:
+        path.replace(rubbish)
+    except OSError:  # a full disk may have no room for another name
+        rubbish = path
+    shutil.rmtree(rubbish, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -193,7 +240,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     _check_regular(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_again(lambda: path.read_text(encoding="utf-8"), str(path)))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -202,7 +249,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_regular(path: Path) -> None:
-    if not path.is_file():
+    if not read_again(path.is_file, str(path)):
         raise MissingInputError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
 
 
@@ -212,10 +259,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is not JSON, such as one that a power cut broke off.
     """
-    if not path.is_file():
+    if not read_again(path.is_file, str(path)):
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        text = read_again(lambda: path.read_text(encoding="utf-8"), str(path))
+        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
     if not all(isinstance(row, dict) for row in rows):
@@ -246,8 +294,12 @@ def sha256_file(path: Path) -> str:
         MissingInputError: no such file, or a pipe or device, which would never end.
     """
     _check_regular(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return read_again(read, str(path))
 
 
 def sha256_json(content: Any) -> str:

@@ -18,6 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data_prep.prepare import prepare
+from medcls import disk
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
@@ -178,6 +179,12 @@ def make_raw() -> Callable[..., RawImage]:
         return RawImage(pixels=np.asarray(pixels, np.float32), **fields | changes)
 
     return make
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could not be read is tried again at once."""
+    monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
 
 _BATCH = 1 << 14
@@ -165,4 +166,5 @@ def _open(path: Path, *names: str, coded: bool = False) -> Iterator[pq.ParquetFi
                 raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(there)}")
             yield file
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a column to be coded that is not there
+        check_disk(path, error)
         raise DataError(f"{path} is not a whole parquet file: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
 from medcls.files import atomic_file
 
@@ -102,6 +103,7 @@ def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
     try:
         table = pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
+        check_disk(path, error)
         raise DataError(f"{path} is not a whole parquet file: {error}") from error
     missing = [name for name in columns if name not in table.column_names]
     if missing:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medcls.data.columns import Codes, Words, compute_checksum, read_codes, read_columns, read_names, read_words
 from medcls.data.manifest import column_list
 from medcls.data.shards import shard_name
+from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
 from medcls.files import DATASET, MANIFEST, read_json, sha256_file, sha256_json
 from medcls.identity import PER_IMAGE
@@ -182,6 +183,7 @@ class Store:
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
+            check_disk(path, error)
             raise DataError(f"{path} cannot be read ({error}): prepare the store again") from error
         if array.shape[1:] != self.shape or array.dtype != np.dtype(self.spec.dtype):
             raise DataError(f"{path}: {array.shape[1:]} {array.dtype}, expected {self.shape} {self.spec.dtype}")

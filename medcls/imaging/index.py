@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medcls.disk import check_disk
 from medcls.errors import DataError, ImageRefusedError, MissingInputError
 from medcls.files import atomic_file
 from medcls.imaging.instances import Instance, scan_file
@@ -135,6 +136,7 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
+        check_disk(path, error)
         raise DataError(f"index={path} is not a Parquet file: {_remedy(source, path)}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY)
     for name in _NEW:

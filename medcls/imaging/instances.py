@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from medcls.disk import find_disk_failure
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom_scan import scan_dicom
 from medcls.imaging.part10 import BoundedReader, DicomFile, refusing_parser_errors, starts_without_meta
@@ -119,6 +120,9 @@ def scan_file(path: Path, *, name: str) -> Instance:
         The kind is told by the content, and by the suffix where the content is nothing known. Texts are those of
         readers.read_image, so that an id of the index is the id of the decoded image.
 
+    Raises:
+        ImageRefusedError: the disk failed, which is among its causes: nothing is known of the file.
+
     Source: PS3.3 for attributes; grouping in docs/decisions/0011-index-and-selection.md.
     """
     found: dict[str, Any] = {"kind": "other"}
@@ -132,6 +136,8 @@ def scan_file(path: Path, *, name: str) -> Instance:
                 with BoundedReader(path) as stream:
                     _scan_stream(stream, found, suffixes=[suffix.lower() for suffix in path.suffixes])
     except ImageRefusedError as error:
+        if find_disk_failure(error):
+            raise
         found["problem"] = error.reason
     return Instance(path=name, **found)
 
@@ -165,6 +171,8 @@ def _find_image_problem(file: DicomFile) -> str:
         with refusing_parser_errors():
             check_header(file, read_pixel_module(file))
     except ImageRefusedError as error:
+        if find_disk_failure(error):
+            raise
         return error.reason
     return ""
 
@@ -174,6 +182,8 @@ def _find_raster_problem(stream: BinaryIO, picture: str) -> str:
     try:
         check_raster(stream, picture)
     except ImageRefusedError as error:
+        if find_disk_failure(error):
+            raise
         return error.reason
     return ""
 

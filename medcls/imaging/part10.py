@@ -23,6 +23,7 @@ from pydicom import config, uid
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
+from medcls.disk import SOURCE_FILE, read_again
 from medcls.errors import ImageRefusedError, MedclsError
 from medcls.imaging.plain import (
     ITEM,
@@ -156,13 +157,23 @@ def is_dicom(path: Path) -> bool:
     """True for a file with DICOM's file meta group, whatever it is called; the preamble may be missing.
 
     A file that cannot be opened is none: whoever reads it will say so.
+
+    Raises:
+        ReadError: the disk fails.
     """
+
+    def look() -> bool:
+        try:
+            with path.open("rb") as stream:
+                skip_preamble(stream)
+        except ImageRefusedError:
+            return False
+        return True
+
     try:
-        with path.open("rb") as stream:
-            skip_preamble(stream)
-    except (ImageRefusedError, OSError):
+        return read_again(look, SOURCE_FILE)
+    except OSError:
         return False
-    return True
 
 
 @contextmanager

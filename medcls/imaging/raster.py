@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medcls.disk import SOURCE_FILE, read_again
 from medcls.errors import ImageRefusedError
 from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.part10 import BoundedReader, starts_without_meta
@@ -57,10 +58,18 @@ def find_format(start: bytes) -> str:
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether a file begins like a picture, in a format that is read or not; False if it cannot be opened."""
-    try:
+    """Return whether a file begins like a picture, in a format that is read or not; False if it cannot be opened.
+
+    Raises:
+        ReadError: the disk fails.
+    """
+
+    def look() -> bool:
         with path.open("rb") as stream:
             return find_format(stream.read(_START_BYTES)) in PICTURE_FORMATS
+
+    try:
+        return read_again(look, SOURCE_FILE)
     except OSError:
         return False
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from medcls.disk import describe_failure, is_disk_failure
 from medcls.errors import DataError
 from medcls.imaging.raster import is_picture
 from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
@@ -27,6 +28,7 @@ def list_files(source: Path) -> Iterator[tuple[str, str]]:
 
     Raises:
         DataError: a folder may not be read, or a name is not UTF-8, which no table could hold.
+        ReadError: the disk fails.
     """
     pending = [_list_folder(source, "")]
     while pending:
@@ -60,6 +62,8 @@ def _list_folder(source: Path, folder: str) -> Iterator[tuple[str, os.DirEntry[s
             "-o -type d ! -executable, and change their permissions"
         ) from error
     except OSError as error:
+        if is_disk_failure(error):
+            raise describe_failure(error, f"a folder of source={source}") from error
         raise DataError(f"source={source} has a folder that cannot be listed: {error.strerror}") from error
     for name in sorted(found):
         yield name, None if name.endswith("/") else found[name]

@@ -23,7 +23,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from medcls.errors import ImageRefusedError, MedclsError
+from medcls.disk import READ_PAUSES, SOURCE_FILE, describe_failure, find_disk_failure
+from medcls.errors import ImageRefusedError, MedclsError, ReadError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -73,7 +74,8 @@ def run_limited(
         limits: Memory and time for one item; the defaults of Limits when None.
 
     Raises:
-        MedclsError: what function raised, ImageRefusedError apart; or workers keep dying before any work.
+        MedclsError: what function raised, ImageRefusedError apart; ReadError if the disk fails again and again; or
+            workers keep dying before any work.
 
     Source: own choice; reasons are out_of_memory, timeout, crashed, panic, failed.
     """
@@ -173,19 +175,38 @@ def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> _Outcom
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
-    """The result, or the error that takes its place."""
+    """The result, or the error that takes its place; tried again if the disk fails, which is no fault of the item."""
+    for pause in READ_PAUSES:
+        outcome = _try_once(function, item)
+        if not isinstance(outcome, ReadError):
+            return outcome
+        time.sleep(pause)
+    return _try_once(function, item)
+
+
+def _try_once(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
     try:
         return function(item)
+    except (ImageRefusedError, ReadError) as error:
+        return _find_read_error(error) or error
     except MedclsError as error:
         return error
     except MemoryError:
         return ImageRefusedError("out_of_memory", "decoding asked for more memory than an item may have")
     except Exception as error:
+        if failure := _find_read_error(error):
+            return failure
         return ImageRefusedError("failed", _describe(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # pyo3's PanicException derives from BaseException alone; so does SystemExit
         return ImageRefusedError("panic", _describe(error))
+
+
+def _find_read_error(error: Exception) -> ReadError | None:
+    """The end of the command if the disk failed, whatever a reader made of it; the message names no path."""
+    failure = find_disk_failure(error)
+    return describe_failure(failure, SOURCE_FILE, tries=len(READ_PAUSES) + 1) if failure else None
 
 
 def _deliver(outcome: Result | MedclsError) -> Result | ImageRefusedError:

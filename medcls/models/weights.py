@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import zipfile
@@ -15,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.disk import check_disk
+from medcls.errors import ConfigError, DataError, MissingInputError, WriteError
 from medcls.files import MODEL, sha256_file
 
 WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
 IMAGENET = "imagenet"
 _TIMEOUT_SECONDS = 20.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -121,6 +124,10 @@ def _download(url: str, path: Path, *, folder: Path | None) -> Path:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=_expected_prefix(path), progress=True)
     except (OSError, RuntimeError) as error:
         place = folder or path.parent
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise WriteError(
+                f"cannot write {path}: {error.strerror}; free the disk, or set TORCH_HOME to another folder"
+            ) from error
         raise MissingInputError(
             f"model.weights=imagenet: {path.name} is neither in {place} nor can it be downloaded ({_reason(error)}): "
             f"put it into {place} (weights_dir=DIR), or choose model.weights=null to train without it"
@@ -165,8 +172,10 @@ def read_weights(file: WeightsFile) -> StateDict:
             inner = content.get("state_dict") if isinstance(content, dict) else None
             tensors = inner if isinstance(inner, dict) else content
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        check_disk(file.path, error)
         raise DataError(f"{file.path} cannot be read as weights: {_reason(error)}") from error
     except Exception as error:  # weights_only raises pickle.UnpicklingError for anything but tensors
+        check_disk(file.path, error)
         raise DataError(f"{file.path} is refused: only plain tensors are loaded ({type(error).__name__})") from error
     if not isinstance(tensors, dict) or not all(_is_honest(name, value) for name, value in tensors.items()):
         raise DataError(f"{file.path}: expected a dictionary of tensors, named and whole")

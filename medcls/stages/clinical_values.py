@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.data.clinical import Faults, encode_clinical
+from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import Identity
 from medcls.imaging.terms import describe_headers
@@ -91,6 +92,7 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
+        check_disk(path, error)
         raise DataError(f"{setting}={path} is no CSV in UTF-8: {error}") from error
     header = lines[0] if lines else []
     wrong = [number for number, line in enumerate(lines, start=1) if len(line) != len(header)]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from medcls.data.store import Store
+from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.explanation.faithfulness import (
     Curves,
@@ -81,6 +82,7 @@ def read_boxes(path: Path, store: Store) -> dict[str, Box]:
     try:
         table = pyarrow.csv.read_csv(path)
     except (pa.ArrowInvalid, OSError) as error:
+        check_disk(path, error)
         # Arrow's own message quotes the line, which may hold a name.
         raise DataError(f"boxes={path} is not a CSV file with as many cells in each line as in its header") from error
     key = "image_id" if "image_id" in table.column_names else "path"

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 
 from medcls.config import EvaluateJob
+from medcls.disk import check_disk
 from medcls.errors import DataError
 from medcls.evaluation.maps import Explanation, Overlay
 from medcls.files import read_json
@@ -82,6 +83,7 @@ def _shrink(path: Path) -> bytes:
     """The picture as PNG, at most WIDTH wide; empty where there is none."""
     picture = cv2.imread(str(path)) if path.is_file() and not path.is_symlink() else None
     if picture is None:
+        check_disk(path)
         return b""
     height, width = picture.shape[:2]
     if width > WIDTH:

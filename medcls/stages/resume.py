@@ -20,10 +20,26 @@ from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
 from medcls.data.workers import WorkerError, read_batches
 from medcls.errors import ConfigError, WriteError
-from medcls.files import CHECKPOINTS, ENVIRONMENT, FAULTS, METRICS_LOG, read_json, write_bytes, write_json
+from medcls.files import (
+    CHECKPOINTS,
+    ENVIRONMENT,
+    FAULTS,
+    METRICS_LOG,
+    delete_folder,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from medcls.stages.run_folder import write_settings
 from medcls.training.checkpoint import compute_digest
-from medcls.training.checkpoints import Checkpoint, delete_newer, name_checkpoint, read_newest, write_checkpoint
+from medcls.training.checkpoints import (
+    Checkpoint,
+    delete_newer,
+    name_checkpoint,
+    read_newest,
+    set_aside,
+    write_checkpoint,
+)
 from medcls.training.engine import NonFiniteError
 from medcls.training.learner import Learner
 from medcls.training.optimizers import scale_rates
@@ -41,15 +57,16 @@ _ADVICE = (
 
 
 def _find_checkpoint(run: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda state: True) -> Checkpoint | None:
-    """The newest valid one that will do, the same in all processes; says what is damaged.
+    """The newest valid one that will do, the same in all processes; says what is damaged and sets it aside.
 
-    Newer ones are deleted: they would count among those that are kept, in place of those that are still to come.
+    Newer sound ones are deleted: they would count among those that are kept, in place of those that are still to come.
     """
     found, damaged = read_newest(run / CHECKPOINTS, accept=accept)
     name = found.path.name if found else "none"
-    for reason in damaged:
-        say(f"notice: a checkpoint is damaged and left out ({reason}); {name} is taken")
     distributed.check_same(name, what="checkpoints")
+    for path, reason in damaged.items() if distributed.is_first() else ():
+        aside = set_aside(path)
+        say(f"notice: a checkpoint is damaged and set aside as {aside.name} ({reason}); {name} is taken")
     if found and distributed.is_first():
         delete_newer(found.path)
     return found
@@ -84,7 +101,8 @@ def resume_training(
         return progress
     _shorten_log(run / METRICS_LOG, epochs=progress.epoch)
     say(f"resuming {run} in epoch {progress.epoch + 1}, after {progress.total} steps ({checkpoint.path.name})")
-    record = read_json(run / ENVIRONMENT)
+    # Version 0.2.0 could be killed with this file deleted and a checkpoint left.
+    record = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
     changed = [name for name in _SAME_BITS if record.get(name) != environment.get(name)]
     if changed:
         say(f"notice: {', '.join(changed)} differ from before: the result is the same to rounding, not to the bit")
@@ -266,5 +284,5 @@ def keep_checkpoints(
 
 
 def delete_checkpoints(run: Path) -> None:
-    """Deletes the checkpoints of a run whose model is written."""
-    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    """Deletes the checkpoints of a run whose model is written, and those that were set aside."""
+    delete_folder(run / CHECKPOINTS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from medcls.files import (
     PATIENTS,
     RECONSTRUCTIONS,
     TEMPORARY,
+    delete_folder,
     delete_partial,
     lock_folder,
     read_json,
@@ -41,6 +41,7 @@ from medcls.files import (
     write_json,
 )
 from medcls.models.weights import IMAGENET
+from medcls.training.checkpoints import delete_all
 
 SETTINGS = "config/settings.json"
 # They do not change what is learnt.
@@ -75,7 +76,7 @@ def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
     with lock_folder(Path(job.run or ""), command=command) if is_first() else contextlib.nullcontext():
         with first_goes_ahead():
             run, finished = claim_run(job)
-            if is_first() and not finished:
+            if is_first():
                 for folder in (run, run / "config", run / CHECKPOINTS):
                     delete_partial(folder)
         yield run, finished
@@ -197,14 +198,14 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, Any]) -> None:
-    """Empties an unfinished run without a checkpoint and writes its configuration and environment."""
-    for name in _OURS - {"evaluation"}:
-        path = run / name
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-        elif name != "config":
-            shutil.rmtree(path)
-    # The settings stay until others are in their place: a folder without them would be no run, if this is killed here.
+    """Empties an unfinished run without a checkpoint and writes its configuration and environment.
+
+    Killed at any moment, the same command begins again: checkpoints go first, since a run that has one is resumed and
+    then needs all other files; the settings stay until others are in their place, since without them it is no run.
+    """
+    delete_all(run / CHECKPOINTS)
+    for name in sorted(_OURS - {"evaluation", "config", CHECKPOINTS}):
+        delete_folder(run / name)
     write_settings(run, job, environment=environment)
 
 

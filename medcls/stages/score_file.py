@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
 from medcls.files import sha256_file
 
@@ -136,6 +137,7 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
+        check_disk(path, error)
         raise DataError(f"{setting}: not a whole Parquet file ({type(error).__name__})") from error
     nested = [k for k, kind in enumerate(table.schema.types, start=1) if pa.types.is_nested(kind)]
     if nested:

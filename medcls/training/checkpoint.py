@@ -17,6 +17,7 @@ from medcls.config import TASKS
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
+from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import write_bytes
 from medcls.imaging.domain import Domain
@@ -197,6 +198,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, str]:
             raise DataError(f"{path}: format {metadata[_FORMAT]}, expected {FORMAT}: train again with this version")
         return ModelCard.from_json(metadata), metadata[_DIGEST]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        check_disk(path, error)
         raise DataError(f"{path} is no model file of medcls, or damaged ({error})") from error
 
 
@@ -210,7 +212,8 @@ def find_card(path: Path) -> ModelCard | None:
         with safe_open(path, framework="pt") as file:
             if _METADATA not in (file.metadata() or {}):
                 return None
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError) as error:
+        check_disk(path, error)
         return None
     return read_any_card(path)
 
@@ -228,6 +231,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
+        check_disk(path, error)
         raise DataError(f"{path} is damaged ({error}): train again") from error
     if compute_digest(state) != digest:
         raise DataError(f"{path} is damaged: its weights have changed since they were written; train again")

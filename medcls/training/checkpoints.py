@@ -9,6 +9,7 @@ deleted only then: at every moment a valid one exists.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -20,11 +21,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from medcls.disk import read_again
 from medcls.errors import DataError, MissingInputError, WriteError
-from medcls.files import TEMPORARY, format_json, read_json, sha256_file, sync_folder, write_bytes, write_json
+from medcls.files import (
+    TEMPORARY,
+    delete_folder,
+    format_json,
+    read_json,
+    sha256_file,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 
 TENSORS, STATE, COMPLETE = "tensors.safetensors", "state.json", "COMPLETE"
 _PREFIX = "step-"
+ASIDE = "damaged-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ def write_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _list(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        delete_folder(old)
     return folder / name
 
 
@@ -86,21 +98,24 @@ def name_checkpoint(step: int, *, validated: bool) -> str:
 
 def read_newest(
     folder: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda state: True
-) -> tuple[Checkpoint | None, list[str]]:
-    """Returns the newest valid checkpoint, None where there is none, and what is wrong with newer ones.
+) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """Returns the newest valid checkpoint, None where there is none, and newer ones with what is wrong with them.
 
     A flipped bit or a missing byte is noticed.
 
     Args:
         folder: Of the checkpoints.
         accept: State -> whether it will do; others are passed over.
+
+    Raises:
+        ReadError: the disk fails: an older checkpoint would be taken in place of one that may be sound.
     """
-    damaged: list[str] = []
+    damaged: dict[Path, str] = {}
     for path in _list(folder):
         try:
             found = Checkpoint(path, *_read(path))
         except (DataError, MissingInputError) as error:
-            damaged.append(str(error))
+            damaged[path] = str(error)
             continue
         if accept(found.state):
             return found, damaged
@@ -111,7 +126,26 @@ def delete_newer(path: Path) -> None:
     """Deletes the checkpoints that are newer than that of a folder: the training goes another way from there."""
     for newer in _list(path.parent):
         if newer.name > path.name:
-            shutil.rmtree(newer, ignore_errors=True)
+            delete_folder(newer)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, which then counts no more, and return its new path: a person may still want it."""
+    aside = path.with_name(f"{ASIDE}{path.name}")
+    number = 2
+    while aside.exists():
+        aside, number = path.with_name(f"{ASIDE}{path.name}-{number}"), number + 1
+    path.rename(aside)
+    return aside
+
+
+def delete_all(folder: Path) -> None:
+    """Delete all checkpoints of a folder but those that were set aside, each at once."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not path.name.startswith(ASIDE):
+            delete_folder(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _list(folder: Path) -> list[Path]:
@@ -124,9 +158,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for part in (TENSORS, STATE):
         if expected.get(part) != sha256_file(path / part):
             raise DataError(f"{path / part} has changed since it was written")
-    if (path / COMPLETE).read_bytes() != format_json({part: expected[part] for part in (TENSORS, STATE)}):
+    complete = read_again((path / COMPLETE).read_bytes, str(path / COMPLETE))
+    if complete != format_json({part: expected[part] for part in (TENSORS, STATE)}):
         raise DataError(f"{path / COMPLETE} has changed since it was written")
+    content = read_again((path / TENSORS).read_bytes, str(path / TENSORS))
     try:
-        return load((path / TENSORS).read_bytes()), read_json(path / STATE)
-    except (SafetensorError, OSError) as error:
+        return load(content), read_json(path / STATE)
+    except SafetensorError as error:
         raise DataError(f"{path / TENSORS} cannot be read: {error}") from error

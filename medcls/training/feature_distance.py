@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 
+from medcls.disk import check_disk
 from medcls.errors import DataError
 from medcls.files import write_bytes
 
@@ -163,6 +164,7 @@ def read_distance(path: Path) -> FeatureDistance:
             model_sha256=str(numbers["model_sha256"]),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        check_disk(path, error)
         raise DataError(f"{path} is not a file of feature distances, or damaged: train the run again") from error
     sizes = distance.components.shape
     if distance.mean.shape != sizes[1:] or distance.variances.shape != sizes[:1] or not distance.threshold > 0:

@@ -119,7 +119,7 @@ class FeatureCache:
             paths = self.folder / _VALUES, self.folder / _DIGESTS
             try:
                 values, digests = (np.load(path, mmap_mode="r", allow_pickle=False) for path in paths)
-            except (ValueError, EOFError) as error:
+            except (ValueError, EOFError) as error:  # an OSError is the disk's: what cannot be read is not made anew
                 raise DataError(f"{self.folder} is damaged ({error}): remove it") from error
             if (values.shape, values.dtype) != (self._shape, np.float32) or digests.shape != self._shape[:1]:
                 raise DataError(f"{self.folder} is damaged: {values.shape} {values.dtype}: remove it")

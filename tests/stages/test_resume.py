@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -17,12 +18,13 @@ from safetensors.torch import load_file
 
 from medcls.config import TrainJob
 from medcls.data.store import Store
-from medcls.errors import ConfigError, MissingInputError, WriteError
+from medcls.errors import ConfigError, MissingInputError, ReadError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import resume
 from medcls.stages import train as stage
 from medcls.training.checkpoints import name_checkpoint, write_checkpoint
 from medcls.training.preemption import PreemptedError
+from tests.failing_disk import Disk
 
 Run = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,11 +125,13 @@ def test_damaged_checkpoint_takes_the_place_of_none(tmp_path: Path, capsys: pyte
         (folder / name_checkpoint(step, validated=False) / "state.json").write_text("{ }")
     found = resume._find_checkpoint(tmp_path)
     assert found is not None
-    assert [path.name for path in folder.iterdir()] == [found.path.name] == [name_checkpoint(3, validated=False)]
-    assert capsys.readouterr().err.count("is damaged and left out") == 2
+    assert found.path.name == name_checkpoint(3, validated=False)
+    aside = [f"damaged-{name_checkpoint(step, validated=False)}" for step in (5, 7)]
+    assert sorted(path.name for path in folder.iterdir()) == [*aside, found.path.name]
+    assert capsys.readouterr().err.count("is damaged and set aside as damaged-step-") == 2
     # A training that writes its next one, and keeps one, does not lose it to one that cannot be read.
     written = write_checkpoint(folder, name_checkpoint(4, validated=False), tensors={}, state={}, keep=1)
-    assert list(folder.iterdir()) == [written]
+    assert sorted(path.name for path in folder.iterdir()) == [*aside, written.name]
 
 
 def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Path, tmp_path: Path) -> None:
@@ -262,3 +266,53 @@ def test_finished_run_goes_on_where_it_says_so(run_train: Run, tmp_path: Path, t
         run_train(trained, "trainer.epochs=3")
     named = [part for part in str(caught.value).split() if part.startswith(("model.weights=", "transfer."))]
     assert (run_train(tmp_path / "longer", "trainer.epochs=3", *named) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_checkpoints_that_cannot_be_read_stay_and_the_training_resumes_once_they_can(
+    run_train: Run, whole: Path, tmp_path: Path, number: int, no_pauses: None
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=9)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    failing = Disk(tmp_path, unreadable=lambda path: path.name == "tensors.safetensors", error=number)
+    with failing as disk, pytest.raises(ReadError, match=r"cannot read .*nothing was deleted") as caught:
+        run_train(tmp_path / "run", *SETTINGS)
+    assert caught.value.exit_code == 74
+    assert disk.failed == 4
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    run = run_train(tmp_path / "run", *SETTINGS)
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")
+    assert read_json(run / "environment.json")["resumed"]
+
+
+def test_run_whose_only_checkpoint_is_damaged_begins_again_and_keeps_it(run_train: Run, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=3)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    folder = tmp_path / "run" / "checkpoints"
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names:
+        (folder / name / "state.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=1)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith("damaged-")) == [
+        f"damaged-{name}" for name in names
+    ]
+
+
+def test_run_of_which_an_older_version_deleted_the_environment_resumes(
+    run_train: Run, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        break_off(patch, at=9)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    (tmp_path / "run" / "environment.json").unlink()
+    run = run_train(tmp_path / "run", *SETTINGS)
+    assert sha256_file(run / "model.safetensors") == sha256_file(whole / "model.safetensors")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +11,10 @@ import pytest
 
 from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
-from medcls.files import read_json, write_json
+from medcls.files import atomic_file, read_json, write_json
 from medcls.stages import run_folder
 from medcls.stages.run_folder import claim_run, hold_run, start_run
+from tests.failing_disk import Disk, KilledError
 
 
 @pytest.fixture
@@ -155,7 +158,7 @@ def test_killed_while_it_is_emptied_it_still_is_a_run(job: TrainJob, monkeypatch
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_half_written_files_go_where_nobody_else_writes(job: TrainJob, finished: bool) -> None:
+def test_half_written_files_are_cleared_and_those_being_written_stay(job: TrainJob, finished: bool) -> None:
     run = finish(job)
     if not finished:
         (run / "model.safetensors").unlink()
@@ -164,9 +167,13 @@ def test_half_written_files_go_where_nobody_else_writes(job: TrainJob, finished:
     names = [".partial-bmetrics.jsonl", "config/.partial-cconfig.yaml", "checkpoints/.partial-a"]
     for name in names[:2]:
         (run / name).write_bytes(b"half")
-    with hold_run(job) as held:
-        assert held == (run, finished)
-    assert [name for name in names if (run / name).exists()] == (names if finished else [])
+    with atomic_file(run / "operating_points.json") as file:
+        # An evaluation of a finished run may be writing.
+        file.write(b"{}")
+        with hold_run(job) as held:
+            assert held == (run, finished)
+    assert [name for name in names if (run / name).exists()] == []
+    assert (run / "operating_points.json").read_bytes() == b"{}"
 
 
 @pytest.mark.parametrize("command", ["train", "pretrain"])
@@ -188,3 +195,36 @@ def test_setting_that_an_older_version_did_not_have_counts_as_its_default(
     job.augment.sides = "ignore"
     with pytest.raises(ConfigError, match=r"augment\.sides: refuse -> ignore"):
         claim_run(job)
+
+
+def fill(run: Path) -> None:
+    """What an unfinished training and a checkpoint of it leave; the checkpoint is not valid."""
+    for name in ("metrics.jsonl", "patients.parquet", "images.parquet", "ancestors.parquet", "contact_sheet.png"):
+        (run / name).write_text(name)
+    for name in ("checkpoints/step-0000000003", "faults", "tensorboard"):
+        (run / name).mkdir(parents=True)
+        (run / name / "state.json").write_text("{}")
+        (run / name / "tensors.safetensors").write_text("")
+
+
+def test_start_killed_at_any_step_can_be_started_again(job: TrainJob, tmp_path: Path) -> None:
+    for steps in itertools.count(1):
+        job = replace(job, run=str(tmp_path / str(steps)))
+        run = finish(job)
+        (run / "model.safetensors").unlink()
+        fill(run)
+        with Disk(run, kill_at=steps) as disk, contextlib.suppress(KilledError):
+            start_run(run, job, environment={"python": "3.11"})
+        # A run that has a checkpoint is resumed, which needs the rest: it is the first to go, and goes at once.
+        whole = (run / "checkpoints" / "step-0000000003").exists()
+        parts = [(run / "checkpoints" / "step-0000000003" / part).exists() for part in ("state.json",)]
+        assert parts == [whole]
+        assert not whole or all((run / name).exists() for name in ("environment.json", "metrics.jsonl"))
+        with hold_run(job) as held:
+            assert held == (run, False)
+            start_run(run, job, environment={"python": "3.11"})
+            names = sorted(path.name for path in run.iterdir())
+        assert names == [".holder.json", "config", "environment.json"]
+        if len(disk.steps) < steps:
+            break
+    assert steps > 25

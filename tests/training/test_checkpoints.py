@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import os
 import resource
 import shutil
@@ -16,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from medcls.errors import WriteError
+from medcls.errors import ReadError, WriteError
 from medcls.training.checkpoints import COMPLETE, STATE, TENSORS, name_checkpoint, read_newest, write_checkpoint
+from tests.failing_disk import Disk, KilledError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7, dtype=torch.int64), "c": torch.rand(5).half()}
 
@@ -34,7 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert path.name == "step-0000000012"
     read, damaged = read_newest(tmp_path / "checkpoints")
     assert read is not None
-    assert (read.path, read.state, damaged) == (path, {"n": 12}, [])
+    assert (read.path, read.state, damaged) == (path, {"n": 12}, {})
     assert set(read.tensors) == {"a", "b", "c", "step"}
     assert all(torch.equal(read.tensors[name], WEIGHTS[name]) for name in WEIGHTS)
     assert all(read.tensors[name].dtype == WEIGHTS[name].dtype for name in WEIGHTS)
@@ -56,8 +59,8 @@ def test_after_validation_sorts_behind_before_and_before_the_next_step() -> None
 
 def test_no_folder_and_no_checkpoint_are_none(tmp_path: Path) -> None:
     (tmp_path / ".partial-x").mkdir()
-    assert read_newest(tmp_path / "gone") == (None, [])
-    assert read_newest(tmp_path) == (None, [])
+    assert read_newest(tmp_path / "gone") == (None, {})
+    assert read_newest(tmp_path) == (None, {})
 
 
 def test_a_thousand_flipped_bits_and_cuts_are_noticed_and_the_one_before_is_taken(tmp_path: Path) -> None:
@@ -77,11 +80,11 @@ def test_a_thousand_flipped_bits_and_cuts_are_noticed_and_the_one_before_is_take
         assert found is not None
         assert found.state == {"n": 1}, (trial, part, damaged)
         assert len(reasons) == 1
-        assert newest.name in reasons[0]
+        assert newest.name in reasons[newest]
         (newest / part).write_bytes(contents[part])
     found, reasons = read_newest(tmp_path)
     assert found is not None
-    assert (found.state, reasons) == ({"n": 2}, [])
+    assert (found.state, reasons) == ({"n": 2}, {})
 
 
 @pytest.mark.parametrize("part", [TENSORS, STATE, COMPLETE])
@@ -99,6 +102,42 @@ def test_all_damaged_is_none(tmp_path: Path) -> None:
     newest, damaged = read_newest(tmp_path)
     assert newest is None
     assert len(damaged) == 1
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("part", [TENSORS, STATE, COMPLETE])
+def test_checkpoint_on_a_failing_disk_is_not_damaged_and_none_is_taken_for_it(
+    tmp_path: Path, part: str, stale: bool, no_pauses: None
+) -> None:
+    write(tmp_path, 1)
+    newest = write(tmp_path, 2)
+    number = errno.ESTALE if stale else errno.EIO
+    failing = Disk(tmp_path, unreadable=lambda path: path == newest / part, error=number, stale=stale)
+    said = rf"cannot read .*{newest.name}/{part} \({os.strerror(number)}, 4 times\)"
+    with failing as disk, pytest.raises(ReadError, match=said):
+        read_newest(tmp_path)
+    assert disk.steps == []
+    # A network folder comes back: the third try finds it.
+    with Disk(tmp_path, unreadable=lambda path: path == newest / part, error=number, stale=stale, times=2):
+        found, damaged = read_newest(tmp_path)
+    assert found is not None
+    assert (found.path, damaged) == (newest, {})
+
+
+def test_checkpoint_is_deleted_at_once_or_not_at_all(tmp_path: Path) -> None:
+    for steps in itertools.count(1):
+        folder = tmp_path / str(steps)
+        for step in (1, 2, 3):
+            write(folder, step)
+        with Disk(folder, kill_at=steps) as disk, contextlib.suppress(KilledError):
+            write(folder, 4)
+        found, damaged = read_newest(folder)
+        assert found is not None
+        assert damaged == {}
+        assert found.state == {"n": 4 if (folder / "step-0000000004").exists() else 3}
+        if len(disk.steps) < steps:
+            break
+    assert steps > 12
 
 
 def test_full_disk_leaves_the_checkpoint_before_as_it_was(tmp_path: Path) -> None:
@@ -135,7 +174,7 @@ def test_any_call_that_fails_leaves_the_one_before_and_names_the_folder(
         assert os.strerror(number) in (message or os.strerror(number))
         found, damaged = read_newest(tmp_path / "checkpoints")
         assert found is not None
-        assert damaged == []
+        assert damaged == {}
         assert found.state in ({"n": 1}, {"n": 2})
         shutil.rmtree(tmp_path / "checkpoints" / "step-0000000002", ignore_errors=True)
         if made() < at:

@@ -1,0 +1,119 @@
+"""A disk that fails: told from damaged content, tried again, and the end of the command if it goes on.
+
+A network folder that was mounted again (ESTALE) or a bad cable (EIO) says nothing about the content of a file. Taken
+for damage it deletes a checkpoint, decodes a shard again or becomes a defect of a sound image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from medcls.errors import ReadError
+
+Found = TypeVar("Found")
+
+_PIECE_BYTES = 1 << 20
+_ABOUT_THE_FILE = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EINVAL,
+        errno.ENAMETOOLONG,
+        errno.EOVERFLOW,
+        errno.ENOMEM,
+        errno.EBADF,
+    }
+)
+"""What the system says of a path, of an argument or of this process; any other error is the disk's."""
+
+SOURCE_FILE = "a file of the source (find SOURCE -type f -exec cat {} + > /dev/null names it)"
+"""How messages call a raw file, whose path may tell who a patient is."""
+
+READ_PAUSES = [0.1, 0.5, 2.0]
+"""Seconds before each further try to read: a network file system needs some to come back."""
+
+
+def is_disk_failure(error: BaseException | None) -> bool:
+    """Return whether the disk failed (EIO, ESTALE, a timeout …), which says nothing about the content of a file.
+
+    Libraries raise OSError without a number for content that they do not understand.
+    """
+    return isinstance(error, OSError) and error.errno is not None and error.errno not in _ABOUT_THE_FILE
+
+
+def find_disk_failure(error: BaseException | None) -> OSError | None:
+    """Return the failure of the disk that an error was raised for; None if there is none among its causes."""
+    while error is not None:
+        if isinstance(error, OSError) and is_disk_failure(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def read_again(read: Callable[[], Found], name: str) -> Found:
+    """Return what `read` returns, tried again a few times if the disk fails.
+
+    Args:
+        read: Reads from the disk; it can be called again.
+        name: What is read, for the message: a path, or words if the path may tell who a patient is.
+
+    Raises:
+        ReadError: The disk failed at every try.
+    """
+    for pause in READ_PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if not is_disk_failure(error):
+                raise
+        time.sleep(pause)
+    try:
+        return read()
+    except OSError as error:
+        if not is_disk_failure(error):
+            raise
+        raise describe_failure(error, name, tries=len(READ_PAUSES) + 1) from error
+
+
+def describe_failure(error: OSError, name: str, *, tries: int = 1) -> ReadError:
+    """Return the error that ends a command whose input the disk does not give."""
+    times = f", {tries} times" if tries > 1 else ""
+    return ReadError(
+        f"cannot read {name} ({error.strerror or type(error).__name__}{times}): repair the disk or mount the folder "
+        "again, then run the same command again; nothing was deleted"
+    )
+
+
+def check_disk(path: Path, error: BaseException | None = None) -> None:
+    """Check that it is the content of a file that a library did not understand, and not the disk that failed.
+
+    Some libraries name no cause: the file is read once more, to its end.
+
+    Args:
+        path: The file; one that is not there is left to the caller.
+        error: What the library raised.
+
+    Raises:
+        ReadError: The disk fails.
+    """
+    failure = find_disk_failure(error)
+    if failure:
+        raise describe_failure(failure, str(path)) from error
+
+    def read() -> None:
+        with path.open("rb") as file:
+            while file.read(_PIECE_BYTES):
+                pass
+
+    with contextlib.suppress(OSError):
+        read_again(read, str(path))

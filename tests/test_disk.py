@@ -1,0 +1,200 @@
+"""A disk that fails ends a command with 74 after a few tries; nothing is judged or deleted for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors import SafetensorError
+
+from data_prep import prepare
+from data_prep.decode import checksum
+from medcls.data.manifest import read_table, write_table
+from medcls.data.store import Store
+from medcls.disk import check_disk, find_disk_failure, is_disk_failure, read_again
+from medcls.errors import DataError, ImageRefusedError, ReadError
+from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.imaging.index import build_index
+from medcls.imaging.readers import is_dicom
+from medcls.imaging.source import list_files
+from medcls.training import checkpoint
+from medcls.training.checkpoint import read_card
+from tests.failing_disk import Disk
+
+FAILURES = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]
+
+
+@pytest.mark.parametrize("number", FAILURES)
+def test_failure_is_the_disks(number: int) -> None:
+    assert is_disk_failure(OSError(number, "x"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "x"),
+        PermissionError(errno.EACCES, "x"),
+        OSError(errno.EINVAL, "a seek before the beginning, as a false length in a file asks for"),
+        OSError("image file is truncated"),
+        ValueError("x"),
+    ],
+)
+def test_what_a_file_or_a_library_is_to_blame_for_is_not_the_disks(error: Exception) -> None:
+    assert not is_disk_failure(error)
+
+
+def test_failure_is_found_behind_the_error_that_a_reader_made_of_it() -> None:
+    failure, refusal = OSError(errno.EIO, "Input/output error"), ImageRefusedError("truncated")
+    refusal.__cause__ = failure
+    assert find_disk_failure(refusal) is failure
+    assert find_disk_failure(ImageRefusedError("truncated")) is None
+
+
+def test_reading_is_tried_again_with_pauses_and_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("medcls.disk.time.sleep", pauses.append)
+
+    def fail(times: int) -> Callable[[], str]:
+        left = [None] * times
+
+        def read() -> str:
+            if left:
+                left.pop()
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return "content"
+
+        return read
+
+    assert read_again(fail(3), "x") == "content"
+    assert pauses == [0.1, 0.5, 2.0]
+    with pytest.raises(ReadError, match=r"cannot read x \(Stale file handle, 4 times\): repair the disk"):
+        read_again(fail(4), "x")
+
+
+@pytest.mark.parametrize("stale", [False, True])
+@pytest.mark.parametrize("number", FAILURES)
+@pytest.mark.parametrize("read", [read_json, read_json_lines, sha256_file, read_table])
+def test_file_on_a_failing_disk_is_neither_missing_nor_damaged(
+    tmp_path: Path, number: int, stale: bool, read: Callable[[Path], Any], no_pauses: None
+) -> None:
+    path = tmp_path / "file"
+    if read is read_table:
+        write_table(path, pa.table({"a": [1]}))
+    else:
+        path.write_text('{"a": 1}\n')
+    expected = read(path)
+    if read is not read_table or stale:  # Arrow opens files itself
+        failing = Disk(tmp_path, unreadable=lambda _: True, error=number, stale=stale)
+        with failing, pytest.raises((ReadError, OSError)) as caught:
+            read(path)
+        assert find_disk_failure(caught.value)
+    with Disk(tmp_path, unreadable=lambda _: True, error=number, stale=stale, times=0 if read is read_table else 3):
+        assert read(path) == expected
+
+
+def test_library_that_names_no_cause_is_not_believed(tmp_path: Path, no_pauses: None) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    check_disk(tmp_path / "file", ValueError("damaged"))
+    check_disk(tmp_path / "absent", ValueError("damaged"))
+    with Disk(tmp_path, unreadable=lambda _: True), pytest.raises(ReadError, match="Input/output error"):
+        check_disk(tmp_path / "file", ValueError("damaged"))
+
+
+def test_model_file_on_a_failing_disk_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pauses: None
+) -> None:
+    """The library of safetensors says of every failure that the header is invalid."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while deserializing header: MetadataIncompleteBuffer")
+
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"x" * 100)
+    monkeypatch.setattr(checkpoint, "safe_open", fail)
+    with pytest.raises(DataError, match="is no model file of medcls, or damaged"):
+        read_card(path)
+    with Disk(tmp_path, unreadable=lambda _: True), pytest.raises(ReadError, match=f"cannot read {path}"):
+        read_card(path)
+
+
+def test_shard_on_a_failing_disk_is_not_called_damaged(small_store: Store, no_pauses: None) -> None:
+    store = Store(small_store.folder)
+    failing = Disk(store.folder, unreadable=lambda path: path.name.startswith("shard"))
+    with failing, pytest.raises(ReadError, match=r"shard-00000\.npy"):
+        store.images(np.arange(2))
+
+
+def test_folder_on_a_failing_disk_is_not_called_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(ReadError, match="cannot read a folder of source="):
+        list(list_files(tmp_path))
+
+
+@pytest.mark.parametrize("look", [is_dicom, checksum])
+def test_raw_file_on_a_failing_disk_is_not_judged_and_its_name_is_not_shown(
+    tmp_path: Path, look: Callable[[Path], Any], no_pauses: None
+) -> None:
+    (tmp_path / "Mueller_Anna.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    with Disk(tmp_path, unreadable=lambda _: True), pytest.raises(ReadError) as caught:
+        look(tmp_path / "Mueller_Anna.dcm")
+    assert str(caught.value).startswith("cannot read a file of the source (find SOURCE -type f")
+    assert "Mueller" not in str(caught.value)
+
+
+def test_index_of_a_failing_disk_is_not_written_as_a_list_of_bad_files(source: Path, no_pauses: None) -> None:
+    def index() -> Any:
+        return build_index(source, list_files(source), workers=0)
+
+    with Disk(source, unreadable=lambda path: path.name == "p01L.png") as disk, pytest.raises(ReadError):
+        index()
+    assert disk.failed == 4
+    whole = index()
+    with Disk(source, unreadable=lambda path: path.name == "p01L.png", times=2):
+        assert index().equals(whole)
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_image_on_a_failing_disk_is_not_quarantined_and_the_next_data_prep_stores_it(
+    source: Path, tmp_path: Path, run_prepare: Callable[..., Store], small_store: Store, stale: bool, no_pauses: None
+) -> None:
+    arguments = ("deidentify=declared", "shard.rows=16")
+    failing = Disk(source, unreadable=lambda path: path.name == "p05L.png", error=errno.ESTALE, stale=stale)
+    with failing, pytest.raises(ReadError, match="cannot read a file of the source") as caught:
+        run_prepare(source, tmp_path / "store", *arguments)
+    assert "p05L" not in str(caught.value)
+    assert caught.value.exit_code == 74
+    store = run_prepare(source, tmp_path / "store", *arguments)
+    states = store.info["counts"]["states"]
+    assert (states["ok"], states.get("quarantined", 0)) == (len(small_store), 0)
+
+
+def test_parts_that_cannot_be_read_are_not_decoded_again(
+    source: Path, tmp_path: Path, run_prepare: Callable[..., Store], no_pauses: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that was interrupted behind its shards: their parts are taken, or end the next call."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    folder, name = tmp_path / "store", "shard.rows=16"
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "assemble_store", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run_prepare(source, folder, name)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert len(before) == 1 + 3 + 3 * 3
+    failing = Disk(folder, unreadable=lambda path: path.name == "00001.json")
+    with failing as disk, pytest.raises(ReadError, match=r"cannot read .*parts/00001\.json"):
+        run_prepare(source, folder, name)
+    assert disk.steps == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert len(run_prepare(source, folder, name)) == 48
