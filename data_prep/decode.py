@@ -96,7 +96,7 @@ def store_image(task: StoreTask) -> StoredImage:
         raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
     if task.previous is not None and task.previous.file_sha256 == files:
         write_slot(task.slot, task.previous.read())
-        return StoredImage(None, "", None, files)
+        return StoredImage(None, "", None, files, task.previous.notes)
     image = decode_image(task.decode)
     for keyword, indexed in zip(("PatientID", "SeriesInstanceUID"), task.header_ids, strict=True):
         if indexed and image.headers.get(keyword, "").strip() != indexed:
@@ -109,7 +109,7 @@ def store_image(task: StoreTask) -> StoredImage:
         dhash = compute_dhash(pixels[:, y : y + height, x : x + width])
     # The pixels are in the shard: they need not travel to the parent, too.
     bare: Any = replace(image.prepared, pixels=pixels[:0])
-    return StoredImage(replace(image, prepared=bare), hash_pixels(pixels), dhash, files)
+    return StoredImage(replace(image, prepared=bare), hash_pixels(pixels), dhash, files, image.notes)
 
 
 @dataclass(slots=True)
@@ -241,8 +241,9 @@ class _Part:
         place = (self.plan.number, len(self.kept))
         self.kept.append(index)
         self._rows.append(self._row(unit, outcome, place))
+        reason, detail = next(iter(outcome.notes), ""), "; ".join(outcome.notes.values())
         self._entries += [
-            Entry(path, OK, images=int(i == 0), file_sha256=sha)
+            Entry(path, OK, reason, detail, images=int(i == 0), file_sha256=sha)
             for i, (path, sha) in enumerate(zip(paths, outcome.file_sha256, strict=True))
         ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class Entry:
     Attributes:
         path: Relative path, or its pseudonym.
         state: "ok", "skipped" or "quarantined".
-        reason: Fixed word; "" for ok.
+        reason: Fixed word; of ok what is notable about the file (corrupt_stream, first_picture …), else "".
         detail: What was found and expected; no identifying value.
         images: Images of it in the store; of a volume's files the first counts it.
         file_sha256: Of the file's bytes; "" where it was not read.
@@ -94,11 +95,9 @@ def build_ledger(entries: pa.Table) -> pa.Table:
 
 
 def count_states(ledger: pa.Table) -> dict[str, int]:
-    """Returns how many files ended in each state, reasons apart: {"ok": n, "quarantined: truncated": n, …}."""
-    counts = ledger.group_by(["state", "reason"]).aggregate([([], "count_all")])
-    return dict(sorted(_named(counts)))
-
-
-def _named(counts: pa.Table) -> Iterator[tuple[str, int]]:
-    for row in counts.to_pylist():
-        yield f"{row['state']}: {row['reason']}" if row["reason"] else row["state"], row["count_all"]
+    """Return how many files ended in each state, reasons apart: {"ok": n, "quarantined: truncated": n, …}."""
+    counts: Counter[str] = Counter()
+    for row in ledger.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        reason = "" if row["state"] == OK else row["reason"]
+        counts[f"{row['state']}: {reason}" if reason else row["state"]] += row["count_all"]
+    return dict(sorted(counts.items()))

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from data_prep.class_folders import name_classes
 from data_prep.identity_map import name_column
-from data_prep.ledger import QUARANTINED, SKIPPED
+from data_prep.ledger import OK, QUARANTINED, SKIPPED
 from data_prep.plan import Plan
 from medcls.data.manifest import read_table
 from medcls.data.spelling import spelling_key
@@ -36,6 +36,12 @@ _SETTINGS = {
     "no_window": "image.windows_hu gives one",
     "no_patient": "patient_id in the labels file names the patient",
     "nifti_pair": "copy the missing file",
+    "corrupt_stream": "fetch the files again; image.damaged=allow keeps what the decoder makes of them",
+}
+_NOTED = {
+    "corrupt_stream": "parts of these images are the decoder's guess: image.damaged=refuse leaves them out",
+    "first_picture": "the file holds several pictures, of which the first was read",
+    "bytes_behind_image": "bytes behind the end of the coded image were ignored",
 }
 _SKIPPED = {
     "not_in_labels": "no row of the labels file names them",
@@ -47,7 +53,7 @@ _SKIPPED = {
 
 
 def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[str]:
-    """Yield a line for each reason why images were refused and files were skipped.
+    """Yield a line for each reason why images were refused, files were skipped, or stored images are notable.
 
     Examples are lines of the labels file or rows of the ledger; classes are named, paths and ids, which may be a
     person's name, are not.
@@ -73,6 +79,10 @@ def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[
         if counts[reason]:
             classes = _list_chosen_out(plan, ledger) if reason == "other_file" and plan.layout else ""
             yield f"{SKIPPED}: {format_count(counts[reason], 'file')}{classes}: {reason}: {meaning}"
+    stored = Counter(ledger.filter(pc.equal(ledger["state"], OK))["reason"].to_pylist())
+    for reason, meaning in _NOTED.items():
+        if stored[reason]:
+            yield f"{OK}: {format_count(stored[reason], 'file')}: {reason}: {meaning}"
 
 
 def _name_row(row: Mapping[str, Any], reason: str, ledger: pa.Table) -> str:

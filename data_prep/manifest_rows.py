@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.plan import Unit
@@ -21,12 +21,14 @@ class StoredImage:
         pixel_sha256: Of the stored pixels.
         pixel_dhash: 32 bytes; None for volumes.
         file_sha256: Of each file, in the order of the task.
+        notes: What was found in the files and is no reason to refuse: a fixed word, and a sentence.
     """
 
     image: DecodedImage | None
     pixel_sha256: str
     pixel_dhash: bytes | None
     file_sha256: tuple[str, ...]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:

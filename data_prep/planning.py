@@ -106,6 +106,7 @@ def _shared(image: ImageConfig) -> dict[str, Any]:
         "percentiles": (image.percentiles[0], image.percentiles[1]),
         "windows_hu": find_windows(image.windows_hu),
         "implausible_hu": image.implausible_hu,
+        "damaged": image.damaged,
         "burnt_in": BurntInRule(
             image.burnt_in, tuple(boxes), (keep[0], keep[1], keep[2], keep[3]) if keep is not None else None
         ),

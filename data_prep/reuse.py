@@ -27,11 +27,12 @@ from medcls.imaging.decode import Spec
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """Where an earlier store has an image, and the checksums of the files that it came from."""
+    """Where an earlier store has an image, the checksums of its files, and what was noted of them."""
 
     shard: Path
     row: int
     file_sha256: tuple[str, ...]
+    notes: dict[str, str]
 
     def read(self) -> NDArray[Any]:
         """Returns the stored pixels, (C, *spatial)."""
@@ -92,7 +93,7 @@ class Earlier:
         ledger = read_table(folder / LEDGER)
         self._images = Lookup(self._manifest.column("image_id"))
         self._paths = Lookup(ledger.column("path"))
-        self._checksums = ledger.column("file_sha256")
+        self._ledger = ledger.select(["file_sha256", "reason", "detail"])
 
     def find(self, unit: Unit, identity: Identity) -> Previous | None:
         """Returns where the image is stored; None where it is not, or the labels file says something else of it."""
@@ -100,8 +101,11 @@ class Earlier:
         if row is None or self._cell("declared_sha256", row) != declared_sha256(unit, identity):
             return None
         places = [self._paths.find(identity.name("path", path)) for path in unit.files]
-        checksums = tuple(self._checksums[place].as_py() if place is not None else "" for place in places)
-        return Previous(self._folder / shard_name(self._cell("shard", row)), self._cell("row", row), checksums)
+        said = [self._ledger.slice(place, 1).to_pylist()[0] if place is not None else {} for place in places]
+        checksums = tuple(str(each.get("file_sha256", "")) for each in said)
+        notes = {each["reason"]: each["detail"] for each in said[:1] if each.get("reason")}
+        shard = self._folder / shard_name(self._cell("shard", row))
+        return Previous(shard, self._cell("row", row), checksums, notes)
 
     def row(self, unit: Unit, identity: Identity) -> dict[str, Any]:
         """Returns the manifest row of an image that `find` found."""

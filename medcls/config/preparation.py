@@ -25,6 +25,8 @@ class ImageConfig:
     range: list[float] | None = None
     few_levels: str = "refuse"
     implausible_hu: str = "refuse"
+    # A coded stream that its decoder calls corrupt and decodes all the same.
+    damaged: str = "refuse"
     presentation: str | None = None
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
@@ -47,6 +49,7 @@ class ImageConfig:
         if self.presentation is not None:
             check_choice("image.presentation", self.presentation, ("presentation", "processing", "any"))
         check_choice("image.implausible_hu", self.implausible_hu, ("refuse", "allow"))
+        check_choice("image.damaged", self.damaged, ("refuse", "allow"))
         check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
         sizes, axes = self.sizes, 3 if self.kind == "volume" else 2
         if not all(isinstance(n, int) and 8 <= n <= 8192 for n in sizes) or len(sizes) != axes:

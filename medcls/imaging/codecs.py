@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.jpeg_damage import find_dicom_jpeg_damage
 
 JPEG = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1})
 JPEG_LS = frozenset({uid.JPEGLSLossless, uid.JPEGLSNearLossless})
@@ -57,11 +58,38 @@ def read_codestream(data: bytes, syntax: str) -> Codestream:
         found = _read_jpeg_2000(data) if syntax in JPEG_2000 else _read_jpeg(data)
     except (struct.error, IndexError) as error:
         raise ImageRefusedError("truncated", "the codestream ends inside its header") from error
-    # JPEG decoders fill a missing end with grey and say nothing, so the end marker must be there.
-    # Writers pad it with 00, FF or one byte of anything; inside coded data it cannot occur.
-    if b"\xff\xd9" not in data.rstrip(b"\x00\xff")[-3:]:
+    # JPEG decoders fill a missing end with grey and say nothing, so the end marker must be there. It cannot occur in
+    # coded data; what is behind it is not of the image (T.81 B.1.1.2), whatever devices leave there.
+    if data.rfind(b"\xff\xd9") < _find_coded_data(data, syntax):
         raise ImageRefusedError("truncated", "the codestream has no end marker")
     return found
+
+
+def count_trailing(data: bytes) -> int:
+    """Return how many bytes follow the end marker of a codestream, the padding of writers (00 and FF) apart."""
+    return len(data.rstrip(b"\x00\xff")) - (data.rfind(b"\xff\xd9") + 2)
+
+
+def find_damage(data: bytes, syntax: str, values: NDArray[np.integer], *, bits: int) -> str:
+    """Return what is wrong with a codestream that its decoder decodes all the same; "" if nothing.
+
+    Only libjpeg repairs damage; the decoders of JPEG-LS and JPEG 2000 refuse what they cannot read.
+
+    Args:
+        data: The codestream.
+        syntax: Its transfer syntax.
+        values: What it was decoded to.
+        bits: The precision that it declares. Lossless JPEG adds differences up, and wrong ones lead beyond it.
+    """
+    if syntax not in JPEG:
+        return ""
+    beyond = bits < 8 * values.dtype.itemsize and int(values.max()) >> bits
+    return find_dicom_jpeg_damage(data) or (f"samples of more than {bits} bits" if beyond else "")
+
+
+def _find_coded_data(data: bytes, syntax: str) -> int:
+    """Where the first coded data may start: behind the headers, whose bytes may look like an end marker."""
+    return data.rfind(b"\xff\x93") if syntax in JPEG_2000 else data.find(b"\xff\xda")
 
 
 def check_expansion(*, pixel_bytes: int, stream_bytes: int) -> None:
@@ -98,8 +126,10 @@ def decode_codestream(data: bytes, syntax: str, *, samples: int) -> NDArray[np.i
     return np.asarray(values)
 
 
-def decode_rle(data: bytes, *, pixels: int, samples: int, sample_bytes: int) -> NDArray[np.uint8]:
-    """The byte planes of an RLE frame, (samples, sample_bytes, pixels), most significant byte first.
+def decode_rle(data: bytes, *, pixels: int, samples: int, sample_bytes: int) -> tuple[NDArray[np.uint8], str]:
+    """Return the byte planes of an RLE frame, (samples, sample_bytes, pixels), most significant byte first.
+
+    The second value says what is wrong with a frame that can be decoded all the same; "" if nothing.
 
     Raises:
         ImageRefusedError: damaged_codestream where the segments are not what the header asks for.
@@ -112,21 +142,25 @@ def decode_rle(data: bytes, *, pixels: int, samples: int, sample_bytes: int) -> 
         raise ImageRefusedError("damaged_codestream", f"{count} RLE segments, expected {planes}")
     ends = [*offsets[1:planes], len(data)]
     decoded = [_decode_segment(data[start:end], pixels) for start, end in zip(offsets, ends, strict=False)]
-    return np.stack(decoded).reshape(samples, sample_bytes, pixels)
+    # Runs end where the plane does (PS3.5 G.3.1): a wrong count is one byte or many too long.
+    longest = max(map(len, decoded))
+    damage = f"an RLE segment holds {longest} bytes for {pixels} pixels" if longest > pixels else ""
+    values = np.stack([np.frombuffer(plane, np.uint8, pixels) for plane in decoded])
+    return values.reshape(samples, sample_bytes, pixels), damage
 
 
-def _decode_segment(segment: bytes, pixels: int) -> NDArray[np.uint8]:
+def _decode_segment(segment: bytes, pixels: int) -> bytes:
     """One PackBits segment; the bound keeps a hostile one from growing 64-fold."""
     if len(segment) > 2 * pixels + 128:
         raise ImageRefusedError("damaged_codestream", "an RLE segment is longer than the plane it holds")
     try:
-        plane = imagecodecs.packbits_decode(segment)
+        plane = bytes(imagecodecs.packbits_decode(segment))
     except Exception as error:
         raise ImageRefusedError("damaged_codestream", "an RLE segment cannot be decoded") from error
     # The pad byte that makes a segment even may decode to one more run of nothing, never to fewer pixels.
     if len(plane) < pixels:
         raise ImageRefusedError("truncated", f"an RLE segment holds {len(plane)} of {pixels} pixels")
-    return np.frombuffer(plane, np.uint8, pixels)
+    return plane
 
 
 def _read_jpeg(data: bytes) -> Codestream:

@@ -50,6 +50,7 @@ class DecodedImage:
         source: The grey values of the file or files; None where nothing was measured.
         stored_levels: Distinct values of the stored pixels outside the frame's padding.
         stored_high: Largest stored value, of the range that the dtype has.
+        notes: What was found in the file and is no reason to refuse: a fixed word, and a sentence.
     """
 
     prepared: PreparedImage | PreparedVolume
@@ -61,6 +62,7 @@ class DecodedImage:
     source: SourceValues | None = None
     stored_levels: int = 0
     stored_high: float = 0.0
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def decode_image(task: DecodeTask) -> DecodedImage:
@@ -81,6 +83,7 @@ def decode_image(task: DecodeTask) -> DecodedImage:
         photometric=image.photometric,
         headers=image.headers,
         source=image.source,
+        notes=image.notes,
         **_measure_stored(prepared),
     )
 
@@ -112,6 +115,7 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
             "may_show_face": may_show_face(raw.headers),
         },
         source=_measure_source(raw, spec),
+        notes=raw.found,
         **_measure_stored(prepared),
     )
 
@@ -139,4 +143,4 @@ def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:
             max_voxels=spec.max_voxels,
         )
         return replace(raw, unit=spec.nifti_unit) if spec.nifti_unit else raw
-    return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels)
+    return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels, allow_damaged=spec.damaged == "allow")

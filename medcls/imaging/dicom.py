@@ -62,7 +62,11 @@ class ModalityImage:
 
 
 def read_frame(
-    path: Path, *, max_pixels: int, check: Callable[[DicomFile, PixelModule], None] | None = None
+    path: Path,
+    *,
+    max_pixels: int,
+    check: Callable[[DicomFile, PixelModule], None] | None = None,
+    allow_damaged: bool = False,
 ) -> DicomFrame:
     """Return the one frame of a DICOM file, checked before it is decoded.
 
@@ -70,6 +74,7 @@ def read_frame(
         path: A DICOM file with preamble.
         max_pixels: Limit of rows x columns x frames x samples.
         check: Further checks of the header.
+        allow_damaged: As of stored.read_stored.
 
     Raises:
         ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of part10 and stored.
@@ -82,23 +87,24 @@ def read_frame(
         check_single(file.dataset, module, max_pixels)
         if check is not None:
             check(file, module)
-        return decode_frame(file, module)
+        return decode_frame(file, module, allow_damaged=allow_damaged)
 
 
-def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0) -> DicomFrame:
-    """One frame decoded, with the padding and the modality transform that are its own.
+def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_damaged: bool = False) -> DicomFrame:
+    """Return one frame decoded, with the padding and the modality transform that are its own.
 
     Args:
         file: An open file whose pixel element holds this one frame (frames.split_frames).
         module: Its image pixel module, frames = 1.
         frame: Which item of the per-frame functional groups is its.
+        allow_damaged: As of stored.read_stored.
 
     Raises:
         ImageRefusedError: as of read_stored, and all_padding, not_finite, rescale, lut.
 
     Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2; functional groups C.7.6.16.
     """
-    stored = read_stored(file, module)
+    stored = read_stored(file, module, allow_damaged=allow_damaged)
     grey = module.photometric.startswith("MONOCHROME")
     mask = _find_padding(file, module, stored) if grey else None
     return DicomFrame(

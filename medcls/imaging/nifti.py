@@ -33,7 +33,7 @@ _MAX_HEADER_BYTES = 1 << 24
 _FARTHEST_MM = 1e6
 """As of stacks: no patient is a kilometre away."""
 
-_PIECE_BYTES = 1 << 24
+_PIECE_BYTES, _TAIL_BYTES = 1 << 24, 1 << 18
 _AGREEMENT = 0.5
 """Fraction of the smallest voxel edge by which two affines of one file may place a corner differently."""
 
@@ -169,7 +169,8 @@ def _read_values(
     whole = len(stream.read(behind)) == behind and _skip(stream, index * size)
     if not whole or len(data := _read_pieces(stream, size)) < size or not _skip(stream, (count - 1 - index) * size):
         raise ImageRefusedError("truncated", f"{count} x {size} bytes of voxels expected, fewer are there")
-    stream.read(1)  # the end of a gzip stream is where its checksum is compared
+    while isinstance(cast(object, stream), gzip.GzipFile) and stream.read(_TAIL_BYTES):
+        pass  # a gzip stream's checksum is compared at its end, and wrong bits may have put more before it
     stored = np.frombuffer(data, dtype).reshape(shape[::-1])
     values = np.empty(stored.shape, np.float32)
     for plane, rows in enumerate(stored):  # plane by plane: doubles of a whole volume are large

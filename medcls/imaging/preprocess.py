@@ -21,7 +21,7 @@ __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preproce
 # Grey images saved as colour JPEG differ by a few levels between their channels; colour differs by far more.
 _GREY_TOLERANCE = 8 / 255
 _READ_SO = ("display", "range")
-_NEW: dict[str, Any] = {"range": None, "implausible_hu": "refuse"}
+_NEW: dict[str, Any] = {"range": None, "implausible_hu": "refuse", "damaged": "refuse"}
 """Fields that version 0.2.0 did not have, with what was done then."""
 
 
@@ -45,6 +45,7 @@ class PreprocessSpec:
         range: (low, high) for intensity="range": the grey values (samples of a picture, modality values of DICOM) that
             become black and white, instead of the file's VOI or the largest value of its type.
         implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
+        damaged: "refuse" or "allow" a coded stream that its decoder calls corrupt and decodes all the same.
     """
 
     height: int = 224
@@ -59,6 +60,7 @@ class PreprocessSpec:
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     range: tuple[float, float] | None = None
     implausible_hu: str = "refuse"
+    damaged: str = "refuse"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,6 +125,7 @@ class PreprocessSpec:
             burnt_in=self.burnt_in,
             grey_range=self.range,
             implausible_hu=self.implausible_hu,
+            damaged=self.damaged,
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,19 +17,20 @@ from PIL import Image
 from medcls.disk import SOURCE_FILE, read_again
 from medcls.errors import ImageRefusedError
 from medcls.imaging.grey_levels import SourceValues, take_sample
+from medcls.imaging.jpeg_damage import find_jpeg_damage, join_tables, note_damage
 from medcls.imaging.part10 import BoundedReader, starts_without_meta
 
 _START_BYTES = 32
 _READ = {
     "PNG": rb"\x89PNG",
     "JPEG": rb"\xff\xd8\xff",
-    "TIFF": rb"II\*\0|MM\0\*",
+    "TIFF": rb"II[*+]\0|MM\0\*",  # + is BigTIFF, of 64-bit offsets
     # "BM" alone also begins texts: behind it lies the size of one of the headers that there are.
     "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     "NPY": rb"\x93NUM",
 }
 _UNREAD_PICTURES = {
-    "BigTIFF": rb"II\+\0|MM\0\+",
+    "big-endian BigTIFF": rb"MM\0\+",
     "GIF": rb"GIF8[79]a",
     "WebP": rb"RIFF.{4}WEBP",
     "JPEG 2000": rb"\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51",
@@ -43,6 +46,11 @@ READ_FORMATS, PICTURE_FORMATS = frozenset(_READ), frozenset(_READ | _UNREAD_PICT
 """Formats of `find_format` that are read, and those that are pictures whether read or not."""
 
 _ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR = 274, 258, 262, 284
+_PHOTOGRAPH = "MPO"
+"""Pillow's name for a JPEG with more JPEGs behind it: thumbnails, depth, the other eye (CIPA DC-007)."""
+_COMPRESSION, _JPEG_TABLES, _STRIPS, _TILES = 259, 347, (273, 279), (324, 325)
+_TIFF_JPEG, _TIFF_DEFLATE = 7, (8, 32946)
+_PIECE_BYTES = 1 << 20
 _TIFF_MIN_IS_WHITE, _TIFF_MIN_IS_BLACK, _TIFF_RGB, _TIFF_PALETTE, _TIFF_YCBCR = 0, 1, 2, 3, 6
 
 
@@ -75,9 +83,11 @@ def is_picture(path: Path) -> bool:
 
 
 def read_raster(
-    path: Path, *, max_pixels: int, grey_range: tuple[float, float] | None = None
-) -> tuple[NDArray[np.float32], int, SourceValues]:
-    """Return samples (C, H, W), float32 in [0, 1], C 1 or 3, their bits in the file, and the values that it holds.
+    path: Path, *, max_pixels: int, grey_range: tuple[float, float] | None = None, allow_damaged: bool = False
+) -> tuple[NDArray[np.float32], int, SourceValues, dict[str, str]]:
+    """Return samples (C, H, W), float32 in [0, 1], C 1 or 3, their bits in the file, the values there, and notes.
+
+    The notes are what was found and is no reason to refuse: a fixed word (corrupt_stream, first_picture), a sentence.
 
     Integers are divided by the largest value of their type (1, 8 or 16 bits), whatever they are: 12 bits
     in a 16-bit file are dark, and the same for every file. Orientation tags are obeyed.
@@ -87,10 +97,11 @@ def read_raster(
         max_pixels: Limit of rows x columns x samples, checked before decoding.
         grey_range: Samples that become 0 and 1, instead of 0 and the largest value of the type; then integers and
             floats of every kind are read.
+        allow_damaged: Take the pixels that a decoder makes of a stream that it calls corrupt, and note it.
 
     Raises:
-        ImageRefusedError: format_not_read, unknown_format, too_large, palette, animated, unsupported_colour,
-            transparent, truncated, sample_type, float_range, axes, zero_pixels.
+        ImageRefusedError: corrupt_stream, format_not_read, unknown_format, too_large, palette, animated,
+            unsupported_colour, transparent, truncated, sample_type, float_range, axes, zero_pixels.
 
     Source: own choice; TIFF 6.0 for photometric kinds, EXIF 2.32 4.6.4 for orientation.
     """
@@ -98,17 +109,18 @@ def read_raster(
         start = stream.read(_START_BYTES)
         kind = find_format(start)
         stream.seek(0)
+        notes: dict[str, str] = {}
         if kind == "NPY":
             samples = _read_npy(stream, max_pixels)
         elif kind in READ_FORMATS:
-            samples = _read_picture(stream, kind, max_pixels)
+            samples, notes = _read_picture(stream, kind, max_pixels, allow_damaged=allow_damaged)
         elif kind:
             raise ImageRefusedError("format_not_read", f"{kind}: convert it to PNG, TIFF or DICOM without loss")
         elif starts_without_meta(start):
             raise ImageRefusedError("no_file_meta", "DICOM without file meta: its transfer syntax is unknown")
         else:
             raise ImageRefusedError("unknown_format", "neither DICOM, PNG, JPEG, TIFF, BMP nor .npy")
-    return _scale(samples, grey_range)
+    return *_scale(samples, grey_range), notes
 
 
 def measure_raster(stream: BinaryIO, kind: str) -> tuple[int, int, int]:
@@ -162,8 +174,8 @@ def _check_picture(stream: BinaryIO, image: Image.Image, kind: str, max_pixels: 
     if count > max_pixels:
         raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
     try:
-        if getattr(image, "n_frames", 1) != 1:
-            raise ImageRefusedError("animated", "several images in one file")
+        if getattr(image, "n_frames", 1) != 1 and image.format != _PHOTOGRAPH:
+            raise ImageRefusedError("animated", "several images in one file: save each as a file of its own")
         _CHECKS[kind](stream, image)
     except (MemoryError, ImageRefusedError):
         raise
@@ -171,16 +183,61 @@ def _check_picture(stream: BinaryIO, image: Image.Image, kind: str, max_pixels: 
         raise ImageRefusedError("truncated", f"the header cannot be read: {type(error).__name__}") from error
 
 
-def _read_picture(stream: BinaryIO, kind: str, max_pixels: int) -> NDArray[Any]:
-    """Samples (H, W, C) of a picture; Pillow reads the header, and the pixels where it keeps every bit."""
+def _read_picture(
+    stream: BinaryIO, kind: str, max_pixels: int, *, allow_damaged: bool
+) -> tuple[NDArray[Any], dict[str, str]]:
+    """Samples (H, W, C) of a picture and notes; Pillow reads the header, and the pixels where it keeps every bit."""
     with _open_picture(stream, kind) as image:
         _check_picture(stream, image, kind, max_pixels)
         try:
-            return _drop_opaque_alpha(_DECODERS[kind](stream, image))
+            samples = _drop_opaque_alpha(_DECODERS[kind](stream, image))
+            notes = note_damage(_find_damage(stream, image, kind), allow=allow_damaged)
+            if image.format == _PHOTOGRAPH:
+                count = getattr(image, "n_frames", 1)
+                notes["first_picture"] = f"a photograph with {count} pictures in one file (MPO): the first was read"
+            return samples, notes
         except (MemoryError, ImageRefusedError):
             raise
         except Exception as error:
             raise ImageRefusedError("truncated", f"pixels cannot be read: {type(error).__name__}") from error
+
+
+def _find_damage(stream: BinaryIO, image: Image.Image, kind: str) -> str:
+    """What a codec says against pixels that were decoded all the same; "" if nothing, or if it never could."""
+    if kind == "JPEG":
+        stream.seek(0)
+        return find_jpeg_damage(stream.read())
+    if kind != "TIFF":
+        return ""
+    tags = dict(image.getexif())
+    compression, tables = tags.get(_COMPRESSION), bytes(tags.get(_JPEG_TABLES, b""))
+    for coded in _read_segments(stream, tags) if compression in (_TIFF_JPEG, *_TIFF_DEFLATE) else ():
+        if compression == _TIFF_JPEG:
+            damage = find_jpeg_damage(join_tables(tables, coded))
+        else:
+            damage = _find_deflate_damage(coded)
+        if damage:
+            return damage
+    return ""
+
+
+def _read_segments(stream: BinaryIO, tags: dict[int, Any]) -> Iterator[bytes]:
+    """The coded strips or tiles of a TIFF."""
+    places, sizes = _TILES if _TILES[0] in tags else _STRIPS
+    for place, size in zip(np.atleast_1d(tags[places]), np.atleast_1d(tags[sizes]), strict=True):
+        stream.seek(int(place))
+        yield stream.read(int(size))
+
+
+def _find_deflate_damage(coded: bytes) -> str:
+    """What zlib says; libtiff stops at the last pixel, in front of the checksum."""
+    inflater = zlib.decompressobj()
+    try:
+        while coded and inflater.decompress(coded, _PIECE_BYTES):
+            coded = inflater.unconsumed_tail
+    except zlib.error as error:
+        return str(error)
+    return "" if inflater.eof else "a deflate stream without its checksum"
 
 
 def _check_jpeg(stream: BinaryIO, image: Image.Image) -> None:

@@ -39,6 +39,7 @@ class ReadOptions:
         grey_range: Grey values (samples of a picture, modality values of DICOM) that become black and white, instead
             of the file's VOI or the largest value of its type.
         implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
+        damaged: "refuse" or "allow" a coded stream that its decoder calls corrupt and decodes all the same.
     """
 
     max_pixels: int = 1 << 28
@@ -47,6 +48,7 @@ class ReadOptions:
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     grey_range: tuple[float, float] | None = None
     implausible_hu: str = "refuse"
+    damaged: str = "refuse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class RawImage:
         headers: Allow-listed DICOM attributes by keyword ("" absent); {} for other formats.
         kept_box: (x, y, width, height) around what the burnt-in rule left, pixels; None where it hid nothing.
         source: The grey values of the file; None for an image that was not read from one.
+        notes: What was found on the way and is no reason to refuse: a fixed word (corrupt_stream,
+            first_picture, bytes_behind_image), and a sentence.
     """
 
     pixels: NDArray[np.float32]
@@ -77,6 +81,7 @@ class RawImage:
     headers: dict[str, str]
     kept_box: Box | None = None
     source: SourceValues | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 _DEFAULTS = ReadOptions()
@@ -108,7 +113,12 @@ def read_image(path: Path, *, options: ReadOptions = _DEFAULTS) -> RawImage:
 
 def _read_other(path: Path, options: ReadOptions) -> RawImage:
     """A PNG, JPEG, TIFF, BMP or .npy file; it has no header, so only the boxes of the burnt-in rule act on it."""
-    samples, bits, source = read_raster(path, max_pixels=options.max_pixels, grey_range=options.grey_range)
+    samples, bits, source, notes = read_raster(
+        path,
+        max_pixels=options.max_pixels,
+        grey_range=options.grey_range,
+        allow_damaged=options.damaged == "allow",
+    )
     shape = (samples.shape[1], samples.shape[2])
     hidden = find_hidden({}, regions=(), shape=shape, rule=options.burnt_in)
     return RawImage(
@@ -122,12 +132,18 @@ def _read_other(path: Path, options: ReadOptions) -> RawImage:
         headers={},
         kept_box=None if hidden is None else find_kept_box(hidden),
         source=source,
+        notes=notes,
     )
 
 
 def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
     """A single-frame DICOM file."""
-    frame = read_frame(path, max_pixels=options.max_pixels, check=partial(check_header, options=options))
+    frame = read_frame(
+        path,
+        max_pixels=options.max_pixels,
+        check=partial(check_header, options=options),
+        allow_damaged=options.damaged == "allow",
+    )
     spacing_mm, source = read_spacing(frame.dataset)
     headers = read_headers(frame.dataset)
     hidden = _find_hidden(frame.dataset, headers, shape=frame.stored.values.shape[:2], rule=options.burnt_in)
@@ -147,6 +163,7 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
         headers=headers,
         kept_box=None if hidden is None else find_kept_box(hidden),
         source=_measure(frame, scaling, check_hu=options.implausible_hu == "refuse"),
+        notes=frame.stored.notes,
     )
 
 

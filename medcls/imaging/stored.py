@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from medcls.errors import ImageRefusedError
 from medcls.imaging import codecs
 from medcls.imaging.colour import expand_422
+from medcls.imaging.jpeg_damage import note_damage
 from medcls.imaging.part10 import DicomFile
 from medcls.imaging.plain import UNDEFINED_LENGTH, Header
 from medcls.imaging.terms import name_photometric
@@ -45,12 +46,17 @@ class PixelModule:
 
 @dataclass(frozen=True, slots=True)
 class StoredFrame:
-    """Stored values (H, W), or (H, W, 3) where photometric is RGB or YBR_FULL, with their true bits."""
+    """Stored values (H, W), or (H, W, 3) where photometric is RGB or YBR_FULL, with their true bits.
+
+    Attributes:
+        notes: What was found on the way and is no reason to refuse: a fixed word, and a sentence.
+    """
 
     values: NDArray[Any]
     bits: int
     signed: bool
     photometric: str
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def read_pixel_module(file: DicomFile) -> PixelModule:
@@ -151,12 +157,17 @@ def count_native_bytes(file: DicomFile, module: PixelModule) -> int:
     return (count * module.allocated + 7) // 8
 
 
-def read_stored(file: DicomFile, module: PixelModule) -> StoredFrame:
-    """The stored values of a single-frame file.
+def read_stored(file: DicomFile, module: PixelModule, *, allow_damaged: bool = False) -> StoredFrame:
+    """Return the stored values of a single-frame file.
+
+    Args:
+        file: An open file.
+        module: Its image pixel module.
+        allow_damaged: Take the pixels that a decoder makes of a stream that it calls corrupt, and note it.
 
     Raises:
         ImageRefusedError: pixel_length, truncated, size_mismatch, sign_mismatch, colour_conflict,
-            damaged_codestream, compression_bomb, unsupported_transfer_syntax.
+            damaged_codestream, corrupt_stream, compression_bomb, unsupported_transfer_syntax.
 
     Source: PS3.5 8.1, 8.2, annexes A and G.
     """
@@ -170,8 +181,8 @@ def read_stored(file: DicomFile, module: PixelModule) -> StoredFrame:
         raise ImageRefusedError("frame_count", f"the offset table has {len(offsets)} frames, the header 1")
     data = b"".join(fragments)
     if file.syntax in codecs.RLE:
-        return _decode_rle(data, module)
-    return _decode_codestream(data, file.syntax, module)
+        return _decode_rle(data, module, allow_damaged=allow_damaged)
+    return _decode_codestream(data, file.syntax, module, allow_damaged=allow_damaged)
 
 
 def _read_float(file: DicomFile, module: PixelModule) -> StoredFrame:
@@ -252,20 +263,21 @@ def _extract_bits(raw: NDArray[Any], high: int, stored: int, signed: bool) -> ND
     return raw >> (width - stored) if stored < width else raw
 
 
-def _decode_rle(data: bytes, module: PixelModule) -> StoredFrame:
+def _decode_rle(data: bytes, module: PixelModule, *, allow_damaged: bool) -> StoredFrame:
     """An RLE frame: byte planes to cells."""
     if module.allocated == 1 or module.photometric in ("YBR_FULL_422", "YBR_RCT", "YBR_ICT"):
         raise ImageRefusedError("unsupported_colour", f"{module.allocated} bits {module.photometric} in RLE")
     size = module.allocated // 8
-    planes = codecs.decode_rle(data, pixels=module.pixels, samples=module.samples, sample_bytes=size)
+    planes, damage = codecs.decode_rle(data, pixels=module.pixels, samples=module.samples, sample_bytes=size)
+    notes = note_damage(damage, allow=allow_damaged)
     cells = np.ascontiguousarray(planes.swapaxes(1, 2)).view(f">u{size}").astype(f"=u{size}")
     values = np.moveaxis(cells.reshape(module.samples, module.rows, module.columns), 0, -1)
     values = _extract_bits(values, module.high, module.stored, module.signed)
     values = values[..., 0] if module.samples == 1 else values
-    return StoredFrame(values, module.stored, module.signed, module.photometric)
+    return StoredFrame(values, module.stored, module.signed, module.photometric, notes)
 
 
-def _decode_codestream(data: bytes, syntax: str, module: PixelModule) -> StoredFrame:
+def _decode_codestream(data: bytes, syntax: str, module: PixelModule, *, allow_damaged: bool) -> StoredFrame:
     """A JPEG, JPEG-LS or JPEG 2000 frame, after its own header was held against the DICOM header."""
     stream = codecs.read_codestream(data, syntax)
     found = (stream.rows, stream.columns, stream.samples)
@@ -280,10 +292,13 @@ def _decode_codestream(data: bytes, syntax: str, module: PixelModule) -> StoredF
     shape = wanted[:2] if module.samples == 1 else wanted
     if values.shape != shape:
         raise ImageRefusedError("size_mismatch", f"decoded to {values.shape}, expected {shape}")
+    notes = note_damage(codecs.find_damage(data, syntax, values, bits=stream.bits), allow=allow_damaged)
+    if (trailing := codecs.count_trailing(data)) > 1:
+        notes["bytes_behind_image"] = f"{trailing} bytes behind the end marker of the codestream are ignored"
     if syntax in codecs.JPEG_2000:
-        return _settle_sign(StoredFrame(values, stream.bits, stream.signed, photometric), module)
+        return _settle_sign(StoredFrame(values, stream.bits, stream.signed, photometric, notes), module)
     bits = min(stream.bits, module.stored)
-    return StoredFrame(_extract_bits(values, bits - 1, bits, module.signed), bits, module.signed, photometric)
+    return StoredFrame(_extract_bits(values, bits - 1, bits, module.signed), bits, module.signed, photometric, notes)
 
 
 def _settle_sign(frame: StoredFrame, module: PixelModule) -> StoredFrame:

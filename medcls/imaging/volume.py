@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -71,6 +71,7 @@ class RawVolume:
             so; {} for NIfTI.
         slices_removed: Identical duplicates that were left out.
         notes: Words of NOTES.
+        found: What was found in the files and is no reason to refuse: a fixed word, and a sentence.
     """
 
     values: NDArray[np.float32]
@@ -82,6 +83,7 @@ class RawVolume:
     headers: dict[str, str]
     slices_removed: int = 0
     notes: tuple[str, ...] = ()
+    found: dict[str, str] = field(default_factory=dict)
 
 
 def describe_notes(notes: Iterable[str], *, settings: bool) -> Iterator[str]:
@@ -102,13 +104,16 @@ _Frame: TypeAlias = tuple[Instance, Path, int]
 """A frame, its file, and which frame of the file it is."""
 
 
-def read_volume(files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 << 28) -> RawVolume:
-    """The volume that the DICOM files of one stack are the slices of.
+def read_volume(
+    files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 << 28, allow_damaged: bool = False
+) -> RawVolume:
+    """Return the volume that the DICOM files of one stack are the slices of.
 
     Args:
         files: Of one stack, any order; or one enhanced multi-frame file.
         rule: What is repaired and what is refused.
         max_voxels: Limit of all pixels to decode and of the volume that they become.
+        allow_damaged: As of stored.read_stored.
 
     Returns:
         Slices in order of their position along row x column, each with its own rescale and padding.
@@ -124,7 +129,7 @@ def read_volume(files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 <
         chosen, notes = _choose(instances, rule)
         geometry = fit_instances([instance for instance, _, _ in chosen], rule)
         _check_size(geometry, chosen[0][0], max_voxels)
-        decoded = _decode(chosen, geometry, rule=rule, max_voxels=max_voxels)
+        decoded = _decode(chosen, geometry, rule=rule, max_voxels=max_voxels, allow_damaged=allow_damaged)
         values, mask, affine = _restack(decoded, geometry)
         return RawVolume(
             values=values,
@@ -136,6 +141,7 @@ def read_volume(files: Sequence[Path], *, rule: StackRule, max_voxels: int = 1 <
             headers=decoded.headers,
             slices_removed=decoded.removed,
             notes=(*notes, *(("dropped_duplicates",) if decoded.dropped else ()), *geometry.notes),
+            found=decoded.found,
         )
 
 
@@ -207,11 +213,13 @@ class _Decoded:
     units: set[tuple[str, bool]]
     removed: int = 0
     dropped: int = 0
+    found: dict[str, str] = field(default_factory=dict)
 
     def add(self, frame: DicomFrame, level: int, *, rule: StackRule) -> None:
         """Puts a slice at its position, or compares it with the one that is there."""
         if frame.modality is None:
             raise ImageRefusedError("not_grey", "a colour image has no modality values")
+        self.found |= frame.stored.notes
         self.units.add((frame.modality.unit, frame.modality.stated))
         values = map_values(frame.stored, frame.modality.apply)
         mask = np.zeros(values.shape, bool) if frame.mask is None else frame.mask
@@ -227,7 +235,9 @@ class _Decoded:
             raise ImageRefusedError("duplicate_position", "two slices at one position have different pixels")
 
 
-def _decode(chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, max_voxels: int) -> _Decoded:
+def _decode(
+    chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, max_voxels: int, allow_damaged: bool
+) -> _Decoded:
     """Every slice, each file opened once."""
     level_of = {index: level for level, indices in enumerate(geometry.levels) for index in indices}
     wanted: dict[Path, dict[int, int]] = {}
@@ -242,7 +252,9 @@ def _decode(chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, m
                 raise ImageRefusedError("size_mismatch", "the header says one size to the index and another here")
             for frame, part in enumerate(split_frames(opened, module)):
                 if frame in levels:
-                    decoded.add(decode_frame(part, replace(module, frames=1), frame=frame), levels[frame], rule=rule)
+                    one = replace(module, frames=1)
+                    image = decode_frame(part, one, frame=frame, allow_damaged=allow_damaged)
+                    decoded.add(image, levels[frame], rule=rule)
             headers = read_headers(opened.dataset)
             decoded.headers = decoded.headers or headers
             if find_text_risk(headers):

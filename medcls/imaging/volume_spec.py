@@ -27,7 +27,7 @@ _MAX_VOXELS = 1 << 28
 AFFINES = ("auto", "sform", "qform", "refuse")
 """What image.nifti_affine may be."""
 
-_NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None}
+_NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None, "damaged": "refuse"}
 """Fields that version 0.2.0 did not have, with their defaults."""
 
 
@@ -61,6 +61,7 @@ class VolumeSpec:
         stack: How the slices of a series become volumes.
         series: Which series of a study are taken.
         implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
+        damaged: "refuse" or "allow" a coded stream that its decoder calls corrupt and decodes all the same.
 
     Raises:
         ConfigError: values out of range or that contradict one another.
@@ -86,6 +87,7 @@ class VolumeSpec:
     implausible_hu: str = "refuse"
     nifti_affine: str = "auto"
     nifti_volume: int | None = None
+    damaged: str = "refuse"
 
     def __post_init__(self) -> None:
         for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):

@@ -273,14 +273,15 @@ def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -
 
 
 def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:
-    """Notes what any of the runs never saw in training, and refuses the image for it unless told to go on."""
+    """Note what was found in the file, and what no run saw in training; refuse the image for the latter if told to."""
     case.headers = image.headers
     case.notes = image.volume.get("notes") or ""
+    case.reason, case.detail = next(iter(image.notes), ""), "; ".join(image.notes.values())
     unseen: dict[str, str] = {}
     for card in cards:
         unseen |= find_unseen(image, card.domain) if card.domain else {}
     if unseen:
-        case.reason, case.detail = next(iter(unseen)), "; ".join(unseen.values())
+        case.reason, case.detail = next(iter(unseen)), "; ".join([*unseen.values(), *image.notes.values()])
         case.state = REFUSED if refuse else OK
 
 

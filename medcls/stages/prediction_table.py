@@ -34,7 +34,8 @@ class Case:
     Attributes:
         path: Relative to the source, with /; of a volume its first file; "" of a series or patient.
         state: "ok", "refused" or "skipped".
-        reason: Fixed word; "" for ok, unless training never saw the like and out_of_domain=allow.
+        reason: Fixed word; "" for ok, unless the file is notable (corrupt_stream, first_picture …), or training never
+            saw the like and out_of_domain=allow.
         detail: What was found and expected; no identifying value.
         headers: Allow-listed DICOM attributes; {} for other formats and where the header was not understood.
         logits: Of one run; None for several, and where there are no scores.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def raw(tmp_path: Path, draw_picture: Callable[..., NDArray[np.uint8]]) -> Path:
 
 
 def list_said(capsys: Any) -> list[str]:
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(("quarantined", "skipped"))]
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith(("quarantined", "skipped", "ok"))]
 
 
 def test_class_folders_say_what_leaves_by_class(
@@ -78,3 +79,38 @@ def test_labels_file_says_what_leaves_by_class_and_line(
     assert "e.g. line 2; " in first
     assert "Doe" not in first + second
     assert second.startswith("skipped: 3 files: not_in_labels: no row of the labels file names them")
+
+
+def test_corrupt_stream_is_left_out_or_kept_and_said(
+    raw: Path, tmp_path: Path, run_prepare: RunPrepare, draw_picture: Callable[..., NDArray[np.uint8]], capsys: Any
+) -> None:
+    pytest.importorskip("simplejpeg")
+    for name in ("ill/Doe01", "ill/Doe03", "well/Doe04"):
+        (raw / f"{name}.gif").unlink()
+    stream = io.BytesIO()
+    Image.fromarray(draw_picture(0, 4)).save(stream, "JPEG", quality=95)
+    data = stream.getvalue()
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    (raw / "well" / "Doe04.jpg").write_bytes(data[:middle] + data[middle + len(data) // 4 :])
+    first = Image.fromarray(draw_picture(1, 1))
+    first.save(raw / "ill" / "Doe01.jpg", "MPO", save_all=True, append_images=[first])
+    twice = "ok: 1 file: first_picture: the file holds several pictures, of which the first was read"
+    skipped = "skipped: 1 file: no_image: not an image of this job by name or content"
+    store = run_prepare(raw, tmp_path / "store", *SETTINGS, "patients=per_image", labels=None)
+    assert store.info["counts"]["states"]["quarantined: corrupt_stream"] == 1
+    assert store.info["counts"]["states"]["ok"] == 14
+    assert list_said(capsys) == [
+        "quarantined: 1 image (well 1): corrupt_stream: the decoder had to guess pixels: Corrupt JPEG data: 14 "
+        "extraneous bytes before marker 0xd9; e.g. row 11 of ledger.parquet (counted from 0); fetch the files again; "
+        "image.damaged=allow keeps what the decoder makes of them",
+        skipped,
+        twice,
+    ]
+    kept = run_prepare(raw, tmp_path / "kept", *SETTINGS, "patients=per_image", "image.damaged=allow", labels=None)
+    assert kept.info["counts"]["states"]["ok"] == 15
+    guess = "parts of these images are the decoder's guess: image.damaged=refuse leaves them out"
+    guessed = f"ok: 1 file: corrupt_stream: {guess}"
+    assert list_said(capsys) == [skipped, guessed, twice]
+    again = (tmp_path / "again", f"reuse={kept.folder}", *SETTINGS, "patients=per_image", "image.damaged=allow")
+    run_prepare(raw, *again, labels=None)
+    assert list_said(capsys) == [skipped, guessed, twice]

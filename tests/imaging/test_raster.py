@@ -117,7 +117,7 @@ def test_bmp_with_transparent_pixels_is_refused(tmp_path: Path) -> None:
         (b"P5\n7 5\n255\n" + bytes(35), "Netpbm"),
         (b"P2\n# made by hand\n7 5\n", "Netpbm"),
         (b"\0\0\0\x18ftypheic" + bytes(30), "HEIF"),
-        (b"II+\0\x08\0\0\0" + bytes(30), "BigTIFF"),
+        (b"MM\0+\0\x08\0\0" + bytes(30), "big-endian BigTIFF"),
         (b"NRRD0005\n", "NRRD"),
         (b"ObjectType = Image\nNDims = 3\n", "MetaImage"),
     ],
