@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,9 @@ def main(job: SampleSizeJob) -> None:
         raise UsageError(f"expected= is missing: set the value that you expect of metric={job.metric}: {example}")
     if job.half_width is None and job.margin is None and job.difference is None:
         raise UsageError(f"the aim is missing: set half_width=, margin= or difference=: {example}")
-    assumed = Assumptions(
-        job.metric,
-        job.expected,
-        prevalence=job.prevalence,
-        images_per_patient=job.images_per_patient,
-        correlation=job.correlation,
-        difference=job.difference or 0.0,
-        model_correlation=job.model_correlation,
-        grades=job.grades,
-    )
+    shared = {field.name for field in fields(Assumptions)} & {field.name for field in fields(job)}
+    settings: dict[str, Any] = {name: getattr(job, name) for name in shared}
+    assumed = Assumptions(**settings | {"difference": job.difference or 0.0})
     drawn = {"replicates": job.replicates, "seed": job.seed}
     try:
         if job.half_width is not None:

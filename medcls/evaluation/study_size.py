@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medcls.evaluation.bounds import Base, Limits, bound_by_variance, combine_difference, correct_correlation
 from medcls.evaluation.comparison import compute_delong
+from medcls.evaluation.definitions import DEFINITIONS
 from medcls.evaluation.predictions import Floats, Integers
 
-METRICS = ("auc", "sensitivity", "specificity", "accuracy", "quadratic_kappa")
 MOST_PATIENTS = 100_000
 LEAST_PATIENTS = 10
 _NORMAL = NormalDist()
@@ -24,7 +25,7 @@ class Assumptions:
     """What a simulated study is like.
 
     Attributes:
-        metric: One of `METRICS`.
+        metric: "auc", "sensitivity", "specificity", "accuracy" or "quadratic_kappa".
         expected: Value of the metric in the population; of the first model where two are compared.
         prevalence: Share of patients that are cases, in (0, 1). All images of a patient have the patient's label.
         images_per_patient: Same number for every patient.
@@ -47,11 +48,11 @@ class Assumptions:
 
 
 class Estimate(NamedTuple):
-    """Values of M models in one simulated study, (M,), their covariance, (M, M), and the number of patients in it."""
+    """Values of M models in one simulated study, (M,), their covariance, (M, M), and what they rest on."""
 
     values: Floats
     covariance: Floats
-    patients: int
+    base: Base
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +88,15 @@ def size_for_half_width(assumed: Assumptions, *, half_width: float, replicates: 
     Raises:
         ValueError: More than `MOST_PATIENTS` patients are needed.
 
-    Source: intervals as in the report (AUC: DeLong over patients; shares: Wilson with the effective number of images;
-    kappa: jackknife over patients); search by bracketing and bisection: own choice.
+    Source: intervals are those of the report (`bounds`), with variances over patients in closed form (AUC: DeLong;
+    shares: of the patients' means; kappa: jackknife) instead of a bootstrap; search by bracketing and bisection: own
+    choice.
     """
     limits = _build_limits(assumed, models=1)
 
     def simulate(patients: int) -> tuple[float, float, float, float]:
-        widths = [_half_width(one, assumed) for one in _draw_studies(assumed, limits, patients, replicates, seed)]
+        studies = _draw_studies(assumed, limits, patients, replicates, seed)
+        widths = [None if one is None else half_width_of(one, assumed) for one in studies]
         known = np.array([0.5 if width is None else width for width in widths])
         undefined = sum(width is None for width in widths) / len(widths)
         error = float(known.std(ddof=1)) / math.sqrt(len(known))
@@ -122,7 +125,7 @@ def size_for_power(
     Raises:
         ValueError: The difference plus the margin is not above 0, or more than `MOST_PATIENTS` patients are needed.
 
-    Source: as `size_for_half_width`; paired AUCs: DeLong et al. 1988 over patients after Obuchowski 1997.
+    Source: as `size_for_half_width`; differences as `paired.describe_difference` has them.
     """
     if assumed.difference + margin <= 0:
         raise ValueError(
@@ -134,7 +137,7 @@ def size_for_power(
 
     def simulate(patients: int) -> tuple[float, float, float, float]:
         studies = _draw_studies(assumed, limits, patients, replicates, seed)
-        bounds = [None if one is None else _find_bound(one, reach) for one in studies]
+        bounds = [None if one is None else bound_difference(one, assumed)[0] for one in studies]
         share = sum(bound is not None and bound > -margin for bound in bounds) / len(bounds)
         undefined = sum(bound is None for bound in bounds) / len(bounds)
         return share, math.sqrt(max(share * (1 - share), 1e-9) / len(bounds)), share, undefined
@@ -271,7 +274,14 @@ def _estimate_areas(case: Any, score: Floats) -> Estimate | None:
         return None
     units = np.repeat(np.arange(patients), images)
     areas = compute_delong(np.repeat(case, images), score.reshape(models, -1).T, patients=units)
-    return Estimate(areas.auc, areas.covariance, patients)
+    sides = int(case.sum()), int((~case).sum())
+    return Estimate(areas.auc, areas.covariance, _count(sides, images=images))
+
+
+def _count(patients: tuple[int, ...], *, images: int) -> Base:
+    """What a number rests on if each patient has so many images."""
+    rows = tuple(number * images for number in patients)
+    return Base(patients, rows, clustered=images > 1, smallest=min(patients))
 
 
 def _estimate_shares(right: Any) -> Estimate:
@@ -280,11 +290,11 @@ def _estimate_shares(right: Any) -> Estimate:
     values = by_patient.mean(axis=1)
     apart = by_patient - values[:, None]
     number = by_patient.shape[1]
-    return Estimate(values, apart @ apart.T / (number * (number - 1)), number)
+    return Estimate(values, apart @ apart.T / (number * (number - 1)), _count((number,), images=right.shape[2]))
 
 
 def _estimate_kappas(grade: Integers, predicted: Integers, *, grades: int) -> Estimate | None:
-    """Kappas and their covariance by the jackknife over patients.
+    """Kappas and their covariance by the jackknife over patients, corrected for the smallest class as the report's.
 
     Source: Efron & Tibshirani 1993, chapter 11.
     """
@@ -304,34 +314,45 @@ def _estimate_kappas(grade: Integers, predicted: Integers, *, grades: int) -> Es
         values.append(1 - apart.sum() / chance)
         left_out.append(1 - (apart.sum() - apart) / without)
     spread = np.array(left_out) - np.mean(left_out, axis=1, keepdims=True)
-    return Estimate(np.array(values), (number - 1) / number * spread @ spread.T, number)
-
-
-def _half_width(study: Estimate | None, assumed: Assumptions) -> float | None:
-    """Half the distance of the bounds of the first model's interval."""
-    if study is None:
+    sides = tuple(int(count) for count in np.bincount(grade, minlength=grades) if count)
+    if min(sides) < 2:
         return None
-    value, variance = float(study.values[0]), float(study.covariance[0, 0])
-    z = _NORMAL.inv_cdf((1 + assumed.level) / 2)
-    if assumed.metric in ("auc", "quadratic_kappa"):
-        reach = z * math.sqrt(max(variance, 0.0))
-        lowest = 0.0 if assumed.metric == "auc" else -1.0
-        return (min(1.0, value + reach) - max(lowest, value - reach)) / 2
-    # All right or all wrong: nothing is known of the spread, so that each patient counts as one image.
-    number = value * (1 - value) / variance if variance > 0 else float(study.patients)
-    return compute_wilson_half_width(value, number, z=z)
+    corrected = ((number - 1) / number) ** 2 * min(sides) / (min(sides) - 1)
+    return Estimate(np.array(values), corrected * spread @ spread.T, _count(sides, images=images))
 
 
-def compute_wilson_half_width(share: float, number: float, *, z: float) -> float:
-    """Return half the width of Wilson's interval of a share of `number` independent rows.
+def half_width_of(study: Estimate, assumed: Assumptions) -> float:
+    """Return half the distance of the bounds of the first model's interval.
 
-    Source: Wilson 1927.
+    Args:
+        study: One simulated study.
+        assumed: What it is like.
     """
-    return z / (1 + z**2 / number) * math.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    low, high = _bound(study, assumed, model=0)
+    return (high - low) / 2
 
 
-def _find_bound(study: Estimate, reach: float) -> float:
-    """Lower bound of the first less the second."""
-    contrast = np.array([1.0, -1.0])
-    error = math.sqrt(max(0.0, float(contrast @ study.covariance @ contrast)))
-    return float(study.values[0] - study.values[1]) - reach * error
+def _bound(study: Estimate, assumed: Assumptions, *, model: int) -> Limits:
+    """The interval that the report gives a model."""
+    value, variance = float(study.values[model]), float(study.covariance[model, model])
+    scale = DEFINITIONS[assumed.metric].scale
+    limits = bound_by_variance(scale, value, variance, study.base, level=assumed.level)
+    if limits is None:
+        raise ValueError(f"{assumed.metric}: one patient has no interval")  # studies have two of each side
+    return limits
+
+
+def bound_difference(study: Estimate, assumed: Assumptions) -> Limits:
+    """Return the interval of the first model less the second, as the report gives it.
+
+    Args:
+        study: One simulated study of two models.
+        assumed: What it is like.
+    """
+    first, second = (float(value) for value in study.values)
+    one, two = (_bound(study, assumed, model=model) for model in (0, 1))
+    moving = float(np.prod(np.diag(study.covariance)))
+    correlation = float(study.covariance[0, 1]) / math.sqrt(moving) if moving > 0 else 0.0
+    if DEFINITIONS[assumed.metric].scale == "share":
+        correlation = correct_correlation(correlation, first, second, study.base.rows[0])
+    return combine_difference(first, second, one, two, correlation)

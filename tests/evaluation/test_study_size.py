@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
+from medcls.evaluation.bounds import bound_area, compute_wilson
+from medcls.evaluation.intervals import compute_intervals
+from medcls.evaluation.paired import compare_predictions
+from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.study_size import (
     Assumptions,
     _confuse,
+    _estimate_areas,
+    _estimate_kappas,
+    _estimate_shares,
     _find_noise,
     _kappa_of,
-    compute_wilson_half_width,
+    bound_difference,
+    half_width_of,
     size_for_half_width,
     size_for_power,
 )
@@ -39,9 +48,12 @@ def test_patients_for_an_auc_follow_hanley_and_mcneil(auc: float, prevalence: fl
     found = size_for_half_width(Assumptions("auc", auc, prevalence=prevalence), half_width=half_width, replicates=400)
 
     def width(number: float) -> float:
-        return 1.96 * math.sqrt(area_variance(auc, cases=prevalence * number, others=(1 - prevalence) * number))
+        cases, others = prevalence * number, (1 - prevalence) * number
+        variance = area_variance(auc, cases=cases, others=others)
+        low, high = bound_area(auc, variance, (round(cases), round(others)))
+        return (high - low) / 2
 
-    assert found.patients == pytest.approx(solve(width, half_width), rel=0.04)
+    assert found.patients == pytest.approx(solve(width, half_width), rel=0.05)
     assert found.achieved <= half_width
     # Their own approximation, by exponential distributions, is near.
     q1, q2, cases = auc / (2 - auc), 2 * auc**2 / (1 + auc), prevalence * found.patients
@@ -52,13 +64,59 @@ def test_patients_for_an_auc_follow_hanley_and_mcneil(auc: float, prevalence: fl
 
 def test_patients_for_a_sensitivity_follow_wilson() -> None:
     found = size_for_half_width(Assumptions("sensitivity", 0.9, prevalence=0.25), half_width=0.05, replicates=400)
-    cases = solve(lambda number: compute_wilson_half_width(0.9, number, z=1.96), 0.05)
+    cases = solve(lambda number: np.ptp(compute_wilson(0.9, number)) / 2, 0.05)
     assert found.patients == pytest.approx(cases / 0.25, rel=0.03)
 
 
-def test_wilson_half_width_is_that_of_the_interval() -> None:
-    # 9 of 10: Wilson's interval is 0.5958 to 0.9821 (Newcombe 1998).
-    assert compute_wilson_half_width(0.9, 10, z=1.959964) == pytest.approx((0.98212 - 0.59585) / 2, abs=1e-4)
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("metric", ["auc", "sensitivity", "accuracy", "quadratic_kappa"])
+def test_planned_half_width_is_what_evaluate_gives(metric: str, images: int) -> None:
+    """On the very rows of one simulated study, but for the noise of 2,000 bootstrap samples."""
+    generator, patients = np.random.default_rng(3), 90
+    ids = np.repeat(np.arange(patients), images).astype(str).tolist()
+    latent = generator.normal(size=(1, patients, 1)) + generator.normal(size=(1, patients, images))
+    assumed = Assumptions(metric, 0.8)
+    drawn = {"patient_ids": ids, "replicates": 2000}
+    if metric == "quadratic_kappa":
+        grade = generator.integers(3, size=patients)
+        predicted = np.clip(np.round(grade[None, :, None] + 0.5 * latent), 0, 2).astype(int)
+        study = _estimate_kappas(grade, predicted, grades=3)
+        score = np.eye(3)[predicted.ravel()]
+        found = compute_intervals(
+            "multiclass", np.repeat(grade, images), score, class_names=("a", "b", "c"), grades=True, **drawn
+        )
+    else:
+        case = np.arange(patients) < (30 if metric == "auc" else patients - 2)
+        score = 1 / (1 + np.exp(-(latent + 1.5 * case[None, :, None] * (metric == "auc") + 1.0 * (metric != "auc"))))
+        true = np.repeat(case, images).astype(int)
+        found = compute_intervals("binary", true, score.ravel(), class_names=("no", "yes"), **drawn)
+        right = (score >= 0.5) == case[None, :, None]
+        study = (
+            _estimate_areas(case, score)
+            if metric == "auc"
+            else _estimate_shares(right[:, case] if metric == "sensitivity" else right)
+        )
+    assert study is not None
+    given = found[metric]
+    assert study.values[0] == pytest.approx(given["value"])
+    assert half_width_of(study, assumed) == pytest.approx((given["high"] - given["low"]) / 2, rel=0.04)
+
+
+@pytest.mark.parametrize("metric", ["auc", "sensitivity"])
+def test_planned_difference_is_what_evaluate_gives(metric: str) -> None:
+    generator, patients = np.random.default_rng(4), 120
+    case = np.arange(patients) < (50 if metric == "auc" else patients - 2)
+    shared = generator.normal(size=(1, patients, 1))
+    latent = 0.8 * shared + 0.6 * generator.normal(size=(2, patients, 1))
+    latent += np.array([1.6, 1.2])[:, None, None] * (case[None, :, None] if metric == "auc" else 1)
+    score = 1 / (1 + np.exp(-latent))
+    models = [check_predictions("binary", case.astype(int), one.ravel(), class_names=("no", "yes")) for one in score]
+    found = compare_predictions(*models, np.arange(patients), replicates=2000)["metrics"][metric]
+    study = _estimate_areas(case, score) if metric == "auc" else _estimate_shares(score[:, case] >= 0.5)
+    assert study is not None
+    low, high = bound_difference(study, Assumptions(metric, 0.8))
+    width = found["high"] - found["low"]
+    assert (low, high) == pytest.approx((found["low"], found["high"]), abs=0.05 * width)
 
 
 def test_specificity_counts_the_others_and_accuracy_everyone() -> None:
@@ -114,8 +172,8 @@ def test_noise_of_grades_gives_the_expected_kappa() -> None:
 
 def test_kappa_half_width_shrinks_with_the_root_of_the_patients() -> None:
     assumed = Assumptions("quadratic_kappa", 0.7)
-    wide = size_for_half_width(assumed, half_width=0.1, replicates=200).patients
-    narrow = size_for_half_width(assumed, half_width=0.05, replicates=200).patients
+    wide = size_for_half_width(assumed, half_width=0.04, replicates=200).patients
+    narrow = size_for_half_width(assumed, half_width=0.02, replicates=200).patients
     assert narrow == pytest.approx(4 * wide, rel=0.06)
 
 
