@@ -19,19 +19,18 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.evaluation.bounds import UNBOUNDED
-from medcls.evaluation.comparison import compare_areas, compute_area_interval, compute_delong
 from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
 from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.odds import compute_ratios, list_contrasts
-from medcls.evaluation.paired import describe_difference
+from medcls.evaluation.paired import describe_areas, describe_difference
 from medcls.evaluation.predictions import Predictions, check_predictions
+from medcls.evaluation.reader_study import Readings, compare_readers
 from medcls.evaluation.support import find_support
 from medcls.evaluation.thresholds import apply_operating_points
 
@@ -40,6 +39,7 @@ PREVALENCES = (0.05, 0.2, 0.5)
 IMAGES = (1, 3)
 ROUND = 50  # data sets of a cell before the next cell: what is stopped early has seen all cells
 PROMISED, LOWEST = 0.95, 0.93
+LEAST_GIVEN = 30  # intervals of a cell from which a share is shown
 _TRUTH_PATIENTS = 300_000
 _SEPARATION = 1.5  # standard deviations between cases and others: an AUC of .86
 _SHARED = 0.5  # share of the variance that the images of a patient have in common
@@ -49,8 +49,21 @@ _STATED = (0.02,)
 _COMMAND = "python -m benchmarks.coverage --datasets 1000 --state coverage.jsonl --page docs/results/coverage.md"
 
 Floats = NDArray[np.float64]
-Numbers = dict[str, tuple[float, float, float]]
-"""Name to value, low and high; NaN for a missing one."""
+
+
+class Number(NamedTuple):
+    """Value and limits, NaN for a missing one, and whether the entry has a note beside its interval."""
+
+    value: float
+    low: float
+    high: float
+    noted: bool
+
+
+Numbers = dict[str, Number]
+COUNTS = ("given", "held", "above", "width", "noted", "held_noted")
+"""What is counted of each number: intervals, those that hold the truth, those above it, their widths added up, those
+with a note, and those of these that hold the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ def draw(cell: Cell, generator: np.random.Generator) -> Draw:
     beside = _SECOND * base + np.sqrt(1 - _SECOND**2) * other
     if cell.kind in ("binary", "multilabel"):
         truth = (generator.random((cell.patients, 3)) < cell.prevalence)[patients]
-        truth = truth[:, :1] if cell.kind == "binary" else truth
+        truth = truth[:, : 1 if cell.kind == "binary" else 2]
         both = [_posterior(truth, each[:, : truth.shape[1]], cell.prevalence) for each in (base, beside)]
         labels = truth[:, 0] if cell.kind == "binary" else truth
         first, second = (_check(cell.kind, labels, score) for score in both)
@@ -122,7 +135,7 @@ def draw(cell: Cell, generator: np.random.Generator) -> Draw:
 
 
 def _check(kind: str, true: Any, score: Floats) -> Predictions:
-    names = {"binary": ["no", "yes"], "regression": []}.get(kind, ["a", "b", "c"])
+    names = {"binary": ["no", "yes"], "regression": [], "multilabel": ["a", "b"]}.get(kind, ["a", "b", "c"])
     grades = kind in ("ordinal", "graded")
     return check_predictions("regression" if kind == "graded" else kind, true, score, class_names=names, grades=grades)
 
@@ -160,19 +173,18 @@ def measure(one: Draw, *, frozen: Mapping[str, Any], prevalence: float, replicat
             for weights in draw_replicates(one.patients, replicates=replicates, seed=seed)
         ]
         drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
-        entries = []
-        for model, values, replicated in zip(models, plain, drawn, strict=True):
-            support = find_support(model, values)
-            counts = {name: basis.count(one.patients) for name, basis in support.items()}
-            entries.append(describe_estimates(values, replicated, support, counts))
+        supports = [find_support(model, values) for model, values in zip(models, plain, strict=True)]
+        counts = [{name: basis.count(one.patients) for name, basis in support.items()} for support in supports]
+        entries = [describe_estimates(*each) for each in zip(plain, drawn, supports, counts, strict=True)]
         found |= {name: _read(entry) for name, entry in entries[0].items()}
-        for name in plain[0]:
-            both = (entries[0][name], entries[1][name], drawn[0][name], drawn[1][name])
-            entry = describe_difference(*both, base=counts[name] if support[name].scale in UNBOUNDED else None)
-            found[f"difference of {name}"] = _read({**entry, "value": entry["difference"]})
+        both = (entries[0], entries[1]), (drawn[0], drawn[1])
+        found |= {
+            f"difference of {name}": _read(describe_difference(name, *both, support=supports[0], counts=counts[0]))
+            for name in plain[0]
+        }
     else:
-        found |= {name: (value, np.nan, np.nan) for name, value in plain[0].items()}
-        found |= {f"difference of {name}": (plain[0][name] - plain[1][name], np.nan, np.nan) for name in plain[0]}
+        found |= {name: _read({"value": value}) for name, value in plain[0].items()}
+        found |= {f"difference of {name}": _read({"value": plain[0][name] - plain[1][name]}) for name in plain[0]}
     if frozen:
         ids = one.patients.astype(str)
         for problem in evaluate_conformal(one.first, frozen, ids, **sampling):
@@ -181,26 +193,20 @@ def measure(one: Draw, *, frozen: Mapping[str, Any], prevalence: float, replicat
     if one.first.kind == "binary":
         (applied,) = apply_operating_points(one.first, [point], one.patients, prevalences=_STATED, **sampling)
         found |= {f"operating point {name}": _read(entry) for name, entry in applied["rates"].items()}
-        found |= _measure_areas(one)
+        ((_, entry),) = describe_areas(one.first, one.second, one.patients).items()
+        found |= {"DeLong difference of auc": _read(entry)} | _measure_reader(one, prevalence, **sampling)
     if one.first.kind in ("binary", "regression") and not one.first.grades:
         found |= _measure_odds(one, **sampling)
     return found
 
 
-def _measure_areas(one: Draw) -> Numbers:
-    positive = one.first.y_true == 1
-    scores = np.stack([one.first.y_score[:, 0], one.second.y_score[:, 0]], axis=1)
-    try:
-        areas = compute_delong(positive, scores, patients=one.patients)
-        difference = compare_areas(positive, scores[:, 0], scores[:, 1], patients=one.patients)
-    except ValueError:
-        return {}
-    known = len(np.unique(one.patients[positive])), len(np.unique(one.patients[~positive]))
-    limits = compute_area_interval(float(areas.auc[0]), float(areas.covariance[0, 0]), patients=known)
-    return {
-        "DeLong auc": (float(areas.auc[0]), *limits),
-        "DeLong difference of auc": (difference.difference, difference.low, difference.high),
-    }
+def _measure_reader(one: Draw, threshold: float, *, replicates: int, seed: int) -> Numbers:
+    """A reader who calls by the second model's scores."""
+    answers = (one.second.y_score[:, 0] >= threshold).astype(np.int64)
+    reader = Readings("reader", np.arange(len(answers)), answers)
+    (entry,) = compare_readers(one.first, one.patients, [reader], replicates=replicates, seed=seed)["entries"]
+    names = ("sensitivity", "specificity", "model_sensitivity", "difference")
+    return {f"reader {name}": _read(entry[name]) for name in names}
 
 
 def _measure_odds(one: Draw, *, replicates: int, seed: int) -> Numbers:
@@ -222,9 +228,10 @@ def _measure_odds(one: Draw, *, replicates: int, seed: int) -> Numbers:
     return {"odds ratio" if output == "binary" else "coefficient of a column": _read(entry)}
 
 
-def _read(entry: Mapping[str, Any]) -> tuple[float, float, float]:
-    value, low, high = (np.nan if entry.get(key) is None else float(entry[key]) for key in ("value", "low", "high"))
-    return value, low, high
+def _read(entry: Mapping[str, Any]) -> Number:
+    known = {**entry, "value": entry.get("value", entry.get("difference"))}
+    value, low, high = (np.nan if known.get(key) is None else float(known[key]) for key in ("value", "low", "high"))
+    return Number(value, low, high, "note" in entry)
 
 
 @functools.cache
@@ -235,11 +242,11 @@ def find_truth(kind: str, prevalence: float) -> tuple[dict[str, Any], dict[str, 
     frozen = calibrate_conformal(other.first, other.patients, alpha=0.1) if kind in ("binary", "multiclass") else {}
     one = draw(large, np.random.default_rng([1, 0]))
     found = measure(one, frozen=frozen, prevalence=prevalence, replicates=0, seed=0)
-    return frozen, {name: value for name, (value, _, _) in found.items()}
+    return frozen, {name: number.value for name, number in found.items()}
 
 
 def simulate(cell: Cell, *, datasets: int, start: int, replicates: int) -> dict[str, Any]:
-    """Return for each number how many data sets gave an interval, and how many of these held the truth.
+    """Return for each number what `COUNTS` names, over the data sets that gave an interval.
 
     Args:
         cell: What is drawn.
@@ -253,13 +260,13 @@ def simulate(cell: Cell, *, datasets: int, start: int, replicates: int) -> dict[
         seed = [cell.patients, round(100 * cell.prevalence), cell.images, number]
         one = draw(cell, np.random.default_rng(seed))
         found = measure(one, frozen=frozen, prevalence=cell.prevalence, replicates=replicates, seed=number)
-        for name, (_, low, high) in found.items():
-            given, held, above, width = counts.get(name, [0, 0, 0, 0.0])
-            if np.isfinite(low) and np.isfinite(high) and np.isfinite(truth.get(name, np.nan)):
-                true = truth[name]
-                counts[name] = [given + 1, held + (low <= true <= high), above + (low > true), width + high - low]
-            else:
-                counts[name] = [given, held, above, width]
+        for name, (_, low, high, noted) in found.items():
+            row = counts.setdefault(name, [0.0] * len(COUNTS))
+            true = truth.get(name, np.nan)
+            if np.isfinite([low, high, true]).all():
+                held = low <= true <= high
+                new = (1, held, low > true, high - low, noted, held and noted)
+                row[:] = [float(old + more) for old, more in zip(row, new, strict=True)]
     return {"cell": asdict(cell), "datasets": datasets, "start": start, "replicates": replicates, "counts": counts}
 
 
@@ -277,7 +284,7 @@ def build_page(done: Sequence[Mapping[str, Any]]) -> str:
         for name, counts in one["counts"].items():
             plain = re.sub(r"( yes| no|_yes|_no|_a|_b|_c)+$", "", name.replace("  ", " "))
             row = totals.setdefault((cell.kind, plain), {})
-            row[cell] = row.get(cell, np.zeros(4)) + np.array(counts)
+            row[cell] = row.get(cell, np.zeros(len(COUNTS))) + np.array(counts)
     replicates = sorted({one["replicates"] for one in done})
     lines = [
         "# How often 95 % intervals hold the truth",
@@ -289,34 +296,82 @@ def build_page(done: Sequence[Mapping[str, Any]]) -> str:
         f"    {_COMMAND}",
         "",
         "Scores are normal and calibrated, cases 1.5 standard deviations above the others; images of a patient share",
-        "half of the variance; the scores of the second model of a difference have correlation 0.6 with the first's.",
-        "The truth is that of 300,000 patients. Columns: patients / share of the rarer class / images per patient.",
-        "Cells: percent of the intervals that hold the truth. Bold: below 93 by more than two standard errors of the",
-        "simulation; in brackets: given in less than half of the data sets; empty: in fewer than 30. Numbers of single",
-        "classes are added up. ECE has no interval (decision 0047). If intervals hold too rarely (few patients of a",
-        "class, shares with under 3 exceptions) metrics.json and the report say so beside them (`note_undercoverage`).",
+        "half of the variance; the scores of the second model of a difference, and of the reader, have correlation 0.6",
+        "with the first's. The truth is that of 300,000 patients.",
+        "Columns: patients / share of the rarer class / images per patient.",
+        "Cells: percent of the intervals that hold the truth; in brackets: given in less than half of the data sets;",
+        "empty: in fewer than 30. Numbers of single classes are added up. ECE has no interval (decision 0047).",
+        "Below 93 the interval should carry a note (decision 0053). The mark n: it does, in most data sets, or the",
+        "intervals without a note hold the truth in 93 percent. Bold: it does not. Under each table these are listed;",
+        "by chance alone a number that holds the truth in 94 percent is below 93 in one of ten cells of 1,000 each.",
         "",
     ]
     for kind in dict.fromkeys(kind for kind, _ in totals):
         cells = [cell for cell in list_cells() if cell.kind == kind and cell in datasets]
-        heads = [f"{cell.patients} / {cell.prevalence:g} / {cell.images}" for cell in cells]
-        lines += [f"## {kind}", "", f"| number | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
-        for (other, name), row in sorted(totals.items()):
-            if other == kind and any(counts[0] for counts in row.values()):
-                found = [_format(row.get(cell), datasets[cell]) for cell in cells]
-                lines.append(f"| {name} | {' | '.join(found)} |")
-        lines.append("")
+        rows = {name: row for (other, name), row in sorted(totals.items()) if other == kind}
+        rows = {name: row for name, row in rows.items() if any(counts[0] for counts in row.values())}
+        lines += [f"## {kind}", "", f"| number | {' | '.join(map(_name_cell, cells))} |"]
+        lines += ["|---" * (len(cells) + 1) + "|"]
+        lines += [
+            f"| {name} | {' | '.join(_format(row.get(cell), datasets[cell]) for cell in cells)} |"
+            for name, row in rows.items()
+        ]
+        lines += ["", *_list_unsaid(rows), ""]
     return "\n".join(lines)
 
 
+def _name_cell(cell: Cell) -> str:
+    return f"{cell.patients} / {cell.prevalence:g} / {cell.images}"
+
+
 def _format(counts: NDArray[np.float64] | None, datasets: int) -> str:
-    if counts is None or counts[0] < 30:
+    if counts is None or counts[0] < LEAST_GIVEN:
         return ""
-    share = counts[1] / counts[0]
-    text = f"{100 * share:.0f}"
-    if share < LOWEST - 2 * np.sqrt(PROMISED * (1 - PROMISED) / counts[0]):
-        text = f"**{text}**"
+    text = f"{100 * counts[1] / counts[0]:.0f}"
+    if _is_low(counts):
+        text = f"{text} n" if _is_said(counts) else f"**{text}**"
     return f"({text})" if counts[0] < datasets / 2 else text
+
+
+def _is_low(counts: NDArray[np.float64], *, errors: float = 0.0) -> bool:
+    """Whether a cell is below what is promised, by more than so many standard errors of the simulation."""
+    given, held = counts[:2]
+    spare = errors * np.sqrt(PROMISED * (1 - PROMISED) / max(given, 1))
+    return bool(given >= LEAST_GIVEN and held / given < LOWEST - spare)
+
+
+def _is_said(counts: NDArray[np.float64]) -> bool:
+    """Whether most intervals of a cell have a note, or those without one hold the truth as often as promised."""
+    given, held, _, _, noted, held_noted = counts
+    return bool(noted >= given / 2 or held - held_noted >= LOWEST * (given - noted))
+
+
+def _list_unsaid(rows: Mapping[str, Mapping[Cell, NDArray[np.float64]]]) -> list[str]:
+    """Sentences on the cells of a kind that are low without a note, and on notes in cells that are not low."""
+    low = {name: {cell: counts for cell, counts in row.items() if _is_low(counts)} for name, row in rows.items()}
+    unsaid = {name: {cell: one for cell, one in row.items() if not _is_said(one)} for name, row in low.items()}
+    unsaid = {name: row for name, row in unsaid.items() if row}
+    flat = [counts for row in unsaid.values() for counts in row.values()]
+    beyond = sum(_is_low(counts, errors=2) for counts in flat)
+    listed = "; ".join(
+        f"{name} ({', '.join(f'{_name_cell(cell)}: {100 * one[1] / one[0]:.1f}' for cell, one in row.items())})"
+        for name, row in unsaid.items()
+    )
+    sound = [one for row in rows.values() for one in row.values() if one[0] >= LEAST_GIVEN and not _is_low(one)]
+    large = [
+        one
+        for row in rows.values()
+        for cell, one in row.items()
+        if cell.patients == max(PATIENTS) and one[0] >= LEAST_GIVEN and not _is_low(one)
+    ]
+    shares = [100 * sum(one[4] for one in some) / max(1, sum(one[0] for one in some)) for some in (sound, large)]
+    number = sum(map(len, low.values()))
+    return [
+        f"Below 93 and not said: {len(unsaid)} numbers in {len(flat)} cells ({beyond} by more than two standard errors)"
+        + (f": {listed}." if listed else "."),
+        f"Below 93 and said: {number - len(flat)} cells. Of the intervals in the {len(sound)} cells from 93, "
+        f"{shares[0]:.1f} percent have a note; with {max(PATIENTS)} patients {shares[1]:.1f} percent.",
+    ]
 
 
 def main(arguments: list[str]) -> int:

@@ -319,8 +319,7 @@ def _judge_comparison(one: Comparison, metrics: Mapping[str, Any]) -> dict[str, 
     definition = find_definition(one.metric)
     lower_is_better = definition is not None and definition.ideal == "low"
     limits = {"low": None, "high": one.margin} if lower_is_better else {"low": -one.margin, "high": None}
-    named = {"value": entry["difference"], "low": entry["low"], "high": entry["high"]}
-    return base | _judge(one.title, named | {"reason": entry.get("reason", "")}, **limits, strict=True)
+    return base | _judge(one.title, {**entry, "value": entry["difference"]}, **limits, strict=True)
 
 
 def _undecided(title: str, reason: str) -> dict[str, Any]:
@@ -348,7 +347,8 @@ def _judge(
     )
     outside = (low is not None and right < low) or (high is not None and left > high)
     verdict = MET if inside else NOT_MET if outside else UNDECIDED
-    reason = "the interval contains the limit" if verdict == UNDECIDED else ""
+    contains = "the interval contains the limit" if verdict == UNDECIDED else ""
+    reason = "; ".join(filter(None, [contains, entry.get("note", "")]))
     return {"title": title, "value": value, "low": left, "high": right, "verdict": verdict, "reason": reason}
 
 

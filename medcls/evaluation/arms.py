@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medcls.config import nearest
-from medcls.evaluation.bounds import UNBOUNDED, Base
+from medcls.evaluation.bounds import Base
 from medcls.evaluation.intervals import describe_estimates, draw_replicates, explain_undefined, number_patients
 from medcls.evaluation.metrics import Estimator
 from medcls.evaluation.paired import adjust_holm, describe_difference, or_nan, or_none
@@ -98,19 +98,13 @@ def assess_arms(
     seeds = np.random.default_rng([seed, 1]) if design == "holdout" else None
     measured = _measure(estimators, patients, draws=draws, seeds=seeds)
     chosen = _choose(measured, metrics)
-    described = {name: _describe_arm(arms[name], patients, measured[name]) for name in arms}
+    rests = {name: _count_support(arms[name], patients, measured[name]) for name in arms}
+    described = {name: _describe_arm(arms[name], patients, measured[name], *rests[name]) for name in arms}
     entries = {name: one["metrics"] for name, one in described.items()}
-    bases = {
-        name: basis.count(np.concatenate(patients))
-        for name, basis in _join_support(first, measured[next(iter(arms))].values).items()
-        if basis.scale in UNBOUNDED
-    }
     return {
         "arms": described,
         "pairs": {
-            metric: _compare_pairs(
-                measured, metric, entries=entries, base=bases.get(metric), design=design, test_share=test_share
-            )
+            metric: _compare_pairs(measured, metric, entries=entries, rests=rests, design=design, test_share=test_share)
             for metric in chosen
         },
     }
@@ -195,12 +189,22 @@ def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(metrics)) or shared
 
 
-def _describe_arm(folds: Sequence[FoldPredictions], patients: Sequence[Integers], arm: _Arm) -> dict[str, Any]:
+def _count_support(
+    folds: Sequence[FoldPredictions], patients: Sequence[Integers], arm: _Arm
+) -> tuple[Support, dict[str, Base]]:
+    """What the means over the folds rest on, and its patients and rows."""
     support = _join_support(folds, arm.values)
-    together = np.concatenate(patients)
-    counts = {
-        name: basis.count(together, repeats=len({one.repeat for one in folds})) for name, basis in support.items()
-    }
+    together, repeats = np.concatenate(patients), len({one.repeat for one in folds})
+    return support, {name: basis.count(together, repeats=repeats) for name, basis in support.items()}
+
+
+def _describe_arm(
+    folds: Sequence[FoldPredictions],
+    patients: Sequence[Integers],
+    arm: _Arm,
+    support: Support,
+    counts: Mapping[str, Base],
+) -> dict[str, Any]:
     means = {name: float(values.mean()) for name, values in arm.values.items()}
     metrics = describe_estimates(means, arm.drawn, support, counts, explain=_explain(folds, arm.values))
     rows = [
@@ -248,15 +252,21 @@ def _compare_pairs(
     metric: str,
     *,
     entries: Mapping[str, Mapping[str, Any]],
-    base: Base | None,
+    rests: Mapping[str, tuple[Support, Mapping[str, Base]]],
     design: str,
     test_share: float,
 ) -> list[dict[str, Any]]:
     pairs = []
     for first, second in combinations(measured, 2):
         one, two = measured[first], measured[second]
-        of_both = entries[first][metric], entries[second][metric]
-        compared = describe_difference(*of_both, one.drawn[metric], two.drawn[metric], base=base)
+        support, counts = rests[first]
+        compared = describe_difference(
+            metric,
+            (entries[first], entries[second]),
+            (one.drawn, two.drawn),
+            support=support,
+            counts=counts,
+        )
         by_fold = one.values[metric] - two.values[metric]
         test = _test(by_fold, design=design, test_share=test_share)
         pairs.append(
@@ -266,7 +276,9 @@ def _compare_pairs(
                 "difference": compared["difference"],
                 "by_fold": [or_none(float(value)) for value in by_fold],
                 "test": test and {name: _plain(value) for name, value in test._asdict().items()},
-                "bootstrap": {name: compared[name] for name in ("low", "high", "p_value")},
+                "bootstrap": {
+                    name: compared[name] for name in ("low", "high", "p_value", "reason", "note") if name in compared
+                },
             }
         )
     for kind in ("test", "bootstrap"):

@@ -293,7 +293,7 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
 def _difference(name: str, entry: Mapping[str, Any]) -> list[Cell]:
     both: list[Cell] = [format_value(entry.get("first")), format_value(entry.get("second"))]
     number = format_number(
-        "difference", {"value": entry["difference"], **{k: entry.get(k) for k in ("low", "high", "note")}}
+        "difference", {"value": entry["difference"], **{k: entry.get(k) for k in ("low", "high", "reason", "note")}}
     )
     return [*both, number, _p(entry["p_value"]), _p(entry["p_holm"])]
 

@@ -7,7 +7,7 @@ only say how much the number varies; where the limits are follows from its scale
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,16 @@ Limits = tuple[float, float]
 UNBOUNDED = ("error", "explained", "real")
 """Scales without two bounds: differences are taken as they are."""
 
-LEAST_IN_CLASS = {"error": 10, "explained": 10, "real": 20, "agreement": 20, "precision": 25}
+LEAST_IN_CLASS = {"error": 4, "explained": 4, "real": 5, "precision": 20}
 """Patients of the smallest class from which an interval held the truth as often as promised, by scale."""
 
-LEAST_IN_DIFFERENCE = 40
-FEW_EXCEPTIONS = 2.5  # rows on the smaller side of a share
+LEAST_IN_DIFFERENCE = {"error": 4, "explained": 4, "real": 10, "precision": 10}
+"""The same for the interval of a difference of two models."""
+
+FEW_EXCEPTIONS = 1.5  # rows on the smaller side of a share, of patients with K rows K times as many
+LEAST_FREEDOM = 4  # fewer degrees of freedom would widen an interval beyond use: a note says that it is too narrow
 PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
+_LESS_OFTEN = "such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +67,74 @@ def bound(scale: str, value: float, drawn: Floats, base: Base, *, level: float =
     Raises:
         ValueError: An unknown scale.
     """
+    if scale not in UNBOUNDED:
+        return bound_by_variance(scale, value, float(drawn.var(ddof=1)) * _correct(base), base, level=level)
+    limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base, level=level)
+    return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
+
+
+def bound_by_variance(scale: str, value: float, variance: float, base: Base, *, level: float = 0.95) -> Limits | None:
+    """Return the interval of a number with two bounds from its measured variance; None as in `bound`.
+
+    Args:
+        scale: "share", "area", "precision" or "agreement".
+        value: Finite.
+        variance: Over patients.
+        base: What the number rests on.
+        level: Nominal coverage.
+
+    Raises:
+        ValueError: Another scale.
+    """
     match scale:
         case "share":
-            return bound_share(value, drawn, base, level=level)
+            return _bound_share(value, variance, base, level=level)
         case "area":
-            return bound_area(value, float(drawn.var(ddof=1)) * _correct(base), base.patients, level=level)
+            return bound_area(value, variance, base.patients, level=level)
         case "precision" | "agreement":
-            return _bound_by_size(scale, value, drawn, base, level=level)
-    if scale in UNBOUNDED:
-        limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base, level=level)
-        return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
+            return _bound_by_size(scale, value, variance, base, level=level)
     raise ValueError(f"scale is {scale!r}")
 
 
-def note_undercoverage(scale: str, value: float, base: Base, *, difference: bool = False) -> str:
+def note_undercoverage(scale: str, value: float, base: Base) -> str:
     """Return what a reader must know of an interval that holds the truth less often than it promises; "" for others.
 
     Args:
         scale: As in `definitions.Definition`.
         value: Of the number.
         base: What it rests on.
-        difference: The interval is of the difference of two such numbers.
 
     Source: simulation, docs/results/coverage.md.
     """
-    needed = LEAST_IN_DIFFERENCE if difference else LEAST_IN_CLASS.get(scale, 0)
-    if base.smallest is not None and base.smallest < needed:
-        number = "1 patient" if base.smallest == 1 else f"{base.smallest} patients"
-        few = f"{number} in the smallest class, fewer than {needed}"
-        return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
-    wrong = min(value, 1 - value) * base.rows[0] if scale == "share" else 0.0
-    if not difference and 0 < wrong < FEW_EXCEPTIONS:
-        few = f"fewer than 3 exceptions out of {base.rows[0]}"
-        return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
-    return ""
+    if scale != "share":
+        return _note_few(scale, base, LEAST_IN_CLASS)
+    wrong, patients = min(value, 1 - value) * base.rows[0], base.patients[0]
+    if not 0 < wrong * patients / base.rows[0] < FEW_EXCEPTIONS:
+        return ""
+    of_whom = f" of {patients} patients" if base.clustered else ""
+    exceptions = "1 exception" if round(wrong) == 1 else f"{wrong:.0f} exceptions"
+    return f"only {exceptions} out of {base.rows[0]}{of_whom}: {_LESS_OFTEN}"
+
+
+def note_undercoverage_of_difference(scale: str, base: Base) -> str:
+    """Return the same for the interval of the difference of two models in a number.
+
+    Args:
+        scale: As in `definitions.Definition`.
+        base: What the number of the first model rests on.
+
+    Source: simulation, docs/results/coverage.md.
+    """
+    return _note_few(scale, base, LEAST_IN_DIFFERENCE)
+
+
+def _note_few(scale: str, base: Base, least: Mapping[str, int]) -> str:
+    # F1, and a sensitivity at another's specificity, rest on one side and hold the truth also with few.
+    needed = 0 if scale == "precision" and len(base.patients) == 1 else least.get(scale, 0)
+    if base.smallest is None or base.smallest >= needed:
+        return ""
+    number = "1 patient" if base.smallest == 1 else f"{base.smallest} patients"
+    return f"{number} in the smallest class, fewer than {needed}: {_LESS_OFTEN}"
 
 
 def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:
@@ -110,10 +148,10 @@ def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limit
     return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
 
 
-def bound_share(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+def _bound_share(value: float, variance: float, base: Base, *, level: float) -> Limits | None:
     """Return Wilson's interval, of patients with several rows by the effective number of independent rows.
 
-    The effective number is what a binomial share with the replicates' variance has: at most the rows, and the patients
+    The effective number is what a binomial share with this variance has: at most the rows, and the patients
     if the share is 0 or 1 (as if the rows of a patient were copies). Student's quantile for the normal one allows for
     few patients. None for several rows of one patient.
 
@@ -124,7 +162,7 @@ def bound_share(value: float, drawn: Floats, base: Base, *, level: float = 0.95)
         return compute_wilson(value, rows, level=level)
     if patients < 2:
         return None
-    effective = min(float(rows), _effective(value, drawn, base, otherwise=patients))
+    effective = min(float(rows), _effective(value, variance, otherwise=patients))
     return compute_wilson(value, effective * (_normal(level) / _student(level, patients - 1)) ** 2, level=level)
 
 
@@ -163,14 +201,14 @@ def _expect_variance(areas: Floats, cases: int, others: int) -> Floats:
     return np.asarray(areas * (1 - areas) * shape / (cases * others))
 
 
-def _bound_by_size(scale: str, value: float, drawn: Floats, base: Base, *, level: float) -> Limits:
+def _bound_by_size(scale: str, value: float, variance: float, base: Base, *, level: float) -> Limits:
     """Wilson's interval of a number that is no share, by the size of the share that would vary as much."""
     share = (value + 1) / 2 if scale == "agreement" else value
-    moved = (drawn + 1) / 2 if scale == "agreement" else drawn
+    spread = variance / 4 if scale == "agreement" else variance
     number = len(base.patients) ** 2 / sum(1 / patients for patients in base.patients)
     otherwise = float(base.fewest) if scale == "precision" else number
-    effective = _effective(share, moved, base, otherwise=otherwise)
-    shrunk = effective * (_normal(level) / _student(level, max(1, sum(base.patients) - 1))) ** 2
+    effective = _effective(share, spread, otherwise=otherwise)
+    shrunk = effective * (_normal(level) / _student(level, _count_freedom(base, base.fewest))) ** 2
     low, high = compute_wilson(share, shrunk, level=level)
     return (2 * low - 1, 2 * high - 1) if scale == "agreement" else (low, high)
 
@@ -187,7 +225,8 @@ def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95
     if spread <= 1e-9 * max(1.0, abs(value)):
         return None
     skewness = float(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
-    reach = _student(level, max(1, sum(base.patients) - 1))
+    smallest = base.fewest if base.smallest is None else base.smallest
+    reach = _student(level, _count_freedom(base, smallest))
 
     def unskew(quantile: float) -> float:
         if abs(skewness) < 1e-6:
@@ -213,14 +252,21 @@ def bound_coefficient(value: float, drawn: Floats, base: Base, *, level: float =
     return value - reach, value + reach
 
 
-def _effective(share: float, drawn: Floats, base: Base, *, otherwise: float) -> float:
-    spread = float(drawn.var(ddof=1)) * _correct(base)
-    return share * (1 - share) / spread if spread > 1e-15 and 0 < share < 1 else otherwise
+def _effective(share: float, variance: float, *, otherwise: float) -> float:
+    return share * (1 - share) / variance if variance > 1e-15 and 0 < share < 1 else otherwise
 
 
 def _correct(base: Base) -> float:
     """The bootstrap's variance is that of P patients with divisor P, not P - 1; the smallest side has most of it."""
     return base.fewest / (base.fewest - 1) if base.fewest > 1 else 1.0
+
+
+def _count_freedom(base: Base, smallest: int) -> int:
+    """Degrees of freedom of Student's quantile: most of the variance is that of the smallest class, if few are in it.
+
+    Source: our own choice, by simulation, docs/decisions/0053.
+    """
+    return max(1, min(sum(base.patients) - 1, max(smallest - 1, LEAST_FREEDOM)))
 
 
 def _normal(level: float) -> float:
@@ -256,6 +302,25 @@ def combine_difference(first: float, second: float, one: Limits, two: Limits, co
     sides = ((first - one[0], two[1] - second), (one[1] - first, second - two[0]))
     below, above = (math.sqrt(max(0.0, a * a + b * b - 2 * correlation * a * b)) for a, b in sides)
     return first - second - below, first - second + above
+
+
+def correct_correlation(correlation: float, first: float, second: float, rows: int) -> float:
+    """Return the correlation of two shares of the same rows, with Newcombe's correction for continuity.
+
+    Without it the interval of their difference is too narrow if the two disagree on few rows.
+
+    Args:
+        correlation: Of the estimates.
+        first: Share.
+        second: Share.
+        rows: Number of rows.
+
+    Source: Newcombe 1998, method 10: half of the rows is taken from the product of the fourfold table, down to 0.
+    """
+    spread = math.sqrt(first * (1 - first) * second * (1 - second))
+    if correlation <= 0 or spread == 0:
+        return correlation
+    return max(0.0, correlation - 1 / (2 * rows * spread))
 
 
 def combine_ratio(top: float, bottom: float, above: Limits, below: Limits) -> Limits:

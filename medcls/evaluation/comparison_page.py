@@ -214,8 +214,10 @@ def _number(value: float | None, test: Mapping[str, Any] | None) -> Number:
     return Number(_signed(value), interval, "" if value is not None else "undefined in a fold", None)
 
 
-def _interval(drawn: Mapping[str, Any]) -> str:
-    return "—" if drawn["low"] is None else f"{format_value(drawn['low'])} – {format_value(drawn['high'])}"
+def _interval(drawn: Mapping[str, Any]) -> Number:
+    known = drawn["low"] is not None
+    text = f"{format_value(drawn['low'])} – {format_value(drawn['high'])}" if known else "—"
+    return Number(text, "", str(drawn.get("reason") or drawn.get("note") or ""), None)
 
 
 def _difference(pair: Mapping[str, Any]) -> Number:

@@ -176,16 +176,20 @@ def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int, refe
         f"_{n}": problem.true == k for k, n in enumerate(problem.names)
     }
 
-    def share(chosen: NDArray[np.bool_]) -> Basis:
+    def share(chosen: NDArray[np.bool_], words: str = "") -> Basis:
         side = np.zeros(total, dtype=bool)
         side[problem.rows] = chosen
-        return Basis("share", (side,))
+        return Basis("share", (side,), side_names=(words,) if words else ())
 
-    support = {f"coverage{suffix}": share(rows) for suffix, rows in groups.items()}
+    of_class = {suffix: f"of class {suffix[1:]}" if suffix else "" for suffix in groups}
+    support = {f"coverage{suffix}": share(rows, of_class[suffix]) for suffix, rows in groups.items()}
     support["size"] = replace(share(groups[""]), scale="error")
     if refer:
-        support |= {f"referred{suffix}": share(rows) for suffix, rows in groups.items()}
-        support |= {f"right_if_kept{suffix}": share(rows & kept) for suffix, rows in groups.items()}
+        support |= {f"referred{suffix}": share(rows, of_class[suffix]) for suffix, rows in groups.items()}
+        support |= {
+            f"right_if_kept{suffix}": share(rows & kept, f"{of_class[suffix]} that is not referred".strip())
+            for suffix, rows in groups.items()
+        }
     return support
 
 

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.bounds import Base, Limits, bound, combine_mean, combine_ratio, note_undercoverage
+from medcls.evaluation.bounds import (
+    Base,
+    Limits,
+    bound,
+    combine_mean,
+    combine_ratio,
+    note_undercoverage,
+    note_undercoverage_of_difference,
+)
 from medcls.evaluation.calibration import compute_confidence, expect_ece
 from medcls.evaluation.definitions import name_metric
 from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
@@ -233,18 +241,41 @@ def describe_estimates(
             entries[name] = {"value": value, "low": None, "high": None, "reason": limits}
         else:
             entries[name] = {"value": value, "low": limits[0], "high": limits[1]}
-            note = _find_note(name, value, support, counts)
+            note = _find_note(name, values, support, counts)
             entries[name] |= {"note": note} if note else {}
     return entries
 
 
-def _find_note(name: str, value: float, support: Support, counts: Mapping[str, Base]) -> str:
-    """The note on an interval; a mean has that of its part with the fewest patients, with the part's name."""
-    few = [part for part in support[name].parts if note_undercoverage(support[part].scale, math.nan, counts[part])]
-    if support[name].scale != "mean" or not few:
-        return note_undercoverage(support[name].scale, value, counts[name])
-    worst = min(few, key=lambda part: counts[part].smallest or 0)
-    return f"{name_metric(worst)}: {note_undercoverage(support[worst].scale, math.nan, counts[worst])}"
+def _find_note(name: str, values: Mapping[str, float], support: Support, counts: Mapping[str, Base]) -> str:
+    """The note on an interval; of a mean as `_join_notes` says."""
+    parts = support[name].parts or (name,)
+    notes = {part: note_undercoverage(support[part].scale, values[part], counts[part]) for part in parts}
+    return _join_notes(name, notes, support, counts)
+
+
+def note_difference(name: str, support: Support, counts: Mapping[str, Base]) -> str:
+    """Return the note on the interval of a difference of two numbers; "" if it holds the truth as often as promised.
+
+    Args:
+        name: Of the number.
+        support: What each number rests on.
+        counts: Its patients and rows.
+    """
+    parts = support[name].parts or (name,)
+    notes = {part: note_undercoverage_of_difference(support[part].scale, counts[part]) for part in parts}
+    return _join_notes(name, notes, support, counts)
+
+
+def _join_notes(name: str, notes: Mapping[str, str], support: Support, counts: Mapping[str, Base]) -> str:
+    """The only note; of several that on the part with the fewest patients, in a mean of shares if most have one."""
+    if name in notes:
+        return notes[name]
+    noted = [part for part, note in notes.items() if note]
+    evens_out = support[name].scale == "mean" and all(support[part].scale == "share" for part in notes)
+    if not noted or (evens_out and 2 * len(noted) <= len(notes)):
+        return ""
+    worst = min(noted, key=lambda part: (counts[part].smallest or 0, counts[part].fewest))
+    return f"{name_metric(worst)}: {notes[worst]}"
 
 
 def _limit(

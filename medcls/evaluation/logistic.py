@@ -78,14 +78,15 @@ class _Problem:
         """Where the step leads, halved where it would lead down."""
         reach = np.ones((len(at), 1))
         # A Newton step that moves no log odds by more than 1 cannot lead down: the curvature changes by less than e.
-        if np.abs(step @ self.design).max() <= 1:
-            return np.asarray(at + step)
-        height = self.height(at)
-        for _ in range(_HALVINGS):
-            lower = self.height(at + reach * step) < height - 1e-12 * np.abs(height)
-            if not lower.any():
-                break
-            reach[lower] /= 2
+        far = np.flatnonzero(np.abs(step @ self.design).max(axis=1) > 1)
+        if len(far):
+            some = _Problem(self.design, self.outcome, self.offset, self.weights[far], self.ridge[far])
+            height = some.height(at[far])
+            for _ in range(_HALVINGS):
+                lower = some.height(at[far] + reach[far] * step[far]) < height - 1e-12 * np.abs(height)
+                if not lower.any():
+                    break
+                reach[far[lower]] /= 2
         return np.asarray(at + reach * step)
 
     def height(self, at: Floats) -> Floats:

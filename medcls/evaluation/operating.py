@@ -50,16 +50,19 @@ def count_at_thresholds(
 def compute_operating_rates(counts: Counts) -> dict[str, Floats]:
     """Sensitivity, specificity, PPV, NPV and both likelihood ratios; each (R, T), NaN = undefined.
 
+    Predictive values are undefined without cases or without others, as in `agreement.compute_rates`.
+
     Source: Altman & Bland 1994 (rates); Deeks & Altman 2004 (likelihood ratios).
     """
     hits, alarms = counts.true_positives, counts.false_positives
     rejected, missed = counts.negatives - alarms, counts.positives - hits
     sensitivity, specificity = ratio(hits, counts.positives), ratio(rejected, counts.negatives)
+    both = (counts.positives > 0) & (counts.negatives > 0)
     return {
         "sensitivity": sensitivity,
         "specificity": specificity,
-        "ppv": ratio(hits, hits + alarms),
-        "npv": ratio(rejected, rejected + missed),
+        "ppv": np.where(both, ratio(hits, hits + alarms), np.nan),
+        "npv": np.where(both, ratio(rejected, rejected + missed), np.nan),
         "lr_positive": ratio(sensitivity, 1 - specificity),
         "lr_negative": ratio(1 - sensitivity, specificity),
     }

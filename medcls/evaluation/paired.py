@@ -11,15 +11,31 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medcls.evaluation.bounds import UNBOUNDED, Base, bound_skewed, combine_difference, note_undercoverage
+from medcls.evaluation.bounds import (
+    UNBOUNDED,
+    Base,
+    Limits,
+    bound_skewed,
+    combine_difference,
+    combine_mean,
+    correct_correlation,
+    note_undercoverage_of_difference,
+)
 from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import list_questions
-from medcls.evaluation.intervals import correlate, describe_estimates, draw_replicates, join_replicates
+from medcls.evaluation.intervals import (
+    correlate,
+    describe_estimates,
+    draw_replicates,
+    join_replicates,
+    note_difference,
+)
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.support import find_support
+from medcls.evaluation.support import Basis, Support, find_support
 from medcls.evaluation.tables import choose_headlines
 
+Entries = Mapping[str, Mapping[str, Any]]
 _QUANTILE = NormalDist().inv_cdf(0.975)
 
 
@@ -116,7 +132,7 @@ def compare_predictions(
         raise ValueError("the two predictions are not of the same task, rows and labels")
     names = choose_headlines(first)
     metrics = _compare_metrics(first, second, patients, names=names, replicates=replicates, seed=seed)
-    compared = {"metrics": metrics, "auc": _compare_areas(first, second, patients)}
+    compared = {"metrics": metrics, "auc": describe_areas(first, second, patients)}
     for family in compared.values():
         holm = adjust_holm([or_nan(entry["p_value"]) for entry in family.values()])
         for entry, p_value in zip(family.values(), holm, strict=True):
@@ -140,88 +156,122 @@ def _compare_metrics(
     ]
     drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
     described: list[dict[str, dict[str, Any]]] = []
-    bases: dict[str, Base] = {}
-    notes: dict[str, str] = {}
+    supports: list[Support] = []
+    counted: list[dict[str, Base]] = []
     for model, value, replicated in zip((first, second), values, drawn, strict=True):
-        support = find_support(model, value)
-        counts = {name: basis.count(patients) for name, basis in support.items()}
+        supports.append(find_support(model, value))
+        counted.append({name: basis.count(patients) for name, basis in supports[-1].items()})
         numbers = {name: float(one[0]) for name, one in value.items()}
-        bases = {name: counts[name] for name, basis in support.items() if basis.scale in UNBOUNDED}
-        notes = {
-            name: note_undercoverage(basis.scale, numbers[name], counts[name], difference=True)
-            for name, basis in support.items()
-        }
-        described.append(describe_estimates(numbers, replicated, support, counts))
-    compared = {
+        described.append(describe_estimates(numbers, replicated, supports[-1], counted[-1]))
+    first_entries, second_entries = described
+    return {
         name: describe_difference(
-            described[0][name], described[1][name], drawn[0][name], drawn[1][name], base=bases.get(name)
+            name, (first_entries, second_entries), (drawn[0], drawn[1]), support=supports[0], counts=counted[0]
         )
         for name in names
         if name in values[0]
     }
-    for name, entry in compared.items():
-        if notes[name] and entry["low"] is not None:
-            entry["note"] = notes[name]
-    return compared
 
 
 def describe_difference(
-    first: Mapping[str, Any],
-    second: Mapping[str, Any],
-    drawn_first: Floats,
-    drawn_second: Floats,
+    name: str,
+    entries: tuple[Entries, Entries],
+    drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
     *,
-    base: Base | None = None,
+    support: Support,
+    counts: Mapping[str, Base],
 ) -> dict[str, Any]:
-    """Return two values, their difference with its interval, and the p value of no difference.
+    """Return two values, their difference with its interval, the p value of no difference, and a note if it is unsure.
 
-    The interval follows from those of the two and the correlation of their replicates; p is 1 less the coverage of the
+    The interval follows from those of the two and the correlation of their replicates; of numbers without bounds from
+    the replicates of the difference; of means from the differences of their parts. p is 1 less the coverage of the
     interval that just reaches 0.
 
     Args:
-        first: Entry of the first model, as `intervals.describe_estimates` has it.
-        second: Of the second.
-        drawn_first: (R,) replicates of the first number.
-        drawn_second: (R,) of the second, from the same draws.
-        base: Of a mean or another number without bounds: what it rests on. Its differences are taken as they are.
+        name: Of the number.
+        entries: Of both models, by name, as `intervals.describe_estimates` has them; with the parts of a mean.
+        drawn: (R,) replicates of the numbers of both, from the same draws.
+        support: What each number of the first model rests on.
+        counts: Its patients and rows.
 
-    Source: Newcombe 1998, method 10 (paired shares); Zou 2007 (any numbers).
+    Source: Newcombe 1998, method 10 (paired shares); Zou 2007 (any numbers); Zou & Donner 2008 (means).
     """
+    first, second = (side[name] for side in entries)
     values = first["value"], second["value"]
     entry: dict[str, Any] = {"first": values[0], "second": values[1], "difference": None, "low": None, "high": None}
     if None in values:
         return entry | {"p_value": None}
     entry["difference"] = difference = values[0] - values[1]
-    if np.array_equal(drawn_first, drawn_second, equal_nan=True) and difference == 0:
+    if np.array_equal(drawn[0][name], drawn[1][name], equal_nan=True) and difference == 0:
         return entry | {"p_value": 1.0}
     if first["low"] is None or second["low"] is None:
         return entry | {"p_value": None, "reason": (first if first["low"] is None else second)["reason"]}
-    limits = None
-    if base is not None:
-        apart = drawn_first - drawn_second
-        limits = bound_skewed(difference, apart[np.isfinite(apart)], base)
-    if limits is None:
-        correlation = float(correlate([drawn_first, drawn_second])[0, 1])
-        one, two = ((side["low"], side["high"]) for side in (first, second))
-        limits = combine_difference(*values, one, two, correlation)
-    low, high = limits
+    low, high = _limit_difference(name, entries, drawn, support=support, counts=counts)
     reach = difference - low if difference > 0 else high - difference
     p_value = math.erfc(abs(difference) / reach * _QUANTILE / math.sqrt(2)) if reach > 0 else None
-    return entry | {"low": low, "high": high, "p_value": p_value}
+    note = note_difference(name, support, counts)
+    return entry | {"low": low, "high": high, "p_value": p_value} | ({"note": note} if note else {})
 
 
-def _compare_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, dict[str, Any]]:
-    """Paired DeLong of each yes-or-no question."""
-    compared: dict[str, dict[str, Any]] = {}
-    for one, two in zip(list_questions(first), list_questions(second), strict=True):
-        try:
-            units = np.unique(patients[one.rows], return_inverse=True)[1]
-            found = compare_areas(one.positive, one.score, two.score, patients=units)
-        except ValueError as error:
-            compared[one.name] = {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
-            continue
-        compared[one.name] = {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
-    return compared
+def _limit_difference(
+    name: str,
+    entries: tuple[Entries, Entries],
+    drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
+    *,
+    support: Support,
+    counts: Mapping[str, Base],
+) -> Limits:
+    """The limits of the difference of two numbers that both have an interval."""
+    first, second = (side[name] for side in entries)
+    basis, base = support[name], counts[name]
+    if basis.scale == "mean":
+        limits = [_limit_difference(part, entries, drawn, support=support, counts=counts) for part in basis.parts]
+        apart = [drawn[0][part] - drawn[1][part] for part in basis.parts]
+        values = [entries[0][part]["value"] - entries[1][part]["value"] for part in basis.parts]
+        return combine_mean(values, limits, correlate(apart))[1]
+    if basis.scale in UNBOUNDED:
+        apart_here = drawn[0][name] - drawn[1][name]
+        found = bound_skewed(first["value"] - second["value"], apart_here[np.isfinite(apart_here)], base)
+        if found is not None:
+            return found
+    correlation = float(correlate([drawn[0][name], drawn[1][name]])[0, 1])
+    if basis.scale == "share":
+        correlation = correct_correlation(correlation, first["value"], second["value"], base.rows[0])
+    one, two = ((side["low"], side["high"]) for side in (first, second))
+    return combine_difference(first["value"], second["value"], one, two, correlation)
+
+
+def describe_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, dict[str, Any]]:
+    """Return the difference of the AUCs of each yes-or-no question by paired DeLong, with a note if it is unsure.
+
+    Args:
+        first: Of N rows.
+        second: Of the same rows.
+        patients: (N,) patient number of each row.
+    """
+    pairs = zip(list_questions(first), list_questions(second), strict=True)
+    return {one.name: describe_area(one.positive, one.score, two.score, patients[one.rows]) for one, two in pairs}
+
+
+def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: Integers) -> dict[str, Any]:
+    """Return the difference of two AUCs of one question, as `describe_areas` has it.
+
+    Args:
+        positive: (n,) whether a row is a case.
+        first: (n,) scores.
+        second: (n,) scores of the same rows.
+        patients: (n,) patient number of each row.
+    """
+    units = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+    try:
+        found = compare_areas(positive, first, second, patients=units)
+    except ValueError as error:
+        return {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
+    entry: dict[str, Any] = {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
+    cases = np.asarray(positive, dtype=bool)
+    sides = (cases, ~cases)
+    note = note_undercoverage_of_difference("area", Basis("area", sides, classes=sides).count(units))
+    return entry | ({"note": note} if note and entry["low"] is not None else {})
 
 
 def or_none(value: float) -> float | None:

@@ -13,7 +13,6 @@ import numpy as np
 from medcls.evaluation import figures as plots
 from medcls.evaluation.agreement import compute_confusion
 from medcls.evaluation.calibration import NUM_BINS, compute_confidence
-from medcls.evaluation.comparison import compute_area_interval, compute_delong
 from medcls.evaluation.conformal import compute_risk_coverage
 from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.definitions import DEFINITIONS, HIGH
@@ -21,7 +20,7 @@ from medcls.evaluation.drawing import Draw, write_figure
 from medcls.evaluation.predictions import Integers, Predictions
 from medcls.evaluation.reader_study import draw_readers
 from medcls.evaluation.strength_figures import draw_risk, draw_strengths
-from medcls.evaluation.tables import format_number, format_value
+from medcls.evaluation.tables import format_number
 
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20
@@ -101,25 +100,13 @@ def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping
         return []
     left_out = f" The first {MOST_CURVES} of {len(answered)} are drawn." if len(answered) > MOST_CURVES else ""
     roc = plots.draw_roc(questions, _label(questions, metrics, "auc"), patients=patients, seed=seed)
-    delong = _say_delong(questions[0], patients) if len(questions) == 1 else ""
-    plans = [Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{delong}{left_out}", roc)]
+    plans = [Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{left_out}", roc)]
     if predictions.kind != "regression":
         labels = _label(questions, metrics, "average_precision")
         draw = plots.draw_precision_recall(questions, labels)
         caption = f"Legend: average precision with 95 % interval; dotted: prevalence.{left_out}"
         plans.append(Plan("precision_recall", "Precision and recall", caption, draw))
     return plans
-
-
-def _say_delong(question: Question, patients: Integers) -> str:
-    """A second interval of the AUC that needs no resampling; "" where a class has one patient only."""
-    units = patients[question.rows]
-    number = (len(np.unique(units[question.positive])), len(np.unique(units[~question.positive])))
-    if min(number) < 2:
-        return ""
-    auc, covariance = compute_delong(question.positive, question.score, patients=units)
-    low, high = compute_area_interval(float(auc[0]), float(covariance[0, 0]), patients=number)
-    return f" By DeLong over patients: {format_value(low)} – {format_value(high)}."
 
 
 def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str) -> list[str]:

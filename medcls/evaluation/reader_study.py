@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,14 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medcls.evaluation.assessed_tables import Cell, Table
-from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.drawing import MUTED, SERIES, Draw
 from medcls.evaluation.intervals import draw_replicates, summarize
 from medcls.evaluation.operating import count_at_thresholds
-from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_difference, or_nan, or_none
+from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import compute_curve, compute_roc
-from medcls.evaluation.support import Basis, find_rate_support
+from medcls.evaluation.support import find_rate_support, name_sides
 from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.evaluation.weighted import ratio
 
@@ -96,11 +95,17 @@ def compare_readers(
             for cut in cuts:
                 called = answers >= cut if reader.ordered else _call_answers(predictions, number, answers)
                 entry = _compare_one(
-                    part, called, None if model is None else model[at], units, replicates=replicates, seed=seed
+                    part,
+                    called,
+                    None if model is None else model[at],
+                    units,
+                    side_names=name_sides(predictions, question.metric_suffix),
+                    replicates=replicates,
+                    seed=seed,
                 )
                 entry |= {"reader": reader.name, "question": question.name, "cut": cut}
                 if reader.ordered:
-                    entry["area"] = _compare_areas(part, answers.astype(np.float64), units)
+                    entry["area"] = describe_area(part.positive, part.score, answers.astype(np.float64), units)
                 of_question.append(entry)
         _adjust(of_question)
         entries += of_question
@@ -142,6 +147,7 @@ def _compare_one(
     model: NDArray[np.bool_] | None,
     units: Integers,
     *,
+    side_names: Mapping[str, str],
     replicates: int,
     seed: int,
 ) -> dict[str, Any]:
@@ -165,11 +171,19 @@ def _compare_one(
         return {"sensitivity": sensitivity, "specificity": specificity, "model_sensitivity": at_reader}
 
     drawn = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
-    support = find_rate_support(question.positive, called, np.arange(len(units)), total=len(units))
-    support["model_sensitivity"] = Basis("precision", (question.positive,))
+    support = find_rate_support(
+        question.positive, called, np.arange(len(units)), total=len(units), side_names=side_names
+    )
+    support["model_sensitivity"] = replace(support["sensitivity"], scale="precision")
     measured = summarize(estimate, units, support=lambda names: support, replicates=replicates, seed=seed)
     of_reader, of_model = (np.concatenate([one[place] for one in drawn]) for place in (0, 2))
-    found = describe_difference(measured["model_sensitivity"], measured["sensitivity"], of_model, of_reader)
+    found = describe_difference(
+        "sensitivity",
+        ({"sensitivity": measured["model_sensitivity"]}, measured),
+        ({"sensitivity": of_model}, {"sensitivity": of_reader}),
+        support=support,
+        counts={name: basis.count(units) for name, basis in support.items()},
+    )
     tests = {}
     for name, rows in (("cases", question.positive), ("others", ~question.positive)):
         if model is not None and rows.any():
@@ -180,7 +194,9 @@ def _compare_one(
         "n_images": len(units),
         "n_patients": int(units.max()) + 1,
         **measured,
-        "difference": {key: found[key] for key in ("difference", "low", "high", "p_value")},
+        "difference": {
+            key: found[key] for key in ("difference", "low", "high", "p_value", "reason", "note") if key in found
+        },
         "model_at_decision": None if model is None else _rate(question.positive, model),
         "at_decision": tests,
     }
@@ -191,15 +207,6 @@ def _rate(positive: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, f
         "sensitivity": or_none(float(ratio(called[positive].sum(), positive.sum()))),
         "specificity": or_none(float(ratio((~called)[~positive].sum(), (~positive).sum()))),
     }
-
-
-def _compare_areas(question: Question, answers: Floats, units: Integers) -> dict[str, Any]:
-    """AUC of the model less that of a reader's ordered answers, by paired DeLong."""
-    try:
-        found = compare_areas(question.positive, question.score, answers, patients=units)
-    except ValueError as error:
-        return {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
-    return {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
 
 
 def _adjust(entries: Sequence[dict[str, Any]]) -> None:
@@ -225,7 +232,7 @@ def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
         cut = "" if entry["cut"] is None else f", cut at {entry['cut']:g}"
         name = f"{entry['question']}: " if several else ""
         found = entry["difference"]
-        shown = {"value": found["difference"], "low": found["low"], "high": found["high"]}
+        shown = {"value": found["difference"], **{key: found.get(key) for key in ("low", "high", "reason", "note")}}
         cells: list[Cell] = [f"{entry['n_images']} ({entry['n_patients']})"]
         cells += [format_number(rate, entry[rate]) for rate in ("sensitivity", "specificity")]
         cells += [format_number("sensitivity", entry["model_sensitivity"]), format_number("difference", shown)]

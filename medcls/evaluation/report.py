@@ -50,7 +50,12 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         probabilities=evaluation.probabilities,
     )
     start = evaluation.metrics.get("decision", {}).get("thresholds", {})
-    slider = build_slider(predictions, evaluation.metrics.get("operating_points", []), start=start)
+    slider = build_slider(
+        predictions,
+        evaluation.metrics.get("operating_points", []),
+        start=start,
+        several_images=len(set(evaluation.patient_ids)) < len(evaluation.patient_ids),
+    )
     page = load_template("evaluation", "report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,

@@ -6,9 +6,9 @@
   const marks = element("slider-marks");
   const share = (above, below) => (below > 0 ? above / below : NaN);
   const format = (value) => (Number.isFinite(value) ? value.toFixed(3) : "—");
-  // 95 % Wilson interval of a share; images taken as independent.
+  // 95 % Wilson interval of a share; images taken as independent, so none if patients have several.
   const wilson = (hits, total) => {
-    if (!(total > 0)) return "";
+    if (!(total > 0) || data.several_images) return "";
     const z = 1.959964, p = hits / total, scale = 1 + z * z / total;
     const middle = (p + z * z / (2 * total)) / scale;
     const reach = (z / scale) * Math.sqrt(p * (1 - p) / total + z * z / (4 * total * total));
@@ -25,16 +25,19 @@
     const tp = q.true_positives[step], fp = q.false_positives[step], fn = q.positives - tp, tn = q.negatives - fp;
     const sensitivity = share(tp, q.positives), specificity = share(tn, q.negatives);
     const p = Number(prevalence.value) / 100;
+    // At a frozen threshold the intervals are those of the table.
+    const frozen = q.frozen.find((mark) => mark.step === step);
+    const interval = (name, hits, total) => (frozen ? frozen.intervals[name] : wilson(hits, total));
     put("slider-threshold", q.labels[step]);
     for (const [id, count] of [["tp", tp], ["fp", fp], ["fn", fn], ["tn", tn]]) {
       put(`slider-${id}`, String(count));
       const row = id === "tp" || id === "fn" ? q.positives : q.negatives;
       element(`slider-${id}`).parentElement.style.setProperty("--share", String(share(count, row) || 0));
     }
-    put("slider-sensitivity", sensitivity, wilson(tp, q.positives));
-    put("slider-specificity", specificity, wilson(tn, q.negatives));
-    put("slider-ppv", share(tp, tp + fp), wilson(tp, tp + fp));
-    put("slider-npv", share(tn, tn + fn), wilson(tn, tn + fn));
+    put("slider-sensitivity", sensitivity, interval("sensitivity", tp, q.positives));
+    put("slider-specificity", specificity, interval("specificity", tn, q.negatives));
+    put("slider-ppv", share(tp, tp + fp), interval("ppv", tp, tp + fp));
+    put("slider-npv", share(tn, tn + fn), interval("npv", tn, tn + fn));
     put("slider-ppv-stated", share(sensitivity * p, sensitivity * p + (1 - specificity) * (1 - p)));
     put("slider-npv-stated", share(specificity * (1 - p), specificity * (1 - p) + (1 - sensitivity) * p));
     put("slider-lr-positive", share(sensitivity, 1 - specificity));

@@ -10,29 +10,36 @@ import numpy as np
 from medcls.evaluation.curves import Question, list_questions, name_question
 from medcls.evaluation.operating import count_at_thresholds
 from medcls.evaluation.predictions import Predictions
-from medcls.evaluation.tables import format_threshold
+from medcls.evaluation.tables import format_number, format_threshold
 from medcls.evaluation.thresholds import Rule
 
 STEPS = 1000
 MOST_QUESTIONS = 20
+SHARES = ("sensitivity", "specificity", "ppv", "npv")
 
 
 def build_slider(
-    predictions: Predictions, points: Sequence[Mapping[str, Any]], *, start: Mapping[str, float | None]
+    predictions: Predictions,
+    points: Sequence[Mapping[str, Any]],
+    *,
+    start: Mapping[str, float | None],
+    several_images: bool = False,
 ) -> dict[str, Any] | None:
     """Return what the page's script needs, ready for JSON; None if no question has both answers.
 
-    A thousand steps between the ends, and every frozen threshold as a step of its own, so that the counts there are
-    exactly those of the table. Counts only, no scores of single images of these rows.
+    A thousand steps between the ends, and every frozen threshold as a step of its own, so that the counts there, and
+    the intervals, are exactly those of the table. Counts only, no scores of single images of these rows.
 
     Args:
         predictions: Of N rows.
         points: Frozen operating points, as in metrics.json.
         start: Question to the threshold of the decision, where the page opens.
+        several_images: A patient has several images: Wilson's intervals of images, which the script computes at other
+            thresholds, would be too narrow and are left out.
     """
     questions = [q for q in list_questions(predictions) if 0 < q.positive.sum() < len(q.positive)][:MOST_QUESTIONS]
     built = [_build_one(q, predictions, points, start=start.get(q.name)) for q in questions]
-    return {"questions": built} if questions else None
+    return {"questions": built, "several_images": several_images} if questions else None
 
 
 def _build_one(
@@ -46,7 +53,11 @@ def _build_one(
     steps = np.unique([*(low + (high - low) * np.arange(STEPS + 1) / STEPS), *exact])
     counts = count_at_thresholds(question.positive, question.score, thresholds=steps)
     marks = [
-        {"title": Rule(p["kind"], p["target"]).title, "step": int(np.searchsorted(steps, p["threshold"]))}
+        {
+            "title": Rule(p["kind"], p["target"]).title,
+            "step": int(np.searchsorted(steps, p["threshold"])),
+            "intervals": {name: _say_interval(name, p.get("rates", {}).get(name)) for name in SHARES},
+        }
         for p in frozen
     ]
     first = start if start is not None else exact[0] if exact else (low + high) / 2
@@ -61,3 +72,11 @@ def _build_one(
         "false_positives": counts.false_positives[0].astype(int).tolist(),
         "frozen": marks,
     }
+
+
+def _say_interval(name: str, entry: Mapping[str, Any] | None) -> str:
+    """The interval of a rate as the table of operating points has it, with its note."""
+    if entry is None:
+        return ""
+    number = format_number(name, entry)
+    return "; ".join(filter(None, [number.interval, number.reason]))

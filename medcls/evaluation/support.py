@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,8 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
         if key in questions:
             sides = tuple(questions[key][over] for over in definition.over)
             of_question = tuple(questions[key][side] for side in ("cases", "others"))
-            side_names = _name_sides(predictions, key, definition.over)
+            words = name_sides(predictions, key)
+            side_names = () if "all" in definition.over else tuple(words[over] for over in definition.over)
         else:
             side_names = ()
             sides = classes if "cases" in definition.over else (everyone,)
@@ -99,7 +100,9 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
     return support
 
 
-def find_rate_support(positive: Mask, called: Mask, rows: Integers, *, total: int) -> Support:
+def find_rate_support(
+    positive: Mask, called: Mask, rows: Integers, *, total: int, side_names: Mapping[str, str]
+) -> Support:
     """Return the basis of sensitivity, specificity, predictive values and likelihood ratios of a threshold.
 
     Args:
@@ -107,6 +110,7 @@ def find_rate_support(positive: Mask, called: Mask, rows: Integers, *, total: in
         called: (n,) whether it is called one.
         rows: (n,) their row numbers.
         total: N.
+        side_names: Of `name_sides`.
     """
     known = np.zeros(total, dtype=bool)
     known[rows] = True
@@ -114,8 +118,16 @@ def find_rate_support(positive: Mask, called: Mask, rows: Integers, *, total: in
     cases[rows], chosen[rows] = positive, called
     masks = _list_masks(known, cases, chosen)
     rates = ("sensitivity", "specificity")
-    found = {name: Basis("share", (masks[DEFINITIONS[name].over[0]],)) for name in (*rates, "ppv", "npv")}
-    return found | {f"lr_{name}": Basis("ratio", (), rates, name == "positive") for name in ("positive", "negative")}
+    sides = {name: DEFINITIONS[name].over[0] for name in (*rates, "ppv", "npv")}
+    classes = (masks["cases"], masks["others"])
+    found = {
+        name: Basis("share", (masks[side],), classes=classes, side_names=(side_names[side],))
+        for name, side in sides.items()
+    }
+    return found | {
+        f"lr_{name}": Basis("ratio", (), rates, name == "positive", classes=classes)
+        for name in ("positive", "negative")
+    }
 
 
 def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
@@ -136,8 +148,13 @@ def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
     return found | {f"_above_{name}": _list_masks(everyone, true > k, predicted > k) for k, name in enumerate(names)}
 
 
-def _name_sides(predictions: Predictions, key: str, over: tuple[str, ...]) -> tuple[str, ...]:
-    """What the rows of each side of a yes-or-no question are, in words; () if a side is all rows."""
+def name_sides(predictions: Predictions, key: str) -> dict[str, str]:
+    """Return what the rows of each side of a yes-or-no question are, in words: "cases" to "with fracture".
+
+    Args:
+        predictions: Whose kind and class names count.
+        key: Suffix of the question's metrics: "", "_fracture", "_above_mild".
+    """
     name = (key or f"_{predictions.class_names[-1]}")[1:]
     if key.startswith("_above_") and name not in predictions.class_names:
         case, other = f"above {name[len('above_') :]}", f"not above {name[len('above_') :]}"
@@ -148,8 +165,7 @@ def _name_sides(predictions: Predictions, key: str, over: tuple[str, ...]) -> tu
         if predictions.kind == "binary":
             other = f"of class {predictions.class_names[0]}"
     words = {"cases": case, "others": other, "called": f"called {name}", "cleared": f"not called {name}"}
-    words["either"] = f"{case} or called so"
-    return tuple(words[side] for side in over) if "all" not in over else ()
+    return words | {"either": f"{case} or called so"}
 
 
 def _has_classes(predictions: Predictions) -> bool:

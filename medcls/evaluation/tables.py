@@ -138,8 +138,10 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         if entry["value"] is None:
             lines.append(f"  {shown:28s} undefined: {why}")
         else:
-            interval = f"[{entry['low']:.3f}, {entry['high']:.3f}]" if entry["low"] is not None else ""
-            lines.append(f"  {shown:28s} {entry['value']:.3f}  {interval or f'no interval: {why}'}")
+            found = f"no interval: {why}"
+            if entry["low"] is not None:
+                found = f"[{entry['low']:.3f}, {entry['high']:.3f}]" + (f"  ({why})" if why else "")
+            lines.append(f"  {shown:28s} {entry['value']:.3f}  {found}")
     return "\n".join(lines)
 
 
@@ -150,7 +152,7 @@ def format_number(name: str, entry: Mapping[str, Any]) -> Number:
     return Number(
         text=format_value(value),
         interval="" if low is None else f"{format_value(low)} – {format_value(high)}",
-        reason=str(entry.get("reason") or entry.get("note", "")),
+        reason=str(entry.get("reason") or entry.get("note") or ""),
         bar=(100 * low, max(100 * (high - low), 0.8), 100 * value) if bounded else None,
     )
 

@@ -13,7 +13,7 @@ from medcls.evaluation.intervals import LEAST_REPLICATES, draw_replicates, summa
 from medcls.evaluation.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.evaluation.ranking import Curve, compute_curve
-from medcls.evaluation.support import Basis, find_rate_support
+from medcls.evaluation.support import Basis, find_rate_support, name_sides
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 GIVEN = "given"  # set on the command line, not chosen on any rows
@@ -192,7 +192,13 @@ def apply_operating_points(
         positives, negatives = int(question.positive.sum()), int((~question.positive).sum())
         threshold = float(point["threshold"])
         called = question.score >= threshold
-        support = find_rate_support(question.positive, called, question.rows, total=len(patients))
+        support = find_rate_support(
+            question.positive,
+            called,
+            question.rows,
+            total=len(patients),
+            side_names=name_sides(predictions, question.metric_suffix),
+        )
         stated = {
             f"{name}_at_{prevalence:g}": Basis(
                 "predictive", (), ("sensitivity", "specificity"), name == "ppv", prevalence

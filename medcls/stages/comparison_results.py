@@ -216,7 +216,7 @@ def _format(entry: Mapping[str, Any]) -> str:
     if entry["value"] is None:
         return f"undefined: {entry.get('reason', '')}"
     interval = "" if entry["low"] is None else f"  [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return f"{entry['value']:.3f}{interval}"
+    return f"{entry['value']:.3f}{interval}" + (f"  ({entry['note']})" if "note" in entry else "")
 
 
 def format_pair(pair: Mapping[str, Any]) -> str:
@@ -230,4 +230,5 @@ def format_pair(pair: Mapping[str, Any]) -> str:
                 "undefined" if entry[key] is None else f"{entry[key]:.3f}" for key in ("p_value", "p_holm")
             )
             parts.append(f"{name} p {p_value} (Holm {holm})")
+    parts += [pair["bootstrap"]["note"]] if "note" in pair["bootstrap"] else []
     return "; ".join(parts)

@@ -114,7 +114,8 @@ def describe_baseline(baseline: dict[str, Any]) -> str:
 def _format(entry: dict[str, Any], key: str) -> str:
     if entry[key] is None:
         return "undefined"
-    return f"{entry[key]:.3f}" + ("" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]")
+    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return f"{entry[key]:.3f}{interval}" + (f" ({entry['note']})" if "note" in entry else "")
 
 
 def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -35,6 +35,15 @@ def test_a_lower_limit_is_judged_by_the_interval(limits: dict[str, Any], found: 
     assert bool(row["reason"]) == (verdict == "undecided")
 
 
+def test_a_verdict_has_the_note_on_its_interval() -> None:
+    note = "3 patients in the smallest class"
+    plan = parse(metrics=[{"metric": "auc", "at_least": 0.8}])
+    (row,) = judge_analysis(plan, {"auc": entry(0.9, 0.85, 0.95, note=note)})["criteria"]
+    assert (row["verdict"], row["reason"]) == ("met", note)
+    (row,) = judge_analysis(plan, {"auc": entry(0.9, 0.75, 0.95, note=note)})["criteria"]
+    assert row["reason"] == f"the interval contains the limit; {note}"
+
+
 @pytest.mark.parametrize(
     ("limits", "bounds", "verdict"),
     [

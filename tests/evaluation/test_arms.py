@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.paired import adjust_holm
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.resampling_tests import compute_5x2_f, compute_corrected_t
+from medcls.stages.comparison_results import format_pair
 
 Folds = list[FoldPredictions]
 GRADES = ("0", "1", "2", "3")
@@ -188,6 +190,28 @@ def test_a_holdout_has_the_bootstrap_alone(make_arm: Callable[..., Folds]) -> No
     (pair,) = found["pairs"]["accuracy"]
     assert pair["test"] is None
     assert 0 < pair["bootstrap"]["p_value"] <= 1
+
+
+def test_pairs_of_arms_with_few_patients_of_a_class_have_a_note(make_arm: Callable[..., Folds]) -> None:
+    """Three patients of the second class in all folds together."""
+
+    def thin(folds: Folds) -> Folds:
+        few = {f"p{number}" for number in (2, 3, 6)}
+        made = []
+        for one in folds:
+            true = np.array([int(patient in few) for patient in one.patient_ids])
+            made.append(replace(one, predictions=replace(one.predictions, y_true=true)))
+        return made
+
+    arms = {f"arm{skill}": thin(make_arm("binary", skill=skill, k=1)) for skill in (0.5, 2.5)}
+    found = assess(arms, design="holdout", metrics=["brier", "auc"])
+    note = "3 patients in the smallest class, fewer than 4: such intervals"
+    assert found["arms"]["arm0.5"]["metrics"]["brier"]["note"].startswith(note)
+    (pair,) = found["pairs"]["brier"]
+    assert pair["bootstrap"]["note"].startswith(note)
+    assert format_pair({**pair, "bootstrap": {**pair["bootstrap"], "p_holm": 1.0}}).count(note) == 1
+    (pair,) = found["pairs"]["auc"]
+    assert "note" not in pair["bootstrap"]
 
 
 def test_all_pairs_are_there_and_holm_is_over_them(make_arm: Callable[..., Folds]) -> None:

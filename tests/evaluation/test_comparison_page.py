@@ -149,6 +149,13 @@ def test_undefined_numbers_are_dashes_with_reasons(make_results: Callable[..., d
     assert "undefined in a fold" in page
 
 
+def test_note_on_an_interval_stands_beside_it(make_results: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    results = make_results(sizes=(None,))
+    pair = results["sizes"]["all"]["pairs"]["quadratic_kappa"][0]
+    pair["bootstrap"]["note"] = "3 patients in the smallest class"
+    assert "3 patients in the smallest class" in write_comparison_page(tmp_path, results).read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "title"),
     [

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from benchmarks import coverage
 from medcls.evaluation import intervals
-from medcls.evaluation.bounds import bound_area
+from medcls.evaluation.bounds import Base, bound, bound_area
 from medcls.evaluation.definitions import find_definition
 from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.metrics import build_estimator
@@ -61,7 +64,7 @@ def test_intervals_hold_the_truth(patients, images):
     """120 data sets: 0.86 is 4.5 standard errors below 95 %; a biased interval or one without width fails."""
     cell = coverage.Cell("binary", patients, 0.5, images)
     found = coverage.simulate(cell, datasets=120, start=0, replicates=60)["counts"]
-    held = {name: hold / given for name, (given, hold, _, _) in found.items() if given > 60}
+    held = {name: hold / given for name, (given, hold, *_) in found.items() if given > 60}
     assert len(held) > 40
     assert {name: share for name, share in held.items() if share < 0.86} == {}
 
@@ -109,12 +112,20 @@ def test_interval_that_is_known_to_hold_too_rarely_says_so(make_task):
     few = np.zeros(60, dtype=int)
     few[:4] = 1
     found = compute(task, ids, y_true=few)
-    assert found["brier"]["note"].startswith("4 patients in the smallest class, fewer than 10: such intervals hold")
+    assert found["average_precision"]["note"].startswith(
+        "4 patients in the smallest class, fewer than 20: such intervals"
+    )
+    assert "note" not in found["brier"]
     assert "note" not in found["auc"]
+    few[3] = 0
+    assert compute(task, ids, y_true=few)["brier"]["note"].startswith("3 patients in the smallest class, fewer than 4")
     nearly = np.where(task["y_true"] == 1, 0.9, 0.1)
     nearly[0] = 0.9
     assert found["auc"]["low"] is not None
-    assert compute(task, ids, y_score=nearly)["specificity"]["note"].startswith("fewer than 3 exceptions out of ")
+    one_wrong = compute(task, ids, y_score=nearly)
+    assert one_wrong["specificity"]["note"].startswith("only 1 exception out of 30: such intervals")
+    assert one_wrong["lr_positive"]["note"].startswith("Specificity: only 1 exception out of 30")
+    assert "note" not in one_wrong["accuracy"] or one_wrong["accuracy"]["note"].startswith("only 1 exception out of 60")
 
 
 def test_an_area_with_one_patient_on_a_side_has_no_interval_nor_has_its_mean(make_task):
@@ -141,18 +152,62 @@ def test_the_note_of_a_label_is_that_of_the_mean_also_without_positives(make_tas
     true[::2] = 1
     true[:, 2] = np.arange(120) < positives
     found = compute(task, [str(row) for row in range(120)], y_true=true)
-    note = f"{words} in the smallest class, fewer than 10: such intervals hold the truth less often than 95 %"
+    note = f"{words} in the smallest class, fewer than 4: such intervals hold the truth less often than 95 %"
     assert found["brier_KL2"]["note"].startswith(note)
     assert found["brier"]["note"].startswith(f"Brier score KL2: {note}")
     assert "note" not in found["brier_KL1"]
 
 
 def test_few_exceptions_are_counted_also_at_a_half(make_task):
-    true = np.array([1] * 4 + [0] * 40)
-    score = np.where(np.arange(44) < 2, 0.9, 0.1)
-    found = compute(make_task("binary"), [str(row) for row in range(44)], y_true=true, y_score=score)["sensitivity"]
+    """Of a share the smaller side counts, so of half of two cases one."""
+    true = np.array([1] * 2 + [0] * 40)
+    score = np.where(np.arange(42) < 1, 0.9, 0.1)
+    found = compute(make_task("binary"), [str(row) for row in range(42)], y_true=true, y_score=score)["sensitivity"]
     assert found["value"] == 0.5
-    assert found["note"].startswith("fewer than 3 exceptions out of 4: such intervals")
+    assert found["note"].startswith("only 1 exception out of 2: such intervals")
+
+
+def test_exceptions_of_patients_with_several_images_are_counted_by_patient(make_task):
+    """All three images of one patient wrong are one exception, not three."""
+    task = make_task("binary", rows=120)
+    score = np.where(task["y_true"] == 1, 0.9, 0.1)
+    wrong = np.flatnonzero(task["y_true"] == 0)[:3]
+    score[wrong] = 0.9
+    ids = np.array([f"p{row}" for row in np.arange(120) // 3])
+    order = np.argsort(task["y_true"], kind="stable")
+    there = compute(task, ids, y_true=task["y_true"][order], y_score=score[order])["specificity"]
+    assert there["note"].startswith("only 3 exceptions out of 60 of 20 patients: such intervals")
+    alone = [str(row) for row in range(120)]
+    assert "note" not in compute(task, alone, y_true=task["y_true"][order], y_score=score[order])["specificity"]
+
+
+def test_a_mean_of_shares_has_a_note_if_most_of_its_parts_have_one(make_task):
+    """One wrong row of one label of four evens out; one of each does not."""
+    task = make_task("multilabel", rows=120)
+    true = np.tile(np.arange(120)[:, None] % 2, (1, 4)).astype(float)
+    ids = [str(row) for row in range(120)]
+    one = np.where(true == 1, 0.9, 0.1)
+    one[1, 0] = 0.1
+    found = compute(task, ids, y_true=true, y_score=one)
+    assert found["recall_KL0"]["note"].startswith("only 1 exception out of 60")
+    assert "note" not in found["sensitivity"]
+    each = one.copy()
+    each[1] = 0.1
+    found = compute(task, ids, y_true=true, y_score=each)
+    assert found["sensitivity"]["note"].startswith("Recall KL0: only 1 exception out of 60: such intervals")
+
+
+def test_few_patients_of_a_class_widen_the_interval_of_an_error_and_of_a_precision(make_task):
+    """Student's quantile has the degrees of freedom of the smallest class, and never fewer than four."""
+    drawn = np.random.default_rng(0).normal(0.5, 0.02, 400)
+    few, many = (Base((100,), (100,), clustered=False, smallest=n) for n in (7, 90))
+    narrow, wide = (np.ptp(bound("error", 0.5, drawn, base)) for base in (many, few))
+    assert wide / narrow == pytest.approx(stdtrit(6, 0.975) / stdtrit(89, 0.975), rel=0.02)
+    least = np.ptp(bound("error", 0.5, drawn, Base((100,), (100,), clustered=False, smallest=2)))
+    assert least / narrow == pytest.approx(stdtrit(4, 0.975) / stdtrit(89, 0.975), rel=0.03)
+    sides = [Base(sides, sides, clustered=False, smallest=min(sides)) for sides in ((7, 93), (47, 53))]
+    narrow, wide = (np.ptp(bound("precision", 0.5, drawn, base)) for base in reversed(sides))
+    assert wide > 1.15 * narrow
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -286,6 +341,53 @@ def test_impossible_settings_are_refused(make_task, make_patients, change):
 def test_patients_must_match_the_rows(make_task, make_patients):
     with pytest.raises(ValueError, match="expected one for each of the 60 rows"):
         compute(make_task("binary"), make_patients(59))
+
+
+def test_notes_are_counted_and_cells_that_lack_one_are_listed():
+    """Of 40 patients with two cases each Brier score has a note if fewer than four came; a sensitivity has none."""
+    cell = coverage.Cell("binary", 40, 0.05, 1)
+    one = coverage.simulate(cell, datasets=40, start=0, replicates=40)
+    counts = {name: dict(zip(coverage.COUNTS, row, strict=True)) for name, row in one["counts"].items()}
+    draws = [coverage.draw(cell, np.random.default_rng([40, 5, 1, number])).first.y_true.sum() for number in range(40)]
+    assert counts["brier"]["noted"] == sum(cases < 4 for cases in draws)
+    assert counts["difference of brier"]["noted"] > 0
+    made = {
+        "loud": [1000, 880, 0, 1, 600, 500],  # low, most have a note
+        "right": [1000, 920, 0, 1, 150, 100],  # low, but without those that have a note 820 of 850
+        "silent": [1000, 880, 0, 1, 0, 0],
+        "good": [1000, 950, 0, 1, 100, 90],
+    }
+    page = coverage.build_page([{**one, "datasets": 1000, "counts": made}])
+    rows = {line.split(" | ")[0][2:]: line.split(" | ")[1].rstrip(" |") for line in page.splitlines() if " | " in line}
+    assert {name: rows[name] for name in made} == {
+        "loud": "88 n",
+        "right": "92 n",
+        "silent": "**88**",
+        "good": "95",
+    }
+    assert "Below 93 and not said: 1 numbers in 1 cells (1 by more than two standard errors): silent" in page
+    assert "silent (40 / 0.05 / 1: 88.0)." in page
+    assert "Below 93 and said: 2 cells. Of the intervals in the 1 cells from 93, 10.0 percent have a note" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", [("binary", 100, 0.2, 1), ("multiclass", 40, 0.2, 3), ("regression", 100, 0.5, 3)])
+def test_coverage_of_the_page_is_found_again(cell):
+    """150 data sets: each number within four standard errors (and half a percent of rounding) of what the page says."""
+    page = (Path(coverage.__file__).parents[1] / "docs" / "results" / "coverage.md").read_text(encoding="utf-8")
+    part = page.split(f"\n## {cell[0]}\n")[1].split("\n## ")[0]
+    table = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("|")]
+    column = [text.strip() for text in table[0]].index(f"{cell[1]} / {cell[2]:g} / {cell[3]}")
+    said = {row[0].strip(): re.sub(r"[^0-9]", "", row[column]) for row in table[2:]}
+    found = coverage.simulate(coverage.Cell(*cell), datasets=150, start=5000, replicates=100)["counts"]
+    compared = 0
+    for name, (given, held, *_) in found.items():
+        if given >= 140 and said.get(name):
+            promised = int(said[name]) / 100
+            error = np.sqrt(max(promised * (1 - promised), 0.02) / given)
+            assert abs(held / given - promised) < 4 * error + 0.005, name
+            compared += 1
+    assert compared > 5
 
 
 @pytest.mark.slow

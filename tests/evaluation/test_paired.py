@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from medcls.evaluation.bounds import combine_difference, compute_wilson, correct_correlation
 from medcls.evaluation.comparison import compare_areas
-from medcls.evaluation.metrics import compute_metrics
-from medcls.evaluation.paired import adjust_holm, compare_predictions, compute_mcnemar
+from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
+from medcls.evaluation.metrics import build_estimator, compute_metrics
+from medcls.evaluation.paired import adjust_holm, compare_predictions, compute_mcnemar, describe_difference
 from medcls.evaluation.predictions import KINDS, check_predictions
+from medcls.evaluation.support import find_support
 
 
 def right(only_first, only_second, both=5):
@@ -116,6 +119,76 @@ def test_differences_are_those_of_the_metrics_and_turn_round(kind, make_task):
         assert entry["p_value"] <= entry["p_holm"] + 1e-12
         assert (entry["p_value"] < 0.05) == (entry["low"] > 0 or entry["high"] < 0)
     assert ("mcnemar" in there) == (kind != "multilabel")
+
+
+def limit(cells):
+    """Newcombe's interval of the difference of paired shares from the fourfold table (both, first, second, neither)."""
+    both, one, two, neither = cells
+    rows, first, second = sum(cells), both + one, both + two
+    shares = first / rows, second / rows
+    spread = np.sqrt(first * (rows - first) * second * (rows - second))
+    phi = (both * neither - one * two) / spread if spread else 0.0
+    corrected = correct_correlation(phi, *shares, rows)
+    return combine_difference(*shares, *(compute_wilson(share, rows) for share in shares), corrected)
+
+
+@pytest.mark.parametrize(("cells", "low", "high"), [((1, 1, 7, 12), -0.507, -0.026), ((36, 12, 2, 0), 0.0569, 0.3404)])
+def test_difference_of_paired_shares_is_that_of_published_tables(cells, low, high):
+    """Fagerland, Lydersen & Laake 2014 (airway data; without the correction -0.502, -0.036); Newcombe 1998."""
+    assert limit(cells) == pytest.approx((low, high), abs=5e-4)
+
+
+def shares_task(cells):
+    """Two models whose right answers have this fourfold table; all rows are of one class, one row of the other."""
+    both, one, two, neither = cells
+    right = np.array([(1, 1)] * both + [(1, 0)] * one + [(0, 1)] * two + [(0, 0)] * neither + [(0, 0)])
+    true = np.append(np.ones(sum(cells), dtype=int), 0)
+    models = [
+        check_predictions("binary", true, 0.1 + 0.8 * column, class_names=("no", "yes"), thresholds=(0.5,))
+        for column in right.T.astype(float)
+    ]
+    return models, np.arange(len(true))
+
+
+def test_difference_of_sensitivities_has_newcombes_interval():
+    models, patients = shares_task((20, 5, 1, 24))
+    entry = compare_predictions(*models, patients, replicates=4000)["metrics"]["sensitivity"]
+    assert (entry["low"], entry["high"]) == pytest.approx(limit((20, 5, 1, 24)), abs=0.004)
+    assert entry["low"] < -0.015  # -0.012 without the correction for continuity
+
+
+def test_difference_of_means_is_the_mean_of_the_differences(make_task):
+    """A label on which both models agree leaves half of the other's difference, and half of its interval."""
+    task = make_task("multilabel", rows=120)
+    true = np.nan_to_num(task["y_true"][:, :2])
+    first = check_predictions("multilabel", true, task["y_score"][:, :2], class_names=("a", "b"))
+    other = task["y_score"][:, :2].copy()
+    other[:, 0] = np.random.default_rng(0).permutation(other[:, 0])
+    second = replace(first, y_score=other)
+    both = [build_estimator(model) for model in (first, second)]
+    chunks = list(draw_replicates(np.arange(120), replicates=400, seed=0))
+    drawn = [join_replicates([estimate(weights) for weights in chunks]) for estimate in both]
+    plain = [{name: float(v[0]) for name, v in estimate(np.ones((1, 120))).items()} for estimate in both]
+    support = find_support(first, plain[0])
+    counts = {name: basis.count(np.arange(120)) for name, basis in support.items()}
+    entries = [describe_estimates(plain[k], drawn[k], support, counts) for k in (0, 1)]
+    mean, part = (
+        describe_difference(name, tuple(entries), tuple(drawn), support=support, counts=counts)
+        for name in ("auc", "auc_a")
+    )
+    assert mean["difference"] == pytest.approx(part["difference"] / 2)
+    assert mean["high"] - mean["low"] == pytest.approx((part["high"] - part["low"]) / 2, rel=0.25)
+
+
+def test_differences_of_few_cases_have_a_note():
+    generator = np.random.default_rng(0)
+    true = (np.arange(80) < 3).astype(int)
+    scores = np.clip(0.3 * true + generator.random((2, 80)) * 0.6, 0.01, 0.99)
+    models = [check_predictions("binary", true, score, class_names=("no", "yes")) for score in scores]
+    compared = compare_predictions(*models, np.arange(80), replicates=200)["metrics"]
+    assert compared["brier"]["note"].startswith("3 patients in the smallest class, fewer than 4: such intervals")
+    assert compared["average_precision"]["note"].startswith("3 patients in the smallest class, fewer than 10")
+    assert "note" not in compared["auc"]
 
 
 def test_questions_are_compared_by_delong(make_task):

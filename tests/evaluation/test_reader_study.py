@@ -96,3 +96,19 @@ def test_classes_are_read_one_against_the_rest() -> None:
     assert entries[1]["sensitivity"]["value"] == 1
     assert entries[1]["specificity"]["value"] == pytest.approx(18 / 20)
     assert entries[0]["sensitivity"]["value"] == pytest.approx(9 / 10)
+
+
+def test_difference_to_a_reader_has_the_interval_of_paired_shares_and_its_note(study) -> None:
+    """Three cases: the number of patients behind a missing interval, or the note, is named beside the difference."""
+    _, score = study
+    true = np.arange(ROWS) < 6
+    called = true.copy()
+    called[5] = False
+    found = compare_readers(
+        binary(true, score), np.arange(ROWS) // 6, [Readings("reader 1", np.arange(ROWS), called)], replicates=200
+    )
+    (entry,) = found["entries"]
+    said = "1 patient of class yes: there is nothing to resample"
+    assert entry["sensitivity"]["reason"] == entry["difference"]["reason"] == said
+    (table,) = build_reader_table({"readers": found})
+    assert table.rows[0][1][4].reason == said

@@ -24,8 +24,8 @@ from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.report import write_report
 from medcls.evaluation.slider import build_slider
-from medcls.evaluation.tables import format_threshold
-from medcls.evaluation.thresholds import list_rules
+from medcls.evaluation.tables import format_number, format_threshold
+from medcls.evaluation.thresholds import apply_operating_points, list_rules
 
 CLASSES = {"roc", "precision_recall", "confusion", "scores", "reliability", "risk_coverage"}
 FIGURES = {
@@ -319,6 +319,19 @@ def test_the_slider_counts_exactly_at_frozen_thresholds_and_opens_at_the_decisio
         assert question["false_positives"][mark["step"]] == ((score >= threshold) & ~ill).sum()
     assert question["thresholds"][question["start"]] == FINE["specificity"]
     assert [question["labels"][mark["step"]] for mark in question["frozen"]] == ["0.99975", "0.99986"]
+
+
+def test_the_slider_has_the_intervals_of_the_table_at_frozen_thresholds(make_task):
+    predictions = check_predictions(**make_task("binary"))
+    points = [{"question": "ill", "kind": "youden", "target": None, "threshold": 0.4321}]
+    applied = apply_operating_points(predictions, points, np.arange(60) // 2, replicates=100)
+    slider = build_slider(predictions, applied, start={}, several_images=True)
+    (mark,) = slider["questions"][0]["frozen"]
+    for name, interval in mark["intervals"].items():
+        number = format_number(name, applied[0]["rates"][name])
+        assert interval == "; ".join(filter(None, [number.interval, number.reason]))
+        assert number.interval
+    assert slider["several_images"]  # so that the script gives no intervals of images elsewhere
 
 
 def test_a_class_name_does_not_end_the_script(write):

@@ -58,3 +58,12 @@ def test_the_terminal_says_once_that_there_is_no_interval():
     entry = {"value": 0.1, "low": None, "high": None, "reason": "no interval: by chance 0.09"}
     told = format_metrics({"n_images": 9, "n_patients": 4, "ece": entry}, title="test")
     assert told.splitlines()[-1].split(maxsplit=1) == ["ece", "0.100  no interval: by chance 0.09"]
+
+
+def test_the_terminal_says_what_a_reader_must_know_of_an_interval():
+    entry = {"value": 0.1, "low": 0.05, "high": 0.2, "note": "3 patients in the smallest class"}
+    told = format_metrics({"n_images": 9, "n_patients": 4, "brier": entry}, title="test")
+    assert told.splitlines()[-1].split(maxsplit=1) == [
+        "brier",
+        "0.100  [0.050, 0.200]  (3 patients in the smallest class)",
+    ]

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from medcls.evaluation.curves import Question
+from medcls.evaluation.intervals import measure_predictions, number_patients
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.thresholds import (
     NEVER,
@@ -115,6 +116,45 @@ def test_the_frozen_threshold_is_applied_unchanged(make_task, make_patients):
         assert entry["low"] <= entry["value"] <= entry["high"]
         expected = sensitivity * 0.1 / (sensitivity * 0.1 + (1 - specificity) * 0.9)
         assert point["rates"]["ppv_at_0.1"]["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_rate_at_the_threshold_of_the_decision_has_one_interval_on_the_page(kind, each):
+    """Also if a class is so rare that some resamples of the patients have none of it."""
+    generator = np.random.default_rng(5)
+    ids = [f"p{row // each}" for row in range(40 * each)]
+    true = np.repeat(generator.random((40, 2)) < 0.06, each, axis=0)
+    true[: 2 * each] = True
+    score = np.clip(0.2 + 0.3 * true + 0.3 * generator.random(true.shape), 0, 1)
+    if kind == "binary":
+        true, score = true[:, 0].astype(int), score[:, 0]
+    names = ("well", "ill") if kind == "binary" else ("a", "b")
+    thresholds = (0.42,) * (1 if kind == "binary" else 2)
+    one = check_predictions(kind, true, score, class_names=names, thresholds=thresholds)
+    metrics = measure_predictions(one, ids, replicates=300, seed=2)
+    questions = names[1:] if kind == "binary" else names
+    points = [{"question": q, "kind": "youden", "target": None, "threshold": 0.42} for q in questions]
+    patients = number_patients(ids, rows=len(ids))
+    for point in apply_operating_points(one, points, patients, replicates=300, seed=2):
+        suffix = "" if kind == "binary" else f"_{point['question']}"
+        for rate, entry in point["rates"].items():
+            name = f"recall{suffix}" if suffix and rate == "sensitivity" else f"{rate}{suffix}"
+            assert {key: metrics[name][key] for key in ("value", "low", "high")} == pytest.approx(
+                {key: entry[key] for key in ("value", "low", "high")}
+            ), name
+
+
+def test_a_rate_of_one_patient_names_whose_it_is(make_task):
+    """One case with two images: nothing can be resampled, and which class that is stands beside the threshold."""
+    true = np.zeros(60, dtype=int)
+    true[:2] = 1
+    one = check_predictions(**make_task("binary") | {"y_true": true})
+    point = {"question": "ill", "kind": "youden", "target": None, "threshold": 0.5}
+    (found,) = apply_operating_points(one, [point], np.arange(60) // 2, prevalences=[0.1], replicates=100)
+    said = "1 patient of class ill: there is nothing to resample"
+    for name in ("sensitivity", "lr_positive", "lr_negative", "ppv_at_0.1"):
+        assert found["rates"][name]["reason"] == said, name
 
 
 def test_rates_without_cases_are_null_with_a_reason(make_task, make_patients):
