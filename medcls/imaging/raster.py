@@ -100,8 +100,8 @@ def read_raster(
         allow_damaged: Take the pixels that a decoder makes of a stream that it calls corrupt, and note it.
 
     Raises:
-        ImageRefusedError: corrupt_stream, format_not_read, unknown_format, too_large, palette, animated,
-            unsupported_colour, transparent, truncated, sample_type, float_range, axes, zero_pixels.
+        ImageRefusedError: corrupt_stream, damaged_codestream, format_not_read, unknown_format, too_large, palette,
+            animated, unsupported_colour, transparent, truncated, sample_type, float_range, axes, zero_pixels.
 
     Source: own choice; TIFF 6.0 for photometric kinds, EXIF 2.32 4.6.4 for orientation.
     """
@@ -212,11 +212,9 @@ def _find_damage(stream: BinaryIO, image: Image.Image, kind: str) -> str:
     tags = dict(image.getexif())
     compression, tables = tags.get(_COMPRESSION), bytes(tags.get(_JPEG_TABLES, b""))
     for coded in _read_segments(stream, tags) if compression in (_TIFF_JPEG, *_TIFF_DEFLATE) else ():
-        if compression == _TIFF_JPEG:
-            damage = find_jpeg_damage(join_tables(tables, coded))
-        else:
-            damage = _find_deflate_damage(coded)
-        if damage:
+        if compression != _TIFF_JPEG:
+            _check_deflate(coded)
+        elif damage := find_jpeg_damage(join_tables(tables, coded)):
             return damage
     return ""
 
@@ -229,15 +227,16 @@ def _read_segments(stream: BinaryIO, tags: dict[int, Any]) -> Iterator[bytes]:
         yield stream.read(int(size))
 
 
-def _find_deflate_damage(coded: bytes) -> str:
-    """What zlib says; libtiff stops at the last pixel, in front of the checksum."""
+def _check_deflate(coded: bytes) -> None:
+    """Refuses a strip with a wrong checksum, which libtiff does not compare if there is more than the strip holds."""
     inflater = zlib.decompressobj()
     try:
         while coded and inflater.decompress(coded, _PIECE_BYTES):
             coded = inflater.unconsumed_tail
     except zlib.error as error:
-        return str(error)
-    return "" if inflater.eof else "a deflate stream without its checksum"
+        raise ImageRefusedError("damaged_codestream", f"deflate in TIFF: {error}") from error
+    if not inflater.eof:
+        raise ImageRefusedError("truncated", "a deflate stream in TIFF without its checksum")
 
 
 def _check_jpeg(stream: BinaryIO, image: Image.Image) -> None:
