@@ -5,10 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-try:
-    import simplejpeg
-except ImportError:  # only until every environment has it: it is required by pyproject.toml
-    simplejpeg = None
+import simplejpeg
 
 from medcls.errors import ImageRefusedError
 
@@ -29,8 +26,6 @@ def find_jpeg_damage(data: bytes) -> str:
 
     Source: ITU-T T.81; libjpeg-turbo's jerror.h (JWRN_…).
     """
-    if simplejpeg is None:
-        return ""
     kind, components = _find_frame(data)
     lossless = kind in _LOSSLESS  # of which TurboJPEG neither converts colours nor scales the size
     try:
