@@ -187,8 +187,8 @@ def _read_splits(source: Path, read: FolderLabels, *, guessed: bool) -> FolderLa
             left.append(_leave(table.filter(here)["path"], "no_class", f"in {split}, where no folder names a class"))
             table = table.filter(pc.invert(here))
             notices.append(
-                f"notice: the {rows} images of {split} are in no class folder of train, so they have no label and are "
-                "left out (no_class); medcls.predict scores them, and labels=FILE.csv can name them"
+                f"notice: {format_count(rows, 'image')} of {split} left out (no_class): in no class folder of train, "
+                "so without a label; medcls.predict scores them, and labels=FILE.csv can name them"
             )
     _check_fits(source, table, layout)
     present = [split for split in SPLITS if pc.any(pc.equal(table["split"], split)).as_py()]
@@ -258,9 +258,8 @@ def _check_classes(source: Path, read: FolderLabels, *, others: Sequence[Any], i
     if empty:
         raise DataError(
             f"source={source}: {format_count(len(empty), 'folder')} {'holds' if len(empty) == 1 else 'hold'} no image "
-            "where class folders are expected: "
-            f"{'; '.join(empty[:3])} in the order of names (upper and lower case are alike): fill or remove them, or "
-            "leave them out with labelling.not_files='FOLDER/*'"
+            f"where class folders are expected: {'; '.join(empty[:3])} in the order of names (upper and lower case "
+            "are alike): fill or remove them, or leave them out with labelling.not_files='FOLDER/*'"
         )
     if len(classes) < 2:
         deeper = pc.any(pc.greater(pc.count_substring(read.table["path"], "/"), read.layout.count("/") + 1)).as_py()

@@ -18,6 +18,7 @@ from data_prep.plan import Plan
 from medcls.command_line import say
 from medcls.data.manifest import COLUMNS
 from medcls.errors import DataError, ImageRefusedError
+from medcls.identity import format_count
 from medcls.imaging.decode import DecodeTask, Spec, decode_image
 from medcls.imaging.grey_levels import FEW_LEVELS, loses_levels
 from medcls.imaging.worker import run_limited
@@ -105,7 +106,7 @@ def _say_dark(manifest: pa.Table, spec: Spec) -> None:
     if dark.sum() <= _MOST * len(bright):
         return
     say(
-        f"notice: {dark.sum()} of {len(bright)} images are dark: in half of them the brightest pixel is "
+        f"notice: {dark.sum()} of {format_count(len(bright), 'image')} dark: in half of them the brightest pixel is "
         f"{np.median(bright[dark]):g} of {full:g} or less; their files hold grey values {_say_range(manifest)}. Set "
         f"{_propose(manifest)} (all images alike) or image.intensity=minmax (each by itself) to use the whole range"
     )

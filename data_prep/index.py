@@ -9,6 +9,7 @@ from pathlib import Path
 from medcls.command_line import put, run_command, say
 from medcls.config import IndexJob
 from medcls.errors import ConfigError, MissingInputError, UsageError
+from medcls.identity import format_count
 
 
 def main(job: IndexJob) -> None:
@@ -34,7 +35,7 @@ def main(job: IndexJob) -> None:
         put(line)
     if out is not None:
         rows = write_index(out, table.to_batches())
-        say(f"{out}: {rows} rows with the real identifiers (mode 0600): keep it where the images are kept")
+        say(f"{out}: {format_count(rows, 'row')} with the real identifiers (mode 0600): keep it with the images")
 
 
 if __name__ == "__main__":

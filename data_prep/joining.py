@@ -15,6 +15,7 @@ from data_prep.file_choice import FileChoice, are_numbered, describe_several, fi
 from data_prep.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_label, name_place
 from data_prep.matching import Rows, match_paths, match_values
 from medcls.errors import ConfigError, DataError
+from medcls.identity import format_count
 
 # The table of series: a row for every volume, and a row for files together that became none. It may have more.
 SERIES = pa.schema(
@@ -199,7 +200,11 @@ def _check_one_file_each(
             f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
         )
         parts = find_differing_parts(several.values())
-        raise DataError(describe_several(f"{len(several)} rows of the labels file (lines {shown})", parts))
+        raise DataError(
+            describe_several(
+                f"{format_count(len(several), 'row')} of the labels file (line{'s' * (len(lines) > 1)} {shown})", parts
+            )
+        )
 
 
 def _add_differing(

@@ -15,6 +15,7 @@ from medcls.config import LabellingConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.spelling import are_measurements, are_numbers, clean_label, name_labels, spelling_key
 from medcls.errors import DataError
+from medcls.identity import format_count
 
 # How files spell "the reader was not sure", by spelling_key: CheXpert and MIMIC-CXR write -1 and -1.0.
 UNCERTAIN = ("-1", "u", "uncertain", "?")
@@ -139,8 +140,12 @@ def _count_uncertain(column: LabelColumn) -> dict[str, int]:
 
 def _list_uncertain(column: LabelColumn, *, unit: str) -> str:
     counts = _count_uncertain(column)
-    listed = ", ".join(f"{text!r} in {count} {unit}" for text, count in sorted(counts.items()))
+    listed = ", ".join(f"{text!r} in {_count(count, unit)}" for text, count in sorted(counts.items()))
     return f"{column.name} ({listed})" if counts else ""
+
+
+def _count(number: int, unit: str) -> str:
+    return format_count(number, unit.removesuffix("s"))
 
 
 def _some(items: Sequence[str]) -> str:
@@ -167,7 +172,7 @@ def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
         if len(spellings) == 1:
             continue
         merged[kept] = {text: counts[text] for text in spellings}
-        listed = [f"{_quote(text, spellings)} ({counts[text]} {unit})" for text in spellings]
+        listed = [f"{_quote(text, spellings)} ({_count(counts[text], unit)})" for text in spellings]
         if config.strict:
             raise DataError(
                 f"labelling.strict=true: {name} has one class in {len(spellings)} spellings: {', '.join(listed)}: "
@@ -219,7 +224,7 @@ def say_values(columns: Sequence[LabelColumn], *, readers: Container[str] = (), 
         for column in columns:
             found = column.record.get(kind, {"rows": 0})
             if found["rows"]:
-                by_reading.setdefault(found["read_as"], []).append(f"{column.name} ({found['rows']} {unit})")
+                by_reading.setdefault(found["read_as"], []).append(f"{column.name} ({_count(found['rows'], unit)})")
         for read_as, listed in sorted(by_reading.items()):
             flags = any(c.is_flag and c.blank.any() and c.name not in readers for c in columns)
             hint = (

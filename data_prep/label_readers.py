@@ -18,6 +18,7 @@ from medcls.command_line import say
 from medcls.config import LabellingConfig
 from medcls.errors import DataError
 from medcls.evaluation.reader_agreement import measure_agreement
+from medcls.identity import format_count
 
 # Safe to print from any header: such a name is nobody's.
 _READER = re.compile(
@@ -156,10 +157,10 @@ def halve_votes(column: LabelColumn) -> Any:
 def describe_readers(target: str, record: Mapping[str, Any]) -> str:
     """Return one line: who read, how far they agree, and what became of ties."""
     rule = record["rule"]
-    line = f"{target} of {len(record['readers'])} readers ({', '.join(record['readers'])})"
+    line = f"{target} of {format_count(len(record['readers']), 'reader')} ({', '.join(record['readers'])})"
     if "alpha" in record:
         alpha, agreement = record["alpha"], 100 * record["agreement"]["value"]
-        line += f": {record['images']} rows have two or more, {agreement:.1f} % of their pairs agree"
+        line += f": {format_count(record['images'], 'row')} with two or more, {agreement:.1f} % of their pairs agree"
         line += "" if alpha["value"] is None else f", Krippendorff's alpha {alpha['value']:.2f}"
         if alpha["low"] is not None:
             line += f" (95 % {alpha['low']:.2f} to {alpha['high']:.2f}, bootstrap over {record['interval_over']})"

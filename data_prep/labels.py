@@ -34,6 +34,7 @@ from medcls.command_line import say
 from medcls.data.spelling import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.identity import format_count
 
 __all__ = ["PatientRule", "read_label_table", "with_folders"]
 
@@ -96,7 +97,7 @@ def read_label_table(
     check_together(table, key=layout.key, labels=layout.labels, bad=bad)
     if bad.count:
         raise (MissingInputError if bad.missing == bad.count else DataError)(
-            f"labels={path}: {bad.count} bad rows of {total}: {bad.describe()}"
+            f"labels={path}: {format_count(bad.count, 'bad row')} of {total}: {bad.describe()}"
             + (f" (paths are relative to source={source})" if bad.missing else "")
         )
     if not total:
@@ -113,7 +114,7 @@ def _say_words(path: Path, words: Mapping[tuple[str, str], int], *, strict: bool
     """
     for column, codes in _CODES.items():
         read = [
-            f"{word!r} ({count} rows) as {codes[spelling_key(word)] or 'unknown'}"
+            f"{word!r} ({format_count(count, 'row')}) as {codes[spelling_key(word)] or 'unknown'}"
             for (name, word), count in sorted(words.items())
             if name == column
         ]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from data_prep.file_choice import is_mask_name
 from medcls.errors import DataError
+from medcls.identity import format_count
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -116,8 +117,8 @@ class _Here:
         outside = folders.get((), 0)
         if outside:
             raise DataError(
-                f"source={self.source}: {outside} images are outside class folders: give labels=FILE.csv, move them "
-                "into class folders, or leave them out with labelling.not_files=PATTERN"
+                f"source={self.source}: {format_count(outside, 'image')} outside class folders: give labels=FILE.csv, "
+                "move them into class folders, or leave them out with labelling.not_files=PATTERN"
             )
         splits = {folder[0] for folder in folders if find_split(folder[0])}
         others = {folder[0] for folder in folders} - splits
@@ -147,8 +148,8 @@ class _Here:
         direct = sum(folders[folder] for folder in train if len(folder) == 1)
         if direct:
             raise DataError(
-                f"source={self.source}: {direct} images are directly in the train folder, so no folder is their class: "
-                "give labels=FILE.csv, or move them into class folders"
+                f"source={self.source}: {format_count(direct, 'image')} directly in the train folder, so no folder is "
+                "their class: give labels=FILE.csv, or move them into class folders"
             )
         inner: dict[Folder, int] = defaultdict(int)
         for folder in train:

@@ -122,5 +122,5 @@ def list_classes(labels: Iterable[str | None]) -> str:
     """Return " (nevus 12, melanoma 3)", most frequent first; "" without labels."""
     counts = Counter(label for label in labels if label is not None)
     listed = [f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    more = f" and {len(listed) - _SHOWN} more classes" if len(listed) > _SHOWN else ""
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return f" ({', '.join(listed[:_SHOWN])}{more})" if listed else ""

@@ -139,7 +139,9 @@ def _describe_counts(table: pa.Table, rows: Iterable[SeriesKey]) -> Iterator[str
     patients, studies = {key[0] for key in keys if key[0]}, {key[:2] for key in keys}
     nameless = sum(not patient for patient, _ in studies)
     yield f"files     {table.num_rows:>9,}   {listed}".rstrip()
-    yield f"patients  {len(patients):>9,}" + (f"   and {nameless:,} studies without PatientID" if nameless else "")
+    yield f"patients  {len(patients):>9,}" + (
+        f"   and {nameless:,} {'study' if nameless == 1 else 'studies'} without PatientID" if nameless else ""
+    )
     yield f"studies   {len(studies):>9,}"
     yield f"series    {len(keys):>9,}"
     for kind in ("raster", "nifti"):

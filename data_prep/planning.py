@@ -26,7 +26,7 @@ from data_prep.series import find_volumes
 from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
 from medcls.errors import ConfigError
-from medcls.identity import PER_IMAGE, Identity
+from medcls.identity import PER_IMAGE, Identity, format_count
 from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.decode import Spec
 from medcls.imaging.geometry import StackRule
@@ -169,7 +169,8 @@ def build_plan(
         early = [describe_refusal(0, row["image_id"], row["reason"], row["detail"]) for row in lost.to_pylist()]
         if found.several:
             say(
-                f"{found.several} series became several volumes each (image type, echo, time, orientation …), all "
+                f"{found.several} series {'was' if found.several == 1 else 'were'} read as several volumes each "
+                "(image type, echo, time, orientation …), all "
                 "under the label of their series: series.per_study=most_slices keeps one of a study"
             )
         table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare, choice=choice)
@@ -274,8 +275,8 @@ def _say_several(table: pa.Table) -> None:
     several = pc.sum(pc.greater(rows["count_all"], 1)).as_py()
     if several:
         say(
-            f"notice: {several} rows of the labels file stand for several volumes each, all under the label of the "
-            "row: series.description, series.per_study or labelling.files choose among them"
+            f"notice: {format_count(several, 'row')} of the labels file with several volumes each, all under the "
+            "label of the row: series.description, series.per_study or labelling.files choose among them"
         )
 
 
@@ -285,8 +286,8 @@ def _say_alike(table: pa.Table) -> None:
     alike = len(patients) - pc.count_distinct(pc.utf8_lower(pc.utf8_trim_whitespace(patients))).as_py()
     if alike:
         say(
-            f"notice: {alike} patient ids differ from another one in upper and lower case or spaces alone; each is a "
-            "patient of its own: correct the labels file if they are not"
+            f"notice: {format_count(alike, 'patient id')} like another one but for upper and lower case or spaces; "
+            "each is a patient of its own: correct the labels file if they are not"
         )
 
 

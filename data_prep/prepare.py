@@ -43,7 +43,7 @@ from medcls.files import (
     sha256_file,
     write_json,
 )
-from medcls.identity import Identity, read_identity
+from medcls.identity import Identity, format_count, read_identity
 from medcls.imaging.source import choose_identity
 from medcls.imaging.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
@@ -113,12 +113,12 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
 def describe_store(store: Store) -> str:
     """Returns what is in a store and what became of the files, for the terminal."""
     states = ", ".join(f"{count} {state}" for state, count in store.info["counts"]["states"].items())
-    lines = [f"store {store.folder}: {len(store)} images; files: {states}"]
+    lines = [f"store {store.folder}: {format_count(len(store), 'image')}; files: {states}"]
     faces = store.info["counts"].get("may_show_face", 0)
     if faces:
         lines.append(
-            f"{faces} volumes may show a face (heads, or no body part named): a face can be recognised from a volume; "
-            "deface or skull-strip before you share the store"
+            f"{format_count(faces, 'volume')} may show a face (heads, or no body part named): a face can be "
+            "recognised from a volume; deface or skull-strip before you share the store"
         )
     return "\n".join(lines)
 
@@ -261,7 +261,10 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> tuple[pa.Table
     patients = name_column(plan.table.column("patient_id"), "patient", identity).take(place)
     moved = pc.sum(pc.not_equal(patients, stored.column("patient_id").combine_chunks())).as_py()
     if moved:
-        raise DataError(f"store={store.folder}: {moved} images have another patient_id than before: another store=")
+        raise DataError(
+            f"store={store.folder}: {format_count(moved, 'image')} with another patient_id "
+            "than before: choose another store="
+        )
     names = sorted(n for n in plan.table.column_names if is_label(n) or n.split("_")[0] == VOTES)
     labels = {name: plan.table.column(name).take(place) for name in ["split", *names]}
     places = pc.fill_null(place, -1).to_numpy().astype(np.int64)

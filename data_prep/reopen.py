@@ -17,7 +17,7 @@ from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import LEDGER
-from medcls.identity import PER_IMAGE
+from medcls.identity import PER_IMAGE, format_count
 
 _BATCH = 65536
 
@@ -40,7 +40,7 @@ def reopen(plan: Plan, setting: Setting) -> Store:
         )
     if not map_path(setting.folder).exists():
         write_way_back(setting.folder, plan, setting.identity)
-    say(f"store {setting.folder}: complete, {len(store)} images; nothing to decode")
+    say(f"store {setting.folder}: complete, {format_count(len(store), 'image')}; nothing to decode")
     return store
 
 
@@ -72,8 +72,9 @@ def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
     changed = _count_changed(plan, ledger, setting) + _count_regrouped(plan, store, planned)
     if new or changed:
         raise DataError(
-            f"store={store.folder} is complete and immutable, but {new} images of the labels are not in it and "
-            f"{changed} files have changed: choose another store=, with reuse={store.folder} only these are decoded"
+            f"store={store.folder} is complete and immutable, but {format_count(new, 'image')} of the labels not in "
+            f"it and {format_count(changed, 'file')} changed: choose another store=, with reuse={store.folder} only "
+            "these are decoded"
         )
 
 

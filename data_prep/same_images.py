@@ -26,7 +26,7 @@ from medcls.data.store import Store
 from medcls.data.strata import read_measurements
 from medcls.errors import WriteError
 from medcls.files import atomic_file
-from medcls.identity import guard_cell
+from medcls.identity import format_count, guard_cell
 
 _SHOWN = 5
 # Two values of one image contradict each other if they differ by more than this share of the standard deviation.
@@ -161,7 +161,9 @@ def describe_contradictions(same: SameImages, origin: Origin) -> str:
     more = f"; and {len(same.contradictions) - _SHOWN} more pictures" if len(same.contradictions) > _SHOWN else ""
     number, images = len(same.contradictions), len(same.contradicting)
     what = "1 picture has" if number == 1 else f"{number} pictures have"
-    return f"{what} more than one label ({images} images)" + (f": {'; '.join(listed)}{more}" if listed else "")
+    return f"{what} more than one label ({format_count(images, 'image')})" + (
+        f": {'; '.join(listed)}{more}" if listed else ""
+    )
 
 
 def same_images_path(folder: Path) -> Path:

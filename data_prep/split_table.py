@@ -132,7 +132,7 @@ def format_table(name: str, rows: list[dict[str, Any]]) -> str:
     ]
     what = "images (patients)" if known else "images; patients are unknown (patients=per_image)"
     left = len(rows) - len(shown)
-    note = [f"{left} more classes: see splits/{name}.json"] if left else []
+    note = [f"{left} more {'class' if left == 1 else 'classes'}: see splits/{name}.json"] if left else []
     return "\n".join([f"split {name}: {what}", *(line.rstrip() for line in lines), *note])
 
 

@@ -266,7 +266,8 @@ def _check_patients(found: int, fractions: dict[str, float]) -> None:
     needed = sum(share > 0 for share in fractions.values())
     if found < needed:
         raise DataError(
-            f"{found} patients cannot fill {needed} splits: add patients, or set split.test=0 or split.val=0"
+            f"{format_count(found, 'patient')} cannot fill {needed} splits: add patients, or set split.test=0 or "
+            "split.val=0"
         )
 
 

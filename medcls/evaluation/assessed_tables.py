@@ -9,6 +9,7 @@ from typing import Any
 from medcls.evaluation.definitions import DEFINITIONS, find_definition
 from medcls.evaluation.tables import Number, format_number, format_threshold, format_value
 from medcls.evaluation.thresholds import Rule
+from medcls.identity import format_count
 
 Cell = Number | str | None
 MOST_ROWS = 120
@@ -202,7 +203,7 @@ def _say_unbounded(problem: Mapping[str, Any]) -> list[str]:
     said = []
     # Results of 0.2.0 have no list.
     for entry in problem.get("unbounded", []):
-        have = "" if entry["patients"] is None else f"{entry['patients']} patients; "
+        have = "" if entry["patients"] is None else f"{format_count(entry['patients'], 'patient')}; "
         name = entry["class"] or "all classes together"
         holds = "every set contains it" if entry["class"] else "with one bound for all every set contains every class"
         said.append(f"No bound could be set for {name} ({have}{entry['needed']} needed): {holds}.")

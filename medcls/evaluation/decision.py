@@ -11,6 +11,7 @@ import numpy as np
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import NEVER, Rule
+from medcls.identity import format_count
 
 HALF, HIGHEST, ROUNDED, VALUE, NONE = "half", "highest", "rounded", "value", "none"
 DEFAULTS = {"binary": "youden", "multilabel": "youden", "multiclass": HIGHEST, "ordinal": HIGHEST}
@@ -161,7 +162,7 @@ def describe_calls(predictions: Predictions) -> list[str]:
         called = np.bincount(predictions.grade_predicted, minlength=len(names))
         counts = dict(zip(names, called.tolist(), strict=True))
     everyone = "The only image was" if rows == 1 else f"All {rows} images were"
-    said = {0: f"No image was called {{name}} ({rows} images).", rows: f"{everyone} called {{name}}."}
+    said = {0: f"No image was called {{name}} ({format_count(rows, 'image')}).", rows: f"{everyone} called {{name}}."}
     constant = rows in counts.values() and predictions.kind != "multilabel"
     named = {name: count for name, count in counts.items() if count == rows or (count == 0 and not constant)}
     return [said[count].format(name=name) for name, count in named.items()]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from medcls.identity import format_count
+
 UNSEEN, CHOSE, IN_SAMPLE, UNKNOWN = "unseen", "chose", "in_sample", "unknown"
 
 
@@ -39,9 +41,10 @@ class Exposure:
     @property
     def title(self) -> str:
         """What a reader has to know before any number; "" for unseen rows."""
+        images = format_count(self.images, "image")
         return {
-            IN_SAMPLE: f"In-sample: the model was trained on {self.trained} of {self.images} images or their patients",
-            CHOSE: f"Validation rows: {self.chose} of {self.images} images chose the epoch, the thresholds, the "
+            IN_SAMPLE: f"In-sample: the model was trained on {self.trained} of {images} or their patients",
+            CHOSE: f"Validation rows: {self.chose} of {images} chose the epoch, the thresholds, the "
             "recalibration and the conformal bounds",
             UNKNOWN: "Unknown whether the model was trained on these rows",
             UNSEEN: "",

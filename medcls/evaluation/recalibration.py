@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medcls.evaluation.calibration import LOGIT_LIMIT, SMALLEST_PROBABILITY, compute_log_loss_rows
 from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.identity import format_count
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 FOLDS = 5
@@ -151,7 +152,9 @@ def _choose_map(predictions: Predictions, patients: Integers, *, seed: int) -> d
     rarest = min(counts, key=lambda name: counts[name])
     if counts[rarest] < LEAST_PATIENTS["temperature"]:
         least = LEAST_PATIENTS["temperature"]
-        return none | {"reason": f"{counts[rarest]} patients of class {rarest}: a map needs {least} of each class"}
+        return none | {
+            "reason": f"{format_count(counts[rarest], 'patient')} of class {rarest}: a map needs {least} of each class"
+        }
     fold = _deal_folds(predictions.grade_true, patients, seed=seed)
     rows = {
         method: _compute_held_out_losses(method, predictions, fold)[np.argsort(np.argsort(fold, kind="stable"))]

@@ -13,6 +13,7 @@ from medcls.evaluation.predictions import Floats, Integers
 from medcls.evaluation.ranking import Ranking, build_ranking, compute_auc
 from medcls.evaluation.support import Basis
 from medcls.evaluation.weighted import ratio
+from medcls.identity import format_count
 
 FOLDS = 5
 PERMUTATIONS = 200
@@ -55,7 +56,8 @@ def compute_shortcut(
     counts = {name: len(np.unique(ids[named == name])) for name in sorted(set(named.tolist()) - {""})}
     kept = {name: count for name, count in counts.items() if count >= least_patients}
     if len(kept) < 2:
-        return {"reason": f"{len(kept)} values with {least_patients} patients or more: nothing to tell apart"}
+        many = f"{format_count(len(kept), 'value')} with {least_patients} patients or more"
+        return {"reason": f"{many}: nothing to tell apart"}
     rows = np.isin(named, list(kept))
     target = np.searchsorted(sorted(kept), named[rows]).astype(np.int64)
     patients = number_patients(ids[rows].tolist(), rows=int(rows.sum()))

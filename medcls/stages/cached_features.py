@@ -19,6 +19,7 @@ from medcls.data.dataset import Position, StoreDataset
 from medcls.data.loaders import build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL
 from medcls.errors import ConfigError
+from medcls.identity import format_count
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
@@ -157,5 +158,8 @@ def fill_cache(
     place = f"{FEATURES}/{cache.folder.name[:12]}…"
     computed, damaged = cache.fill(dataset.rows, compute_missing, on_wait=say_waiting)
     if damaged:
-        say(f"notice: {name}: {damaged} images were there but damaged, and were computed again")
-    say(f"{name}: {computed} of {total} images computed, {total - computed} were there ({place})")
+        say(f"notice: {name}: {format_count(damaged, 'image')} in the cache damaged: computed again")
+    say(
+        f"{name}: {computed} of {format_count(total, 'image')} computed, {total - computed} read from the cache "
+        f"({place})"
+    )

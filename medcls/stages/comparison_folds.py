@@ -21,6 +21,7 @@ from medcls.data.store import Store
 from medcls.data.strata import build_strata
 from medcls.data.stratification import EARLIER
 from medcls.errors import DataError
+from medcls.identity import format_count
 from medcls.stages.training_data import read_store_labels
 
 
@@ -112,7 +113,10 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
             if not own:
                 write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance, patients=patients)
             planned.append(_plan_fold(job, store, part, name=label, split=name))
-    say(f"folds: {len(folds)} ({config.prefix}), {len({fold.split for fold in planned})} splits in {store.folder}")
+    say(
+        f"folds: {len(folds)} ({config.prefix}), {format_count(len({fold.split for fold in planned}), 'split')} in "
+        f"{store.folder}"
+    )
     return planned, sum(map(_measure_test_share, folds)) / len(folds)
 
 

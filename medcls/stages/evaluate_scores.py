@@ -35,7 +35,7 @@ from medcls.evaluation.subgroups import count_patients, name_age_band
 from medcls.evaluation.tables import count_labels, format_metrics
 from medcls.evaluation.thresholds import GIVEN, list_rules
 from medcls.files import MODEL, read_json, write_json
-from medcls.identity import PER_IMAGE
+from medcls.identity import PER_IMAGE, format_count
 from medcls.reproducibility import describe_software
 from medcls.stages.frozen_analysis import FROZEN, freeze_analysis, read_sample_size
 from medcls.stages.reader_file import measure_readers
@@ -213,7 +213,10 @@ def choose(job: EvaluateJob, folder: Path, wanted: Wanted) -> Chosen:
     check_frozen(folder, operating)
     write_json(folder / OPERATING, operating)
     write_json(folder / CALIBRATION, calibration)
-    say(f"chosen on {job.choices} ({sizes['n_images']} images of {sizes['n_patients']} patients): {folder / OPERATING}")
+    say(
+        f"chosen on {job.choices} ({format_count(sizes['n_images'], 'image')} of "
+        f"{format_count(sizes['n_patients'], 'patient')}): {folder / OPERATING}"
+    )
     return Chosen(operating, calibration, table)
 
 
@@ -257,7 +260,8 @@ def check_apart(chosen: ScoreTable, table: ScoreTable) -> None:
             )
     if chosen.rows.predictions.probabilities and not table.rows.predictions.probabilities:
         raise DataError(
-            f"predictions= has {table.outside} scores outside [0, 1] and choices= has none: give both on one scale"
+            f"predictions= has {format_count(table.outside, 'score')} outside [0, 1] and choices= has none: give both "
+            "on one scale"
         )
 
 
@@ -287,7 +291,7 @@ def read_other(job: EvaluateJob, wanted: Wanted, table: ScoreTable) -> Predictio
     missing, extra = len(set(mine) - set(theirs)), len(set(theirs) - set(mine))
     if missing or extra:
         raise DataError(
-            f"against={job.against}: {missing} rows of predictions= are missing in it and {extra} are not in "
+            f"against={job.against}: {format_count(missing, 'row')} of predictions= missing in it and {extra} not in "
             "predictions=: give both files the same rows"
         )
     aligned = select_rows(other.rows.predictions, np.array([order[name] for name in mine]))
@@ -359,14 +363,16 @@ def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]
         notes.append(f"nothing was chosen on other rows: the threshold is {how}")
     notes += describe_few(chosen.operating)
     if table.left_out:
-        notes.append(f"{table.left_out} rows without a truth are left out")
+        notes.append(f"{format_count(table.left_out, 'row')} without a truth left out")
     if not table.rows.predictions.probabilities and table.form.kind != "regression":
         notes.append(
-            f"{table.outside} scores are outside [0, 1]: they are taken as margins, which rank images; calibration, "
-            "which needs probabilities, is not measured"
+            f"{format_count(table.outside, 'score')} outside [0, 1]: all are taken as margins, which rank images; "
+            "calibration, which needs probabilities, is not measured"
         )
     if table.normalized:
-        notes.append(f"sums=normalize: the probabilities of {table.normalized} rows were divided by their sum")
+        notes.append(
+            f"sums=normalize: the probabilities of {format_count(table.normalized, 'row')} were divided by their sum"
+        )
     if not table.patients_known:
         notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
     if job.against:
@@ -442,5 +448,5 @@ def describe_unknown(table: ScoreTable) -> dict[str, Any]:
         "disjoint": seen,
         "internal": seen,
         "external": seen,
-        "missing": f"{table.left_out} rows without a truth were left out; other losses are {UNKNOWN}",
+        "missing": f"{format_count(table.left_out, 'row')} without a truth left out; other losses are {UNKNOWN}",
     }

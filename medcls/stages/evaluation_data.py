@@ -19,7 +19,7 @@ from medcls.data.targets import describe_left_out, encode_targets, find_respelle
 from medcls.errors import DataError, MissingInputError
 from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
-from medcls.identity import PER_IMAGE, describe_patients
+from medcls.identity import PER_IMAGE, describe_patients, format_count
 from medcls.stages.clinical import encode_rows
 from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.stages.run_folder import read_store_folder
@@ -126,8 +126,8 @@ def refuse_in_sample(job: EvaluateJob, trained: NDArray[np.bool_]) -> None:
     """
     if trained.any() and job.in_sample == "refuse" and job.split != VAL:
         raise DataError(
-            f"split={job.split}: the run was trained on {int(trained.sum())} of {len(trained)} images or their "
-            "patients: set split=test, or in_sample=allow to have every figure marked as in-sample"
+            f"split={job.split}: the run was trained on {int(trained.sum())} of {format_count(len(trained), 'image')} "
+            "or their patients: set split=test, or in_sample=allow to have every figure marked as in-sample"
         )
 
 
@@ -175,7 +175,9 @@ def check_external(
         raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
     seen = find_seen(lineage, store, rows)
     if seen.any() and job.in_sample == "allow":
-        said = f"external store {store.name}: {int(seen.sum())} of {len(seen)} images are not new to the run"
+        said = (
+            f"external store {store.name}: {int(seen.sum())} of {format_count(len(seen), 'image')} not new to the run"
+        )
         return seen, [said, *list_incomparable(store, lineage)]
     remedy = "leave them out of the external store, or set in_sample=allow to have every figure marked as in-sample"
     notes = check_unseen(store, rows, lineage, remedy=remedy, own=sha256)

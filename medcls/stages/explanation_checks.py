@@ -27,6 +27,7 @@ from medcls.explanation.faithfulness import (
 )
 from medcls.explanation.perturbation import build_background
 from medcls.explanation.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.identity import format_count
 from medcls.models.classifier import Classifier
 from medcls.stages.explanation_method import Explained, Method
 from medcls.stages.explanation_target import Target
@@ -176,7 +177,8 @@ def estimate_time(method: Method, model: Classifier, subjects: Sequence[Subject]
         if sum(parts.values()) * each > 60
         else ""
     )
-    return f"{len(subjects)} images take about {sum(parts.values()) * each:.0f} s ({named}){shorter}"
+    seconds = f"{sum(parts.values()) * each:.0f} s"
+    return f"{format_count(len(subjects), 'image')} explained in about {seconds} ({named}){shorter}"
 
 
 def check_sanity(

@@ -15,6 +15,7 @@ from medcls.config import ExplainJob
 from medcls.evaluation.drawing import MUTED, SERIES, write_figure
 from medcls.explanation.faithfulness import LEAST_PATIENTS, Curves, compute_chance
 from medcls.explanation.page import Card, Page, Picture, write_page
+from medcls.identity import format_count
 from medcls.stages.explanation_checks import mean_of
 from medcls.stages.explanation_method import Method
 
@@ -90,9 +91,9 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["n_boxes"]:
         sentences.append(
-            f"In {summary['n_boxes']} images the place of the sign is known: the strongest point lies in it in "
-            f"{_share(mean['pointing'])} of them (a blind guess: {_share(mean['box_share'])}), and the overlap (IoU) "
-            f"of as many marked pixels with it is {_number(mean['iou'])}."
+            f"In {format_count(summary['n_boxes'], 'image')} the place of the sign is known: the strongest point lies "
+            f"in it in {_share(mean['pointing'])} of them (a blind guess: {_share(mean['box_share'])}), and the "
+            f"overlap (IoU) of as many marked pixels with it is {_number(mean['iou'])}."
         )
     if "r2" in mean:
         sentences.append(
@@ -110,11 +111,9 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
 def _judge(tested: Mapping[str, Any]) -> str:
     """The verdict of a test against chance as a sentence."""
     images, patients, p_value = tested["images"], tested["patients"], tested["p_value"]
-    where = f"{images} images of {patients} patients"
+    where = f"{format_count(images, 'image')} of {format_count(patients, 'patient')}"
     if p_value is None:
-        return (
-            f"Undecided: {where} are too few for a test; explain images of {LEAST_PATIENTS} patients or more (worst=)."
-        )
+        return f"Undecided: {where}, too few for a test; explain images of {LEAST_PATIENTS} patients or more (worst=)."
     test = f"(p {p_value:.3f}, sign flips over {where})"
     if tested["verdict"] == "undecided":
         return f"Undecided: chance may make this difference {test}."
@@ -131,7 +130,11 @@ def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
     # A constant map has no ranks: the mean is of the other images alone.
     counted, images = sanity["images"] - last["undefined"], sanity["images"]
     alike = f"mean |rank correlation| {_number(last['rank_correlation'])} in "
-    alike += f"{counted} of {images} images, the others have a constant map" if counted < images else f"{images} images"
+    alike += (
+        format_count(images, "image")
+        if counted == images
+        else f"{counted} of {images} images, the others have a constant map"
+    )
     limit = f"limit {sanity['limit']:g}"
     if sanity["verdict"] == "passed":
         return f"Passed the weight-randomisation check: with all weights shuffled the maps change ({alike}; {limit})."
@@ -235,7 +238,7 @@ def draw_curves(folder: Path, curves: Sequence[Sequence[Curves]], *, kind: str) 
 
     uri = write_figure(draw, folder / "figures" / f"{kind}.png", height=3.2)
     better = "a true map falls fast" if kind == "deletion" else "a true map rises fast"
-    return kind.capitalize(), uri, f"Mean of the explained score over {len(curves)} images; {better}."
+    return kind.capitalize(), uri, f"Mean of the explained score over {format_count(len(curves), 'image')}; {better}."
 
 
 def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import count_patients
 from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
-from medcls.identity import PER_IMAGE, name_units
+from medcls.identity import PER_IMAGE, format_count, name_units
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
@@ -223,4 +223,7 @@ def _describe(operating: dict[str, Any]) -> list[str]:
     late = operating["chosen_on"]["test_openings_before"]
     if not late:
         return few
-    return [*few, f"operating points were chosen on validation after a test split had been opened {late} times"]
+    return [
+        *few,
+        f"operating points were chosen on validation after a test split had been opened {format_count(late, 'time')}",
+    ]

@@ -23,11 +23,12 @@ from medcls.data.manifest import write_table
 from medcls.data.store import Rows, Store
 from medcls.errors import DataError
 from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
+from medcls.identity import format_count
 from medcls.models.weights import IMAGENET
 from medcls.training.checkpoint import ModelCard
 
 RUN, FILE = "run", "file"
-_KINDS = {"patient_id": ("patients", PATIENTS), "pixel_sha256": ("images", IMAGES)}
+_KINDS = {"patient_id": ("patient", PATIENTS), "pixel_sha256": ("image", IMAGES)}
 _SCHEMA = pa.schema([("ancestor", pa.string()), ("kind", pa.string()), ("value", pa.string())])
 
 
@@ -156,8 +157,8 @@ def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own
             who = "this run" if by == own else f"its ancestor {_name(lineage, by)}"
             first = int(rows[pc.index(values, shared[0]).as_py()])
             raise DataError(
-                f"{len(shared)} {what} of store={store.folder} were trained or selected on by {who}, the first in row "
-                f"{first} of {MANIFEST} (counted from 0): {remedy}"
+                f"{format_count(len(shared), what)} of store={store.folder} {'was' if len(shared) == 1 else 'were'} "
+                f"trained or selected on by {who}, the first in row {first} of {MANIFEST} (counted from 0): {remedy}"
             )
     return list_incomparable(store, lineage)
 

@@ -15,6 +15,7 @@ from medcls.evaluation.decision import build_decision, describe_calls
 from medcls.evaluation.recalibration import apply_recalibration
 from medcls.evaluation.tables import format_threshold
 from medcls.evaluation.thresholds import Rule
+from medcls.identity import format_count
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_table import (
     IMAGE,
@@ -117,20 +118,20 @@ def describe_repeats(cases: Sequence[Case]) -> list[str]:
     repeated = len(images) - len({case.pixel_sha256 for case in images})
     if repeated:
         notices.append(
-            f"{repeated} of {len(images)} images have the same pixels as another one: each has a row, and counts "
-            "once in the rows of its series and patient"
+            f"{repeated} of {len(images)} images {'has' if repeated == 1 else 'have'} the same pixels as another one: "
+            "each has a row, and counts once in the rows of its series and patient"
         )
     several = sum(case.level == "patient" and " studies, combined by " in case.detail for case in scored)
     if several:
         notices.append(
-            f"{several} patients have images of several studies: the row of such a patient combines them by the rule "
-            "in its column aggregation; rows with level=series keep them apart"
+            f"{format_count(several, 'patient')} with images of several studies: the row of such a patient combines "
+            "them by the rule in its column aggregation; rows with level=series keep them apart"
         )
     volumes = sum(case.level == "series" and " volumes of one series, " in case.detail for case in scored)
     if volumes:
         notices.append(
-            f"{volumes} series consist of several volumes (other echoes, times or orientations): the row of such a "
-            "series combines them; rows with level=image keep them apart"
+            f"{volumes} series of several volumes (other echoes, times or orientations): the row of such a series "
+            "combines them; rows with level=image keep them apart"
         )
     return notices
 
@@ -153,7 +154,7 @@ def describe_answers(cases: Sequence[Case], task: Task) -> list[str]:
     for name, count in counts.items():
         threshold = decision.thresholds.get(name)
         by = "" if threshold is None or np.isinf(threshold) else f", threshold {format_threshold(threshold)}"
-        lines.append(f"{name}: {count} of {len(scored)} images, rule {decision.rule}{by}")
+        lines.append(f"{name}: {count} of {format_count(len(scored), 'image')}, rule {decision.rule}{by}")
     return [*lines, *describe_calls(predictions)]
 
 

@@ -20,7 +20,7 @@ from medcls.data.targets import Task
 from medcls.evaluation.decision import Decision
 from medcls.evaluation.predictions import Predictions
 from medcls.files import write_bytes, write_json
-from medcls.identity import Identity, guard_cell
+from medcls.identity import Identity, format_count, guard_cell
 from medcls.imaging.preprocess import Box
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
@@ -295,4 +295,4 @@ def summarize(cases: Sequence[Case]) -> str:
     reasons = Counter(f"{case.state}: {case.reason}" for case in cases if case.reason)
     counts = ", ".join(f"{states[state]} {state}" for state in (OK, REFUSED, SKIPPED))
     why = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return f"{len(cases)} files: {counts}" + (f" ({why})" if why else "")
+    return f"{format_count(len(cases), 'file')}: {counts}" + (f" ({why})" if why else "")

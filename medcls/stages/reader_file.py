@@ -14,6 +14,7 @@ from medcls.evaluation.aggregation import aggregate
 from medcls.evaluation.assessment import IMAGE, PATIENT, Rows, read_decision
 from medcls.evaluation.predictions import Integers, Predictions
 from medcls.evaluation.reader_study import Readings, compare_readers
+from medcls.identity import format_count
 from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 
 READER, DECISION, GRADE = "reader", "decision", "grade"
@@ -78,7 +79,10 @@ def read_readers(path: Path, rows: Rows, *, image_ids: Sequence[str], labels: Ma
     known = place >= 0
     if not known.any():
         raise DataError(f"{file.setting}: no {key} of its {len(file)} rows is among the evaluated ones: check the ids")
-    notes = [f"readers: {int((~known).sum())} of {len(file)} decisions are of images that were not evaluated: left out"]
+    notes = [
+        f"readers: {int((~known).sum())} of {format_count(len(file), 'decision')} left out: of images that were not "
+        "evaluated"
+    ]
     names = list(dict.fromkeys(file.columns[READER]))
     readings = []
     for number, name in enumerate(names, start=1):

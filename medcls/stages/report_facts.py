@@ -15,7 +15,7 @@ from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import count_patients, name_age_band
 from medcls.files import LABELLING, LABELS, LEDGER, read_json, sha256_file
-from medcls.identity import PER_IMAGE
+from medcls.identity import PER_IMAGE, format_count
 from medcls.imaging.picture import draw_pixels
 from medcls.stages.report_runs import describe_ensemble
 from medcls.stages.run_folder import SETTINGS
@@ -114,7 +114,8 @@ def describe_labelling(store: Store) -> list[str]:
 
 def describe_readers(name: str, readers: Mapping[str, Any]) -> str:
     """Return one sentence: how many readers, how far they agree, and by which rule they became one label."""
-    text = f"{name}: {len(readers['readers'])} readers, rule {readers['rule']}, {readers['ties']} ties unknown"
+    ties = format_count(readers["ties"], "tie")
+    text = f"{name}: {len(readers['readers'])} readers, rule {readers['rule']}, {ties} unknown"
     if "alpha" not in readers:
         return f"{text}; no image has labels of two readers."
     agreement, alpha = readers["agreement"], readers["alpha"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
+from medcls.identity import format_count
 from medcls.stages.split_predictions import SplitPredictions, list_openings
 
 _SHEET = "Training images by class, stored above and augmented below"
@@ -101,7 +102,7 @@ def _list_openings(part: SplitPredictions) -> list[str]:
         return []
     said = [
         f"{number}. {line.get('use', 'by an earlier version')} (split {line['key']['split']}"
-        + (f" of {line['store']}, {line['images']} images)" if "store" in line else ")")
+        + (f" of {line['store']}, {format_count(line['images'], 'image')})" if "store" in line else ")")
         for number, line in enumerate(lines, start=1)
     ]
     return [f"all openings of these images: {'; '.join(said)}"]

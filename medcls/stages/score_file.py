@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
 from medcls.files import sha256_file
+from medcls.identity import format_count
 
 _SHOWN = 5  # positions that an error names before it only counts
 _DELIMITERS = (",", ";", "\t")
@@ -71,7 +72,9 @@ class Faults:
             return
         bad = {row for rows in self.found.values() for row in rows}
         listed = "; ".join(f"{what} in {self._place(rows)}" for what, rows in self.found.items())
-        raise DataError(f"{self.file.setting}: {len(bad)} bad rows of {len(self.file)}: {listed}: {remedy}")
+        raise DataError(
+            f"{self.file.setting}: {format_count(len(bad), 'bad row')} of {len(self.file)}: {listed}: {remedy}"
+        )
 
     def _place(self, rows: Sequence[int]) -> str:
         places = [str(self.file.places[row]) for row in rows[:_SHOWN]]
@@ -127,7 +130,8 @@ def _read_csv(path: Path, setting: str) -> tuple[list[str], list[list[str]], lis
     if uneven:
         shown = ", ".join(map(str, uneven[:_SHOWN]))
         raise DataError(
-            f"{setting}: {len(uneven)} lines do not have the {len(header)} cells of the header (lines {shown}"
+            f"{setting}: {format_count(len(uneven), 'line')} without the {len(header)} cells of the header (line "
+            f"{shown}"
             f"{' …' if len(uneven) > _SHOWN else ''}): quote cells that contain the separator"
         )
     return header, body, places[1:]
@@ -142,8 +146,8 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
     nested = [k for k, kind in enumerate(table.schema.types, start=1) if pa.types.is_nested(kind)]
     if nested:
         raise DataError(
-            f"{setting}: {len(nested)} columns hold lists (the first is column {nested[0]}): give one column of "
-            "numbers for each class, score_NAME"
+            f"{setting}: {format_count(len(nested), 'column')} of lists (the first is column {nested[0]}): give one "
+            "column of numbers for each class, score_NAME"
         )
     cells = [[_spell(value) for value in column.to_pylist()] for column in table.columns]
     rows = [list(row) for row in zip(*cells, strict=True)]

@@ -13,6 +13,7 @@ from medcls.data.label_words import is_healthy
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import ROW_SUM_TOLERANCE, Floats, Predictions, check_predictions
+from medcls.identity import format_count
 from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 
 PATIENT, IMAGE, STUDY, TRUTH = "patient_id", "image_id", "study_id", "truth"
@@ -182,11 +183,11 @@ def _find_kind(
     if wanted.kind != "auto":
         return wanted.kind, "as set"
     if truths:
-        return "multilabel", f"{len(truths)} columns of labels"
+        return "multilabel", f"{format_count(len(truths), 'column')} of labels"
     if len(scores) > 2:
         return "multiclass", f"{len(scores)} columns of scores"
     if len(scores) == 2 or len(found) <= 2 or len(wanted.classes) == 2:
-        return "binary", f"{len(scores)} column{'s' if len(scores) > 1 else ''} of scores, {len(found)} labels"
+        return "binary", f"{format_count(len(scores), 'column')} of scores, {format_count(len(found), 'label')}"
     if all(read_number(label) is not None for label in found):
         return "regression", "one column of scores, a number as truth"
     raise ConfigError(

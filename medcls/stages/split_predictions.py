@@ -33,6 +33,7 @@ from medcls.files import (
     sha256_json,
     write_json,
 )
+from medcls.identity import format_count
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
@@ -198,7 +199,7 @@ def log_opening(job: EvaluateJob, run: Path, *, opened: Opened, key: dict[str, A
     append_json_line(log, {"key": key, "split": job.split} | line | content)
     if opened.exposure.has_unseen:
         what = f"split={job.split} of {opened.store.name}"
-        say(f"opening {what} ({use}): {len(opened.rows)} images; opening number {number}")
+        say(f"opening {what} ({use}): {format_count(len(opened.rows), 'image')}; opening number {number}")
 
 
 def hash_rows(opened: Opened) -> str:

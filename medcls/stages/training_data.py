@@ -34,6 +34,7 @@ from medcls.data.targets import (
 from medcls.data.votes import encode_shares, has_votes
 from medcls.errors import DataError
 from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
+from medcls.identity import format_count
 from medcls.imaging.domain import Domain, summarize_domain
 from medcls.imaging.grey_levels import loses_levels
 from medcls.models.backbones import CLINICAL
@@ -191,7 +192,7 @@ def select_labelled(
         shares = soft[usable]
         between = int(((shares > 0) & (shares < 1)).any(axis=1).sum())
         say(
-            f"{split}: {between} images have soft targets (votes of readers, uncertain labels), "
+            f"{split}: {format_count(between, 'image')} with soft targets (votes of readers, uncertain labels), "
             f"{int((usable & ~known).sum())} of them no label; class weights, validation and metrics use labels only"
         )
     elif split == TRAIN and has_votes(task, labels):

@@ -107,7 +107,7 @@ def test_folder_without_an_image_is_refused_without_its_name(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("files", "pattern", "part"),
     [
-        (["x.png", *FILES], "(p.)", r"1 images are outside class folders: .*labelling\.not_files"),
+        (["x.png", *FILES], "(p.)", r"1 image outside class folders: .*labelling\.not_files"),
         (FILES[:2], "(p.)", r"has 1 class folders with images \(labelling\.layout=class\), expected at least 2$"),
         (["set/ill/p1.png", "set/well/p1.png"], "(p.)", r"has 1 class folders .* set labelling\.layout=\*/class"),
         ([], "(p.)", "has 0 class folders"),
@@ -256,7 +256,7 @@ def test_test_folder_without_classes_is_left_out_and_said(tmp_path: Path) -> Non
         assert found.left_out["path"].to_pylist() == unlabelled
         assert set(found.left_out["reason"].to_pylist()) == {"no_class"}
         assert found.cut == ["test"]
-        assert "the 2 images of test are in no class folder of train" in found.notices[1]
+        assert "2 images of test left out (no_class): in no class folder of train" in found.notices[1]
     again = read(tmp_path, [*labelled, "test/1.png"], layout="split/class")
     assert again.left_out["path"].to_pylist() == ["test/1.png"]
 

@@ -56,11 +56,11 @@ def test_equally_frequent_spellings_keep_the_first_by_code_points() -> None:
 def test_merged_spellings_are_named_with_their_counts(capsys: pytest.CaptureFixture[str]) -> None:
     read(["normal", *["Normal"] * 3, "OA"])
     assert (
-        "label: 'Normal' (3 rows) and 'normal' (1 rows) are read as one class, Normal; labelling.strict=true refuses"
+        "label: 'Normal' (3 rows) and 'normal' (1 row) are read as one class, Normal; labelling.strict=true refuses"
         in capsys.readouterr().err
     )
     read(["L\u00e4sion", "La\u0308sion", "x"], name="label_a")
-    assert "label_a: 'La\\u0308sion' (1 rows) and 'L\\xe4sion' (1 rows)" in capsys.readouterr().err
+    assert "label_a: 'La\\u0308sion' (1 row) and 'L\\xe4sion' (1 row)" in capsys.readouterr().err
 
 
 def test_labels_in_one_spelling_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_uncertain_values_are_refused_with_columns_and_counts_unless_asked() -> 
     with pytest.raises(DataError) as error:
         read_label_values(columns, LabellingConfig())
     assert str(error.value).startswith(
-        "uncertain values in 2 label columns: label_a ('-1' in 1 rows), label_b ('U' in 1 rows, 'u' in 1 rows): set "
+        "uncertain values in 2 label columns: label_a ('-1' in 1 row), label_b ('U' in 1 row, 'u' in 1 row): set "
         "labelling.uncertain=unknown, 0, 1, or 0.5"
     )
 
@@ -170,7 +170,7 @@ def test_readers_are_guessed_and_their_blanks_are_not_offered_as_votes(capsys: p
     assert "set labelling.readers=[r1,r2]" in said
     read_label_values(columns, LabellingConfig(readers=["r1", "r2"]))
     said = capsys.readouterr().err
-    assert "blank labels are read as unknown: label_r1 (1 rows)" in said
+    assert "blank labels are read as unknown: label_r1 (1 row)" in said
     assert "labelling.blank=0" not in said
     assert "set labelling.readers" not in said
 
@@ -239,7 +239,7 @@ def test_most_readers_decide_and_ties_are_unknown(capsys: pytest.CaptureFixture[
     # Pairs that agree: 3 of 3, 1 of 3, 3 of 3, 0 of 1.
     assert found["agreement"]["value"] == pytest.approx((1 + 1 / 3 + 1 + 0) / 4)
     said = capsys.readouterr().err
-    assert "label of 3 readers (r1, r2, r3): 4 rows have two or more, 58.3 % of their pairs agree" in said
+    assert "label of 3 readers (r1, r2, r3): 4 rows with two or more, 58.3 % of their pairs agree" in said
     assert "labelling.readers_rule=majority: 1 ties are unknown" in said
 
 

@@ -184,7 +184,7 @@ def test_a_bad_row_is_named(path: str, patient: str, label: str, part: str, sour
     with pytest.raises((DataError, MissingInputError)) as error:
         read(source, f"{HEADER}\nb.png,P2,x\n{path},{patient},{label}\n")
     assert part in str(error.value)
-    assert "1 bad rows of 2: row 3: " in str(error.value) or "not CSV" in str(error.value)
+    assert "1 bad row of 2: row 3: " in str(error.value) or "not CSV" in str(error.value)
 
 
 BAD_CELLS = [
@@ -295,8 +295,8 @@ def test_words_for_codes_are_read_and_said(source: Path, capsys: pytest.CaptureF
         (None, None, "test"),
     ]
     said = capsys.readouterr().err
-    assert "notice: sex is read by its words: 'female' (1 rows) as F, 'unknown' (1 rows) as unknown" in said
-    assert "'Left' (1 rows) as L, 'r' (1 rows) as R" in said
+    assert "notice: sex is read by its words: 'female' (1 row) as F, 'unknown' (1 row) as unknown" in said
+    assert "'Left' (1 row) as L, 'r' (1 row) as R" in said
     with pytest.raises(DataError, match=r"strict=true: .* split has 'TEST'"):
         read_label_table(source.parent / "labels.csv", source=source, rule=DECLARED, strict=True)
     read(source, f"{HEADER},sex\na.png,P1,x,F\n")
@@ -321,7 +321,7 @@ def test_columns_that_look_like_readers_are_named_with_the_setting(source: Path)
 def test_words_for_splits_are_those_of_folders(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read(source, f"{HEADER},split\na.png,P1,x,Training\nb.png,P2,x,Validation\nsub/c d.png,P3,x,Testing\n")
     assert [row.split for row in rows] == ["train", "val", "test"]
-    assert "notice: split is read by its words: 'Testing' (1 rows) as test" in capsys.readouterr().err
+    assert "notice: split is read by its words: 'Testing' (1 row) as test" in capsys.readouterr().err
 
 
 def test_a_split_is_given_to_all_or_none(source: Path) -> None:

@@ -209,7 +209,7 @@ def test_changed_and_new_images_need_another_store(
     shutil.copy(raw / rows[1]["path"], raw / rows[0]["path"])
     shutil.copy(raw / rows[3]["path"], raw / "images" / "new.png")
     write_labels(raw / "labels.csv", [*rows, {**rows[0], "path": "images/new.png"}])
-    with pytest.raises(DataError, match="1 images of the labels are not in it and 1 files have changed"):
+    with pytest.raises(DataError, match="1 image of the labels not in it and 1 file changed"):
         run_prepare(raw, fresh_store.folder)
 
 
@@ -219,7 +219,7 @@ def test_other_patients_need_another_store(
     rows = read_labels_csv(raw / "labels.csv")
     rows[0]["patient_id"] = rows[1]["patient_id"] = "somebody"
     write_labels(raw / "labels.csv", rows)
-    with pytest.raises(DataError, match="2 images have another patient_id than before"):
+    with pytest.raises(DataError, match="2 images with another patient_id than before"):
         run_prepare(raw, fresh_store.folder)
 
 
@@ -299,7 +299,7 @@ def test_a_file_mended_later_is_not_passed_over(raw: Path, source: Path, tmp_pat
     break_file(raw / "images" / "p03L.png")
     run_prepare(raw, tmp_path / "store")
     shutil.copy(source / "images" / "p03L.png", raw / "images" / "p03L.png")
-    with pytest.raises(DataError, match="1 files have changed: choose another store="):
+    with pytest.raises(DataError, match="1 file changed: choose another store="):
         run_prepare(raw, tmp_path / "store")
 
 
@@ -571,7 +571,7 @@ def test_patient_ids_that_differ_in_case_alone_are_said(
         return rows
 
     run_prepare(write_source(tmp_path / "raw", rewrite=rewrite), tmp_path / "store", "split.on_leak=report")
-    assert "1 patient ids differ from another one in upper and lower case" in capfd.readouterr().err
+    assert "1 patient id like another one but for upper and lower case" in capfd.readouterr().err
 
 
 def test_an_empty_source_is_named_first(tmp_path: Path, run_prepare: Prepare) -> None:

@@ -195,7 +195,7 @@ def test_a_series_of_two_image_types_is_said(make: Prepare, tmp_path: Path, capf
         build.write_series(raw / f"case{number}", slices)
     (raw / "labels.csv").write_text("path,label\n" + "".join(f"case{n},{'ab'[n % 2]}\n" for n in range(4)))
     assert len(make(folder=raw)) == 5
-    assert "1 series became several volumes each" in capfd.readouterr().err
+    assert "1 series was read as several volumes each" in capfd.readouterr().err
 
 
 def test_rules_of_volumes_are_refused_for_images(make: Prepare) -> None:

@@ -110,10 +110,10 @@ def test_a_second_run_computes_nothing_and_is_the_same_to_the_bit(
 ) -> None:
     settings = [*FROZEN, *NONE, "model.dropout=0.5"]
     first = run_train(tmp_path / "first", *settings)
-    assert "features train: 24 of 24 images computed, 0 were there" in capsys.readouterr().err
+    assert "features train: 24 of 24 images computed, 0 read from the cache" in capsys.readouterr().err
     monkeypatch.setattr(cached_features, "compute_features", lambda *arguments: pytest.fail("computed again"))
     second = run_train(tmp_path / "second", *settings)
-    assert "features val: 0 of 12 images computed, 12 were there" in capsys.readouterr().err
+    assert "features val: 0 of 12 images computed, 12 read from the cache" in capsys.readouterr().err
     assert log_of(first) == log_of(second)
     assert sha256_file(first / "model.safetensors") == sha256_file(second / "model.safetensors")
 
@@ -144,7 +144,7 @@ def test_a_damaged_row_is_computed_again_and_said(
     capsys.readouterr()
     second = run_train(tmp_path / "second", *settings)
     said = capsys.readouterr().err
-    assert "notice: features train: 1 images were there but damaged, and were computed again" in said
+    assert "notice: features train: 1 image in the cache damaged: computed again" in said
     assert log_of(first) == log_of(second)
 
 

@@ -261,7 +261,7 @@ def test_few_patients_of_the_choices_and_rows_left_out_are_said_on_terminal_and_
     rows = make_rows()
     run_scores(write_rows([rows[0] | {"truth": ""}, *rows[1:]]), f"choices={choices}")
     page, captured = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr()
-    for expected in ("the file val.csv has 6 of CN, 3 of AD (fewer than 10)", "1 rows without a truth are left out"):
+    for expected in ("the file val.csv has 6 of CN, 3 of AD (fewer than 10)", "1 row without a truth left out"):
         assert expected in page
         assert expected in captured.out + captured.err
     # Choices that an earlier version wrote without these counts are the same choices.
@@ -450,7 +450,7 @@ def test_another_tool_is_compared_in_pairs_whatever_its_order(
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda rows: rows[1:], "1 rows of predictions= are missing in it and 0 are not in"),
+        (lambda rows: rows[1:], "1 row of predictions= missing in it and 0 not in"),
         (lambda rows: [rows[0] | {"truth": "CN"}, *rows[1:]], "some truths differ"),
         (lambda rows: [rows[0] | {"patient_id": "p99"}, *rows[1:]], "some patients differ"),
         (lambda rows: [{k: v for k, v in row.items() if k != "image_id"} for row in rows], "matched by image_id"),
@@ -535,7 +535,7 @@ def test_all_bad_rows_are_named_at_once_by_position_and_never_by_value(
         ("scores.txt", "a", DataError, "expected a .csv, .tsv or .parquet file"),
         ("scores.csv", "", DataError, "the file is empty"),
         ("scores.csv", "truth,score\n", DataError, "the table has no rows"),
-        ("scores.csv", "truth,score\nAD,1,2\n", DataError, "1 lines do not have the 2 cells of the header (lines 2)"),
+        ("scores.csv", "truth,score\nAD,1,2\n", DataError, "1 line without the 2 cells of the header (line 2)"),
         ("scores.csv", "truth,score,score\nAD,1,2\n", DataError, "columns 3 repeat the name of another"),
         ("scores.csv", "truth,,score\nAD,1,2\n", DataError, "columns 2 have no name"),
         ("scores.csv", 'truth,score\n"AD,1\n', DataError, "not CSV in UTF-8"),
@@ -559,7 +559,7 @@ def test_files_that_are_no_tables_are_refused(
 
 def test_lists_in_parquet_are_refused(run_scores: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     pq.write_table(pa.table({"truth": ["a"], "score": [[0.5, 0.5]]}), tmp_path / "scores.parquet")
-    with pytest.raises(DataError, match="1 columns hold lists"):
+    with pytest.raises(DataError, match="1 column of lists"):
         run_scores(tmp_path / "scores.parquet")
 
 
@@ -585,7 +585,7 @@ def test_rows_without_a_truth_are_left_out_and_counted(
         row["truth"] = ""
     metrics = run_scores(write_rows(rows))
     assert (metrics["n_images"], metrics["n_patients"], metrics["source"]["left_out"]) == (77, 39, 3)
-    assert "3 rows without a truth are left out" in (tmp_path / "out" / "report.html").read_text()
+    assert "3 rows without a truth left out" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_predicted_grade_in_one_column_is_a_regression_of_grades(

@@ -277,7 +277,7 @@ def test_verdict_of_the_curves_is_of_a_test_over_patients() -> None:
     )
     assert "Undecided: chance may make this difference" in write_sentences(mixed)[1]
     one = summarize(explained_rows([0.1] * 8), None, patients=["one"] * 8, seed=0)
-    assert "Undecided: 8 images of 1 patients are too few for a test" in write_sentences(one)[1]
+    assert "Undecided: 8 images of 1 patient, too few for a test" in write_sentences(one)[1]
 
 
 def test_blank_maps_are_called_blank_and_take_no_part() -> None:
@@ -299,5 +299,5 @@ def test_curves_can_be_left_out_and_the_time_is_said_beforehand(
     assert not any("deletion_auc" in row for row in found["images"])
     assert not list((folder / "figures").glob("*.png"))
     printed = capsys.readouterr()
-    assert "2 images take about " in printed.err + printed.out
+    assert "2 images explained in about " in printed.err + printed.out
     assert "Curves were left out (curves=false)" in printed.out

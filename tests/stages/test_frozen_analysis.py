@@ -214,7 +214,7 @@ def test_readers_of_patients_are_compared_at_the_patient_level(
     assert metrics["readers"]["level"] == "patient"
     assert metrics["readers"]["rule"] == "mean"
     assert metrics["readers"]["entries"][0]["n_images"] == 60
-    note = "40 of 160 decisions are of images that were not evaluated: left out"
+    note = "40 of 160 decisions left out: of images that were not evaluated"
     assert note in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -238,7 +238,7 @@ def test_readers_of_a_run_answer_with_its_classes(
         ("reader,image_id,decision\na,zz,1\n", "no image_id of its 1 rows is among the evaluated ones"),
         (
             "reader,image_id,decision\na,p0-0,Jane\nb,p0-0,1\n",
-            r"1 bad rows of 2: decision is not one of CN, AD in line 2",
+            r"1 bad row of 2: decision is not one of CN, AD in line 2",
         ),
         ("reader,image_id,decision\na,p0-0,1\na,p0-0,1\n", "the same reader and image_id as an earlier row in line 3"),
         ("reader,image_id,decision\n,p0-0,1\n", "reader or image_id is blank in line 2"),

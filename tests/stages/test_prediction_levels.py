@@ -264,5 +264,5 @@ def test_images_of_several_studies_and_volumes_of_one_series_are_said_where_they
         ("patient", 3, "images of 2 studies, combined by mean"),
     ]
     studies, volumes = describe_repeats(everyone)
-    assert studies.startswith("1 patients have images of several studies")
-    assert volumes.startswith("1 series consist of several volumes")
+    assert studies.startswith("1 patient with images of several studies")
+    assert volumes.startswith("1 series of several volumes")

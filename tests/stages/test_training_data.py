@@ -97,7 +97,7 @@ def test_votes_are_soft_targets_of_training_only(
     assert data.val[(0, 0)].targets.shape == (1, 1)
     said = capsys.readouterr().err
     assert (
-        f"train: {int((tied | shared).sum())} images have soft targets (votes of readers, uncertain labels), " in said
+        f"train: {int((tied | shared).sum())} images with soft targets (votes of readers, uncertain labels), " in said
     )
 
 
