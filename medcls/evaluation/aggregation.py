@@ -12,6 +12,7 @@ from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions
 
 RULES = ("mean", "max", "noisy_or")
+NOISY_OR = "noisy-or, the chance that at least one image is positive if images are independent"
 DECIDING = {
     "binary": "auc",
     "multiclass": "auc",

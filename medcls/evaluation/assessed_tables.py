@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medcls.evaluation.aggregation import NOISY_OR
 from medcls.evaluation.definitions import DEFINITIONS, find_definition
 from medcls.evaluation.tables import Number, format_number, format_threshold, format_value
-from medcls.evaluation.thresholds import Rule
+from medcls.evaluation.thresholds import YOUDEN, Rule
 from medcls.identity import format_count
 
 Cell = Number | str | None
@@ -64,8 +65,8 @@ def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[
     chosen = metrics.get("chosen_on") or {}
     frozen = _describe_choice(metrics)[1]
     where = (
-        f"Chosen on {chosen['where']}; {frozen}. Intervals over patients, that of a threshold over the patients who "
-        "chose it."
+        f"Chosen on {chosen['where']}; {frozen}. Youden's rule: {YOUDEN}. Intervals over patients, that of a threshold "
+        "over the patients who chose it."
         if chosen
         else ""
     )
@@ -137,7 +138,7 @@ def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> l
         rows.append((level, [rule, size, *(format_number(name, entry["metrics"][name]) for name in names)]))
     chosen = any(entry.get("chosen") for entry in levels.values())
     where = _describe_choice(metrics)[0]
-    how = f"was chosen on {where} (mean, highest or noisy-or of the scores)" if chosen else "was not chosen"
+    how = f"was chosen on {where} (mean; max, the highest; or {NOISY_OR})" if chosen else "was not chosen"
     caption = f"How images are joined {how}."
     columns = ["Level", "Joined by", "Number", *(DEFINITIONS[name].title for name in names)]
     return [Table("Images, studies, patients", caption, columns, rows)]
@@ -174,6 +175,8 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
         return []
     least = 1 - measured["alpha"]
     promise = f"{least:.0%}".replace("%", " %")
+    chosen = metrics.get("chosen_on") or {}
+    bounds = f"Their bounds were set on {chosen['where']}. " if chosen else ""
     tables = []
     for problem in measured["problems"]:
         label = f": {problem['label']}" if problem["label"] else ""
@@ -189,8 +192,9 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
             for title, kind in (("one bound for all", "marginal"), ("a bound for each class", "by_class"))
         )
         caption = (
-            f"Sets promise to hold the true class in {promise}. {measured['assumption']} Each patient weighs one. An "
-            f"image is referred where the set with a bound for each class does not hold exactly one. Mean size: {size}."
+            f"Sets promise to hold the true class in {promise}. {bounds}{measured['assumption']} Each patient weighs "
+            "one. An image is referred where the set with a bound for each class does not hold exactly one. Mean size: "
+            f"{size}."
         )
         caption = " ".join([caption, *_say_unbounded(problem), *_say_broken(problem, least, promise)])
         columns = ["True class", "Coverage, one bound", "Coverage, bound by class", "Referred", "Right if kept"]
@@ -276,6 +280,7 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
     columns = ["Number", one, two, "Difference", "p", "p (Holm)"]
     rows = [(DEFINITIONS[name].title, _difference(name, entry)) for name, entry in compared["metrics"].items()]
     caption = f"{one} less {two}; intervals and p values over patients, paired; Holm over this table."
+    caption = f"{caption} {compared['note']}" if compared.get("note") else caption
     tables = [Table(f"{one} against {two}", caption, columns, rows)]
     areas = [(name, _difference("auc", entry)[2:]) for name, entry in compared["auc"].items()]
     if areas:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.aggregation import aggregate, choose_aggregation
+from medcls.evaluation.aggregation import NOISY_OR, aggregate, choose_aggregation
 from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
 from medcls.evaluation.decision import Decision, build_decision
 from medcls.evaluation.intervals import measure_predictions, number_patients
@@ -201,7 +201,9 @@ def describe_few(operating: Mapping[str, Any]) -> list[str]:
     chance = ["epoch"] * of_run + ["thresholds"]
     for level, name in ((STUDY, "studies"), (PATIENT, "patients")):
         rule = operating.get("levels", {}).get(level, {}).get("aggregation", {}).get("rule")
-        chance += [f"the rule by which images become {name} ({rule.replace('_', '-')})"] if rule else []
+        chance += (
+            [f"the rule by which images become {name} ({NOISY_OR if rule == 'noisy_or' else rule})"] if rule else []
+        )
     listed = " and ".join(filter(None, [", ".join(chance[:-1]), chance[-1]]))
     return [f"few patients made the choices: {where} has {said} (fewer than {FEW_PATIENTS}): {listed} may be chance"]
 

@@ -17,7 +17,7 @@ from medcls.evaluation.weighted import ratio
 
 ASSUMPTION = (
     "The promise holds for an image drawn at random from a new patient, if that patient is exchangeable with the "
-    "validation patients (same population, scanner and referral); it is over patients, not for each one."
+    "patients who set the bounds (same population, scanner and referral); it is over patients, not for each one."
 )
 
 

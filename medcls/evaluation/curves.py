@@ -57,16 +57,17 @@ def list_questions(predictions: Predictions) -> list[Question]:
             return [Question(name, f"_{name}", true == k, score[:, k], rows) for k, name in enumerate(names)]
 
 
-def name_question(predictions: Predictions, name: str) -> str:
+def name_question(kind: str, name: str, *, grades: bool) -> str:
     """Return a question as a reader needs it: "grade 2 against all others", which "grade 2 or above" is not.
 
     Args:
-        predictions: Whose kind counts.
-        name: Of one of `list_questions`.
+        kind: Kind of the task.
+        name: Name of one of `list_questions`.
+        grades: The classes are ordered grades.
     """
-    if predictions.kind not in ("multiclass", "ordinal"):
+    if kind not in ("multiclass", "ordinal"):
         return name
-    return f"{'grade ' if predictions.has_grades else ''}{name} against all others"
+    return f"{'grade ' if grades or kind == 'ordinal' else ''}{name} against all others"
 
 
 def count_replicates(

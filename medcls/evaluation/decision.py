@@ -10,7 +10,7 @@ import numpy as np
 
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_threshold
-from medcls.evaluation.thresholds import NEVER, Rule
+from medcls.evaluation.thresholds import NEVER, YOUDEN, Rule
 from medcls.identity import format_count
 
 HALF, HIGHEST, ROUNDED, VALUE, NONE = "half", "highest", "rounded", "value", "none"
@@ -53,6 +53,8 @@ class Decision:
         """The rule as a reader sees it."""
         if self.rule in (HALF, *_IN_WORDS):
             return _IN_WORDS.get(self.rule, "0.5, not chosen on any rows")
+        if self.rule == "youden":
+            return f"Youden's rule, {YOUDEN}"
         kind, _, target = self.rule.partition("_")
         return Rule(kind, float(target) if target else None).title
 

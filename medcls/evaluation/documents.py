@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
+from medcls.evaluation.curves import name_question
 from medcls.evaluation.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
@@ -58,7 +59,12 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "demographics": {name: dict(facts) for name, facts in evaluation.demographics.items()},
         "numbers": counts | ({"patients": "unknown"} if known == PER_IMAGE else {}),
         "accuracy": [
-            {"rule": point["kind"], "target": point["target"], "question": point["question"], **point["rates"]}
+            {
+                "rule": point["kind"],
+                "target": point["target"],
+                "question": name_question(evaluation.kind, point["question"], grades=evaluation.grades),
+                **point["rates"],
+            }
             for point in metrics.get("operating_points", [])
             if "rates" in point
         ],
@@ -76,7 +82,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         if metrics.get("subgroups")
         else "",
         "recalibration": metrics.get("recalibration", ""),
-        "recalibration_method": "Temperature, Platt or isotonic maps, as the counts bear, fitted on validation, frozen."
+        "recalibration_method": "Temperature, Platt or isotonic maps, as the counts bear"
+        + (f", fitted on {chosen['where']} {_say_frozen(chosen)}." if chosen else ".")
         if metrics.get("recalibration")
         else "",
         "thresholds": " ".join(

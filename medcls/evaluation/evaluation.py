@@ -34,7 +34,8 @@ class Evaluation:
         probabilities: As in `predictions.Predictions`.
         source: What was evaluated if it was not a split of a store, in words.
         seed: Of the intervals; the bands of the curves take it too.
-        certificate: What was checked about the split (dataset.json).
+        certificate: What was checked about the split, for the checklists.
+        split_facts: The same in words, a sentence each.
         config_yaml: The composed configuration.
         environment: Versions and hardware.
         history: Rows of metrics.jsonl.
@@ -68,6 +69,7 @@ class Evaluation:
     source: str = ""
     seed: int = 0
     certificate: Mapping[str, Any] = field(default_factory=dict)
+    split_facts: Sequence[str] = ()
     config_yaml: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()

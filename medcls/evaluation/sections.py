@@ -79,8 +79,9 @@ def build_sections(
     """
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     plans = plan_panels(predictions, patients, metrics=metrics, history=history, seed=seed)
+    named = partial(name_question, predictions.kind, grades=predictions.grades)
     answers = {
-        "operating": tables.build_operating_tables(metrics, partial(name_question, predictions)),
+        "operating": tables.build_operating_tables(metrics, named),
         "calibration": tables.build_recalibration_table(metrics),
         "certainty": tables.build_conformal_tables(metrics),
         "levels": tables.build_level_table(metrics, choose_headlines(predictions)),

@@ -62,7 +62,7 @@ def _build_one(
     ]
     first = start if start is not None else exact[0] if exact else (low + high) / 2
     return {
-        "name": name_question(predictions, question.name),
+        "name": name_question(predictions.kind, question.name, grades=predictions.grades),
         "thresholds": steps.tolist(),
         "labels": [format_threshold(step) for step in steps.tolist()],
         "start": int(np.searchsorted(steps, first)),

@@ -145,6 +145,33 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
     return "\n".join(lines)
 
 
+def format_comparison(compared: Mapping[str, Any], *, patients_from: str = "") -> str:
+    """Return the paired differences of the headline metrics, one per line; the report also has AUCs and McNemar's test.
+
+    Args:
+        compared: What metrics.json holds under "comparison".
+        patients_from: What told patients apart, as a store records it.
+    """
+    over = name_units("paired over patients", patients_from)
+    lines = [
+        f"{compared['first']} less {compared['second']}, {over}; p corrected for {len(compared['metrics'])} metrics"
+    ]
+    for name, entry in compared["metrics"].items():
+        if entry["difference"] is None:
+            lines.append(f"  {name:28s} undefined")
+            continue
+        low, high = entry["low"], entry["high"]
+        interval = "no interval" if low is None else f"[{low:+.3f}, {high:+.3f}]"
+        p_value = "" if entry["p_holm"] is None else f"  p {_format_p(entry['p_holm'])}"
+        note = f" ({entry['note']})" if "note" in entry else ""
+        lines.append(f"  {name:28s} {entry['difference']:+.3f}  {interval}{p_value}{note}")
+    return "\n".join(lines)
+
+
+def _format_p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def format_number(name: str, entry: Mapping[str, Any]) -> Number:
     """One entry of metrics.json as text."""
     value, low, high = entry["value"], entry["low"], entry["high"]

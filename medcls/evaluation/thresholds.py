@@ -16,6 +16,7 @@ from medcls.evaluation.ranking import Curve, compute_curve
 from medcls.evaluation.support import Basis, find_rate_support, name_sides
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
+YOUDEN = "the largest sum of sensitivity and specificity"
 GIVEN = "given"  # set on the command line, not chosen on any rows
 THRESHOLD_REPLICATES = 200
 ONE_CLASS = ("no case where it was chosen", "nothing but cases where it was chosen")

@@ -11,25 +11,20 @@ from medcls.command_line import put, say
 from medcls.config import EvaluateJob
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.analysis import check_analysis, format_analysis
-from medcls.evaluation.assessment import assess, measure_rows
-from medcls.evaluation.decision import describe_calls
+from medcls.evaluation.analysis import check_analysis
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import choose_worst
-from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.report import REPORT, write_report
-from medcls.evaluation.tables import count_labels, format_metrics
-from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file, write_json
-from medcls.identity import PER_IMAGE, name_units
+from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
-from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis, read_sample_size
+from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
 from medcls.stages.frozen_choices import Choices, freeze_choices
-from medcls.stages.reader_file import measure_readers
+from medcls.stages.judged_rows import Compared, Judged, list_columns, measure_all, print_results, write_results
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
+    describe_certificate,
     describe_flow,
     describe_labelling,
     describe_splits,
@@ -58,9 +53,7 @@ from medcls.stages.split_predictions import (
     values_of,
 )
 from medcls.stages.training_distance import describe_far, measure_far
-from medcls.stages.voxel_baseline import describe_baseline, measure_baseline
-
-METRICS = "metrics.json"
+from medcls.stages.voxel_baseline import measure_baseline
 
 
 def evaluate(job: EvaluateJob) -> None:
@@ -77,61 +70,47 @@ def evaluate(job: EvaluateJob) -> None:
     choices.say_notes()
     other = open_other(job, like=first) if job.against else None
     predictions = choices.decide_rows(predict_members(job, members, use=describe_use(job, other)))
-    metrics = measure(job, predictions, choices)
     positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
     if positive:
         say(positive)
+    columns, absent = read_subgroup_columns(predictions, list_columns(job, plan))
+    rehearsal = ("these are not test rows: a rehearsal",) if job.split not in TESTS and not job.store else ()
+    found = measure_all(
+        job,
+        Judged(
+            predictions.rows,
+            operating=choices.operating,
+            calibration=choices.calibration,
+            columns=columns,
+            image_ids=values_of(predictions.opened, "image_id"),
+            labels=first.card.task.mapping,
+            plan=plan,
+            plan_notes=rehearsal,
+        ),
+        facts={
+            "patients_from": predictions.opened.store.patients_from,
+            "openings": predictions.openings,
+            "rows": measure_exposure_of(predictions).to_json(),
+        }
+        | list_runs(predictions.parts),
+        other=None if other is None else name_compared(predictions, other),
+        beside=measure_beside(job, predictions, choices),
+    )
     notes = [positive.removeprefix("notice: ")] if positive.startswith("notice") else []
     notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
     notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
-    notes += describe_calls(predictions.rows.predictions)
-    planned = plan.analysis.columns if plan else ()
-    columns, absent = read_subgroup_columns(predictions, list(dict.fromkeys([*planned, *job.subgroups])))
     if absent:
         notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
-    metrics |= assess(
-        predictions.rows,
-        operating=choices.operating,
-        calibration=choices.calibration,
-        columns=columns,
-        prevalences=job.prevalences,
-        least_patients=job.least_patients,
-        replicates=job.replicates,
-        seed=job.seed,
+    notes += [*found.notes, *describe_far(found.metrics.get("training_distance"))]
+    written = write_results(
+        job,
+        predictions.folder,
+        found.metrics,
+        lambda: build_evaluation(
+            job, predictions, metrics=found.metrics, choices=choices, notes=notes, facts=found.facts
+        ),
     )
-    if other is not None:
-        metrics["comparison"] = compare_runs(job, predictions, other)
-    metrics |= measure_beside(job, predictions)
-    notes += describe_far(metrics.get("training_distance"))
-    if job.readers:
-        metrics["readers"], found = measure_readers(
-            Path(job.readers),
-            predictions.rows,
-            image_ids=values_of(predictions.opened, "image_id"),
-            labels=first.card.task.mapping,
-            operating=choices.operating,
-            replicates=job.replicates,
-            seed=job.seed,
-        )
-        notes += found
-    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
-    notes += found
-    if plan is not None:
-        rehearsal = ("these are not test rows: a rehearsal",) if job.split not in TESTS and not job.store else ()
-        metrics["analysis"] = plan.judge(metrics, notes=rehearsal)
-    metrics = name_reasons(metrics, patients_from=metrics["patients_from"])
-    write_json(predictions.folder / METRICS, metrics)
-    written = predictions.folder / METRICS
-    if job.report:
-        written = report_results(job, predictions, metrics=metrics, choices=choices, notes=notes, facts=size)
-    elif (predictions.folder / REPORT).is_file():
-        say(f"notice: {predictions.folder / REPORT} is of an earlier evaluation; report=true writes it anew")
-    one = predictions.rows.predictions
-    put(format_metrics(metrics, title=job.split, calls=describe_calls(one), labels=count_labels(one)))
-    if "baseline" in metrics:
-        put(describe_baseline(metrics["baseline"]))
-    if plan is not None:
-        put(format_analysis(metrics["analysis"]))
+    print_results(found.metrics, predictions.rows.predictions, title=job.split)
     put(f"{written.stem}: {written}")
 
 
@@ -169,7 +148,7 @@ def check_sees_images(job: EvaluateJob, members: Sequence[Member]) -> None:
         raise ConfigError(f"robustness and shortcuts are of images, and run={blind[0]} looks at none (model=clinical)")
 
 
-def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any]:
+def measure_beside(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
     """Returns what stands beside the metrics: what was asked for, and what training left in the run."""
     found: dict[str, Any] = {}
     if job.robustness:
@@ -179,37 +158,12 @@ def measure_beside(job: EvaluateJob, predictions: SplitPredictions) -> dict[str,
     if not predictions.members and predictions.opened.exposure.has_unseen:
         far = measure_far(job, predictions.run, card=predictions.card, opened=predictions.opened)
         found |= {"training_distance": far} if far else {}
-    baseline = measure_baseline(job, predictions)
+    baseline = measure_baseline(job, predictions, choices.operating)
     if baseline is not None:
         found["baseline"] = baseline
     if not predictions.members and (predictions.run / ODDS_RATIOS).is_file():
         found["odds_ratios"] = read_json(predictions.run / ODDS_RATIOS)
     return found
-
-
-def name_reasons(found: Any, *, patients_from: str) -> Any:
-    """Return metrics whose reasons, notes and sizes say nothing about patients if these are unknown."""
-    if isinstance(found, list):
-        return [name_reasons(each, patients_from=patients_from) for each in found]
-    if not isinstance(found, dict) or patients_from != PER_IMAGE:
-        return found
-    inner = {key: name_reasons(value, patients_from=patients_from) for key, value in found.items()}
-    if isinstance(inner.get("claim"), str):
-        inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
-    texts = {key: inner[key] for key in ("reason", "note", "assumption") if isinstance(inner.get(key), str)}
-    inner |= {key: name_units(text, patients_from) for key, text in texts.items()}
-    return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
-
-
-def measure(job: EvaluateJob, predictions: SplitPredictions, choices: Choices) -> dict[str, Any]:
-    """Returns the plain metrics with intervals, the sizes, and what was chosen where."""
-    metrics = measure_rows(predictions.rows, choices.operating, replicates=job.replicates, seed=job.seed)
-    found = {
-        "patients_from": predictions.opened.store.patients_from,
-        "openings": predictions.openings,
-        "rows": measure_exposure_of(predictions).to_json(),
-    }
-    return metrics | found | list_runs(predictions.parts)
 
 
 def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
@@ -235,16 +189,9 @@ def open_other(job: EvaluateJob, *, like: Member) -> SplitPredictions:
     return choices.decide_rows(predict_split(inner, run, card=card, opened=theirs, use=use))
 
 
-def compare_runs(job: EvaluateJob, predictions: SplitPredictions, other: SplitPredictions) -> dict[str, Any]:
-    """Returns the paired statistics of two runs on the same images."""
-    compared = compare_predictions(
-        predictions.rows.predictions,
-        other.rows.predictions,
-        predictions.rows.patients,
-        replicates=job.replicates,
-        seed=job.seed,
-    )
-    return {"first": predictions.run.resolve().name, "second": other.run.resolve().name, **compared}
+def name_compared(predictions: SplitPredictions, other: SplitPredictions) -> Compared:
+    """Return the other run's predictions under the names of both folders."""
+    return Compared(predictions.run.resolve().name, other.run.resolve().name, other.rows.predictions)
 
 
 def measure_exposure_of(predictions: SplitPredictions) -> Exposure:
@@ -252,7 +199,7 @@ def measure_exposure_of(predictions: SplitPredictions) -> Exposure:
     return max((part.opened.exposure for part in predictions.parts), key=lambda one: (one.trained, one.chose))
 
 
-def report_results(
+def build_evaluation(
     job: EvaluateJob,
     predictions: SplitPredictions,
     *,
@@ -260,40 +207,38 @@ def report_results(
     choices: Choices,
     notes: list[str],
     facts: dict[str, Any],
-) -> Path:
-    """Writes report.html and what goes with it, and returns its path."""
+) -> Evaluation:
+    """Return what the report is made of."""
     opened, one, parts = predictions.opened, predictions.rows.predictions, predictions.parts
     explanations, explanation_notes = read_explanations(job, predictions)
-    return write_report(
-        predictions.folder,
-        Evaluation(
-            kind=one.kind,
-            class_names=one.class_names,
-            grades=one.grades,
-            thresholds=one.thresholds,
-            y_true=one.y_true,
-            y_score=one.y_score,
-            patient_ids=predictions.rows.patient_ids,
-            metrics=metrics,
-            split=job.split,
-            store_name=opened.store.name,
-            seed=job.seed,
-            certificate=opened.certificate if job.show_ids else hide_ids(opened.certificate),
-            labelling=describe_labelling(opened.store),
-            shows_ids=job.show_ids,
-            config_yaml=read_configs(parts),
-            environment=read_json(predictions.run / ENVIRONMENT),
-            history=read_history(parts),
-            notes=notes,
-            contact_sheets=list_sheets(parts),
-            flow=describe_flow(predictions, split=job.split),
-            demographics=describe_splits(predictions),
-            gallery=draw_gallery(predictions, choose_worst(one, count=job.gallery)),
-            explanations=explanations,
-            explanation_notes=explanation_notes,
-            operating=choices.operating,
-            model=describe_model(parts),
-            exposure=measure_exposure_of(predictions),
-            facts=describe_study(predictions) | facts,
-        ),
+    return Evaluation(
+        kind=one.kind,
+        class_names=one.class_names,
+        grades=one.grades,
+        thresholds=one.thresholds,
+        y_true=one.y_true,
+        y_score=one.y_score,
+        patient_ids=predictions.rows.patient_ids,
+        metrics=metrics,
+        split=job.split,
+        store_name=opened.store.name,
+        seed=job.seed,
+        certificate=opened.certificate if job.show_ids else hide_ids(opened.certificate),
+        split_facts=describe_certificate(opened.certificate),
+        labelling=describe_labelling(opened.store),
+        shows_ids=job.show_ids,
+        config_yaml=read_configs(parts),
+        environment=read_json(predictions.run / ENVIRONMENT),
+        history=read_history(parts),
+        notes=notes,
+        contact_sheets=list_sheets(parts),
+        flow=describe_flow(predictions, split=job.split),
+        demographics=describe_splits(predictions),
+        gallery=draw_gallery(predictions, choose_worst(one, count=job.gallery)),
+        explanations=explanations,
+        explanation_notes=explanation_notes,
+        operating=choices.operating,
+        model=describe_model(parts),
+        exposure=measure_exposure_of(predictions),
+        facts=describe_study(predictions) | facts,
     )

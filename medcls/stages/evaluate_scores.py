@@ -12,37 +12,32 @@ import numpy as np
 from medcls.command_line import put, say
 from medcls.config import EvaluateJob, check_choice
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.analysis import check_analysis, format_analysis
+from medcls.evaluation.analysis import check_analysis
 from medcls.evaluation.assessment import (
     IMAGE,
     Rows,
-    assess,
     choose_calibration,
     choose_operating,
     describe_few,
-    measure_rows,
     read_decision,
 )
-from medcls.evaluation.decision import describe_calls, list_decisions
+from medcls.evaluation.decision import list_decisions
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
-from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import count_patients as count_by_class
 from medcls.evaluation.recalibration import select_rows
-from medcls.evaluation.report import REPORT, write_report
 from medcls.evaluation.subgroups import count_patients, name_age_band
-from medcls.evaluation.tables import count_labels, format_metrics
 from medcls.evaluation.thresholds import GIVEN, list_rules
 from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE, format_count
 from medcls.reproducibility import describe_software
-from medcls.stages.frozen_analysis import FROZEN, freeze_analysis, read_sample_size
-from medcls.stages.reader_file import measure_readers
+from medcls.stages.frozen_analysis import FROZEN, freeze_analysis
+from medcls.stages.judged_rows import METRICS, Compared, Judged, list_columns, measure_all, print_results, write_results
 from medcls.stages.score_file import read_number
 from medcls.stages.score_table import ScoreTable, Wanted, read_scores
 
-METRICS, INPUTS = "metrics.json", "inputs.json"
+INPUTS = "inputs.json"
 OPERATING, CALIBRATION = "operating_points.json", "calibration.json"
 FORMAT = 1
 UNKNOWN = "unknown"
@@ -106,61 +101,39 @@ def evaluate_scores(job: EvaluateJob) -> None:
     chosen = set_threshold(job, chosen, table)
     check_out(folder, table, chosen)
     rows = replace(table.rows, predictions=chosen.decide(table.rows.predictions))
-    columns, absent = read_columns(
-        table, list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *job.subgroups]))
-    )
-    metrics = measure_rows(rows, chosen.operating, replicates=job.replicates, seed=job.seed)
-    metrics["rows"] = Exposure(metrics["n_images"], known=False).to_json()
-    metrics["patients_from"] = "declared" if table.patients_known else PER_IMAGE
-    metrics |= {"openings": UNKNOWN, "unproven": dict.fromkeys(UNPROVEN, UNKNOWN), "source": describe_source(table)}
-    metrics |= assess(
-        rows,
-        operating=chosen.operating,
-        calibration=chosen.calibration,
-        columns=columns,
-        prevalences=job.prevalences,
-        least_patients=job.least_patients,
-        replicates=job.replicates,
-        seed=job.seed,
-    )
-    if other is not None:
-        metrics["comparison"] = compare(job, rows, chosen.decide(other))
-    calls = describe_calls(rows.predictions)
-    notes = [*list_notes(job, table, chosen), *calls]
-    if job.readers:
-        metrics["readers"], found = measure_readers(
-            Path(job.readers),
+    columns, absent = read_columns(table, list_columns(job, plan))
+    found = measure_all(
+        job,
+        Judged(
             rows,
+            operating=chosen.operating,
+            calibration=chosen.calibration,
+            columns=columns,
             image_ids=table.image_ids,
             labels=table.form.labels,
-            operating=chosen.operating,
-            replicates=job.replicates,
-            seed=job.seed,
-        )
-        notes += found
-    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
-    notes += found
-    if plan is not None:
-        metrics["analysis"] = plan.judge(metrics)
+            plan=plan,
+        ),
+        facts={
+            "rows": Exposure(len(rows.patient_ids), known=False).to_json(),
+            "patients_from": "declared" if table.patients_known else PER_IMAGE,
+            "openings": UNKNOWN,
+            "unproven": dict.fromkeys(UNPROVEN, UNKNOWN),
+            "source": describe_source(table),
+        },
+        other=None if other is None else name_compared(job, chosen.decide(other)),
+    )
+    notes = [*list_notes(job, table, chosen), *found.notes]
     # The defaults are asked for by nobody.
     if absent and job.subgroups != EvaluateJob().subgroups:
         notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
-    write_json(folder / METRICS, metrics)
-    written = folder / METRICS
-    if job.report:
-        written = write_report(
-            folder, build_evaluation(job, table, rows, chosen, metrics=metrics, notes=notes, facts=size)
-        )
-    elif (folder / REPORT).is_file():
-        say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")
-    put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
-    put(
-        format_metrics(
-            metrics, title=Path(str(job.predictions)).name, calls=calls, labels=count_labels(rows.predictions)
-        )
+    written = write_results(
+        job,
+        folder,
+        found.metrics,
+        lambda: build_evaluation(job, table, rows, chosen, metrics=found.metrics, notes=notes, facts=found.facts),
     )
-    if plan is not None:
-        put(format_analysis(metrics["analysis"]))
+    put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
+    print_results(found.metrics, rows.predictions, title=Path(str(job.predictions)).name)
     put(f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}")
     put(f"{written.stem}: {written}")
 
@@ -312,13 +285,12 @@ def name_rows(table: ScoreTable) -> Sequence[str] | None:
     return ids if table.patients_known and len(set(ids)) == len(ids) else None
 
 
-def compare(job: EvaluateJob, rows: Rows, other: Predictions) -> dict[str, Any]:
-    """Return the paired statistics of both files."""
+def name_compared(job: EvaluateJob, other: Predictions) -> Compared:
+    """Return the predictions of against= under the names of both files."""
     names = [Path(str(path)).name for path in (job.predictions, job.against)]
     if names[0] == names[1]:
         names = [f"{names[0]} (predictions)", f"{names[1]} (against)"]
-    compared = compare_predictions(rows.predictions, other, rows.patients, replicates=job.replicates, seed=job.seed)
-    return {"first": names[0], "second": names[1], **compared}
+    return Compared(names[0], names[1], other)
 
 
 def read_columns(table: ScoreTable, names: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:

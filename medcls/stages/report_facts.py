@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, read_columns
-from medcls.data.splits import ORDER, SPLIT_NAMES, read_patients, read_split, rows_of
+from medcls.data.splits import ORDER, SPLIT_NAMES, count_leaks, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import count_patients, name_age_band
@@ -90,6 +90,47 @@ def hide_ids(certificate: Mapping[str, Any]) -> dict[str, Any]:
     # Each image is a patient of its own there, so that the list of patients is empty whoever they are.
     unknown = certificate.get("patients_from") == PER_IMAGE
     return shown | ({"patients_in_several_splits": "unknown"} if unknown else {})
+
+
+def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
+    """Return what a split's certificate says, a sentence each, in counts; [] without a certificate.
+
+    Args:
+        certificate: As `read_split` returns it; of version 0.2.0 some facts are missing, and nothing is said of them.
+    """
+    if not certificate:
+        return []
+    said = [f"Split {certificate.get('name', '')}: {certificate.get('source', 'of unknown origin')}."]
+    fractions = certificate.get("fractions")
+    if fractions:
+        shares = ", ".join(f"{100 * share:g} % {name}" for name, share in _in_order(fractions))
+        said.append(f"Dealt {certificate.get('algorithm') or ''} with seed {certificate.get('seed')}: {shares}.")
+    if certificate.get("extends"):
+        number = format_count(len(certificate["extends"]), "earlier split")
+        said.append(f"Patients of {number} stay where they were.")
+    if certificate.get("merged_patients"):
+        number = format_count(certificate["merged_patients"], "patient id")
+        said.append(f"{number} with images of another patient id counted as that patient.")
+    found = {name: certificate.get(name, ()) for name in ("patients_in_several_splits", "images_in_several_splits")}
+    leaks = count_leaks(found)
+    # Each image is a patient of its own there, so that no patient is found in two splits whoever they are.
+    unknown = certificate.get("patients_from") == PER_IMAGE
+    looked = "the same image; patients are unknown" if unknown else "the same patient, and the same image under two ids"
+    said.append(f"Leaks between splits (looked for: {looked}): {leaks or 'none'}.")
+    if leaks:
+        left = format_count(certificate.get("dropped", 0), "image")
+        done = f"{left} left out" if certificate.get("on_leak") == "drop" else "nothing was left out"
+        said.append(f"What was done about them (on_leak={certificate.get('on_leak')}): {done}.")
+    number = certificate.get("linked_patients_in_one_split", 0)
+    if number:
+        said.append(f"{format_count(number, 'pair')} of the same image under two patient ids within one split.")
+    missing = certificate.get("classes_missing") or {}
+    said += [f"No image of {', '.join(names)} in split {split}." for split, names in _in_order(missing)]
+    return said
+
+
+def _in_order(by_split: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(by_split.items(), key=lambda item: SPLIT_NAMES.index(item[0]) if item[0] in SPLIT_NAMES else 9)
 
 
 def describe_labelling(store: Store) -> list[str]:

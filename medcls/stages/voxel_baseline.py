@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,19 @@ from tqdm import tqdm
 from medcls.command_line import say
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.manifest import write_table
-from medcls.data.splits import read_patients
+from medcls.data.splits import VAL, read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.metrics import compute_metrics
+from medcls.evaluation.assessment import describe_rows
+from medcls.evaluation.decision import Decision, build_decision
+from medcls.evaluation.intervals import measure_predictions
+from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, compute_metrics
 from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import check_predictions
+from medcls.evaluation.thresholds import Rule, choose_operating_points
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
+from medcls.stages.evaluation_data import open_rows
+from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.stages.training_data import TrainingData
 from medcls.training.selection import name_metric
@@ -75,47 +82,69 @@ def read_baseline(run: Path) -> VoxelModel | None:
     return VoxelModel(facts["kind"], tensors["weight"], tensors["bias"], facts)
 
 
-def measure_baseline(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any] | None:
-    """Returns the baseline's metrics with intervals and the network's paired differences from it; None without one.
+def measure_baseline(
+    job: EvaluateJob, predictions: SplitPredictions, operating: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the baseline's metrics with intervals and the network's paired differences from it; None without one.
 
-    Its predictions lie beside the network's. It follows the network: it opens nothing that is not opened already.
+    Its threshold is chosen by the network's rule on the same validation rows; without these only numbers that need no
+    threshold are compared. Its predictions are written beside the network's. It opens nothing that is not open already.
+
+    Args:
+        job: Settings.
+        predictions: The network's.
+        operating: The network's operating_points.json; {} = nothing was frozen, so that both use 0.5.
     """
     model = read_baseline(predictions.run) if len(predictions.parts) == 1 else None
     if model is None:
         return None
     opened, one = predictions.opened, predictions.rows.predictions
     scores = model.predict(read_features(opened.store, opened.rows))
+    decision = choose_decision(job, model, predictions, operating)
     other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
+    other = other if decision is None else decision.apply(other)
     columns = {"image_id": values_of(opened, "image_id"), "patient_id": list(predictions.rows.patient_ids)}
     table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
     write_table(predictions.folder / BASELINE_PREDICTIONS, table)
     settings: dict[str, Any] = {"replicates": job.replicates, "seed": job.seed}
-    metrics = compute_intervals(
-        one.kind,
-        one.y_true,
-        scores,
-        patient_ids=predictions.rows.patient_ids,
-        class_names=one.class_names,
-        grades=one.grades,
-        **settings,
-    )
+    metrics = measure_predictions(other, predictions.rows.patient_ids, **settings)
     compared = compare_predictions(one, other, predictions.rows.patients, **settings)
-    return {"name": NAME, "metrics": metrics, "comparison": {"first": "network", "second": NAME, **compared}}
+    if decision is None:
+        free = (*OF_RANKS, *OF_PROBABILITIES)
+        metrics = {name: entry for name, entry in metrics.items() if name.startswith(free)}
+        compared["metrics"] = {name: entry for name, entry in compared["metrics"].items() if name.startswith(free)}
+        compared.pop("mcnemar", None)
+        said = (
+            "Numbers that need a threshold are left out: the validation rows that choose the baseline's are not here."
+        )
+    else:
+        said = f"{NAME.capitalize()} decides by the network's rule at a threshold of its own. {decision.describe()}"
+        said = said if decision.thresholds else ""
+    comparison = {"first": "network", "second": NAME, "note": said, **compared}
+    return {"name": NAME, "metrics": metrics, "comparison": comparison}
 
 
-def describe_baseline(baseline: dict[str, Any]) -> str:
-    """Returns the first headline metric of the baseline and the network's difference from it, in one line."""
-    name, entry = next(iter(baseline["comparison"]["metrics"].items()))
-    found = baseline["metrics"][name]
-    value, difference = (_format(each, key) for each, key in ((found, "value"), (entry, "difference")))
-    return f"baseline, {baseline['name']}: {name} {value}; the network's less that {difference}"
-
-
-def _format(entry: dict[str, Any], key: str) -> str:
-    if entry[key] is None:
-        return "undefined"
-    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return f"{entry[key]:.3f}{interval}" + (f" ({entry['note']})" if "note" in entry else "")
+def choose_decision(
+    job: EvaluateJob, model: VoxelModel, predictions: SplitPredictions, operating: Mapping[str, Any]
+) -> Decision | None:
+    """Return the baseline's decision by the network's frozen rule; None if the rows that would choose it are gone."""
+    one, run = predictions.rows.predictions, predictions.run
+    if one.kind not in ("binary", "multilabel") or not operating:
+        return build_decision(one)
+    here = predictions.opened.store.sha256 == predictions.card.store_sha256
+    own = predictions.opened.store.folder if here else read_store_folder(run)
+    if not own.is_dir():
+        return None
+    opened = open_rows(replace(job, store=str(own), split=VAL, out=None), run, predictions.card)
+    chosen = check_predictions(
+        one.kind,
+        opened.targets if one.kind == "multilabel" else opened.targets[:, 0],
+        model.predict(read_features(opened.store, opened.rows)),
+        class_names=one.class_names,
+    )
+    points = choose_operating_points(chosen, [Rule(rule["kind"], rule["target"]) for rule in operating["rules"]])
+    where = describe_rows(operating["chosen_on"])
+    return build_decision(one, operating["settings"].get("decision"), points=points, chosen_on=where)
 
 
 def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -78,7 +78,8 @@ def test_few_patients_name_every_choice_that_may_be_chance():
     of_run = describe_few({"chosen_on": chosen_on, "levels": levels})
     assert of_run == [
         "few patients made the choices: split val has 5 patients of class tumour (fewer than 10): epoch, thresholds "
-        "and the rule by which images become patients (noisy-or) may be chance"
+        "and the rule by which images become patients (noisy-or, the chance that at least one image is positive if "
+        "images are independent) may be chance"
     ]
     of_file = describe_few({"chosen_on": chosen_on | {"split": "the file val.csv", "frozen": "unknown"}, "levels": {}})
     assert of_file == [

@@ -41,7 +41,8 @@ def test_headline_rates_are_at_the_frozen_threshold_not_at_a_half():
     )
     assert (found["sensitivity"]["value"], found["specificity"]["value"]) == (1.0, 0.5)
     assert decision.describe() == (
-        "Decision: AD if its score is at least 0.213 (Youden, chosen on val (9 images of 9 patients))."
+        "Decision: AD if its score is at least 0.213 (Youden's rule, the largest sum of sensitivity and specificity, "
+        "chosen on val (9 images of 9 patients))."
     )
     assert decision.to_json()["thresholds"] == {"AD": 0.213}
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -89,6 +90,14 @@ def test_the_files_are_written_and_the_card_is_escaped(make_evaluation, tmp_path
     accuracy = next(entry for entry in claim["filled"] if entry["item"] == "38")["filled"]
     assert accuracy[0]["sensitivity"]["value"] == 0.91234
     assert (tmp_path / "tripod_ai.json").is_file()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("ordinal", "grade 2 against all others"), ("multilabel", "2")])
+def test_documents_name_the_question_of_a_rate_as_the_page_does(kind, words, make_evaluation):
+    rate = {"value": 0.9, "low": None, "high": None}
+    point = {"question": "2", "kind": "youden", "target": None, "threshold": 0.4, "rates": {"sensitivity": rate}}
+    facts = describe_facts(replace(make_evaluation(metrics={"operating_points": [point]}), kind=kind))
+    assert [entry["question"] for entry in facts["accuracy"]] == [words]
 
 
 @pytest.mark.parametrize(("training", "epoch"), [({"best_epoch": 4}, 4), ({"epoch": 3}, 4)])

@@ -150,6 +150,8 @@ def test_everything_given_is_shown_and_escaped(write):
         store_name=nasty,
         notes=[f"opened 2 times {nasty}"],
         certificate={"sha256": "f00d", "checks": {"shared_patients": 0}, "list": [nasty]},
+        split_facts=[f"dealt by {nasty}"],
+        shows_ids=True,
         config_yaml=f"model: {nasty}",
         environment={"python": nasty, "gpu": None},
         intended_use=f"for {nasty}",
@@ -273,6 +275,7 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
         names = [f"{grade}{name} against all others" for name in make_task(kind)["class_names"]]
         # In the slider, and in the table of each rule.
         assert [page.text.count(name) > 1 for name in names] == [True] * len(names)
+    shown += ["Youden's rule: the largest sum of sensitivity and specificity"]
     shown += [level, "Images, studies, patients", "run_a against run_b", "site: rare <b>"]
     shown += [
         "fewer than 10 patients: suppressed",
@@ -293,6 +296,13 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
 
 
 FINE = {"youden": 0.99975, "specificity": 0.99986}
+
+
+def test_the_slider_points_at_frozen_thresholds_only_if_there_are_some(pages, full_pages):
+    plain, full = pages["binary"][1].text, full_pages["binary"][1].text
+    assert "quote the numbers at the decision above" in plain
+    assert "quote those in the table below" not in plain
+    assert "quote those in the table below" in full
 
 
 def test_the_slider_counts_as_the_scores_do(make_task):

@@ -68,7 +68,7 @@ def test_values_of_few_patients_and_unknown_ones_are_left_out():
     true, features = np.zeros((ROWS, 1)), draw_features(seen=0)
     assert compute_shortcut(features, true, site, PATIENTS, replicates=100)["values"] == {"A": 50, "B": 40}
     found = compute_shortcut(features, true, ["A"] * ROWS, PATIENTS)
-    assert found["reason"] == "1 values with 20 patients or more: nothing to tell apart"
+    assert found["reason"] == "1 value with 20 patients or more: nothing to tell apart"
 
 
 @pytest.mark.parametrize("columns", [5, 60])

@@ -18,9 +18,11 @@ from medcls import command_line
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
+from medcls.evaluation.evaluation import Evaluation
 from medcls.files import DATASET, SPLITS, read_json, sha256_file, write_json
 from medcls.models.backbones import Backbone
 from medcls.stages import compare as stage
+from medcls.stages import judged_rows
 from medcls.stages.comparison_executors import Task
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
@@ -42,6 +44,24 @@ def settings_of_torch() -> Iterator[None]:
     """What seed_everything asks of torch is taken back."""
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def real_report() -> None:
+    """For tests that look at report.html itself; it takes seconds."""
+
+
+@pytest.fixture
+def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write notes and the ensemble's sentence in place of the report, unless a test uses `real_report`."""
+
+    def write_notes(folder: Path, evaluation: Evaluation) -> Path:
+        lines = [*evaluation.notes, str(evaluation.facts.get("ensembling", ""))]
+        (folder / "report.html").write_text("\n".join(lines))
+        return folder / "report.html"
+
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr(judged_rows, "write_report", write_notes)
 
 
 def label_every_task(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import evaluate as stage
+from medcls.stages import judged_rows
 from medcls.stages.evaluate import evaluate
 from medcls.stages.predict import predict
 from medcls.training.checkpoint import read_model, write_model
@@ -43,7 +44,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["evaluation"] = evaluation
         return folder / "report.html"
 
-    monkeypatch.setattr(stage, "write_report", write)
+    monkeypatch.setattr(judged_rows, "write_report", write)
     return seen
 
 

@@ -16,7 +16,6 @@ from medcls.config import ExplainJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.tables import format_metrics
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
@@ -24,6 +23,8 @@ from medcls.stages import evaluate as stage
 from medcls.stages import explain, split_predictions
 from medcls.training.checkpoint import read_model, write_model
 from medcls.training.engine import NonFiniteError
+
+pytestmark = pytest.mark.usefixtures("notes_for_report")
 
 Run = Callable[..., Path]
 
@@ -40,23 +41,6 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(split_predictions, "compute_logits", note)
     return passes
-
-
-@pytest.fixture
-def real_report() -> None:
-    """For tests that look at report.html itself; it takes seconds."""
-
-
-@pytest.fixture(autouse=True)
-def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a report of its notes alone."""
-
-    def write_notes(folder: Path, evaluation: Evaluation) -> Path:
-        (folder / "report.html").write_text("\n".join(evaluation.notes))
-        return folder / "report.html"
-
-    if "real_report" not in request.fixturenames:
-        monkeypatch.setattr(stage, "write_report", write_notes)
 
 
 @pytest.fixture
@@ -158,7 +142,7 @@ def test_report_false_writes_the_numbers_alone(
     whole = read_json(run_evaluate(run_copy, "split=test", f"out={out}") / "metrics.json")
     assert whole["auc"]["value"] == auc["value"]
     run_evaluate(run_copy, "split=test", f"out={out}", "report=false")
-    assert "report.html is of an earlier evaluation" in capsys.readouterr().err
+    assert "report.html is from an earlier evaluation" in capsys.readouterr().err
 
 
 # --- openings
@@ -643,7 +627,9 @@ def test_no_page_or_document_lists_ids_unless_asked(
     ids = ["Mustermann", "Doe_Erika", *(pq.read_table(folder / "predictions.parquet").column("image_id").to_pylist())]
     assert [(name, one) for name, text in written.items() for one in ids if one in text] == []
     assert "this page contains no patient or image identifiers" in written["report.html"]
-    assert "images_in_several_splits" in written["report.html"]
+    assert (
+        "1 pair of the same image is in more than one split, 1 of them identical: 1 in train" in written["report.html"]
+    )
     folder = run_evaluate(run_copy, f"store={store}", "split=test", "show_ids=true")
     page = (folder / "report.html").read_text()
     assert "Doe_Erika/knee.png" in page

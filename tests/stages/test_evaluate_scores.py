@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,10 +19,10 @@ from medcls.config import EvaluateJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, UsageError
-from medcls.evaluation.evaluation import Evaluation
 from medcls.files import read_json
-from medcls.stages import evaluate_scores as stage
 from medcls.stages.evaluate_scores import evaluate_scores
+
+pytestmark = pytest.mark.usefixtures("notes_for_report")
 
 Compose = Callable[..., Any]
 Rows = list[dict[str, Any]]
@@ -35,23 +36,6 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "multilabel": (("task.labels=[bright,low]",), ("bright", "low"), ()),
     "regression": (("task.grades=true",), ("",), ("kind=regression", "grades=true")),
 }
-
-
-@pytest.fixture
-def real_report() -> None:
-    """For tests that look at report.html itself; it takes seconds."""
-
-
-@pytest.fixture(autouse=True)
-def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a report of its notes alone."""
-
-    def write_notes(folder: Path, evaluation: Evaluation) -> Path:
-        (folder / "report.html").write_text("\n".join(evaluation.notes))
-        return folder / "report.html"
-
-    if "real_report" not in request.fixturenames:
-        monkeypatch.setattr(stage, "write_report", write_notes)
 
 
 @pytest.fixture
@@ -283,7 +267,11 @@ def test_the_page_says_that_a_file_chose_and_for_which_class_no_bound_could_be_s
     assert "No bound could be set for AD (5 patients; 9 needed): every set contains it." in page
     assert "Fitted on the file val.csv; whether before these rows were seen is unknown." in page
     assert "How images are joined was chosen on the file val.csv (" in page
-    assert "validation split" not in page
+    assert "Their bounds were set on the file val.csv (30 images of 15 patients)." in page
+    assert not re.search("validation (split|patients)", page)
+    tripod = (tmp_path / "out" / "tripod_ai.json").read_text()
+    assert "as the counts bear, fitted on the file val.csv" in tripod
+    assert "validation" not in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 
 def test_a_patient_of_two_sexes_is_refused_by_position(
@@ -334,7 +322,7 @@ def test_margins_are_ranked_and_their_calibration_says_why_not(
         assert found[name]["reason"] == "the scores are not probabilities in [0, 1]"
     assert found["sensitivity"]["reason"] == "no threshold is known"
     assert found["decision"]["rule"] == "none"
-    assert "are outside [0, 1]" in (tmp_path / "out" / "report.html").read_text()
+    assert "scores outside [0, 1]" in (tmp_path / "out" / "report.html").read_text()
     at_zero = run_scores(write_rows(margins, "margins.csv"), "threshold=0", out="zero")
     for name in ("sensitivity", "specificity", "ppv"):
         assert at_zero[name] == plain[name]
@@ -434,7 +422,7 @@ def test_zero_and_one_take_the_name_of_the_score(
 
 
 def test_another_tool_is_compared_in_pairs_whatever_its_order(
-    run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path]
+    run_scores: Callable[..., dict[str, Any]], write_rows: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows, generator = make_rows(), np.random.default_rng(1)
     worse = [row | {"score_AD": repr(float(generator.random()))} for row in rows]
@@ -443,6 +431,10 @@ def test_another_tool_is_compared_in_pairs_whatever_its_order(
     assert (found["first"], found["second"]) == ("scores.csv", "other.csv")
     auc = found["metrics"]["auc"]
     assert auc["difference"] > 0.1
+    printed = capsys.readouterr().out
+    assert "scores.csv less other.csv, paired over patients; p corrected for" in printed
+    line = next(line for line in printed.splitlines() if line.split()[:1] == ["auc"] and "p " in line)
+    assert line.split()[1:4] == [f"{auc['difference']:+.3f}", f"[{auc['low']:+.3f},", f"{auc['high']:+.3f}]"]
     turned = run_scores(path, f"against={write_rows(worse[::-1], 'other.csv')}", out="turned")["comparison"]
     assert turned == found
 

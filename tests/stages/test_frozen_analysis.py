@@ -13,35 +13,17 @@ import pytest
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
-from medcls.evaluation.evaluation import Evaluation
 from medcls.files import read_json, write_json
-from medcls.stages import evaluate as run_stage
 from medcls.stages.evaluate_scores import evaluate_scores
 from medcls.stages.frozen_analysis import read_plan
+
+pytestmark = pytest.mark.usefixtures("notes_for_report")
 
 Compose = Callable[..., Any]
 Rows = list[dict[str, Any]]
 Run = Callable[..., Path]
 
 PLAN = "metrics:\n  - {metric: auc, at_least: 0.6}\n  - {metric: brier, at_most: 0.01}\nsubgroups: [site]\n"
-
-
-@pytest.fixture(autouse=True)
-def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writes a report of its notes alone, unless a test looks at the page."""
-
-    def write_notes(folder: Path, evaluation: Evaluation) -> Path:
-        (folder / "report.html").write_text("\n".join(evaluation.notes))
-        return folder / "report.html"
-
-    if "real_report" not in request.fixturenames:
-        monkeypatch.setattr("medcls.stages.evaluate_scores.write_report", write_notes)
-        monkeypatch.setattr(run_stage, "write_report", write_notes)
-
-
-@pytest.fixture
-def real_report() -> None:
-    """For tests that look at report.html itself; it takes seconds."""
 
 
 @pytest.fixture

@@ -18,18 +18,9 @@ from medcls.stages import comparison_results, explain, split_predictions
 from medcls.stages import evaluate as stage
 from medcls.training.checkpoint import read_model, write_model
 
+pytestmark = pytest.mark.usefixtures("notes_for_report")
+
 Run = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page takes seconds and is not what these tests are about; its notes stand in for it."""
-
-    def write_notes(folder: Path, evaluation: Any) -> Path:
-        (folder / "report.html").write_text("\n".join(evaluation.notes))
-        return folder / "report.html"
-
-    monkeypatch.setattr(stage, "write_report", write_notes)
 
 
 def change_model(run: Path) -> None:

@@ -31,7 +31,7 @@ from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import FEATURE_DISTANCE, MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
 from medcls.predict import main
-from medcls.stages import evaluate as evaluate_stage
+from medcls.stages import judged_rows
 from medcls.stages import predict as stage
 from medcls.stages.predict import judge_distance
 from medcls.stages.prediction_table import COLUMNS, Case
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_stage, "write_report", lambda folder, evaluation: folder / "report.html")
+    monkeypatch.setattr(judged_rows, "write_report", lambda folder, evaluation: folder / "report.html")
 
 
 @pytest.fixture

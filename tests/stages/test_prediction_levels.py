@@ -147,13 +147,13 @@ def test_answers_are_counted_with_rule_and_threshold_and_nobody_is_said_plainly(
     assert describe_answers(everyone, BINARY) == ["yes: 2 of 3 images, rule youden, threshold 0.420"]
     low = complete_cases([make_case("p", "s", 0.2)], task=BINARY, choices=choices)
     assert describe_answers(low, BINARY) == [
-        "yes: 0 of 1 images, rule youden, threshold 0.420",
-        "No image was called yes (1 images).",
+        "yes: 0 of 1 image, rule youden, threshold 0.420",
+        "No image was called yes (1 image).",
     ]
     classes = complete_cases([make_case("p", "s", 0.2, 0.5, 0.3)], task=COLOURS, choices=None)
     assert describe_answers(classes, COLOURS)[:2] == [
-        "a: 0 of 1 images, rule highest",
-        "b: 1 of 1 images, rule highest",
+        "a: 0 of 1 image, rule highest",
+        "b: 1 of 1 image, rule highest",
     ]
     assert describe_answers([Case("note.txt", "skipped")], BINARY) == []
 

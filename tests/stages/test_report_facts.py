@@ -16,7 +16,13 @@ from medcls.data.folds import link_patients
 from medcls.data.splits import read_split, write_split
 from medcls.data.store import Store
 from medcls.files import read_json
-from medcls.stages.report_facts import describe_flow, describe_splits, encode_thumbnail, read_subgroup_columns
+from medcls.stages.report_facts import (
+    describe_certificate,
+    describe_flow,
+    describe_splits,
+    encode_thumbnail,
+    read_subgroup_columns,
+)
 from medcls.stages.report_runs import hide_folders
 from medcls.stages.split_predictions import name_patients
 
@@ -28,6 +34,25 @@ def opened(store: Store) -> SimpleNamespace:
     rows = np.flatnonzero(splits == 2)[2:]
     inner = SimpleNamespace(store=store, rows=rows, certificate=certificate)
     return SimpleNamespace(opened=inner, card=SimpleNamespace(split_name="default"))
+
+
+def test_a_certificate_is_told_in_sentences_without_ids(store: Store) -> None:
+    certificate = read_split(store, "default")[1]
+    assert describe_certificate(certificate) == [
+        "Split default: random by patient, stratified by label.",
+        "Dealt at random inside strata of label and number of images, version 2 with seed 0: 50 % train, 25 % val, "
+        "25 % test.",
+        "Leaks between splits (looked for: the same patient, and the same image under two ids): none.",
+    ]
+    leaky = {"patients_in_several_splits": {"Doe": ["train", "test"]}, "on_leak": "drop", "dropped": 1}
+    said = describe_certificate(certificate | leaky | {"classes_missing": {"val": ["2"]}})
+    assert said[2:] == [
+        "Leaks between splits (looked for: the same patient, and the same image under two ids): 1 patient is in more "
+        "than one split: 1 in train and test.",
+        "What was done about them (on_leak=drop): 1 image left out.",
+        "No image of 2 in split val.",
+    ]
+    assert describe_certificate({}) == []
 
 
 def test_the_flow_adds_up(opened: Any, store: Store) -> None:

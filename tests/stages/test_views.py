@@ -16,9 +16,10 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines
 from medcls.models.heads import compute_scores
-from medcls.stages import evaluate as stage
 from medcls.stages.views import ViewPlan, plan_views
 from medcls.training.checkpoint import read_model
+
+pytestmark = pytest.mark.usefixtures("notes_for_report")
 
 Run = Callable[..., Path]
 CROP = Crop(24, 26, 32)
@@ -28,15 +29,6 @@ CROP = Crop(24, 26, 32)
 def made(run_train: Run, tmp_path: Path) -> Path:
     """A finished run on crops of 24 pixels at shortest side 26 to 32."""
     return run_train(tmp_path / "run", "crop.size=24", "crop.scales=[26,32]")
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_notes(folder: Path, evaluation: Any) -> Path:
-        (folder / "report.html").write_text("\n".join([*evaluation.notes, evaluation.facts.get("ensembling", "")]))
-        return folder / "report.html"
-
-    monkeypatch.setattr(stage, "write_report", write_notes)
 
 
 def mean_score(run: Path, store: Store, image_id: str, views: Callable[[Any], list[Any]]) -> list[float]:

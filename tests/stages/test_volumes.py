@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from medcls.config import TrainJob
 from medcls.data.loaders import EpochSampler, build_loader
@@ -19,7 +20,8 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluation.perturbations import PERTURBATIONS
-from medcls.files import read_json
+from medcls.files import read_json, sha256_file, write_json
+from medcls.stages import voxel_baseline
 from medcls.stages.explain import explain
 from medcls.stages.network import check_dims, choose_normalization
 from medcls.stages.predict import predict
@@ -171,6 +173,36 @@ def test_a_baseline_stands_beside_the_network(
     (run / "baseline.safetensors").write_bytes((run / "baseline.safetensors").read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"baseline.safetensors has changed since the training"):
         run_evaluate(run, "split=test")
+
+
+def test_a_baseline_decides_by_the_networks_rule_at_its_own_threshold(
+    volume_store: Store,
+    run_train: Train,
+    run_evaluate: Callable[..., Path],
+    tiny3d: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = ("task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
+    run = run_train(tmp_path / "run", *TINY, f"store={volume_store.folder}", *task)
+    # Scores far from 0.5, which a threshold of 0.5 would all call.
+    tensors = load_file(run / "baseline.safetensors")
+    (run / "baseline.safetensors").write_bytes(save({**tensors, "bias": tensors["bias"] + 20}))
+    facts = read_json(run / "baseline.json") | {"weights_sha256": sha256_file(run / "baseline.safetensors")}
+    write_json(run / "baseline.json", facts)
+    baseline = read_json(run_evaluate(run, "split=test") / "metrics.json")["baseline"]
+    assert baseline["metrics"]["auc"]["value"] == 1.0
+    assert baseline["metrics"]["specificity"]["value"] == 1.0
+    assert baseline["comparison"]["metrics"]["specificity"]["second"] == 1.0
+    assert "at a threshold of its own. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
+    assert "chosen on val (" in baseline["comparison"]["note"]
+    # Without the rows that choose it only numbers that need no threshold are left.
+    monkeypatch.setattr(voxel_baseline, "choose_decision", lambda *given: None)
+    baseline = read_json(run_evaluate(run, "split=test") / "metrics.json")["baseline"]
+    assert set(baseline["metrics"]) & {"auc", "sensitivity", "accuracy"} == {"auc"}
+    assert "sensitivity" not in baseline["comparison"]["metrics"]
+    assert "mcnemar" not in baseline["comparison"]
+    assert "Numbers that need a threshold are left out" in baseline["comparison"]["note"]
 
 
 def test_a_baseline_can_be_left_out_and_images_have_none(

@@ -1,0 +1,185 @@
+"""Rows and choices to numbers, files and lines of the terminal: the same for a run and for the scores of any tool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medcls.command_line import put, say
+from medcls.config import EvaluateJob
+from medcls.evaluation.analysis import format_analysis
+from medcls.evaluation.assessment import Rows, assess, measure_rows
+from medcls.evaluation.decision import describe_calls
+from medcls.evaluation.evaluation import Evaluation
+from medcls.evaluation.paired import compare_predictions
+from medcls.evaluation.predictions import Predictions
+from medcls.evaluation.report import REPORT, write_report
+from medcls.evaluation.tables import count_labels, format_comparison, format_metrics
+from medcls.files import write_json
+from medcls.identity import PER_IMAGE, name_units
+from medcls.stages.frozen_analysis import FrozenAnalysis, read_sample_size
+from medcls.stages.reader_file import measure_readers
+
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Rows, and what was decided before they were opened.
+
+    Attributes:
+        rows: Scores and truth with the thresholds of the decision, and whose they are.
+        operating: operating_points.json; {} = nothing was frozen.
+        calibration: calibration.json; {} likewise.
+        columns: For subgroups: name to the value of each row.
+        image_ids: Name of each row; () if nothing names them.
+        labels: Cell of a reader's answer to class index.
+        plan: The frozen plan of analysis, or None.
+        plan_notes: What a reader of its verdicts has to know.
+    """
+
+    rows: Rows
+    operating: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    columns: Mapping[str, Sequence[Any]]
+    image_ids: Sequence[str]
+    labels: Mapping[str, int]
+    plan: FrozenAnalysis | None = None
+    plan_notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Other predictions of the same rows.
+
+    Attributes:
+        first: Name of the rows that are judged.
+        second: Name of the others.
+        predictions: Theirs.
+    """
+
+    first: str
+    second: str
+    predictions: Predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was measured.
+
+    Attributes:
+        metrics: As in metrics.json.
+        notes: What a reader of the report has to know.
+        facts: For the checklists: the planned size of the study.
+    """
+
+    metrics: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def list_columns(job: EvaluateJob, plan: FrozenAnalysis | None) -> list[str]:
+    """Return the columns whose subgroups are measured: those of the plan, then those of the settings."""
+    return list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *job.subgroups]))
+
+
+def measure_all(
+    job: EvaluateJob,
+    judged: Judged,
+    *,
+    facts: Mapping[str, Any],
+    other: Compared | None = None,
+    beside: Mapping[str, Any] | None = None,
+) -> Found:
+    """Measure everything that the rows and the choices answer.
+
+    Args:
+        job: Settings.
+        judged: The rows.
+        facts: What metrics.json says of the rows themselves: "patients_from", "openings", "rows" …
+        other: What they are compared with, or None.
+        beside: What only the images tell (robustness, shortcuts, a baseline).
+    """
+    rows, sampling = judged.rows, {"replicates": job.replicates, "seed": job.seed}
+    metrics = measure_rows(rows, judged.operating, **sampling) | dict(facts)
+    metrics |= assess(
+        rows,
+        operating=judged.operating,
+        calibration=judged.calibration,
+        columns=judged.columns,
+        prevalences=job.prevalences,
+        least_patients=job.least_patients,
+        **sampling,
+    )
+    if other is not None:
+        compared = compare_predictions(rows.predictions, other.predictions, rows.patients, **sampling)
+        metrics["comparison"] = {"first": other.first, "second": other.second, **compared}
+    metrics |= beside or {}
+    notes = describe_calls(rows.predictions)
+    if job.readers:
+        metrics["readers"], found = measure_readers(
+            Path(job.readers),
+            rows,
+            image_ids=judged.image_ids,
+            labels=judged.labels,
+            operating=judged.operating,
+            **sampling,
+        )
+        notes += found
+    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
+    notes += found
+    if judged.plan is not None:
+        metrics["analysis"] = judged.plan.judge(metrics, notes=judged.plan_notes)
+    return Found(name_reasons(metrics, patients_from=metrics["patients_from"]), notes, size)
+
+
+def name_reasons(found: Any, *, patients_from: str) -> Any:
+    """Return metrics whose reasons, notes and sizes say nothing about patients if these are unknown."""
+    if isinstance(found, list):
+        return [name_reasons(each, patients_from=patients_from) for each in found]
+    if not isinstance(found, dict) or patients_from != PER_IMAGE:
+        return found
+    inner = {key: name_reasons(value, patients_from=patients_from) for key, value in found.items()}
+    if isinstance(inner.get("claim"), str):
+        inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
+    texts = {key: inner[key] for key in ("reason", "note", "assumption") if isinstance(inner.get(key), str)}
+    inner |= {key: name_units(text, patients_from) for key, text in texts.items()}
+    return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
+
+
+def write_results(job: EvaluateJob, folder: Path, metrics: dict[str, Any], build: Callable[[], Evaluation]) -> Path:
+    """Write metrics.json and, unless report=false, the report; return the path of the latter, or of the former."""
+    write_json(folder / METRICS, metrics)
+    if job.report:
+        return write_report(folder, build())
+    if (folder / REPORT).is_file():
+        say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")
+    return folder / METRICS
+
+
+def print_results(metrics: Mapping[str, Any], predictions: Predictions, *, title: str) -> None:
+    """Print the headline metrics, the paired differences and the verdicts of the plan, as far as there are any."""
+    put(format_metrics(metrics, title=title, calls=describe_calls(predictions), labels=count_labels(predictions)))
+    if "comparison" in metrics:
+        put(format_comparison(metrics["comparison"], patients_from=metrics["patients_from"]))
+    if "baseline" in metrics:
+        put(describe_baseline(metrics["baseline"]))
+    if "analysis" in metrics:
+        put(format_analysis(metrics["analysis"]))
+
+
+def describe_baseline(baseline: Mapping[str, Any]) -> str:
+    """Return the first headline metric of the baseline and the network's difference from it, in one line."""
+    name, entry = next(iter(baseline["comparison"]["metrics"].items()))
+    found = baseline["metrics"][name]
+    value, difference = (_format(each, key) for each, key in ((found, "value"), (entry, "difference")))
+    return f"baseline, {baseline['name']}: {name} {value}; the network's less that {difference}"
+
+
+def _format(entry: Mapping[str, Any], key: str) -> str:
+    if entry[key] is None:
+        return "undefined"
+    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    return f"{entry[key]:.3f}{interval}" + (f" ({entry['note']})" if "note" in entry else "")
