@@ -24,9 +24,12 @@ def main(job: IndexJob) -> None:
     from tqdm import tqdm
 
     from data_prep.overview import describe_folder
+    from medcls.files import clear_private
     from medcls.imaging.index import build_index, write_index
     from medcls.imaging.source import list_files
 
+    if out is not None:
+        clear_private(out.resolve().parent)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     total = sum(1 for _ in list_files(source))  # before hours of work: a closed folder ends it here
     files = tqdm(list_files(source), total=total, desc="index", unit="file", mininterval=0.5, file=sys.stderr)

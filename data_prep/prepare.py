@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from data_prep.assemble import assemble_store
 from data_prep.decode import PARTS, Refusals, Setting, decode_shards, part_names, read_part
 from data_prep.grey_values import judge_sample
-from data_prep.identity_map import name_column, write_way_back
+from data_prep.identity_map import map_path, name_column, write_way_back
 from data_prep.label_rows import is_label
 from data_prep.left_out import describe_left_out
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
-from data_prep.same_images import Origin
+from data_prep.same_images import Origin, same_images_path
 from data_prep.splitting import split_store
 from medcls.command_line import say
 from medcls.config import PrepareJob
@@ -39,7 +39,8 @@ from medcls.files import (
     MANIFEST,
     SPLITS,
     TEMPORARY,
-    lock_folder,
+    clear_private,
+    delete_partial,
     sha256_file,
     write_json,
 )
@@ -47,6 +48,7 @@ from medcls.identity import Identity, format_count, read_identity
 from medcls.imaging.source import choose_identity
 from medcls.imaging.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
+from medcls.locks import lock_folder
 
 _BATCH = 65536
 _NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, LABELLING, SPLITS)))
@@ -68,6 +70,11 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
     _check_columns(job)
     alone = job.shard.count == 1 or not decode
     with lock_folder(folder, shared=not alone):
+        beside = (map_path(folder), same_images_path(folder))
+        clear_private(folder.resolve().parent, *(path.name for path in beside))
+        if alone and (folder / DATASET).is_file():
+            for each in (folder, folder / SPLITS):
+                delete_partial(each)
         listing = list_source(source)
         if not listing.num_rows:
             raise MissingInputError(f"source={source} holds no file: is the right folder mounted?")

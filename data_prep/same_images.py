@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 from collections.abc import Iterator, Sequence
@@ -189,8 +188,10 @@ def write_same_images(
     path = same_images_path(store.folder)
     groups = list(_list_groups(same, splits))
     if not groups:
-        with contextlib.suppress(OSError):
+        try:
             path.unlink(missing_ok=True)
+        except OSError:
+            return f"nothing to list; {path} is from an earlier call and cannot be removed: remove it"
         return "nothing to list"
     try:
         _write_groups(path, groups, store, labels, origin=origin, splits=splits)

@@ -7,21 +7,22 @@ reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
-import platform
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from medcls.disk import read_again
-from medcls.errors import BusyError, ConfigError, DataError, MedclsError, MissingInputError, WriteError
+from medcls.errors import DataError, MissingInputError, WriteError
 
 DATASET = "dataset.json"
 MANIFEST = "manifest.parquet"
@@ -47,15 +48,19 @@ OPENED = "opened.jsonl"
 HOLDER = ".holder.json"
 CONFIG = "config/config.yaml"
 TEMPORARY = ".partial-"
+PRIVATE = ".private"
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> Iterator[BinaryIO]:
     """Yields a binary file that becomes `path` when the block ends without an error.
 
     Args:
         path: Of the file; its folder is made.
-        private: Only the owner may read it (mode 0600).
+        private: Only the owner may read it (mode 0600), and it is written apart.
+        apart: It may name persons and is not within a store or run: what a kill leaves of it is in PRIVATE, where only
+            the owner sees it, until the next command clears it.
 
     Raises:
         WriteError: the disk is full, the folder read-only or gone.
@@ -64,7 +69,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise WriteError(f"cannot write {path}: it is a folder or a device; choose a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = _open_temporary(path.parent, path.name)
+        handle, name = _open_temporary(path.parent, path.name, apart=apart or private)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
     temporary = Path(name)
@@ -80,18 +85,66 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+        if apart or private:
+            with contextlib.suppress(OSError):  # another file is being written in it
+                temporary.parent.rmdir()
 
 
-def _open_temporary(folder: Path, name: str) -> tuple[int, str]:
+def _open_temporary(folder: Path, name: str, *, apart: bool) -> tuple[int, str]:
     """A new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone."""
     while True:
-        handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=name, dir=folder)
+        try:
+            place = make_private(folder) if apart else folder
+            handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=name, dir=place)
+        except FileNotFoundError:
+            if not apart or not folder.is_dir():
+                raise
+            continue  # another command has just removed the empty folder
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Another process may have deleted it before it was locked.
         if os.fstat(handle).st_nlink:
             return handle, temporary
         os.close(handle)
+
+
+def make_private(folder: Path) -> Path:
+    """Make and return the folder for temporary files that may name persons: in `folder`, so that they can be renamed.
+
+    Mode 0700; where somebody else's is in its place, one with the number of the user.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    for name in (PRIVATE, f"{PRIVATE}-{os.geteuid()}"):
+        path = folder / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            path.chmod(0o700)
+            return path
+    raise PermissionError(errno.EACCES, "its folder for temporary files is somebody else's", str(path))
+
+
+def clear_private(folder: Path, *names: str) -> None:
+    """Delete what killed commands have left in the folder for temporary files; files being written stay.
+
+    Args:
+        folder: Folder of the files that are written.
+        names: Names of such files: what version 0.2.0 left of them is in `folder` itself.
+    """
+    for name in names:
+        for rubbish in folder.glob(f"{TEMPORARY}????????{glob.escape(name)}"):
+            rubbish.unlink(missing_ok=True)
+    for name in (PRIVATE, f"{PRIVATE}-{os.geteuid()}"):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # somebody else's
+                delete_partial(path)
+                for lock in path.glob(f"*{LOCK}"):
+                    if not _is_locked(lock):
+                        lock.unlink(missing_ok=True)
+                path.rmdir()
 
 
 def delete_partial(folder: Path) -> None:
@@ -136,68 +189,6 @@ def delete_folder(path: Path) -> None:
     shutil.rmtree(rubbish, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path, *, shared: bool = False, command: str = "") -> Iterator[None]:
-    """Makes `folder`, and holds it against other processes while the block runs; an empty one is removed again.
-
-    The lock lies on the folder itself (flock): it ends with the process, however that ends. Where there is a `command`
-    a file in the folder says who holds it, for the message of whoever comes meanwhile; it locks nothing.
-
-    Args:
-        folder: To hold.
-        shared: Others may hold it too, if they share it as well.
-        command: The holder's, such as "medcls.train"; "" = none is named.
-
-    Raises:
-        BusyError: another process holds it.
-        ConfigError: it is a file.
-        WriteError: it cannot be made.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file: choose a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = _read_holder(folder) or "another process"
-            raise BusyError(f"{folder} is in use by {holder}: wait for it, or choose another folder") from error
-        with _name_holder(folder, command) if command else contextlib.nullcontext():
-            yield
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _name_holder(folder: Path, command: str) -> Iterator[None]:
-    """A folder that cannot be written may still be locked, and read."""
-    started = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    content = {"command": command, "pid": os.getpid(), "host": platform.node(), "started": started}
-    with contextlib.suppress(WriteError):
-        write_json(folder / HOLDER, content)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            (folder / HOLDER).unlink()
-
-
-def _read_holder(folder: Path) -> str:
-    """Who holds the folder, in words; "" where that is not known. A file that is no such record says nothing."""
-    try:
-        found = {} if (folder / HOLDER).is_symlink() else read_json(folder / HOLDER)
-        command, host, started = (str(found[key])[:100] for key in ("command", "host", "started"))
-        return f"another process: {command}, process {int(found['pid'])} on {host} since {started} UTC"
-    except (MedclsError, OSError, KeyError, ValueError, TypeError):
-        return ""
-
-
 def _umask() -> int:
     """Mkstemp makes 0600 files; outputs get the mode any other program would give them."""
     mask = os.umask(0)
@@ -214,15 +205,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Writes `content` to `path` atomically; a private file only its owner can read."""
-    with atomic_file(path, private=private) as file:
+def write_bytes(path: Path, content: bytes, *, private: bool = False, apart: bool = False) -> None:
+    """Writes `content` to `path` as `atomic_file` does."""
+    with atomic_file(path, private=private, apart=apart) as file:
         file.write(content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, apart: bool = False) -> None:
     """Writes indented UTF-8 JSON with sorted keys; NaN and infinity are refused (ValueError)."""
-    write_bytes(path, format_json(content))
+    write_bytes(path, format_json(content), apart=apart)
 
 
 def format_json(content: Any) -> bytes:
@@ -256,14 +247,18 @@ def _check_regular(path: Path) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file; [] where there is none.
 
+    A last line that is broken off was never written: `append_json_line` syncs whole lines and removes it.
+
     Raises:
-        DataError: a line is not JSON, such as one that a power cut broke off.
+        DataError: a line is not JSON.
     """
     if not read_again(path.is_file, str(path)):
         return []
     try:
-        text = read_again(lambda: path.read_text(encoding="utf-8"), str(path))
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        *lines, last = read_again(path.read_bytes, str(path)).split(b"\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+        with contextlib.suppress(ValueError):
+            rows += [json.loads(last)]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
     if not all(isinstance(row, dict) for row in rows):
@@ -274,17 +269,44 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def append_json_line(path: Path, content: dict[str, Any]) -> None:
     """Appends one JSON line and syncs it to disk; a link is not followed: it would write into another file.
 
+    A last line that a kill or a full disk broke off was never written: it is removed first.
+
     Raises:
-        WriteError: the disk is full, the folder read-only, or the file a link.
+        WriteError: the disk is full, the folder read-only, or the file a link; the file is as it was.
     """
+    line = json.dumps(content, sort_keys=True, allow_nan=False) + "\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(json.dumps(content, sort_keys=True, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            size = _cut_broken_line(descriptor)
+            try:
+                rest = memoryview(line.encode())
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, size)
+                raise
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+
+
+def _cut_broken_line(descriptor: int) -> int:
+    """Remove a last line without an end, and return the file's size; 0 for a device."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
+        return 0
+    content = os.pread(descriptor, status.st_size, 0)
+    whole = content.rfind(b"\n") + 1
+    with contextlib.suppress(ValueError):
+        json.loads(content[whole:])
+        # Whole, but for its end, as an editor leaves it.
+        os.write(descriptor, b"\n")
+        return status.st_size + 1
+    if whole < status.st_size:
+        os.ftruncate(descriptor, whole)
+    return whole
 
 
 def sha256_file(path: Path) -> str:

@@ -163,6 +163,13 @@ def write_key(path: Path) -> Identity:
         raise ConfigError(f"out={path} is there already: a key is never overwritten") from error
     except OSError as error:
         raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key.hex() + "\n")
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(key.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # Half a key would never be overwritten.
+        path.unlink(missing_ok=True)
+        raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
     return Identity("hmac", key)

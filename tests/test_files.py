@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -19,7 +21,6 @@ from medcls.files import (
     HOLDER,
     append_json_line,
     atomic_file,
-    lock_folder,
     read_json,
     read_json_lines,
     sha256_file,
@@ -27,6 +28,8 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
+from medcls.locks import lock_folder
+from tests.failing_disk import Disk
 
 
 def names(folder: Path) -> list[str]:
@@ -152,9 +155,36 @@ def test_json_lines_are_appended(tmp_path: Path) -> None:
 
 def test_a_broken_json_line_is_named(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text('{"a": 1}\n{"b": ')
+    log.write_text('{"b": \n{"a": 1}\n')
     with pytest.raises(DataError, match=r"log\.jsonl has a line that is not JSON"):
         read_json_lines(log)
+
+
+@pytest.mark.parametrize("rest", [b'{"b": ', b'{"b": 2}', b"\xc3"])
+def test_last_json_line_that_was_broken_off_was_never_written(tmp_path: Path, rest: bytes) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"a": 1}\n' + rest)
+    whole = [{"b": 2}] if rest.endswith(b"}") else []
+    assert read_json_lines(log) == [{"a": 1}, *whole]
+    append_json_line(log, {"c": 3})
+    assert read_json_lines(log) == [{"a": 1}, *whole, {"c": 3}]
+    assert log.read_bytes().endswith(b'\n{"c": 3}\n')
+
+
+def test_json_line_that_fails_at_any_step_leaves_the_log_as_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    append_json_line(log, {"a": 1})
+    for piece in (0, 3):
+        for step in itertools.count(1):
+            failing = Disk(tmp_path, fail_at=step, error=errno.ENOSPC, piece=piece)
+            with failing as disk, contextlib.suppress(WriteError):
+                append_json_line(log, {"b": 2})
+            if not disk.failed:
+                break
+            assert log.read_bytes() == b'{"a": 1}\n'
+        assert step > (3 if piece else 2)
+        assert read_json_lines(log) == [{"a": 1}, {"b": 2}]
+        log.write_bytes(b'{"a": 1}\n')
 
 
 def test_checksums(tmp_path: Path) -> None:
@@ -217,7 +247,7 @@ def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
 HOLDING = """
 import sys, time
 from pathlib import Path
-from medcls.files import lock_folder
+from medcls.locks import lock_folder
 with lock_folder(Path(sys.argv[1]), command="medcls.train"):
     print("held", flush=True)
     time.sleep(60)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,10 +83,32 @@ def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = (), vo
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a parquet file atomically; the same table gives the same bytes."""
-    with atomic_file(path) as file:
-        pq.write_table(table, file, compression="zstd", store_schema=False)
+def write_table(path: Path, table: pa.Table, *, apart: bool = False) -> str:
+    """Write a parquet file atomically, and return the SHA-256 of what was written; the same table gives the same bytes.
+
+    Args:
+        path: The file.
+        table: Its content.
+        apart: As of `atomic_file`.
+    """
+    with atomic_file(path, apart=apart) as file:
+        hashing = _HashingWriter(file)
+        pq.write_table(table, cast(BinaryIO, hashing), compression="zstd", store_schema=False)
+    return hashing.digest.hexdigest()
+
+
+class _HashingWriter(io.RawIOBase):
+    """Hands on what is written, and hashes it: the file may be another's by the time that it could be read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
 
 
 def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:

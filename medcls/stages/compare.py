@@ -13,7 +13,8 @@ from medcls.command_line import put, say
 from medcls.config import CompareJob
 from medcls.errors import MedclsError
 from medcls.evaluation.comparison_page import write_comparison_page
-from medcls.files import OPENED, append_json_line, lock_folder
+from medcls.files import OPENED, append_json_line, delete_partial
+from medcls.locks import lock_folder
 from medcls.stages.comparison_commands import Work
 from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
 from medcls.stages.comparison_plan import Plan, keep_plan, make_plan
@@ -32,7 +33,8 @@ def compare(job: CompareJob) -> None:
         ArmsFailedError: an arm failed; what the others gave is written before.
     """
     out = Path(job.out or "")
-    with lock_folder(out):
+    with lock_folder(out, command="medcls.compare"):
+        delete_partial(out)
         plan = make_plan(job)
         keep_plan(out, plan)
         left = [work for work in list_unfinished(out, plan) if set(work.arms) & set(job.chosen)]

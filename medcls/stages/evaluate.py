@@ -49,6 +49,7 @@ from medcls.stages.split_predictions import (
     TESTS,
     SplitPredictions,
     count_test_openings,
+    hold_evaluations,
     predict_split,
     values_of,
 )
@@ -61,7 +62,15 @@ def evaluate(job: EvaluateJob) -> None:
 
     What has to be chosen (thresholds, recalibration, how images become patients) is chosen on the validation split
     and written into the run (of several: into out=) before another split is opened.
+
+    Two evaluations of one run write the same files, and so do its explanations: the second waits for the first.
     """
+    runs = [*job.runs, *([Path(job.against)] if job.against else [])]
+    with hold_evaluations(runs, job.out, command="medcls.evaluate"):
+        _evaluate(job)
+
+
+def _evaluate(job: EvaluateJob) -> None:
     members = open_members(job)
     first = members[0]
     check_sees_images(job, members)

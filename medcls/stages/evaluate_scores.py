@@ -36,6 +36,7 @@ from medcls.stages.frozen_analysis import FROZEN, freeze_analysis
 from medcls.stages.judged_rows import METRICS, Compared, Judged, list_columns, measure_all, print_results, write_results
 from medcls.stages.score_file import read_number
 from medcls.stages.score_table import ScoreTable, Wanted, read_scores
+from medcls.stages.split_predictions import hold_evaluations
 
 INPUTS = "inputs.json"
 OPERATING, CALIBRATION = "operating_points.json", "calibration.json"
@@ -82,6 +83,11 @@ def evaluate_scores(job: EvaluateJob) -> None:
         DataError, MissingInputError: A file is missing or wrong.
     """
     folder = check_settings(job)
+    with hold_evaluations([], job.out, command="medcls.evaluate"):
+        _evaluate_scores(job, folder)
+
+
+def _evaluate_scores(job: EvaluateJob, folder: Path) -> None:
     evaluated = (folder / METRICS).is_file()
     plan = freeze_analysis(folder, job.analysis, openings=None, evaluated=evaluated, where=f"out={folder}")
     wanted = Wanted(job.kind, job.positive, tuple(job.classes), job.grades, job.sums, job.patients)

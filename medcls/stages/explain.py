@@ -22,7 +22,7 @@ from medcls.explanation.lime import pick_submodular
 from medcls.explanation.nifti import write_nifti
 from medcls.explanation.overlay import write_overlay
 from medcls.explanation.page import Picture
-from medcls.files import MODEL, ODDS_RATIOS, TEMPORARY, write_bytes, write_json
+from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, write_bytes, write_json
 from medcls.models.backbones import CLINICAL
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
@@ -40,7 +40,7 @@ from medcls.stages.explanation_report import METHODS, describe_row, summarize, w
 from medcls.stages.explanation_target import choose_target
 from medcls.stages.frozen_choices import read_choices
 from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
-from medcls.stages.split_predictions import SplitPredictions, predict_split
+from medcls.stages.split_predictions import SplitPredictions, hold_evaluations, predict_split
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.precision import choose_device, choose_precision
 
@@ -59,6 +59,11 @@ def explain(job: ExplainJob) -> None:
         raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
     if job.out:
         check_folder(Path(job.out))
+    with hold_evaluations([run], job.out, command="medcls.explain"):
+        _explain(job, run)
+
+
+def _explain(job: ExplainJob, run: Path) -> None:
     model, card = read_model(run / MODEL)
     if card.architecture == CLINICAL:
         raise ConfigError(f"run={run} looks at no image (model=clinical): {ODDS_RATIOS} in it says what its columns do")
@@ -235,7 +240,7 @@ def check_folder(folder: Path) -> None:
     if links:
         raise ConfigError(f"out={folder} holds {links[0]}, a link: what it leads to would be cleared; remove it")
     names = [path.name for path in paths]
-    strangers = sorted(name for name in names if name not in _OURS and not name.startswith(TEMPORARY))
+    strangers = sorted(name for name in names if name not in (*_OURS, HOLDER) and not name.startswith(TEMPORARY))
     if strangers:
         raise ConfigError(f"out={folder} holds {strangers[0]}, which is no explanation: choose an empty or new folder")
 

@@ -23,7 +23,7 @@ from medcls.config import PredictJob
 from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
-from medcls.files import MODEL, sha256_file, sha256_json
+from medcls.files import MODEL, PRIVATE, sha256_file, sha256_json
 from medcls.identity import read_identity
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
@@ -33,6 +33,7 @@ from medcls.imaging.volume import describe_notes
 from medcls.imaging.volume_spec import VolumeSpec
 from medcls.imaging.volumes import QUARANTINED, find_series
 from medcls.imaging.worker import VOLUME_LIMITS, run_limited
+from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
@@ -40,6 +41,8 @@ from medcls.stages.ensemble import join_checksums
 from medcls.stages.frozen_choices import Choices, name_files, read_choices
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import (
+    COLUMNS_SUFFIX,
+    MAP_SUFFIX,
     OK,
     REFUSED,
     SKIPPED,
@@ -95,6 +98,11 @@ def predict(job: PredictJob) -> None:
     out = Path(job.out or "")
     if out.is_dir() or (out.is_file() and is_image(out)):
         raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
+    with lock_file(out, suffixes=(MAP_SUFFIX, COLUMNS_SUFFIX)):
+        _predict_files(job, out)
+
+
+def _predict_files(job: PredictJob, out: Path) -> None:
     form = job.form
     cards = read_cards(job)
     named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
@@ -106,6 +114,8 @@ def predict(job: PredictJob) -> None:
     regions = read_regions(boxes) if boxes else {}
     table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
+    # out= may be inside the source: its lock is no file of it.
+    files = [(path, skip) for path, skip in files if not (root / path).parent.name.startswith(PRIVATE)]
     identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
     spec, workers = cards[0].preprocess, job.workers if job.workers >= 0 else os.cpu_count() or 1
     if isinstance(spec, VolumeSpec):
@@ -130,7 +140,7 @@ def predict(job: PredictJob) -> None:
         say(f"notice: {notice}")
     rows = build_rows(everyone, task=cards[0].task, identity=identity, origin=origin)
     if identity.kind == "hmac":
-        path = out.with_name(f"{out.name}.identity-map.csv")
+        path = out.with_name(f"{out.name}{MAP_SUFFIX}")
         write_identity_map(path, cases, identity)
         say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
     write_rows(out, rows, task=cards[0].task, form=form)

@@ -177,7 +177,7 @@ def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "sc
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: str) -> None:
-    """Write the rows atomically.
+    """Write the rows atomically and apart: they may name patients.
 
     Args:
         path: The file.
@@ -187,18 +187,18 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: 
     """
     if form == "parquet":
         schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
-        write_table(path, pa.Table.from_pylist(list(rows), schema=schema))
+        write_table(path, pa.Table.from_pylist(list(rows), schema=schema), apart=True)
         return
     if form == "csv":
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(map(guard_cell, rows[0]))
         writer.writerows([_write_cell(value) for value in row.values()] for row in rows)
-        write_bytes(path, text.getvalue().encode())
+        write_bytes(path, text.getvalue().encode(), apart=True)
         return
     objects = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
     content = "[\n" + ",\n".join(objects) + "\n]\n" if form == "json" else "\n".join(objects) + "\n"
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), apart=True)
 
 
 def _write_cell(value: Any) -> Any:
@@ -219,6 +219,9 @@ def _find_type(name: str, task: Task) -> pa.DataType:
     types = {"logits": pa.list_(pa.float64()), "images": pa.int64(), "training_distance": pa.float64()}
     return types.get(name, pa.string())
 
+
+COLUMNS_SUFFIX, MAP_SUFFIX = ".columns.json", ".identity-map.csv"
+"""Of the files beside a table of predictions, behind its name."""
 
 COLUMNS = {
     "level": "image (a file or volume), series or patient",
@@ -268,7 +271,7 @@ def write_columns(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, int
         "thresholds": found,
         "intended_use": intended_use,
     }
-    write_json(path.with_name(f"{path.name}.columns.json"), content)
+    write_json(path.with_name(f"{path.name}{COLUMNS_SUFFIX}"), content, apart=True)
 
 
 def describe_column(name: str) -> str:

@@ -34,12 +34,12 @@ from medcls.files import (
     TEMPORARY,
     delete_folder,
     delete_partial,
-    lock_folder,
     read_json,
     sha256_json,
     write_bytes,
     write_json,
 )
+from medcls.locks import lock_folder
 from medcls.models.weights import IMAGENET
 from medcls.training.checkpoints import delete_all
 

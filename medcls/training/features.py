@@ -11,12 +11,9 @@ A row counts where its checksum fits, so a process may be killed at any moment (
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medcls.data.dataset import Batch, Position
-from medcls.errors import BusyError, DataError, WriteError
-from medcls.files import TEMPORARY, lock_folder, sha256_json, sync_folder, write_json
+from medcls.errors import DataError, WriteError
+from medcls.files import TEMPORARY, sha256_json, sync_folder, write_json
+from medcls.locks import lock_folder
 from medcls.models.classifier import Classifier
 from medcls.training.learner import StepRules
 from medcls.training.precision import autocast
@@ -38,7 +36,8 @@ from medcls.training.prediction import move_images
 
 FEATURES = "features"
 _KEY, _VALUES, _DIGESTS = "key.json", "features.npy", "digests.npy"
-_POLL_SECONDS = 0.5
+# Features of a large store take hours; whoever computes them longer hangs.
+_WAIT_SECONDS = 24 * 3600.0
 _CHUNK = 1024
 # Of one pass: 16 images of up to 512 pixels, 2 volumes of 128. Small, because the last one is filled up.
 _MOST_IMAGES, _MOST_PIXELS = 16, 2**22
@@ -107,7 +106,7 @@ class FeatureCache:
             compute: Rows -> (rows, features) in portions.
             on_wait: Called once where there is another process.
         """
-        with _wait_and_lock(self.folder, on_wait):
+        with lock_folder(self.folder, wait_seconds=_WAIT_SECONDS, on_wait=lambda _: on_wait()):
             missing, damaged = self.find_missing(rows)
             if len(missing):
                 self._create()
@@ -147,21 +146,6 @@ class FeatureCache:
                     os.fsync(file.fileno())
         except OSError as error:
             raise WriteError(f"cannot write {self.folder}: {error.strerror or error}; free the folder") from error
-
-
-@contextlib.contextmanager
-def _wait_and_lock(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """The lock ends with its process, however that ends: whoever waits for it waits in vain for nobody."""
-    with contextlib.ExitStack() as stack:
-        for attempt in itertools.count():
-            try:
-                stack.enter_context(lock_folder(folder))
-                break
-            except BusyError:
-                if attempt == 0:
-                    on_wait()
-                time.sleep(_POLL_SECONDS)
-        yield
 
 
 def _digest_rows(rows: Rows, values: Features) -> NDArray[np.uint64]:

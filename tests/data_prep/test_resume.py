@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from data_prep import decode as decoding
 from data_prep import prepare as stage
 from medcls.data.store import Store
 from medcls.errors import BusyError, ConfigError, DataError, MissingInputError
-from medcls.files import lock_folder
+from medcls.locks import lock_folder
+from tests.failing_disk import Disk, KilledError
 
 Prepare = Callable[..., Store]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -227,3 +229,32 @@ def test_a_node_with_another_key_is_refused(source: Path, tmp_path: Path, monkey
     monkeypatch.setenv(KEY_VARIABLE, "42" * 32)
     with pytest.raises(ConfigError, match="another de-identification key"):
         _decode_one(ShardPlan(0, [], ""), setting, "hmac", None, Identity("hmac", bytes(32)).fingerprint)
+
+
+def test_identity_map_killed_at_any_step_is_nowhere_but_in_the_private_folder(
+    source: Path, tmp_path: Path, run_prepare: Callable[..., Store]
+) -> None:
+    (tmp_path / "key.txt").write_text("ab" * 32)
+    work = tmp_path / "work"
+    arguments = ("deidentify.kind=hmac", f"deidentify.key_file={tmp_path / 'key.txt'}")
+    with Disk(work) as disk:
+        run_prepare(source, work / "store", *arguments)
+    whole = (work / "store.identity-map.csv").read_bytes()
+    steps = [number for number, step in enumerate(disk.steps, start=1) if "identity-map" in step]
+    assert len(steps) >= 4
+    for step in steps:
+        shutil.rmtree(work)
+        with Disk(work, kill_at=step), pytest.raises(KilledError):
+            run_prepare(source, work / "store", *arguments)
+        beside = {path.name for path in work.iterdir()}
+        assert beside <= {"store", ".private", "store.identity-map.csv"}
+        if ".private" in beside:
+            assert stat.S_IMODE((work / ".private").stat().st_mode) == 0o700
+    # The last one was killed within the map: the next command clears it, also one that ends early.
+    (work / ".partial-a1b2c3d4store.identity-map.csv").write_text("of version 0.2.0")
+    with pytest.raises(MissingInputError, match="labels="):
+        run_prepare(source, work / "store", *arguments, labels="absent.csv")
+    assert {path.name for path in work.iterdir()} <= {"store", "store.identity-map.csv"}
+    run_prepare(source, work / "store", *arguments)
+    assert (work / "store.identity-map.csv").read_bytes() == whole
+    assert stat.S_IMODE((work / "store.identity-map.csv").stat().st_mode) == 0o600

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from medcls.data.dataset import Batch
 from medcls.errors import DataError, WriteError
-from medcls.files import lock_folder, read_json, sha256_json
+from medcls.files import read_json, sha256_json
+from medcls.locks import lock_folder
 from medcls.models.classifier import Classifier
 from medcls.training.features import FeatureCache, FeatureDataset, compute_features, list_batches
 from medcls.training.learner import StepRules
