@@ -84,7 +84,6 @@ def test_labels_file_says_what_leaves_by_class_and_line(
 def test_corrupt_stream_is_left_out_or_kept_and_said(
     raw: Path, tmp_path: Path, run_prepare: RunPrepare, draw_picture: Callable[..., NDArray[np.uint8]], capsys: Any
 ) -> None:
-    pytest.importorskip("simplejpeg")
     for name in ("ill/Doe01", "ill/Doe03", "well/Doe04"):
         (raw / f"{name}.gif").unlink()
     stream = io.BytesIO()

@@ -23,7 +23,6 @@ from medcls.imaging.jpeg_damage import find_jpeg_damage
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.readers import RawImage, ReadOptions, read_image
 
-pytest.importorskip("simplejpeg")
 Write = Callable[..., Path]
 ALLOW = ReadOptions(damaged="allow")
 PHOTO = damage.build("JPEG, baseline")
