@@ -26,7 +26,7 @@ from medcls.disk import SOURCE_FILE, describe_failure, find_disk_failure
 from medcls.errors import DataError, ImageRefusedError, MissingInputError, ReadError
 from medcls.files import read_json, sha256_file, write_json
 from medcls.identity import Identity
-from medcls.imaging.decode import DecodeTask, Spec, decode_image
+from medcls.imaging.decode import DecodeTask, Spec, check_sizes, decode_image
 from medcls.imaging.preprocess import PreparedImage
 from medcls.imaging.worker import Limits, run_limited
 
@@ -88,7 +88,8 @@ class StoreTask:
 
 
 def store_image(task: StoreTask) -> StoredImage:
-    """Writes one image into its slot and says what it is. Runs in a worker process: no torch, nothing global."""
+    """Write one image into its slot and say what it is. Runs in a worker process: no torch, nothing global."""
+    check_sizes(task.decode)
     try:
         files = tuple(sha256_file(file) for file in task.decode.files)
     except (OSError, MissingInputError) as error:
@@ -209,7 +210,8 @@ def build_tasks(plan: ShardPlan, shard: ShardFile, setting: Setting) -> Iterator
     for index, unit in enumerate(plan.units):
         files = tuple(setting.source / path for path in unit.files)
         previous = earlier.find(unit, setting.identity) if earlier else None
-        yield StoreTask(DecodeTask(files, unit.roi, setting.spec), shard.slot(index), previous, unit.header_ids)
+        task = DecodeTask(files, unit.roi, setting.spec, setting.limits.memory_bytes)
+        yield StoreTask(task, shard.slot(index), previous, unit.header_ids)
 
 
 class _Part:
@@ -230,7 +232,8 @@ class _Part:
             outcome = ImageRefusedError("no_patient", "neither the labels nor its header name the patient")
         if isinstance(outcome, ImageRefusedError):
             # Of refused files, too: one that is mended later is another file.
-            checksums = [checksum(self.setting.source / path) for path in unit.files]
+            most_bytes = self.setting.limits.memory_bytes
+            checksums = [checksum(self.setting.source / path, most_bytes=most_bytes) for path in unit.files]
             self._entries += [
                 Entry(path, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=image_id)
                 for path, sha in zip(paths, checksums, strict=True)
@@ -295,16 +298,20 @@ def read_part(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
     return part if whole else None
 
 
-def checksum(file: Path) -> str:
-    """The sha256 of a refused file, "" where not even its bytes can be read.
+def checksum(file: Path, *, most_bytes: int) -> str:
+    """Return the sha256 of a file outside workers; "" if it cannot be read, or is larger than an image may be.
 
     Raises:
         ReadError: the disk fails; the message does not name the file.
     """
     try:
-        return sha256_file(file)
-    except ReadError as error:
+        return sha256_file(file) if file.stat().st_size <= most_bytes else ""
+    except MissingInputError:
+        return ""
+    except (OSError, ReadError) as error:
         failure = find_disk_failure(error)
-        raise describe_failure(failure, SOURCE_FILE) if failure else error from error
-    except (OSError, MissingInputError):
+        if failure:
+            raise describe_failure(failure, SOURCE_FILE) from error
+        if isinstance(error, ReadError):
+            raise
         return ""

@@ -64,7 +64,8 @@ def _tasks(rows: pa.Table, setting: Setting) -> Iterator[DecodeTask]:
     for row in rows.select(["files", "roi_x", "roi_y", "roi_w", "roi_h"]).to_pylist():
         files, *roi = row.values()
         box: Any = None if roi[0] is None else tuple(roi)
-        yield DecodeTask(tuple(setting.source / path for path in files), box, setting.spec)
+        paths = tuple(setting.source / path for path in files)
+        yield DecodeTask(paths, box, setting.spec, setting.limits.memory_bytes)
 
 
 def judge_levels(manifest: pa.Table, spec: Spec, *, allow: bool) -> None:

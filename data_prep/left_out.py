@@ -33,6 +33,7 @@ _SETTINGS = {
     "too_large": "image.max_voxels or limits.memory_gib raises the limit",
     "out_of_memory": "limits.memory_gib raises the limit",
     "timeout": "limits.seconds raises the limit",
+    "killed": "free memory on this machine, or set limits.memory_gib to less than is free",
     "no_window": "image.windows_hu gives one",
     "no_patient": "patient_id in the labels file names the patient",
     "nifti_pair": "copy the missing file",

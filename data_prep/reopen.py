@@ -88,13 +88,14 @@ def _count_changed(plan: Plan, ledger: pa.Table, setting: Setting) -> int:
     whole = ledger.filter(pc.equal(ledger.column("state"), OK)).column("path").combine_chunks()
     broken = name_column(plan.refused.column("path"), "path", setting.identity)
     count = pc.sum(pc.is_in(broken, value_set=whole)).as_py() or 0
+    most = setting.limits.memory_bytes
     for start in range(0, len(paths), _BATCH):
         rows = slice(start, start + _BATCH)
         columns = (paths[rows].to_pylist(), before[rows].to_pylist(), state[rows].to_pylist())
         for path, sha, was in zip(*columns, strict=True):
             # An unknown file is that of a new image, which is counted as such, or a new slice of an old volume.
             grown = volumes and was not in (OK, QUARANTINED)
-            count += grown or (bool(sha) and sha != checksum(setting.source / str(path)))
+            count += grown or (bool(sha) and sha != checksum(setting.source / str(path), most_bytes=most))
     return count
 
 

@@ -183,7 +183,7 @@ class StackConfig:
 
 @dataclass(slots=True)
 class LimitsConfig:
-    """What decoding one image may use; null = 2 GiB and 60 s for images, 6 GiB and 600 s for volumes."""
+    """What decoding one image may use; null = 2 GiB and 60 s of processor time, of volumes 6 GiB and 600 s."""
 
     memory_gib: float | None = None
     seconds: float | None = None

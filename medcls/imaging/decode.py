@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from medcls.errors import ImageRefusedError
 from medcls.imaging.burnt_in import may_show_face
 from medcls.imaging.grey_levels import SourceValues, count_levels, take_sample
 from medcls.imaging.hounsfield import check_hounsfield
@@ -17,6 +18,7 @@ from medcls.imaging.readers import is_dicom, read_image
 from medcls.imaging.volume import RawVolume, read_volume
 from medcls.imaging.volume_preprocess import PreparedVolume, preprocess_volume
 from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.worker import Limits
 
 Spec: TypeAlias = PreprocessSpec | VolumeSpec
 
@@ -29,11 +31,13 @@ class DecodeTask:
         files: Where it lies: one file, or all files of a volume, in any order.
         roi: (x, y, width, height) of its region in pixels of the file; None for the whole image and for volumes.
         spec: What is done to it.
+        most_bytes: Bytes that a file may have: more does not fit the memory that an image may use.
     """
 
     files: tuple[Path, ...]
     roi: Box | None
     spec: Spec
+    most_bytes: int = Limits().memory_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,13 @@ class DecodedImage:
 
 
 def decode_image(task: DecodeTask) -> DecodedImage:
-    """Returns one image or volume as stored. Runs in a worker process: no torch, nothing global.
+    """Return one image or volume as stored. Runs in a worker process: no torch, nothing global.
 
     Raises:
-        ImageRefusedError: as of read_image and preprocess_image, or read_volume, read_nifti and preprocess_volume.
+        ImageRefusedError: as of check_sizes; and read_image and preprocess_image, or read_volume, read_nifti and
+            preprocess_volume.
     """
+    check_sizes(task)
     if isinstance(task.spec, VolumeSpec):
         return _decode_volume(task.files, task.spec)
     (file,) = task.files
@@ -86,6 +92,20 @@ def decode_image(task: DecodeTask) -> DecodedImage:
         notes=image.notes,
         **_measure_stored(prepared),
     )
+
+
+def check_sizes(task: DecodeTask) -> None:
+    """Check that no file is larger than an image may be, before a byte of it is read.
+
+    Raises:
+        ImageRefusedError: too_large, cannot_open.
+    """
+    try:
+        largest = max((file.stat().st_size for file in task.files), default=0)
+    except OSError as error:
+        raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
+    if largest > task.most_bytes:
+        raise ImageRefusedError("too_large", f"a file of {largest} bytes; the limit is {task.most_bytes}")
 
 
 def _measure_stored(prepared: PreparedImage | PreparedVolume) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Runs a function over files in worker processes that a broken file can kill without harm.
 
-A decoder may abort, hang, panic or ask for gigabytes. The work is therefore done in spawned processes with a
-limit on memory and time; what goes wrong costs the one item that caused it. Nothing here imports torch.
+A decoder may abort, hang, panic or ask for gigabytes. The work is therefore done in spawned processes with limits of
+memory and processor time; what goes wrong costs the one item that caused it. A process that waits, or that somebody
+else ends, says nothing about its file: docs/decisions/0060-processor-time.md. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import ctypes
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -37,16 +40,39 @@ _CHUNK_ITEMS = 64
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc; others lack or ignore mallopt
 _KEPT_BYTES = 1 << 27
 
+_TRIED_AGAIN = frozenset({"timeout", "killed"})
+"""Reasons that a busy, suspended or full machine may have had."""
+
 _RESTARTS = 3
 """Fresh pools in a row without one finished chunk before the machine, not a file, is to blame."""
 
 
+_OWN_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", 0)})
+"""Signals by which a process ends itself; others come from outside, as the kernel's SIGKILL when memory runs out."""
+
+_OUT_OF_TIME = getattr(signal, "SIGPROF", 0)
+"""What the timer of processor time ends a process by; systems without it (Windows) have the wall clock alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one item may use: memory in bytes beyond an idle worker's own, and seconds of wall clock."""
+    """What one item may use.
+
+    Attributes:
+        memory_bytes: Beyond an idle worker's own.
+        seconds: Of processor time, in all threads.
+        patience: Wall clock, in multiples of `seconds`. A suspended machine, a busy node and a slow disk take wall
+            clock and no processor time, so this only ends what would wait for ever.
+    """
 
     memory_bytes: int = 2 << 30
     seconds: float = 60.0
+    patience: float = 20.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of wall clock after which a worker is ended."""
+        return self.seconds * self.patience
 
 
 VOLUME_LIMITS = Limits(6 << 30, 600.0)
@@ -60,10 +86,11 @@ def run_limited(
     workers: int,
     limits: Limits | None = None,
 ) -> Iterator[Result | ImageRefusedError]:
-    """Yields function(item) or the refusal for every item, in the order of items, lazily.
+    """Yield function(item) or the refusal for every item, in the order of items, lazily.
 
-    Items travel in chunks whose size follows the measured time an item takes. A chunk that is lost to a crash
-    or a hang is run again item by item, so that only the guilty item is refused.
+    Items travel in chunks whose size follows the measured time an item takes. A chunk that is lost is run again item by
+    item with nothing beside it, so that only the guilty item is refused; and an item is refused for time or for a kill
+    only if that happens twice, since the machine may have been the cause.
 
     Args:
         function: Picklable top-level function of a module that workers can import, so not of a __main__.
@@ -71,13 +98,13 @@ def run_limited(
             raised here and ends the run.
         items: Picklable inputs; consumed as they are needed, a few chunks ahead.
         workers: Processes; 0 runs in this process and without limits, for tests and notebooks.
-        limits: Memory and time for one item; the defaults of Limits when None.
+        limits: Of one item; the defaults of Limits when None.
 
     Raises:
         MedclsError: what function raised, ImageRefusedError apart; ReadError if the disk fails again and again; or
             workers keep dying before any work.
 
-    Source: own choice; reasons are out_of_memory, timeout, crashed, panic, failed.
+    Source: own choice; reasons are out_of_memory, timeout, crashed, killed, panic, failed.
     """
     if workers == 0:
         yield from (_deliver(outcome) for outcome in map(partial(_attempt, function), items))
@@ -90,7 +117,7 @@ class _Crew(Generic[Item, Result]):
     """A pool of limited workers and the chunks they are busy with."""
 
     def __init__(self, function: Callable[[Item], Result], workers: int, limits: Limits) -> None:
-        self._work = partial(_run_chunk, function)
+        self._work = partial(_run_chunk, function, seconds=limits.seconds)
         self._workers = workers
         self._limits = limits
         self._pool = self._open_pool()
@@ -123,26 +150,37 @@ class _Crew(Generic[Item, Result]):
                 pending = deque((each, self._schedule(each)) for each in again)
                 continue
             except (TimeoutError, ProcessExpired, MemoryError) as error:
+                wait([other for _, other in pending])  # less memory and processor is free beside others
                 outcomes, seconds = self._rescue(chunk, error), self._limits.seconds
             self._restarts = 0
             size = max(1, min(_CHUNK_ITEMS, int(_CHUNK_SECONDS * len(chunk) / max(seconds, 1e-6))))
             yield from (_deliver(outcome) for outcome in outcomes)
 
     def _rescue(self, chunk: list[Item], error: BaseException) -> list[Result | MedclsError]:
-        """The outcomes of a lost chunk: each item alone, or the refusal when it was alone already."""
+        """The outcomes of a lost chunk: of each item alone, and once more if that is lost to time or to a kill."""
         if len(chunk) == 1:
-            return [_refusal_of_loss(error, self._limits)]
-        outcomes: list[Result | MedclsError] = []
+            lost = _refusal_of_loss(error, self._limits)
+            return [self._run_alone(chunk[0]) if lost.reason in _TRIED_AGAIN else lost]
+        outcomes = []
         for item in chunk:
-            try:
-                outcomes += self._schedule([item]).result()[0]
-            except (TimeoutError, ProcessExpired, MemoryError) as own_error:
-                outcomes.append(_refusal_of_loss(own_error, self._limits))
+            outcome = self._run_alone(item)
+            again = isinstance(outcome, ImageRefusedError) and outcome.reason in _TRIED_AGAIN
+            outcomes.append(self._run_alone(item) if again else outcome)
         return outcomes
+
+    def _run_alone(self, item: Item) -> Result | MedclsError:
+        """The outcome of one item with a pool to itself."""
+        while True:
+            try:
+                return self._schedule([item]).result()[0][0]
+            except BrokenProcessPool as error:
+                self._replace_pool(error)
+            except (TimeoutError, ProcessExpired, MemoryError) as error:
+                return _refusal_of_loss(error, self._limits)
 
     def _schedule(self, chunk: list[Item]) -> ProcessFuture[_Outcomes[Result]]:
         future: ProcessFuture[_Outcomes[Result]] = self._pool.schedule(
-            self._work, args=(chunk,), timeout=self._limits.seconds
+            self._work, args=(chunk,), timeout=self._limits.wall_seconds
         )
         return future
 
@@ -167,11 +205,24 @@ class _Crew(Generic[Item, Result]):
         self._pool = self._open_pool()
 
 
-def _run_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> _Outcomes[Result]:
-    """The outcomes of a chunk and the seconds they took; runs in the worker."""
+def _run_chunk(function: Callable[[Item], Result], chunk: list[Item], *, seconds: float) -> _Outcomes[Result]:
+    """The outcomes of a chunk and the seconds of wall clock they took; runs in the worker."""
     start = time.perf_counter()
-    outcomes = [_attempt(function, item) for item in chunk]
+    outcomes = []
+    for item in chunk:
+        _limit_processor_time(seconds)
+        outcomes.append(_attempt(function, item))
+    _limit_processor_time(0)
     return outcomes, time.perf_counter() - start
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """Lets the kernel end this process after so many seconds of processor time from now; 0 ends the limit.
+
+    No handler is set: a decoder that never comes back to Python would not let it run.
+    """
+    if _OUT_OF_TIME:
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
@@ -227,11 +278,20 @@ def _describe(error: BaseException) -> str:
 
 def _refusal_of_loss(error: BaseException, limits: Limits) -> ImageRefusedError:
     """The refusal for an item whose worker did not come back with it."""
-    if isinstance(error, ProcessExpired):
-        return ImageRefusedError("crashed", f"the decoder ended its process with exit code {error.exitcode}")
     if isinstance(error, TimeoutError):
-        return ImageRefusedError("timeout", f"not done after {limits.seconds:g} s")
-    return ImageRefusedError("out_of_memory", "the result did not fit the memory that an item may have")
+        return ImageRefusedError("timeout", f"not done after {limits.wall_seconds:g} s of wall clock")
+    if not isinstance(error, ProcessExpired):
+        return ImageRefusedError("out_of_memory", "the result did not fit the memory that an item may have")
+    code = int(error.exitcode)
+    if _OUT_OF_TIME and code == -_OUT_OF_TIME:
+        return ImageRefusedError("timeout", f"not done after {limits.seconds:g} s of processor time")
+    code = -code if code == signal.SIGTERM else code  # pebble's workers turn it into an exit code
+    if code >= 0 or -code in _OWN_SIGNALS:
+        return ImageRefusedError("crashed", f"the decoder ended its process with exit code {code}")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return ImageRefusedError(
+        "killed", f"its process was ended from outside ({name}) twice, the second time with nothing beside it"
+    )
 
 
 def _limit_this_process(memory_bytes: int) -> None:

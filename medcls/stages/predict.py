@@ -32,7 +32,7 @@ from medcls.imaging.source import choose_identity, is_image, list_files
 from medcls.imaging.volume import describe_notes
 from medcls.imaging.volume_spec import VolumeSpec
 from medcls.imaging.volumes import QUARANTINED, find_series
-from medcls.imaging.worker import VOLUME_LIMITS, run_limited
+from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
@@ -253,8 +253,11 @@ def predict_cases(
     ensemble = load_models(job, cards, table)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     spec = cards[0].preprocess
-    tasks = (DecodeTask(tuple(root / file for file in case.files or (case.path,)), case.region, spec) for case in cases)
-    limits = VOLUME_LIMITS if spec.spatial_dims == 3 else None
+    limits = VOLUME_LIMITS if spec.spatial_dims == 3 else Limits()
+    tasks = (
+        DecodeTask(tuple(root / file for file in case.files or (case.path,)), case.region, spec, limits.memory_bytes)
+        for case in cases
+    )
     outcomes = run_limited(decode_image, tasks, workers=workers, limits=limits)
     pending: list[Pending] = []
     bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)

@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.decode import Refusals, Setting, decode_shards, part_names, read_part
+from data_prep.decode import Refusals, Setting, checksum, decode_shards, part_names, read_part
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import ShardPlan, Unit
 from medcls.data.manifest import read_table
-from medcls.errors import DataError
+from medcls.errors import DataError, ImageRefusedError
 from medcls.files import sha256_file
 from medcls.identity import Identity
+from medcls.imaging.decode import DecodeTask, decode_image
 from medcls.imaging.preprocess import Box, PreprocessSpec
 
 DECLARED = Identity()
@@ -168,3 +169,27 @@ def test_a_part_of_another_plan_is_decoded_again(decode: Decode, tmp_path: Path)
     decode(units)
     assert read_part(tmp_path / "store", ShardPlan(0, units, "plan")) is not None
     assert read_part(tmp_path / "store", ShardPlan(0, units, "another plan")) is None
+
+
+def test_file_larger_than_an_image_may_be_is_refused_before_a_byte_is_read(
+    source: Path, decode: Decode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (source / "huge.png").open("wb") as file:
+        file.truncate(3 << 30)  # no disk is used
+
+    def refuse_to_read(path: Path) -> str:
+        return sha256_file(path) if path.name != "huge.png" else pytest.fail("it was read")
+
+    monkeypatch.setattr("data_prep.decode.sha256_file", refuse_to_read)
+    assert checksum(source / "huge.png", most_bytes=1 << 30) == ""
+    assert checksum(source / "a.png", most_bytes=1 << 30) == sha256_file(source / "a.png")
+    task = DecodeTask((source / "huge.png",), None, SPEC)
+    with pytest.raises(ImageRefusedError, match=f"too_large: a file of {3 << 30} bytes; the limit is {2 << 30}"):
+        decode_image(task)
+    rows, entries = decode([unit("a.png"), unit("huge.png"), unit("b.png")], max_quarantined=0.5)
+    assert len(rows) == 2
+    assert [(entry["state"], entry["reason"], entry["file_sha256"]) for entry in entries] == [
+        (OK, "", sha256_file(source / "a.png")),
+        (QUARANTINED, "too_large", ""),
+        (OK, "", sha256_file(source / "b.png")),
+    ]

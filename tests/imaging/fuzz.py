@@ -39,7 +39,7 @@ from tests.imaging.fuzz_corpus import PLANTED, Seed, load_corpus, load_pictures
 
 LIMITS = Limits(memory_bytes=3 << 29, seconds=10.0)
 OPTIONS = ReadOptions(burnt_in=BurntInRule("allow"))
-LOST = frozenset({"crashed", "timeout", "out_of_memory", "panic", "failed"})
+LOST = frozenset({"crashed", "killed", "timeout", "out_of_memory", "panic", "failed"})
 """Reasons of the supervisor: the file did no harm, and yet the code should have refused it by itself."""
 
 _MODULES = {"image": "tests.imaging.fuzz", "raster": "tests.imaging.fuzz", "volume": "tests.imaging.fuzz_volumes"}

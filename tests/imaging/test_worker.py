@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ import pytest
 from medcls.errors import ImageRefusedError, WriteError
 from medcls.imaging.worker import Limits, run_limited
 
-SMALL = Limits(memory_bytes=1 << 30, seconds=2.0)
+SMALL = Limits(memory_bytes=1 << 30, seconds=0.5, patience=4.0)
+BUSY = Limits(memory_bytes=1 << 30, seconds=1.0)
+"""For tests that a busy machine must not disturb."""
 
 
 class PanicError(BaseException):
@@ -37,6 +42,8 @@ ACTIONS: dict[object, Callable[[], object]] = {
     "exit": lambda: sys.exit(3),
     "hard exit": lambda: os._exit(4),
     "hang": lambda: time.sleep(60),
+    "busy": lambda: next(number for number in itertools.count() if number < 0),
+    "busy in C": lambda: pow(3, (1 << 26) + 1) and pow(3, 1 << 28),
     "memory": lambda: len(bytearray(3 << 30)),
     "panic": lambda: throw(PanicError("Probe^Name")),
     "bug": lambda: throw(ValueError("Probe^Name")),
@@ -70,6 +77,8 @@ BAD = {
     "exit": "panic",
     "hard exit": "crashed",
     "hang": "timeout",
+    "busy": "timeout",
+    "busy in C": "timeout",
     "memory": "out_of_memory",
     "panic": "panic",
     "bug": "failed",
@@ -79,7 +88,7 @@ BAD = {
 
 def test_every_kind_of_failure_costs_one_item() -> None:
     items: list[object] = list(range(400))
-    for position, kind in zip(range(30, 400, 45), BAD, strict=False):
+    for position, kind in zip(range(30, 400, 36), BAD, strict=False):
         items[position] = kind
     outcomes = list(run_limited(misbehave, items, workers=2, limits=SMALL))
     assert len(outcomes) == len(items)
@@ -90,6 +99,81 @@ def test_every_kind_of_failure_costs_one_item() -> None:
             assert "Probe" not in str(outcome)
         else:
             assert outcome == item
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What somebody does to the worker of an item, the first `times` times that it runs."""
+
+    name: str
+    times: int
+    number: int
+    folder: Path
+
+
+def suffer(fault: Fault) -> tuple[str, int]:
+    """Count the tries in the folder; while there are no more than asked for, send the worker a signal."""
+    mark = fault.folder / fault.name
+    tries = len(mark.read_bytes()) + 1 if mark.exists() else 1
+    mark.write_bytes(b"x" * tries)
+    if tries <= fault.times:
+        if fault.number == signal.SIGSTOP:  # as a suspended machine: somebody else wakes it up
+            subprocess.Popen(["sh", "-c", f"sleep 2.5; kill -CONT {os.getpid()}"])
+        os.kill(os.getpid(), fault.number)
+    return fault.name, tries
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_worker_that_is_killed_from_outside_costs_an_image_only_if_killed_again(tmp_path: Path, alone: bool) -> None:
+    once = Fault("once", 1, signal.SIGKILL, tmp_path)
+    twice = Fault("twice", 9, signal.SIGKILL, tmp_path)
+    term = Fault("term", 1, signal.SIGTERM, tmp_path)
+    others = [] if alone else [Fault(f"sound{i}", 0, 0, tmp_path) for i in range(30)]
+    outcomes = list(run_limited(suffer, [*others, once, twice, term], workers=2, limits=BUSY))
+    assert outcomes[-3] == ("once", 2)
+    killed = outcomes[-2]
+    assert isinstance(killed, ImageRefusedError)
+    assert killed.reason == "killed"
+    assert "SIGKILL" in killed.detail
+    assert len((tmp_path / "twice").read_bytes()) in ((2,) if alone else (2, 3))  # the chunk, then alone
+    assert outcomes[-1] == ("term", 2)
+    assert [outcome[0] for outcome in outcomes[:-3]] == [other.name for other in others]  # type: ignore[index]
+
+
+def test_crash_of_the_file_itself_is_refused_at_once(tmp_path: Path) -> None:
+    for number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS):
+        fault = Fault(str(number), 9, number, tmp_path)
+        (outcome,) = run_limited(suffer, [fault], workers=1, limits=BUSY)
+        assert isinstance(outcome, ImageRefusedError)
+        assert outcome.reason == "crashed"
+        assert str(-number) in outcome.detail
+        assert (tmp_path / fault.name).read_bytes() == b"x"
+
+
+def test_suspended_worker_loses_nothing(tmp_path: Path) -> None:
+    fault = Fault("stopped", 1, signal.SIGSTOP, tmp_path)
+    assert list(run_limited(suffer, [fault], workers=1, limits=BUSY)) == [("stopped", 1)]  # 2.5 s of 1 s are no work
+
+
+def test_suspension_beyond_all_patience_is_tried_again_before_it_counts(tmp_path: Path) -> None:
+    fault = Fault("stopped", 1, signal.SIGSTOP, tmp_path)
+    impatient = Limits(memory_bytes=1 << 30, seconds=1.0, patience=1.0)
+    assert list(run_limited(suffer, [fault], workers=1, limits=impatient)) == [("stopped", 2)]
+
+
+def burn(seconds: float) -> float:
+    """Use so much processor time."""
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
+    return seconds
+
+
+def test_processor_time_is_limited_for_each_item_and_not_for_a_chunk_or_a_worker() -> None:
+    items = [0.0] * 40 + [0.6] * 3 + [0.0]
+    assert list(run_limited(burn, items, workers=1, limits=BUSY)) == items
+    (outcome,) = run_limited(burn, [9.0], workers=1, limits=BUSY)
+    assert str(outcome) == "timeout: not done after 1 s of processor time"
 
 
 def test_neighbouring_crashes_are_told_apart() -> None:
