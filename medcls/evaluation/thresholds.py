@@ -20,6 +20,7 @@ YOUDEN = "the largest sum of sensitivity and specificity"
 GIVEN = "given"  # set on the command line, not chosen on any rows
 THRESHOLD_REPLICATES = 200
 ONE_CLASS = ("no case where it was chosen", "nothing but cases where it was chosen")
+FROM_FILE = "file"  # of the run whose scores are in the file
 NEVER = "only calling nobody positive meets this rule where it was chosen"
 
 
@@ -47,6 +48,7 @@ class Rule:
         named = {
             "youden": "Youden",
             GIVEN: "as set, not chosen on any rows",
+            FROM_FILE: "as the file gives it; which rows chose it is unknown here",
             "cost": f"a miss = {self.target:g} false alarms" if self.target else "",
         }
         return named.get(self.kind, f"{self.kind} ≥ {self.target}")

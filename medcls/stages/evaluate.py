@@ -22,6 +22,7 @@ from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
 from medcls.stages.frozen_choices import Choices, freeze_choices
 from medcls.stages.judged_rows import Compared, Judged, list_columns, measure_all, print_results, write_results
+from medcls.stages.own_predictions import describe_evaluated
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
     describe_certificate,
@@ -46,6 +47,7 @@ from medcls.stages.robustness import measure_robustness
 from medcls.stages.shortcuts import measure_shortcuts
 from medcls.stages.split_predictions import (
     EVALUATED,
+    PREDICTIONS,
     TESTS,
     SplitPredictions,
     count_test_openings,
@@ -79,6 +81,7 @@ def _evaluate(job: EvaluateJob) -> None:
     choices.say_notes()
     other = open_other(job, like=first) if job.against else None
     predictions = choices.decide_rows(predict_members(job, members, use=describe_use(job, other)))
+    describe_evaluated(predictions.folder / PREDICTIONS, first.card.task, choices.decide(predictions.rows.predictions))
     positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
     if positive:
         say(positive)

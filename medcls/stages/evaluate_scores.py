@@ -28,7 +28,7 @@ from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.recalibration import count_patients as count_by_class
 from medcls.evaluation.recalibration import select_rows
 from medcls.evaluation.subgroups import count_patients, name_age_band
-from medcls.evaluation.thresholds import GIVEN, list_rules
+from medcls.evaluation.thresholds import FROM_FILE, GIVEN, NEVER, list_rules
 from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE, format_count
 from medcls.reproducibility import describe_software
@@ -200,16 +200,33 @@ def choose(job: EvaluateJob, folder: Path, wanted: Wanted) -> Chosen:
 
 
 def set_threshold(job: EvaluateJob, chosen: Chosen, table: ScoreTable) -> Chosen:
-    """Return the choices with threshold= for the positive class, or for every label."""
-    if job.threshold is None:
-        return chosen
+    """Return the choices with threshold= for the positive class or every label, or with those that the file gives."""
     one = table.rows.predictions
+    own = use_own(table, chosen) and job.threshold is None
+    if job.threshold is None and not own:
+        return chosen
     if one.kind not in ("binary", "multilabel"):
         raise ConfigError(f"threshold={job.threshold:g}: kind={one.kind} has no threshold: remove it")
     questions = one.class_names[1:] if one.kind == "binary" else one.class_names
-    point = {"kind": GIVEN, "target": None, "threshold": float(job.threshold)}
-    points = [{"question": question, **point} for question in questions]
-    return replace(chosen, operating={"levels": {IMAGE: {"points": points}}, "settings": {"decision": GIVEN}})
+    kind = FROM_FILE if own else GIVEN
+    known = dict(zip(questions, table.thresholds.values(), strict=True)) if own else {}
+    points = [
+        {"question": question, "kind": kind, "target": None, **_give(known.get(question, job.threshold))}
+        for question in questions
+    ]
+    return replace(chosen, operating={"levels": {IMAGE: {"points": points}}, "settings": {"decision": kind}})
+
+
+def use_own(table: ScoreTable, chosen: Chosen) -> bool:
+    """Whether the thresholds are those that medcls wrote with the scores: nothing was chosen anew."""
+    decides = table.form.kind in ("binary", "multilabel") and chosen.table is None
+    return decides and len(table.thresholds) == len(table.rows.predictions.y_score[0])
+
+
+def _give(value: float | None) -> dict[str, Any]:
+    if value is None or np.isinf(value):
+        return {"threshold": None, "reason": NEVER}
+    return {"threshold": float(value)}
 
 
 def check_frozen(folder: Path, operating: Mapping[str, Any]) -> None:
@@ -338,8 +355,14 @@ def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]
     notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
     if chosen.table is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
         how = "set by threshold=" if job.threshold is not None else "0.5 by default"
+        how = f"as in the file (rule {table.rule})" if job.threshold is None and use_own(table, chosen) else how
         notes.append(f"nothing was chosen on other rows: the threshold is {how}")
     notes += describe_few(chosen.operating)
+    if table.unscored:
+        notes.append(
+            f"{format_count(table.unscored, 'image')} without a score (refused or skipped by predict) left out: the "
+            "numbers are those of the others"
+        )
     if table.left_out:
         notes.append(f"{format_count(table.left_out, 'row')} without a truth left out")
     if not table.rows.predictions.probabilities and table.form.kind != "regression":
@@ -378,7 +401,9 @@ def build_evaluation(
         {
             "title": "Rows in the file",
             **table.total,
-            "left_out": [("without a truth", table.left_out)] * bool(table.left_out),
+            "images": table.total["images"] + table.unscored,
+            "left_out": [("without a score", table.unscored)] * bool(table.unscored)
+            + [("without a truth", table.left_out)] * bool(table.left_out),
         },
         {"title": "Evaluated", **sizes, "left_out": []},
     ]

@@ -39,9 +39,9 @@ from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.ensemble import join_checksums
 from medcls.stages.frozen_choices import Choices, name_files, read_choices
+from medcls.stages.own_predictions import COLUMNS_SUFFIX
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import (
-    COLUMNS_SUFFIX,
     MAP_SUFFIX,
     OK,
     REFUSED,

@@ -22,6 +22,7 @@ from medcls.evaluation.predictions import Predictions
 from medcls.files import write_bytes, write_json
 from medcls.identity import Identity, format_count, guard_cell
 from medcls.imaging.preprocess import Box
+from medcls.stages.own_predictions import name_sidecar
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
 IMAGE = "image"
@@ -220,7 +221,7 @@ def _find_type(name: str, task: Task) -> pa.DataType:
     return types.get(name, pa.string())
 
 
-COLUMNS_SUFFIX, MAP_SUFFIX = ".columns.json", ".identity-map.csv"
+MAP_SUFFIX = ".identity-map.csv"
 """Of the files beside a table of predictions, behind its name."""
 
 COLUMNS = {
@@ -266,12 +267,13 @@ def write_columns(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, int
         "columns": {name: describe_column(name) for name in rows[0]},
         "task": task.kind,
         "classes": task.class_names,
+        "grades": task.grades,
         "positive_class": task.positive or None,
         "rules": found.pop("rule", []),
         "thresholds": found,
         "intended_use": intended_use,
     }
-    write_json(path.with_name(f"{path.name}{COLUMNS_SUFFIX}"), content, apart=True)
+    write_json(name_sidecar(path), content, apart=True)
 
 
 def describe_column(name: str) -> str:

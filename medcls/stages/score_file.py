@@ -143,6 +143,7 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
     except (pa.ArrowException, OSError) as error:
         check_disk(path, error)
         raise DataError(f"{setting}: not a whole Parquet file ({type(error).__name__})") from error
+    table = _unfold(table)
     nested = [k for k, kind in enumerate(table.schema.types, start=1) if pa.types.is_nested(kind)]
     if nested:
         raise DataError(
@@ -152,6 +153,21 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
     cells = [[_spell(value) for value in column.to_pylist()] for column in table.columns]
     rows = [list(row) for row in zip(*cells, strict=True)]
     return list(map(str, table.column_names)), rows, list(range(1, table.num_rows + 1))
+
+
+def _unfold(table: pa.Table) -> pa.Table:
+    """Lists of medcls's own tables as columns: y_true.0, y_score.0, y_score.1 …; logits are left out."""
+    lists = {"y_true", "y_score"}
+    own = lists <= set(table.column_names) and all(pa.types.is_nested(table[name].type) for name in lists)
+    if not own and not {"level", "state", "rule"} <= set(table.column_names):
+        return table
+    table = table.drop_columns(["logits"]) if "logits" in table.column_names else table
+    for name in sorted(lists) if own else ():
+        rows: list[Any] = table[name].to_pylist()
+        for k in range(len(rows[0]) if rows else 0):
+            table = table.append_column(f"{name}.{k}", pa.array([row[k] for row in rows], pa.float64()))
+        table = table.drop_columns([name])
+    return table
 
 
 def _spell(value: Any) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import ROW_SUM_TOLERANCE, Floats, Predictions, check_predictions
 from medcls.identity import format_count
+from medcls.stages.own_predictions import translate
 from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 
 PATIENT, IMAGE, STUDY, TRUTH = "patient_id", "image_id", "study_id", "truth"
@@ -90,6 +92,9 @@ class ScoreTable:
         sha256: Of the file.
         patients_known: Whether the file says whose rows they are.
         total: Number of "images" and "patients" of the file, rows without a truth included.
+        thresholds: Label to the threshold of the run's decision, of a table that medcls wrote; {} = not known.
+        rule: Name of that decision; "" likewise.
+        unscored: Number of images that predict gave no score.
     """
 
     form: Form
@@ -102,6 +107,9 @@ class ScoreTable:
     sha256: str = ""
     patients_known: bool = True
     total: dict[str, int] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
+    rule: str = ""
+    unscored: int = 0
 
 
 def read_scores(
@@ -121,7 +129,8 @@ def read_scores(
         DataError: Columns that are missing or contradict one another, or bad rows; all of them at once, by position.
         ConfigError: A setting is needed, or contradicts the file.
     """
-    file = read_score_file(path, name=name)
+    own = translate(read_score_file(path, name=name), path)
+    file, wanted = own.file, _add_known(wanted, own.task)
     weights = [column for column in WEIGHTS if column in file.columns]
     if weights:
         raise DataError(
@@ -133,7 +142,18 @@ def read_scores(
     form = find_form(file, wanted)
     if like is not None:
         form = replace(form, why=like.form.why)
-    return _read_rows(file, form, wanted, margins=margins)
+    table = _read_rows(file, form, wanted, margins=margins)
+    return replace(table, thresholds=dict(own.thresholds), rule=own.rule, unscored=own.left_out)
+
+
+def _add_known(wanted: Wanted, task: Mapping[str, Any]) -> Wanted:
+    """What the command line says, and of the rest what a table that medcls wrote says itself."""
+    if not task or wanted.kind not in ("auto", task["task"]):
+        return wanted
+    grades = wanted.grades or (bool(task.get("grades")) and task["task"] == "regression")
+    named = task["task"] != "regression" or grades
+    classes = wanted.classes or (tuple(map(str, task["classes"])) if named and wanted.positive is None else ())
+    return replace(wanted, kind=str(task["task"]), classes=classes, grades=grades)
 
 
 def find_role(file: ScoreFile, role: str) -> str | None:

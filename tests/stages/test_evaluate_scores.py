@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +22,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, UsageError
 from medcls.files import read_json
 from medcls.stages.evaluate_scores import evaluate_scores
+from medcls.stages.predict import predict
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 
@@ -143,6 +145,58 @@ def test_scores_of_a_run_give_its_own_numbers_to_the_bit(
     for level in expected["levels"]:
         for part in ("metrics", "rule", "operating_points", "n_units"):
             assert found["levels"][level][part] == expected["levels"][level][part], (level, part)
+    # The run's own tables need no setting: what is beside them says the task and the thresholds.
+    tables = {split: run / "evaluation" / f"store-{split}" / "predictions.parquet" for split in ("val", "test")}
+    chosen = run_scores(tables["test"], f"choices={tables['val']}", "least_patients=2", "report=false", out="own")
+    plain = run_scores(tables["test"], "report=false", out="plain")
+    for metrics in (chosen, plain):
+        assert metrics["decision"].get("thresholds") == expected["decision"].get("thresholds")
+        for name in set(expected) - apart - {"operating_points", "subgroups", "recalibration", "conformal"}:
+            assert metrics[name] == expected[name], name
+    assert chosen["operating_points"] == expected["operating_points"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_predict_with_a_truth_gives_the_numbers_of_the_run(
+    suffix: str,
+    run_train: Callable[..., Path],
+    run_evaluate: Callable[..., Path],
+    store: Store,
+    run_scores: Callable[..., dict[str, Any]],
+    compose_job: Compose,
+    tmp_path: Path,
+) -> None:
+    run = run_train(tmp_path / "run", "task=binary", "task.classes={0: 0, 1: 1, 2: 1}")
+    folder = run_evaluate(run, "split=test", "report=false")
+    out = tmp_path / f"predictions.{suffix}"
+    raw = store.folder.parent / "raw"
+    predict(compose_job("predict", f"run={run}", f"source={raw}", f"out={out}", "workers=0", "device=cpu"))
+    with pytest.raises(DataError, match="predict knows no truth: add a column truth"):
+        run_scores(out, "patients=per_image")
+    truth = {row["image_id"]: row for row in pq.read_table(folder / "predictions.parquet").to_pylist()}
+    rows = pq.read_table(out) if suffix == "parquet" else pyarrow.csv.read_csv(out)
+    known = [truth.get(name) for name in rows.column("image_id").to_pylist()]
+    rows = rows.append_column("truth", pa.array([row and ("0", "1+2")[int(row["y_true"][0])] for row in known]))
+    rows = rows.set_column(2, "patient_id", pa.array([row["patient_id"] if row else "other" for row in known]))
+    write = pq.write_table if suffix == "parquet" else pyarrow.csv.write_csv
+    write(rows, out)
+    found, expected = run_scores(out), read_json(folder / "metrics.json")
+    assert found["decision"]["thresholds"] == expected["decision"]["thresholds"]
+    for name in ("auc", "sensitivity", "specificity", "brier", "n_images", "n_patients", "positive_class"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-6), name
+    note = (tmp_path / "out" / "report.html").read_text()
+    assert "1 image without a score (refused or skipped by predict) left out" in note
+    assert "the threshold is as in the file (rule youden)" in note
+    assert "as the file gives it; which rows chose it is unknown here" in found["decision"]["words"]
+
+
+def test_lists_of_scores_without_their_description_are_refused(
+    run_copy: Path, run_evaluate: Callable[..., Path], run_scores: Callable[..., dict[str, Any]]
+) -> None:
+    table = run_evaluate(run_copy, "split=test", "report=false") / "predictions.parquet"
+    table.with_name("predictions.parquet.columns.json").unlink()
+    with pytest.raises(DataError, match=r"predictions.parquet.columns.json, which names the classes, is missing"):
+        run_scores(table)
 
 
 def test_parquet_gives_the_numbers_of_csv(

@@ -1,0 +1,161 @@
+"""Tables that medcls wrote, read as files of scores: of evaluate (lists of scores) and of predict (all levels)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medcls.data.targets import Task
+from medcls.errors import DataError
+from medcls.evaluation.decision import Decision
+from medcls.files import read_json, write_json
+from medcls.stages.score_file import ScoreFile, read_number
+
+TRUE, SCORES, LEVEL, STATE, RULE, THRESHOLD = "y_true", "y_score", "level", "state", "rule", "threshold"
+COLUMNS_SUFFIX = ".columns.json"
+EVALUATED = {
+    "image_id": "name of the image, as in the store",
+    "patient_id": "patient of the image, as in the store",
+    TRUE: "truth: the class, counted from 0, or the value; of several labels 0, 1 or NaN (unknown) for each",
+    "logits": "the network's outputs; of several runs those whose scores are the mean of theirs",
+    SCORES: "scores: of the positive class, of each class or label, or the predicted value",
+    "positive_class": "the class that y_true 1, y_score and the threshold are about",
+}
+"""Columns of predictions.parquet."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTable:
+    """A file of scores in the columns that other tools write.
+
+    Attributes:
+        file: Its cells.
+        task: Kind, classes and grades, as the file beside it says; {} = nobody says.
+        thresholds: Label ("" or the positive class of a binary task) to the threshold of the run's decision; infinite =
+            never called; {} = not known.
+        rule: Name of that decision; "" likewise.
+        left_out: Number of images without a score.
+    """
+
+    file: ScoreFile
+    task: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    rule: str = ""
+    left_out: int = 0
+
+
+def name_sidecar(path: Path) -> Path:
+    """Return where the description of a table of predictions is: FILE.columns.json beside it."""
+    return path.with_name(f"{path.name}{COLUMNS_SUFFIX}")
+
+
+def describe_evaluated(path: Path, task: Task, decision: Decision) -> None:
+    """Write what predictions.parquet of an evaluation holds beside it, in the form of predict's tables."""
+    columns = dict(EVALUATED)
+    if not task.positive:
+        del columns["positive_class"]
+    names = [THRESHOLD] if task.kind == "binary" else [f"{THRESHOLD}_{name}" for name in decision.thresholds]
+    values = [[value] if math.isfinite(value) else [] for value in decision.thresholds.values()]
+    content = {
+        "columns": columns,
+        "task": task.kind,
+        "classes": task.class_names,
+        "grades": task.grades,
+        "positive_class": task.positive or None,
+        "rules": [decision.rule],
+        "thresholds": dict(zip(names, values, strict=True)),
+    }
+    write_json(name_sidecar(path), content)
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the description beside a table; {} without one.
+
+    Raises:
+        DataError: It is not as medcls wrote it.
+    """
+    beside = name_sidecar(path)
+    if not beside.is_file():
+        return {}
+    found = read_json(beside)
+    if not isinstance(found, dict) or not isinstance(found.get("task"), str) or "classes" not in found:
+        raise DataError(f"{beside}: not as medcls wrote it: restore it, or remove it")
+    return found
+
+
+def translate(file: ScoreFile, path: Path) -> OwnTable:
+    """Return the table in the columns that other tools write; one of another tool as it is.
+
+    Raises:
+        DataError: A description that does not fit, or a table of lists without one.
+    """
+    beside = read_sidecar(path)
+    if f"{SCORES}.0" in file.columns and f"{TRUE}.0" in file.columns:
+        if not beside:
+            name = name_sidecar(path).name
+            raise DataError(f"{file.setting}: {name}, which names the classes, is missing: restore it")
+        return _translate_evaluated(file, beside)
+    if {LEVEL, STATE, RULE} <= set(file.columns):
+        return _translate_predicted(file, beside)
+    return OwnTable(file)
+
+
+def _translate_evaluated(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable:
+    kind, names = beside["task"], [str(name) for name in beside["classes"]]
+    columns = {name: cells for name, cells in file.columns.items() if not name.startswith((f"{TRUE}.", f"{SCORES}."))}
+    columns.pop("positive_class", None)
+    true, score = (
+        [cells for name, cells in file.columns.items() if name.startswith(f"{part}.")] for part in (TRUE, SCORES)
+    )
+    expected = {"binary": 1, "regression": 1}.get(kind, len(names))
+    if len(score) != expected or len(true) != (len(names) if kind == "multilabel" else 1):
+        raise DataError(f"{file.setting}: {len(score)} scores per row, expected {expected} of kind={kind}: restore it")
+    if kind == "regression":
+        columns |= {"truth": true[0], "score": score[0]}
+    elif kind == "multilabel":
+        columns |= {f"label_{name}": cells for name, cells in zip(names, true, strict=True)}
+        columns |= {f"score_{name}": cells for name, cells in zip(names, score, strict=True)}
+    else:
+        columns["truth"] = [names[int(float(cell))] for cell in true[0]]
+        asked = names[1:] if kind == "binary" else names
+        columns |= {f"score_{name}": cells for name, cells in zip(asked, score, strict=True)}
+    rules = beside.get("rules") or [""]
+    return OwnTable(replace(file, columns=columns), beside, _read_thresholds(beside), str(rules[0]))
+
+
+def _read_thresholds(beside: Mapping[str, Any]) -> dict[str, float]:
+    """Question to threshold; infinite = never called."""
+    kind, names = beside["task"], [str(name) for name in beside["classes"]]
+    asked = {THRESHOLD: names[-1]} if kind == "binary" else {f"{THRESHOLD}_{name}": name for name in names}
+    found = beside.get("thresholds", {})
+    known = {name: found[column] for column, name in asked.items() if column in found}
+    return {name: float(values[0]) if values else math.inf for name, values in known.items()}
+
+
+def _translate_predicted(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable:
+    """Rows of images with a score: those of series and patients combine them, and others have none."""
+    images = [row for row, level in enumerate(file.columns[LEVEL]) if level == "image"]
+    kept = [row for row in images if file.columns[STATE][row] == "ok"]
+    if not kept:
+        raise DataError(f"{file.setting}: no image has a score (column {STATE}): nothing can be evaluated")
+    columns = {name: [cells[row] for row in kept] for name, cells in file.columns.items() if name != "logits"}
+    if not any(columns.get("patient_id", [])):
+        # Only DICOM headers name patients.
+        columns.pop("patient_id", None)
+    if not any(name == "score" or name.startswith("score_") for name in columns):
+        columns["score"] = columns["predicted"]
+    if not any(name in ("truth", "label", TRUE) or name.startswith(("label_", "truth_")) for name in columns):
+        raise DataError(f"{file.setting}: predict knows no truth: add a column truth, or label_NAME for several labels")
+    rules, thresholds = set(columns[RULE]), dict[str, float]()
+    for name in columns:
+        if name == THRESHOLD or name.startswith(f"{THRESHOLD}_"):
+            values = {read_number(cell) if cell else math.inf for cell in columns[name]}
+            if len(values) != 1 or None in values:
+                raise DataError(f"{file.setting}: column {name} differs between rows: give the table of one run")
+            thresholds[name.removeprefix(THRESHOLD).removeprefix("_")] = float(values.pop() or 0)
+    rule = rules.pop() if len(rules) == 1 else ""
+    table = replace(file, columns=columns, places=[file.places[row] for row in kept])
+    return OwnTable(table, beside, thresholds, rule, len(images) - len(kept))
