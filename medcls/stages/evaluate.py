@@ -21,7 +21,15 @@ from medcls.stages.ensemble import Member, open_members, predict_members, read_r
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
 from medcls.stages.frozen_choices import Choices, freeze_choices
-from medcls.stages.judged_rows import Compared, Judged, list_columns, measure_all, print_results, write_results
+from medcls.stages.judged_rows import (
+    Compared,
+    Judged,
+    hold_evaluations,
+    list_columns,
+    measure_all,
+    print_results,
+    write_results,
+)
 from medcls.stages.own_predictions import describe_evaluated
 from medcls.stages.report_explanations import read_explanations
 from medcls.stages.report_facts import (
@@ -51,7 +59,6 @@ from medcls.stages.split_predictions import (
     TESTS,
     SplitPredictions,
     count_test_openings,
-    hold_evaluations,
     predict_split,
     values_of,
 )

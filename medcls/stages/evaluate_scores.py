@@ -33,10 +33,18 @@ from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE, format_count
 from medcls.reproducibility import describe_software
 from medcls.stages.frozen_analysis import FROZEN, freeze_analysis
-from medcls.stages.judged_rows import METRICS, Compared, Judged, list_columns, measure_all, print_results, write_results
+from medcls.stages.judged_rows import (
+    METRICS,
+    Compared,
+    Judged,
+    hold_evaluations,
+    list_columns,
+    measure_all,
+    print_results,
+    write_results,
+)
 from medcls.stages.score_file import read_number
 from medcls.stages.score_table import ScoreTable, Wanted, read_scores
-from medcls.stages.split_predictions import hold_evaluations
 
 INPUTS = "inputs.json"
 OPERATING, CALIBRATION = "operating_points.json", "calibration.json"

@@ -39,8 +39,9 @@ from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
 from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
 from medcls.stages.explanation_target import choose_target
 from medcls.stages.frozen_choices import read_choices
+from medcls.stages.judged_rows import hold_evaluations
 from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
-from medcls.stages.split_predictions import SplitPredictions, hold_evaluations, predict_split
+from medcls.stages.split_predictions import SplitPredictions, predict_split
 from medcls.training.checkpoint import read_card, read_model
 from medcls.training.precision import choose_device, choose_precision
 

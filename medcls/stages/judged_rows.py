@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from medcls.evaluation.paired import compare_predictions
 from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.report import REPORT, write_report
 from medcls.evaluation.tables import count_labels, format_comparison, format_metrics
-from medcls.files import write_json
+from medcls.files import EVALUATION, delete_partial, write_json
 from medcls.identity import PER_IMAGE, name_units
+from medcls.locks import lock_folders
 from medcls.stages.frozen_analysis import FrozenAnalysis, read_sample_size
 from medcls.stages.reader_file import measure_readers
 
 METRICS = "metrics.json"
+WAIT_SECONDS = 3600.0
+"""How long an evaluation waits for another one of the same run, which takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,22 @@ class Found:
     metrics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> Iterator[None]:
+    """Hold what evaluations and explanations of runs write, and clear what killed ones have left.
+
+    Raises:
+        BusyError: another one has held it for an hour.
+    """
+    # A run that is not there is not made; whoever opens it says so.
+    folders = [run / EVALUATION for run in runs if run.is_dir()] + ([Path(out)] if out else [])
+    with lock_folders(folders, command=command, wait_seconds=WAIT_SECONDS, on_wait=say):
+        inner = (path for folder in folders for path in folder.rglob("*") if path.is_dir())
+        for each in [*runs, *folders, *inner]:
+            delete_partial(each)
+        yield
 
 
 def list_columns(job: EvaluateJob, plan: FrozenAnalysis | None) -> list[str]:

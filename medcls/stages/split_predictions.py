@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,11 @@ from medcls.errors import ConfigError, DataError
 from medcls.evaluation.assessment import Rows
 from medcls.evaluation.predictions import check_predictions
 from medcls.files import (
+    EVALUATION,
     LABELS,
     MODEL,
     OPENED,
     append_json_line,
-    delete_partial,
     read_json,
     read_json_lines,
     sha256_file,
@@ -37,7 +35,6 @@ from medcls.files import (
     write_json,
 )
 from medcls.identity import format_count
-from medcls.locks import lock_folders
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
@@ -49,13 +46,10 @@ from medcls.training.prediction import predict_logits
 
 PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"
-EVALUATION = "evaluation"
 TESTS = ("test", "all")
 """Splits whose openings version 0.2.0 counted."""
 PIXELS = "pixel_sha256"
 EVALUATED = "evaluated"
-WAIT_SECONDS = 3600.0
-"""How long an evaluation waits for another one of the same run, which takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +116,6 @@ def predict_split(
     rows = build_rows(card, opened, logits)
     write_predictions(folder, opened, rows=rows, logits=logits, key=key)
     return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
-
-
-@contextlib.contextmanager
-def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> Iterator[None]:
-    """Hold what evaluations and explanations of runs write, and clear what killed ones have left.
-
-    Raises:
-        BusyError: another one has held it for an hour.
-    """
-    # A run that is not there is not made; whoever opens it says so.
-    folders = [run / EVALUATION for run in runs if run.is_dir()] + ([Path(out)] if out else [])
-    with lock_folders(folders, command=command, wait_seconds=WAIT_SECONDS, on_wait=say):
-        inner = (path for folder in folders for path in folder.rglob("*") if path.is_dir())
-        for each in [*runs, *folders, *inner]:
-            delete_partial(each)
-        yield
 
 
 def list_inputs(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:

@@ -299,7 +299,8 @@ def test_few_patients_of_the_choices_and_rows_left_out_are_said_on_terminal_and_
     rows = make_rows()
     run_scores(write_rows([rows[0] | {"truth": ""}, *rows[1:]]), f"choices={choices}")
     page, captured = (tmp_path / "out" / "report.html").read_text(), capsys.readouterr()
-    for expected in ("the file val.csv has 6 of CN, 3 of AD (fewer than 10)", "1 row without a truth left out"):
+    few = "the file val.csv has 6 patients of class CN, 3 patients of class AD (fewer than 10)"
+    for expected in (few, "1 row without a truth left out"):
         assert expected in page
         assert expected in captured.out + captured.err
     # Choices that an earlier version wrote without these counts are the same choices.
