@@ -16,7 +16,6 @@ from medcls.config import EvaluateJob
 from medcls.errors import BusyError
 from medcls.files import PRIVATE, read_json, read_json_lines, sha256_file
 from medcls.locks import lock_file, lock_folder
-from medcls.stages import evaluate as stage
 from medcls.stages import predict as predict_stage
 from medcls.stages import split_predictions
 from medcls.stages.evaluate import evaluate
@@ -26,15 +25,10 @@ from tests.failing_disk import Disk, KilledError
 Job = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "write_report", lambda folder, evaluation: folder / "report.html")
-
-
 @pytest.fixture
 def evaluation(compose_job: Job, run_copy: Path) -> EvaluateJob:
     job: EvaluateJob = compose_job(
-        "evaluate", f"run={run_copy}", "split=val", "replicates=100", "workers=0", "device=cpu"
+        "evaluate", f"run={run_copy}", "split=val", "report=false", "replicates=100", "workers=0", "device=cpu"
     )
     return job
 
@@ -87,7 +81,8 @@ def test_second_command_of_a_run_waits_for_the_first_and_both_give_what_they_giv
     monkeypatch.setattr(split_predictions, "write_predictions", write)
     monkeypatch.setattr(split_predictions, "say", say)
     if second == "evaluate":
-        other = compose_job("evaluate", f"run={run_copy}", "split=test", "replicates=100", "workers=0", "device=cpu")
+        given = ("split=test", "report=false", "replicates=100", "workers=0", "device=cpu")
+        other = compose_job("evaluate", f"run={run_copy}", *given)
     else:
         given = ("split=val", "worst=1", "curves=false", "sanity_images=0", "device=cpu")
         other = compose_job("explain", f"run={run_copy}", *given)
