@@ -72,7 +72,7 @@ class Disk:
         self._patch.setattr(builtins, "open", self._open_file)
         self._patch.setattr(os, "fdopen", self._open_file)
         self._patch.setattr(os, "open", self._open_descriptor)
-        self._patch.setattr(io, "FileIO", self._open_raw)
+        self._patch.setattr(io, "FileIO", self._build_raw_kind())
         if self._stale:
             self._patch.setattr(os, "stat", self._ask)
         return self
@@ -129,8 +129,15 @@ class Disk:
         names = ("encoding", "errors", "newline")
         return io.TextIOWrapper(buffered, **dict(zip(names, rest, strict=False)), **named)
 
-    def _open_raw(self, file: Any, mode: str = "r", **named: Any) -> Any:
-        return _Raw(self, file, mode, **named)
+    def _build_raw_kind(self) -> type[io.FileIO]:
+        """A class, since others ask what is an instance of it."""
+        disk = self
+
+        class Raw(_Raw):
+            def __init__(self, file: Any, mode: str = "r", **named: Any) -> None:
+                super().__init__(disk, file, mode, **named)
+
+        return Raw
 
     def _ask(self, path: Any, *rest: Any, **named: Any) -> os.stat_result:
         self.check_read(_find_path(path, named.get("dir_fd")))
