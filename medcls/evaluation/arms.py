@@ -195,7 +195,8 @@ def _count_support(
     """What the means over the folds rest on, and its patients and rows."""
     support = _join_support(folds, arm.values)
     together, repeats = np.concatenate(patients), len({one.repeat for one in folds})
-    return support, {name: basis.count(together, repeats=repeats) for name, basis in support.items()}
+    counted = {"repeats": repeats, "folds": len(folds) // repeats}
+    return support, {name: basis.count(together, **counted) for name, basis in support.items()}
 
 
 def _describe_arm(

@@ -7,7 +7,7 @@ only say how much the number varies; where the limits are follows from its scale
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,16 +19,13 @@ Limits = tuple[float, float]
 UNBOUNDED = ("error", "explained", "real")
 """Scales without two bounds: differences are taken as they are."""
 
-LEAST_IN_CLASS = {"error": 4, "explained": 4, "real": 5, "precision": 20}
-"""Patients of the smallest class from which an interval held the truth as often as promised, by scale."""
+LEAST_IN_CLASS = 4
+"""Patients of the smallest class from which the interval of an error or a coefficient held the truth as promised."""
 
-LEAST_IN_DIFFERENCE = {"error": 4, "explained": 4, "real": 10, "precision": 10}
-"""The same for the interval of a difference of two models."""
-
-FEW_EXCEPTIONS = 1.5  # rows on the smaller side of a share, of patients with K rows K times as many
+FEW_EXCEPTIONS = 1.5  # patients' worth of rows on the smaller side of a share that say nothing of its variance
+MOST_EXCEPTIONS = 3  # rows on the smaller side of a share whose limit is that of a Poisson number
 LEAST_FREEDOM = 4  # fewer degrees of freedom would widen an interval beyond use: a note says that it is too narrow
 PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
-_LESS_OFTEN = "such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +38,14 @@ class Base:
         rows: Likewise.
         clustered: A patient has several rows.
         smallest: Patients of the question's smallest class, also if the number is over all rows; None = no classes.
+        folds: The number is a mean over so many folds of other patients.
     """
 
     patients: tuple[int, ...]
     rows: tuple[int, ...]
     clustered: bool
     smallest: int | None = None
+    folds: int = 1
 
     @property
     def fewest(self) -> int:
@@ -96,64 +95,50 @@ def bound_by_variance(scale: str, value: float, variance: float, base: Base, *, 
     raise ValueError(f"scale is {scale!r}")
 
 
-def note_undercoverage(scale: str, value: float, base: Base) -> str:
+def note_undercoverage(scale: str, base: Base) -> str:
     """Return what a reader must know of an interval that holds the truth less often than it promises; "" for others.
 
     Args:
         scale: As in `definitions.Definition`.
-        value: Of the number.
-        base: What it rests on.
+        base: What the number, or each of the two numbers of a difference, rests on.
 
     Source: simulation, docs/results/coverage.md.
     """
-    if scale != "share":
-        return _note_few(scale, base, LEAST_IN_CLASS)
-    wrong, patients = min(value, 1 - value) * base.rows[0], base.patients[0]
-    if not 0 < wrong * patients / base.rows[0] < FEW_EXCEPTIONS:
+    if scale not in ("error", "real") or base.smallest is None or base.smallest >= LEAST_IN_CLASS:
         return ""
-    of_whom = f" of {patients} patients" if base.clustered else ""
-    exceptions = "1 exception" if round(wrong) == 1 else f"{wrong:.0f} exceptions"
-    return f"only {exceptions} out of {base.rows[0]}{of_whom}: {_LESS_OFTEN}"
-
-
-def note_undercoverage_of_difference(scale: str, base: Base) -> str:
-    """Return the same for the interval of the difference of two models in a number.
-
-    Args:
-        scale: As in `definitions.Definition`.
-        base: What the number of the first model rests on.
-
-    Source: simulation, docs/results/coverage.md.
-    """
-    return _note_few(scale, base, LEAST_IN_DIFFERENCE)
-
-
-def _note_few(scale: str, base: Base, least: Mapping[str, int]) -> str:
-    # F1, and a sensitivity at another's specificity, rest on one side and hold the truth also with few.
-    needed = 0 if scale == "precision" and len(base.patients) == 1 else least.get(scale, 0)
-    if base.smallest is None or base.smallest >= needed:
-        return ""
-    number = "1 patient" if base.smallest == 1 else f"{base.smallest} patients"
-    return f"{number} in the smallest class, fewer than {needed}: {_LESS_OFTEN}"
+    few = (
+        f"{base.smallest} patient{'' if base.smallest == 1 else 's'} in the smallest class, fewer than {LEAST_IN_CLASS}"
+    )
+    return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
 
 
 def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:
     """Return Wilson's interval of a share of `number` independent rows; also for a share of 0 or 1 it has a width.
 
-    Source: Wilson 1927.
+    Of one to three rows on the smaller side the limit near 0, or 1, is that of a Poisson number: Wilson's is too far
+    inside, so that a share that is nearly 0 or 1 was missed as often as a row went the other way.
+
+    Source: Wilson 1927; Brown, Cai & DasGupta 2001, section 4.1.1 (modified Wilson interval).
     """
     z2 = _normal(level) ** 2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)
     reach = math.sqrt(z2 * (share * (1 - share) / number + z2 / (4 * number**2))) / (1 + z2 / number)
-    return max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
+    low, high = max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
+    few, others = share * number, (1 - share) * number
+    if 0 < few <= MOST_EXCEPTIONS:
+        low = min(low, float(special.gammaincinv(few, 1 - level)) / number)
+    if 0 < others <= MOST_EXCEPTIONS:
+        high = max(high, 1 - float(special.gammaincinv(others, 1 - level)) / number)
+    return low, high
 
 
 def _bound_share(value: float, variance: float, base: Base, *, level: float) -> Limits | None:
     """Return Wilson's interval, of patients with several rows by the effective number of independent rows.
 
-    The effective number is what a binomial share with this variance has: at most the rows, and the patients
-    if the share is 0 or 1 (as if the rows of a patient were copies). Student's quantile for the normal one allows for
-    few patients. None for several rows of one patient.
+    The effective number is what a binomial share with this variance has: at most the rows, and the patients if all
+    rows but those of one or two patients are on one side (as if the rows of a patient were copies): so few say nothing
+    of the variance. Student's quantile for the normal one allows for few patients. None for several rows of one
+    patient.
 
     Source: Wilson 1927; effective sample size: Korn & Graubard 1998; Wilson for clusters: Saha, Miller & Wang 2016.
     """
@@ -163,6 +148,8 @@ def _bound_share(value: float, variance: float, base: Base, *, level: float) -> 
     if patients < 2:
         return None
     effective = min(float(rows), _effective(value, variance, otherwise=patients))
+    if min(value, 1 - value) * patients <= FEW_EXCEPTIONS:
+        effective = min(effective, patients)
     return compute_wilson(value, effective * (_normal(level) / _student(level, patients - 1)) ** 2, level=level)
 
 
@@ -225,6 +212,7 @@ def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95
     if spread <= 1e-9 * max(1.0, abs(value)):
         return None
     skewness = float(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
+    skewness *= skewness**2 / (skewness**2 + 6 / len(drawn))
     smallest = base.fewest if base.smallest is None else base.smallest
     reach = _student(level, _count_freedom(base, smallest))
 
@@ -257,8 +245,12 @@ def _effective(share: float, variance: float, *, otherwise: float) -> float:
 
 
 def _correct(base: Base) -> float:
-    """The bootstrap's variance is that of P patients with divisor P, not P - 1; the smallest side has most of it."""
-    return base.fewest / (base.fewest - 1) if base.fewest > 1 else 1.0
+    """The bootstrap's variance is that of P patients with divisor P, not P - 1; the smallest side has most of it.
+
+    Of a mean over folds P is the number in one fold.
+    """
+    number = base.fewest / base.folds
+    return max(number, 2) / (max(number, 2) - 1) if base.fewest > 1 else 1.0
 
 
 def _count_freedom(base: Base, smallest: int) -> int:

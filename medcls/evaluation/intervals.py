@@ -16,7 +16,6 @@ from medcls.evaluation.bounds import (
     combine_mean,
     combine_ratio,
     note_undercoverage,
-    note_undercoverage_of_difference,
 )
 from medcls.evaluation.calibration import compute_confidence, expect_ece
 from medcls.evaluation.definitions import name_metric
@@ -181,10 +180,9 @@ def draw_replicates(patients: Integers, *, replicates: int, seed: int) -> Iterat
     rows_at_once = max(1, CHUNK_VALUES // len(patients))
     for start in range(0, replicates, rows_at_once):
         count = min(rows_at_once, replicates - start)
-        drawn = np.zeros((count, number))
-        for replicate in drawn:
-            replicate[:] = np.bincount(generator.integers(number, size=number), minlength=number)
-        yield drawn[:, patients]
+        places = generator.integers(number, size=(count, number)) + number * np.arange(count)[:, None]
+        drawn = np.bincount(places.ravel(), minlength=count * number).reshape(count, number)
+        yield drawn[:, patients].astype(np.float64)
 
 
 def number_patients(patient_ids: Sequence[str], *, rows: int) -> Integers:
@@ -241,20 +239,13 @@ def describe_estimates(
             entries[name] = {"value": value, "low": None, "high": None, "reason": limits}
         else:
             entries[name] = {"value": value, "low": limits[0], "high": limits[1]}
-            note = _find_note(name, values, support, counts)
+            note = find_note(name, support, counts)
             entries[name] |= {"note": note} if note else {}
     return entries
 
 
-def _find_note(name: str, values: Mapping[str, float], support: Support, counts: Mapping[str, Base]) -> str:
-    """The note on an interval; of a mean as `_join_notes` says."""
-    parts = support[name].parts or (name,)
-    notes = {part: note_undercoverage(support[part].scale, values[part], counts[part]) for part in parts}
-    return _join_notes(name, notes, support, counts)
-
-
-def note_difference(name: str, support: Support, counts: Mapping[str, Base]) -> str:
-    """Return the note on the interval of a difference of two numbers; "" if it holds the truth as often as promised.
+def find_note(name: str, support: Support, counts: Mapping[str, Base]) -> str:
+    """Return the note on the interval of a number, or of its difference; of a mean that of its part with the fewest.
 
     Args:
         name: Of the number.
@@ -262,19 +253,10 @@ def note_difference(name: str, support: Support, counts: Mapping[str, Base]) -> 
         counts: Its patients and rows.
     """
     parts = support[name].parts or (name,)
-    notes = {part: note_undercoverage_of_difference(support[part].scale, counts[part]) for part in parts}
-    return _join_notes(name, notes, support, counts)
-
-
-def _join_notes(name: str, notes: Mapping[str, str], support: Support, counts: Mapping[str, Base]) -> str:
-    """The only note; of several that on the part with the fewest patients, in a mean of shares if most have one."""
-    if name in notes:
-        return notes[name]
-    noted = [part for part, note in notes.items() if note]
-    evens_out = support[name].scale == "mean" and all(support[part].scale == "share" for part in notes)
-    if not noted or (evens_out and 2 * len(noted) <= len(notes)):
-        return ""
-    worst = min(noted, key=lambda part: (counts[part].smallest or 0, counts[part].fewest))
+    notes = {part: note_undercoverage(support[part].scale, counts[part]) for part in parts}
+    if name in notes or not any(notes.values()):
+        return notes.get(name, "")
+    worst = min((part for part in parts if notes[part]), key=lambda part: counts[part].smallest or 0)
     return f"{name_metric(worst)}: {notes[worst]}"
 
 

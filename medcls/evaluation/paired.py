@@ -19,7 +19,6 @@ from medcls.evaluation.bounds import (
     combine_difference,
     combine_mean,
     correct_correlation,
-    note_undercoverage_of_difference,
 )
 from medcls.evaluation.comparison import compare_areas
 from medcls.evaluation.curves import list_questions
@@ -27,12 +26,12 @@ from medcls.evaluation.intervals import (
     correlate,
     describe_estimates,
     draw_replicates,
+    find_note,
     join_replicates,
-    note_difference,
 )
 from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.support import Basis, Support, find_support
+from medcls.evaluation.support import Support, find_support
 from medcls.evaluation.tables import choose_headlines
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -209,7 +208,7 @@ def describe_difference(
     low, high = _limit_difference(name, entries, drawn, support=support, counts=counts)
     reach = difference - low if difference > 0 else high - difference
     p_value = math.erfc(abs(difference) / reach * _QUANTILE / math.sqrt(2)) if reach > 0 else None
-    note = note_difference(name, support, counts)
+    note = find_note(name, support, counts)
     return entry | {"low": low, "high": high, "p_value": p_value} | ({"note": note} if note else {})
 
 
@@ -242,7 +241,7 @@ def _limit_difference(
 
 
 def describe_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, dict[str, Any]]:
-    """Return the difference of the AUCs of each yes-or-no question by paired DeLong, with a note if it is unsure.
+    """Return the difference of the AUCs of each yes-or-no question by paired DeLong.
 
     Args:
         first: Of N rows.
@@ -267,11 +266,7 @@ def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: 
         found = compare_areas(positive, first, second, patients=units)
     except ValueError as error:
         return {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
-    entry: dict[str, Any] = {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
-    cases = np.asarray(positive, dtype=bool)
-    sides = (cases, ~cases)
-    note = note_undercoverage_of_difference("area", Basis("area", sides, classes=sides).count(units))
-    return entry | ({"note": note} if note and entry["low"] is not None else {})
+    return {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
 
 
 def or_none(value: float) -> float | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medcls.evaluation.assessed_tables import Cell, Table
 from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.drawing import MUTED, SERIES, Draw
-from medcls.evaluation.intervals import draw_replicates, summarize
+from medcls.evaluation.intervals import describe_estimates, draw_replicates
 from medcls.evaluation.operating import count_at_thresholds
 from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
 from medcls.evaluation.predictions import Floats, Integers, Predictions
@@ -166,23 +166,22 @@ def _compare_one(
         specificity = ratio(others - reader.false_positives[:, 0], others)
         return sensitivity, specificity, np.where(np.isnan(specificity), np.nan, ratio(reached, cases))
 
-    def estimate(weights: Floats) -> dict[str, Floats]:
-        sensitivity, specificity, at_reader = rates(weights)
-        return {"sensitivity": sensitivity, "specificity": specificity, "model_sensitivity": at_reader}
-
-    drawn = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
+    names = ("sensitivity", "specificity", "model_sensitivity")
+    plain = [float(value[0]) for value in rates(np.ones((1, len(units))))]
+    chunks = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
+    drawn = dict(zip(names, map(np.concatenate, zip(*chunks, strict=True)), strict=True))
     support = find_rate_support(
         question.positive, called, np.arange(len(units)), total=len(units), side_names=side_names
     )
     support["model_sensitivity"] = replace(support["sensitivity"], scale="precision")
-    measured = summarize(estimate, units, support=lambda names: support, replicates=replicates, seed=seed)
-    of_reader, of_model = (np.concatenate([one[place] for one in drawn]) for place in (0, 2))
+    counts = {name: basis.count(units) for name, basis in support.items()}
+    measured = describe_estimates(dict(zip(names, plain, strict=True)), drawn, support, counts)
     found = describe_difference(
         "sensitivity",
         ({"sensitivity": measured["model_sensitivity"]}, measured),
-        ({"sensitivity": of_model}, {"sensitivity": of_reader}),
+        ({"sensitivity": drawn["model_sensitivity"]}, drawn),
         support=support,
-        counts={name: basis.count(units) for name, basis in support.items()},
+        counts=counts,
     )
     tests = {}
     for name, rows in (("cases", question.positive), ("others", ~question.positive)):

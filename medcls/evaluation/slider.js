@@ -6,13 +6,18 @@
   const marks = element("slider-marks");
   const share = (above, below) => (below > 0 ? above / below : NaN);
   const format = (value) => (Number.isFinite(value) ? value.toFixed(3) : "—");
-  // 95 % Wilson interval of a share; images taken as independent, so none if patients have several.
+  // Modified Wilson interval (95 %) of a share, as compute_wilson has it; images taken as independent, so none if
+  // patients have several. Poisson limits of 1, 2 and 3 rows: the 5 % quantiles of gamma distributions.
+  const poisson = [0, 0.0512933, 0.3553615, 0.8176914];
   const wilson = (hits, total) => {
     if (!(total > 0) || data.several_images) return "";
     const z = 1.959964, p = hits / total, scale = 1 + z * z / total;
     const middle = (p + z * z / (2 * total)) / scale;
     const reach = (z / scale) * Math.sqrt(p * (1 - p) / total + z * z / (4 * total * total));
-    return `${Math.max(0, middle - reach).toFixed(3)} – ${Math.min(1, middle + reach).toFixed(3)}`;
+    const few = poisson[hits] ? poisson[hits] / total : 1, others = poisson[total - hits];
+    const low = Math.max(0, Math.min(middle - reach, few));
+    const high = Math.min(1, Math.max(middle + reach, others ? 1 - others / total : 0));
+    return `${low.toFixed(3)} – ${high.toFixed(3)}`;
   };
   const question = () => data.questions[choice ? Number(choice.value) : 0];
   const put = (id, value, interval = "") => {

@@ -37,12 +37,13 @@ class Basis:
     classes: tuple[Mask, ...] = ()
     side_names: tuple[str, ...] = ()
 
-    def count(self, patients: Integers, *, repeats: int = 1) -> Base:
+    def count(self, patients: Integers, *, repeats: int = 1, folds: int = 1) -> Base:
         """Return how many patients and rows there are on each side that has any.
 
         Args:
             patients: (N,) patient number of each row.
             repeats: How often each row stands among them (test rows of several repeats of the folds).
+            folds: The number is a mean over so many folds of other patients.
         """
         sides = [side for side in self.sides if side.any()] or [np.ones(len(patients), dtype=bool)]
         known = tuple(int(np.count_nonzero(np.bincount(patients[side]))) for side in sides)
@@ -50,7 +51,7 @@ class Basis:
         classes = self.classes or (self.sides if len(self.sides) > 1 else ())
         smallest = min((int(np.count_nonzero(np.bincount(patients[side]))) for side in classes), default=None)
         counted = tuple(max(1, round(number / repeats)) for number in rows)
-        return Base(known, counted, clustered=known != rows, smallest=smallest)
+        return Base(known, counted, clustered=known != rows, smallest=smallest, folds=folds)
 
 
 Support = dict[str, Basis]

@@ -113,9 +113,12 @@ def test_a_patient_is_drawn_alike_in_all_repeats(make_arm: Callable[..., Folds])
     assert assess({"a": seeds}, design="holdout")["arms"]["a"]["metrics"]["accuracy"] == pytest.approx(single)
 
 
-@pytest.mark.parametrize(("design", "least", "most"), [("holdout", 0.8, 0.9), ("repeated", 0.3, 0.45)])
+@pytest.mark.parametrize(("design", "least", "most"), [("holdout", 0.95, 0.98), ("repeated", 0.3, 0.45)])
 def test_seeds_of_a_holdout_are_drawn_like_patients(design: str, least: float, most: float) -> None:
-    """One seed is right about every patient and one about none: other patients change nothing, other seeds all."""
+    """One seed is right about every patient and one about none: other patients change nothing, other seeds all.
+
+    A half of two seeds is one of two: 1.3 % to 98.7 % by Clopper and Pearson.
+    """
     true = np.arange(20) % 2
     ids = [f"p{row}" for row in range(20)]
     score = [np.eye(2)[true], np.eye(2)[1 - true]]
