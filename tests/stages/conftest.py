@@ -10,6 +10,8 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -62,6 +64,25 @@ def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
     if "real_report" not in request.fixturenames:
         monkeypatch.setattr(judged_rows, "write_report", write_notes)
+
+
+@pytest.fixture(scope="session")
+def vote() -> Callable[..., None]:
+    """Turn the labels of a store into votes of readers: vote(folder / "labels.parquet")."""
+
+    def write(path: Path, *, tied: int = 6) -> None:
+        """Give the first images a tie between 0 and 1, and the next ones two votes of three."""
+        table = pq.read_table(path)
+        labels = table.column("label").to_pylist()
+        votes = [None] * len(labels)
+        for row in range(tied):
+            votes[row], labels[row] = '{"0": 1, "1": 1}', None
+        for row in range(tied, 2 * tied):
+            votes[row] = f'{{"{labels[row]}": 2, "{(int(labels[row]) + 1) % 3}": 1}}'
+        table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.string()))
+        pq.write_table(table.append_column("votes", pa.array(votes, pa.string())), path)
+
+    return write
 
 
 def label_every_task(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

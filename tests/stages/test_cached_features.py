@@ -79,6 +79,28 @@ def test_as_many_views_as_epochs_equal_the_ordinary_loop(run_train: Run, tmp_pat
     assert sorted(-1 if key is None else key["epoch"] for key in keys) == [-1, 0, 1, 2]
 
 
+def test_soft_targets_are_learnt_from_cached_features_as_through_the_network(
+    run_train: Run,
+    copy_store: Callable[..., Path],
+    certify: Callable[[Path], None],
+    vote: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = copy_store()
+    vote(store / "labels.parquet")
+    certify(store)
+    settings = [f"store={store}", *NONE, *FROZEN, "model.head=auto"]
+    cached = run_train(tmp_path / "cached", *settings)
+    said = capsys.readouterr().err
+    assert "the head is trained, not solved: it has no closed form with soft targets" in said
+    assert_same_training(cached, run_train(tmp_path / "live", *settings, "transfer.features=live"))
+    # The labels alone give other weights: the votes were used.
+    plain = run_train(tmp_path / "plain", *NONE, *FROZEN)
+    weights = [read_model(run / "model.safetensors")[0].head.linear.weight for run in (cached, plain)]
+    assert (weights[0] - weights[1]).abs().max() > 1e-3
+
+
 def test_random_crops_are_views_and_validation_is_the_middle(run_train: Run, tmp_path: Path) -> None:
     crops = [*FROZEN, *NONE, "crop.scales=[26,32]", "crop.size=24"]
     cached, live = run_train(tmp_path / "cached", *crops, "transfer.views=3"), run_train(tmp_path / "live", *crops)

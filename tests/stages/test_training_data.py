@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -64,21 +63,12 @@ def test_images_without_a_label_of_the_task_are_left_out_and_said(
         select_labelled(Task("binary", ["x"], ["label"], {"x": 0}), read_store_labels(store), rows, split="val")
 
 
-def vote(path: Path, *, tied: int = 6) -> None:
-    """Gives the first images of labels.parquet a tie between 0 and 1, and the next ones two votes of three."""
-    table = pq.read_table(path)
-    labels = table.column("label").to_pylist()
-    votes = [None] * len(labels)
-    for row in range(tied):
-        votes[row], labels[row] = '{"0": 1, "1": 1}', None
-    for row in range(tied, 2 * tied):
-        votes[row] = f'{{"{labels[row]}": 2, "{(int(labels[row]) + 1) % 3}": 1}}'
-    table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.string()))
-    pq.write_table(table.append_column("votes", pa.array(votes, pa.string())), path)
-
-
 def test_votes_are_soft_targets_of_training_only(
-    compose_train: Compose, copy_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vote: Callable[..., None],
+    compose_train: Compose,
+    copy_store: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = copy_store() / "labels.parquet"
     whole = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
@@ -102,7 +92,11 @@ def test_votes_are_soft_targets_of_training_only(
 
 
 def test_ordinal_training_takes_the_label_of_most_readers_and_says_so(
-    compose_train: Compose, copy_store: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vote: Callable[..., None],
+    compose_train: Compose,
+    copy_store: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = copy_store() / "labels.parquet"
     vote(path)
