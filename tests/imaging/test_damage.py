@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import os
+import shutil
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +96,21 @@ def test_corrupt_jpeg_is_refused_and_read_with_a_note_if_allowed(
     assert_array_equal(np.moveaxis(image.pixels, 0, -1) * 255, np.asarray(Image.open(tmp_path / "image")))
     found = refuse(tmp_path / "image")
     assert found == f"corrupt_stream: {image.notes['corrupt_stream']}"
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", ["JPEG, baseline", "JPEG, progressive", "JPEG, restart markers"])
+def test_refuses_what_djpeg_strict_refuses_and_nothing_else(tmp_path: Path, name: str) -> None:
+    if not shutil.which("djpeg"):
+        pytest.skip("djpeg (Debian: libjpeg-turbo-progs) is not installed")
+    path, data = tmp_path / "image.jpg", damage.build(name)
+    for kind in damage.KINDS:
+        for index in range(30):
+            path.write_bytes(damage.harm(data, kind, np.random.default_rng(index)))
+            command = ["djpeg", "-strict", "-outfile", os.devnull, str(path)]
+            sound = subprocess.run(command, capture_output=True, check=False).returncode == 0
+            with contextlib.nullcontext() if sound else pytest.raises(ImageRefusedError):
+                read_image(path)
 
 
 JPEG_KINDS = {

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_prep.demo.__main__ import write_demo
 from medcls.config import PredictJob
@@ -153,6 +154,19 @@ def test_a_row_says_what_and_by_what(predict: Callable[..., Rows], trained: Path
     assert row["predicted"] == str(int(np.argmax(scores)))
     assert (rows["note.txt"]["state"], rows["note.txt"]["reason"]) == ("skipped", "no_image")
     assert rows["note.txt"]["logits"] is rows["note.txt"]["score_0"] is rows["note.txt"]["predicted"] is None
+
+
+def test_what_was_found_in_a_file_is_in_its_row(predict: Callable[..., Rows], trained: Path, few: Path) -> None:
+    picture = Image.open(few / "images" / "p01L.png")
+    picture.save(few / "images" / "p01L.jpg", "MPO", save_all=True, append_images=[picture])
+    coded = (few / "images" / "p01L.jpg").read_bytes()
+    (few / "images" / "p02L.jpg").write_bytes(coded[: coded.index(b"\xff\xda") + 60] + b"\xff\xd9")
+    rows = by_image(predict(trained, few, "out_of_domain=allow"))
+    row = rows["images/p01L.jpg"]
+    found = "a photograph with 2 pictures in one file (MPO): the first was read"
+    assert [row["state"], row["reason"], row["detail"]] == ["ok", "first_picture", found]
+    assert rows["images/p02L.jpg"]["state"] == "refused"
+    assert rows["images/p02L.png"]["reason"] is None
 
 
 @pytest.fixture(scope="module")
