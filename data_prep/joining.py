@@ -16,6 +16,7 @@ from data_prep.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_lab
 from data_prep.matching import Rows, match_paths, match_values
 from medcls.errors import ConfigError, DataError
 from medcls.identity import format_count
+from medcls.imaging.companions import name_companion
 
 # The table of series: a row for every volume, and a row for files together that became none. It may have more.
 SERIES = pa.schema(
@@ -72,8 +73,8 @@ def join_files(
     bad = BadRows()
     _add_unmatched(labels, label_rows, key=key, show=show, bad=bad)
     if key != "path":
-        # A named file that is broken gets its reason from the decoder; a report in a named study is just no image.
-        usable = np.asarray(pc.equal(index["problem"], pa.scalar("")))[image_rows]
+        # A file of a named study that is broken gets its reason from the decoder; a report in it is just not an image.
+        usable = np.asarray(pc.equal(find_companions(index), ""))[image_rows]
         label_rows, image_rows = label_rows[usable], image_rows[usable]
     elif index.num_rows:
         # A broken file cannot say whose it is, and need not: the decoder will refuse it.
@@ -85,6 +86,17 @@ def join_files(
     images = _headers(index, image_rows)
     joined = _replace(labels.take(label_rows), path=index["path"].take(image_rows))
     return _finish(joined, images, show=show, compare=compare, bad=bad)
+
+
+def find_companions(index: pa.Table) -> Any:
+    """Return for each file of an index why it is skipped wherever it is found (a report, a plan …); "" for the rest."""
+    classes = index["sop_class_uid"] if "sop_class_uid" in index.column_names else pa.repeat("", index.num_rows)
+    found = pa.table({"problem": index["problem"], "sop_class_uid": classes})
+    kinds = found.group_by(["problem", "sop_class_uid"]).aggregate([]).to_pylist()  # a few, of millions of files
+    names: Any = pa.array(["|".join(kind.values()) for kind in kinds], pa.string())
+    reasons: Any = pa.array([name_companion(**kind) for kind in kinds], pa.string())
+    joined = pc.binary_join_element_wise(found["problem"], found["sop_class_uid"], "|")
+    return reasons.take(pc.index_in(joined, value_set=names).combine_chunks())
 
 
 def join_series(
@@ -152,6 +164,12 @@ def find_named(labels: pa.Table, series: pa.Table) -> tuple[Rows, Rows]:
     label_rows, series_rows = _match_series(labels, series, show=str, bad=BadRows())
     named, first = np.unique(series_rows, return_index=True)
     return label_rows[first], named
+
+
+def find_served(labels: pa.Table, *series: pa.Table) -> Any:
+    """Return the line numbers of all rows of `labels` that name a chosen row of one of the tables of SERIES."""
+    rows = [_match_series(labels, each, show=str, bad=BadRows())[0] for each in series if each.num_rows]
+    return labels["number"].take(pa.array(np.unique(np.concatenate([np.empty(0, np.int64), *rows])))).combine_chunks()
 
 
 def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], str], bad: BadRows) -> tuple[Rows, Rows]:

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.presentation import describe_mixture
+from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
+from medcls.imaging.parts import fit_slices
 from medcls.imaging.selection import SeriesKey, summarize_series
-from medcls.imaging.stacks import Stack, StackRule, fit_instances
+from medcls.imaging.stacks import Stack, StackRule
 from medcls.imaging.terms import name_body_part, name_modality
-from medcls.imaging.volumes import NO_SLICE, stack_series
+from medcls.imaging.volumes import stack_series
 
 _KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
 _SYNTAXES = {
@@ -203,7 +205,7 @@ def judge_geometry(instances: Sequence[Instance]) -> str:
     """
     images = [each for each in instances if not each.problem]
     stacks, leftovers = stack_series(instances, _RULE)
-    reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers if reason not in NO_SLICE)
+    reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers if reason not in NO_IMAGE)
     if not images and not reasons:
         return "no image"
     if sum(each.frames for each in images) == 1 and set(reasons) <= _NO_VOLUME:
@@ -225,8 +227,10 @@ def _judge_images(images: Sequence[Instance]) -> str:
 
 
 def _notes(stack: Stack) -> Iterator[str]:
+    if stack.parted_by:
+        yield "joined"
     if stack.instances[0].frames == 1:
-        geometry = fit_instances(stack.instances, _RULE)
+        geometry = fit_slices(stack.instances, _RULE)
         yield from (_WORDS.get(note, note) for note in geometry.notes)
         if any(len(level) > 1 for level in geometry.levels):
             yield "duplicates"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from data_prep.class_folders import FolderLabels, read_class_folder_table
 from data_prep.file_choice import FileChoice, check_companions, check_masks, leave_out
-from data_prep.joining import find_named, join_files, join_series
+from data_prep.joining import find_companions, find_named, find_served, join_files, join_series
 from data_prep.label_paths import with_folders
 from data_prep.label_rows import PatientRule
 from data_prep.label_values import read_label_values
@@ -37,6 +37,7 @@ from medcls.imaging.source import is_image, list_files
 from medcls.imaging.volume_spec import VolumeSpec, find_windows
 
 _BATCH = 8192
+_SHOWN = 5
 _LISTING = pa.schema([("path", pa.string()), ("skip", pa.string())])
 
 
@@ -175,8 +176,11 @@ def build_plan(
             )
         table = join_series(labels, found.series, rule=rule, show=show, compare=job.compare, choice=choice)
         _say_several(table)
+        _say_empty_rows(labels, find_served(labels, found.series, found.lost))
     elif index is not None:
         table = plan_images(join_files(labels, index, show=show, compare=job.compare))
+        skipped = _leave_companions(index)
+        _say_empty_rows(labels, table["number"].combine_chunks())
     else:
         table = plan_images(labels)
     _say_alike(table)
@@ -280,6 +284,31 @@ def _say_several(table: pa.Table) -> None:
         )
 
 
+def _say_empty_rows(labels: pa.Table, served: Any) -> None:
+    """A row that names scouts and reports alone has no image, and nobody would miss it.
+
+    Args:
+        labels: A row a label.
+        served: Line numbers of the rows that name an image, or one that was refused.
+    """
+    empty = pc.and_(pc.greater(labels["number"], 0), pc.invert(pc.is_in(labels["number"], value_set=served)))
+    lines = labels.filter(empty)["number"].to_pylist()
+    if lines:
+        shown = ", ".join(map(str, lines[:_SHOWN])) + (" …" if len(lines) > _SHOWN else "")
+        say(
+            f"notice: {format_count(len(lines), 'row')} of the labels file (lines {shown}) name only files that are "
+            "skipped, and add no image: ledger.parquet has the reasons"
+        )
+
+
+def _leave_companions(index: pa.Table) -> pa.Table:
+    """Return LEFT_OUT of files that are not images: reports, plans, raw data, directories."""
+    reasons = find_companions(index)
+    found = pc.not_equal(reasons, "")
+    paths, reasons = index["path"].filter(found), reasons.filter(found)
+    return pa.table([paths, reasons, pa.repeat("", len(paths))], schema=LEFT_OUT)
+
+
 def _say_alike(table: pa.Table) -> None:
     """Two spellings of one patient would be two patients, in two splits perhaps; nobody but the user can tell."""
     patients = pc.unique(table["patient_id"])
@@ -319,9 +348,9 @@ def _images(source: Path, listing: pa.Table) -> pa.ChunkedArray[Any]:
 
 
 def _images_of(index: pa.Table, *, volumes: bool) -> pa.ChunkedArray[Any]:
-    """The paths of the files that may be images of the kind asked for, by their headers."""
+    """Return the paths of the files that may be images of the kind asked for, by their headers."""
     wanted = pc.is_in(index["kind"], value_set=pa.array(_kinds(volumes)))
-    return index.filter(pc.and_(wanted, pc.not_equal(index["problem"], "hidden")))["path"]
+    return index.filter(pc.and_(wanted, pc.equal(find_companions(index), "")))["path"]
 
 
 def _kinds(volumes: bool) -> list[str]:

@@ -179,6 +179,7 @@ class StackConfig:
     tolerance: float = 0.01
     max_gap_mm: float = 10.0
     min_slices: int = 3
+    parts: str = "join"
 
 
 @dataclass(slots=True)

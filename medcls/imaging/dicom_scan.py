@@ -44,6 +44,12 @@ _KEY_TEXTS = {
     "SequenceName": "sequence",
     "ConvolutionKernel": "kernel",
 }
+KEY_WORDS = {short: keyword for keyword, short in (_KEY_NUMBERS | _KEY_TEXTS).items()} | {
+    "trigger": "TriggerTime",
+    "time_slice": "ImageIndex",
+}
+"""The attributes behind the short names in Instance.stack_key."""
+
 _KEY_HELPERS = "TriggerTime CardiacNumberOfImages SeriesType ImageIndex NumberOfSlices"
 _WORDS = (*KEYWORDS, *_IMAGE_WORDS.split(), *_ENHANCED_WORDS.split(), *_KEY_NUMBERS, *_KEY_TEXTS)
 _WANTED = index_keywords(tuple(dict.fromkeys((*_WORDS, *_KEY_HELPERS.split()))))

@@ -25,7 +25,10 @@ _POLICIES = {
     "mixed_spacing": ("refuse", "resample"),
     "tilt": ("shear", "refuse"),
     "duplicate": ("refuse", "drop"),
+    "parts": ("join", "apart"),
 }
+_NEW: dict[str, Any] = {"parts": "join"}
+"""Fields that version 0.2.0 did not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,8 @@ class StackRule:
         tolerance: Largest deviation of a slice from its place, as a fraction of the slice distance.
         max_gap_mm: Resampling never spans more than this between two slices.
         min_slices: Fewer positions are no volume.
+        parts: Stacks of a series that continue one another: "join" them to one volume, or refuse what cannot be
+            joined; or "apart" takes each as a volume.
     """
 
     gap: str = "refuse"
@@ -51,6 +56,7 @@ class StackRule:
     tolerance: float = 0.01
     max_gap_mm: float = 10.0
     min_slices: int = 3
+    parts: str = "join"
 
     def __post_init__(self) -> None:
         for name, policies in _POLICIES.items():
@@ -61,8 +67,8 @@ class StackRule:
                 raise ConfigError(f"stack.{name}={getattr(self, name)}: expected {low:g} to {high:g}")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form that `from_json` reads."""
-        return asdict(self)
+        """Return the JSON form that `from_json` reads; what came after version 0.2.0 is left out at its default."""
+        return {name: value for name, value in asdict(self).items() if name not in _NEW or value != _NEW[name]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StackRule:
@@ -72,7 +78,7 @@ class StackRule:
             DataError: an unknown or missing field (written by another version).
         """
         known = {field.name for field in fields(cls)}
-        if set(content) != known:
+        if set(_NEW | content) != known:
             raise DataError(f"stack rule {content}: expected the fields {', '.join(sorted(known))}")
         return cls(**content)
 
@@ -132,7 +138,7 @@ def fit_stack(
     """
     axes = compute_axes(orientation)
     along = positions_mm @ axes.T
-    levels = _find_levels(along[:, 0], rule)
+    levels = find_levels(along[:, 0], rule)
     if len(levels) < rule.min_slices:
         raise ImageRefusedError("too_few_slices", f"{len(levels)} positions; expected at least {rule.min_slices}")
     firsts = [level[0] for level in levels]
@@ -188,8 +194,8 @@ def compute_spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     return depth, row, column
 
 
-def _find_levels(along: NDArray[np.float64], rule: StackRule) -> tuple[tuple[int, ...], ...]:
-    """Indices in order along the normal, those at one position together."""
+def find_levels(along: NDArray[np.float64], rule: StackRule) -> tuple[tuple[int, ...], ...]:
+    """Return indices in order along the normal, those at one position together."""
     order = np.argsort(along, kind="stable")
     steps = np.diff(along[order])
     real = steps[steps > _SAME_MM]

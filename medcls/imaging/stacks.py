@@ -6,14 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
 from pydicom import uid
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.geometry import StackGeometry, StackRule, fit_stack
+from medcls.imaging.companions import name_companion
+from medcls.imaging.geometry import StackRule
 from medcls.imaging.instances import Instance
+from medcls.imaging.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts
 
-__all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault", "fit_instances"]
+__all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault"]
 
 Leftover: TypeAlias = tuple[str, str, str, str]
 """(path, state, reason, detail) of an instance that is in no stack; state is "skipped" or "quarantined"."""
@@ -44,11 +45,11 @@ _CINE = frozenset(
 )
 """Classes whose frames are moments."""
 
+PICTURES = frozenset({"not_grey", "cine", "multi_frame"})
+"""Reasons of files that are pictures, whole and readable, and never slices."""
+
 _FARTHEST_MM = 1e6
 """No patient is a kilometre away; numbers beyond make arithmetic overflow, not images."""
-
-_PARALLEL = 1e-4
-"""Largest difference of direction cosines, and of pixel spacing as a fraction, inside one stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,12 @@ class Stack:
         instances: In order along the normal; where a position is taken twice both are here, one after the other. One
             instance for an enhanced multi-frame file.
         name: "" for the largest stack of a series, then "#2", "#3" …
+        parted_by: Attributes in which the parts differ that were joined to it; () if nothing was joined.
     """
 
     instances: tuple[Instance, ...]
     name: str
+    parted_by: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -78,10 +81,11 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
         rule: What is repaired and what is refused.
 
     Returns:
-        Every instance is in exactly one stack or in the list. Localizers are skipped. What is quarantined has the
-        reason of its group: gap, jitter, mixed_spacing, tilt, lateral_offset, orientation, too_few_slices; or its
-        own: no_position, no_orientation, no_spacing, malformed_element, cine, multi_frame, mosaic, not_grey,
-        not_dicom and Instance.problem.
+        Every instance is in exactly one stack or in the list. Skipped are localizers, objects that are not images, and
+        beside a stack pictures and references: slices that are too few, or lie in another plane. What is quarantined
+        has the reason of its group: gap, jitter, mixed_spacing, tilt, lateral_offset, orientation, too_few_slices,
+        several_parts; or its own: no_position, no_orientation, no_spacing, malformed_element, cine, multi_frame,
+        mosaic, not_grey, not_dicom and Instance.problem.
 
     Source: own choice, docs/decisions/0008-volumes.md.
     """
@@ -93,37 +97,58 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
             usable.append(instance)
         else:
             leftovers.append((instance.path, *fault, ""))
-    built: list[tuple[Instance, ...]] = []
-    for group in _group(usable):
+    built: list[tuple[tuple[Instance, ...], tuple[str, ...]]] = []
+    failed: list[tuple[Scan, ImageRefusedError]] = []
+    for scan in join_parts([tuple(group) for group in _group(usable)], rule):
         try:
-            built.append(_order(group, rule))
+            built.append((_order(scan, rule), scan.parted_by))
         except ImageRefusedError as error:
-            leftovers += [(each.path, "quarantined", error.reason, error.detail) for each in group]
-    built.sort(key=lambda group: (-_count_slices(group), _exact_key(group[0]), _float_key(group[0])))
-    stacks = [Stack(group, f"#{number}" if number > 1 else "") for number, group in enumerate(built, start=1)]
+            failed.append((scan, error))
+    built.sort(key=lambda each: (-_count_slices(each[0]), _exact_key(each[0][0]), _float_key(each[0][0])))
+    stacks = [Stack(group, f"#{n}" if n > 1 else "", names) for n, (group, names) in enumerate(built, start=1)]
+    for scan, cause in failed:
+        state, reason, detail = "quarantined", cause.reason, cause.detail
+        if _is_reference(scan, cause, [stack.instances for stack in stacks]):
+            state = "skipped"
+            if reason != "too_few_slices":
+                reason, detail = "leftover_stack", f"{reason}: {detail}"
+        leftovers += [(each.path, state, reason, detail) for each in scan.instances]
+    if stacks:
+        leftovers = [_excuse(each) for each in leftovers]
     return stacks, sorted(leftovers)
 
 
-def fit_instances(instances: Sequence[Instance], rule: StackRule) -> StackGeometry:
-    """The geometry of the single-frame instances of one stack; indices count them as they are given.
+def _is_reference(scan: Scan, error: ImageRefusedError, stacks: Sequence[tuple[Instance, ...]]) -> bool:
+    """Return whether slices that make no volume only accompany the volumes of their series.
 
-    Raises:
-        ImageRefusedError: as of fit_stack.
+    Too few slices are a reference; so are fewer slices than a volume has, in another plane or size. A stack along a
+    volume of the series is another echo or phase of it, which is missed if it cannot be read.
     """
-    spacing = _median([each.pixel_spacing_mm for each in instances])
-    return fit_stack(
-        _median([each.orientation for each in instances]),
-        np.array([each.position for each in instances], np.float64),
-        pixel_spacing_mm=(spacing[0], spacing[1]),
-        rule=rule,
+    if not stacks or error.reason == "too_few_slices":
+        return bool(stacks)
+    first, firsts = scan.instances[0], [stack[0] for stack in stacks if stack[0].frames == 1]
+    along = any(
+        (each.rows, each.columns) == (first.rows, first.columns) and is_parallel(each, first, tolerance=SAME_COSINES)
+        for each in firsts
     )
+    return not along and len(scan.instances) < max(map(_count_slices, stacks))
+
+
+def _excuse(leftover: Leftover) -> Leftover:
+    """A picture in the series of a volume (a dose sheet, a cine) is not an image of a job of volumes."""
+    path, _, reason, detail = leftover
+    return (path, "skipped", reason, detail) if reason in PICTURES else leftover
 
 
 def find_fault(instance: Instance) -> tuple[str, str] | None:
     """State and reason of an instance that no volume can be built from, whatever the others are; None for the rest."""
     image_type = instance.image_type.split("\\")
+    if companion := name_companion(instance.problem, instance.sop_class_uid):
+        return "skipped", companion
     if instance.problem or instance.kind != "dicom":
         return "quarantined", instance.problem or "not_dicom"
+    if instance.sop_class_uid == uid.RTDoseStorage:
+        return "skipped", "not_an_image"
     if "LOCALIZER" in image_type:
         return "skipped", "localizer"
     if "MOSAIC" in image_type:
@@ -159,7 +184,7 @@ def _group(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
     for instance in sorted(instances, key=lambda each: (_float_key(each), each.sop_uid, each.path)):
         candidates = groups.setdefault(_exact_key(instance), [])
         for group in candidates if instance.frames == 1 else []:
-            if _is_parallel(group[0], instance):
+            if is_parallel(group[0], instance, tolerance=ROUNDING):
                 group.append(instance)
                 break
         else:
@@ -187,24 +212,16 @@ def _float_key(instance: Instance) -> tuple[tuple[float, ...], ...]:
     return instance.orientation, instance.pixel_spacing_mm, instance.position
 
 
-def _is_parallel(one: Instance, other: Instance) -> bool:
-    turned = np.abs(np.subtract(one.orientation, other.orientation)).max()
-    scaled = np.abs(np.divide(one.pixel_spacing_mm, other.pixel_spacing_mm) - 1).max()
-    return bool(max(turned, scaled) <= _PARALLEL)
-
-
-def _order(group: list[Instance], rule: StackRule) -> tuple[Instance, ...]:
-    """The group along its normal. Raises ImageRefusedError where it is no stack."""
+def _order(scan: Scan, rule: StackRule) -> tuple[Instance, ...]:
+    """Return the slices of a scan along its normal. Raises ImageRefusedError if they are not a stack."""
+    if scan.fault is not None:
+        raise scan.fault
+    # Slices at one place stay in an order that the cut into parts does not change.
+    group = sorted(scan.instances, key=lambda each: (_float_key(each), each.sop_uid, each.path))
     if group[0].frames > 1:
         return tuple(group)
-    return tuple(group[index] for level in fit_instances(group, rule).levels for index in level)
+    return tuple(group[index] for level in fit_slices(group, rule).levels for index in level)
 
 
 def _count_slices(group: tuple[Instance, ...]) -> int:
     return len(group) if group[0].frames == 1 else group[0].frames
-
-
-def _median(rows: Sequence[tuple[float, ...]]) -> list[float]:
-    """Value by value; unlike the mean it is the same to the bit in any order."""
-    medians: list[float] = np.median(np.array(rows, np.float64), axis=0).tolist()
-    return medians

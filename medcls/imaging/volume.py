@@ -20,8 +20,9 @@ from medcls.imaging.geometry import StackGeometry
 from medcls.imaging.headers import read_headers
 from medcls.imaging.instances import Instance, scan_file
 from medcls.imaging.part10 import open_dicom, refusing_parser_errors
+from medcls.imaging.parts import fit_slices
 from medcls.imaging.restack import resample_depth, shear_slices
-from medcls.imaging.stacks import StackRule, build_stacks, find_fault, fit_instances
+from medcls.imaging.stacks import StackRule, build_stacks, find_fault
 from medcls.imaging.stored import read_pixel_module
 
 _HEADER_BYTES = 1 << 26
@@ -37,6 +38,10 @@ NOTES = {
         "stack.duplicate=refuse refuses them",
     ),
     "dropped_localizers": ("localizers were left out", ""),
+    "joined_parts": (
+        "parts that continue one another were joined (told apart by ImageType, FrameOfReferenceUID or rounding)",
+        "stack.parts=apart takes each as a volume",
+    ),
     "axes_assumed": (
         "sform_code and qform_code are 0, so the files do not say where left is; LAS was taken, as in nibabel and FSL",
         "image.analyze_axes=RAS (where i, j and k grow to) takes other axes",
@@ -127,7 +132,7 @@ def read_volume(
     with refusing_parser_errors():
         instances = _scan(files, max_voxels)
         chosen, notes = _choose(instances, rule)
-        geometry = fit_instances([instance for instance, _, _ in chosen], rule)
+        geometry = fit_slices([instance for instance, _, _ in chosen], rule)
         _check_size(geometry, chosen[0][0], max_voxels)
         decoded = _decode(chosen, geometry, rule=rule, max_voxels=max_voxels, allow_damaged=allow_damaged)
         values, mask, affine = _restack(decoded, geometry)
@@ -173,7 +178,7 @@ def _scan(files: Sequence[Path], max_voxels: int) -> list[_Frame]:
 def _check_instance(instance: Instance) -> None:
     """Names the fault of one slice before the gap that it would leave."""
     fault = find_fault(instance)
-    if fault and fault[0] == "quarantined":
+    if fault and fault[1] != "localizer":
         raise ImageRefusedError(fault[1])
 
 
@@ -181,14 +186,15 @@ def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[s
     """The frames of the one stack in order, and a note where localizers were left out."""
     stacks, leftovers = build_stacks([instance for instance, _, _ in found], rule)
     for _, state, reason, detail in leftovers:
-        if state == "quarantined" or not stacks:
+        if state == "quarantined" or reason != "localizer" or not stacks:
             raise ImageRefusedError(reason, detail)
     if len(stacks) != 1:
         sizes = ", ".join(str(len(stack.instances)) for stack in stacks)
         raise ImageRefusedError("several_volumes", f"stacks of {sizes} slices; name the files of one")
     frame_of = {(instance.path, instance.sop_uid): frame for frame in found for instance in frame[:1]}
     chosen = [frame_of[instance.path, instance.sop_uid] for instance in stacks[0].instances]
-    return chosen, ("dropped_localizers",) if leftovers else ()
+    joined = ("joined_parts",) if stacks[0].parted_by else ()
+    return chosen, (*(("dropped_localizers",) if leftovers else ()), *joined)
 
 
 def _check_size(geometry: StackGeometry, first: Instance, max_voxels: int) -> None:

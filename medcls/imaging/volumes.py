@@ -10,15 +10,16 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medcls.imaging.companions import name_companion
 from medcls.imaging.index import instances_of
 from medcls.imaging.instances import Instance
 from medcls.imaging.selection import SeriesKey, SeriesRule, select_series, series_key, summarize_series
-from medcls.imaging.stacks import Leftover, Stack, StackRule, build_stacks
+from medcls.imaging.stacks import PICTURES, Leftover, Stack, StackRule, build_stacks, find_fault
 
 QUARANTINED, SKIPPED = "quarantined", "skipped"
 _KEY = ("patient_id", "study_uid", "series_uid")
-NO_SLICE = frozenset({"no_pixel_data", "not_an_image", "dicomdir", "hidden", "symbolic_link", "special_file"})
-"""Problems of files of a series that are not slices: none is missing without them."""
+_BESIDE = PICTURES | {"too_few_slices", "no_orientation", "no_position", "no_spacing"}
+"""Reasons of whole series that accompany the volumes of their study: scouts, dose sheets, screen shots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class FoundSeries:
 
 
 def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Iterator[FoundSeries]:
-    """Yields what an index of a source promises; one series at a time is held as objects.
+    """Yield what an index of a source promises; one study at a time is held as objects.
 
     Args:
         index: imaging.index.INDEX, one row a file.
@@ -45,17 +46,24 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
         stack: How slices become volumes.
     """
     taken, unchosen = _choose(index, series=series, stack=stack)
-    for key, instances in _by_series(index):
-        first = instances[0]
-        if key not in taken:
-            yield FoundSeries(first, [], [_leave_out(i, unchosen.get(key, "no_image")) for i in instances])
-            continue
-        stacks, left = stack_series(instances, stack)
-        # One of a study is one volume, also where its series holds several (two echoes).
-        others = stacks[1:] if series.per_study != "all" else []
-        left += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
-        chosen = stacks[: len(stacks) - len(others)]
-        yield FoundSeries(first, [(f"{first.series_uid}{each.name}", each.paths) for each in chosen], left)
+    for _, study in groupby(_by_series(index), key=lambda each: each[0][:2]):
+        found: list[FoundSeries] = []
+        small: list[Instance] = []
+        for key, instances in study:
+            first = instances[0]
+            if key not in taken:
+                found.append(FoundSeries(first, [], [_leave_out(i, unchosen.get(key, "no_image")) for i in instances]))
+                continue
+            stacks, left = stack_series(instances, stack)
+            if not stacks and {reason for _, _, reason, _ in left} == {"too_few_slices"}:
+                small += instances
+            # One of a study is one volume, also where its series holds several (two echoes).
+            others = stacks[1:] if series.per_study != "all" else []
+            left += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
+            chosen = stacks[: len(stacks) - len(others)]
+            volumes = [(f"{first.series_uid}{each.name}", each.paths) for each in chosen]
+            found.append(FoundSeries(first, volumes, left))
+        yield from _judge_study(found, _find_scattered(small, stack))
     images = _find_images(index)
     for nifti in instances_of(index.filter(pc.equal(index["kind"], "nifti"))):
         header = PurePosixPath(nifti.path).suffix.lower() == ".hdr"
@@ -66,6 +74,36 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
             yield FoundSeries(nifti, [], [(nifti.path, QUARANTINED, "nifti_pair", "its .img is missing")])
         else:
             yield FoundSeries(nifti, [(nifti.path, (nifti.path, image) if image else (nifti.path,))], [])
+
+
+def _judge_study(found: list[FoundSeries], scattered: dict[str, str]) -> Iterator[FoundSeries]:
+    """Yield the series of one study: pictures and scouts beside a volume are skipped, and are faults without one.
+
+    Args:
+        found: Of one study.
+        scattered: Detail by the path of slices that would be a volume if their series were one.
+    """
+    has_volume = any(each.volumes for each in found)
+    for each in found:
+        left = [
+            (path, state, reason, scattered.get(path, detail))
+            if path in scattered or each.volumes or not has_volume or reason not in _BESIDE
+            else (path, SKIPPED, reason, detail)
+            for path, state, reason, detail in each.left
+        ]
+        yield FoundSeries(each.first, each.volumes, left)
+
+
+def _find_scattered(small: list[Instance], stack: StackRule) -> dict[str, str]:
+    """Return a detail for each path of slices that make a volume together although each series has too few."""
+    if len({each.series_uid for each in small}) < 2:
+        return {}
+    stacks, _ = build_stacks(small, stack)
+    detail = (
+        "{} slices with a SeriesInstanceUID each continue one another: give the slices of a scan one "
+        "SeriesInstanceUID, or convert it with dcm2niix"
+    )
+    return {path: detail.format(len(each.paths)) for each in stacks for path in each.paths}
 
 
 def _find_images(index: pa.Table) -> dict[str, str]:
@@ -96,17 +134,33 @@ def stack_series(instances: Sequence[Instance], rule: StackRule) -> tuple[list[S
     There is no stack if a slice cannot be read: without it a volume would be short, and look whole. data_prep, predict
     and the overview of an index ask this.
     """
-    broken = [each for each in instances if each.problem and each.problem not in NO_SLICE]
+    broken = [each for each in instances if _is_broken(each)]
     if not broken:
         return build_stacks(instances, rule)
     detail = f"{len(broken)} of its files cannot be read"
-    return [], [(i.path, QUARANTINED, i.problem or "incomplete_series", "" if i.problem else detail) for i in instances]
+    left: list[Leftover] = []
+    for each in instances:
+        if _is_broken(each):
+            left.append((each.path, QUARANTINED, each.problem, ""))
+        else:
+            state, reason = find_fault(each) or (QUARANTINED, "")
+            is_beside = state == SKIPPED
+            left.append(
+                (each.path, state, reason, "") if is_beside else (each.path, QUARANTINED, "incomplete_series", detail)
+            )
+    return [], left
+
+
+def _is_broken(instance: Instance) -> bool:
+    """Whether a file should have been a slice and cannot be read."""
+    return bool(instance.problem) and not name_companion(instance.problem, instance.sop_class_uid)
 
 
 def _leave_out(instance: Instance, reason: str) -> Leftover:
     """A file of no volume: a broken one is quarantined whatever the rules say."""
-    problem = instance.problem
-    return instance.path, QUARANTINED if problem and problem not in NO_SLICE else SKIPPED, problem or reason, ""
+    companion = name_companion(instance.problem, instance.sop_class_uid)
+    state = QUARANTINED if _is_broken(instance) else SKIPPED
+    return instance.path, state, companion or instance.problem or reason, ""
 
 
 def _by_series(index: pa.Table) -> Iterator[tuple[SeriesKey, list[Instance]]]:

@@ -25,6 +25,7 @@ from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
 from medcls.files import MODEL, PRIVATE, sha256_file, sha256_json
 from medcls.identity import read_identity
+from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
 from medcls.imaging.index import build_index
@@ -263,7 +264,8 @@ def predict_cases(
     bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)
     for case, outcome in bar:
         if isinstance(outcome, ImageRefusedError):
-            case.state, case.reason, case.detail = REFUSED, outcome.reason, outcome.detail
+            case.state = SKIPPED if outcome.reason in NO_IMAGE else REFUSED
+            case.reason, case.detail = outcome.reason, outcome.detail
             continue
         judge_image(case, outcome, cards=cards, refuse=job.out_of_domain == "refuse")
         if case.state == OK:

@@ -186,16 +186,40 @@ def test_an_index_of_other_files_of_the_same_size_is_noticed(make: Prepare, sour
     assert states["ok"] == 6 * 8
 
 
-def test_a_series_of_two_image_types_is_said(make: Prepare, tmp_path: Path, capfd: Any) -> None:
-    raw = tmp_path / "raw"
+def write_two_types(raw: Path, *, distances: tuple[float, ...], start: int) -> None:
+    """Four patients; the series of the first has a second ImageType from a slice on."""
     for number in range(4):
-        slices = build.build_slices(origin=(-30.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}")
-        for slice_ in slices[4:] if number == 0 else ():
+        slices = build.build_slices(distances, origin=(-30.0 - number, 20.0, 5.0), PatientID=f"Doe-{number}")
+        for slice_ in slices[start:] if number == 0 else ():
             slice_.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "OTHER"]
-        build.write_series(raw / f"case{number}", slices)
+        build.write_series(raw / f"case{number}", slices[:start] if number else slices)
     (raw / "labels.csv").write_text("path,label\n" + "".join(f"case{n},{'ab'[n % 2]}\n" for n in range(4)))
-    assert len(make(folder=raw)) == 5
+
+
+def test_series_of_two_image_types_at_the_same_places_is_said(make: Prepare, tmp_path: Path, capfd: Any) -> None:
+    places = tuple(2.5 * k for k in range(8))
+    write_two_types(tmp_path / "raw", distances=(*places, *places), start=8)
+    assert len(make(folder=tmp_path / "raw")) == 5
     assert "1 series was read as several volumes each" in capfd.readouterr().err
+
+
+def test_two_halves_of_a_scan_are_one_volume_and_said(make: Prepare, tmp_path: Path, capfd: Any) -> None:
+    places = tuple(2.5 * k for k in range(16))
+    write_two_types(tmp_path / "raw", distances=places, start=8)
+    store = make(folder=tmp_path / "raw")
+    assert sorted(store.column("source_depth")) == [8, 8, 8, 16]
+    said = capfd.readouterr().err
+    assert "several volumes" not in said
+    assert "notice: 1 volume: joined_parts: " in said
+    assert len(make("stack.parts=apart", folder=tmp_path / "raw", name="apart")) == 5
+
+
+def test_two_halves_that_cannot_be_joined_are_one_refusal(make: Prepare, tmp_path: Path) -> None:
+    places = tuple(2.5 * k for k in range(17) if k != 8)
+    write_two_types(tmp_path / "raw", distances=places, start=8)
+    with pytest.raises(DataError, match=r"gap: 2 parts .*ImageType.*stack\.gap=resample.*stack\.parts=apart"):
+        make("max_quarantined=0", folder=tmp_path / "raw")
+    assert len(make("stack.gap=resample", folder=tmp_path / "raw", name="filled")) == 4
 
 
 def test_rules_of_volumes_are_refused_for_images(make: Prepare) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, UltrasoundMultiFrameImageStorage
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, RTDoseStorage, UltrasoundMultiFrameImageStorage
 
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instances import Instance
@@ -106,13 +106,15 @@ def test_duplicates_stay_for_their_pixels_to_be_compared() -> None:
         ({"pixel_spacing_mm": ()}, "quarantined", "no_spacing"),
         ({"position": (0.0, 0.0, 1e300)}, "quarantined", "malformed_element"),
         ({"pixel_spacing_mm": (1e-300, 0.5)}, "quarantined", "malformed_element"),
-        ({"samples": 3, "photometric": "RGB"}, "quarantined", "not_grey"),
-        ({"photometric": "PALETTE COLOR"}, "quarantined", "not_grey"),
+        ({"samples": 3, "photometric": "RGB"}, "skipped", "not_grey"),
+        ({"photometric": "PALETTE COLOR"}, "skipped", "not_grey"),
+        ({"problem": "no_pixel_data"}, "skipped", "no_pixel_data"),
+        ({"sop_class_uid": RTDoseStorage}, "skipped", "not_an_image"),
         ({"problem": "truncated"}, "quarantined", "truncated"),
         ({"kind": "nifti"}, "quarantined", "not_dicom"),
         ({"image_type": "ORIGINAL\\PRIMARY\\M\\MOSAIC"}, "quarantined", "mosaic"),
-        ({"frames": 20}, "quarantined", "multi_frame"),
-        ({"frames": 20, "sop_class_uid": UltrasoundMultiFrameImageStorage}, "quarantined", "cine"),
+        ({"frames": 20}, "skipped", "multi_frame"),
+        ({"frames": 20, "sop_class_uid": UltrasoundMultiFrameImageStorage}, "skipped", "cine"),
     ],
 )
 def test_what_is_no_slice(changes: dict[str, object], state: str, reason: str) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -649,9 +650,18 @@ def test_a_real_ct(tmp_path: Path) -> None:
 def test_a_real_tilted_ct_of_two_slice_distances() -> None:
     paths = real("dcm_qa_ct_ge")
     dicom = [path for path in paths if path.suffix == ".dcm"]
-    with pytest.raises(ImageRefusedError, match="several_volumes"):
+    with pytest.raises(
+        ImageRefusedError, match=r"mixed_spacing: 2 parts .* ImageType, .*stack\.mixed_spacing=resample"
+    ):
         read_volume(dicom, rule=RULE)
-    stacks, left = build_stacks([scan_file(path, name=path.name) for path in dicom], RULE)
+    whole = read_volume(dicom, rule=replace(RULE, mixed_spacing="resample"))
+    assert whole.notes == ("joined_parts", "resampled_spacing", "sheared")
+    assert_allclose(
+        whole.spacing_mm[0] * (len(whole.values) - 1), 144.09, atol=0.01
+    )  # from the first slice to the last
+    instances = [scan_file(path, name=path.name) for path in dicom]
+    assert {reason for _, _, reason, _ in build_stacks(instances, RULE)[1]} == {"mixed_spacing"}
+    stacks, left = build_stacks(instances, replace(RULE, parts="apart"))
     assert left == []
     assert sorted([stack.paths for stack in stacks]) == [
         tuple(f"{k:02}.dcm" for k in range(1, 15)),
