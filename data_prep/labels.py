@@ -132,6 +132,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             for cells in reader:
+                if any("\0" in cell for cell in cells):
+                    raise csv.Error("NUL bytes")
                 if any(cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except (UnicodeDecodeError, csv.Error) as error:

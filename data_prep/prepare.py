@@ -44,7 +44,7 @@ from medcls.files import (
     sha256_file,
     write_json,
 )
-from medcls.identity import Identity, format_count, read_identity
+from medcls.identity import Identity, describe_key, format_count, read_identity
 from medcls.imaging.source import choose_identity
 from medcls.imaging.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
@@ -80,7 +80,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
             raise MissingInputError(f"source={source} holds no file: is the right folder mounted?")
         found = choose_identity("auto", source, listed_files(listing))
         kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
-        identity = read_identity(kind, key_file=job.deidentify.key_file)
+        identity = _find_identity(job, kind)
         if kind == "declared":
             say(
                 "deidentify=declared: paths and patient ids are kept as they are in the store; set deidentify=hmac "
@@ -115,6 +115,14 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
             for line in describe_notes((note or "" for note in store.column("notes")), settings=True):
                 say(f"notice: {line}")
     return store
+
+
+def _find_identity(job: PrepareJob, kind: str) -> Identity:
+    identity = read_identity(kind, key_file=job.deidentify.key_file)
+    notice = describe_key(identity, key_file=job.deidentify.key_file)
+    if notice:
+        say(notice)
+    return identity
 
 
 def describe_store(store: Store) -> str:

@@ -16,7 +16,7 @@ from medcls.command_line import say
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
-from medcls.files import LEDGER
+from medcls.files import DATASET, LEDGER, is_sealed, write_json
 from medcls.identity import PER_IMAGE, format_count
 
 _BATCH = 65536
@@ -38,6 +38,9 @@ def reopen(plan: Plan, setting: Setting) -> Store:
             f"store={store.folder} is complete and immutable, and its patients come from {store.patients_from}, not "
             f"from {plan.patients_from}: choose another store="
         )
+    if not is_sealed(setting.folder / DATASET):
+        # Of version 0.2.0; the content, and so the store's checksum, stays the same.
+        write_json(setting.folder / DATASET, store.info)
     if not map_path(setting.folder).exists():
         write_way_back(setting.folder, plan, setting.identity)
     say(f"store {setting.folder}: complete, {format_count(len(store), 'image')}; nothing to decode")

@@ -17,16 +17,14 @@ def main(job: ShowJob) -> None:
 
     from medcls.data.contact_sheet import write_contact_sheet
     from medcls.data.dataset import StoreDataset
-    from medcls.data.manifest import read_table
     from medcls.data.store import Store
     from medcls.data.targets import build_task, encode_targets
-    from medcls.files import LABELS
     from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
 
     store = Store(Path(job.store))
-    labels = read_table(store.folder / LABELS)
-    names = [name for name in labels.column_names if name != "image_id"]
-    kind = "multilabel" if job.label == "label" and "label" not in names else "multiclass"
+    store.verify()
+    labels = store.read_labels()
+    kind = "multilabel" if job.label == "label" and "label" not in labels.column_names else "multiclass"
     task = build_task(kind, labels, label=job.label)
     targets, known = encode_targets(task, labels)
     rows = np.flatnonzero(known)

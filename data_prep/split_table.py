@@ -10,13 +10,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from data_prep.label_rows import is_label
-from medcls.data.columns import Codes, code_column, read_columns, read_names
+from medcls.data.columns import Codes, code_column
 from medcls.data.spelling import spelling_key
 from medcls.data.splits import SPLIT_NAMES, Splits, read_patients, read_split
 from medcls.data.store import Store
 from medcls.data.strata import read_measurements
 from medcls.data.votes import name_votes
-from medcls.files import LABELS
 
 _LABEL = "label"
 _MOST_ROWS = 60
@@ -105,8 +104,8 @@ def describe_split_table(store: Store, name: str, *, patients_known: bool = True
     splits, certificate = read_split(store, name)
     rows = certificate.get("table")
     if rows is None:
-        path = store.folder / LABELS
-        labels = read_columns(path, *(column for column in read_names(path) if is_label(column)))
+        labels = store.read_labels()
+        labels = labels.select([column for column in labels.column_names if is_label(column)])
         rows = build_table(labels, splits, patients=read_patients(store, certificate) if patients_known else None)
     return format_table(name, rows)
 

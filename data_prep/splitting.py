@@ -33,6 +33,7 @@ from medcls.data.splits import (
     Splits,
     code_splits,
     count_leaks,
+    read_certificate,
     read_split,
     resolve_leaks,
     write_split_once,
@@ -41,7 +42,7 @@ from medcls.data.store import Store
 from medcls.data.strata import Strata, build_strata, describe_split, find_missing
 from medcls.data.stratification import DEALING, assign_splits
 from medcls.errors import ConfigError, DataError
-from medcls.files import LABELS, SPLITS, read_json
+from medcls.files import LABELS, SPLITS
 from medcls.identity import format_count
 
 RANDOM = "random by patient, stratified by label"
@@ -201,7 +202,7 @@ def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Spl
     path = store.folder / SPLITS / f"{config.name}.parquet"
     if not path.is_file() or not path.with_suffix(".json").is_file() or not (store.folder / LABELS).is_file():
         return None
-    written = read_json(path.with_suffix(".json"))
+    written = read_certificate(path)
     expected = {"source": RANDOM, "seed": config.seed, "fractions": _fractions(config), **_policy(config)}
     new = "algorithm" in written or config.extends is not None or config.merge_linked
     if new or any(written.get(key) != value for key, value in expected.items()):

@@ -12,6 +12,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -46,6 +47,7 @@ FEATURE_DISTANCE = "feature_distance.safetensors"
 ENVIRONMENT = "environment.json"
 OPENED = "opened.jsonl"
 EVALUATION = "evaluation"
+CHECKSUMS = "checksums.json"
 HOLDER = ".holder.json"
 CONFIG = "config/config.yaml"
 TEMPORARY = ".partial-"
@@ -212,32 +214,105 @@ def write_bytes(path: Path, content: bytes, *, private: bool = False, apart: boo
         file.write(content)
 
 
-def write_json(path: Path, content: Any, *, apart: bool = False) -> None:
-    """Writes indented UTF-8 JSON with sorted keys; NaN and infinity are refused (ValueError)."""
-    write_bytes(path, format_json(content), apart=apart)
+def write_json(path: Path, content: dict[str, Any], *, apart: bool = False) -> None:
+    """Write an object as indented UTF-8 JSON with sorted keys and its own checksum in it (`seal`).
+
+    NaN and infinity are refused (ValueError).
+    """
+    write_bytes(path, format_json(seal(content)), apart=apart)
+
+
+SEAL = "content_sha256"
+"""Key, in a JSON object, of the checksum of all its other keys."""
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content with its own checksum under SEAL.
+
+    The checksum is that of the values, not of the bytes: another indentation or order of keys is the same content.
+    """
+    return content | {SEAL: sha256_json({key: value for key, value in content.items() if key != SEAL})}
+
+
+def is_sealed(path: Path) -> bool:
+    """Return whether a JSON file carries its own checksum; raises as `read_json` does."""
+    return SEAL in _read_object(path, remedy="")
+
+
+def open_seal(content: dict[str, Any], path: Path, *, remedy: str) -> dict[str, Any]:
+    """Return the content without its own checksum, after checking it.
+
+    What has none was written by version 0.2.0 and comes back as it is (docs/decisions/0061-checksums.md).
+
+    Args:
+        content: What was read.
+        path: File that it was read from, for the message.
+        remedy: What brings the file back, for the message.
+
+    Raises:
+        DataError: the content is not the one that was written.
+    """
+    plain = {key: value for key, value in content.items() if key != SEAL}
+    if SEAL in content and content != seal(plain):
+        raise DataError(f"{path} has changed since it was written (its own checksum differs): {remedy}")
+    return plain
 
 
 def format_json(content: Any) -> bytes:
-    """Returns what `write_json` writes."""
+    """Return indented UTF-8 JSON with sorted keys; NaN and infinity are refused (ValueError)."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
+def read_json(path: Path, *, remedy: str = "restore it from a copy, or make it again") -> dict[str, Any]:
+    """Return the object in a JSON file, without the checksum that it may carry, after checking it.
+
+    Args:
+        path: File.
+        remedy: What brings the file back, for the message.
 
     Raises:
         MissingInputError: no such file, or a pipe or device, which would never end.
-        DataError: not a JSON object.
+        DataError: not a JSON object, or changed since it was written.
     """
+    return open_seal(_read_object(path, remedy=remedy), path, remedy=remedy)
+
+
+def _read_object(path: Path, *, remedy: str) -> dict[str, Any]:
     _check_regular(path)
     try:
-        content = json.loads(read_again(lambda: path.read_text(encoding="utf-8"), str(path)))
+        content = parse_json(read_again(lambda: path.read_text(encoding="utf-8"), str(path)))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+        raise DataError(f"{path} is not JSON ({error}): {remedy}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        raise DataError(f"{path}: expected a JSON object, found {type(content).__name__}: {remedy}")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text; Python's own reader takes more than JSON, and the last of two equal keys.
+
+    Raises:
+        ValueError: not JSON, a number that is not finite, or a key that is there twice.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(
+        text, object_pairs_hook=_build_object, parse_constant=_parse_finite_float, parse_float=_parse_finite_float
+    )
+
+
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key is there twice")
+    return content
+
+
+def _parse_finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
 
 
 def _check_regular(path: Path) -> None:
@@ -256,15 +331,24 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not read_again(path.is_file, str(path)):
         return []
     try:
-        *lines, last = read_again(path.read_bytes, str(path)).split(b"\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
-        with contextlib.suppress(ValueError):
-            rows += [json.loads(last)]
+        *lines, last = read_again(path.read_bytes, str(path)).decode().split("\n")
+        rows = [parse_json(line) for line in lines if line.strip()]
+        if _is_whole_object(last):
+            rows += [parse_json(last)]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path} has a line that is no JSON object: remove that line")
     return rows
+
+
+def _is_whole_object(text: str) -> bool:
+    """Whether a last line without its end holds a whole object: what a kill broke off does not."""
+    try:
+        json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return False
+    return True
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:

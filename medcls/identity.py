@@ -20,6 +20,8 @@ PER_IMAGE = "per_image"
 
 KEY_VARIABLE = "MEDCLS_DEIDENTIFY_KEY"
 KEY_BYTES = 32
+_CHECK = "check:"
+_MOST_KEY_BYTES = 4096
 AGE_CAP_YEARS = 90.0
 _FORMULA_STARTS = tuple("=+-@\t\r\n'＝＋－＠")
 
@@ -126,7 +128,7 @@ def read_identity(kind: str, *, key_file: str | None) -> Identity:
             raise MissingInputError(
                 f"deidentify.key_file={path} is missing, or no file: python -m data_prep.key out={path}"
             )
-        text = path.read_text(encoding="ascii", errors="replace")
+        text = _read_key(path)
     if not text.strip():
         raise ConfigError(
             "deidentify=hmac (the default for DICOM) needs a key: python -m data_prep.key out=FILE makes one, then "
@@ -135,9 +137,44 @@ def read_identity(kind: str, *, key_file: str | None) -> Identity:
     return Identity("hmac", _parse_key(text.strip()))
 
 
+def describe_key(identity: Identity, *, key_file: str | None) -> str:
+    """Return a notice if the key in use carries no checksum of its own, as those of version 0.2.0; else "".
+
+    Args:
+        identity: As `read_identity` returned it.
+        key_file: As it was given.
+    """
+    text = _read_key(Path(key_file)) if key_file is not None else os.environ.get(KEY_VARIABLE, "")
+    if identity.kind != "hmac" or _CHECK in text:
+        return ""
+    return (
+        f"notice: the de-identification key (fingerprint {identity.fingerprint}) carries no checksum: a changed digit "
+        f"would give everybody another pseudonym; add the line {_compute_check(identity.key.hex())} to it, if the "
+        "fingerprint is right"
+    )
+
+
+def _read_key(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(_MOST_KEY_BYTES).decode("ascii", errors="replace")
+
+
+def _compute_check(digits: str) -> str:
+    """A flipped bit would give every patient another pseudonym: nobody would be recognised again."""
+    return _CHECK + hashlib.sha256(f"medcls key {digits.lower()}".encode()).hexdigest()[:16]
+
+
 def _parse_key(text: str) -> bytes:
+    words = text.split()
+    digits = "".join(word for word in words if not word.startswith(_CHECK))
+    # Keys of version 0.2.0 and of other tools are digits alone.
+    checks = [word for word in words if word.startswith(_CHECK)]
+    if checks and checks != [_compute_check(digits)]:
+        raise ConfigError(
+            "the de-identification key has changed since it was made (its checksum differs): restore it from a copy"
+        )
     try:
-        key = bytes.fromhex(text)
+        key = bytes.fromhex(digits)
     except ValueError:
         key = b""
     if len(key) < KEY_BYTES:
@@ -165,7 +202,7 @@ def write_key(path: Path) -> Identity:
         raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(key.hex() + "\n")
+            file.write(f"{key.hex()}\n{_compute_check(key.hex())}\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -22,6 +22,7 @@ from medcls import disk
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
+from medcls.files import DATASET, LABELLING, LABELS, SPLITS, read_json, sha256_file, write_json
 from medcls.imaging.readers import RawImage
 from medcls.overrides import prepare_overrides
 
@@ -191,3 +192,20 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """No de-identification key in the environment."""
     monkeypatch.delenv("MEDCLS_DEIDENTIFY_KEY", raising=False)
+
+
+@pytest.fixture(scope="session")
+def certify() -> Callable[[Path], None]:
+    """Writes the checksums of a changed store anew, as if data_prep had made it so."""
+
+    def write_checksums(folder: Path) -> None:
+        info = read_json(folder / DATASET)
+        info["sha256"] = {name: sha256_file(folder / name) for name in info["sha256"]}
+        write_json(folder / DATASET, info)
+        for path in (folder / SPLITS).glob("*.json"):
+            split = {"split_sha256": sha256_file(path.with_suffix(".parquet")), "store_sha256": Store(folder).sha256}
+            write_json(path, read_json(path) | split)
+        labelling = read_json(folder / LABELLING)
+        write_json(folder / LABELLING, labelling | {"labels_sha256": sha256_file(folder / LABELS)})
+
+    return write_checksums

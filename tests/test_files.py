@@ -125,8 +125,10 @@ def test_json_is_sorted_utf8_and_comes_back(tmp_path: Path) -> None:
     content = {"z": [1, 2.5, None], "ä": {"b": True}}
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
+    checksum = sha256_json(content).encode()
     assert (tmp_path / "a.json").read_bytes() == (
-        b'{\n  "z": [\n    1,\n    2.5,\n    null\n  ],\n  "\xc3\xa4": {\n    "b": true\n  }\n}\n'
+        b'{\n  "content_sha256": "' + checksum + b'",\n'
+        b'  "z": [\n    1,\n    2.5,\n    null\n  ],\n  "\xc3\xa4": {\n    "b": true\n  }\n}\n'
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from medcls.errors import ConfigError
 
@@ -37,6 +38,96 @@ def check_range(
         bounds = [f"{'>' if open_low else '>='} {low:g}" if low is not None else ""]
         bounds.append(f"<= {high:g}" if high is not None else "")
         raise ConfigError(f"{name}={value}: expected {' and '.join(b for b in bounds if b)}")
+
+
+SIDES = (8, 8192)
+"""Fewest and most pixels along a side of a stored image."""
+
+
+def check_sides(name: str, sizes: Sequence[object], *, given: object) -> None:
+    """Check the sides of an image or a volume.
+
+    Args:
+        name: Setting, for the message.
+        sizes: Each side.
+        given: The value as it was given, for the message.
+
+    Raises:
+        ConfigError: a side is not a whole number within SIDES.
+    """
+    low, high = SIDES
+    if not all(isinstance(n, int) and low <= n <= high for n in sizes):
+        raise ConfigError(f"{name}={given}: expected whole numbers, {low} to {high} pixels")
+
+
+def check_image(image: Any) -> None:
+    """Check the settings of 2-D images, as a user gives them or a store or a model file records them.
+
+    Args:
+        image: Fields fit, dtype, intensity, range, percentiles, channels, window_index, windows_hu, implausible_hu.
+
+    Raises:
+        ConfigError: a value is unknown, out of range or contradicts another.
+    """
+    check_choice("image.fit", image.fit, ("pad", "crop", "stretch"))
+    check_choice("image.implausible_hu", image.implausible_hu, ("refuse", "allow"))
+    check_choice("image.dtype", image.dtype, ("uint8", "uint16"))
+    check_choice("image.intensity", image.intensity, ("display", "range", "minmax", "percentile"))
+    if image.channels not in (1, 3):
+        raise ConfigError(f"image.channels={image.channels}: expected 1 (grey) or 3 (colour)")
+    check_range("image.window_index", image.window_index, low=0)
+    if image.windows_hu and len(image.windows_hu) != image.channels:
+        raise ConfigError(
+            f"image.windows_hu has {len(image.windows_hu)} windows: expected image.channels={image.channels}"
+        )
+    check_percentiles("image.percentiles", image.percentiles)
+    check_grey_range(image)
+
+
+def check_percentiles(name: str, values: Sequence[float]) -> None:
+    """Raises ConfigError where two percentiles are not ascending within 0 to 100."""
+    low, high = values if len(values) == 2 else (1.0, 0.0)
+    if not 0 <= low < high <= 100:
+        raise ConfigError(f"{name}={list(values)}: expected [low, high] within 0 to 100")
+
+
+def check_grey_range(image: Any) -> None:
+    """Raises ConfigError where image.range and image.intensity do not go together, or the range is none."""
+    if (image.intensity == "range") != (image.range is not None):
+        raise ConfigError(
+            "image.intensity=range and image.range=[low,high] go together: set both (the grey values that become "
+            "black and white: [0,1023] for 10 bits, [0,4095] for 12, [0,16383] for 14), or neither"
+        )
+    if image.range is None:
+        return
+    low, high = image.range if len(image.range) == 2 else (1.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"image.range={list(image.range)}: expected [low,high] with low < high")
+    if image.windows_hu:
+        raise ConfigError("image.windows_hu and image.intensity=range both scale grey values: remove one")
+
+
+def check_crop(size: int | None, scales: Sequence[int]) -> None:
+    """Raises ConfigError where no square of `size` can be cut out of images whose shortest side is within `scales`."""
+    if len(scales) != 2 or scales[0] > scales[1]:
+        raise ConfigError(f"crop.scales={list(scales)}: expected [smallest, largest] shortest side in pixels")
+    low, high = SIDES
+    check_range("crop.scales", scales[0], low=low)
+    check_range("crop.scales", scales[1], high=high)
+    if size is not None:
+        check_range("crop.size", size, low=low, high=scales[0])
+    elif scales[0] < scales[1]:
+        raise ConfigError(f"crop.scales={list(scales)} with crop.size=null: images of one batch need one size")
+
+
+def check_head_width(width: int) -> None:
+    """Raises ConfigError where a head of model.head=mlp has no or too many hidden units."""
+    check_range("model.head_width", width, low=1, high=65536)
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises ConfigError where a dropout is out of range."""
+    check_range("model.dropout", dropout, low=0, high=0.95)
 
 
 def check_file_name(name: str, value: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medcls.config.checks import check_choice, check_range
+from medcls.config.checks import check_choice, check_dropout, check_head_width, check_range
 from medcls.errors import ConfigError
 
 _HEAD_WIDTH = 256
@@ -31,14 +31,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choice("model.head", self.head, ("auto", "linear", "mlp", "svm"))
-        check_range("model.head_width", self.head_width, low=1, high=65536)
+        check_head_width(self.head_width)
         self._check_init()
         check_choice("model.planes", self.planes, ("axial", "orthogonal"))
         check_choice("model.pooling", self.pooling, ("mean", "attention"))
         check_range("model.num_slices", self.num_slices, low=0)
         self._check_effects()
         check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
-        check_range("model.dropout", self.dropout, low=0, high=0.95)
+        check_dropout(self.dropout)
 
     @property
     def head_kind(self) -> str:

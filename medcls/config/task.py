@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import NAMES, TEXT, TYPED, check_choice, check_file_name, check_range
+from medcls.config.checks import NAMES, TEXT, TYPED, check_choice, check_crop, check_file_name, check_range
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
@@ -106,14 +106,7 @@ class CropConfig:
             if self.size is not None:
                 raise ConfigError(f"crop.size={self.size} without crop.scales: say crop.scales=[256,256] or [256,512]")
             return
-        if len(self.scales) != 2 or self.scales[0] > self.scales[1]:
-            raise ConfigError(f"crop.scales={self.scales}: expected [smallest, largest] shortest side in pixels")
-        check_range("crop.scales", self.scales[0], low=8)
-        check_range("crop.scales", self.scales[1], high=8192)
-        if self.size is not None:
-            check_range("crop.size", self.size, low=8, high=self.scales[0])
-        elif self.scales[0] < self.scales[1]:
-            raise ConfigError(f"crop.scales={self.scales} with crop.size=null: images of one batch need one size")
+        check_crop(self.size, self.scales)
 
 
 @dataclass(slots=True)

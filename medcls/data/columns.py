@@ -165,6 +165,8 @@ def _open(path: Path, *names: str, coded: bool = False) -> Iterator[pq.ParquetFi
             if missing:
                 raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(there)}")
             yield file
-    except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: a column to be coded that is not there
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        # KeyError: a column to be coded that is not there.
         check_disk(path, error)
-        raise DataError(f"{path} is not a whole parquet file: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not a whole parquet file ({reason}): make it again") from error

@@ -26,6 +26,7 @@ from medcls.data.splits import (
     TRAIN,
     VAL,
     Splits,
+    read_certificate,
     read_split,
     resolve_leaks,
     write_split_once,
@@ -34,7 +35,7 @@ from medcls.data.store import Store
 from medcls.data.strata import Strata, describe_split, find_missing
 from medcls.data.stratification import DEALING, EARLIER, assign_shares, assign_splits, order_evenly
 from medcls.errors import DataError
-from medcls.files import SPLITS, read_json
+from medcls.files import SPLITS
 from medcls.reproducibility import draw_seed
 
 # By how much the validation part of version 0.2.0's folds may differ from folds.val.
@@ -162,10 +163,10 @@ def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, A
         provenance: As in `write_fold`.
         val: Share of a fold's other patients that is its validation part.
     """
-    path = store.folder / SPLITS / f"{name}.json"
-    if not path.is_file() or not path.with_suffix(".parquet").is_file():
+    path = store.folder / SPLITS / f"{name}.parquet"
+    if not path.is_file() or not path.with_suffix(".json").is_file():
         return fold
-    written = read_json(path)
+    written = read_certificate(path)
     if written.get("algorithm", EARLIER) != EARLIER or any(written.get(k) != v for k, v in provenance.items()):
         return fold
     splits, _ = read_split(store, name)

@@ -126,9 +126,10 @@ def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
         raise MissingInputError(f"{path} is missing")
     try:
         table = pq.read_table(path, memory_map=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
-        raise DataError(f"{path} is not a whole parquet file: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is not a whole parquet file ({reason}): make it again") from error
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(table.column_names)}")

@@ -179,7 +179,7 @@ def write_split_once(
     """
     path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
     if path.is_file() and path.with_suffix(".json").is_file():
-        written = read_json(path.with_suffix(".json"))
+        written = read_certificate(path)
         same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
         same_policy &= written.get(MERGED, 0) == certificate.get(MERGED, 0)
         same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
@@ -231,7 +231,7 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     if not path.is_file() or not path.with_suffix(".json").is_file():
         names = sorted(p.stem for p in path.parent.glob("*.parquet"))
         raise MissingInputError(f"split.name={name}: store has {', '.join(names) or 'none'}; data_prep makes them")
-    certificate = read_json(path.with_suffix(".json"))
+    certificate = read_certificate(path)
     if certificate.get("split_sha256") != sha256_file(path):
         raise DataError(f"{path} has changed since its certificate was written: make the split again by data_prep")
     if certificate.get("store_sha256") != store.sha256:
@@ -242,6 +242,16 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     if certificate.get("on_leak") != "report":
         _check_again(store, splits, path)
     return splits, certificate
+
+
+def read_certificate(path: Path) -> dict[str, Any]:
+    """Return the certificate beside a split's parquet file, after checking that it is as it was written.
+
+    Raises:
+        DataError: it has changed.
+        MissingInputError: it is missing.
+    """
+    return read_json(path.with_suffix(".json"), remedy="restore it, or make the split again by data_prep")
 
 
 def read_patients(store: Store, certificate: dict[str, Any]) -> Codes:

@@ -22,7 +22,15 @@ from medcls.data.manifest import column_list
 from medcls.data.shards import shard_name
 from medcls.disk import check_disk
 from medcls.errors import DataError, MissingInputError
-from medcls.files import DATASET, MANIFEST, read_json, sha256_file, sha256_json
+from medcls.files import (
+    DATASET,
+    LABELLING,
+    LABELS,
+    MANIFEST,
+    read_json,
+    sha256_file,
+    sha256_json,
+)
 from medcls.identity import PER_IMAGE
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec, read_spec
@@ -45,7 +53,7 @@ class Store:
 
     Raises:
         MissingInputError: no such folder.
-        DataError: incomplete (no dataset.json), of another schema version, or inconsistent.
+        DataError: incomplete (no dataset.json), of another schema version, or changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,7 +64,7 @@ class Store:
                 f"store={folder} is incomplete (no {DATASET}): run the same python -m data_prep command again"
             )
         self.folder = folder
-        self.info = read_json(folder / DATASET)
+        self.info = read_json(folder / DATASET, remedy="restore it, or prepare the store again")
         if self.info.get("schema_version") != SCHEMA_VERSION:
             found = self.info.get("schema_version")
             raise DataError(f"store={folder}: schema_version {found}, expected {SCHEMA_VERSION}; prepare it again")
@@ -70,6 +78,9 @@ class Store:
             )
         self.spec = self._read_spec()
         self._check_parts()
+        self._verified: set[str] = set()
+        # Before it is parsed: every command reads it.
+        self.verify(MANIFEST)
         place = self.read("shard", "row")
         self._shard, self._row = (place.column(name).to_numpy() for name in ("shard", "row"))
         self._maps: dict[int, NDArray[Any]] = {}
@@ -78,8 +89,8 @@ class Store:
         try:
             spec = read_spec(self.info["preprocess"])
             check_types(spec)
-        except (TypeError, AttributeError) as error:
-            raise DataError(f"{self.folder / DATASET}: preprocess is no record of medcls ({error})") from error
+        except (TypeError, AttributeError, DataError) as error:
+            raise DataError(f"{self.folder / DATASET}: preprocess is not a record of medcls ({error})") from error
         return spec
 
     def _check_parts(self) -> None:
@@ -149,6 +160,38 @@ class Store:
         """Checksum of the image_ids and their order."""
         return compute_checksum(self.folder / MANIFEST, "image_id")
 
+    def read_labelling(self) -> dict[str, Any]:
+        """Return labels.json, which says how labels.parquet was read, after checking that both are as written.
+
+        {} if it is missing: version 0.2.0 wrote none, and labels without it are not covered by a checksum.
+
+        Raises:
+            DataError: labels.json or labels.parquet has changed.
+            MissingInputError: there are no labels.
+        """
+        path = self.folder / LABELLING
+        if not path.is_file():
+            return {}
+        remedy = "run the data_prep command of the store again, which writes the labels"
+        record = read_json(path, remedy=remedy)
+        if record.get("labels_sha256") != sha256_file(self.folder / LABELS):
+            raise DataError(f"{self.folder / LABELS} has changed since it was written with {LABELLING}: {remedy}")
+        return record
+
+    def read_labels(self) -> pa.Table:
+        """Return the label columns of labels.parquet, dictionary-coded: one row for each image in the store's order.
+
+        Raises:
+            DataError: it has changed, or its rows are not the store's images.
+            MissingInputError: there are no labels.
+        """
+        self.read_labelling()
+        path = self.folder / LABELS
+        names = [name for name in read_names(path) if name != "image_id"]
+        if not self.has_images_of(path):
+            raise DataError(f"{path}: its rows are not the store's images; write it again by data_prep")
+        return read_columns(path, *names, coded=True)
+
     def has_images_of(self, path: Path) -> bool:
         """Returns whether a parquet file has the store's image_ids in the store's order."""
         return compute_checksum(path, "image_id") == self.images_checksum
@@ -190,21 +233,26 @@ class Store:
         # As a plain array: every index into a memmap object costs its constructor.
         return array.view(np.ndarray)
 
-    def verify(self) -> None:
-        """Checks the sha256 of every part that dataset.json lists.
+    def verify(self, *parts: str) -> None:
+        """Check the sha256 of parts of the store, once for each.
+
+        Args:
+            parts: Names of files; none = every part that dataset.json lists.
 
         Raises:
             DataError: a part has changed; all changed parts are named.
             MissingInputError: a part is gone.
         """
-        gone = [name for name in self.info["sha256"] if not (self.folder / name).is_file()]
+        chosen = [name for name in parts or self.info["sha256"] if name not in self._verified]
+        gone = [name for name in chosen if not (self.folder / name).is_file()]
         if gone:
             raise MissingInputError(
                 f"store={self.folder} lacks {', '.join(gone)}: restore them, or remove the folder and prepare it again"
             )
-        changed = [name for name, sha in self.info["sha256"].items() if sha256_file(self.folder / name) != sha]
+        changed = [name for name in chosen if sha256_file(self.folder / name) != self.info["sha256"].get(name)]
         if changed:
             raise DataError(
                 f"store={self.folder}: changed since it was written: {', '.join(changed)}; "
                 "restore these files or prepare the store again under another name"
             )
+        self._verified.update(chosen)

@@ -111,9 +111,9 @@ class BurntInRule:
             boxes, keep = [_to_box(box) for box in content["mask_boxes"]], content["keep_box"]
             rule = cls(content["policy"], tuple(boxes), _to_box(keep) if keep else None)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise DataError(f"burnt-in record {content}: not of this version of medcls ({error})") from error
+            raise DataError(f"burnt-in record: not of this version of medcls ({error})") from error
         if len(content) != 3:
-            raise DataError(f"burnt-in record {content}: not of this version of medcls (unknown field)")
+            raise DataError("burnt-in record: not of this version of medcls (unknown field)")
         return rule
 
 

@@ -79,7 +79,7 @@ class StackRule:
         """
         known = {field.name for field in fields(cls)}
         if set(_NEW | content) != known:
-            raise DataError(f"stack rule {content}: expected the fields {', '.join(sorted(known))}")
+            raise DataError(f"stack rule: expected the fields {', '.join(sorted(known))}")
         return cls(**content)
 
 

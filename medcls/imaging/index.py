@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medcls.disk import check_disk
@@ -22,6 +25,8 @@ from medcls.imaging.worker import Limits, run_limited
 BATCH_ROWS = 8192
 _LIMITS = Limits(memory_bytes=1 << 30, seconds=30.0)
 _VERSION_KEY, _VERSION = b"medcls_index", b"1"
+_SUM_KEY = b"medcls_index_sha256"
+"""Key of the checksum of the rows, in the file's metadata; version 0.2.0 wrote none."""
 _TYPES: dict[str, pa.DataType] = {
     "str": pa.string(),
     "int": pa.int64(),
@@ -112,7 +117,7 @@ def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     Raises:
         WriteError: the disk is full, the folder read-only or gone.
     """
-    rows = 0
+    rows, checksum = 0, _Checksum()
     schema = INDEX.with_metadata({_VERSION_KEY: _VERSION})
     with (
         atomic_file(path, private=True) as file,
@@ -120,8 +125,36 @@ def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
     ):
         for batch in batches:
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+            checksum.update(batch)
             rows += batch.num_rows
+        writer.add_key_value_metadata({_SUM_KEY.decode(): checksum.digest()})
     return rows
+
+
+class _Checksum:
+    """SHA-256 of the rows of an index, however they are cut into batches: of each column lengths and values."""
+
+    def __init__(self) -> None:
+        self._columns = {name: (hashlib.sha256(), hashlib.sha256()) for name in _NAMES}
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of a batch."""
+        for name, (lengths, values) in self._columns.items():
+            column: Any = batch.column(name)
+            if pa.types.is_list(column.type):
+                lengths.update(pc.list_value_length(column).fill_null(-1).to_numpy().tobytes())
+                values.update(pc.list_flatten(column).to_numpy(zero_copy_only=False).tobytes())
+            elif pa.types.is_string(column.type):
+                lengths.update(pc.binary_length(column).fill_null(-1).to_numpy().tobytes())
+                values.update("".join(column.drop_null().to_pylist()).encode())
+            else:
+                lengths.update(column.is_valid().to_numpy(zero_copy_only=False).tobytes())
+                values.update(column.fill_null(0).to_numpy().tobytes())
+
+    def digest(self) -> str:
+        """Return the checksum of all rows so far."""
+        parts = "".join(f"{n} {a.hexdigest()} {b.hexdigest()}\n" for n, (a, b) in self._columns.items())
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def read_index(path: Path, *, source: Path) -> pa.Table:
@@ -134,8 +167,10 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
     if not path.is_file():
         raise MissingInputError(f"index={path} is missing: python -m data_prep.index source={source} out={path}")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            table, written = file.read(), (file.metadata.metadata or {}).get(_SUM_KEY)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
         raise DataError(f"index={path} is not a Parquet file: {_remedy(source, path)}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY)
@@ -145,6 +180,12 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
             table = table.add_column(INDEX.get_field_index(name), INDEX.field(name), blank)
     if version != _VERSION or not table.schema.equals(INDEX, check_metadata=False):
         raise DataError(f"index={path} is no index of this version of medcls: {_remedy(source, path)}")
+    if written is not None:
+        checksum = _Checksum()
+        for batch in table.to_batches():
+            checksum.update(batch)
+        if checksum.digest().encode() != written:
+            raise DataError(f"index={path} has changed since it was written: {_remedy(source, path)}")
     if counts := _compare(table, source):
         found = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
         raise DataError(f"index={path} is stale, {found}: {_remedy(source, path)}")

@@ -12,9 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.errors import DataError, ImageRefusedError
+from medcls.config.checks import check_image, check_sides
+from medcls.errors import ConfigError, DataError, ImageRefusedError
 from medcls.imaging.burnt_in import Box, BurntInRule
 from medcls.imaging.readers import RawImage, ReadOptions
+from medcls.typed_fields import check_types
 
 __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preprocess_image", "stretch_range"]
 
@@ -112,9 +114,15 @@ class PreprocessSpec:
             if record["range"] is not None:
                 black, white = record["range"]
                 record["range"] = (float(black), float(white))
-            return cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"preprocessing record {content}: not of this version of medcls ({error})") from error
+            spec = cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
+            check_types(spec)
+            check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
+            check_image(spec)
+            if not all(width > 1 for _, width in spec.windows_hu):
+                raise ValueError("a width of windows_hu is not above 1")
+            return spec
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise DataError(f"preprocessing record: not of this version of medcls ({str(error)[:300]})") from error
 
     @property
     def read_options(self) -> ReadOptions:

@@ -87,7 +87,7 @@ class SeriesRule:
         """
         known = {f.name for f in fields(cls)}
         if set(content) != known:
-            raise DataError(f"series rule {content}: expected the fields {', '.join(sorted(known))}")
+            raise DataError(f"series rule: expected the fields {', '.join(sorted(known))}")
         return cls(**content | {name: tuple(content[name]) for name in _LISTS})
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from medcls.config.checks import check_sides
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.selection import SeriesRule
 from medcls.imaging.stacks import StackRule
+from medcls.typed_fields import check_types
 
 WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft_tissue": (50.0, 400.0)}
 """(centre, width) in HU by name. Source: Murphy et al., Windowing (CT), Radiopaedia.org rID-52108."""
@@ -191,9 +193,12 @@ class VolumeSpec:
                 d, h, w = record["spacing_mm"]
                 record["spacing_mm"] = (float(d), float(h), float(w))
             rules: dict[str, Any] = {"burnt_in": BurntInRule, "stack": StackRule, "series": SeriesRule}
-            return cls(**record | {name: rule.from_json(record[name]) for name, rule in rules.items()})
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise DataError(f"preprocessing record {content}: not of this version of medcls ({error})") from error
+            spec = cls(**record | {name: rule.from_json(record[name]) for name, rule in rules.items()})
+            check_types(spec)
+            check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
+            return spec
+        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
+            raise DataError(f"preprocessing record: not of this version of medcls ({str(error)[:300]})") from error
 
 
 def read_spec(content: dict[str, Any]) -> PreprocessSpec | VolumeSpec:

@@ -93,7 +93,9 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         check_disk(path, error)
-        raise DataError(f"{setting}={path} is no CSV in UTF-8: {error}") from error
+        raise DataError(f"{setting}={path} is not CSV in UTF-8 ({type(error).__name__}): save it as such") from error
+    if any("\0" in cell for line in lines for cell in line):
+        raise DataError(f"{setting}={path} has NUL bytes: save it as CSV in UTF-8")
     header = lines[0] if lines else []
     wrong = [number for number, line in enumerate(lines, start=1) if len(line) != len(header)]
     if len(set(header)) != len(header):

@@ -13,7 +13,7 @@ from medcls.command_line import put, say
 from medcls.config import CompareJob
 from medcls.errors import MedclsError
 from medcls.evaluation.comparison_page import write_comparison_page
-from medcls.files import OPENED, append_json_line, delete_partial
+from medcls.files import OPENED, append_json_line, delete_partial, seal
 from medcls.locks import lock_folder
 from medcls.stages.comparison_commands import Work
 from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
@@ -78,7 +78,7 @@ def note_opening(job: CompareJob, out: Path, plan: Plan, *, left: list[Work]) ->
     what = "test rows as part of the folds" if job.folds.over == "all" else "test rows"
     say(f"opening the {what} of {plan.store.name} (split {job.folds.split}): noted in {out / OPENED}")
     line = {"store_sha256": plan.store.sha256, "split": job.folds.split, "folds": job.folds.kind, "arms": job.chosen}
-    append_json_line(out / OPENED, line)
+    append_json_line(out / OPENED, seal(line))
 
 
 def build_executor(job: CompareJob, out: Path) -> tuple[Executor, int]:

@@ -1,48 +1,35 @@
-"""Where the commands of a comparison run: processes of this machine, or jobs of a Slurm cluster through submitit."""
+"""Where the commands of a comparison run: processes of this machine, or jobs of a Slurm cluster through submitit.
+
+Submitit by itself pickles a function and its result into a folder that others may write into, and unpickling runs what
+they put there. Here it only submits a command line; the result is JSON (docs/decisions/0062-no-pickles-of-jobs.md).
+"""
 
 from __future__ import annotations
 
-import os
+import re
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from medcls.errors import ConfigError
 from medcls.files import read_json, write_json
+from medcls.stages.comparison_task import Task, read_exit_code, run_task
 
-PREEMPTED = 75  # of a training that goes on when it is started again
+_TASK_MODULE = "medcls.stages.comparison_task"
+_RESULT = re.compile(r"result-[0-9a-f]{32}\.json")
 _ENDED_BY_CLUSTER = 70
 _ASK_SECONDS = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """Commands that follow one another in one process after the other.
-
-    Attributes:
-        name: For messages.
-        commands: Argument lists; "python" as the first means this interpreter.
-        makes: The file that each command writes last: where it is there before, the command's seconds do not count.
-        log: Where their output goes, one after the other, appended.
-        seconds: JSON file: module -> wall time.
-        environment: Variables over those of this process.
-    """
-
-    name: str
-    commands: list[list[str]]
-    makes: list[Path]
-    log: Path
-    seconds: Path
-    environment: dict[str, str]
+_PAUSE_SECONDS = 0.2
 
 
 class Handle(Protocol):
-    """A started task; concurrent.futures.Future and submitit.Job are such."""
+    """A started task; concurrent.futures.Future is such."""
 
     def done(self) -> bool:
         """Whether it has ended."""
@@ -61,43 +48,6 @@ class Executor(Protocol):
 
     def stop(self) -> None:
         """Ends what still runs, where it would not outlive this process anyway."""
-
-
-def run_task(task: Task, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
-    """Returns the exit code of the first command that fails, or 0.
-
-    Args:
-        task: To run.
-        on_start: Is told each process.
-    """
-    task.log.parent.mkdir(parents=True, exist_ok=True)
-    with task.log.open("ab") as log:
-        for command, made in zip(task.commands, task.makes, strict=True):
-            was_there = made.is_file()
-            log.write(f"$ {' '.join(command)}\n".encode())
-            log.flush()
-            started = time.monotonic()
-            executable = sys.executable if command[0] == "python" else command[0]
-            process = subprocess.Popen(
-                [executable, *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | task.environment,
-            )
-            if on_start:
-                on_start(process)
-            code = process.wait()
-            if code in (0, PREEMPTED) and not was_there:
-                _add_seconds(task.seconds, command, time.monotonic() - started)
-            if code:
-                return code
-    return 0
-
-
-def _add_seconds(path: Path, command: Sequence[str], seconds: float) -> None:
-    known, name = read_json(path) if path.is_file() else {}, command[2].removeprefix("medcls.")
-    write_json(path, known | {name: round(known.get(name, 0.0) + seconds, 3)})
 
 
 class LocalExecutor:
@@ -128,7 +78,7 @@ class SlurmExecutor:
         folder: Of submitit's own files and logs; every node has to see it.
         slots: Jobs in the queue at once.
         options: submitit's own names: slurm_partition, timeout_min, cpus_per_task …; "cluster" is "slurm", or "local"
-            or "debug" to try it without one.
+            to try it without one.
 
     Raises:
         ConfigError: submitit is not installed, or does not know an option.
@@ -155,20 +105,29 @@ class SlurmExecutor:
 
     def start(self, task: Task) -> Handle:
         """Submits the task, unless its job of an earlier start is still in the queue."""
-        known = read_json(self._jobs) if self._jobs.is_file() else {}
-        job: Any = self._find(known.get(task.name))
-        if job is None:
-            job = self._executor.submit(run_task, task)
-            write_json(self._jobs, known | {task.name: job.job_id})
-        return _QueuedJob(job) if self._cluster == "slurm" else job
+        remedy = "remove it once no job of this comparison is in the queue"
+        known = read_json(self._jobs, remedy=remedy) if self._jobs.is_file() else {}
+        found = self._find(known.get(task.name))
+        if found is not None:
+            return found
+        result = self._folder / f"result-{uuid.uuid4().hex}.json"
+        command = [sys.executable, "-m", _TASK_MODULE, task.to_text(), str(result.resolve())]
+        # Not submit(), which pickles; submitit has no other way to a command line.
+        inner: Any = self._executor._executor
+        job = inner._submit_command(shlex.join(command))
+        write_json(self._jobs, known | {task.name: {"job": str(job.job_id), "result": result.name}})
+        if self._cluster == "slurm":
+            return _QueuedJob(str(job.job_id), result)
+        return _StartedJob(job, result)
 
-    def _find(self, job_id: str | None) -> Any:
-        """The job of an earlier start, where Slurm still has it in the queue."""
-        if job_id is None or self._cluster != "slurm" or not is_queued(job_id):
+    def _find(self, entry: Any) -> Handle | None:
+        """The job of an earlier start, where Slurm still has it in the queue; others may have written the entry."""
+        if not isinstance(entry, dict) or self._cluster != "slurm":
             return None
-        import submitit
-
-        return submitit.SlurmJob(folder=self._folder, job_id=job_id, tasks=[0])
+        job_id, name = (str(entry.get(key, "")) for key in ("job", "result"))
+        if not job_id.isdecimal() or not _RESULT.fullmatch(name) or not is_queued(job_id):
+            return None
+        return _QueuedJob(job_id, self._folder / name)
 
     def stop(self) -> None:
         """Leaves the jobs in the queue: the same command finds them again."""
@@ -192,23 +151,40 @@ def is_queued(job_id: str) -> bool:
 class _QueuedJob:
     """A job of Slurm; one that the cluster ended (time limit, memory) has an exit code, too."""
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, job_id: str, result: Path) -> None:
+        self._job_id, self._result = job_id, result
         self._asked, self._gone = time.monotonic(), False
 
     def done(self) -> bool:
-        if self._has_result():
+        if _is_there(self._result):
             return True
         if time.monotonic() - self._asked < _ASK_SECONDS:
             return False
         # Gone twice: on a network file system the result may come after the end.
-        before, self._gone, self._asked = self._gone, not is_queued(self._job.job_id), time.monotonic()
+        before, self._gone, self._asked = self._gone, not is_queued(self._job_id), time.monotonic()
         return before and self._gone
 
     def result(self) -> int:
-        return int(self._job.result()) if self._has_result() else _ENDED_BY_CLUSTER
+        code = read_exit_code(self._result)
+        return _ENDED_BY_CLUSTER if code is None else code
 
-    def _has_result(self) -> bool:
-        path = self._job.paths.result_pickle
-        # A listing is fresh where a network file system still remembers that there was no such file.
-        return path.parent.is_dir() and path in path.parent.iterdir()
+
+class _StartedJob:
+    """A job that submitit runs on this machine, to try it without a cluster."""
+
+    def __init__(self, job: Any, result: Path) -> None:
+        self._job, self._result = job, result
+
+    def done(self) -> bool:
+        return bool(self._job.done())
+
+    def result(self) -> int:
+        while not self.done():
+            time.sleep(_PAUSE_SECONDS)
+        code = read_exit_code(self._result)
+        return _ENDED_BY_CLUSTER if code is None else code
+
+
+def _is_there(path: Path) -> bool:
+    """A listing is fresh where a network file system still remembers that there was no such file."""
+    return path.parent.is_dir() and path in path.parent.iterdir()

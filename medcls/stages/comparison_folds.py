@@ -22,7 +22,6 @@ from medcls.data.strata import build_strata
 from medcls.data.stratification import EARLIER
 from medcls.errors import DataError
 from medcls.identity import format_count
-from medcls.stages.training_data import read_store_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
     """
     config = job.folds
     splits, certificate = read_split(store, config.split)
-    strata = build_strata(read_store_labels(store), label=_find_label(store, config.label))
+    strata = build_strata(store.read_labels(), label=_find_label(store, config.label))
     pairs = find_links(store, certificate)
     patients = link_patients(read_patients(store, certificate), pairs)
     k, repeats = config.shape
@@ -126,7 +125,7 @@ def _measure_test_share(fold: Fold) -> float:
 
 
 def _find_label(store: Store, label: str | None) -> str | None:
-    names = read_store_labels(store).column_names if label else []
+    names = store.read_labels().column_names if label else []
     if label and label not in names:
         raise DataError(f"folds.label={label}: the store's labels have {', '.join(names)}")
     return label

@@ -18,10 +18,11 @@ from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.predictions import Predictions, check_predictions
 from medcls.files import read_json, write_json
+from medcls.stages.checksums import open_store
 from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.stages.comparison_folds import PlannedFold, plan_folds
 from medcls.stages.lineage import check_unseen, read_lineage
-from medcls.stages.training_data import read_store_labels, read_task
+from medcls.stages.training_data import read_task
 from medcls.training.checkpoint import find_card
 
 PLAN = "plan.json"
@@ -70,7 +71,7 @@ def make_plan(job: CompareJob) -> Plan:
     """
     for name in job.only:
         check_choice("only", name, list(job.arms))
-    store = Store(Path(job.store or ""))
+    store = open_store(Path(job.store or ""))
     arms: dict[str, list[Step]] = {}
     for arm in job.arms:
         try:
@@ -102,7 +103,7 @@ def check_metrics(job: CompareJob, arms: Mapping[str, Sequence[Step]], fold: Pla
         ConfigError: arms with other classes, or a metric that they do not share.
     """
     splits, _ = read_split(store, fold.split)
-    labels = read_store_labels(store).take(rows_of(splits, TRAIN))
+    labels = store.read_labels().take(rows_of(splits, TRAIN))
     made: dict[str, list[FoldPredictions]] = {}
     for arm, steps in arms.items():
         config = steps[-1].job.task

@@ -17,18 +17,20 @@ from medcls.evaluation.comparison_page import ALL
 from medcls.evaluation.definitions import describe_direction
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.shared_metrics import choose_metrics
-from medcls.files import METRICS_LOG, MODEL, OPENED, read_json, read_json_lines, write_json
+from medcls.files import METRICS_LOG, OPENED, open_seal, read_json, read_json_lines, sha256_file, write_json
 from medcls.identity import name_units
 from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_plan import Plan
 from medcls.stages.comparison_runs import evaluation_folder, seconds_of
-from medcls.stages.split_predictions import PREDICTIONS
+from medcls.stages.ensemble import read_run_card
+from medcls.stages.judged_rows import METRICS
+from medcls.stages.split_predictions import INPUTS, PREDICTIONS
 from medcls.stages.voxel_baseline import BASELINE_PREDICTIONS
-from medcls.training.checkpoint import read_card
 
 COMPARISON = "comparison.json"
 FORMAT = 1
+_RESTORE = "restore it, or remove the evaluation's folder and compare again"
 NO_COST: dict[str, Any] = {
     "train_seconds": None,
     "evaluate_seconds": None,
@@ -100,7 +102,9 @@ def write_results(
             "seed": job.seed,
             "test_share": plan.test_share,
             "replicates": job.replicates,
-            "openings": len(read_json_lines(out / OPENED)),
+            "openings": sum(
+                bool(open_seal(line, out / OPENED, remedy=_RESTORE)) for line in read_json_lines(out / OPENED)
+            ),
         },
         "folds": [{"fold": f.name, "size": f.size, "split": f.split, "images": f.images} for f in plan.folds],
         "failed": dict(failed),
@@ -134,14 +138,20 @@ def find_work(plan: Plan, arm: str, fold: PlannedFold) -> Work:
 def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan, *, file: str = PREDICTIONS) -> FoldPredictions:
     """Returns what an arm, or the baseline in its runs, says about the test rows of a fold."""
     work = find_work(plan, arm, fold)
-    task = read_card(run_folder(out, work.name) / MODEL).task
+    task = read_run_card(run_folder(out, work.name)).task
     names = ("image_id", "patient_id", "y_true", "y_score")
-    table = read_table(evaluation_folder(out, work, plan.store) / file, columns=names)
+    folder = evaluation_folder(out, work, plan.store)
+    metrics = read_json(folder / METRICS, remedy=_RESTORE)
+    record = read_json(folder / INPUTS, remedy=_RESTORE) if file == PREDICTIONS else metrics.get("baseline", {})
+    sha256 = sha256_file(folder / file)
+    # Version 0.2.0 kept none of the baseline's.
+    if record.get("predictions_sha256", sha256) != sha256:
+        raise DataError(f"{folder / file} has changed since the evaluation: {_RESTORE}")
+    table = read_table(folder / file, columns=names)
     images, patients, true, score = (column_list(table, name) for name in names)
     truth = np.array(true, dtype=np.float64)
     # The arm's own decision, frozen on the fold's validation rows; the baseline, and runs of 0.2.0, have none: 0.5.
-    decision = read_json(evaluation_folder(out, work, plan.store) / "metrics.json").get("decision", {})
-    frozen = decision.get("thresholds", {}) if file == PREDICTIONS else {}
+    frozen = metrics.get("decision", {}).get("thresholds", {}) if file == PREDICTIONS else {}
     predictions = check_predictions(
         task.kind,
         truth if task.kind == "multilabel" else truth[:, 0],

@@ -12,8 +12,11 @@ from medcls.command_line import say
 from medcls.data.store import Store
 from medcls.files import LABELS, MODEL, read_json, sha256_file
 from medcls.stages.comparison_commands import Work, run_folder
-from medcls.stages.comparison_executors import PREEMPTED, Executor, Handle, Task
+from medcls.stages.comparison_executors import Executor, Handle
 from medcls.stages.comparison_folds import PlannedFold
+from medcls.stages.comparison_task import PREEMPTED, Task
+from medcls.stages.judged_rows import METRICS
+from medcls.stages.split_predictions import INPUTS
 
 _TAIL = 12
 _TRIES = 10
@@ -61,9 +64,9 @@ def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None
     if not work.evaluated or fold is None:
         return True
     folder = evaluation_folder(out, work, store)
-    if not (folder / "inputs.json").is_file() or not (folder / "metrics.json").is_file():
+    if not (folder / INPUTS).is_file() or not (folder / METRICS).is_file():
         return False
-    inputs = read_json(folder / "inputs.json")
+    inputs = read_json(folder / INPUTS, remedy="restore it, or remove it to evaluate again")
     return all(
         inputs.get(key) == value
         for key, value in {
@@ -78,7 +81,7 @@ def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None
 def build_task(out: Path, work: Work, *, store: Store, threads: int) -> Task:
     """Returns the task of a work, with its log and number of threads; a model that is there is only evaluated."""
     run = run_folder(out, work.name)
-    makes = [run / MODEL, evaluation_folder(out, work, store) / "metrics.json"][: len(work.commands)]
+    makes = [run / MODEL, evaluation_folder(out, work, store) / METRICS][: len(work.commands)]
     done = 1 if work.evaluated and makes[0].is_file() else 0
     return Task(
         name=work.name,

@@ -13,6 +13,7 @@ from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import MODEL, read_json, sha256_file, sha256_json
 from medcls.models.heads import average_logits
+from medcls.stages.checksums import check_run
 from medcls.stages.evaluation_data import Opened, open_rows
 from medcls.stages.split_predictions import (
     EVALUATED,
@@ -73,7 +74,9 @@ def read_run_card(run: Path) -> ModelCard:
     """Returns the card of a finished run."""
     if not run.is_dir():
         raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
-    return read_card(run / MODEL)
+    card = read_card(run / MODEL)
+    check_run(run)
+    return card
 
 
 def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> None:

@@ -15,7 +15,7 @@ from medcls.evaluation.analysis import check_analysis
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import choose_worst
-from medcls.files import ENVIRONMENT, MODEL, ODDS_RATIOS, read_json, sha256_file
+from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
@@ -52,6 +52,7 @@ from medcls.stages.report_runs import (
     read_history,
 )
 from medcls.stages.robustness import measure_robustness
+from medcls.stages.run_folder import read_environment
 from medcls.stages.shortcuts import measure_shortcuts
 from medcls.stages.split_predictions import (
     EVALUATED,
@@ -247,7 +248,7 @@ def build_evaluation(
         labelling=describe_labelling(opened.store),
         shows_ids=job.show_ids,
         config_yaml=read_configs(parts),
-        environment=read_json(predictions.run / ENVIRONMENT),
+        environment=read_environment(predictions.run),
         history=read_history(parts),
         notes=notes,
         contact_sheets=list_sheets(parts),

@@ -20,10 +20,11 @@ from medcls.errors import DataError, MissingInputError
 from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.identity import PER_IMAGE, describe_patients, format_count
+from medcls.stages.checksums import open_store
 from medcls.stages.clinical import encode_rows
 from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.stages.run_folder import read_store_folder
-from medcls.stages.training_data import check_grades, read_store_labels
+from medcls.stages.training_data import check_grades
 from medcls.training.checkpoint import ModelCard
 
 
@@ -59,8 +60,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     folder = Path(job.store) if job.store else read_store_folder(run)
     if job.store is None and not folder.is_dir():
         raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
-    store = Store(folder)
-    store.verify()
+    store = open_store(folder)
     external = store.sha256 != card.store_sha256
     if external and job.store is None:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
@@ -88,7 +88,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
         refuse_in_sample(job, trained)
     if not external and sha256_file(store.folder / LABELS) != card.labels_sha256:
         notes.append("the store's labels have changed since this run was trained")
-    labels = read_store_labels(store)
+    labels = store.read_labels()
     targets, known = encode_targets(card.task, labels.take(rows))
     if not known.any():
         raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")

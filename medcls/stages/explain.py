@@ -22,8 +22,9 @@ from medcls.explanation.lime import pick_submodular
 from medcls.explanation.nifti import write_nifti
 from medcls.explanation.overlay import write_overlay
 from medcls.explanation.page import Picture
-from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, write_bytes, write_json
+from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.models.backbones import CLINICAL
+from medcls.stages.checksums import note_version
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
     Subject,
@@ -133,6 +134,7 @@ def predict(job: ExplainJob, run: Path) -> SplitPredictions:
     # Where the network looks in images that it was trained on is a fair question; the page says what they are.
     evaluation.in_sample = "allow"
     card = read_card(run / MODEL)
+    note_version(run / MODEL)
     opened = open_rows(evaluation, run, card)
     found = predict_split(evaluation, run, card=card, opened=opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
@@ -212,7 +214,7 @@ def name_subject(subject: Subject, job: ExplainJob) -> str:
 
 
 def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Path:
-    """Write the map and its picture; return the path of the picture."""
+    """Write the map and its picture, and note the picture's checksum in the row; return the picture's path."""
     name = file_name(subject.image_id)
     buffer = io.BytesIO()
     np.save(buffer, explained.heat)
@@ -223,6 +225,7 @@ def write_files(folder: Path, method: Method, subject: Subject, explained: Expla
     title = f"{row['target']}: {row['score']:.3f}" + (", blank map" if row["blank"] else "")
     legend = LEGENDS[method.job.method]
     write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)
+    row["picture_sha256"] = sha256_file(path)
     return path
 
 

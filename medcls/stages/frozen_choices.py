@@ -158,10 +158,13 @@ def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | 
     files = name_files(run, views)
     if not all(file.is_file() for file in files):
         return None
-    operating, calibration = map(read_json, files)
+    remedy = "restore it, or remove both files and evaluate again, which notes that choices were made later"
+    operating, calibration = (read_json(file, remedy=remedy) for file in files)
     try:
         shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
-        same = operating.get("format") == _FORMAT and operating["settings"] == calibration["settings"]
+        same = operating.get("format") == _FORMAT and all(
+            operating[name] == calibration[name] for name in ("settings", "chosen_on")
+        )
         if shas != {model_sha256} or not same:
             return None
         notes = _describe(operating)

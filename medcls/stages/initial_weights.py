@@ -18,6 +18,7 @@ from medcls.models.classifier import Classifier
 from medcls.models.initialization import choose_below, choose_shallower, draw_mean_variance, list_shallower
 from medcls.models.slim import Slim
 from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
+from medcls.stages.checksums import note_version
 from medcls.stages.lineage import Lineage, no_lineage, read_lineage
 from medcls.training.checkpoint import ModelCard, find_card, read_state
 
@@ -61,6 +62,7 @@ def find_source(job: TrainJob) -> Source | None:
     )
     card = find_card(file.path)
     if card is not None:
+        note_version(file.path)
         check_ancestor(job.model, card, takes=takes)
     return Source(file, card, takes[0] if card is None else card.architecture)
 

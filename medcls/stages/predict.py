@@ -24,7 +24,7 @@ from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
 from medcls.files import MODEL, PRIVATE, sha256_file, sha256_json
-from medcls.identity import read_identity
+from medcls.identity import Identity, describe_key, read_identity
 from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
@@ -37,6 +37,7 @@ from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
+from medcls.stages.checksums import note_version
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.ensemble import join_checksums
 from medcls.stages.frozen_choices import Choices, name_files, read_choices
@@ -117,7 +118,7 @@ def _predict_files(job: PredictJob, out: Path) -> None:
     root, files = find_files(Path(job.source or ""))
     # out= may be inside the source: its lock is no file of it.
     files = [(path, skip) for path, skip in files if not (root / path).parent.name.startswith(PRIVATE)]
-    identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
+    identity = find_identity(job, root, files)
     spec, workers = cards[0].preprocess, job.workers if job.workers >= 0 else os.cpu_count() or 1
     if isinstance(spec, VolumeSpec):
         cases = find_volume_cases(root, files, spec, workers=workers)
@@ -155,6 +156,15 @@ def _predict_files(job: PredictJob, out: Path) -> None:
         put(answer)
 
 
+def find_identity(job: PredictJob, root: Path, files: list[tuple[str, str]]) -> Identity:
+    """Return how ids are shown; say if the key of pseudonyms cannot be checked."""
+    identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
+    notice = describe_key(identity, key_file=job.deidentify.key_file)
+    if notice:
+        say(notice)
+    return identity
+
+
 def read_cards(job: PredictJob) -> list[ModelCard]:
     """Returns the cards of the runs, all of the same task and preprocessing and with a known domain."""
     for run in job.runs:
@@ -162,6 +172,7 @@ def read_cards(job: PredictJob) -> list[ModelCard]:
             raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
     cards = [read_card(run / MODEL) for run in job.runs]
     for run, card in zip(job.runs, cards, strict=True):
+        note_version(run / MODEL)
         different = [name for name in ("task", "preprocess") if getattr(card, name) != getattr(cards[0], name)]
         if different:
             raise ConfigError(

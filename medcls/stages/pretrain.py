@@ -22,6 +22,7 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.stages.checksums import finish_run
 from medcls.stages.learner import assemble_learner
 from medcls.stages.lineage import hash_seen
 from medcls.stages.loop import Feed, check_room, choose_rules, run_loop, start_schedule
@@ -32,7 +33,7 @@ from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_c
 from medcls.stages.run_folder import hold_run, start_run
 from medcls.stages.same_data import confirm_finished
 from medcls.stages.training_data import look_at_data, read_domain, write_seen
-from medcls.training.checkpoint import ModelCard, write_model
+from medcls.training.checkpoint import ModelCard
 from medcls.training.engine import NonFiniteError
 from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import Loss
@@ -243,7 +244,7 @@ def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Aut
         seen_sha256=hash_seen(run),
         normalize=choose_normalization(job.model.normalize, spec),
     )
-    write_model(run / MODEL, model.state_dict(), card)
+    finish_run(run, model.state_dict(), card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {job.loss_name} {-best.score:.4g}")
 
 

@@ -18,6 +18,7 @@ from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
 from medcls.stages.augment_choice import choose_augmentation, read_kinds
+from medcls.stages.checksums import open_store
 from medcls.stages.training_data import TrainingData
 from medcls.training.checkpoint import RECONSTRUCTION
 
@@ -52,8 +53,7 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
         DataError: a store of images, or without volumes in train or val.
         ConfigError: a patch that is larger than the volumes.
     """
-    store = Store(Path(job.store or ""))
-    store.verify()
+    store = open_store(Path(job.store or ""))
     if store.spec.spatial_dims != 3:
         raise DataError(f"store={store.folder} holds images {store.shape}: an autoencoder takes volumes")
     splits, certificate = read_split(store, job.split.name)

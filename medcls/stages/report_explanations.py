@@ -11,7 +11,7 @@ from medcls.config import EvaluateJob
 from medcls.disk import check_disk
 from medcls.errors import DataError
 from medcls.evaluation.maps import Explanation, Overlay
-from medcls.files import read_json
+from medcls.files import read_json, sha256_file
 from medcls.stages.report_runs import hide_folders
 from medcls.stages.split_predictions import SplitPredictions, values_of
 
@@ -33,7 +33,8 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
     if predictions.members:
         return [], ["Explanations are of one run: see the reports of the runs that were averaged."]
     folder = predictions.log.parent
-    found = {path.parent: read_json(path) for path in sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))}
+    paths = sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))
+    found = {path.parent: read_json(path, remedy="restore it, or explain again") for path in paths}
     own = {path: content for path, content in found.items() if _is_of(content, predictions)}
     rows = {image_id: row for row, image_id in enumerate(values_of(predictions.opened, "image_id"))}
     notes = [
@@ -68,7 +69,7 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
     pictured = [
         Overlay(rows[row["image_id"]], row["true"], row["predicted"], png)
         for row in content["images"][:SHOWN]
-        if row["image_id"] in rows and (png := _shrink(folder / IMAGES / Path(row.get("picture", "")).name))
+        if row["image_id"] in rows and (png := _shrink(folder / IMAGES / Path(row.get("picture", "")).name, row))
     ]
     return Explanation(
         method=content["method"],
@@ -79,9 +80,14 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
     )
 
 
-def _shrink(path: Path) -> bytes:
-    """The picture as PNG, at most WIDTH wide; empty where there is none."""
-    picture = cv2.imread(str(path)) if path.is_file() and not path.is_symlink() else None
+def _shrink(path: Path, row: dict[str, Any]) -> bytes:
+    """The picture of a row as PNG, at most WIDTH wide; empty where there is none."""
+    if not path.is_file() or path.is_symlink():
+        return b""
+    # Version 0.2.0 kept no checksums of pictures.
+    if sha256_file(path) != row.get("picture_sha256", sha256_file(path)):
+        raise DataError(f"{path} has changed since it was drawn: restore it, or explain again")
+    picture = cv2.imread(str(path))
     if picture is None:
         check_disk(path)
         return b""

@@ -14,11 +14,11 @@ from medcls.data.splits import ORDER, SPLIT_NAMES, count_leaks, read_patients, r
 from medcls.data.store import Store
 from medcls.evaluation.gallery import Picture, Worst
 from medcls.evaluation.subgroups import count_patients, name_age_band
-from medcls.files import LABELLING, LABELS, LEDGER, read_json, sha256_file
+from medcls.files import LEDGER
 from medcls.identity import PER_IMAGE, format_count
 from medcls.imaging.picture import draw_pixels
 from medcls.stages.report_runs import describe_ensemble
-from medcls.stages.run_folder import SETTINGS
+from medcls.stages.run_folder import read_settings
 from medcls.stages.split_predictions import SplitPredictions, values_of
 
 THUMBNAIL = 192
@@ -51,7 +51,7 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
         "declared": "ids and file names as they were given, not replaced; no header is kept but the manifest's columns",
     }
     kind = str(predictions.opened.store.info["deidentify"]["kind"])
-    tasks = [read_json(part.run / SETTINGS)["task"] for part in predictions.parts]
+    tasks = [read_settings(part.run)["task"] for part in predictions.parts]
     weights = [
         f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}" for task in tasks
     ]
@@ -135,9 +135,8 @@ def _in_order(by_split: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def describe_labelling(store: Store) -> list[str]:
     """Return how the labels of a store were read, a sentence each; [] if they were plain or nobody recorded it."""
-    path = store.folder / LABELLING
-    record = read_json(path) if path.is_file() else {}
-    if record.get("labels_sha256") != sha256_file(store.folder / LABELS):
+    record = store.read_labelling()
+    if not record:
         return ["How uncertain and blank labels were read is not recorded: the labels are of an earlier version."]
     sentences, unit = [], record["unit"]
     for name, column in record["columns"].items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medcls.errors import DataError
 from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
 from medcls.identity import format_count
 from medcls.stages.split_predictions import SplitPredictions, list_openings
@@ -36,10 +37,17 @@ def hide_folders(text: str) -> str:
 def read_configs(parts: Sequence[SplitPredictions]) -> str:
     """Return the composed configuration, of several runs one below the other; of paths their last part."""
     files = [part.run / CONFIG for part in parts]
-    texts = [hide_folders(file.read_text(encoding="utf-8")) if file.is_file() else "" for file in files]
+    texts = [hide_folders(_read_config(file)) if file.is_file() else "" for file in files]
     if len(parts) == 1:
         return texts[0]
     return "\n".join(f"# run {name}\n{text}" for name, text in zip(name_runs(parts), texts, strict=True))
+
+
+def _read_config(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8: restore it from a copy of the run") from error
 
 
 def read_history(parts: Sequence[SplitPredictions]) -> list[dict[str, Any]]:

@@ -26,11 +26,11 @@ from medcls.files import (
     FAULTS,
     METRICS_LOG,
     delete_folder,
-    read_json,
+    parse_json,
     write_bytes,
     write_json,
 )
-from medcls.stages.run_folder import write_settings
+from medcls.stages.run_folder import read_environment, write_settings
 from medcls.training.checkpoint import compute_digest
 from medcls.training.checkpoints import (
     Checkpoint,
@@ -102,7 +102,7 @@ def resume_training(
     _shorten_log(run / METRICS_LOG, epochs=progress.epoch)
     say(f"resuming {run} in epoch {progress.epoch + 1}, after {progress.total} steps ({checkpoint.path.name})")
     # Version 0.2.0 could be killed with this file deleted and a checkpoint left.
-    record = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
+    record = read_environment(run) if (run / ENVIRONMENT).is_file() else {}
     changed = [name for name in _SAME_BITS if record.get(name) != environment.get(name)]
     if changed:
         say(f"notice: {', '.join(changed)} differ from before: the result is the same to rounding, not to the bit")
@@ -114,23 +114,23 @@ def resume_training(
 
 def _record(run: Path, name: str, entry: dict[str, Any]) -> None:
     """Adds an entry to a list of environment.json."""
-    record = read_json(run / ENVIRONMENT)
+    record = read_environment(run)
     write_json(run / ENVIRONMENT, record | {name: [*record.get(name, []), entry]})
 
 
 def _shorten_log(path: Path, *, epochs: int) -> None:
     """Keeps the rows of the epochs that are done; a line that a power cut broke off is none of them."""
-    lines = path.read_text(encoding="utf-8").splitlines() if epochs and path.is_file() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if epochs and path.is_file() else []
     rows = [row for row in map(_read_row, lines) if row is not None and row["epoch"] <= epochs]
     write_bytes(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
 
 
 def _read_row(line: str) -> dict[str, Any] | None:
     try:
-        row: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
+        row = parse_json(line)
+    except (ValueError, RecursionError):
         return None
-    return row
+    return row if isinstance(row, dict) and isinstance(row.get("epoch"), int) else None
 
 
 def check_space(run: Path, learner: Learner) -> None:

@@ -19,6 +19,7 @@ from medcls.files import (
     BASELINE,
     BASELINE_WEIGHTS,
     CHECKPOINTS,
+    CHECKSUMS,
     CONFIG,
     CONTACT_SHEET,
     ENVIRONMENT,
@@ -48,7 +49,7 @@ SETTINGS = "config/settings.json"
 _FREE = ("run", "workers", "weights_dir", "demo", "baseline", "checkpoint")
 # How long a training is.
 _LENGTH = ("trainer.epochs:", "trainer.max_steps:", "trainer.patience:")
-_OURS = {
+OURS = {
     "config",
     CHECKPOINTS,
     FAULTS,
@@ -59,6 +60,7 @@ _OURS = {
     IMAGES,
     ANCESTORS,
     MODEL,
+    CHECKSUMS,
     ENVIRONMENT,
     CONTACT_SHEET,
     BASELINE,
@@ -102,12 +104,12 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     if _was_killed_at_once(run):
         return run, False
     if not (run / SETTINGS).is_file():
-        strangers = [name for name in _list_names(run) if name not in _OURS]
+        strangers = [name for name in _list_names(run) if name not in OURS]
         raise ConfigError(
             f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
         )
     # A setting that an older version did not have was as its default is.
-    before = _fill(read_json(run / SETTINGS), _list_defaults(type(job)))
+    before = _fill(read_settings(run), _list_defaults(type(job)))
     finished = (run / MODEL).is_file()
     changed = sorted(_changes(_leave_out_places(before), _leave_out_places(settings)))
     if finished and changed and all(change.startswith(_LENGTH) for change in changed):
@@ -153,6 +155,16 @@ def _settings_of(job: TrainJob | PretrainJob) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _FREE}
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return what a run was asked for; raises MissingInputError or DataError where it is missing or has changed."""
+    return read_json(run / SETTINGS, remedy="restore it from a copy of the run")
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """Return what a run was trained with; raises as `read_settings` does."""
+    return read_json(run / ENVIRONMENT, remedy="restore it from a copy of the run")
+
+
 def read_store_folder(run: Path) -> Path:
     """Returns the folder of the store that a run was trained on; it stands here, not in the model file, which travels.
 
@@ -160,7 +172,7 @@ def read_store_folder(run: Path) -> Path:
         MissingInputError: the run has no settings.
         DataError: they name no store.
     """
-    store = read_json(run / SETTINGS).get("store")
+    store = read_settings(run).get("store")
     if not isinstance(store, str):
         raise DataError(f"{run / SETTINGS} names no store: say store=DIR")
     return Path(store)
@@ -204,7 +216,7 @@ def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, 
     then needs all other files; the settings stay until others are in their place, since without them it is no run.
     """
     delete_all(run / CHECKPOINTS)
-    for name in sorted(_OURS - {"evaluation", "config", CHECKPOINTS}):
+    for name in sorted(OURS - {"evaluation", "config", CHECKPOINTS}):
         delete_folder(run / name)
     write_settings(run, job, environment=environment)
 

@@ -10,10 +10,10 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.distributed import is_first
 from medcls.errors import ConfigError, MissingInputError
-from medcls.files import LABELS, MODEL, read_json, sha256_file
+from medcls.files import LABELS, MODEL, sha256_file
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.stages.resume import delete_checkpoints
-from medcls.stages.run_folder import SETTINGS
+from medcls.stages.run_folder import read_settings
 from medcls.training.checkpoint import read_any_card
 
 
@@ -54,7 +54,7 @@ def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
 
 def check_places(job: TrainJob | PretrainJob, run: Path) -> None:
     """Raises MissingInputError where store or weights are said to lie elsewhere than before, and do not."""
-    before, store, weights = read_json(run / SETTINGS), Path(job.store or ""), job.model.weights
+    before, store, weights = read_settings(run), Path(job.store or ""), job.model.weights
     known = {f"store={store}": store.is_dir() or str(store.resolve()) == before.get("store")}
     if weights not in (None, IMAGENET):
         there = locate_weights(str(weights)).is_file()

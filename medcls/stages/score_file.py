@@ -123,6 +123,8 @@ def _read_csv(path: Path, setting: str) -> tuple[list[str], list[list[str]], lis
                     places.append(reader.line_num)
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{setting}: not CSV in UTF-8 ({type(error).__name__}): save it as CSV UTF-8") from error
+    if any("\0" in cell for row in rows for cell in row):
+        raise DataError(f"{setting}: NUL bytes: save it as CSV UTF-8")
     if not rows:
         raise DataError(f"{setting}: the file is empty: expected a header and rows")
     header, body = rows[0], rows[1:]
@@ -140,7 +142,8 @@ def _read_csv(path: Path, setting: str) -> tuple[list[str], list[list[str]], lis
 def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]], list[int]]:
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
         raise DataError(f"{setting}: not a whole Parquet file ({type(error).__name__})") from error
     table = _unfold(table)

@@ -28,8 +28,10 @@ from medcls.files import (
     MODEL,
     OPENED,
     append_json_line,
+    open_seal,
     read_json,
     read_json_lines,
+    seal,
     sha256_file,
     sha256_json,
     write_json,
@@ -196,7 +198,7 @@ def log_opening(job: EvaluateJob, run: Path, *, opened: Opened, key: dict[str, A
     number = len(list_openings(run, opened, split=job.split)) + 1
     line = {"number": number, "use": use, "store": opened.store.name, "images": len(opened.rows)}
     content = {"rows": name, "rows_sha256": rows, "unseen": opened.exposure.has_unseen}
-    append_json_line(log, {"key": key, "split": job.split} | line | content)
+    append_json_line(log, seal({"key": key, "split": job.split} | line | content))
     if opened.exposure.has_unseen:
         what = f"split={job.split} of {opened.store.name}"
         say(f"opening {what} ({use}): {format_count(len(opened.rows), 'image')}; opening number {number}")
@@ -228,12 +230,20 @@ def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, An
                 same = True
             else:
                 if sha256 not in known:
-                    other = read_table(log.parent / Path(line["rows"]).name, columns=(PIXELS,)).column(PIXELS)
+                    other = _read_opened(log.parent / Path(line["rows"]).name, sha256=sha256)
                     known[sha256] = bool(pc.any(pc.is_in(values, value_set=other)).as_py())
                 same = known[sha256]
             if same:
                 found.append(line)
     return sorted(found, key=lambda line: line.get("number", 0))
+
+
+def _read_opened(path: Path, *, sha256: str) -> pa.ChunkedArray[Any]:
+    """The checksums of the pixels of rows that were opened, as `log_opening` wrote them."""
+    column = read_table(path, columns=(PIXELS,)).column(PIXELS)
+    if sha256_json(sorted(column.to_pylist())) != sha256:
+        raise DataError(f"{path} has changed since it was written: restore it from a copy of the run")
+    return column
 
 
 def count_test_openings(run: Path, model_sha256: str) -> int:
@@ -249,7 +259,7 @@ def _is_unseen(line: dict[str, Any]) -> bool:
 
 def _read_openings(log: Path) -> list[dict[str, Any]]:
     """The lines of a log, checked: one that cannot be counted is not a log without openings."""
-    lines = read_json_lines(log)
+    lines = [open_seal(line, log, remedy="restore it from a copy of the run") for line in read_json_lines(log)]
     names = {"model_sha256", "store_sha256", "split"}
     if not all(isinstance(line.get("key"), dict) and names <= set(line["key"]) for line in lines):
         raise DataError(f"{log} has a line that no evaluation wrote: restore the file")

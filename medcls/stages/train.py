@@ -25,6 +25,7 @@ from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.stages.cached_features import cache_features, choose_features
+from medcls.stages.checksums import finish_run
 from medcls.stages.learner import build_learner, build_sampler
 from medcls.stages.lineage import Lineage, hash_seen, write_lineage
 from medcls.stages.loop import Feed, check_room, choose_rules, run_loop
@@ -37,7 +38,7 @@ from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solv
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.training_distance import write_training_distance
 from medcls.stages.voxel_baseline import write_baseline
-from medcls.training.checkpoint import ModelCard, write_model
+from medcls.training.checkpoint import ModelCard
 from medcls.training.engine import NonFiniteError
 from medcls.training.learner import StepRules
 from medcls.training.losses import build_loss
@@ -252,5 +253,5 @@ def write_best(
         head_width=job.model.head_width if job.model.head == "mlp" else 0,
         positive_class=data.task.positive,
     )
-    write_model(run / MODEL, best.state, card)
+    finish_run(run, best.state, card)
     say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {describe_score(metric, best.score)}")

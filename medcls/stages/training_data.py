@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from medcls.command_line import say
 from medcls.config import AugmentConfig, TaskConfig, TrainJob
 from medcls.data.clinical import ClinicalSpec
-from medcls.data.columns import code_column, read_columns, read_names
+from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
 from medcls.data.dataset import Batch, StoreDataset
@@ -39,6 +39,7 @@ from medcls.imaging.domain import Domain, summarize_domain
 from medcls.imaging.grey_levels import loses_levels
 from medcls.models.backbones import CLINICAL
 from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
+from medcls.stages.checksums import open_store
 from medcls.stages.clinical import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
 
@@ -82,10 +83,9 @@ class TrainingData:
 
 def open_data(job: TrainJob) -> TrainingData:
     """Opens the store, checks it and its split again, and reads the rows of train and val only."""
-    store = Store(Path(job.store or ""))
-    store.verify()
+    store = open_store(Path(job.store or ""))
     splits, certificate = read_split(store, job.split.name)
-    labels = read_store_labels(store)
+    labels = store.read_labels()
     train_rows, val_rows = rows_of(splits, TRAIN), rows_of(splits, VAL)
     if not len(train_rows) or not len(val_rows):
         raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
@@ -136,19 +136,6 @@ def build_crop(job: TrainJob, store: Store) -> Crop | None:
     crop = Crop(job.crop.size, *job.crop.scales)
     crop.check(store.shape)
     return crop
-
-
-def read_store_labels(store: Store) -> pa.Table:
-    """Returns the label columns of labels.parquet, dictionary-coded: one row for each image in the store's order.
-
-    Raises:
-        DataError: its images are not the store's, or in another order.
-    """
-    path = store.folder / LABELS
-    names = [name for name in read_names(path) if name != "image_id"]
-    if not store.has_images_of(path):
-        raise DataError(f"{path}: its rows are not the store's images; write it again by data_prep")
-    return read_columns(path, *names, coded=True)
 
 
 def read_task(config: TaskConfig, train_labels: pa.Table) -> Task:

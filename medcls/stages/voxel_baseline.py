@@ -121,7 +121,8 @@ def measure_baseline(
         said = f"{NAME.capitalize()} decides by the network's rule at a threshold of its own. {decision.describe()}"
         said = said if decision.thresholds else ""
     comparison = {"first": "network", "second": NAME, "note": said, **compared}
-    return {"name": NAME, "metrics": metrics, "comparison": comparison}
+    sha256 = sha256_file(predictions.folder / BASELINE_PREDICTIONS)
+    return {"name": NAME, "metrics": metrics, "comparison": comparison, "predictions_sha256": sha256}
 
 
 def choose_decision(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from medcls.config import TASKS
+from medcls.config.checks import check_crop, check_dropout, check_head_width
 from medcls.data.clinical import ClinicalSpec
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.files import write_bytes
+from medcls.files import ANCESTORS, IMAGES, PATIENTS, SEAL, open_seal, parse_json, seal
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume_spec import VolumeSpec, read_spec
@@ -29,11 +32,16 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.typed_fields import check_types
 
 FORMAT = 1
+_MOST_CHARACTERS = 8 << 20
+"""Of a card's JSON: real ones have some thousands."""
+_DEEPEST = 12
+"""Levels of a card's JSON; real ones have five."""
 # Beside the card's own fields.
 _FORMAT, _DIGEST = "format", "tensors_sha256"
 MOST_CLASSES = 10_000
-"""A card that names more would fill the memory with a head before its tensors are compared."""
 _METADATA = "medcls"
+_KNOWN_RUN = {"deidentify", "preprocess_sha256"}
+"""What an ancestor whose patients are known says beside its names."""
 RECONSTRUCTION = "reconstruction"
 """The kind of an autoencoder's task."""
 
@@ -135,29 +143,66 @@ class ModelCard:
 
 
 def _check_card(card: ModelCard) -> None:
-    """What a network could be built of; the file may be anybody's."""
+    """Check every number before anything is built or allocated: the file may be anybody's.
+
+    The bounds are those of the settings that the numbers come from (config.checks); what follows from other numbers has
+    to be equal to them.
+
+    Raises:
+        TypeError, ValueError, ConfigError: a value could not have been written by a training.
+    """
     check_types(card)
-    if card.task.kind not in (*TASKS, RECONSTRUCTION):
-        raise ValueError(f"task.kind {card.task.kind}")
-    if (card.task.kind == RECONSTRUCTION) != (card.architecture in CLASSIFIER_OF):
-        raise ValueError(f"task.kind {card.task.kind} of a {card.architecture}")
-    classless = card.task.kind in ("regression", RECONSTRUCTION)
-    if len(card.task.class_names) > MOST_CLASSES or not (card.task.class_names or classless):
-        raise ValueError(f"{len(card.task.class_names)} classes")
-    if card.positive_class not in ("", card.task.positive):
-        raise ValueError("positive_class is not the second class")
-    if card.max_value < 1 or not 0 <= card.dropout < 1:
-        raise ValueError(f"max_value {card.max_value}, dropout {card.dropout}")
+    spec = card.preprocess
+    if (card.in_channels, card.max_value) != (spec.channels, int(spec.value_range[1])):
+        raise ValueError(f"in_channels {card.in_channels}, max_value {card.max_value} are not those of preprocess")
+    check_dropout(card.dropout)
+    if card.head == "mlp":
+        check_head_width(card.head_width)
+    elif card.head_width:
+        raise ValueError(f"head_width {card.head_width} of a {card.head[:20]} head")
+    if card.crop is not None:
+        check_crop(card.crop.size, [card.crop.scale_min, card.crop.scale_max])
+        card.crop.check(spec.shape)
+    if not set(card.seen_sha256) <= {PATIENTS, IMAGES, ANCESTORS}:
+        raise ValueError("seen_sha256 names other files than a run's")
+    if card.domain is not None and (len(card.domain.spacing_mm) not in (0, 2) or len(card.domain.region_share) > 2):
+        raise ValueError("domain: expected [smallest, largest] spacing and [height, width] of regions")
+    if card.clinical is not None and not all(number.std > 0 for number in card.clinical.numbers):
+        raise ValueError("clinical: a standard deviation is not above 0")
+    named = all(isinstance(model.get(key), str) for model in card.ancestors for key in ("weights", "file", "sha256"))
+    if not named or any(model.get("seen") and not set(model) >= _KNOWN_RUN for model in card.ancestors):
+        raise ValueError("ancestors: an entry lacks what a lineage needs")
+    _check_task(card)
     if card.split_name != Path(card.split_name).name:
-        raise ValueError(f"split_name {card.split_name}")
+        raise ValueError(f"split_name {card.split_name[:60]}")
 
 
-def write_model(path: Path, state: dict[str, Tensor], card: ModelCard) -> None:
-    """Writes the model file atomically; the same weights and card give the same bytes."""
+def _check_task(card: ModelCard) -> None:
+    task, classes = card.task, len(card.task.class_names)
+    if task.kind not in (*TASKS, RECONSTRUCTION):
+        raise ValueError(f"task.kind {task.kind[:20]}")
+    if (task.kind == RECONSTRUCTION) != (card.architecture in CLASSIFIER_OF):
+        raise ValueError(f"task.kind {task.kind} of a {card.architecture[:60]}")
+    fewest = {"binary": 2, "multiclass": 2, "ordinal": 2, "multilabel": 1}.get(task.kind, 0)
+    if not fewest <= classes <= (2 if task.kind == "binary" else MOST_CLASSES):
+        raise ValueError(f"{classes} classes of a {task.kind} task")
+    if card.positive_class not in ("", task.positive):
+        raise ValueError("positive_class is not the second class")
+    if any(not 0 <= place < classes for place in task.mapping.values()):
+        raise ValueError("task.mapping names a class that there is not")
+    if task.kind == "multilabel" and len(task.columns) != classes:
+        raise ValueError(f"{len(task.columns)} columns of {classes} labels")
+    if task.grades and not classes:
+        raise ValueError("task.grades without classes")
+
+
+def pack_model(state: dict[str, Tensor], card: ModelCard) -> tuple[bytes, str]:
+    """Return the bytes of a model file and the checksum that its card carries; the same input gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    content = card.to_json() | {_DIGEST: compute_digest(tensors)}
+    # Of the card, too: a flipped bit in it would swap classes or grey values without a word.
+    content = seal(card.to_json() | {_DIGEST: compute_digest(tensors)})
     # One entry alone: safetensors writes several in an order that changes from process to process.
-    write_bytes(path, save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True)}))
+    return save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True)}), content[SEAL]
 
 
 def compute_digest(state: dict[str, Tensor]) -> str:
@@ -190,16 +235,49 @@ def read_any_card(path: Path) -> ModelCard:
     return _read_metadata(path)[0]
 
 
-def _read_metadata(path: Path) -> tuple[ModelCard, str]:
+def read_card_checksum(path: Path) -> str:
+    """Return the checksum that a model file's card carries, after checking it; "" in files of version 0.2.0.
+
+    Through the digest of the tensors, which is in the card, it is one of the whole file.
+    """
+    return str(_read_metadata(path)[1].get(SEAL, ""))
+
+
+def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """The card, and the JSON that it was read from."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
+            text = (file.metadata() or {})[_METADATA]
+        if len(text) > _MOST_CHARACTERS:
+            raise ValueError(f"a card of {len(text)} characters")
+        metadata = parse_json(text)
         if metadata[_FORMAT] != FORMAT:
-            raise DataError(f"{path}: format {metadata[_FORMAT]}, expected {FORMAT}: train again with this version")
-        return ModelCard.from_json(metadata), metadata[_DIGEST]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            found = str(metadata[_FORMAT])[:20]
+            raise DataError(f"{path}: format {found}, expected {FORMAT}: train again with this version")
+        _check_depth(metadata, most=_DEEPEST)
+        plain = open_seal(metadata, path, remedy="copy the model file again, or train again")
+        if not isinstance(plain[_DIGEST], str):
+            raise TypeError(f"{_DIGEST} is not a text")
+        return ModelCard.from_json(plain), metadata
+    except (
+        *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError),
+        *(RecursionError, OverflowError, ConfigError),
+    ) as error:
         check_disk(path, error)
-        raise DataError(f"{path} is no model file of medcls, or damaged ({error})") from error
+        raise DataError(f"{path} is no model file of medcls, or damaged ({_shorten(error)})") from error
+
+
+def _check_depth(value: Any, *, most: int) -> None:
+    """Raises ValueError for lists and objects within one another that would take other code's stack."""
+    if not most:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, most=most - 1)
+
+
+def _shorten(error: Exception) -> str:
+    """What an error says, in one line: it may quote what somebody wrote into the file."""
+    return " ".join(str(error).split())[:300]
 
 
 def find_card(path: Path) -> ModelCard | None:
@@ -225,15 +303,16 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         MissingInputError: no such file.
         DataError: damaged.
     """
-    card = read_any_card(path)
-    _, digest = _read_metadata(path)
+    read_any_card(path)
+    card, metadata = _read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        digest = compute_digest(state)
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         check_disk(path, error)
-        raise DataError(f"{path} is damaged ({error}): train again") from error
-    if compute_digest(state) != digest:
+        raise DataError(f"{path} is damaged ({_shorten(error)}): train again") from error
+    if digest != metadata[_DIGEST]:
         raise DataError(f"{path} is damaged: its weights have changed since they were written; train again")
     return state, card
 
@@ -247,17 +326,41 @@ def read_model(path: Path) -> tuple[Classifier, ModelCard]:
     """
     read_card(path)
     state, card = read_state(path)
+    wanted = f"{card.architecture} with {card.task.num_classes} classes"
+    return _fill(card.build, state, path=path, wanted=wanted).eval(), card
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _fill(build: Callable[[], Network], state: dict[str, Tensor], *, path: Path, wanted: str) -> Network:
+    """Return a network with the tensors of a file, after comparing their shapes with those of an empty one.
+
+    A card may describe a network that no memory holds: the empty one, on the device meta, takes none.
+
+    Raises:
+        DataError: the card describes no network, or the tensors are not its.
+    """
     try:
-        model = card.build()
-    except (ConfigError, ValueError, TypeError) as error:
-        raise DataError(f"{path} describes no network of this version ({error})") from error
-    try:
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        found = {name: tensor.shape for name, tensor in state.items()}
+        different = sorted(set(found.items()) ^ set(expected.items()))
+        if different:
+            name = different[0][0]
+            sizes = f"{_describe_shape(found.get(name))}, expected {_describe_shape(expected.get(name))}"
+            raise DataError(f"{path}: its weights are not those of {wanted}: {name[:100]} is {sizes}")
+        model = build()
         model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        wanted = f"{card.architecture} with {card.task.num_classes} classes"
-        raise DataError(f"{path}: its weights are not those of {wanted}: {reason}") from error
-    return model.eval(), card
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise DataError(f"{path} describes no network of this version ({_shorten(error)})") from error
+    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+        raise DataError(f"{path}: its weights are not those of {wanted}: {_shorten(error)}") from error
+    return model
+
+
+def _describe_shape(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))
 
 
 def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
@@ -271,10 +374,5 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
     normalize = card.build_normalization()
     if card.task.kind != RECONSTRUCTION or normalize is None:
         raise DataError(f"{path} is a {card.architecture}, which classifies: expected an autoencoder")
-    model = build_autoencoder(card.architecture, in_channels=card.in_channels, normalize=normalize)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path}: its weights are not those of {card.architecture}: {reason}") from error
-    return model.eval(), card
+    build = partial(build_autoencoder, card.architecture, in_channels=card.in_channels, normalize=normalize)
+    return _fill(build, state, path=path, wanted=card.architecture).eval(), card

@@ -79,7 +79,8 @@ def write_checkpoint(
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         write_bytes(temporary / TENSORS, save(plain))
         write_json(temporary / STATE, dict(state))
-        write_json(temporary / COMPLETE, {part: sha256_file(temporary / part) for part in (TENSORS, STATE)})
+        whole = {part: sha256_file(temporary / part) for part in (TENSORS, STATE)}
+        write_bytes(temporary / COMPLETE, format_json(whole))
         temporary.replace(folder / name)
         sync_folder(folder)
     except OSError as error:

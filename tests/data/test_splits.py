@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from medcls.data.splits import (
 )
 from medcls.data.store import Store
 from medcls.errors import DataError, MissingInputError
-from medcls.files import sha256_file
+from medcls.files import sha256_file, write_json
 
 
 def code(texts: Sequence[str | None]) -> Codes:
@@ -160,34 +161,35 @@ def test_a_leak_with_a_certificate_is_refused_all_the_same(fresh_store: Store) -
         read_split(fresh_store, "forged")
 
 
-def change_manifest(store: Store, **columns: list[str]) -> Store:
+def change_manifest(store: Store, certify: Callable[[Path], None], **columns: list[str]) -> Store:
     """The store with other columns, certified as if they had always been so."""
     path = store.folder / "manifest.parquet"
     table = pq.read_table(path)
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values))
     write_table(path, table)
+    certify(store.folder)
     return Store(store.folder)
 
 
-def test_identical_pixels_in_two_splits_are_refused(fresh_store: Store) -> None:
+def test_identical_pixels_in_two_splits_are_refused(fresh_store: Store, certify: Callable[[Path], None]) -> None:
     splits, certificate = read_split(fresh_store, "default")
     train, test = (int(rows_of(splits, name)[0]) for name in ("train", "test"))
     values = fresh_store.column("pixel_sha256")
     values[train] = values[test]
-    store = change_manifest(fresh_store, pixel_sha256=values)
+    store = change_manifest(fresh_store, certify, pixel_sha256=values)
     with pytest.raises(DataError, match="1 values of pixel_sha256 are in several splits"):
         read_split(store, "default")
     write_split(store, "known", splits=splits, certificate=certificate | {"on_leak": "report"})
     assert (read_split(store, "known")[0] == splits).all()
 
 
-def test_identical_pixels_in_one_split_are_none_of_a_leak(fresh_store: Store) -> None:
+def test_identical_pixels_in_one_split_are_none_of_a_leak(fresh_store: Store, certify: Callable[[Path], None]) -> None:
     splits, _ = read_split(fresh_store, "default")
     first, second = rows_of(splits, "train")[:2].tolist()
     values = fresh_store.column("pixel_sha256")
     values[first] = values[second]
-    assert (read_split(change_manifest(fresh_store, pixel_sha256=values), "default")[0] == splits).all()
+    assert (read_split(change_manifest(fresh_store, certify, pixel_sha256=values), "default")[0] == splits).all()
 
 
 def test_the_split_of_another_store_is_refused(fresh_store: Store, make_store: Callable[..., Store]) -> None:
@@ -203,7 +205,7 @@ def test_a_tampered_store_does_not_fit_its_split(fresh_store: Store) -> None:
     path = fresh_store.folder / "dataset.json"
     content = json.loads(path.read_text())
     content["sha256"]["shard-00000.npy"] = "0" * 64
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     with pytest.raises(DataError, match="was made for another store"):
         read_split(Store(fresh_store.folder), "default")
 
@@ -217,7 +219,7 @@ def test_a_split_of_other_images_or_another_order_is_refused(
     ids = change(fresh_store.column("image_id"))
     write_table(path, pa.table({"image_id": ids, "split": ["train"] * len(ids)}))
     content = json.loads(path.with_suffix(".json").read_text()) | {"split_sha256": sha256_file(path)}
-    path.with_suffix(".json").write_text(json.dumps(content))
+    write_json(path.with_suffix(".json"), content)
     with pytest.raises(DataError, match="its images are not the store's"):
         read_split(Store(fresh_store.folder), "other")
 

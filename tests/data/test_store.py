@@ -15,6 +15,7 @@ from medcls.data.manifest import build_table, write_table
 from medcls.data.shards import shard_name
 from medcls.data.store import SCHEMA_VERSION, Store
 from medcls.errors import DataError, MissingInputError
+from medcls.files import sha256_file, write_json
 from medcls.imaging.volume_spec import VolumeSpec
 
 SHAPE = (1, 4, 6)
@@ -103,7 +104,7 @@ def test_a_store_that_is_not_there_or_half_written(tmp_path: Path) -> None:
 def test_a_changed_record_is_refused(change: dict[str, object], part: str, fresh_store: Store) -> None:
     path = fresh_store.folder / "dataset.json"
     content = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
-    path.write_text(json.dumps(content))
+    write_json(path, content)
     with pytest.raises(DataError, match=part):
         Store(fresh_store.folder)
 
@@ -128,8 +129,8 @@ def test_a_shard_of_another_shape_is_a_data_error(fresh_store: Store) -> None:
 
 @pytest.mark.parametrize(("intensity", "dtype"), [("percentile", "uint16"), ("hounsfield", "int16")])
 def test_volumes_are_served_as_stored(intensity: str, dtype: str, tmp_path: Path) -> None:
-    """Three volumes (1, 3, 4, 5) in two shards."""
-    spec = VolumeSpec(depth=3, height=4, width=5, intensity=intensity, dtype=dtype)
+    """Three volumes (1, 8, 9, 10) in two shards."""
+    spec = VolumeSpec(depth=8, height=9, width=10, intensity=intensity, dtype=dtype)
     given = np.random.default_rng(0).integers(0, 999, (3, *spec.shape)).astype(dtype)
     np.save(tmp_path / shard_name(0), given[:2])
     np.save(tmp_path / shard_name(1), given[2:])
@@ -140,11 +141,11 @@ def test_volumes_are_served_as_stored(intensity: str, dtype: str, tmp_path: Path
         "preprocess": spec.to_json(),
         "counts": {},
         "deidentify": {},
-        "sha256": dict.fromkeys(("manifest.parquet", shard_name(0), shard_name(1)), ""),
+        "sha256": {name: sha256_file(tmp_path / name) for name in ("manifest.parquet", shard_name(0), shard_name(1))},
     }
-    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    write_json(tmp_path / "dataset.json", record)
     store = Store(tmp_path)
-    assert (store.shape, store.spec.spatial_dims, len(store)) == ((1, 3, 4, 5), 3, 3)
+    assert (store.shape, store.spec.spatial_dims, len(store)) == ((1, 8, 9, 10), 3, 3)
     assert store.image(2).dtype == dtype
     assert (store.image(2) == given[2]).all()
     assert (store.images(np.array([2, 0])) == given[[2, 0]]).all()

@@ -21,11 +21,10 @@ from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
 from medcls.evaluation.evaluation import Evaluation
-from medcls.files import DATASET, SPLITS, read_json, sha256_file, write_json
 from medcls.models.backbones import Backbone
 from medcls.stages import compare as stage
 from medcls.stages import judged_rows
-from medcls.stages.comparison_executors import Task
+from medcls.stages.comparison_task import Task
 from medcls.stages.evaluate import evaluate
 from medcls.stages.train import train
 
@@ -67,7 +66,7 @@ def notes_for_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture(scope="session")
-def vote() -> Callable[..., None]:
+def vote(certify: Callable[[Path], None]) -> Callable[..., None]:
     """Turn the labels of a store into votes of readers: vote(folder / "labels.parquet")."""
 
     def write(path: Path, *, tied: int = 6) -> None:
@@ -81,6 +80,7 @@ def vote() -> Callable[..., None]:
             votes[row] = f'{{"{labels[row]}": 2, "{(int(labels[row]) + 1) % 3}": 1}}'
         table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.string()))
         pq.write_table(table.append_column("votes", pa.array(votes, pa.string())), path)
+        certify(path.parent)
 
     return write
 
@@ -193,21 +193,6 @@ def copy_store(store: Store, tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(store.folder, tmp_path / name))
 
     return copy
-
-
-@pytest.fixture(scope="session")
-def certify() -> Callable[[Path], None]:
-    """Writes the checksums of a changed store anew, as if data_prep had made it so."""
-
-    def write_checksums(folder: Path) -> None:
-        info = read_json(folder / DATASET)
-        info["sha256"] = {name: sha256_file(folder / name) for name in info["sha256"]}
-        write_json(folder / DATASET, info)
-        for path in (folder / SPLITS).glob("*.json"):
-            split = {"split_sha256": sha256_file(path.with_suffix(".parquet")), "store_sha256": Store(folder).sha256}
-            write_json(path, read_json(path) | split)
-
-    return write_checksums
 
 
 class InProcess:

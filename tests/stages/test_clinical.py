@@ -26,7 +26,6 @@ from medcls.stages import robustness
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explain import explain
 from medcls.stages.split_predictions import compute_logits
-from medcls.stages.training_data import read_store_labels
 from medcls.stages.views import Pass
 from medcls.training.checkpoint import read_card, read_model
 
@@ -47,7 +46,7 @@ def read_training(store: Store, run: Path) -> tuple[np.ndarray, np.ndarray]:
     card = read_card(run / MODEL)
     assert card.clinical is not None
     design = np.array([columns[term.name] for term in card.clinical.terms], dtype=float).T
-    return design, encode_targets(card.task, read_store_labels(store).take(pa.array(rows)))[0]
+    return design, encode_targets(card.task, store.read_labels().take(pa.array(rows)))[0]
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "ordinal", "grade_joint", "grade_regression"])
@@ -313,7 +312,7 @@ def fit_known(store: Store, split: str, *, signal: float) -> list[float]:
     site, age, picture = (store.column(name, rows) for name in ("site", "age_years", "picture"))
     scaled = np.array(age) / np.std(store.column("age_years", train))
     columns = [[x == "b" for x in site], scaled, *([[x == "1" for x in picture]] if signal else [])]
-    labels = read_store_labels(store).take(pa.array(rows)).column("label").to_pylist()
+    labels = store.read_labels().take(pa.array(rows)).column("label").to_pylist()
     fit = LogisticRegression(C=1e6, max_iter=10_000).fit(np.array(columns, dtype=float).T, labels)
     ratios: list[float] = np.exp(fit.coef_[0, :2]).tolist()
     return ratios

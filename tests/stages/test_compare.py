@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -20,13 +18,14 @@ from medcls.config import conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.files import read_json, read_json_lines
+from medcls.files import read_json, read_json_lines, write_json
 from medcls.stages import comparison_executors
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
-from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, Task, is_queued, run_task
+from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
 from medcls.stages.comparison_plan import make_plan
 from medcls.stages.comparison_runs import describe_progress, run_works
+from medcls.stages.comparison_task import Task, main, run_task
 from medcls.training.checkpoint import read_card
 
 QUICK = (
@@ -263,7 +262,7 @@ def test_the_test_share_does_not_depend_on_the_sizes_asked_for(store: Store, cop
 
 
 def test_runs_on_other_data_are_not_taken_for_finished(
-    run_compare: Compare, other_store: Store, tmp_path: Path
+    run_compare: Compare, other_store: Store, certify: Callable[[Path], None], tmp_path: Path
 ) -> None:
     weights = tmp_path / "start.safetensors"
     weights.write_bytes(b"some")
@@ -277,6 +276,7 @@ def test_runs_on_other_data_are_not_taken_for_finished(
     labels = other_store.folder / "labels.parquet"
     table = pq.read_table(labels)
     pq.write_table(table.append_column("label_more", table.column("label")), labels)
+    certify(other_store.folder)
     with pytest.raises(ConfigError, match=r"holds _shared-first-.* on other labels than there are now"):
         run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
 
@@ -436,6 +436,9 @@ def test_menegola_whole(protocol: str, store: Store, lesions: Store, executor: A
     assert {pair["test"]["name"] for pair in found["pairs"]["auc"]} == {"5x2cv F test"}
 
 
+PICKLE = b"cos\nsystem\n(S'touch MARK'\ntR."
+
+
 def task_of(tmp_path: Path, *codes: int) -> Task:
     """A task of commands that print and exit with these codes."""
     commands = [
@@ -463,10 +466,10 @@ def test_commands_run_in_order_until_one_fails_and_are_logged(tmp_path: Path) ->
 def test_seconds_count_until_something_is_made(tmp_path: Path) -> None:
     task = task_of(tmp_path, 0)
     run_task(task)
-    (kept,) = json.loads(task.seconds.read_text()).values()
+    (kept,) = read_json(task.seconds).values()
     task.makes[0].touch()
     run_task(task)
-    assert list(json.loads(task.seconds.read_text()).values()) == [kept]
+    assert list(read_json(task.seconds).values()) == [kept]
 
 
 def test_local_processes_end_when_told(tmp_path: Path) -> None:
@@ -487,6 +490,7 @@ def test_submitit_runs_the_same_tasks(tmp_path: Path) -> None:
     assert (good.result(), bad.result()) == (0, 9)
     assert (good.done(), bad.done()) == (True, True)
     assert read_json(tmp_path / "slurm" / "jobs.json").keys() == {"arm-r1f1"}
+    assert not list((tmp_path / "slurm").rglob("*.pkl")), "nothing is pickled into a folder that others may write into"
     with pytest.raises(ConfigError, match="submitit says"):
         SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local", "timeout": 5})
 
@@ -523,18 +527,63 @@ def test_a_job_that_the_cluster_ended_has_an_exit_code(
     set_queue: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparison_executors, "_ASK_SECONDS", 0.0)
-    result = tmp_path / "12_0_result.pkl"
-    job = SimpleNamespace(job_id="12", paths=SimpleNamespace(result_pickle=result), result=lambda: 65)
+    result = tmp_path / "result.json"
     set_queue("echo PENDING")
-    waiting = comparison_executors._QueuedJob(job)
+    waiting = comparison_executors._QueuedJob("12", result)
     assert not waiting.done()
     set_queue("exit 0")
     assert not waiting.done(), "its result may still be on the way"
     assert waiting.done()
     assert waiting.result() == 70
-    result.touch()
-    assert comparison_executors._QueuedJob(job).done()
-    assert comparison_executors._QueuedJob(job).result() == 65
+    write_json(result, {"exit_code": 65})
+    assert comparison_executors._QueuedJob("12", result).done()
+    assert comparison_executors._QueuedJob("12", result).result() == 65
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{}", b'{"exit_code": "0"}', b'{"exit_code": true}', b"[0]", b"\xff", b"cos\nsystem\n(S'touch MARK'\ntR."],
+)
+def test_result_of_a_job_that_somebody_else_wrote_is_no_success_and_runs_nothing(
+    content: bytes, tmp_path: Path
+) -> None:
+    mark, result = tmp_path / "mark", tmp_path / "result.json"
+    result.write_bytes(content.replace(b"MARK", str(mark).encode()))
+    job = comparison_executors._QueuedJob("12", result)
+    assert job.done()
+    assert job.result() == 70
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "12",
+        {"job": "--help", "result": f"result-{'0' * 32}.json"},
+        {"job": "12", "result": "../../result.json"},
+        {"job": "12"},
+    ],
+)
+def test_entry_of_jobs_that_somebody_else_wrote_names_no_job(
+    entry: Any, set_queue: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    executor = SlurmExecutor(tmp_path / "slurm", slots=1, options={"cluster": "local"})
+    monkeypatch.setattr(executor, "_cluster", "slurm")
+    set_queue("echo RUNNING")
+    assert executor._find(entry) is None
+    found = executor._find({"job": "12", "result": f"result-{'0' * 32}.json"})
+    assert found is not None
+    assert not found.done()
+
+
+def test_task_comes_back_from_a_command_line_and_its_exit_code_is_written(tmp_path: Path) -> None:
+    task = task_of(tmp_path, 0, 7)
+    assert Task.from_text(task.to_text()) == task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("signal.signal", lambda *_: None)
+        assert main([task.to_text(), str(tmp_path / "result.json")]) == 7
+    assert read_json(tmp_path / "result.json") == {"exit_code": 7}
 
 
 def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> None:

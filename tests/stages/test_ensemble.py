@@ -17,9 +17,10 @@ from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.stages import evaluate as stage
 from medcls.stages import judged_rows
+from medcls.stages.checksums import finish_run
 from medcls.stages.evaluate import evaluate
 from medcls.stages.predict import predict
-from medcls.training.checkpoint import read_model, write_model
+from medcls.training.checkpoint import read_model
 
 Run = Callable[..., Path]
 
@@ -31,7 +32,7 @@ def other(trained: Path, tmp_path: Path) -> Path:
     model, card = read_model(run / "model.safetensors")
     state = model.state_dict()
     state["head.linear.bias"] += 0.8 * torch.arange(3)
-    write_model(run / "model.safetensors", state, card)
+    finish_run(run, state, card)
     return run
 
 
@@ -124,7 +125,7 @@ def test_predict_calls_the_mean_of_runs_as_their_evaluation_froze_it(
     state = model.state_dict()
     # Far from 0.5, so that the rule "half" would call everybody.
     state["head.linear.bias"] += 4
-    write_model(second / "model.safetensors", state, card)
+    finish_run(second, state, card)
     folder = fuse([first, second])
     assert f"medcls.predict uses them with choices={folder}" in capsys.readouterr().err
 
@@ -156,7 +157,7 @@ def test_predict_calls_the_mean_of_runs_as_their_evaluation_froze_it(
     with pytest.raises(ConfigError, match="frozen for other models than run="):
         answer(f"run={first}", f"choices={folder}")
     model.head.linear.bias.data += 1
-    write_model(second / "model.safetensors", model.state_dict(), card)
+    finish_run(second, model.state_dict(), card)
     with pytest.raises(ConfigError, match="frozen for other models than run="):
         answer(f"run=[{first},{second}]", f"choices={folder}")
 
@@ -183,7 +184,7 @@ def test_runs_of_another_split_task_or_store_are_refused(
         ({"split_sha256": "0" * 64}, "has another split than"),
         ({"store_sha256": "0" * 64}, "has another store than"),
     ):
-        write_model(other / "model.safetensors", model.state_dict(), stage.replace(card, **change))
+        finish_run(other, model.state_dict(), stage.replace(card, **change))
         with pytest.raises(ConfigError, match=part):
             fuse([run_copy, other], "split=test")
     ordinal = run_train(tmp_path / "ordinal", "task=ordinal")
@@ -214,7 +215,7 @@ def test_out_keeps_the_results_of_one_ensemble(
     folder = fuse([run_copy, other])
     before = (folder / "operating_points.json").read_bytes()
     model, card = read_model(other / "model.safetensors")
-    write_model(other / "model.safetensors", {k: v * 1.1 for k, v in model.state_dict().items()}, card)
+    finish_run(other, {k: v * 1.1 for k, v in model.state_dict().items()}, card)
     with pytest.raises(ConfigError, match="holds the results of other runs"):
         fuse([run_copy, other])
     assert (folder / "operating_points.json").read_bytes() == before

@@ -21,7 +21,8 @@ from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
 from medcls.stages import evaluate as stage
 from medcls.stages import explain, split_predictions
-from medcls.training.checkpoint import read_model, write_model
+from medcls.stages.checksums import finish_run
+from medcls.training.checkpoint import read_model, read_state
 from medcls.training.engine import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
@@ -165,7 +166,7 @@ def retrain(run: Path) -> None:
     model, card = read_model(run / "model.safetensors")
     state = model.state_dict()
     state["head.linear.bias"] += 1.5 * torch.arange(3)
-    write_model(run / "model.safetensors", state, card)
+    finish_run(run, state, card)
 
 
 def test_another_model_opens_again(run_copy: Path, run_evaluate: Run, predicted: list[str]) -> None:
@@ -431,13 +432,14 @@ def test_copy_of_the_same_store_is_not_external(
 
 
 def test_label_that_is_no_class_of_the_task_is_left_out_and_said(
-    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
+    run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
     path = other_store() / "labels.parquet"
     table = pq.read_table(path)
     labels = table.column("label").to_pylist()
     labels[0], labels[1] = "7", None
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
+    certify(path.parent)
     folder = run_evaluate(run_copy, f"store={path.parent}", "split=all")
     assert read_json(folder / "metrics.json")["n_images"] == 16
     assert "2 of 18 images are left out" in (folder / "report.html").read_text()
@@ -464,6 +466,7 @@ def remember(run: Path, folder: Path) -> None:
     """Makes the run remember a copy of its store."""
     settings = read_json(run / "config" / "settings.json")
     write_json(run / "config" / "settings.json", settings | {"store": str(folder)})
+    finish_run(run, *read_state(run / "model.safetensors"))
 
 
 def test_changed_store(run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]) -> None:
@@ -515,7 +518,7 @@ def test_changed_split(
 
 
 def test_changed_labels_are_noted_and_predicted_anew(
-    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
     folder = copy_store()
     remember(run_copy, folder)
@@ -525,17 +528,19 @@ def test_changed_labels_are_noted_and_predicted_anew(
     labels = [{"0": "1", "1": "2", "2": "0"}[label] for label in table.column("label").to_pylist()]
     index = table.column_names.index("label")
     pq.write_table(table.set_column(index, "label", [labels]), folder / "labels.parquet")
+    certify(folder)
     second = run_evaluate(run_copy, "split=test")
     assert "labels have changed since this run was trained" in (second / "report.html").read_text()
     assert len(read_json_lines(second / "opened.jsonl")) == 2
 
 
 def test_labels_in_another_order_are_refused(
-    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path]
+    run_copy: Path, run_evaluate: Run, copy_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
     folder = copy_store()
     table = pq.read_table(folder / "labels.parquet")
     pq.write_table(table.take(list(reversed(range(table.num_rows)))), folder / "labels.parquet")
+    certify(folder)
     with pytest.raises(DataError, match="its rows are not the store's images"):
         run_evaluate(run_copy, f"store={folder}", "split=test")
 

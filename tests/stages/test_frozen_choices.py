@@ -16,7 +16,8 @@ from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.stages import comparison_results, explain, split_predictions
 from medcls.stages import evaluate as stage
-from medcls.training.checkpoint import read_model, write_model
+from medcls.stages.checksums import finish_run
+from medcls.training.checkpoint import read_model
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 
@@ -28,7 +29,7 @@ def change_model(run: Path) -> None:
     model, card = read_model(run / "model.safetensors")
     state = model.state_dict()
     state["head.linear.bias"] += 0.5 * torch.arange(3)
-    write_model(run / "model.safetensors", state, card)
+    finish_run(run, state, card)
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_a_run_of_another_split_is_refused_before_anything_is_opened(
     run_copy: Path, other_run: Path, run_evaluate: Run
 ) -> None:
     model, card = read_model(other_run / "model.safetensors")
-    write_model(other_run / "model.safetensors", model.state_dict(), stage.replace(card, split_sha256="0" * 64))
+    finish_run(other_run, model.state_dict(), stage.replace(card, split_sha256="0" * 64))
     with pytest.raises(DataError, match="is not the one this run was trained on"):
         run_evaluate(run_copy, f"against={other_run}", "split=test")
     assert not (run_copy / "evaluation" / "store-test").exists()

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, WriteError
-from medcls.files import DATASET, read_json, write_json
+from medcls.files import DATASET, read_json, seal, write_json
 from medcls.stages.explain import check_folder
 from medcls.training.checkpoint import read_card, read_model
 
@@ -114,14 +114,14 @@ def test_a_card_with_any_value_replaced_is_refused_or_plain(trained: Path, tmp_p
     card, path = read_metadata(trained / "model.safetensors"), tmp_path / "model.safetensors"
     for place in places_of(card):
         for value in JUNK:
-            path.write_bytes(with_metadata(json.dumps(replace_at(card, place, value))))
+            path.write_bytes(with_metadata(json.dumps(seal(replace_at(card, place, value)))))
             try:
                 read = read_card(path)
             except DataError:
                 continue
             assert isinstance(read.task.class_names, list), place
             assert isinstance(read.max_value, int), place
-    path.write_bytes(with_metadata(json.dumps(card | {"_target_": "os.system", "_args_": ["id"]})))
+    path.write_bytes(with_metadata(json.dumps(seal(card | {"_target_": "os.system", "_args_": ["id"]}))))
     with pytest.raises(DataError, match="_target_"):
         read_card(path)
 
@@ -146,7 +146,7 @@ def test_a_card_that_fits_no_network_is_bad_data(name: str, trained: Path, tmp_p
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     card = replace_at(read_metadata(trained / "model.safetensors"), place, value)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(save(state, metadata={"medcls": json.dumps(card)}))
+    path.write_bytes(save(state, metadata={"medcls": json.dumps(seal(card))}))
     with pytest.raises(DataError):
         read_model(path)
 
@@ -256,7 +256,7 @@ def test_a_folder_of_strangers_is_no_run(run_train: Run, tmp_path: Path) -> None
 
 def test_dataset_json_with_any_value_replaced_is_refused_or_read(copy_store: Callable[..., Path]) -> None:
     folder = copy_store()
-    info = read_json(folder / DATASET)
+    info = read_json(folder / DATASET, remedy="")
     for place in places_of(info):
         for value in JUNK:
             write_json(folder / DATASET, replace_at(info, place, value))

@@ -305,7 +305,7 @@ def test_patients_of_another_run_beside_a_model_are_noticed(
     shutil.copy(chain / "c" / name, run / name)
     with pytest.raises(DataError, match=f"{name} is not the file that was written with this run's model"):
         run_train(tmp_path / "run", f"store={hospitals['c'].folder}", f"model.weights={run}")
-    with pytest.raises(DataError, match=f"{name} is not the file that was written with this run's model"):
+    with pytest.raises(DataError, match=f"changed since the training ended: {name}"):
         run_evaluate(run, f"store={hospitals['c'].folder}", "split=test")
 
 

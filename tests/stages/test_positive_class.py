@@ -16,7 +16,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import MODEL, read_json
 from medcls.stages import predict as stage
-from medcls.training.checkpoint import read_card, read_model, write_model
+from medcls.stages.checksums import finish_run
+from medcls.training.checkpoint import read_card, read_model
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_run_of_an_older_version_with_a_healthy_positive_class_gets_a_notice(
     run_evaluate(run, "report=false")
     assert "notice: the positive class" not in capsys.readouterr().err
     model, card = read_model(run / MODEL)
-    write_model(run / MODEL, model.state_dict(), replace(card, positive_class=""))
+    finish_run(run, model.state_dict(), replace(card, positive_class=""))
     folder = run_evaluate(run)
     assert "notice: the positive class is normal, which means healthy" in capsys.readouterr().err
     assert "for those of cancer train again with task.positive=cancer" in (folder / "report.html").read_text()

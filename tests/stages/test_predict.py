@@ -34,9 +34,10 @@ from medcls.identity import write_key
 from medcls.predict import main
 from medcls.stages import judged_rows
 from medcls.stages import predict as stage
+from medcls.stages.checksums import finish_run
 from medcls.stages.predict import judge_distance
 from medcls.stages.prediction_table import COLUMNS, Case
-from medcls.training.checkpoint import ModelCard, read_card, read_model, read_state, write_model
+from medcls.training.checkpoint import ModelCard, read_card, read_model, read_state
 from medcls.training.feature_distance import read_distance, write_distance
 
 Rows = list[dict[str, Any]]
@@ -287,7 +288,7 @@ def test_every_file_ends_in_one_row_with_its_reason(
 
 def rewrite_card(run: Path, **changes: Any) -> None:
     model, card = read_model(run / MODEL)
-    write_model(run / MODEL, model.state_dict(), dataclasses.replace(card, **changes))
+    finish_run(run, model.state_dict(), dataclasses.replace(card, **changes))
 
 
 def narrow(card: ModelCard, **changes: Any) -> dict[str, Any]:
@@ -367,7 +368,7 @@ def second_run(run_copy: Path) -> Path:
     """A run of the same task with other weights, in a folder with a blank in its name."""
     model, card = read_model(run_copy / MODEL)
     torch.nn.init.normal_(model.head.linear.weight, generator=torch.Generator().manual_seed(1))
-    write_model(run_copy / MODEL, model.state_dict(), card)
+    finish_run(run_copy, model.state_dict(), card)
     return run_copy.rename(run_copy.with_name("second run"))
 
 
@@ -502,7 +503,7 @@ def certain(trained: Path, tmp_path: Path) -> Path:
     write_distance(run / FEATURE_DISTANCE, dataclasses.replace(distance, false_alarms=0.01))
     state, card = read_state(run / MODEL)
     sha256 = sha256_file(run / FEATURE_DISTANCE)
-    write_model(run / MODEL, state, dataclasses.replace(card, distance_sha256=sha256))
+    finish_run(run, state, dataclasses.replace(card, distance_sha256=sha256))
     return run
 
 

@@ -18,7 +18,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import MODEL
 from medcls.stages import predict as stage
-from medcls.training.checkpoint import read_card, read_model, write_model
+from medcls.stages.checksums import finish_run
+from medcls.training.checkpoint import read_card, read_model
 
 Rows = list[dict[str, Any]]
 
@@ -131,7 +132,7 @@ def test_run_that_does_not_record_regions_is_said(
 ) -> None:
     model, card = read_model(run_copy / MODEL)
     assert card.domain is not None
-    write_model(run_copy / MODEL, model.state_dict(), replace(card, domain=replace(card.domain, regions="")))
+    finish_run(run_copy, model.state_dict(), replace(card, domain=replace(card.domain, regions="")))
     raw = films.folder.parent / "raw"
     predict(run_copy, raw, f"boxes={raw / 'labels.csv'}")
     assert "does not record whether it was trained on regions" in capsys.readouterr().err

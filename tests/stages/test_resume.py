@@ -162,7 +162,7 @@ def test_too_little_space_is_found_before_the_first_step(
 
 
 def test_other_labels_than_at_the_beginning_are_refused(
-    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
     store = copy_store()
     with pytest.MonkeyPatch.context() as patch:
@@ -176,6 +176,7 @@ def test_other_labels_than_at_the_beginning_are_refused(
         store / "labels.parquet",
         compression="none",
     )
+    certify(store)
     with pytest.raises(ConfigError, match="was begun with other data or weights than there are now"):
         run_train(tmp_path / "run", f"store={store}", *SETTINGS)
 

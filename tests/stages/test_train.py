@@ -58,7 +58,7 @@ def test_every_task_runs_from_store_to_report(run_train: Run, run_evaluate: Run,
 def test_run_folder_has_what_the_design_says(trained: Path, store: Store) -> None:
     names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
     assert names == {
-        "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json",
+        "checksums.json", "config/config.yaml", "config/settings.json", "contact_sheet.png", "environment.json",
         "feature_distance.safetensors", "images.parquet", "metrics.jsonl", "model.safetensors", "patients.parquet",
     }  # fmt: skip
     card = read_card(trained / "model.safetensors")
@@ -253,13 +253,14 @@ def test_finished_run_is_left_alone(
 
 
 def test_finished_run_of_a_store_with_other_content_is_no_answer(
-    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
     folder = copy_store()
     run = run_train(tmp_path / "run", f"store={folder}")
     table = pq.read_table(folder / "labels.parquet")
     labels = [{"0": "2", "1": "1", "2": "0"}[label] for label in table.column("label").to_pylist()]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), folder / "labels.parquet")
+    certify(folder)
     with pytest.raises(ConfigError, match=r"was trained on other labels than store=.* have now: choose another run="):
         run_train(run, f"store={folder}")
     shutil.rmtree(folder)
@@ -326,10 +327,13 @@ def test_changed_shard_is_refused(run_train: Run, tmp_path: Path, copy_store: Ca
         run_train(tmp_path / "run", f"store={folder}")
 
 
-def test_labels_in_another_order_are_refused(run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]) -> None:
+def test_labels_in_another_order_are_refused(
+    run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], certify: Callable[[Path], None]
+) -> None:
     path = copy_store() / "labels.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take(list(reversed(range(table.num_rows)))), path)
+    certify(path.parent)
     with pytest.raises(DataError, match="its rows are not the store's images"):
         run_train(tmp_path / "run", f"store={path.parent}")
 
@@ -353,6 +357,7 @@ def test_class_missing_from_validation_is_refused(
     run_train: Run,
     tmp_path: Path,
     copy_store: Callable[..., Path],
+    certify: Callable[[Path], None],
     store: Store,
     split_names: Callable[..., dict[str, str]],
 ) -> None:
@@ -364,6 +369,7 @@ def test_class_missing_from_validation_is_refused(
         for image, label in zip(table.column("image_id").to_pylist(), table.column("label").to_pylist(), strict=True)
     ]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
+    certify(path.parent)
     with pytest.raises(DataError, match="classes without an image in the val split: 0, 2"):
         run_train(tmp_path / "run", f"store={path.parent}")
 

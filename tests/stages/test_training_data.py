@@ -13,7 +13,7 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
-from medcls.stages.training_data import check_grades, open_data, read_store_labels, select_labelled
+from medcls.stages.training_data import check_grades, open_data, select_labelled
 
 Compose = Callable[..., TrainJob]
 GRADES = Task("regression", ["0", "1", "2"], ["label"], grades=True)
@@ -37,6 +37,7 @@ def test_train_and_val_are_opened_and_only_train_is_augmented(
 def test_classes_come_from_the_training_rows(
     compose_train: Compose,
     copy_store: Callable[..., Path],
+    certify: Callable[[Path], None],
     store: Store,
     split_names: Callable[..., dict[str, str]],
     tmp_path: Path,
@@ -47,6 +48,7 @@ def test_classes_come_from_the_training_rows(
     pairs = zip(table.column("image_id").to_pylist(), table.column("label").to_pylist(), strict=True)
     labels = ["5" if splits[image] == "test" else label for image, label in pairs]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
+    certify(path.parent)
     data = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
     assert data.task.class_names == ["0", "1", "2"]
 
@@ -55,12 +57,12 @@ def test_images_without_a_label_of_the_task_are_left_out_and_said(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = Task("binary", ["0", "1"], ["label"], {"0": 0, "1": 1})
-    rows, targets, soft = select_labelled(task, read_store_labels(store), np.arange(len(store)), split="train")
+    rows, targets, soft = select_labelled(task, store.read_labels(), np.arange(len(store)), split="train")
     assert soft is None
     assert (len(rows), targets.shape) == (32, (32, 1))
     assert "train: 16 of 48 images are left out" in capsys.readouterr().err
     with pytest.raises(DataError, match="val: no image has a label of this task"):
-        select_labelled(Task("binary", ["x"], ["label"], {"x": 0}), read_store_labels(store), rows, split="val")
+        select_labelled(Task("binary", ["x"], ["label"], {"x": 0}), store.read_labels(), rows, split="val")
 
 
 def test_votes_are_soft_targets_of_training_only(

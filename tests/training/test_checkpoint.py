@@ -17,10 +17,10 @@ from medcls.data.clinical import ClinicalSpec, Levels, Number
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
-from medcls.files import sha256_file
+from medcls.files import seal, sha256_file
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.classifier import Classifier
-from medcls.training.checkpoint import ModelCard, compute_digest, read_card, read_model, write_model
+from medcls.training.checkpoint import ModelCard, compute_digest, pack_model, read_card, read_model
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -38,7 +38,7 @@ def card() -> ModelCard:
         split_name="default",
         split_sha256="b" * 64,
         labels_sha256="c" * 64,
-        ancestors=[{"weights": "imagenet", "sha256": "d" * 64}],
+        ancestors=[{"weights": "imagenet", "file": "x.pth", "sha256": "d" * 64}],
         training={"epoch": 3, "store": "/data/Ä", "score": None},
         crop=Crop(24, 24, 32),
     )
@@ -52,7 +52,7 @@ def network(card: ModelCard) -> Classifier:
 
 @pytest.fixture
 def path(tmp_path: Path, card: ModelCard, network: Classifier) -> Path:
-    write_model(tmp_path / "model.safetensors", network.state_dict(), card)
+    (tmp_path / "model.safetensors").write_bytes(pack_model(network.state_dict(), card)[0])
     return tmp_path / "model.safetensors"
 
 
@@ -60,7 +60,7 @@ def rewrite(path: Path, change: Change) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["medcls"])
     change(metadata)
-    save_file(load_file(path), path, {"medcls": json.dumps(metadata)})
+    save_file(load_file(path), path, {"medcls": json.dumps(seal(metadata))})
 
 
 def test_card_and_weights_come_back(path: Path, card: ModelCard, network: Classifier) -> None:
@@ -83,7 +83,7 @@ def test_clinical_columns_come_back(card: ModelCard, tmp_path: Path) -> None:
     spec = ClinicalSpec([Levels("sex", "F", ["M", "missing"])], [Number("age_years", 50.0, 10.0, True)])
     wide = dataclasses.replace(card, clinical=spec)
     model = wide.build()
-    write_model(tmp_path / "wide.safetensors", model.state_dict(), wide)
+    (tmp_path / "wide.safetensors").write_bytes(pack_model(model.state_dict(), wide)[0])
     back, read = read_model(tmp_path / "wide.safetensors")
     assert read.clinical == spec
     assert back.wide is not None
@@ -95,7 +95,7 @@ def test_same_weights_give_the_same_bytes_whatever_the_layout(
 ) -> None:
     other = card.build().to(memory_format=torch.channels_last)
     other.load_state_dict(network.state_dict())
-    write_model(tmp_path / "again.safetensors", other.state_dict(), card)
+    (tmp_path / "again.safetensors").write_bytes(pack_model(other.state_dict(), card)[0])
     assert sha256_file(tmp_path / "again.safetensors") == sha256_file(path)
 
 
@@ -187,7 +187,8 @@ def test_reading_a_card_reads_no_weights(path: Path, monkeypatch: pytest.MonkeyP
 def test_bytes_are_the_same_in_another_process(path: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from medcls.training.checkpoint import *;"
-        "model, card = read_model(Path(sys.argv[1])); write_model(Path(sys.argv[2]), model.state_dict(), card)"
+        "model, card = read_model(Path(sys.argv[1]));"
+        "Path(sys.argv[2]).write_bytes(pack_model(model.state_dict(), card)[0])"
     )
     subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "again")], check=True)
     assert sha256_file(tmp_path / "again") == sha256_file(path)
