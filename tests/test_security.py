@@ -40,7 +40,12 @@ FORBIDDEN_CALLS = {
     *("torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.jit.load", "torch.package.PackageImporter"),
     *("pandas.read_pickle", "pd.read_pickle", "tempfile.mktemp", "importlib.import_module"),
 }
-FORBIDDEN_METHODS = {"extractall"}
+FORBIDDEN_METHODS = {"extractall", "read_pickle", "to_pickle", "map_array"}
+FORBIDDEN_ATTRIBUTES = {
+    *("UnsafeLoader", "FullLoader", "UnpicklingError", "result_pickle", "submitted_pickle"),
+    *("add_safe_globals", "load_module", "exec_module", "PyDataType", "ExtensionType", "PyExtensionType"),
+}
+"""Loaders that build objects, submitit's pickles, and ways to allow more than plain tensors."""
 
 
 def dotted(node: ast.expr) -> str:
@@ -65,6 +70,8 @@ def find_offences(source: str) -> Iterator[str]:
             if isinstance(node, ast.ImportFrom):
                 whole = {f"{node.module}.{a.name}" for a in node.names}
                 yield from (f"from-import {name}" for name in sorted(whole & FORBIDDEN_CALLS))
+        if isinstance(node, ast.Attribute) and node.attr in FORBIDDEN_ATTRIBUTES:
+            yield dotted(node)
         if isinstance(node, ast.Call):
             yield from judge_call(node, dotted(node.func))
 
@@ -74,8 +81,10 @@ def judge_call(call: ast.Call, name: str) -> Iterator[str]:
         yield name
     if name == "torch.load" and not says(call, "weights_only", True):
         yield "torch.load without weights_only=True"
-    if name.rpartition(".")[2] == "load" and says(call, "allow_pickle", True):
-        yield "allow_pickle=True"
+    if any(k.arg == "allow_pickle" for k in call.keywords) and not says(call, "allow_pickle", False):
+        yield "allow_pickle="
+    if name.partition(".")[0] == "submitit" and name not in ("submitit.AutoExecutor",):
+        yield f"{name}: submitit pickles"
     if any(
         k.arg == "shell" and not (isinstance(k.value, ast.Constant) and k.value.value is False) for k in call.keywords
     ):
@@ -90,6 +99,8 @@ def test_the_rules_see_what_they_forbid() -> None:
         "torch.load('x', weights_only=False)", "torch.load('x', weights_only=flag)", "eval('1')", "exec('1')",
         "compile('1', '', 'eval')", "yaml.load(text)", "hydra.utils.instantiate(cfg)", "instantiate(cfg)",
         "from hydra.utils import instantiate", "subprocess.run('x', shell=True)", "subprocess.run('x', shell=flag)",
+        "np.load('x', allow_pickle=flag)", "yaml.load(x, Loader=yaml.UnsafeLoader)", "job.paths.result_pickle",
+        "submitit.SlurmJob(folder='x', job_id='1')", "pd.read_pickle('x')", "torch.serialization.add_safe_globals([x])",
         "os.system('x')", "os.execv('x', [])", "archive.extractall()", "np.load('x', allow_pickle=True)",
         "Environment(loader=x)", "__import__('os')", "importlib.import_module(name)",
     ]  # fmt: skip

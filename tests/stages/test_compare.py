@@ -14,19 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from medcls.command_line import compose_job
-from medcls.config import conf_folder
+from medcls.config import CompareJob, conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, read_json_lines, write_json
+from medcls.stages import compare as stage
 from medcls.stages import comparison_executors
+from medcls.stages.checksums import finish_run
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
 from medcls.stages.comparison_plan import make_plan
 from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.comparison_task import Task, main, run_task
-from medcls.training.checkpoint import read_card
+from medcls.training.checkpoint import read_card, read_state
 
 QUICK = (
     "common=[model.weights=null,trainer.batch_size=8,trainer.epochs=1,trainer.max_steps=1,trainer.channels_last=false,"
@@ -575,6 +577,35 @@ def test_entry_of_jobs_that_somebody_else_wrote_names_no_job(
     found = executor._find({"job": "12", "result": f"result-{'0' * 32}.json"})
     assert found is not None
     assert not found.done()
+
+
+def test_shell_of_a_cluster_comes_from_the_command_line_only(
+    run_compare: Compare, executor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Commands and slurm.* that somebody has written into the comparison's folder, a run or the store run nothing."""
+    out = run_compare(arms=ARMS[:1])
+    plan = read_json(out / "plan.json")
+    shell = {"slurm": {"slurm_setup": ["touch /tmp/mark"]}, "executor": "slurm"}
+    for work in plan["works"]:
+        work["commands"] = [["touch", "/tmp/mark"]]
+    write_json(out / "plan.json", plan | shell)
+    run = next((out / "runs").iterdir())
+    write_json(run / "config" / "settings.json", read_json(run / "config" / "settings.json") | shell)
+    finish_run(run, *read_state(run / "model.safetensors"))
+    for folder in (out / "runs").iterdir():
+        shutil.rmtree(folder / "evaluation")
+    asked: list[Any] = []
+
+    def build(job: CompareJob, _: Path) -> tuple[Any, int]:
+        asked.append((job.executor, job.slurm))
+        return executor, 1
+
+    monkeypatch.setattr(stage, "build_executor", build)
+    executor.commands.clear()
+    run_compare(arms=ARMS[:1])
+    assert asked == [("local", {})]
+    assert executor.commands
+    assert {command[0] for command in executor.commands} <= {"medcls.train", "medcls.evaluate"}
 
 
 def test_task_comes_back_from_a_command_line_and_its_exit_code_is_written(tmp_path: Path) -> None:
