@@ -51,6 +51,7 @@ INPUTS = "inputs.json"
 TESTS = ("test", "all")
 """Splits whose openings version 0.2.0 counted."""
 PIXELS = "pixel_sha256"
+_OF_PREDICTIONS = "predictions_sha256"
 EVALUATED = "evaluated"
 
 
@@ -241,7 +242,7 @@ def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, An
 def _read_opened(path: Path, *, sha256: str) -> pa.ChunkedArray[Any]:
     """The checksums of the pixels of rows that were opened, as `log_opening` wrote them."""
     column = read_table(path, columns=(PIXELS,)).column(PIXELS)
-    if sha256_json(sorted(column.to_pylist())) != sha256:
+    if sha256_json(sorted(map(str, column.to_pylist()))) != sha256:
         raise DataError(f"{path} has changed since it was written: restore it from a copy of the run")
     return column
 
@@ -263,6 +264,11 @@ def _read_openings(log: Path) -> list[dict[str, Any]]:
     names = {"model_sha256", "store_sha256", "split"}
     if not all(isinstance(line.get("key"), dict) and names <= set(line["key"]) for line in lines):
         raise DataError(f"{log} has a line that no evaluation wrote: restore the file")
+    if (log.parent / INPUTS).is_file():
+        # Openings are logged before predictions are made: a log that was cut off would hide them.
+        inputs = read_json(log.parent / INPUTS)
+        if not any(line["key"] | {_OF_PREDICTIONS: inputs.get(_OF_PREDICTIONS)} == inputs for line in lines):
+            raise DataError(f"{log} lacks the opening of the predictions beside it: restore it from a copy of the run")
     return lines
 
 
@@ -270,7 +276,7 @@ def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | 
     """Returns the logits there where they are whole and were made from the very same inputs; else None."""
     if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
         return None
-    if read_json(folder / INPUTS) != key | {"predictions_sha256": sha256_file(folder / PREDICTIONS)}:
+    if read_json(folder / INPUTS) != key | {_OF_PREDICTIONS: sha256_file(folder / PREDICTIONS)}:
         return None
     say(f"predictions of {folder}: the same inputs as before; reused")
     table = read_table(folder / PREDICTIONS, columns=("logits",))

@@ -109,7 +109,10 @@ class ModelCard:
     def from_json(cls, content: dict[str, Any]) -> ModelCard:
         """Returns the card that `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
         rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
-        preprocess = read_spec(content["preprocess"])
+        try:
+            preprocess = read_spec(content["preprocess"])
+        except DataError as error:
+            raise ValueError(str(error)) from error
         domain = Domain(**content["domain"]) if content.get("domain") is not None else None
         crop = Crop(**content["crop"]) if content.get("crop") is not None else None
         clinical = ClinicalSpec.from_json(content["clinical"]) if content.get("clinical") else None

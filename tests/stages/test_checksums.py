@@ -253,6 +253,9 @@ def test_checksum_is_that_of_the_content_and_not_of_the_bytes(tmp_path: Path) ->
     text = path.read_text()
     path.write_text(text.replace("\n", "\n   "))
     assert read_json(path) == {"b": 1.5, "a": ["ä"]}
+    path.write_text(text.replace(SEAL, "content_shA256"))
+    with pytest.raises(DataError, match=r"a\.json has changed since it was written"):
+        read_json(path)
     path.write_text(text.replace("1.5", "1.4"))
     with pytest.raises(DataError, match=r"a\.json has changed since it was written \(its own checksum differs\)"):
         read_json(path)

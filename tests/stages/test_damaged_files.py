@@ -163,7 +163,6 @@ SAMPLE = [
     ("run/operating_points.json", "predict"),
     ("run/calibration.json", "evaluate"),
     ("run/evaluation/store-test/inputs.json", "evaluate"),
-    ("run/evaluation/store-test/opened.jsonl", "evaluate"),
 ]
 
 
