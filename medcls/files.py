@@ -343,10 +343,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not read_again(path.is_file, str(path)):
         return []
     try:
-        *lines, last = read_again(path.read_bytes, str(path)).decode().split("\n")
-        rows = [parse_json(line) for line in lines if line.strip()]
-        if _is_whole_object(last):
-            rows += [parse_json(last)]
+        *lines, last = read_again(path.read_bytes, str(path)).split(b"\n")
+        rows = [parse_json(line.decode()) for line in lines if line.strip()]
+        rest = last.decode(errors="replace")
+        if _is_whole_object(rest):
+            rows += [parse_json(rest)]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
     if not all(isinstance(row, dict) for row in rows):

@@ -173,6 +173,14 @@ def test_last_json_line_that_was_broken_off_was_never_written(tmp_path: Path, re
     assert log.read_bytes().endswith(b'\n{"c": 3}\n')
 
 
+@pytest.mark.parametrize("end", [b"\x0b", b"\x8a", b"J"])
+def test_last_json_line_whose_end_was_damaged_is_not_lost(end: bytes, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"a": 1}\n{"b": 2}' + end)
+    with pytest.raises(DataError, match=r"log\.jsonl has a line that is not JSON"):
+        read_json_lines(log)
+
+
 def test_json_line_that_fails_at_any_step_leaves_the_log_as_it_was(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     append_json_line(log, {"a": 1})
