@@ -357,7 +357,7 @@ def _fill(build: Callable[[], Network], state: dict[str, Tensor], *, path: Path,
         model.load_state_dict(state)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path} describes no network of this version ({_shorten(error)})") from error
-    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+    except (RuntimeError, OverflowError, ZeroDivisionError, AssertionError) as error:
         raise DataError(f"{path}: its weights are not those of {wanted}: {_shorten(error)}") from error
     return model
 
