@@ -32,7 +32,7 @@ from tests.imaging.fuzz_corpus import load_corpus, load_pictures
 DECODING = {
     *("truncated", "pixel_length", "damaged_codestream", "size_mismatch", "sign_mismatch", "compression_bomb"),
     *("frame_count", "colour_conflict", "bit_depth", "float_range", "not_finite", "all_padding", "palette", "lut"),
-    *("implausible_hu", "transparent", "unsupported_colour", "unknown_format", "unreadable"),
+    *("implausible_hu", "transparent", "unsupported_colour", "unknown_format", "unreadable", "corrupt_stream"),
 }
 """Reasons that may come to light only while pixels are read, though the header may give them, too."""
 
