@@ -23,7 +23,9 @@ LEAST_IN_CLASS = 4
 """Patients of the smallest class from which the interval of an error or a coefficient held the truth as promised."""
 
 FEW_EXCEPTIONS = 1.5  # patients' worth of rows on the smaller side of a share that say nothing of its variance
-MOST_EXCEPTIONS = 3  # rows on the smaller side of a share whose limit is that of a Poisson number
+MOST_EXCEPTIONS = (
+    3 + 1e-9
+)  # rows on the smaller side of a share whose limit is a Poisson number's; (1 - 54/57) * 57 > 3
 LEAST_FREEDOM = 4  # fewer degrees of freedom would widen an interval beyond use: a note says that it is too narrow
 PRIOR_PATIENTS = 10  # patients of the smaller class whose measured variance weighs as much as the expected one
 

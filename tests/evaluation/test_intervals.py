@@ -128,6 +128,8 @@ def test_share_with_few_exceptions_has_the_limit_of_a_poisson_number(hits, rows,
     assert compute_wilson(1 - hits / rows, rows) == pytest.approx((1 - high, 1 - low))
     assert compute_wilson(4 / rows, rows) == pytest.approx(tuple(proportion_wilson(4, rows)))
     assert compute_wilson(0, rows)[0] == 0
+    # Three of 57: 1 - 54 / 57 times 57 is a little more than 3 in floating point.
+    assert compute_wilson(54 / 57, 57)[1] == pytest.approx(1 - 0.8176914 / 57, rel=1e-5)
 
 
 def test_an_area_with_one_patient_on_a_side_has_no_interval_nor_has_its_mean(make_task):
