@@ -22,7 +22,7 @@ from medcls.training.checkpoint import read_card, read_model
 Run = Callable[..., Path]
 MOST_BYTES = 512 << 20
 """What reading any card may take; the network itself has one."""
-MUTATIONS = 600
+MUTATIONS = 120
 
 
 @pytest.fixture(scope="module")
