@@ -52,7 +52,7 @@ def _describe_choice(metrics: Mapping[str, Any]) -> tuple[str, str]:
     chosen = metrics.get("chosen_on") or {}
     if chosen.get("frozen", True) is True:
         return "the validation split", "frozen"
-    return str(chosen["split"]), f"whether before these rows were seen is {chosen['frozen']}"
+    return str(chosen["split"]), f"whether that was before these rows were seen is {chosen['frozen']}"
 
 
 def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[str], str] = str) -> list[Table]:
@@ -65,11 +65,14 @@ def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[
     chosen = metrics.get("chosen_on") or {}
     frozen = _describe_choice(metrics)[1]
     where = (
-        f"Chosen on {chosen['where']}; {frozen}. Youden's rule: {YOUDEN}. Intervals over patients, that of a threshold "
-        "over the patients who chose it."
+        f"Chosen on {chosen['where']}; {frozen}. Youden's rule: {YOUDEN}. What a rule asks for was reached "
+        "there and need not be reached here. Intervals over patients, that of a threshold over the patients who "
+        "chose it."
         if chosen
         else ""
     )
+    if chosen and not metrics.get("decision", {}).get("thresholds", True):
+        where += " The decision above uses none of these thresholds."
     found = [("images", metrics.get("operating_points", []))]
     found += [
         (f"{level} level", entry.get("operating_points", [])) for level, entry in metrics.get("levels", {}).items()
@@ -192,9 +195,10 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
             for title, kind in (("one bound for all", "marginal"), ("a bound for each class", "by_class"))
         )
         caption = (
-            f"Sets promise to hold the true class in {promise}. {bounds}{measured['assumption']} Each patient weighs "
-            "one. An image is referred where the set with a bound for each class does not hold exactly one. Mean size: "
-            f"{size}."
+            f"Each image gets a set of classes; sets promise to hold the true class in {promise}. {bounds}"
+            f"{measured['assumption']} Each patient weighs one. An image is referred where the set with a bound for "
+            "each class does not hold exactly one; right if kept: of the others, the share whose one class is true. "
+            f"One bound for all promises nothing for a single class. Mean size: {size}."
         )
         caption = " ".join([caption, *_say_unbounded(problem), *_say_broken(problem, least, promise)])
         columns = ["True class", "Coverage, one bound", "Coverage, bound by class", "Referred", "Right if kept"]
@@ -244,7 +248,7 @@ def build_subgroup_table(metrics: Mapping[str, Any]) -> list[Table]:
             cells.append(Number("—", "", group["reason"], None))
         rows.append((f"{group['column']}: {group['value']}".rstrip(": "), cells))
     titles = [definition.title for definition in (find_definition(name) for name in names) if definition]
-    caption = "Differences between groups within their intervals are no evidence; several groups raise the odds of one."
+    caption = "A difference within the intervals is not evidence; more groups make a chance difference likelier."
     columns = ["Group", "Images", "Patients", *titles]
     return [Table("Subgroups", caption, columns, rows[:MOST_ROWS])] if rows else []
 

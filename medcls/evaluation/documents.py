@@ -109,7 +109,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
 
 def _say_frozen(chosen: Mapping[str, Any]) -> str:
     frozen = chosen.get("frozen", True)
-    return "and frozen" if frozen is True else f"(whether before these rows were seen is {frozen})"
+    return "and frozen" if frozen is True else f"(whether that was before these rows were seen is {frozen})"
 
 
 def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
-from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table
+from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table, describe_means
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, name_units
 from medcls.templates import load_template
@@ -63,6 +63,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         patients_known=evaluation.metrics.get("patients_from") != PER_IMAGE,
         intervals=name_units(HOW_INTERVALS, str(evaluation.metrics.get("patients_from", ""))),
         cards=build_cards(predictions, evaluation.metrics),
+        means=describe_means(predictions),
         counts=build_counts(predictions, evaluation.patient_ids),
         metric_table=build_metric_table(evaluation.metrics),
         class_table=build_class_table(predictions, evaluation.metrics),

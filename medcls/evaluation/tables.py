@@ -19,7 +19,7 @@ from medcls.evaluation.definitions import (
 )
 from medcls.evaluation.exposure import UNSEEN
 from medcls.evaluation.predictions import Predictions
-from medcls.identity import count_patients, name_units
+from medcls.identity import count_patients, format_count, name_units
 
 PRINTED = frozenset(
     {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
@@ -66,6 +66,17 @@ def choose_headlines(predictions: Predictions) -> tuple[str, ...]:
 def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
     """The headline numbers of this kind of task, in the order of their weight."""
     return [_build_row(name, metrics[name]) for name in choose_headlines(predictions) if name in metrics]
+
+
+def describe_means(predictions: Predictions) -> dict[str, str]:
+    """Return what a headline number is the mean of, by its name; of others nothing."""
+    number = len(predictions.class_names)
+    if predictions.kind == "multilabel":
+        return dict.fromkeys(choose_headlines(predictions), f"mean of {format_count(number, 'label')}")
+    if predictions.kind in ("multiclass", "ordinal"):
+        classes = "grades" if predictions.has_grades else "classes"
+        return dict.fromkeys(("auc", "average_precision"), f"mean of {number} {classes}, each against all others")
+    return {}
 
 
 def build_metric_table(metrics: Mapping[str, Any]) -> list[MetricRow]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from medcls.evaluation.assessed_tables import build_operating_tables
 from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import Picture, choose_worst
@@ -276,6 +277,12 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
         # In the slider, and in the table of each rule.
         assert [page.text.count(name) > 1 for name in names] == [True] * len(names)
     shown += ["Youden's rule: the largest sum of sensitivity and specificity"]
+    shown += ["What a rule asks for was reached there and need not be reached here."]
+    means = {
+        "multilabel": f"mean of {len(make_task(kind)['class_names'])} labels",
+        "multiclass": "classes, each against all others",
+    }
+    shown += [means.get(kind, "each against all others" if kind == "ordinal" else "higher is better")]
     shown += [level, "Images, studies, patients", "run_a against run_b", "site: rare <b>"]
     shown += [
         "fewer than 10 patients: suppressed",
@@ -286,7 +293,7 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
     ]
     shown += ["Most uncertain"] if kind != "regression" else ["Worst"]
     if kind != "regression":
-        shown += ["Recalibration", "Conformal sets and referral", "Sets promise to hold the true class in 80 %"]
+        shown += ["Recalibration", "Conformal sets and referral", "sets promise to hold the true class in 80 %"]
     assert [text for text in shown if text not in page.text] == []
     point = metrics["operating_points"][0]
     assert format_threshold(point["threshold"]) in page.text
@@ -296,6 +303,13 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
 
 
 FINE = {"youden": 0.99975, "specificity": 0.99986}
+
+
+def test_thresholds_that_the_decision_does_not_use_are_said_to_be_so(full_pages):
+    _, _, metrics = full_pages["ordinal"]
+    for thresholds, used in (({}, False), ({"KL1": 0.5}, True)):
+        table = build_operating_tables({**metrics, "decision": {"rule": "highest", "thresholds": thresholds}})[0]
+        assert table.caption.endswith("The decision above uses none of these thresholds.") != used
 
 
 def test_the_slider_points_at_frozen_thresholds_only_if_there_are_some(pages, full_pages):

@@ -320,7 +320,7 @@ def test_the_page_says_that_a_file_chose_and_for_which_class_no_bound_could_be_s
     assert metrics["conformal"]["problems"][0]["unbounded"] == [{"class": "AD", "patients": 5, "needed": 9}]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "No bound could be set for AD (5 patients; 9 needed): every set contains it." in page
-    assert "Fitted on the file val.csv; whether before these rows were seen is unknown." in page
+    assert "Fitted on the file val.csv; whether that was before these rows were seen is unknown." in page
     assert "How images are joined was chosen on the file val.csv (" in page
     assert "Their bounds were set on the file val.csv (30 images of 15 patients)." in page
     assert not re.search("validation (split|patients)", page)
