@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from medcls.command_line import put, run_command, say
+from medcls.command_line import check_printed, put, run_command, say
 from medcls.config import IndexJob
 from medcls.errors import ConfigError, MissingInputError, UsageError
 from medcls.identity import format_count
@@ -36,7 +36,9 @@ def main(job: IndexJob) -> None:
     table = build_index(source, files, workers=workers)
     for line in describe_folder(table, lines=job.lines):
         put(line)
-    if out is not None:
+    if out is None:
+        check_printed()
+    else:
         rows = write_index(out, table.to_batches())
         say(f"{out}: {format_count(rows, 'row')} with the real identifiers (mode 0600): keep it with the images")
 

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
-from medcls.errors import BusyError, ConfigError, MedclsError, UsageError
+from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
 from medcls.overrides import list_groups, list_options, prepare_overrides
 from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 
@@ -83,6 +83,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         arguments = sys.argv[1:] or ([default] if default else [])
         if {"-h", "--help"} & set(arguments):
             print(format_help(name, conf))
+            check_printed()
             return 0
         given += prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
         with keep_tidy(given) as added:
@@ -90,6 +91,8 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
             hydra.main(version_base="1.3", config_path=str(conf), config_name=name)(task)()
         for cfg in composed:
             main(load(cfg))
+        if not composed and not sweeping:  # --cfg job: Hydra has printed the settings
+            check_printed()
     except BaseException as error:
         return _explain(program, error)
     return 0
@@ -193,6 +196,22 @@ def say(message: str) -> None:
 def put(result: str) -> None:
     """Prints a result to standard output."""
     print(make_printable(result))
+
+
+def check_printed() -> None:
+    """Check that standard output took everything, for commands whose result is only there.
+
+    Raises:
+        WriteError: It did not, as on a full disk.
+        SystemExit: Its reader has ended: there is nobody to tell.
+    """
+    sys.stdout.flush()
+    lost = getattr(sys.stdout, "lost", None)
+    if isinstance(lost, BrokenPipeError):
+        raise SystemExit(WriteError.exit_code)
+    if lost is not None:
+        reason = getattr(lost, "strerror", None) or type(lost).__name__
+        raise WriteError(f"cannot write standard output, the only place of the result ({reason}): lead it elsewhere")
 
 
 def make_printable(text: str) -> str:

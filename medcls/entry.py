@@ -23,30 +23,35 @@ class LossyStream:
     Args:
         stream: Standard output or standard error.
         descriptor: Its number, 1 or 2, which is led to the null device as soon as a write fails.
+
+    Attributes:
+        lost: The error of the first write that failed; None if all was taken.
     """
 
     def __init__(self, stream: TextIO, descriptor: int) -> None:
         self._stream, self._descriptor = stream, descriptor
+        self.lost: Exception | None = None
 
     def write(self, text: str) -> int:
         """Write the text if that is possible; return its length."""
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         """Flush if that is possible."""
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            self._give_up()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _give_up(self) -> None:
+    def _give_up(self, error: Exception) -> None:
+        self.lost = self.lost or error
         # The text that the stream still holds goes there, too; Python would exit 120 if it could not be flushed.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._descriptor)

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import put, run_command
+from medcls.command_line import check_printed, put, run_command
 from medcls.config import SampleSizeJob
 from medcls.errors import ConfigError, UsageError
 from medcls.evaluation.definitions import DEFINITIONS
@@ -39,6 +39,8 @@ def main(job: SampleSizeJob) -> None:
     if job.out:
         write_json(Path(job.out), record)
         put(f"sample size: {job.out}")
+    else:
+        check_printed()
 
 
 def describe_size(job: SampleSizeJob, assumed: Assumptions, size: Size) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,3 +151,42 @@ def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 75
     assert b"run the same command again" in said
+
+
+def run_commands(work: Path, *disturbances: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lost_logs", str(work), *disturbances],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads((work / "found.json").read_text())
+    return found
+
+
+def check_commands(found: dict[str, Any]) -> None:
+    assert sorted(found["commands"]) == COMMANDS, "each command has its arguments in tests/lost_logs.py"
+    for command, outcomes in found["commands"].items():
+        code, files = outcomes["none"]
+        assert code == {"data_prep.merge": 66, "medcls.pretrain": 65, "medcls.launch": 64}.get(command, 0), command
+        for disturbance, (other_code, other_files) in outcomes.items():
+            assert (other_code, sorted(other_files)) == (code, sorted(files)), (command, disturbance)
+            different = [name for name in files if files[name] != other_files[name]]
+            assert different == [], (command, disturbance)
+    for command, codes in found["printed"].items():
+        assert codes == {"none": 0, "full": 74}, command
+
+
+@pytest.mark.slow
+def test_every_command_does_the_same_with_a_log_that_goes_away_and_fails_if_its_only_output_does(
+    tmp_path: Path,
+) -> None:
+    check_commands(run_commands(tmp_path))
+
+
+@pytest.mark.slow
+def test_every_command_does_the_same_whatever_becomes_of_its_log(tmp_path: Path) -> None:
+    check_commands(run_commands(tmp_path, "closed", "full", "reader_ends", "errors_full"))

@@ -16,8 +16,8 @@ from medcls.config import EvaluateJob
 from medcls.errors import BusyError
 from medcls.files import PRIVATE, read_json, read_json_lines, sha256_file
 from medcls.locks import lock_file, lock_folder
+from medcls.stages import judged_rows, split_predictions
 from medcls.stages import predict as predict_stage
-from medcls.stages import split_predictions
 from medcls.stages.evaluate import evaluate
 from medcls.stages.explain import explain
 from tests.failing_disk import Disk, KilledError
@@ -79,7 +79,7 @@ def test_second_command_of_a_run_waits_for_the_first_and_both_give_what_they_giv
             told.set()
 
     monkeypatch.setattr(split_predictions, "write_predictions", write)
-    monkeypatch.setattr(split_predictions, "say", say)
+    monkeypatch.setattr(judged_rows, "say", say)
     if second == "evaluate":
         given = ("split=test", "report=false", "replicates=100", "workers=0", "device=cpu")
         other = compose_job("evaluate", f"run={run_copy}", *given)
@@ -104,7 +104,7 @@ def test_second_command_of_a_run_waits_for_the_first_and_both_give_what_they_giv
 def test_evaluation_that_waits_in_vain_ends_with_75(
     evaluation: EvaluateJob, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split_predictions, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(judged_rows, "WAIT_SECONDS", 0.0)
     with lock_folder(run_copy / "evaluation", command="medcls.explain"), pytest.raises(BusyError) as caught:
         evaluate(evaluation)
     assert caught.value.exit_code == 75
