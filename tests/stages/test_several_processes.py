@@ -160,17 +160,19 @@ def test_cached_features_and_pretraining_in_two_processes(store: Store, volume_s
         "task.sampler=uniform",
         "transfer.val_seen=allow",
     )
+    weights = tmp_path / "weights"
+    code, said = finish(start(store, weights, "transfer=scratch", processes=1))
+    assert code == 0, said
     for folder, processes in (("two", 2), ("one", 1)):
-        weights = tmp_path / f"weights-{folder}"
-        code, said = finish(start(store, weights, "transfer=scratch", processes=processes))
-        assert code == 0, said
-        code, said = finish(start(store, tmp_path / folder, *frozen, f"model.weights={weights}", processes=processes))
+        # A folder of features each: the second run is not to read those of the first.
+        run = tmp_path / folder / "run"
+        code, said = finish(start(store, run, *frozen, f"model.weights={weights}", processes=processes))
         assert code == 0, said
         assert said.count("images computed, 0 read from the cache") == 2, said  # train and val, by one process
         assert said.count("the head is solved, not trained") == 1, said
-    assert_close(tmp_path / "two", tmp_path / "one", atol=1e-4)
-    (two,), (one,) = (read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
-    assert two["logistic"]["C"] == one["logistic"]["C"]
+    assert_close(tmp_path / "two" / "run", tmp_path / "one" / "run", atol=0)
+    (two,), (one,) = (read_json_lines(tmp_path / name / "run" / "metrics.jsonl") for name in ("two", "one"))
+    assert two["logistic"] == one["logistic"]
     greedy = ("model=autoencoder3d", "stacking=greedy", "trainer.epochs=1", "trainer.batch_size=4", "device=cpu")
     # Adam divides a gradient near zero by its own size, and rounding with it.
     greedy += ("optimizer=sgd", "optimizer.lr=0.01")
