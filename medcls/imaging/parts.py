@@ -124,8 +124,7 @@ def _collect(groups: Sequence[Part]) -> Iterator[list[Part]]:
     found: dict[tuple[Any, ...], list[list[Part]]] = {}
     for group in groups:
         first = group[0]
-        same = (first.rows, first.columns, first.stack_key, first.modality, first.photometric, first.sop_class_uid)
-        candidates = found.setdefault((first.frames, *same), [])
+        candidates = found.setdefault(_joint_key(first), [])
         for parts in candidates if first.frames == 1 else []:
             if is_parallel(parts[0][0], first, tolerance=SAME_COSINES):
                 parts.append(group)
@@ -134,6 +133,12 @@ def _collect(groups: Sequence[Part]) -> Iterator[list[Part]]:
             candidates.append([group])
     for candidates in found.values():
         yield from candidates
+
+
+def _joint_key(instance: Instance) -> tuple[Any, ...]:
+    """What the parts of one scan have in common to the letter."""
+    same = (instance.rows, instance.columns, instance.stack_key, instance.modality, instance.photometric)
+    return (instance.frames, *same, instance.sop_class_uid)
 
 
 def _join(parts: list[Part], rule: StackRule) -> list[Scan]:
@@ -203,14 +208,36 @@ def _settle(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) ->
         else:
             yield from (_close(piece) for piece in small)
         return
-    for component in _find_neighbours(large):
+    small, runs = _gather(small, large, axes, rule)
+    for component in _find_neighbours([*large, *runs]):
         scan = _try(component, axes, rule)
         # Beside the line of the others is another region: discs of a spine, stations of a leg.
-        if scan.fault is not None and scan.fault.reason == "lateral_offset":
+        if scan.fault is not None and not _is_in_line(scan.instances, rule):
             yield from (_close(piece) for piece in component)
         else:
             yield scan
     yield from (_close(piece) for piece in small)
+
+
+def _gather(
+    small: list[_Piece], large: list[_Piece], axes: NDArray[np.float64], rule: StackRule
+) -> tuple[list[_Piece], list[_Piece]]:
+    """Return the small pieces that stay, and those that are together the missing end or middle of a scan, as one each.
+
+    Each alone would pass for a reference beside the volume, and half of a scan would be skipped.
+    """
+    beside: dict[int, list[_Piece]] = {}
+    for piece in small:
+        if all(_measure_gap(piece, each) > 0 for each in large):
+            beside.setdefault(sum(each.levels[-1] < piece.levels[0] for each in large), []).append(piece)
+    longest = max(piece.step for piece in large)
+    stay, runs = list(small), []
+    for pieces in beside.values():
+        whole = _combine(pieces, axes, rule)
+        if whole is not None and len(whole.levels) >= rule.min_slices and whole.step <= _NEAR * longest:
+            runs.append(whole)
+            stay = [piece for piece in stay if all(piece is not each for each in pieces)]
+    return stay, runs
 
 
 def _try(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRule, *, is_small: bool = False) -> Scan:
@@ -261,7 +288,10 @@ def _find_neighbours(pieces: list[_Piece]) -> list[list[_Piece]]:
 
 
 def _refuse_cuts(scans: list[Scan], rule: StackRule) -> list[Scan]:
-    """Return the scans, those refused that continue one another regularly and differ in size, echo, voltage …."""
+    """Return the scans, those refused that continue one another and differ in size, echo, voltage ….
+
+    Where these differ the distance of slices may differ, too (the base of a head and the rest), or a slice be missing.
+    """
     places = {i: piece for i, scan in enumerate(scans) if (piece := _measure(scan, rule)) is not None}
     found = list(scans)
     for a, b in combinations(places, 2):
@@ -269,10 +299,12 @@ def _refuse_cuts(scans: list[Scan], rule: StackRule) -> list[Scan]:
         first, second = scans[a].instances[0], scans[b].instances[0]
         # Both are measured along their own normal, which is the same up to rounding.
         step, gap = max(one.step, other.step), _measure_gap(one, other)
-        if abs(gap - step) > 2 * rule.tolerance * step + 1e-9:
-            continue
         turned = np.abs(np.subtract(first.orientation, second.orientation)).max()
-        if turned <= SAME_COSINES and _is_regular((*scans[a].instances, *scans[b].instances), rule):
+        if turned > SAME_COSINES or not 0 < gap <= _NEAR * step:
+            continue
+        whole = (*scans[a].instances, *scans[b].instances)
+        is_judged = _joint_key(first) == _joint_key(second)  # by _settle, unless they are regular together
+        if _is_regular(whole, rule) or (not is_judged and _is_in_line(whole, rule)):
             names = _list(name_differences([first, second]))
             counts = f"{len(one.levels)} and {len(other.levels)} slices"
             fault = ImageRefusedError(
@@ -310,6 +342,16 @@ def _is_regular(instances: Sequence[Instance], rule: StackRule) -> bool:
     except ImageRefusedError:
         return False
     return len(geometry.levels) > 2
+
+
+def _is_in_line(instances: Sequence[Instance], rule: StackRule) -> bool:
+    """Return whether slices at any distances lie on one line, straight or tilted."""
+    repairs = replace(rule, gap="resample", jitter="resample", mixed_spacing="resample", tilt="shear", max_gap_mm=1e6)
+    try:
+        fit_slices(instances, repairs)
+    except ImageRefusedError as error:
+        return error.reason != "lateral_offset"
+    return True
 
 
 def name_differences(firsts: Sequence[Instance]) -> tuple[str, ...]:

@@ -180,6 +180,40 @@ def test_halves_that_differ_in_more_are_refused_by_the_attribute(changes: dict[s
     assert sorted(map(len, paths_of(slices, APART))) == [6, 6]
 
 
+@pytest.mark.parametrize(
+    "upper",
+    [run(6, start=35.0, step=7.0, prefix="b", stack_key="kvp=120"), run(6, start=36.0, step=4.0, prefix="b", rows=32)],
+    ids=["other distance", "missing slice"],
+)
+def test_halves_that_differ_in_more_and_are_not_regular_are_refused(upper: list[Instance]) -> None:
+    """The base of a head in fine slices at more voltage; a slice lost between two halves."""
+    slices = run(8, step=4.0, stack_key="kvp=140") + upper
+    stacks, left = build_stacks(slices, RULE)
+    assert stacks == []
+    assert {reason for _, _, reason, _ in left} == {"several_parts"}
+    assert sorted(map(len, paths_of(slices, APART))) == [6, 8]
+
+
+def test_slabs_beside_one_another_at_other_distances_and_voltages_are_two_volumes() -> None:
+    below = run(8, stack_key="kvp=140")
+    above = [replace(i, position=(30.0, -10.0, i.position[2])) for i in run(8, start=18.0, prefix="b")]
+    for slices in (below + above, run(8) + mark(above, [1] * 8, {"ImageType"})):
+        assert sorted(paths_of(slices)) == sorted(paths_of(slices, APART))
+
+
+@pytest.mark.parametrize("name", ["FrameOfReferenceUID", "ImageType"])
+@pytest.mark.parametrize("each", [1, 2])
+def test_half_in_parts_too_small_for_volumes_behind_a_gap_is_refused_with_the_other(name: str, each: int) -> None:
+    """One half has one frame of reference, the other one for each slice or two: they are no references."""
+    slices = mark(run(20), [0] * 10 + [1 + k // each for k in range(10)], {name})
+    assert len(paths_of(slices)) == 1
+    del slices[10]
+    reason, detail = refuse(slices)
+    assert (reason, name in detail) == ("gap", True)
+    (stack,), left = build_stacks(slices, StackRule(gap="resample"))
+    assert (len(stack.instances), left) == (19, [])
+
+
 def test_slice_that_fits_no_place_does_not_cost_the_volume() -> None:
     slices = [*run(8), *mark(run(1, start=15.1, prefix="b"), [1], {"ImageType"})]
     (stack,), left = build_stacks(slices, RULE)
