@@ -209,13 +209,13 @@ def test_the_raw_image_is_not_changed(make_raw: MakeRaw) -> None:
 def test_the_record_comes_back_from_json() -> None:
     given = spec(
         dtype="uint16",
-        windows_hu=((40.0, 400.0), (0.0, 80.0)),
+        windows_hu=((40.0, 400.0), (0.0, 80.0), (40.0, 80.0)),
         percentiles=(1.0, 99.0),
         channels=3,
         burnt_in=BurntInRule("ultrasound_regions", ((0, 0, 8, 2),), (0, 0, 16, 16)),
     )
     assert PreprocessSpec.from_json(json.loads(json.dumps(given.to_json()))) == given
-    assert given.read_options.windows_hu == ((40.0, 400.0), (0.0, 80.0))
+    assert given.read_options.windows_hu == given.windows_hu
 
 
 def test_a_record_of_version_0_1_0_reads_as_what_was_done_then() -> None:

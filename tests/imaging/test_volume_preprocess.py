@@ -470,9 +470,9 @@ def test_the_raw_volume_is_not_changed() -> None:
 
 def test_the_record_comes_back_from_json() -> None:
     given = VolumeSpec(
-        4,
-        5,
-        6,
+        8,
+        9,
+        10,
         spacing_mm=(3.0, 1.0, 1.0),
         fit="crop",
         intensity="window",
@@ -482,7 +482,7 @@ def test_the_record_comes_back_from_json() -> None:
         burnt_in=BurntInRule("allow"),
     )
     assert read_spec(json.loads(json.dumps(given.to_json()))) == given
-    assert (given.shape, given.spatial_dims, given.channels) == ((1, 4, 5, 6), 3, 1)
+    assert (given.shape, given.spatial_dims, given.channels) == ((1, 8, 9, 10), 3, 1)
     flat = PreprocessSpec(16, 24, channels=3)
     assert read_spec(json.loads(json.dumps(flat.to_json()))) == flat
     assert (flat.shape, flat.spatial_dims) == ((3, 16, 24), 2)
