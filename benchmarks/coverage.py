@@ -33,6 +33,7 @@ from medcls.evaluation.predictions import Predictions, check_predictions
 from medcls.evaluation.reader_study import Readings, compare_readers
 from medcls.evaluation.support import find_support
 from medcls.evaluation.thresholds import apply_operating_points
+from medcls.identity import format_count
 
 PATIENTS = (40, 100, 400)
 PREVALENCES = (0.05, 0.2, 0.5)
@@ -286,10 +287,11 @@ def build_page(done: Sequence[Mapping[str, Any]]) -> str:
             row = totals.setdefault((cell.kind, plain), {})
             row[cell] = row.get(cell, np.zeros(len(COUNTS))) + np.array(counts)
     replicates = sorted({one["replicates"] for one in done})
+    fewest, most = min(datasets.values()), max(datasets.values())
     lines = [
         "# How often 95 % intervals hold the truth",
         "",
-        f"Data sets per cell: {min(datasets.values())} to {max(datasets.values())}; bootstrap replicates of each: "
+        f"Data sets per cell: {fewest if fewest == most else f'{fewest} to {most}'}; bootstrap replicates of each: "
         f"{', '.join(map(str, replicates))} (evaluate takes 2,000). {date.today():%d %B %Y}, {platform.machine()}, "
         f"Python {platform.python_version()}, numpy {np.__version__}. Command:",
         "",
@@ -367,10 +369,10 @@ def _list_unsaid(rows: Mapping[str, Mapping[Cell, NDArray[np.float64]]]) -> list
     shares = [100 * sum(one[4] for one in some) / max(1, sum(one[0] for one in some)) for some in (sound, large)]
     number = sum(map(len, low.values()))
     return [
-        f"Below 93 and not said: {len(unsaid)} numbers in {len(flat)} cells ({beyond} by more than two standard errors)"
+        f"Below 93 and not said: {format_count(len(flat), 'cell')} ({beyond} by more than two standard errors)"
         + (f": {listed}." if listed else "."),
-        f"Below 93 and said: {number - len(flat)} cells. Of the intervals in the {len(sound)} cells from 93, "
-        f"{shares[0]:.1f} percent have a note; with {max(PATIENTS)} patients {shares[1]:.1f} percent.",
+        f"Below 93 and said: {format_count(number - len(flat), 'cell')}. Of the intervals in the {len(sound)} cells "
+        f"from 93, {shares[0]:.1f} percent have a note; with {max(PATIENTS)} patients {shares[1]:.1f} percent.",
     ]
 
 

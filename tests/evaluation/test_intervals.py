@@ -363,7 +363,7 @@ def test_notes_are_counted_and_cells_that_lack_one_are_listed():
         "silent": "**88**",
         "good": "95",
     }
-    assert "Below 93 and not said: 1 numbers in 1 cells (1 by more than two standard errors): silent" in page
+    assert "Below 93 and not said: 1 cell (1 by more than two standard errors): silent" in page
     assert "silent (40 / 0.05 / 1: 88.0)." in page
     assert "Below 93 and said: 2 cells. Of the intervals in the 1 cells from 93, 10.0 percent have a note" in page
 
