@@ -15,8 +15,8 @@ from pydicom.tag import BaseTag
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import check_kind
 from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
-from medcls.imaging.part10 import KEYWORDS, DicomFile, read_transfer_syntax, skip_preamble
-from medcls.imaging.plain import PIXEL_TAGS, Header, PixelElement, index_keywords, read_plain
+from medcls.imaging.part10 import KEYWORDS, DicomFile, PixelStop, read_transfer_syntax, skip_preamble
+from medcls.imaging.plain import Header, index_keywords, read_plain
 from medcls.imaging.terms import name_intent
 
 _ENHANCED_WORDS = "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
@@ -89,24 +89,18 @@ def _read_any(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
     syntax = read_transfer_syntax(stream)
     found["transfer_syntax"] = str(syntax)
     body = _inflate_start(stream) if syntax.is_deflated else stream
-    end: list[PixelElement] = []
-    dataset = _read_header(body, syntax, end)
-    past_end = not end and body.tell() > body.seek(0, io.SEEK_END)
-    with suppress(Exception) if not end else nullcontext():  # that it holds no pixels says more than a bad element
+    stop = PixelStop(body)
+    dataset = _read_header(body, syntax, stop)
+    # That a file holds no pixels says more than a bad element of it.
+    with suppress(Exception) if stop.element is None else nullcontext():
         found |= _describe(dataset)
-    if not end:
-        raise ImageRefusedError("truncated" if past_end else "no_pixel_data")
-    return DicomFile(dataset, syntax, end[0], body, is_cut=syntax.is_deflated)
+    if stop.element is None:
+        raise stop.refuse()
+    return DicomFile(dataset, syntax, stop.element, body, is_cut=syntax.is_deflated)
 
 
-def _read_header(stream: BinaryIO, syntax: uid.UID, end: list[PixelElement]) -> Header:
-    """The elements that are needed, up to the pixel element, which goes into end."""
-
-    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in PIXEL_TAGS:
-            end[:] = [PixelElement(PIXEL_TAGS[tag], vr or "OW", length, stream.tell())]
-        return bool(end)
-
+def _read_header(stream: BinaryIO, syntax: uid.UID, stop: PixelStop) -> Header:
+    """The elements that are needed, up to the pixel element."""
     return read_dataset(
         stream,
         is_implicit_VR=syntax.is_implicit_VR,

@@ -60,6 +60,9 @@ _PIXEL_WORDS = """
     PerFrameFunctionalGroupsSequence TotalPixelMatrixColumns TotalPixelMatrixRows ExtendedOffsetTable
     ExtendedOffsetTableLengths SequenceOfUltrasoundRegions
 """
+_ELEMENT_BYTES = 8
+"""Of the tag, VR and length of an element: the least that one has."""
+
 _PIXEL_KEYWORDS = tuple(_PIXEL_WORDS.split())
 KEYWORDS = (*HEADER_KEYWORDS, *_PIXEL_KEYWORDS)
 
@@ -283,13 +286,7 @@ def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
 
 def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
     """Reads up to the pixel element; refuses a file that has none at its top level."""
-    found: list[PixelElement] = []
-
-    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in PIXEL_TAGS:
-            found.append(PixelElement(PIXEL_TAGS[tag], vr or "OW", length, stream.tell()))
-        return bool(found)
-
+    stop = PixelStop(stream)
     dataset = read_dataset(
         stream,
         is_implicit_VR=syntax.is_implicit_VR,
@@ -297,12 +294,49 @@ def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
         stop_when=stop,
         specific_tags=_TAGS,
     )
-    if not found:
-        past_end = stream.tell() > stream.seek(0, io.SEEK_END)
-        raise ImageRefusedError(
-            *(("truncated", "an element is longer than the file") if past_end else ("no_pixel_data", ""))
-        )
-    return DicomFile(dataset, syntax, found[0], stream)
+    if stop.element is None:
+        raise stop.refuse()
+    return DicomFile(dataset, syntax, stop.element, stream)
+
+
+class PixelStop:
+    """Ends pydicom's reading of a header at the pixel element, or says why there is none.
+
+    Attributes:
+        element: The pixel element; None as long as none was met.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.element: PixelElement | None = None
+        self._stream = stream
+        self._end: int | None = None
+        self._elements = 0
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        """Return whether an element, whose value begins where the stream stands, is that of the pixels."""
+        here = self._stream.tell()
+        self._elements += 1
+        self._end = None if length == UNDEFINED_LENGTH else here + length
+        if tag in PIXEL_TAGS:
+            self.element = PixelElement(PIXEL_TAGS[tag], vr or "OW", length, here)
+        return self.element is not None
+
+    def refuse(self) -> ImageRefusedError:
+        """Return the refusal of a header without a pixel element: an image that was cut is no report.
+
+        pydicom returns an element that the file's end cuts as if it were whole, and ignores a part of the next.
+        """
+        here = self._stream.tell()
+        size = self._stream.seek(0, io.SEEK_END)
+        if self._elements == 0:
+            return ImageRefusedError("truncated", "the file ends before its dataset")
+        if max(here, self._end or 0) > size:
+            return ImageRefusedError("truncated", "an element is longer than the file")
+        if self._end is not None and size - self._end < _ELEMENT_BYTES:
+            self._stream.seek(self._end)
+            if self._stream.read().strip(b"\0"):
+                return ImageRefusedError("truncated", "the file ends inside an element")
+        return ImageRefusedError("no_pixel_data")
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from pydicom.sequence import Sequence
 from medcls.errors import ImageRefusedError
 from medcls.imaging import dicom
 from medcls.imaging.dicom import read_modality_values
+from medcls.imaging.instances import scan_file
 from medcls.imaging.readers import ReadOptions, read_image
 from medcls.imaging.stored import StoredFrame
 
@@ -141,6 +143,25 @@ def test_missing_elements_are_refused(write_dicom: Write, keyword: str) -> None:
 def test_missing_photometric_and_pixels_are_refused(write_dicom: Write) -> None:
     assert reason(write_dicom(ramp("u2"), drop=("PhotometricInterpretation",))) == "unsupported_colour"
     assert reason(write_dicom(ramp("u2"), drop=("PixelData",))) == "no_pixel_data"
+
+
+def test_image_that_is_cut_in_its_header_is_no_report(write_dicom: Write, tmp_path: Path) -> None:
+    """Only a cut between two elements looks like a bare header."""
+    data = write_dicom(ramp("u2")).read_bytes()
+    ds = pydicom.dcmread(io.BytesIO(data))
+    start = next(iter(ds)).file_tell - 8  # explicit VR, short values: 8 bytes before each
+    between = {each.file_tell - (12 if each.VR == "OW" else 8) for each in ds} - {start}
+    file = tmp_path / "cut.dcm"
+    for end in range(start, len(data)):
+        file.write_bytes(data[:end])
+        expected = "no_pixel_data" if end in between else "truncated"
+        assert (end, scan_file(file, name="x").problem, reason(file)) == (end, expected, expected)
+
+
+def test_padding_behind_an_object_without_pixels_is_no_cut(write_dicom: Write) -> None:
+    file = write_dicom(ramp("u2"), drop=("PixelData",))
+    file.write_bytes(file.read_bytes() + bytes(2))
+    assert (scan_file(file, name="x").problem, reason(file)) == ("no_pixel_data", "no_pixel_data")
 
 
 def test_size_is_checked_before_decoding(write_dicom: Write) -> None:
