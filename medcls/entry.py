@@ -83,6 +83,8 @@ def _keep_output() -> None:
             os.open(os.devnull, os.O_RDWR)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name) or os.fdopen(descriptor, "w", encoding="utf-8", closefd=False)
+        # A name that a locale other than UTF-8 cannot write is spelt out: it is no log that went away.
+        stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, cast(TextIO, LossyStream(stream, descriptor)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -15,6 +16,8 @@ from medcls.errors import BusyError, ConfigError, MedclsError, WriteError
 from medcls.files import HOLDER, LOCK, clear_private, make_private, read_json, write_json
 
 _POLL_SECONDS = 0.2
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What a file system without locks (Lustre by default, some of FUSE) says: files are written there all the same."""
 
 
 @contextlib.contextmanager
@@ -136,6 +139,10 @@ def _open_lock(path: Path) -> tuple[int, Path]:
             raise BusyError(
                 f"{path} is going to be written by another process: wait for it, or choose another file"
             ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
         if _is_same(descriptor, lock):
             return descriptor, lock
         os.close(descriptor)

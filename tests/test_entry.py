@@ -112,7 +112,7 @@ def test_log_that_goes_away_changes_neither_the_work_nor_the_exit_code(
         pytest.skip("no /dev/full on this system")
     code, path = key(redirection)
     assert code == 0
-    assert len(path.read_text().strip()) == 64
+    assert [len(line) for line in path.read_text().splitlines()] == [64, len("check:") + 16]
 
 
 @pytest.mark.parametrize("redirection", ["2>&1 | true", "2>&-", "2> /dev/full"])
@@ -131,6 +131,17 @@ def test_descriptors_that_were_closed_are_not_taken_by_the_first_file(tmp_path: 
     done = subprocess.run(["bash", "-c", f'{sys.executable} -c "$CODE" 2>&-'], env=environment(CODE=code), check=False)
     assert done.returncode == 0
     assert (tmp_path / "data").read_text() == "data"
+
+
+def test_name_that_the_locale_cannot_write_is_spelt_out_and_loses_no_line() -> None:
+    code = (
+        "import sys, types; sys.modules['__main__'].__spec__ = types.SimpleNamespace(name='medcls.train'); "
+        "import medcls.entry; print('caf\\u00e9 \\u0142'); print('next'); sys.stdout.flush(); "
+        "raise SystemExit(sys.stdout.lost is not None)"
+    )
+    locale = environment(PYTHONIOENCODING="latin-1")
+    done = subprocess.run([sys.executable, "-c", code], env=locale, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"caf\xe9 \\u0142\nnext\n")
 
 
 def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path) -> None:

@@ -91,6 +91,17 @@ def test_file_is_written_by_one_command_at_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / PRIVATE).exists()
 
 
+def test_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with lock_file(tmp_path / "out.csv"):
+        write_bytes(tmp_path / "out.csv", b"x", apart=True)
+    assert list_files(tmp_path) == ["out.csv"]
+    assert not (tmp_path / PRIVATE).exists()
+
+
 def test_folder_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="cannot write"), lock_file(tmp_path / "file" / "out.csv"):

@@ -233,7 +233,9 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
         raise MissingInputError(f"split.name={name}: store has {', '.join(names) or 'none'}; data_prep makes them")
     certificate = read_certificate(path)
     if certificate.get("split_sha256") != sha256_file(path):
-        raise DataError(f"{path} has changed since its certificate was written: make the split again by data_prep")
+        raise DataError(
+            f"{path} has changed since its certificate was written: restore it, or remove both and run data_prep again"
+        )
     if certificate.get("store_sha256") != store.sha256:
         raise DataError(f"{path} was made for another store: make the split again by data_prep")
     if not store.has_images_of(path):
@@ -251,7 +253,8 @@ def read_certificate(path: Path) -> dict[str, Any]:
         DataError: it has changed.
         MissingInputError: it is missing.
     """
-    return read_json(path.with_suffix(".json"), remedy="restore it, or make the split again by data_prep")
+    # Repeated beside a damaged certificate, data_prep cannot tell whether the split is the one that it would make.
+    return read_json(path.with_suffix(".json"), remedy="restore it, or remove it and run data_prep again")
 
 
 def read_patients(store: Store, certificate: dict[str, Any]) -> Codes:

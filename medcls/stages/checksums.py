@@ -15,6 +15,7 @@ from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import (
     CHECKSUMS,
+    CONFIG,
     DATASET,
     ENVIRONMENT,
     MODEL,
@@ -24,7 +25,7 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
-from medcls.stages.run_folder import OURS
+from medcls.stages.run_folder import OURS, SETTINGS
 from medcls.training.checkpoint import ModelCard, pack_model, read_card_checksum
 
 _FORMAT = 1
@@ -99,8 +100,9 @@ def note_version(model: Path) -> None:
 
 def _hash_files(run: Path) -> dict[str, str]:
     """The sha256 of every file of the training but the two that are written last."""
-    ours = [run / name for name in OURS - {MODEL, CHECKSUMS}]
-    files = [path for path in [*ours, *(run / "config").glob("*")] if path.is_file()]
+    # By name: what a file browser leaves beside them (.DS_Store) is read by nobody.
+    ours = [run / name for name in OURS - {MODEL, CHECKSUMS} | {SETTINGS, CONFIG}]
+    files = [path for path in ours if path.is_file()]
     return {str(path.relative_to(run)): sha256_file(path) for path in sorted(files)}
 
 

@@ -28,6 +28,9 @@ METRICS = "metrics.json"
 WAIT_SECONDS = 3600.0
 """How long an evaluation waits for another one of the same run, which takes minutes."""
 
+_BELOW_OUT = ("figures", "images", "maps")
+"""Folders that evaluations and explanations make in out=."""
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -92,10 +95,13 @@ def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> 
         BusyError: another one has held it for an hour.
     """
     # A run that is not there is not made; whoever opens it says so.
-    folders = [run / EVALUATION for run in runs if run.is_dir()] + ([Path(out)] if out else [])
-    with lock_folders(folders, command=command, wait_seconds=WAIT_SECONDS, on_wait=say):
-        inner = (path for folder in folders for path in folder.rglob("*") if path.is_dir())
-        for each in [*runs, *folders, *inner]:
+    folders = [run / EVALUATION for run in runs if run.is_dir()]
+    results = [Path(out)] if out else []
+    with lock_folders([*folders, *results], command=command, wait_seconds=WAIT_SECONDS, on_wait=say):
+        inner = [path for folder in folders for path in folder.rglob("*") if path.is_dir()]
+        # Not all that is in out=: a training may be writing a checkpoint into a run below it.
+        inner += [folder / name for folder in results for name in _BELOW_OUT]
+        for each in [*runs, *folders, *results, *inner]:
             delete_partial(each)
         yield
 

@@ -23,7 +23,7 @@ from medcls.config import PredictJob
 from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
-from medcls.files import MODEL, PRIVATE, sha256_file, sha256_json
+from medcls.files import LOCK, MODEL, PRIVATE, TEMPORARY, sha256_file, sha256_json
 from medcls.identity import Identity, describe_key, read_identity
 from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
@@ -116,8 +116,8 @@ def _predict_files(job: PredictJob, out: Path) -> None:
     regions = read_regions(boxes) if boxes else {}
     table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
     root, files = find_files(Path(job.source or ""))
-    # out= may be inside the source: its lock is no file of it.
-    files = [(path, skip) for path, skip in files if not (root / path).parent.name.startswith(PRIVATE)]
+    # out= may be inside the source: its lock, and what another command is writing there, are no files of it.
+    files = [(path, skip) for path, skip in files if not _is_temporary(path)]
     identity = find_identity(job, root, files)
     spec, workers = cards[0].preprocess, job.workers if job.workers >= 0 else os.cpu_count() or 1
     if isinstance(spec, VolumeSpec):
@@ -154,6 +154,11 @@ def _predict_files(job: PredictJob, out: Path) -> None:
     put(line)
     for answer in describe_answers(everyone, cards[0].task):
         put(answer)
+
+
+def _is_temporary(path: str) -> bool:
+    *_, folder, name = ("", *path.split("/"))
+    return folder.startswith(PRIVATE) and (name.endswith(LOCK) or name.startswith(TEMPORARY))
 
 
 def find_identity(job: PredictJob, root: Path, files: list[tuple[str, str]]) -> Identity:
@@ -204,8 +209,9 @@ def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: 
     choices = read_choices(place, model_sha256=join_checksums(models_sha256)) if place else None
     if choices is None and folder:
         remedy = f"set the out= of python -m medcls.evaluate run={evaluated} split=val"
-        if not name_files(folder, "")[0].is_file():
-            raise MissingInputError(f"choices={folder}: no {name_files(folder, '')[0].name} in it: {remedy}")
+        missing = next((file.name for file in name_files(folder, "") if not file.is_file()), "")
+        if missing:
+            raise MissingInputError(f"choices={folder}: no {missing} in it: {remedy}")
         raise ConfigError(f"choices={folder}: frozen for other models than run={evaluated}: {remedy}")
     if choices is None:
         model = "this model" if len(runs) == 1 else f"the mean of {len(runs)} runs"

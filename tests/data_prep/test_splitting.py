@@ -64,6 +64,21 @@ def test_a_given_split_is_obeyed(
     assert (certificate["source"], certificate["seed"], certificate["fractions"]) == ("labels file", None, None)
 
 
+def test_damaged_certificate_is_made_again_once_it_is_removed_as_the_message_says(
+    given: Callable[..., Path], run_prepare: Prepare, tmp_path: Path, split_names: SplitNames
+) -> None:
+    raw = given()
+    store = run_prepare(raw, tmp_path / "store")
+    certificate, before = store.folder / "splits" / "default.json", split_names(store)
+    whole = certificate.read_bytes()
+    certificate.write_bytes(whole.replace(b'"source": "l', b'"source": "L'))
+    with pytest.raises(DataError, match="restore it, or remove it and run data_prep again"):
+        run_prepare(raw, store.folder)
+    certificate.unlink()
+    assert split_names(run_prepare(raw, store.folder)) == before
+    assert certificate.read_bytes() == whole
+
+
 def two_splits(rows: Rows) -> Rows:
     rows[1]["split"] = "test"
     return rows

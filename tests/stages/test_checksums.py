@@ -136,6 +136,11 @@ def test_training_on_a_damaged_store_is_refused(name: str, copy: Tree, run_train
     assert not (copy.root / "new" / "model.safetensors").exists()
 
 
+def test_file_that_a_browser_left_in_a_run_is_no_damage(copy: Tree) -> None:
+    (copy.run / "config" / ".DS_Store").write_bytes(b"Bud1")
+    check_run(copy.run)
+
+
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "config/config.yaml", "config/settings.json", "environment.json", "contact_sheet.png"]
 )
@@ -237,6 +242,11 @@ def test_key_with_a_changed_digit_is_refused_and_one_without_a_check_is_said(tre
     assert identity == read_identity("hmac", key_file=str(tree.root / "key"))
     assert text.split()[1] in describe_key(identity, key_file=str(path))
     assert describe_key(identity, key_file=str(tree.root / "key")) == ""
+
+
+def test_key_file_that_is_gone_is_no_matter_if_ids_are_declared(tmp_path: Path) -> None:
+    gone = str(tmp_path / "key")
+    assert describe_key(read_identity("declared", key_file=gone), key_file=gone) == ""
 
 
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e400}', "[1]", "null"])

@@ -20,6 +20,7 @@ from medcls.stages import judged_rows, split_predictions
 from medcls.stages import predict as predict_stage
 from medcls.stages.evaluate import evaluate
 from medcls.stages.explain import explain
+from medcls.stages.judged_rows import hold_evaluations
 from tests.failing_disk import Disk, KilledError
 
 Job = Callable[..., Any]
@@ -120,6 +121,17 @@ def test_evaluation_clears_what_a_killed_one_left(evaluation: EvaluateJob, run_c
     assert list(run_copy.rglob(".partial-*")) == []
 
 
+def test_checkpoint_that_is_being_written_below_the_results_stays(tmp_path: Path) -> None:
+    writing, left = tmp_path / "runs" / "a" / "checkpoints" / ".partial-a1b2c3d4", tmp_path / "maps" / ".partial-x.npy"
+    for each in (writing / "tensors.safetensors", left):
+        each.parent.mkdir(parents=True)
+        each.write_bytes(b"half")
+    with hold_evaluations([], str(tmp_path), command="medcls.evaluate"):
+        pass
+    assert (writing / "tensors.safetensors").exists()
+    assert not left.exists()
+
+
 def test_run_that_is_not_there_is_not_made(evaluation: EvaluateJob, tmp_path: Path) -> None:
     evaluation.run = str(tmp_path / "none")
     with pytest.raises(Exception, match="is not a folder"):
@@ -161,8 +173,11 @@ def test_two_predictions_into_one_file_are_refused(prediction: Any, tmp_path: Pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_lock_inside_the_source_is_no_file_of_it(prediction: Any, tmp_path: Path) -> None:
-    prediction.out = str(tmp_path / "few" / "p.csv")
+def test_lock_inside_the_source_is_no_file_of_it_and_images_are_whatever_its_name(
+    prediction: Any, tmp_path: Path
+) -> None:
+    source = (tmp_path / "few").rename(tmp_path / f"{PRIVATE}-scans")
+    prediction.source, prediction.out = str(source), str(source / "p.csv")
     predict_stage.predict(prediction)
-    lines = (tmp_path / "few" / "p.csv").read_text().splitlines()
+    lines = (source / "p.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["level", *["image"] * 3]
