@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -169,31 +170,41 @@ def _combine(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRul
 
 
 def _merge(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) -> list[_Piece]:
-    """Return the pieces with those joined that make a regular stack: all of them, or two at a time."""
+    """Return the pieces with those joined that make a regular stack: all of them, or rows of them."""
     if len(pieces) == 1:
         return pieces
     whole = _combine(pieces, axes, rule)
     if whole is not None and _is_regular(whole.instances, rule):
         return [whole]
-    while links := _find_links(pieces, rule):
-        once = [(a, b) for a, b in links if sum(a in link or b in link for link in links) == 1]
-        if not once:
-            break  # several could be the continuation of one
-        a, b = once[0]
-        joined = _build((*pieces[a].parts, *pieces[b].parts), axes, rule)
-        pieces = [piece for index, piece in enumerate(pieces) if index not in (a, b)] + [joined]
+    while chains := list(_find_chains(pieces, rule)):
+        used = {index for chain in chains for index in chain}
+        joined = [_build(tuple(p for i in chain for p in pieces[i].parts), axes, rule) for chain in chains]
+        pieces = [piece for index, piece in enumerate(pieces) if index not in used] + joined
     return pieces
 
 
+def _find_chains(pieces: list[_Piece], rule: StackRule) -> Iterator[list[int]]:
+    """Yield regular rows of pieces of which each is the only continuation of the one before, and of no other."""
+    links = _find_links(pieces, rule)
+    firsts, seconds = Counter(a for a, _ in links), Counter(b for _, b in links)
+    following = {a: b for a, b in links if firsts[a] == seconds[b] == 1}
+    for start in sorted(set(following) - set(following.values())):
+        chain = [start]
+        while chain[-1] in following:
+            chain.append(following[chain[-1]])
+        if _is_regular([each for index in chain for each in pieces[index].instances], rule):
+            yield chain
+
+
 def _find_links(pieces: list[_Piece], rule: StackRule) -> list[tuple[int, int]]:
-    """Return the pairs of pieces of which one begins where the next slice of the other would be."""
+    """Return the pairs of pieces of which the second begins where the next slice of the first would be."""
     found = []
     for a, b in combinations(range(len(pieces)), 2):
         one, other = pieces[a], pieces[b]
         step, gap = max(one.step, other.step), _measure_gap(one, other)
         slack = 2 * rule.tolerance * step + 1e-9
         if step and abs(gap - step) <= slack and _is_regular((*one.instances, *other.instances), rule):
-            found.append((a, b))
+            found.append((a, b) if one.levels[0] < other.levels[0] else (b, a))
     return found
 
 
