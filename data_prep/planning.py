@@ -296,8 +296,8 @@ def _say_empty_rows(labels: pa.Table, served: Any) -> None:
     if lines:
         shown = ", ".join(map(str, lines[:_SHOWN])) + (" …" if len(lines) > _SHOWN else "")
         say(
-            f"notice: {format_count(len(lines), 'row')} of the labels file (lines {shown}) name only files that are "
-            "skipped, and add no image: ledger.parquet has the reasons"
+            f"notice: {format_count(len(lines), 'row')} of the labels file with no image, since all files of it are "
+            f"skipped (line{'s' * (len(lines) > 1)} {shown}): ledger.parquet has the reasons"
         )
 
 

@@ -214,7 +214,10 @@ def test_row_that_names_companions_alone_is_said(tmp_path: Path, run_prepare: Ca
     settings = ("image=mr_volume", "image.size=[8,12,12]", "max_quarantined=0", "deidentify=declared")
     store = run_prepare(raw, tmp_path / "store", *settings, "split.test=0.34", "split.val=0", "split.on_missing=report")
     assert len(store) == 6
-    assert "notice: 1 row of the labels file (lines 8) name" in capfd.readouterr().err
+    assert (
+        "notice: 1 row of the labels file with no image, since all files of it are skipped (line 8)"
+        in capfd.readouterr().err
+    )
 
 
 def test_index_asks_the_same_of_every_file(tmp_path: Path) -> None:
