@@ -219,6 +219,13 @@ def _settle(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) ->
         else:
             yield from (_close(piece) for piece in small)
         return
+    for piece in list(small):  # such a slice was rounded otherwise, and another one is missing elsewhere
+        for at, each in enumerate(large):
+            filled = _combine((each, piece), axes, rule)
+            if filled is not None and _measure_gap(each, piece) < 0 and _is_as_dense(filled, each, rule):
+                large[at] = filled
+                small = [other for other in small if other is not piece]
+                break
     small, runs = _gather(small, large, axes, rule)
     for component in _find_neighbours([*large, *runs]):
         scan = _try(component, axes, rule)
@@ -228,6 +235,11 @@ def _settle(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) ->
         else:
             yield scan
     yield from (_close(piece) for piece in small)
+
+
+def _is_as_dense(whole: _Piece, part: _Piece, rule: StackRule) -> bool:
+    """Return whether slices that came to a part fill its holes, and lie nowhere between its slices."""
+    return bool(np.diff(whole.levels).min() >= (1 - 2 * rule.tolerance) * np.diff(part.levels).min())
 
 
 def _gather(

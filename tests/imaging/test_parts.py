@@ -214,7 +214,7 @@ def test_half_in_parts_too_small_for_volumes_behind_a_gap_is_refused_with_the_ot
     assert (len(stack.instances), left) == (19, [])
 
 
-@pytest.mark.parametrize("name", ["FrameOfReferenceUID", "ImageType"])
+@pytest.mark.parametrize("name", CHANGES)
 def test_small_part_between_large_ones_is_not_interpolated_over(name: str) -> None:
     """A slice is missing elsewhere, and the rule fills that gap: what is there is never made up."""
     slices = mark(run(32), [0] * 10 + [1] * 2 + [2] * 20, {name})
