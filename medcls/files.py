@@ -81,8 +81,9 @@ def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> It
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o600 if private else 0o666 & ~_umask())
-        temporary.replace(path)
+            # Before the file is closed: its lock ends then, and whoever clears the folder would delete it.
+            temporary.chmod(0o600 if private else 0o666 & ~_umask())
+            temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
@@ -103,8 +104,15 @@ def _open_temporary(folder: Path, name: str, *, apart: bool) -> tuple[int, str]:
             if not apart or not folder.is_dir():
                 raise
             continue  # another command has just removed the empty folder
-        with contextlib.suppress(OSError):  # a file system without locks
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Another process looks whether anybody writes it, sees nobody, and deletes it.
+            os.close(handle)
+            Path(temporary).unlink(missing_ok=True)
+            continue
+        except OSError:  # a file system without locks
+            pass
         # Another process may have deleted it before it was locked.
         if os.fstat(handle).st_nlink:
             return handle, temporary
@@ -117,11 +125,13 @@ def make_private(folder: Path) -> Path:
     Mode 0700; where somebody else's is in its place, one with the number of the user.
 
     Raises:
+        FileNotFoundError: Another command has just removed it, or there is no `folder`.
         OSError: It cannot be made.
     """
     for name in (PRIVATE, f"{PRIVATE}-{os.geteuid()}"):
         path = folder / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
         status = path.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
             path.chmod(0o700)

@@ -16,6 +16,8 @@ from medcls.errors import BusyError, ConfigError, MedclsError, WriteError
 from medcls.files import HOLDER, LOCK, clear_private, make_private, read_json, write_json
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 0.2
+"""Far longer than a command that clears the folder holds a lock, to see whether anybody else does."""
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What a file system without locks (Lustre by default, some of FUSE) says: files are written there all the same."""
 
@@ -126,16 +128,22 @@ def lock_file(path: Path, *, suffixes: Sequence[str] = ()) -> Iterator[None]:
 
 def _open_lock(path: Path) -> tuple[int, Path]:
     """The lock file of a file, open and locked."""
+    end = time.monotonic() + _LOOK_SECONDS
     while True:
-        lock = make_private(path.parent) / f"{path.name}{LOCK}"
         try:
+            lock = make_private(path.parent) / f"{path.name}{LOCK}"
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise
             continue  # another command has just removed the empty folder
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(descriptor)
+            if time.monotonic() < end:
+                time.sleep(_LOOK_SECONDS / 10)
+                continue
             raise BusyError(
                 f"{path} is going to be written by another process: wait for it, or choose another file"
             ) from error

@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,19 @@ def test_file_is_written_by_one_command_at_a_time(tmp_path: Path) -> None:
             write_bytes(tmp_path / "other.csv", b"x", apart=True)
         write_bytes(tmp_path / "out.csv", b"y", apart=True)
     assert list_files(tmp_path) == ["other.csv", "out.csv"]
+    assert not (tmp_path / PRIVATE).exists()
+
+
+def test_commands_that_write_into_one_folder_at_once_do_not_clear_each_others_files(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(150):
+            with lock_file(tmp_path / f"{number}.csv"):
+                write_bytes(tmp_path / f"{number}.csv", b"x", apart=True)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, number) for number in range(4)]:
+            done.result()
+    assert list_files(tmp_path) == [f"{number}.csv" for number in range(4)]
     assert not (tmp_path / PRIVATE).exists()
 
 
@@ -189,4 +203,4 @@ def test_key_that_cannot_be_written_leaves_no_half_key(tmp_path: Path) -> None:
         assert list_files(tmp_path) == []
     assert step > 3
     with (tmp_path / "key.txt").open(encoding="ascii") as file:
-        assert [len(row[0]) for row in csv.reader(file)] == [64]
+        assert [len(row[0]) for row in csv.reader(file)] == [64, len("check:") + 16]
