@@ -49,13 +49,11 @@ class Scan:
         instances: All slices, any order.
         parted_by: Attributes in which its parts differ; () for a stack that nothing cuts.
         fault: Why its parts are not one volume; None if only the geometry of the slices decides.
-        is_small: Whether each of several parts has too few slices for a volume of its own.
     """
 
     instances: Part
     parted_by: tuple[str, ...] = ()
     fault: ImageRefusedError | None = None
-    is_small: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +213,7 @@ def _settle(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) ->
     if not large:
         whole = _build(tuple(part for piece in small for part in piece.parts), axes, rule)
         if len(small) > 1 and len(whole.levels) >= rule.min_slices:
-            yield _try(small, axes, rule, is_small=True)
+            yield _try(small, axes, rule)
         else:
             yield from (_close(piece) for piece in small)
         return
@@ -263,7 +261,7 @@ def _gather(
     return stay, runs
 
 
-def _try(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRule, *, is_small: bool = False) -> Scan:
+def _try(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRule) -> Scan:
     """Return pieces as one scan, whose fault is that of its geometry under the rule."""
     if len(pieces) == 1:
         return _close(pieces[0])
@@ -283,7 +281,7 @@ def _try(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRule, *
     if fault is not None:
         said = f"{len(parts)} parts of a series, told apart by {_list(names)}, are not one volume: {fault.detail}"
         fault = ImageRefusedError(fault.reason, f"{said}: {joins}stack.parts=apart takes each as a volume")
-    return Scan(instances, names, fault, is_small=is_small)
+    return Scan(instances, names, fault)
 
 
 def _close(piece: _Piece) -> Scan:
