@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medcls.errors import DataError, MissingInputError
+from medcls.errors import DataError, MissingInputError, UsageError
 from medcls.files import read_json, write_json
 
 PREEMPTED = 75  # of a training that goes on when it is started again
@@ -102,6 +102,9 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: The task as `Task.to_text` makes it, and the file for the exit code.
     """
+    if len(arguments) != 2:
+        print("comparison_task: medcls.compare executor=slurm starts it, with TASK RESULT", file=sys.stderr)
+        return UsageError.exit_code
     task, result = Task.from_text(arguments[0]), Path(arguments[1])
     running: list[subprocess.Popen[bytes]] = []
 
