@@ -69,10 +69,10 @@ def run_child(module: str, *arguments: str) -> dict[str, float]:
 
 
 def write_store(folder: Path, size: int, *, hashed: bool = False) -> Path:
-    """Writes a store of `size` rows: pseudonyms as data_prep makes them, images of one pixel, labels of 5 grades."""
+    """Writes a store of `size` rows: pseudonyms as data_prep makes them, images of 8 x 8 pixels, labels of 5 grades."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(size)
-    np.save(folder / shard_name(0), np.zeros((size, 1, 1, 1), np.uint8))
+    np.save(folder / shard_name(0), np.zeros((size, 1, 8, 8), np.uint8))
     labels = pa.array(generator.integers(0, 5, size).astype(str), pa.string())
     with pq.ParquetWriter(folder / MANIFEST, COLUMNS, compression="zstd", store_schema=False) as writer:
         for start in range(0, size, _BATCH):
@@ -81,7 +81,7 @@ def write_store(folder: Path, size: int, *, hashed: bool = False) -> Path:
     write_table(folder / LABELS, image_ids.append_column("label", labels))
     parts = {name: sha256_file(folder / name) for name in (MANIFEST, shard_name(0))}
     record = {
-        "preprocess": PreprocessSpec(height=1, width=1).to_json(),
+        "preprocess": PreprocessSpec(height=8, width=8).to_json(),
         "counts": {},
         "deidentify": {},
         "sha256": parts,

@@ -262,6 +262,8 @@ def open_seal(content: dict[str, Any], path: Path, *, remedy: str) -> dict[str, 
     Raises:
         DataError: the content is not the one that was written.
     """
+    if not content:
+        raise DataError(f"{path} is an empty object, which nothing writes: {remedy}")
     # Where a byte of the key itself was damaged, the checksum of all others is there under another name.
     key = SEAL if SEAL in content else next((name for name in content if _is_seal(content, name)), None)
     plain = {name: value for name, value in content.items() if name != SEAL}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_folder_on_a_failing_disk_is_not_called_wrong(tmp_path: Path, monkeypatc
         list(list_files(tmp_path))
 
 
-@pytest.mark.parametrize("look", [is_dicom, checksum])
+@pytest.mark.parametrize("look", [is_dicom, functools.partial(checksum, most_bytes=1000)], ids=["is_dicom", "checksum"])
 def test_raw_file_on_a_failing_disk_is_not_judged_and_its_name_is_not_shown(
     tmp_path: Path, look: Callable[[Path], Any], no_pauses: None
 ) -> None:

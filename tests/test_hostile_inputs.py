@@ -124,7 +124,7 @@ PATHS = [
     ("/etc/hostname", DataError, "leaves the source"),
     ("..\\outside.png", DataError, "leaves the source"),
     ("C:\\outside.png", DataError, "leaves the source"),
-    ("images/a\0b.png", DataError, "bad rows"),
+    ("images/a\0b.png", DataError, "NUL bytes"),
     ("~/outside.png", MissingInputError, "its file does not exist"),
     ("$HOME/outside.png", MissingInputError, "its file does not exist"),
     ("link.png", DataError, "leaves the source"),
@@ -132,7 +132,7 @@ PATHS = [
     ("twin.png", DataError, "symbolic link"),
     ("zero.png", DataError, "leaves the source"),
     ("images", MissingInputError, "its file does not exist"),
-    ("x" * 5000, MissingInputError, "bad rows"),
+    ("x" * 5000, MissingInputError, "1 bad row of 8"),
 ]
 
 

@@ -136,7 +136,12 @@ def test_report_false_writes_the_numbers_alone(
 ) -> None:
     out = tmp_path / "numbers"
     folder = run_evaluate(run_copy, "split=test", f"out={out}", "report=false", "replicates=1")
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "predictions.parquet", "inputs.json"}
+    assert {path.name for path in folder.iterdir()} == {
+        "metrics.json",
+        "predictions.parquet",
+        "predictions.parquet.columns.json",
+        "inputs.json",
+    }
     assert f"metrics: {folder / 'metrics.json'}" in capsys.readouterr().out
     auc = read_json(folder / "metrics.json")["auc"]
     assert auc == {"value": auc["value"], "low": None, "high": None, "reason": "replicates=1: an interval needs 40"}

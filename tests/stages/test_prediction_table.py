@@ -65,4 +65,4 @@ def test_a_table_without_any_score_has_the_types_of_one_with_scores(task: Task, 
 def test_the_summary_counts_states_and_reasons() -> None:
     cases = [Case("a"), Case("b", "refused", "colour"), Case("c", "refused", "colour"), Case("d", "skipped", "hidden")]
     assert summarize(cases) == "4 files: 1 ok, 2 refused, 1 skipped (2 refused: colour; 1 skipped: hidden)"
-    assert summarize(cases[:1]) == "1 files: 1 ok, 0 refused, 0 skipped"
+    assert summarize(cases[:1]) == "1 file: 1 ok, 0 refused, 0 skipped"
