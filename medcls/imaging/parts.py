@@ -77,8 +77,9 @@ def join_parts(groups: Sequence[Part], rule: StackRule) -> list[Scan]:
     """Return the scans of one series: stacks that continue one another together, all others as they are.
 
     Stacks that differ in ImageType, FrameOfReferenceUID or in the rounding of their cosines are one scan if no two
-    have a slice at one place and all slices together lie at regular distances. If they continue one another, but not
-    regularly, the rule may repair the whole; else the whole is refused. Stacks that overlap (echoes, phases, passes of
+    have a slice at one place and all slices together lie at regular distances; volumes of different ImageType that
+    overlap stay apart even then. If they continue one another, but not regularly, the rule may repair the whole; else
+    the whole is refused. Stacks that overlap (echoes, phases, passes of
     a scanner) stay apart. Stacks that continue one another regularly and differ in anything else are refused: whether
     they are one volume cannot be known, and half a scan is never taken for a whole.
 
@@ -172,13 +173,23 @@ def _merge(pieces: list[_Piece], axes: NDArray[np.float64], rule: StackRule) -> 
     if len(pieces) == 1:
         return pieces
     whole = _combine(pieces, axes, rule)
-    if whole is not None and _is_regular(whole.instances, rule):
+    if whole is not None and _is_regular(whole.instances, rule) and not _are_interleaved(pieces, rule):
         return [whole]
     while chains := list(_find_chains(pieces, rule)):
         used = {index for chain in chains for index in chain}
         joined = [_build(tuple(p for i in chain for p in pieces[i].parts), axes, rule) for chain in chains]
         pieces = [piece for index, piece in enumerate(pieces) if index not in used] + joined
     return pieces
+
+
+def _are_interleaved(pieces: list[_Piece], rule: StackRule) -> bool:
+    """Return whether two volumes of different ImageType overlap: magnitude and phase half a step apart, projections."""
+    volumes = [p for p in pieces if len(p.levels) >= rule.min_slices and _is_regular(p.instances, rule)]
+    return any(
+        _measure_gap(one, other) < 0
+        and {each.image_type for each in one.instances}.isdisjoint({each.image_type for each in other.instances})
+        for one, other in combinations(volumes, 2)
+    )
 
 
 def _find_chains(pieces: list[_Piece], rule: StackRule) -> Iterator[list[int]]:

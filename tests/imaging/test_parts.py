@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -78,7 +78,19 @@ def test_scan_cut_anywhere_is_the_uncut_one(data: st.DataObject, count: int, nam
 def test_scan_whose_slices_are_marked_at_random_is_one(data: st.DataObject, count: int, names: set[str]) -> None:
     slices = run(count)
     parts = data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    if "ImageType" in names:  # every second slice, say, is a volume of its own: test_volumes_of_two_image_types below
+        places = [[k for k, part in enumerate(parts) if part == one] for one in set(parts)]
+        assume(sum(len(each) >= 3 and len(set(np.diff(each))) == 1 for each in places) < 2)
     assert paths_of(mark(slices, parts, names)) == paths_of(slices)
+
+
+@pytest.mark.parametrize("start", [1.0, 5.0, 13.0])
+def test_volumes_of_two_image_types_half_a_step_apart_are_not_mixed(start: float) -> None:
+    """Magnitude and phase of a scanner that places them between one another."""
+    slices = mark(run(10, step=2.0), [0] * 10, {"ImageType"})
+    slices += mark(run(10, step=2.0, start=start, prefix="b"), [1] * 10, {"ImageType"})
+    assert build_stacks(slices, RULE) == build_stacks(slices, APART)
+    assert sorted(map(len, paths_of(slices))) == [10, 10]
 
 
 @settings(max_examples=80, deadline=None)
