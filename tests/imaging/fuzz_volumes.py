@@ -32,7 +32,9 @@ RULES = (
     StackRule(gap="resample", jitter="resample", mixed_spacing="resample", max_gap_mm=1e6, tolerance=0.1, min_slices=2),
     StackRule(tilt="refuse", tolerance=1e-6),
 )
-REASONS = frozenset({"gap", "jitter", "mixed_spacing", "mosaic", "not_grey", "no_orientation", "no_position"}) | {
+REASONS = frozenset(
+    {"gap", "jitter", "leftover_stack", "mixed_spacing", "mosaic", "not_grey", "no_orientation", "no_position"}
+) | {
     *("no_spacing", "not_dicom", "localizer", "cine", "multi_frame"),
 }
 """Words of stacks and geometry that stand in a variable where they are raised."""
