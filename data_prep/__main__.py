@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from medcls.command_line import run_command, say
+from medcls.command_line import run_command
 from medcls.config import PrepareJob
+from medcls.console import say
 
 
 def main(job: PrepareJob) -> None:

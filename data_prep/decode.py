@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import medcls
 from data_prep.ledger import OK, QUARANTINED, Entry, build_entries, describe_refusal
 from data_prep.manifest_rows import StoredImage, build_row
 from data_prep.plan import ShardPlan, Unit
 from data_prep.reuse import Earlier, Previous
+from medcls.console import show_progress
 from medcls.data.duplicates import compute_dhash, hash_pixels
 from medcls.data.manifest import build_table, write_table
 from medcls.data.shards import ShardFile, Slot, shard_name, write_slot
@@ -191,7 +190,7 @@ def decode_shards(plans: Iterator[ShardPlan], setting: Setting, *, refusals: Ref
             yield from build_tasks(plan, shard, setting)
 
     outcomes = run_limited(store_image, tasks(), workers=setting.workers, limits=setting.limits)
-    with tqdm(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
+    with show_progress(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
         for first in outcomes:
             plan, shard = pending.popleft()
             result = _Part(plan, setting)

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from medcls.command_line import say
 from medcls.config import SplitConfig
+from medcls.console import say
 from medcls.data.columns import Codes
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data_prep.decode import Setting
 from data_prep.manifest_rows import describe_values
 from data_prep.plan import Plan
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.manifest import COLUMNS
 from medcls.errors import DataError, ImageRefusedError
 from medcls.identity import format_count

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from data_prep.plan import Plan
-from medcls.command_line import say
+from medcls.console import say
 from medcls.files import atomic_file
 from medcls.identity import Identity, guard_cell
 

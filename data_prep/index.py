@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-from medcls.command_line import check_printed, put, run_command, say
+from medcls.command_line import check_printed, run_command
 from medcls.config import IndexJob
+from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, MissingInputError, UsageError
 from medcls.identity import format_count
 
@@ -21,8 +21,6 @@ def main(job: IndexJob) -> None:
         raise MissingInputError(f"source={source} is not a folder")
     if out is not None and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"out={out} lies inside source={source}: choose a file outside it")
-    from tqdm import tqdm
-
     from data_prep.overview import describe_folder
     from medcls.files import clear_private
     from medcls.imaging.index import build_index, write_index
@@ -32,7 +30,7 @@ def main(job: IndexJob) -> None:
         clear_private(out.resolve().parent)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     total = sum(1 for _ in list_files(source))  # before hours of work: a closed folder ends it here
-    files = tqdm(list_files(source), total=total, desc="index", unit="file", mininterval=0.5, file=sys.stderr)
+    files = show_progress(list_files(source), total=total, desc="index", unit="file", mininterval=0.5)
     table = build_index(source, files, workers=workers)
     for line in describe_folder(table, lines=job.lines):
         put(line)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medcls.command_line import say
 from medcls.config import LabellingConfig
+from medcls.console import say
 from medcls.data.columns import Codes, code_column
 from medcls.data.spelling import are_measurements, are_numbers, clean_label, name_labels, spelling_key
 from medcls.errors import DataError

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from data_prep.label_columns import FLAGS, LabelColumn
 from data_prep.label_rows import is_label
-from medcls.command_line import say
 from medcls.config import LabellingConfig
+from medcls.console import say
 from medcls.errors import DataError
 from medcls.evaluation.reader_agreement import measure_agreement
 from medcls.identity import format_count

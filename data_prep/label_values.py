@@ -21,8 +21,8 @@ from data_prep.label_columns import (
 )
 from data_prep.label_readers import Combined, combine_readers, find_readers, guess_readers, halve_votes
 from data_prep.label_rows import is_label
-from medcls.command_line import say
 from medcls.config import LabellingConfig
+from medcls.console import say
 from medcls.data.columns import code_column
 from medcls.data.votes import name_votes
 

@@ -30,7 +30,7 @@ from data_prep.label_rows import (
     is_label,
 )
 from data_prep.layouts import SPLIT_WORDS
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.spelling import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError

@@ -23,8 +23,8 @@ from data_prep.ledger import LEFT_OUT, LOST, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.presentation import choose_presentation
 from data_prep.series import find_volumes
-from medcls.command_line import say
 from medcls.config import ImageConfig, PrepareJob
+from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.identity import PER_IMAGE, Identity, format_count
 from medcls.imaging.burnt_in import BurntInRule

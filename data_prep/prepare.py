@@ -25,8 +25,8 @@ from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
 from data_prep.same_images import Origin, same_images_path
 from data_prep.splitting import split_store
-from medcls.command_line import say
 from medcls.config import PrepareJob
+from medcls.console import say
 from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, write_table
 from medcls.data.store import Store
 from medcls.data.votes import VOTES

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from data_prep.ledger import LEFT_OUT
 from data_prep.left_out import list_classes
-from medcls.command_line import say
+from medcls.console import say
 from medcls.errors import DataError
 from medcls.identity import format_count
 

@@ -8,11 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from tqdm import tqdm
-
 from data_prep.decode import Refusals, Setting, decode_shards, part_names
 from data_prep.plan import ShardPlan
 from medcls.config import PrepareJob
+from medcls.console import show_progress
 from medcls.errors import ConfigError, MedclsError
 from medcls.files import read_json
 from medcls.identity import Identity, read_identity
@@ -55,7 +54,7 @@ def decode_on_ray(
             for plan in islice(shards, count):
                 waiting[remote.remote(plan, shared, *key)] = plan
 
-        with tqdm(total=total, desc="decode", unit="shard") as bar:
+        with show_progress(total=total, desc="decode", unit="shard") as bar:
             submit(_AHEAD)
             while waiting:
                 (done, *_), _ = ray.wait(list(waiting), num_returns=1)

@@ -12,7 +12,7 @@ from data_prep.decode import PARTS, Setting, checksum
 from data_prep.identity_map import map_path, name_column, write_way_back
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import Plan
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError

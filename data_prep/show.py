@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medcls.command_line import run_command, say
+from medcls.command_line import run_command
 from medcls.config import ShowJob
+from medcls.console import say
 from medcls.errors import UsageError
 
 

@@ -20,8 +20,8 @@ from data_prep.same_images import (
     write_same_images,
 )
 from data_prep.split_table import build_table
-from medcls.command_line import say
 from medcls.config import SplitConfig
+from medcls.console import say
 from medcls.data.columns import Codes, code_column, read_columns, read_names
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import traceback
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
+from medcls.console import make_printable, say, show_log
 from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
@@ -63,6 +63,7 @@ def run_command(name: str, main: Callable[[Any], None], *, program: str, default
 def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) -> int:
     # Without this Hydra prints its own text and exits 1 before we can tell the user what to do.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    show_log()
     register_schemas()
 
     composed: list[DictConfig] = []
@@ -187,17 +188,6 @@ def _say(program: str, message: str, code: int, *, by_all: bool = True) -> int:
     return code
 
 
-def say(message: str) -> None:
-    """Prints progress or a notice to standard error, flushed; of several processes of a training the first does."""
-    if is_first():
-        print(make_printable(message), file=sys.stderr, flush=True)
-
-
-def put(result: str) -> None:
-    """Prints a result to standard output."""
-    print(make_printable(result))
-
-
 def check_printed() -> None:
     """Check that standard output took everything, for commands whose result is only there.
 
@@ -212,17 +202,3 @@ def check_printed() -> None:
     if lost is not None:
         reason = getattr(lost, "strerror", None) or type(lost).__name__
         raise WriteError(f"cannot write standard output, the only place of the result ({reason}): lead it elsewhere")
-
-
-def make_printable(text: str) -> str:
-    """Returns the text with control characters spelt out: names of files and classes are other people's.
-
-    A terminal obeys escape sequences in them, and marks of direction make one name look like another. Lines and tabs
-    stay.
-    """
-    return "".join(c if c in "\n\t" or _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _is_harmless(character: str) -> bool:
-    """Neither a control character, a format character, a line separator nor a lone surrogate."""
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")

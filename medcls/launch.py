@@ -15,7 +15,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from medcls.command_line import SEVERAL_PROCESSES, say
+from medcls.command_line import SEVERAL_PROCESSES
+from medcls.console import say, show_log
 from medcls.distributed import PeerError
 from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, UsageError
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
         # It tells over many lines of a process that ends; each has said why in one.
         logging.disable(logging.ERROR)
-        run(options)  # type: ignore[no-untyped-call]
+        try:
+            run(options)  # type: ignore[no-untyped-call]
+        finally:
+            logging.disable(logging.NOTSET)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
         chosen = choose_code(list(codes.values()))
@@ -118,6 +122,7 @@ def choose_code(codes: Sequence[int]) -> int:
 
 
 def _run() -> int:
+    show_log()
     try:
         arguments = sys.argv[1:]
         if {"-h", "--help"} & set(arguments):

@@ -6,8 +6,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import check_printed, put, run_command
+from medcls.command_line import check_printed, run_command
 from medcls.config import SampleSizeJob
+from medcls.console import put
 from medcls.errors import ConfigError, UsageError
 from medcls.evaluation.definitions import DEFINITIONS
 from medcls.evaluation.study_size import Assumptions, Size, size_for_half_width, size_for_power

@@ -23,7 +23,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from safetensors.torch import save
 
 from medcls import command_line
-from medcls.command_line import make_printable
+from medcls.console import make_printable
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.identity import KEY_VARIABLE, guard_cell

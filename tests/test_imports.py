@@ -19,10 +19,10 @@ MAY_KNOW = {"data": {"imaging"}}
 """Room -> the other rooms that it may import."""
 
 FOUNDATION = {"errors", "config", "disk", "files", "locks", "identity", "distributed", "reproducibility"}
-FOUNDATION |= {"typed_fields", "hydra_border", "sweeps", "templates", "entry"}
+FOUNDATION |= {"typed_fields", "hydra_border", "sweeps", "templates", "entry", "console"}
 """Modules at the bottom; they know one another's level: errors is below all."""
 
-BELOW = {"errors", "disk", "files"}
+BELOW = {"errors", "disk", "files", "distributed"}
 """What the others of the foundation may import: each the ones before it."""
 
 ANYWHERE = {"nearest", "check_choice", "check_range", "check_file_name", "TASKS", "SPLITS"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
@@ -103,6 +102,9 @@ NAMED = {"train": "experiment", "pretrain": "pretraining", "compare": "compariso
 
 def register_schemas() -> None:
     """Makes each schema known to Hydra as `<name>_schema`, the first entry of conf/<name>.yaml's defaults."""
+    # Inside: who only reads a job's classes, as a notebook does, needs no Hydra.
+    from hydra.core.config_store import ConfigStore
+
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
 

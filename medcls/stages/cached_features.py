@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from medcls.command_line import say
 from medcls.config import TrainJob
+from medcls.console import say, show_progress
 from medcls.data.dataset import Position, StoreDataset
 from medcls.data.loaders import build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL
@@ -147,7 +146,7 @@ def fill_cache(
 
     def compute_missing(rows: NDArray[np.int64]) -> Iterator[Portion]:
         batches = list_batches(np.searchsorted(dataset.rows, rows).tolist(), epoch=epoch, shape=dataset.shape)
-        with tqdm(total=total, initial=total - len(rows), unit="image", desc=name, mininterval=1.0) as bar:
+        with show_progress(total=total, initial=total - len(rows), unit="image", desc=name, mininterval=1.0) as bar:
             for places, features in compute(dataset, batches):
                 yield dataset.rows[places], features
                 bar.update(min(len(places), total - int(bar.n)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import (

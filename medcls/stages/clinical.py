@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medcls.command_line import say
 from medcls.config import TrainJob
+from medcls.console import say
 from medcls.data.clinical import ClinicalSpec, check_faults, encode_clinical
 from medcls.data.clinical_choice import build_clinical, check_columns, check_no_label
 from medcls.data.dataset import StoreDataset

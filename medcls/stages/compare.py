@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import put, say
 from medcls.config import CompareJob
+from medcls.console import put, say
 from medcls.errors import MedclsError
 from medcls.evaluation.comparison_page import write_comparison_page
 from medcls.files import OPENED, append_json_line, delete_partial, seal

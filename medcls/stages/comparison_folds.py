@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcls.command_line import say
 from medcls.config import CompareJob
+from medcls.console import say
 from medcls.data.folds import (
     Fold,
     check_labels,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.command_line import say
 from medcls.config import CompareJob, check_choice
+from medcls.console import say
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.command_line import say
 from medcls.config import VOXELS, CompareJob
+from medcls.console import say
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
 from medcls.evaluation.arms import FoldPredictions, assess_arms

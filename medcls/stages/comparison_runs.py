@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.store import Store
 from medcls.files import LABELS, MODEL, read_json, sha256_file
 from medcls.stages.comparison_commands import Work, run_folder

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import put, say
 from medcls.config import EvaluateJob
+from medcls.console import put, say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluation.analysis import check_analysis

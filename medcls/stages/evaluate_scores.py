@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.command_line import put, say
 from medcls.config import EvaluateJob, check_choice
+from medcls.console import put, say
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluation.analysis import check_analysis
 from medcls.evaluation.assessment import (

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from medcls.command_line import put, say
 from medcls.config import EvaluateJob, ExplainJob
+from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.gallery import Worst, choose_worst
 from medcls.explanation.faithfulness import Curves
@@ -79,11 +78,11 @@ def _explain(job: ExplainJob, run: Path) -> None:
     say(estimate_time(method, model, subjects))
     explained = [
         method.explain(model, subject.image, target=subject.target, name=subject.image_id)
-        for subject in tqdm(subjects, desc=job.method, unit="image")
+        for subject in show_progress(subjects, desc=job.method, unit="image")
     ]
     curves = [
         measure_curves(method, model, subject, each.heat) if job.curves else []
-        for subject, each in zip(tqdm(subjects, desc="curves", unit="image"), explained, strict=True)
+        for subject, each in zip(show_progress(subjects, desc="curves", unit="image"), explained, strict=True)
     ]
     chosen = slice(0, job.sanity_images)
     sanity = check_sanity(method, model, subjects[chosen], explained[chosen]) if job.sanity_images else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from medcls.command_line import say
+from medcls.console import say
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluation.analysis import Analysis, judge_analysis, parse_analysis
 from medcls.files import read_json, sha256_file, write_json

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import say
 from medcls.config import EvaluateJob
 from medcls.config.checks import check_choice
+from medcls.console import say
 from medcls.data.splits import VAL
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from medcls.command_line import say
 from medcls.config import ModelConfig, TrainJob
+from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.models import slices
 from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import put, say
 from medcls.config import EvaluateJob
+from medcls.console import put, say
 from medcls.evaluation.analysis import format_analysis
 from medcls.evaluation.assessment import Rows, assess, measure_rows
 from medcls.evaluation.decision import describe_calls

@@ -13,11 +13,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from medcls import distributed
-from medcls.command_line import say
 from medcls.config import PretrainJob, TrainerConfig, TrainJob
+from medcls.console import say, show_progress
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.limits import check_loading, read_memory_free, read_shared_free
 from medcls.data.loaders import EpochSampler
@@ -128,7 +127,7 @@ def run_loop(
     learner, progress, total = keeper.learner, keeper.progress, feed.sampler.num_samples
     tracker = Tracker(keeper.run, tensorboard=trainer.tensorboard) if distributed.is_first() else None
     piece = learner.piece
-    bar = tqdm(total=trainer.epochs * total, unit="image", desc="train", mininterval=1.0)
+    bar = show_progress(total=trainer.epochs * total, unit="image", desc="train", mininterval=1.0)
 
     def batches(epoch: int, groups: int) -> Iterable[Batch]:
         feed.sampler.epoch, feed.sampler.start = epoch, groups * rules.accumulate

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcls.command_line import say
 from medcls.config import TrainJob
+from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
 from medcls.models import slices

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcls.command_line import say
 from medcls.config import TrainJob
+from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL, read_patients

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from medcls.command_line import put, say
 from medcls.config import PredictJob
+from medcls.console import put, say, show_progress
 from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
@@ -278,7 +277,9 @@ def predict_cases(
     )
     outcomes = run_limited(decode_image, tasks, workers=workers, limits=limits)
     pending: list[Pending] = []
-    bar = tqdm(zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5)
+    bar = show_progress(
+        zip(cases, outcomes, strict=True), total=len(cases), desc="predict", unit="image", mininterval=0.5
+    )
     for case, outcome in bar:
         if isinstance(outcome, ImageRefusedError):
             case.state = SKIPPED if outcome.reason in NO_IMAGE else REFUSED

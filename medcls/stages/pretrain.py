@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from medcls.command_line import say
 from medcls.config import PretrainJob
+from medcls.console import say
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_part, is_first, join_ranks
 from medcls.errors import ConfigError

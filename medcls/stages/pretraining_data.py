@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from medcls.command_line import say
 from medcls.config import PretrainJob
+from medcls.console import say
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.patches import Patch

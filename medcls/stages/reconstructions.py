@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.dataset import Batch
 from medcls.files import write_bytes
 from medcls.models.autoencoder import Autoencoder

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medcls.command_line import say
+from medcls.console import say
 from medcls.data.regions import ALL, NONE, describe_share
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.preprocess import Box

@@ -14,8 +14,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from medcls import distributed
-from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
+from medcls.console import say
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
 from medcls.data.workers import WorkerError, read_batches

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from medcls.config import EvaluateJob
+from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.evaluation.aggregation import DECIDING
@@ -44,7 +44,7 @@ def measure_robustness(job: EvaluateJob, predictions: SplitPredictions) -> dict[
     plain = predictions.rows.predictions.y_score
     curves: dict[str, Any] = {}
     points = [(name, strength) for name, (_, values) in PERTURBATIONS.items() for strength in values]
-    for name, strength in tqdm(points, desc="robustness", unit="point"):
+    for name, strength in show_progress(points, desc="robustness", unit="point"):
         batches = _perturbed(job, predictions, name=name, strength=strength, device=device)
         score = _score(model, batches, rules, kind=predictions.card.task.output)
         curve = curves.setdefault(name, {"unit": PERTURBATIONS[name][0], "points": []})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medcls.command_line import say
 from medcls.config import PretrainJob, TrainJob
+from medcls.console import say
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.distributed import is_first

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from medcls.command_line import say
 from medcls.config import TaskConfig, TrainJob
+from medcls.console import say, show_progress
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.data.strata import Strata
 from medcls.data.stratification import assign_shares
-from medcls.distributed import count_ranks, is_first
+from medcls.distributed import count_ranks
 from medcls.errors import ConfigError, DataError
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead
@@ -91,7 +90,7 @@ def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, line
         np.tile(scaled, (views, 1)),
         folds=np.tile(folds, views),
         balanced=job.task.class_weights == "balanced",
-        strengths=tqdm(STRENGTHS, desc="head", unit="C", disable=not is_first()),
+        strengths=show_progress(STRENGTHS, desc="head", unit="C"),
     )
     with torch.no_grad():
         model.head.linear.weight.copy_(torch.from_numpy(head.weight))
@@ -132,7 +131,7 @@ def solve_svm(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: 
     # Views of one image are further rows of it, in its fold.
     features = np.concatenate([view.read(train.rows) for view in train.views])
     views = len(train.views)
-    costs = tqdm(GRID, desc="svm", unit="C")
+    costs = show_progress(GRID, desc="svm", unit="C")
     known = has_seen(lineage, data.store, data.train.rows)
     apart = read_validation(data) if known else None
     if known:

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from medcls.command_line import say
 from medcls.config import EvaluateJob
+from medcls.console import say, show_progress
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import read_patients
@@ -290,7 +289,7 @@ def compute_logits(job: EvaluateJob, opened: Opened, *, passed: Pass, device: st
     sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
     workers = choose_workers(job.workers, device=device)
     loader = build_loader(dataset, sampler, workers=workers, device=device)
-    progress = tqdm(loader, desc=" ".join(filter(None, ("predict", job.split, passed.name))), unit="batch")
+    progress = show_progress(loader, desc=" ".join(filter(None, ("predict", job.split, passed.name))), unit="batch")
     logits = predict_logits(passed.network, progress, rules)
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=1)).sum())

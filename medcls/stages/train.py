@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medcls.command_line import say
 from medcls.config import TrainJob
+from medcls.console import say
 from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcls.command_line import say
 from medcls.config import EvaluateJob, TrainJob
+from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.splits import TRAIN, VAL

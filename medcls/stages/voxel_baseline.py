@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
-from tqdm import tqdm
 
-from medcls.command_line import say
 from medcls.config import EvaluateJob, TrainJob
+from medcls.console import say, show_progress
 from medcls.data.manifest import write_table
 from medcls.data.splits import VAL, read_patients
 from medcls.data.store import Store
@@ -151,5 +150,5 @@ def choose_decision(
 def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Returns coarse voxels (N, F) of manifest rows, a few volumes in memory at a time."""
     chunks = range(0, len(rows), _CHUNK)
-    bar = tqdm(chunks, desc="baseline", unit="batch", mininterval=1.0)
+    bar = show_progress(chunks, desc="baseline", unit="batch", mininterval=1.0)
     return np.concatenate([shrink(store.images(rows[start : start + _CHUNK])) for start in bar])
