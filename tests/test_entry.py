@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from medcls.files import write_bytes
+from tests import lost_logs
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = sorted(
@@ -164,40 +167,40 @@ def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path) -> None:
     assert b"run the same command again" in said
 
 
-def run_commands(work: Path, *disturbances: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.lost_logs", str(work), *disturbances],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads((work / "found.json").read_text())
-    return found
+def test_every_command_has_an_input_for_the_proof_of_its_log() -> None:
+    assert sorted(lost_logs.COMMANDS) == COMMANDS
 
 
-def check_commands(found: dict[str, Any]) -> None:
-    assert sorted(found["commands"]) == COMMANDS, "each command has its arguments in tests/lost_logs.py"
-    for command, outcomes in found["commands"].items():
-        code, files = outcomes["none"]
-        assert code == {"data_prep.merge": 66, "medcls.pretrain": 65, "medcls.launch": 64}.get(command, 0), command
-        for disturbance, (other_code, other_files) in outcomes.items():
-            assert (other_code, sorted(other_files)) == (code, sorted(files)), (command, disturbance)
-            different = [name for name in files if files[name] != other_files[name]]
-            assert different == [], (command, disturbance)
-    for command, codes in found["printed"].items():
-        assert codes == {"none": 0, "full": 74}, command
+@pytest.mark.parametrize("command", lost_logs.ONLY_PRINTED)
+def test_command_whose_only_result_is_printed_fails_on_a_full_disk(tmp_path: Path, command: str) -> None:
+    lost_logs.draw_images(tmp_path / "raw")
+    places, arguments = {"raw": tmp_path / "raw"}, lost_logs.ONLY_PRINTED[command]
+    assert lost_logs.run(command, arguments, places, tmp_path / "own", log="full").code == 74
 
 
 @pytest.mark.slow
-def test_every_command_does_the_same_with_a_log_that_goes_away_and_fails_if_its_only_output_does(
-    tmp_path: Path,
-) -> None:
-    check_commands(run_commands(tmp_path))
-
-
-@pytest.mark.slow
-def test_every_command_does_the_same_whatever_becomes_of_its_log(tmp_path: Path) -> None:
-    check_commands(run_commands(tmp_path, "closed", "full", "reader_ends", "errors_full"))
+def test_every_command_does_its_work_and_exits_0_whatever_becomes_of_its_log(tmp_path: Path) -> None:
+    """Prints the table; with MEDCLS_RESULTS=FOLDER it is written to logs.md there."""
+    places = lost_logs.build_inputs(tmp_path)
+    outcomes = {
+        command: {log: lost_logs.run(command, given, places, tmp_path / "own", log=log) for log in lost_logs.LOGS}
+        for command, given in lost_logs.COMMANDS.items()
+    }
+    table = lost_logs.format_table(outcomes)
+    print(table)
+    if "MEDCLS_RESULTS" in os.environ:
+        head = (
+            "# Logs that go away\n\nEvery command with its log (standard output and standard error) kept in a file, "
+            "closed (`>&- 2>&-`), full\n(`>/dev/full 2>&1`), and read to its first line (`2>&1 | head -1`): its exit "
+            "code, and whether it leaves the same files,\nwith the same bytes where no time is written into them.\n\n"
+            "Command: `MEDCLS_RESULTS=docs/results python -m pytest -m slow tests/test_entry.py`;\n"
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"{datetime.now(UTC):%Y-%m-%d}.\n\n"
+        )
+        write_bytes(Path(os.environ["MEDCLS_RESULTS"]) / "logs.md", (head + table + "\n").encode())
+    for command, found in outcomes.items():
+        whole = found["whole"]
+        assert whole.code == 0, f"{command}: {whole.log}"
+        assert whole.files or command == "medcls.fetch", command
+        for log, outcome in found.items():
+            assert (outcome.code, outcome.files) == (0, whole.files), (command, log)

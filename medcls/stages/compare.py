@@ -6,12 +6,14 @@ It reads nothing but the files that those commands write, so everything in out/ 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from medcls.config import CompareJob
 from medcls.console import put, say
-from medcls.errors import MedclsError
+from medcls.entry import INTERRUPTED
+from medcls.errors import MedclsError, ReadError
 from medcls.evaluation.comparison_page import write_comparison_page
 from medcls.files import OPENED, append_json_line, delete_partial, seal
 from medcls.locks import lock_folder
@@ -23,7 +25,18 @@ from medcls.stages.comparison_runs import is_finished, run_works
 
 
 class ArmsFailedError(MedclsError):
-    """Some arms could not be trained; the others were, and are compared."""
+    """Some arms could not be trained; the others were, and are compared.
+
+    Args:
+        message: Which arms, and where their logs are.
+        codes: Exit code of each arm that failed. If a disk or an interruption ended them all, the same command may
+            succeed (74, 75); else it is no use (70).
+    """
+
+    def __init__(self, message: str, codes: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        if codes and set(codes) <= {ReadError.exit_code, INTERRUPTED}:
+            self.exit_code = min(codes)
 
 
 def compare(job: CompareJob) -> None:
@@ -50,7 +63,10 @@ def compare(job: CompareJob) -> None:
             put(f"comparison: {out / 'comparison.json'}; report: {write_comparison_page(out, results)}")
     if failed:
         where = "; ".join(f"{arm} in {one['work']}: see {out / one['log']}" for arm, one in failed.items())
-        raise ArmsFailedError(f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired")
+        raise ArmsFailedError(
+            f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired",
+            [one["exit_code"] for one in failed.values()],
+        )
 
 
 def list_unfinished(out: Path, plan: Plan) -> list[Work]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -211,9 +213,12 @@ class InProcess:
             try:
                 job = command_line.compose_job(module.removeprefix("medcls."), arguments)
                 (train if module == "medcls.train" else evaluate)(job)
-            except MedclsError as error:
-                task.log.write_text(f"first line\npython -m {module}: {error}\n")
-                future.set_result(error.exit_code)
+            except (MedclsError, OSError) as error:
+                said = io.StringIO()
+                with contextlib.redirect_stderr(said):
+                    code = command_line._explain(f"python -m {module}", error)
+                task.log.write_text(f"first line\n{said.getvalue()}")
+                future.set_result(code)
                 return future
         future.set_result(0)
         return future

@@ -165,9 +165,11 @@ def test_a_failing_arm_stops_and_the_others_go_on(
 ) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     broken = f"arms.broken=[task=multiclass,model.weights={tmp_path}/broken.safetensors]"
-    with pytest.raises(ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken-r1f1: see .*broken-r1f1.log\)"):
+    with pytest.raises(
+        ArmsFailedError, match=r"1 of 3 arms failed \(broken in broken-r1f1: see .*broken-r1f1.log\)"
+    ) as caught:
         run_compare(arms=(broken, *ARMS))
-    assert ArmsFailedError.exit_code == 70
+    assert caught.value.exit_code == 70
     said = capsys.readouterr().err
     assert "FAILED broken-r1f1 (exit code" in said
     assert "broken.safetensors" in said
@@ -175,6 +177,16 @@ def test_a_failing_arm_stops_and_the_others_go_on(
     found = read_json(tmp_path / "out" / "comparison.json")
     assert set(found["sizes"]["all"]["arms"]) == {"classes", "number"}
     assert found["failed"]["broken"] == {"work": "broken-r1f1", "exit_code": 65, "log": "logs/broken-r1f1.log"}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([74], 74), ([75], 75), ([75, 74], 74), ([74, 70], 70), ([74, 65], 70), ([-9], 70), ([], 70)],
+)
+def test_comparison_that_only_a_disk_or_an_interruption_ended_may_be_started_again(
+    codes: list[int], expected: int
+) -> None:
+    assert ArmsFailedError("2 of 2 arms failed", codes).exit_code == expected
 
 
 def test_a_holdout_takes_the_split_as_it_is_with_several_seeds(run_compare: Compare, executor: Any) -> None:
