@@ -14,12 +14,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
@@ -27,7 +26,8 @@ from medcls.console import make_printable, say, show_log
 from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
-from medcls.overrides import list_groups, list_options, prepare_overrides
+from medcls.help import format_help
+from medcls.overrides import prepare_overrides
 from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 
 SEVERAL_PROCESSES = ("train", "pretrain")
@@ -83,7 +83,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
         conf = conf_folder()
         arguments = sys.argv[1:] or ([default] if default else [])
         if {"-h", "--help"} & set(arguments):
-            print(format_help(name, conf))
+            print(format_help(name, conf, [word for word in arguments if not word.startswith("-")]))
             check_printed()
             return 0
         given += prepare_overrides(arguments, schema=SCHEMAS[name], conf=conf)
@@ -133,23 +133,6 @@ def _explain(program: str, error: BaseException) -> int:
             traceback.print_exception(error)
             return 70
     raise error
-
-
-def format_help(name: str, conf: Path) -> str:
-    """Returns what --help prints: what the command does, its groups with their options, and every setting.
-
-    Hydra's own help composes each option of each group to list their names, which takes seconds.
-    """
-    groups = list_groups(SCHEMAS[name], conf=conf)
-    lines = [f"{group}: {', '.join(list_options(group, conf))}" for group in groups]
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        settings = OmegaConf.to_yaml(hydra.compose(name))
-    listed = "Groups (choose with group=option)\n" + "\n".join(lines) + "\n\n" if lines else ""
-    return (
-        f"{OmegaConf.load(conf / f'{name}.yaml').hydra.help.header}\n{listed}"
-        f"All settings (change with key=value)\n{settings}\n"
-        "Flags: --cfg job prints the composed settings and stops; --multirun runs a sweep (seed=1,2 'run=r/${seed}')."
-    )
 
 
 def _explain_os_error(program: str, error: OSError) -> int:

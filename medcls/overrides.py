@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from medcls.config import NAMED, SCHEMAS, nearest
-from medcls.config.checks import NAMES, TEXT, TYPED
+from medcls.config.schema import NAMES, PATH, TEXT, read_settings
 from medcls.errors import ConfigError, UsageError
 from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
 from medcls.sweeps import is_sweep
@@ -21,28 +21,29 @@ from medcls.sweeps import is_sweep
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 
 
-def quote_value(key: str, value: str, setting: Setting) -> str:
+def quote_value(key: str, value: str, form: Form) -> str:
     """Return `key=value` with text quoted so that Hydra's grammar takes it literally.
 
-    null and a value within quotes of its own stay as they are; ~/ becomes the home folder; ${key} still is an
+    null and a value within quotes of its own stay as they are; ~/ of a path becomes the home folder; ${key} still is an
     interpolation (run=runs/${seed}). In a list of names each item is quoted.
 
     Args:
         key: As typed, a + before it included.
         value: As typed.
-        setting: The key's, as `find_setting` returns it.
+        form: The key's, as `find_form` returns it.
 
     Raises:
         UsageError: a text is blank, as of an unset shell variable; as a path it would mean the current folder.
     """
-    if setting.kind == NAMES and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
+    if form.kind == NAMES and re.fullmatch(r"\[[^\[\]'\"]*\]", value):
         items = [_quote(item.strip()) for item in value[1:-1].split(",") if item.strip()]
         return f"{key}=[{','.join(items)}]"
-    if setting.kind != TEXT or value == "null" or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
+    if form.kind in ("", NAMES) or value == "null" or re.fullmatch(r"'[^']*'|\"[^\"]*\"", value):
         return f"{key}={value}"
     if not value.strip():
         raise UsageError(f"{key}= is blank: give a value, or {key}=null for none")
-    return f"{key}={_quote(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
+    at_home = form.kind == PATH and value.startswith("~/")
+    return f"{key}={_quote(str(Path(value).expanduser()) if at_home else value)}"
 
 
 def _quote(value: str) -> str:
@@ -96,12 +97,12 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
         own = [f"; this one has {group}=" for group in groups if group in NAMED.values()]
         owner = next(name for name, group in NAMED.items() if group == bare)
         raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
-    setting = find_setting(bare, schema)
+    form = find_form(bare, schema)
     if bare == "task.classes" and re.search(r":\s*\?\s*[,}]", value):
         raise ConfigError("task.classes: replace each ? by 0 or 1, or leave its label out")
-    argument = argument if sweeping and "," in value else quote_value(key, value, setting)
+    argument = argument if sweeping and "," in value else quote_value(key, value, form)
     # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
-    return f"++{argument}" if setting.is_open and not key.startswith("+") else argument
+    return f"++{argument}" if form.is_open and not key.startswith("+") else argument
 
 
 def list_groups(schema: type, *, conf: Path) -> list[str]:
@@ -123,11 +124,11 @@ def _check_option(group: str, value: str, *, conf: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class Form:
     """How a value is typed.
 
     Attributes:
-        kind: TEXT is taken literally, NAMES is a list of texts; "" is left to Hydra's grammar.
+        kind: A kind of text (config.schema), which is taken literally; NAMES is a list; "" is left to Hydra's grammar.
         is_open: Whether it is a dictionary or in one, where the names are the user's.
     """
 
@@ -135,8 +136,8 @@ class Setting:
     is_open: bool
 
 
-def find_setting(dotted: str, schema: type) -> Setting:
-    """Return how a setting is typed, by the annotation of its field; a field of any type says it in its metadata.
+def find_form(dotted: str, schema: type) -> Form:
+    """Return how a setting is typed, by the kind that its field declares, else by its annotation.
 
     Raises:
         ConfigError: the command has no such setting; the message names the nearest.
@@ -148,20 +149,21 @@ def find_setting(dotted: str, schema: type) -> Setting:
         if not is_dataclass(node):
             below = True
             break
-        known = {f.name: f for f in fields(node)}
+        known = [f.name for f in fields(node)]
         if part not in known:
             where = ".".join(dotted.split(".")[:depth])
             # A key often is right but lacks its group: epochs -> trainer.epochs.
             names = [f"{where}.{n}" if where else n for n in known] + _leaf_names(schema)
             hint = next((f" (nearest: {k})" for k in names if k.split(".")[-1] == part), nearest(dotted, names))
-            raise ConfigError(f"{dotted} is no setting of this command{hint}: --cfg job lists all")
-        kind = known[part].metadata.get(TYPED, "")
+            raise ConfigError(f"{dotted} is not a setting of this command{hint}: --help all lists them")
+        declared = read_settings(node if isinstance(node, type) else type(node))
+        kind = declared[part].kind if part in declared else ""
         node = get_type_hints(node)[part]
     is_open = get_origin(node) is dict
     if is_open:
         # The names are the user's; what is typed is a value below one of them.
         kind = (kind or _find_kind(get_args(node)[1])) if below else ""
-    return Setting(kind or _find_kind(node), is_open)
+    return Form(kind or _find_kind(node), is_open)
 
 
 def _find_kind(hint: Any) -> str:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from medcls import command_line, overrides
-from medcls.command_line import format_help
 from medcls.config import NAMED, SCHEMAS, conf_folder, register_schemas
-from medcls.config.checks import NAMES, TEXT
+from medcls.config.schema import NAMES
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
-from medcls.overrides import find_setting, prepare_overrides
+from medcls.help import format_help
+from medcls.overrides import find_form, prepare_overrides
 
 Compose = Callable[..., Any]
 Command = Callable[..., tuple[int, str, Any]]
@@ -105,19 +105,19 @@ def test_any_paths_survive(typed: tuple[str, str, str], compose_job: Compose) ->
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
 def test_every_text_of_every_command_is_taken_as_typed(name: str) -> None:
     """All at once, before the checks: most of these values are no choice of their setting."""
-    kinds: dict[str, list[str]] = {TEXT: [], NAMES: []}
+    texts, lists = [], []
     for key in overrides._leaf_names(SCHEMAS[name]):
-        setting = find_setting(key, SCHEMAS[name])
-        if setting.kind and not setting.is_open:
-            kinds[setting.kind].append(key)
-    typed = [f"{key}=2024_05(1.10)" for key in kinds[TEXT]]
-    typed += [f"{key}=[KL grade,1.10, 2024_05,a(b),007]" for key in kinds[NAMES]]
+        form = find_form(key, SCHEMAS[name])
+        if form.kind and not form.is_open:
+            (lists if form.kind == NAMES else texts).append(key)
+    typed = [f"{key}=2024_05(1.10)" for key in texts]
+    typed += [f"{key}=[KL grade,1.10, 2024_05,a(b),007]" for key in lists]
     prepared = prepare_overrides(typed, schema=SCHEMAS[name], conf=conf_folder())
     register_schemas()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         config = hydra.compose(name, overrides=prepared)
-    assert {key: OmegaConf.select(config, key) for key in kinds[TEXT]} == dict.fromkeys(kinds[TEXT], "2024_05(1.10)")
-    for key in kinds[NAMES]:
+    assert {key: OmegaConf.select(config, key) for key in texts} == dict.fromkeys(texts, "2024_05(1.10)")
+    for key in lists:
         assert OmegaConf.select(config, key) == ["KL grade", "1.10", "2024_05", "a(b)", "007"]
 
 
@@ -177,19 +177,19 @@ def test_flags_go_last_where_argparse_wants_them() -> None:
 
 
 WRONG = [
-    ("modle=resnet18", ConfigError, "modle is no setting of this command (nearest: model)"),
+    ("modle=resnet18", ConfigError, "modle is not a setting of this command (nearest: model)"),
     ("model=resnet19", ConfigError, "(nearest: resnet18)"),
     ("model=null", ConfigError, "model=null: expected one of"),
     ("model=", ConfigError, "model=: expected one of"),
     ("epochs=3", ConfigError, "(nearest: trainer.epochs)"),
     ("trainer.epcohs=3", ConfigError, "(nearest: trainer.epochs)"),
-    ("+trainer.extra=1", ConfigError, "trainer.extra is no setting"),
+    ("+trainer.extra=1", ConfigError, "trainer.extra is not a setting"),
     ("~trainer.epochs=3", None, ""),
     ("train", UsageError, "'train' is not key=value"),
     ("task.classes={benign: ?, malignant: 1}", ConfigError, "task.classes: replace each ? by 0 or 1, or leave its"),
     ("=x", UsageError, "'=x' is not key=value"),
-    ("/etc=x", ConfigError, "/etc is no setting"),
-    ("..=x", ConfigError, ".. is no setting"),
+    ("/etc=x", ConfigError, "/etc is not a setting"),
+    ("..=x", ConfigError, ".. is not a setting"),
 ]
 
 
@@ -316,7 +316,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize(("flag", "part"), [("--help", "Groups (choose with group=option)"), ("--cfg=job", "trainer:")])
+@pytest.mark.parametrize(("flag", "part"), [("--help", "Groups: choose with group=option"), ("--cfg=job", "trainer:")])
 def test_help_and_cfg_import_nothing_heavy(flag: str, part: str) -> None:
     done = run_python("-c", NO_TORCH, flag)
     assert done.returncode == 0
@@ -335,7 +335,7 @@ def test_help_and_cfg_import_nothing_heavy(flag: str, part: str) -> None:
         ("train", "pretraining=ad_cae", "is of medcls.pretrain, not of this command; this one has experiment="),
         ("evaluate", "comparison=ad_dsa3dcnn", "is of medcls.compare, not of this command"),
         ("pretrain", "pretraining=ad_cea", "expected one of ad_cae, demo3d (nearest: ad_cae)"),
-        ("evaluate", "optimizer=sgd", "optimizer is no setting of this command"),
+        ("evaluate", "optimizer=sgd", "optimizer is not a setting of this command"),
     ],
 )
 def test_a_group_of_another_command_is_named_with_its_own(
@@ -349,7 +349,8 @@ def test_a_group_of_another_command_is_named_with_its_own(
 @pytest.mark.parametrize("command", sorted(NAMED))
 def test_help_lists_the_studies_of_the_command_and_no_others(command: str) -> None:
     lines = format_help(command, conf_folder()).splitlines()
-    studies = [line.partition(":")[0] for line in lines if line.partition(":")[0] in NAMED.values()]
+    heads = [line.strip().partition("=")[0] for line in lines]
+    studies = [head for head in heads if head in NAMED.values()]
     assert studies == [NAMED[command]]
 
 

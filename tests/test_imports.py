@@ -60,7 +60,7 @@ def room_of(module: str) -> str:
 
 def is_entry(module: str) -> bool:
     """Entry points, the stages they call, and the border to Hydra."""
-    return room_of(module) in ("stages", "command_line", "overrides") or (
+    return room_of(module) in ("stages", "command_line", "help", "overrides") or (
         module.count(".") == 1 and 'if __name__ == "__main__"' in MODULES[module].read_text(encoding="utf-8")
     )
 

@@ -11,8 +11,6 @@ from typing import Any
 from medcls.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
-# Metadata of a field of any type that says how it is typed; str and list[str] say it by themselves.
-TYPED, TEXT, NAMES = "typed", "text", "names"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

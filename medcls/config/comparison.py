@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import NAMES, TYPED, check_choice, check_file_name, check_range
+from medcls.config.checks import check_choice, check_file_name, check_range
+from medcls.config.schema import NAMES, setting
 from medcls.errors import ConfigError
 
 FOLD_KINDS = ("kfold", "repeated", "5x2", "holdout")
@@ -78,8 +79,13 @@ class FoldsConfig:
 class CompareJob:
     """python -m medcls.compare: arms over folds to comparison.json and a report."""
 
-    # Name -> overrides of medcls.train, or {steps: [overrides, overrides]} where each step starts from the one before.
-    arms: dict[str, Any] = field(default_factory=dict, metadata={TYPED: NAMES})
+    arms: dict[str, Any] = setting(
+        {},
+        "Arms by name, each a list of settings of medcls.train: arms.NAME=[KEY=VALUE,KEY=VALUE]; {steps: [[…],[…]]} "
+        "trains in steps, each starting from the one before.",
+        kind=NAMES,
+        common=True,
+    )
     # For all arms, beneath their own: common is the comparison's, extra the command line's, over it.
     common: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)

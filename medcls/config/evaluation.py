@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcls.config.checks import SPLITS, TEXT, TYPED, check_choice, check_range
+from medcls.config.checks import SPLITS, check_choice, check_range
 from medcls.config.preparation import DeidentifyConfig
+from medcls.config.schema import PATH, setting
 from medcls.config.task import TASKS, AugmentConfig
 from medcls.errors import ConfigError
 
@@ -31,7 +32,9 @@ def _check_runs(typed: Any) -> None:
 class EvaluateJob:
     """python -m medcls.evaluate: one or several runs and a store to a report."""
 
-    run: Any = field(default=None, metadata={TYPED: TEXT})
+    run: Any = setting(
+        None, "Run folder to evaluate; [DIR,DIR] averages the scores of several runs.", kind=PATH, common=True
+    )
     store: str | None = None
     split: str = "val"
     out: str | None = None
@@ -146,7 +149,7 @@ FORMATS = ("parquet", "csv", "json", "jsonl")
 class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
 
-    run: Any = field(default=None, metadata={TYPED: TEXT})
+    run: Any = setting(None, "Run folder to predict with; [DIR,DIR] averages several runs.", kind=PATH, common=True)
     source: str | None = None
     out: str | None = None
     clinical_file: str | None = None

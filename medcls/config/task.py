@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import NAMES, TEXT, TYPED, check_choice, check_crop, check_file_name, check_range
+from medcls.config.checks import check_choice, check_crop, check_file_name, check_range
+from medcls.config.schema import NAME, NAMES, setting
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
@@ -31,10 +32,15 @@ class TaskConfig:
     label: str = "label"
     labels: list[str] = field(default_factory=list)
     classes: dict[Any, int] = field(default_factory=dict)
-    # Labels from least to most, of ordered grades that are words; [] = as their numbers say.
-    order: list[Any] = field(default_factory=list, metadata={TYPED: NAMES})
-    # Label that is class 1 of a binary task; null = the one of two that does not mean healthy.
-    positive: Any = field(default=None, metadata={TYPED: TEXT})
+    order: list[Any] = setting(
+        [], "Labels from least to most severe, if grades are words; [] goes by the numbers in the labels.", kind=NAMES
+    )
+    positive: Any = setting(
+        None,
+        "Label that is class 1 of task=binary; null takes the one of two labels that does not mean healthy.",
+        kind=NAME,
+        common=True,
+    )
     grades: bool = False
     loss: str = "auto"
     joint_lambda: float = 0.5

@@ -316,7 +316,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
     for arms, kind, message in (
         (CHAINS, MissingInputError, r"stores\.first=DIR is missing: arm frozen trains on it first"),
         (("arms.a=[trainer.epochs=0]",), ConfigError, r"arms\.a: trainer\.epochs=0: expected >= 1"),
-        (("arms.a=[modle=resnet18]",), ConfigError, r"arms\.a: modle is no setting"),
+        (("arms.a=[modle=resnet18]",), ConfigError, r"arms\.a: modle is not a setting"),
         (("arms.a=[seed=3]",), ConfigError, r"arms\.a: seed=3: the comparison sets seed= itself"),
         (("arms.a=[run=x]",), ConfigError, r"the comparison sets run= itself"),
         (("arms.a=[model]",), ConfigError, r"arms\.a: 'model' is no key=value"),
