@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -114,7 +114,8 @@ def format_help(name: str, conf: Path, words: Sequence[str] = ()) -> str:
     rows = list_rows(name, conf, options)
     if topics and "all" not in topics:
         return "\n\n".join(_format_topic(topic, name, conf, rows, groups) for topic in topics)
-    described, examples = [], []
+    described: list[str] = []
+    examples: list[str] = []
     for line in str(OmegaConf.load(conf / f"{name}.yaml").hydra.help.header).splitlines():
         (examples if line.startswith(" ") else described).append(line)
     parts = ["\n".join(described)]
@@ -131,17 +132,18 @@ def format_help(name: str, conf: Path, words: Sequence[str] = ()) -> str:
         rest = ""
     else:
         parts.append("\n".join(["Most used settings: change with key=value", *map(_format_row, chosen)]))
-        rest = f"--help all lists all {len(rows)} settings, "
+        rest = f"--help all lists all {len(rows)} settings; "
     if examples:
         parts.append("\n".join(["Examples", *examples]))
-    shown = f"--help {groups[0] if groups else rows[0].key}"
+    shown = f"--help {rows[0].key} shows one setting."
+    if groups:
+        option = f"{groups[-1]}={list_options(groups[-1], conf)[-1]}"
+        shown = f"--help {groups[-1]} shows a group or a setting; an option beside it ({option}) changes the defaults."
     parts.append(
         "\n".join(
             [
                 "More",
-                *_wrap(
-                    f"{rest}{shown} shows one group or setting; options before it (optimizer=sgd) change the defaults."
-                ),
+                *_wrap(rest + shown),
                 *_wrap("--cfg job prints the composed settings; --multirun runs a sweep (seed=1,2 'run=r/${seed}')."),
             ]
         )
@@ -151,7 +153,7 @@ def format_help(name: str, conf: Path, words: Sequence[str] = ()) -> str:
 
 def _read_defaults(name: str, conf: Path) -> dict[str, str]:
     """Option of each group that a command takes by itself; a group that it leaves alone is not among them."""
-    entries = OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml").defaults)
+    entries: Any = OmegaConf.to_container(OmegaConf.load(conf / f"{name}.yaml").defaults)
     return {str(g): format_value(option) for entry in entries if isinstance(entry, dict) for g, option in entry.items()}
 
 
@@ -200,7 +202,7 @@ def _format_line(head: str, text: str) -> str:
     return "\n".join([f"{indent}{head:{_COLUMN - _INDENT}}{lines[0][_COLUMN:]}", *lines[1:]])
 
 
-def _wrap(text: str, *, indent: int = _INDENT) -> Iterable[str]:
+def _wrap(text: str, *, indent: int = _INDENT) -> list[str]:
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
     return textwrap.wrap(
         text,
