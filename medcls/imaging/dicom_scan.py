@@ -15,7 +15,7 @@ from pydicom.tag import BaseTag
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import check_kind
 from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
-from medcls.imaging.part10 import KEYWORDS, DicomFile, PixelStop, read_transfer_syntax, skip_preamble
+from medcls.imaging.part10 import KEYWORDS, DicomFile, PixelStop, read_file_meta, skip_preamble
 from medcls.imaging.plain import Header, index_keywords, read_plain
 from medcls.imaging.terms import name_intent
 
@@ -86,16 +86,16 @@ def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
 def _read_any(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
     """By pydicom: the file with the header up to its pixels."""
     skip_preamble(stream)
-    syntax = read_transfer_syntax(stream)
+    syntax, storage = read_file_meta(stream)
     found["transfer_syntax"] = str(syntax)
     body = _inflate_start(stream) if syntax.is_deflated else stream
-    stop = PixelStop(body)
+    stop = PixelStop(body, storage)
     dataset = _read_header(body, syntax, stop)
     # That a file holds no pixels says more than a bad element of it.
     with suppress(Exception) if stop.element is None else nullcontext():
         found |= _describe(dataset)
     if stop.element is None:
-        raise stop.refuse()
+        raise stop.refuse(dataset)
     return DicomFile(dataset, syntax, stop.element, body, is_cut=syntax.is_deflated)
 
 

@@ -33,6 +33,8 @@ _MAX_HEADER_BYTES = 1 << 24
 _FARTHEST_MM = 1e6
 """As of stacks: no patient is a kilometre away."""
 
+_RESAMPLE = "resample the image to a grid at right angles (nibabel.processing.resample_to_output with voxel_sizes)"
+_CORRECT = "save the image with a correct header (nibabel: header.set_sform, header.set_zooms)"
 _PIECE_BYTES, _TAIL_BYTES = 1 << 24, 1 << 18
 _AGREEMENT = 0.5
 """Fraction of the smallest voxel edge by which two affines of one file may place a corner differently."""
@@ -277,7 +279,7 @@ def _find_affine(
         chosen = _check_form(header, known[name], scale=scale)
     except ImageRefusedError as error:
         is_usable = bool(other) and _is_usable(header, known[other], scale=scale)
-        remedy = f": image.nifti_affine={other} takes the {other} instead" if is_usable else ""
+        remedy = f", or image.nifti_affine={other} takes the {other}" if is_usable else ""
         raise ImageRefusedError(error.reason, f"{name}: {error.detail}{remedy}") from error
     apart = _measure_distance(chosen, known[other], shape) if other else 0.0
     is_apart = apart > _AGREEMENT * min(compute_spacing(chosen))
@@ -303,13 +305,13 @@ def _check_form(header: Any, affine: Any, *, scale: float) -> NDArray[np.float64
     """Return an affine whose axes have the lengths of pixdim and stand at right angles."""
     chosen = np.asarray(affine, np.float64)
     if not np.isfinite(chosen).all():
-        raise ImageRefusedError("orientation", "the affine is not finite")
+        raise ImageRefusedError("orientation", f"the affine is not finite: {_CORRECT}")
     edges = np.linalg.norm(chosen[:3, :3], axis=0)
     _check_axes(chosen, edges)
     if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
-        raise ImageRefusedError("affine_conflict", "pixdim and the affine give different voxel sizes")
+        raise ImageRefusedError("affine_conflict", f"pixdim and the affine give different voxel sizes: {_CORRECT}")
     if edges.min() * scale < 1 / _FARTHEST_MM or np.abs(chosen[:3]).max() * scale > _FARTHEST_MM:
-        raise ImageRefusedError("malformed_element", "the affine's lengths are no patient's")
+        raise ImageRefusedError("malformed_element", f"the affine's lengths are not a patient's: {_CORRECT}")
     return chosen
 
 
@@ -339,8 +341,8 @@ def _measure_distance(one: NDArray[np.float64], other: Any, shape: tuple[int, in
 def _check_axes(affine: NDArray[np.float64], edges: NDArray[np.float64]) -> None:
     """Axes must have a length and stand at right angles; either hand is right, the affine knows which."""
     if edges.min() <= 0:
-        raise ImageRefusedError("orientation", "an axis of the affine has no length")
+        raise ImageRefusedError("orientation", f"an axis of the affine has no length: {_CORRECT}")
     unit = affine[:3, :3] / edges
     cosine = float(np.abs(unit.T @ unit - np.eye(3)).max())
     if cosine > _ANGLE:
-        raise ImageRefusedError("orientation", f"axes are not at right angles, product {cosine:.4g}")
+        raise ImageRefusedError("orientation", f"axes are not at right angles, product {cosine:.4g}: {_RESAMPLE}")

@@ -151,9 +151,9 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
             return
         stream.seek(0)
         skip_preamble(stream)
-        syntax = read_transfer_syntax(stream)
+        syntax, storage = read_file_meta(stream)
         body = _inflate(stream, max_inflated_bytes) if syntax.is_deflated else stream
-        yield _read_header(body, syntax)
+        yield _read_header(body, syntax, storage)
 
 
 def is_dicom(path: Path) -> bool:
@@ -251,8 +251,8 @@ def starts_without_meta(start: bytes) -> bool:
     return len(start) >= 8 and (little or (start[:2] == b"\0\x08" and start[2:3] == b"\0"))
 
 
-def read_transfer_syntax(stream: BinaryIO) -> uid.UID:
-    """The transfer syntax of the file meta group, which leaves the stream at the dataset."""
+def read_file_meta(stream: BinaryIO) -> tuple[uid.UID, str]:
+    """Return transfer syntax and storage class of the file meta group; the stream is left at the dataset."""
     meta = read_dataset(
         stream,
         is_implicit_VR=False,
@@ -265,9 +265,11 @@ def read_transfer_syntax(stream: BinaryIO) -> uid.UID:
     if not name:
         raise ImageRefusedError("no_transfer_syntax", "the file meta group has no TransferSyntaxUID")
     syntax = uid.UID(str(name))
+    if "JPIP" in syntax.name:
+        raise ImageRefusedError("unsupported_transfer_syntax", "the pixels are on a JPIP server, not in the file")
     if syntax.is_private or not syntax.is_transfer_syntax:
         raise ImageRefusedError("unsupported_transfer_syntax", "the TransferSyntaxUID is private or unknown")
-    return syntax
+    return syntax, str(meta.get("MediaStorageSOPClassUID") or "").strip()
 
 
 def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
@@ -284,9 +286,9 @@ def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
     return io.BytesIO(data)
 
 
-def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
-    """Reads up to the pixel element; refuses a file that has none at its top level."""
-    stop = PixelStop(stream)
+def _read_header(stream: BinaryIO, syntax: uid.UID, storage: str) -> DicomFile:
+    """Read up to the pixel element; refuse a file that has none at its top level."""
+    stop = PixelStop(stream, storage)
     dataset = read_dataset(
         stream,
         is_implicit_VR=syntax.is_implicit_VR,
@@ -295,7 +297,7 @@ def _read_header(stream: BinaryIO, syntax: uid.UID) -> DicomFile:
         specific_tags=_TAGS,
     )
     if stop.element is None:
-        raise stop.refuse()
+        raise stop.refuse(dataset)
     return DicomFile(dataset, syntax, stop.element, stream)
 
 
@@ -306,9 +308,10 @@ class PixelStop:
         element: The pixel element; None as long as none was met.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, storage: str) -> None:
         self.element: PixelElement | None = None
         self._stream = stream
+        self._storage = storage
         self._end: int | None = None
         self._elements = 0
 
@@ -321,10 +324,11 @@ class PixelStop:
             self.element = PixelElement(PIXEL_TAGS[tag], vr or "OW", length, here)
         return self.element is not None
 
-    def refuse(self) -> ImageRefusedError:
-        """Return the refusal of a header without a pixel element: an image that was cut is no report.
+    def refuse(self, dataset: Header) -> ImageRefusedError:
+        """Return the refusal of a header without a pixel element: an image that was cut is not a report.
 
-        pydicom returns an element that the file's end cuts as if it were whole, and ignores a part of the next.
+        pydicom returns an element that the file's end cuts as if it were whole, and ignores a part of the next. A cut
+        between two elements shows only in the header: it describes an image, and an image has pixels.
         """
         here = self._stream.tell()
         size = self._stream.seek(0, io.SEEK_END)
@@ -336,7 +340,22 @@ class PixelStop:
             self._stream.seek(self._end)
             if self._stream.read().strip(b"\0"):
                 return ImageRefusedError("truncated", "the file ends inside an element")
+        if _describes_image(dataset, self._storage):
+            return ImageRefusedError("truncated", "the header describes an image, and the file ends before its pixels")
         return ImageRefusedError("no_pixel_data")
+
+
+def _describes_image(dataset: Header, storage: str) -> bool:
+    """Return whether a header is that of an image: by its storage class, or without one by the size of its pixels.
+
+    Args:
+        dataset: May end before its own storage class.
+        storage: MediaStorageSOPClassUID; "" if unknown.
+
+    Source: PS3.4 B.5 (the names of image storage classes).
+    """
+    name = str(dataset.get("SOPClassUID") or "").strip() or storage
+    return "Image Storage" in uid.UID(name).name if name else "Rows" in dataset and "Columns" in dataset
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes:

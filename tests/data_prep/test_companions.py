@@ -114,10 +114,12 @@ def test_picture_is_a_fault_if_its_study_has_no_volume(name: str, tmp_path: Path
     assert states_of(tmp_path) == {name: ("quarantined", COMPANIONS[name][1])}
 
 
-def test_damaged_slice_beside_companions_still_costs_its_series(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["in the pixels", "before the pixels"])
+def test_damaged_slice_beside_companions_still_costs_its_series(where: str, tmp_path: Path) -> None:
     write_study(tmp_path, 0, own_series=False, names=["report", "raw"])
     whole = next(path for path in (tmp_path / "case0").iterdir() if path.stem not in COMPANIONS)
-    whole.write_bytes(whole.read_bytes()[:-40])
+    data = whole.read_bytes()
+    whole.write_bytes(data[: data.rindex(b"\xe0\x7f\x10\0")] if where == "before the pixels" else data[:-40])
     states = states_of(tmp_path)
     assert (states.pop("report"), states.pop("raw")) == (("skipped", "no_pixel_data"), ("skipped", "not_an_image"))
     assert Counter(states.values()) == {("quarantined", "truncated"): 1, ("quarantined", "incomplete_series"): 7}

@@ -139,6 +139,7 @@ def test_reports_in_a_series_do_not_break_its_volume(tmp_path: Path) -> None:
     write_slice(tmp_path / "report", z=0)
     dataset = pydicom.dcmread(tmp_path / "report")
     del dataset.PixelData
+    dataset.SOPClassUID = uid.ComprehensiveSRStorage
     dataset.save_as(tmp_path / "report")
     instances = list(instances_of(build_index(tmp_path, list_files(tmp_path), workers=0)))
     assert [each.problem for each in instances] == [""] * 5 + ["no_pixel_data"]

@@ -142,24 +142,50 @@ def test_missing_elements_are_refused(write_dicom: Write, keyword: str) -> None:
 
 def test_missing_photometric_and_pixels_are_refused(write_dicom: Write) -> None:
     assert reason(write_dicom(ramp("u2"), drop=("PhotometricInterpretation",))) == "unsupported_colour"
-    assert reason(write_dicom(ramp("u2"), drop=("PixelData",))) == "no_pixel_data"
+    assert reason(write_dicom(ramp("u2"), drop=("PixelData",))) == "truncated"
+    report = write_dicom(ramp("u2"), drop=("PixelData",), SOPClassUID=uid.ComprehensiveSRStorage)
+    assert reason(report) == "no_pixel_data"
 
 
 def test_image_that_is_cut_in_its_header_is_no_report(write_dicom: Write, tmp_path: Path) -> None:
-    """Only a cut between two elements looks like a bare header."""
+    """Also between two elements, and before its class is known: the file meta group names it, too."""
     data = write_dicom(ramp("u2")).read_bytes()
     ds = pydicom.dcmread(io.BytesIO(data))
     start = next(iter(ds)).file_tell - 8  # explicit VR, short values: 8 bytes before each
-    between = {each.file_tell - (12 if each.VR == "OW" else 8) for each in ds} - {start}
     file = tmp_path / "cut.dcm"
     for end in range(start, len(data)):
         file.write_bytes(data[:end])
-        expected = "no_pixel_data" if end in between else "truncated"
-        assert (end, scan_file(file, name="x").problem, reason(file)) == (end, expected, expected)
+        assert (end, scan_file(file, name="x").problem, reason(file)) == (end, "truncated", "truncated")
+
+
+@pytest.mark.parametrize("storage", [uid.ComprehensiveSRStorage, "1.3.12.2.1107.5.9.1", uid.RTDoseStorage])
+def test_object_without_pixels_that_has_a_size_is_skipped(write_dicom: Write, storage: str) -> None:
+    """Reports, private objects (Siemens' non-images) and dose histograms may have rows and columns."""
+    file = write_dicom(ramp("u2"), drop=("PixelData",), SOPClassUID=storage)
+    assert (scan_file(file, name="x").problem, reason(file)) == ("no_pixel_data", "no_pixel_data")
+
+
+def test_image_without_a_class_and_pixels_is_known_by_its_size(write_dicom: Write) -> None:
+    file = write_dicom(ramp("u2"))
+    ds = pydicom.dcmread(file)
+    del ds.SOPClassUID, ds.PixelData, ds.file_meta.MediaStorageSOPClassUID
+    ds.save_as(file, enforce_file_format=False)
+    assert scan_file(file, name="x").problem == "truncated"
+    del ds.Rows
+    ds.save_as(file, enforce_file_format=False)
+    assert scan_file(file, name="x").problem == "no_pixel_data"
+
+
+def test_image_whose_pixels_are_on_a_server_is_no_companion(write_dicom: Write) -> None:
+    file = write_dicom(ramp("u2"), drop=("PixelData",), PixelDataProviderURL="https://example.org/1")
+    ds = pydicom.dcmread(file)
+    ds.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.94"
+    ds.save_as(file)
+    assert (scan_file(file, name="x").problem, reason(file)) == (("unsupported_transfer_syntax",) * 2)
 
 
 def test_padding_behind_an_object_without_pixels_is_no_cut(write_dicom: Write) -> None:
-    file = write_dicom(ramp("u2"), drop=("PixelData",))
+    file = write_dicom(ramp("u2"), drop=("PixelData",), SOPClassUID=uid.ComprehensiveSRStorage)
     file.write_bytes(file.read_bytes() + bytes(2))
     assert (scan_file(file, name="x").problem, reason(file)) == ("no_pixel_data", "no_pixel_data")
 

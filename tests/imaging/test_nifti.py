@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import nibabel as nib
+import nibabel.processing
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -217,9 +218,35 @@ def test_form_that_cannot_be_used_names_the_other(save: Save) -> None:
     sheared = AFFINE.copy()
     sheared[1, 0] = 0.1  # as of a registration with twelve parameters
     path = save(np.zeros((4, 5, 6), np.int16), change=lambda header: header.set_sform(sheared, code=4))
-    with pytest.raises(ImageRefusedError, match=r"orientation: sform: .* image.nifti_affine=qform takes the qform"):
+    with pytest.raises(ImageRefusedError, match=r"orientation: sform: .*, or image.nifti_affine=qform takes the qform"):
         read_nifti(path)
     assert_allclose(read_nifti(path, form="qform").affine[:3, 3], [-30, 20, 5])
+
+
+def test_remedy_of_a_sheared_form_without_another_makes_a_file_that_is_read(save: Save) -> None:
+    sheared = AFFINE.copy()
+    sheared[1, 0] = 0.1
+    path = save(np.ones((4, 5, 6), np.int16), sheared, change=lambda header: header.set_qform(None, code=0))
+    with pytest.raises(ImageRefusedError, match=r"at right angles.*nibabel.processing.resample_to_output") as caught:
+        read_nifti(path)
+    assert "nifti_affine" not in str(caught.value)
+    image = nib.load(path)
+    nib.save(nib.processing.resample_to_output(image, voxel_sizes=image.header.get_zooms()), path)
+    assert_allclose(read_nifti(path).spacing_mm, np.linalg.norm(sheared[:3, :3], axis=0)[::-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [np.diag([0.0, 1, 1, 1]), np.diag([np.nan, 1, 1, 1]), AFFINE @ np.diag([2.0, 2, 2, 1])],
+    ids=["no length", "not finite", "other voxel size"],
+)
+def test_form_that_is_no_place_and_has_no_other_says_what_to_correct(save: Save, affine: np.ndarray) -> None:
+    def change(header: Any) -> None:
+        header.set_sform(affine, code=1)
+        header["qform_code"] = 0
+
+    with pytest.raises(ImageRefusedError, match=r"save the image with a correct header .nibabel: header.set_sform"):
+        read_nifti(save(np.zeros((4, 5, 6), np.int16), change=change))
 
 
 def test_file_without_codes_has_the_usual_axes_and_says_so(save: Save) -> None:
