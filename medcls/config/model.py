@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from medcls.config.checks import check_choice, check_dropout, check_head_width, check_range
+from medcls.config.checks import check_range
+from medcls.config.schema import NAME, PATH, TEXT, check_settings, setting
 from medcls.errors import ConfigError
 
 _HEAD_WIDTH = 256
@@ -12,33 +13,66 @@ _HEAD_WIDTH = 256
 
 @dataclass(slots=True)
 class ModelConfig:
-    """conf/model: the network and where its weights come from."""
+    """The network and where its weights come from."""
 
-    name: str = "resnet18"
-    weights: str | None = "imagenet"
-    weights_sha256: str | None = None
-    dropout: float = 0.0
-    normalize: str = "auto"
-    supervision: list[float] = field(default_factory=list)
-    planes: str = "axial"
-    num_slices: int = 0
-    pooling: str = "mean"
-    head: str = "auto"
-    head_width: int = _HEAD_WIDTH
-    init: str = "full"
-    init_to: str | None = None
-    width: float = 0.5
+    name: str = setting(
+        "resnet18", "Architecture; model=NAME also sets the weights and the dropout that suit it.", kind=NAME
+    )
+    weights: str | None = setting(
+        "imagenet",
+        "Weights to start from: imagenet, the folder of another run, or a file; null starts from random weights.",
+        kind=PATH,
+        common=True,
+    )
+    weights_sha256: str | None = setting(
+        None,
+        "Expected SHA-256 of the file of weights, or its first digits; null checks only a .sha256 beside it.",
+        kind=TEXT,
+    )
+    dropout: float = setting(
+        0.0, "Share of the features dropped before the head; raise it if the network overfits.", low=0, high=0.95
+    )
+    normalize: str = setting(
+        "auto",
+        "How volumes are scaled before the network: as stored, each by its own range, or by mean and deviation of its "
+        "foreground; auto chooses by the store.",
+        choices=("auto", "stored", "min_max", "z_score"),
+    )
+    supervision: list[float] = setting(
+        [], "Weights of the losses of the two heads of model=acnn3d, as [0.5,1]; [] trains only the last head.", low=0
+    )
+    planes: str = setting(
+        "axial",
+        "Slices that a slices_ network sees: axial ones, or the three middle planes.",
+        choices=("axial", "orthogonal"),
+    )
+    num_slices: int = setting(
+        0, "Evenly spaced axial slices that a slices_ network sees; 0 takes all.", low=0, unit="slices"
+    )
+    pooling: str = setting("mean", "How a slices_ network combines its slices.", choices=("mean", "attention"))
+    head: str = setting(
+        "auto",
+        "Decision layer; auto is a linear layer, solved on cached features if the network is frozen, else trained.",
+        choices=("auto", "linear", "mlp", "svm"),
+    )
+    head_width: int = setting(_HEAD_WIDTH, "Hidden units of head=mlp.", low=1, high=65536, unit="units")
+    init: str = setting(
+        "full",
+        "How pretrained weights are used: all; only mean and variance of each tensor; the lower stages; or those of a "
+        "shallower VGG.",
+        choices=("full", "mean_var", "hybrid", "shallower"),
+    )
+    init_to: str | None = setting(
+        None, "Last stage that init=hybrid takes pretrained, as layer2; the stages above it are new.", kind=NAME
+    )
+    width: float = setting(
+        0.5, "Width of the new stages of init=hybrid, as a share of the original width.", low=0, high=1, open_low=True
+    )
 
     def __post_init__(self) -> None:
-        check_choice("model.head", self.head, ("auto", "linear", "mlp", "svm"))
-        check_head_width(self.head_width)
+        check_settings(self, "model")
         self._check_init()
-        check_choice("model.planes", self.planes, ("axial", "orthogonal"))
-        check_choice("model.pooling", self.pooling, ("mean", "attention"))
-        check_range("model.num_slices", self.num_slices, low=0)
         self._check_effects()
-        check_choice("model.normalize", self.normalize, ("auto", "stored", "min_max", "z_score"))
-        check_dropout(self.dropout)
 
     @property
     def head_kind(self) -> str:
@@ -46,8 +80,6 @@ class ModelConfig:
         return "linear" if self.head == "auto" else self.head
 
     def _check_init(self) -> None:
-        check_choice("model.init", self.init, ("full", "mean_var", "hybrid", "shallower"))
-        check_range("model.width", self.width, low=0, high=1, open_low=True)
         if self.init != "full" and self.weights is None:
             raise ConfigError(f"model.init={self.init} needs model.weights=: imagenet, a run's folder or a file")
         if (self.init == "hybrid") != (self.init_to is not None):
@@ -75,38 +107,64 @@ class ModelConfig:
                 f"model.supervision={self.supervision}: expected [FC1, FC2], the weights of the two heads of acnn3d; "
                 f"[] trains the last alone (model.name={self.name})"
             )
-        for weight in self.supervision:
-            check_range("model.supervision", weight, low=0)
         check_range("model.supervision, the last", self.supervision[-1], low=0, open_low=True)
 
 
 @dataclass(slots=True)
 class TransferConfig:
-    """conf/transfer: what of the network is trained, and how fast."""
+    """Which parts of the network are trained, and how fast."""
 
-    kind: str = "finetune"
-    layer_decay: float = 1.0
-    batchnorm: str = "train"
-    train_from: str | None = None
-    thaw_every: int = 1
-    features: str = "auto"
-    views: int | None = None
-    val_seen: str = "refuse"
+    kind: str = setting(
+        "finetune",
+        "Parts that are trained: all from random weights, only the head, the upper stages, all stages, or one more "
+        "stage "
+        "at a time; transfer=NAME also sets what suits it.",
+        choices=("scratch", "frozen", "partial", "finetune", "gradual"),
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Factor of the learning rate from each stage to the one below; lower it to change the pretrained stages less.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    batchnorm: str = setting(
+        "train",
+        "Whether BatchNorm of trained stages learns; frozen keeps the pretrained statistics, for very small batches.",
+        choices=("train", "frozen"),
+    )
+    train_from: str | None = setting(
+        None,
+        "Lowest stage that transfer=partial or gradual trains: layer1 to layer4 of a resnet, block1 to block5 or fc6 "
+        "of a "
+        "vgg.",
+        kind=NAME,
+    )
+    thaw_every: int = setting(1, "Epochs after which transfer=gradual trains a further stage.", low=1, unit="epochs")
+    features: str = setting(
+        "auto",
+        "Whether the features of a frozen network are computed once and kept beside the run; auto does so if it can.",
+        choices=("auto", "cached", "live"),
+    )
+    views: int | None = setting(
+        None,
+        "Augmented views of each image whose features are kept; null keeps the plain image only.",
+        low=1,
+        high=1000,
+    )
+    val_seen: str = setting(
+        "refuse",
+        "Whether weights that were selected on the same validation split may be used; test rows are always refused.",
+        choices=("refuse", "allow"),
+    )
 
     def __post_init__(self) -> None:
-        check_choice("transfer.kind", self.kind, ("scratch", "frozen", "partial", "finetune", "gradual"))
-        check_range("transfer.thaw_every", self.thaw_every, low=1)
+        check_settings(self, "transfer")
         if self.kind == "partial" and self.train_from is None:
             raise ConfigError("transfer=partial: say transfer.train_from=STAGE (resnet: layer4; vgg: block5, fc6 …)")
         if self.kind not in ("partial", "gradual") and self.train_from is not None:
             raise ConfigError(
                 f"transfer.train_from={self.train_from}: transfer={self.kind} has none; take partial or gradual"
             )
-        check_range("transfer.layer_decay", self.layer_decay, low=0, high=1, open_low=True)
-        check_choice("transfer.batchnorm", self.batchnorm, ("train", "frozen"))
-        check_choice("transfer.val_seen", self.val_seen, ("refuse", "allow"))
-        check_choice("transfer.features", self.features, ("auto", "cached", "live"))
-        if self.views is not None:
-            check_range("transfer.views", self.views, low=1, high=1000)
-            if self.features == "live":
-                raise ConfigError(f"transfer.views={self.views}: transfer.features=live makes every epoch anew")
+        if self.views is not None and self.features == "live":
+            raise ConfigError(f"transfer.views={self.views}: transfer.features=live makes every epoch anew")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medcls.config.checks import check_choice, check_range
+from medcls.config.machine import device_setting, precision_setting, seed_setting, workers_setting
 from medcls.config.model import ModelConfig
+from medcls.config.schema import PATH, check_settings, setting
 from medcls.config.task import AugmentConfig, SplitChoice
 from medcls.config.trainer import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.errors import ConfigError
@@ -13,48 +14,85 @@ from medcls.errors import ConfigError
 
 @dataclass(slots=True)
 class CorruptionConfig:
-    """conf/corruption: what is done to a volume that the autoencoder has to undo; sizes as shares or voxels."""
+    """What is done to a volume that the autoencoder has to undo."""
 
-    kind: str = "none"
-    noise_std: float = 0.1
-    mask_ratio: float = 0.5
-    mask_size: int = 8
-    max_boxes: int = 5
+    kind: str = setting(
+        "none",
+        "Damage to undo: none, Gaussian noise, blanked blocks, or boxes filled with noise.",
+        choices=("none", "noise", "mask", "inpaint"),
+    )
+    noise_std: float = setting(
+        0.1, "Standard deviation of the noise, as a share of the volume's range.", low=0, high=10, open_low=True
+    )
+    mask_ratio: float = setting(
+        0.5,
+        "Share of the blocks that corruption=mask blanks; raise it to make the task harder.",
+        low=0,
+        high=0.95,
+        open_low=True,
+    )
+    mask_size: int = setting(8, "Side of a blanked block.", low=1, unit="voxels")
+    max_boxes: int = setting(5, "Most boxes that corruption=inpaint fills in a volume.", low=1, high=100)
 
     def __post_init__(self) -> None:
-        check_choice("corruption.kind", self.kind, ("none", "noise", "mask", "inpaint"))
-        check_range("corruption.noise_std", self.noise_std, low=0, high=10, open_low=True)
-        check_range("corruption.mask_ratio", self.mask_ratio, low=0, high=0.95, open_low=True)
-        check_range("corruption.mask_size", self.mask_size, low=1)
-        check_range("corruption.max_boxes", self.max_boxes, low=1, high=100)
+        check_settings(self, "corruption")
 
 
 @dataclass(slots=True)
 class PatchConfig:
-    """patch.size: (D, H, W) of a random part of each volume, in stored voxels; [] takes volumes whole."""
+    """The part of a volume that is seen at a time."""
 
-    size: list[int] = field(default_factory=list)
+    size: list[int] = setting(
+        [],
+        "[depth,height,width] of a random part of each volume; [] takes whole volumes.",
+        low=1,
+        unit="voxels",
+        common=True,
+    )
 
     def __post_init__(self) -> None:
+        check_settings(self, "patch")
         if self.size and len(self.size) != 3:
             raise ConfigError(f"patch.size={self.size}: expected [depth, height, width], or [] for whole volumes")
-        for length in self.size:
-            check_range("patch.size", length, low=1)
 
 
 @dataclass(slots=True)
 class PretrainJob:
     """python -m medcls.pretrain: store to run, without labels."""
 
-    store: str | None = None
-    run: str | None = None
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    workers: int = -1
-    stacking: str = "auto"
-    loss: str = "auto"
-    figures: int = 4
+    store: str | None = setting(
+        None,
+        "Store of volumes to learn from, labelled or not, as data_prep wrote it; required.",
+        kind=PATH,
+        common=True,
+    )
+    run: str | None = setting(
+        None,
+        "Folder for the autoencoder and its logs; an interrupted run in it is resumed; required.",
+        kind=PATH,
+        common=True,
+    )
+    seed: int = seed_setting("the initial weights, the order of volumes and the corruption")
+    precision: str = precision_setting()
+    device: str = device_setting()
+    workers: int = workers_setting("load volumes")
+    stacking: str = setting(
+        "auto",
+        "Whether levels are trained one after the other, each for trainer.epochs, or together; auto follows the "
+        "paper of "
+        "the model, else trains together.",
+        choices=("auto", "greedy", "joint"),
+        common=True,
+    )
+    loss: str = setting(
+        "auto",
+        "Error between a volume and its reconstruction; auto is half_sse for autoencoder3d_hosseini, else mse.",
+        choices=("auto", "mse", "l1", "ssim", "half_sse"),
+        common=True,
+    )
+    figures: int = setting(
+        4, "Held-out volumes shown in reconstructions.png; 0 draws none.", low=0, high=32, unit="volumes", common=True
+    )
     split: SplitChoice = field(default_factory=SplitChoice)
     model: ModelConfig = field(default_factory=ModelConfig)
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
@@ -66,15 +104,9 @@ class PretrainJob:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, low=0)
-        check_range("workers", self.workers, low=-1, high=256)
-        check_range("figures", self.figures, low=0, high=32)
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("stacking", self.stacking, ("auto", "greedy", "joint"))
+        check_settings(self)
         if self.trainer.sync_batchnorm:
             raise ConfigError("trainer.sync_batchnorm=true: the autoencoders have no BatchNorm; leave it out")
-        check_choice("loss", self.loss, ("auto", "mse", "l1", "ssim", "half_sse"))
         if self.model.weights is not None:
             raise ConfigError(f"model.weights={self.model.weights}: an autoencoder starts from random numbers (null)")
         if self.model.dropout:

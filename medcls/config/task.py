@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from medcls.config.checks import check_choice, check_crop, check_file_name, check_range
-from medcls.config.schema import NAME, NAMES, setting
+from medcls.config.checks import SIDES, check_choice, check_crop
+from medcls.config.schema import FILE_NAME, NAME, NAMES, check_settings, setting
 from medcls.errors import ConfigError
 
 TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
 # The loss of an ordinal task decides what its outputs are.
 _ORDINAL = {"corn": "corn", "cross_entropy": "softmax", "focal": "softmax", "joint": "joint"}
+_LOSSES = {
+    "binary": ("auto", "cross_entropy", "focal"),
+    "multiclass": ("auto", "cross_entropy", "focal"),
+    "multilabel": ("auto", "cross_entropy", "focal"),
+    "ordinal": ("auto", *_ORDINAL),
+    "regression": ("auto", "mse", "mae", "huber"),
+}
 
 
 @dataclass(slots=True)
 class SplitChoice:
-    """Which of a store's split files training uses."""
+    """Which of the store's splits is used."""
 
-    name: str = "default"
+    name: str = setting("default", "Split of the store, one of STORE/splits.", kind=FILE_NAME, common=True)
 
     def __post_init__(self) -> None:
-        check_file_name("split.name", self.name)
+        check_settings(self, "split")
 
 
 @dataclass(slots=True)
 class TaskConfig:
-    """conf/task: which labels make which classes, the loss and the validation metric."""
+    """Which labels make which classes, the loss and the validation metric."""
 
-    kind: str = "multiclass"
-    label: str = "label"
-    labels: list[str] = field(default_factory=list)
-    classes: dict[Any, int] = field(default_factory=dict)
+    kind: str = setting(
+        "multiclass",
+        "What is learnt: two classes, several, several labels at once, ordered grades, or a number.",
+        choices=TASKS,
+    )
+    label: str = setting("label", "Column of the store's labels that is learnt.", kind=NAME, common=True)
+    labels: list[str] = setting([], "Labels that task=multilabel learns, without label_; [] takes all.", kind=NAMES)
+    classes: dict[Any, int] = setting(
+        {},
+        "Class index of each label, as '{NC: 0, MCI: 1, AD: 1}'; labels that are not named are left out; {} takes "
+        "each label "
+        "as a class.",
+    )
     order: list[Any] = setting(
         [], "Labels from least to most severe, if grades are words; [] goes by the numbers in the labels.", kind=NAMES
     )
@@ -41,30 +57,39 @@ class TaskConfig:
         kind=NAME,
         common=True,
     )
-    grades: bool = False
-    loss: str = "auto"
-    joint_lambda: float = 0.5
-    focal_gamma: float = 2.0
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    sampler: str = "uniform"
-    metric: str = "auto"
+    grades: bool = setting(
+        False, "Whether the number that task=regression learns is a grade; metrics of the rounded grade are then added."
+    )
+    loss: str = setting(
+        "auto",
+        "Loss; auto takes cross-entropy for classes and labels, CORN for grades, and the squared error for numbers.",
+        choices=tuple(dict.fromkeys(loss for losses in _LOSSES.values() for loss in losses)),
+    )
+    joint_lambda: float = setting(
+        0.5, "Weight of the cross-entropy in loss=joint; the squared error has the rest.", low=0, high=1
+    )
+    focal_gamma: float = setting(2.0, "Focus of loss=focal on hard images; 0 is the cross-entropy.", low=0, high=10)
+    label_smoothing: float = setting(
+        0.0, "Share of the truth that is spread over all classes; raise it if labels are noisy.", low=0, high=0.9
+    )
+    class_weights: str = setting(
+        "none", "Weights of the loss; balanced gives rare classes more weight.", choices=("none", "balanced")
+    )
+    sampler: str = setting(
+        "uniform",
+        "How training images are drawn; balanced draws every class equally often.",
+        choices=("uniform", "balanced"),
+    )
+    metric: str = setting(
+        "auto",
+        "Validation metric that chooses the epoch, or loss; auto takes auc, quadratic_kappa for ordinal and mse for "
+        "regression.",
+        kind=NAME,
+    )
 
     def __post_init__(self) -> None:
-        check_choice("task.kind", self.kind, TASKS)
-        losses = {
-            "binary": ("auto", "cross_entropy", "focal"),
-            "multiclass": ("auto", "cross_entropy", "focal"),
-            "multilabel": ("auto", "cross_entropy", "focal"),
-            "ordinal": ("auto", *_ORDINAL),
-            "regression": ("auto", "mse", "mae", "huber"),
-        }
-        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, losses[self.kind])
-        check_range("task.joint_lambda", self.joint_lambda, low=0, high=1)
-        check_range("task.focal_gamma", self.focal_gamma, low=0, high=10)
-        check_range("task.label_smoothing", self.label_smoothing, low=0, high=0.9)
-        check_choice("task.class_weights", self.class_weights, ("none", "balanced"))
-        check_choice("task.sampler", self.sampler, ("uniform", "balanced"))
+        check_settings(self, "task")
+        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, _LOSSES[self.kind])
         if self.label_smoothing and self.kind != "multiclass":
             raise ConfigError(f"task.label_smoothing={self.label_smoothing}: only task.kind=multiclass has it")
         if self.classes and self.kind in ("multilabel", "regression"):
@@ -102,12 +127,25 @@ class TaskConfig:
 
 @dataclass(slots=True)
 class CropConfig:
-    """conf/crop: the shortest side that images are rescaled to, [smallest, largest], and the square cut out of them."""
+    """The shortest side that images are rescaled to, and the square that is cut out of them."""
 
-    size: int | None = None
-    scales: list[int] = field(default_factory=list)
+    size: int | None = setting(
+        None,
+        "Side of the random square that is cut out of each training image; null cuts nothing.",
+        low=SIDES[0],
+        unit="pixels",
+    )
+    scales: list[int] = setting(
+        [],
+        "[smallest,largest] shortest side that each training image is rescaled to, at random; [] leaves images as "
+        "stored.",
+        low=SIDES[0],
+        high=SIDES[1],
+        unit="pixels",
+    )
 
     def __post_init__(self) -> None:
+        check_settings(self, "crop")
         if not self.scales:
             if self.size is not None:
                 raise ConfigError(f"crop.size={self.size} without crop.scales: say crop.scales=[256,256] or [256,512]")
@@ -117,18 +155,23 @@ class CropConfig:
 
 @dataclass(slots=True)
 class AugmentConfig:
-    """conf/augment: albumentations transforms by name, in order: {Name: {argument: value}}.
+    """How training images are varied at random."""
 
-    With `auto` a preset that suits the store and the task, changed by `transforms`.
-    """
-
-    auto: bool = False
-    transforms: dict[str, Any] = field(default_factory=dict)
-    # Flips where names of classes or columns are sides of the body: refuse, or ignore if the names mean something else.
-    sides: str = "refuse"
+    auto: bool = setting(False, "Take the preset that suits the store and the task, changed by transforms.")
+    transforms: dict[str, Any] = setting(
+        {},
+        "Transforms of albumentations, or of MONAI for volumes, by name and in order: "
+        "augment.transforms.Affine.rotate=[-5,5].",
+    )
+    sides: str = setting(
+        "refuse",
+        "Whether flips are refused if names of classes or columns are sides of the body; ignore if they mean "
+        "something else.",
+        choices=("refuse", "ignore"),
+    )
 
     def __post_init__(self) -> None:
-        check_choice("augment.sides", self.sides, ("refuse", "ignore"))
+        check_settings(self, "augment")
 
     @property
     def varies(self) -> bool:
@@ -138,19 +181,27 @@ class AugmentConfig:
 
 @dataclass(slots=True)
 class ClinicalConfig:
-    """clinical.*: columns of the manifest that are added to the logits beside the image (the wide part)."""
+    """Clinical data beside the image: columns of the manifest that are added to the logits."""
 
-    categorical: list[str] = field(default_factory=list)
-    numeric: list[str] = field(default_factory=list)
-    reference: dict[str, Any] = field(default_factory=dict)
-    unseen: str = "refuse"
-    lr_scale: float = 0.1
-    l2: float = 1e-3
+    categorical: list[str] = setting([], "Columns whose values are names, as sex or site.", kind=NAMES, common=True)
+    numeric: list[str] = setting([], "Columns whose values are numbers, as age_years.", kind=NAMES, common=True)
+    reference: dict[str, Any] = setting(
+        {}, "Level that others are compared with, by column, as '{sex: F}'; the most frequent one if not set."
+    )
+    unseen: str = setting(
+        "refuse",
+        "What happens to a level, or a missing value, that training did not have; missing reads new levels as missing.",
+        choices=("refuse", "missing"),
+    )
+    lr_scale: float = setting(
+        0.1, "Learning rate of the clinical coefficients, as a share of optimizer.lr.", low=0, high=100
+    )
+    l2: float = setting(
+        1e-3, "Penalty on the clinical coefficients; raise it if there are many columns.", low=0, high=1, open_low=True
+    )
 
     def __post_init__(self) -> None:
-        check_choice("clinical.unseen", self.unseen, ("refuse", "missing"))
-        check_range("clinical.lr_scale", self.lr_scale, low=0, high=100)
-        check_range("clinical.l2", self.l2, low=0, high=1, open_low=True)
+        check_settings(self, "clinical")
 
     @property
     def columns(self) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from medcls.config.checks import check_choice, check_range
+from medcls.config.checks import check_range
+from medcls.config.machine import device_setting, precision_setting, seed_setting, workers_setting
 from medcls.config.model import ModelConfig, TransferConfig
+from medcls.config.schema import PATH, check_settings, setting
 from medcls.config.task import AugmentConfig, ClinicalConfig, CropConfig, SplitChoice, TaskConfig
 from medcls.config.trainer import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.errors import ConfigError
@@ -15,15 +17,29 @@ from medcls.errors import ConfigError
 class TrainJob:
     """python -m medcls.train: store to run."""
 
-    store: str | None = None
-    run: str | None = None
-    seed: int = 0
-    precision: str = "auto"
-    device: str = "auto"
-    weights_dir: str | None = None
-    workers: int = -1
-    demo: bool = False
-    baseline: bool = True
+    store: str | None = setting(None, "Store to train on, as data_prep wrote it; required.", kind=PATH, common=True)
+    run: str | None = setting(
+        None,
+        "Folder for the model and its logs; an interrupted run in it is resumed; required.",
+        kind=PATH,
+        common=True,
+    )
+    seed: int = seed_setting("the initial weights, the order of images and the augmentation")
+    precision: str = precision_setting()
+    device: str = device_setting()
+    weights_dir: str | None = setting(
+        None,
+        "Folder with files of ImageNet weights, for machines without a network; null takes $MEDCLS_WEIGHTS_DIR, "
+        "torch's "
+        "cache, or a download.",
+        kind=PATH,
+        common=True,
+    )
+    workers: int = workers_setting()
+    demo: bool = setting(False, "Make the synthetic demo store first if it is missing; for experiment=demo.")
+    baseline: bool = setting(
+        True, "Also fit a linear model of coarse voxels on volumes, which each evaluation compares the network with."
+    )
     split: SplitChoice = field(default_factory=SplitChoice)
     model: ModelConfig = field(default_factory=ModelConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
@@ -37,10 +53,7 @@ class TrainJob:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, low=0)
-        check_range("workers", self.workers, low=-1, high=256)
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_choice("device", self.device, ("auto", "cpu", "cuda"))
+        check_settings(self)
         # BatchNorm cannot take a batch of one.
         check_range("trainer.batch_size", self.trainer.batch_size, low=2)
         self._check_views()
