@@ -21,7 +21,8 @@ from tqdm import tqdm
 from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
 from data_prep.demo.head_series import build_slices
 from data_prep.demo.heads import DOMAINS, Head, draw_head
-from medcls.errors import MedclsError, UsageError, WriteError
+from medcls.disk import describe_unwritten
+from medcls.errors import MedclsError, UsageError
 from medcls.files import TEMPORARY, write_bytes
 
 Row = dict[str, object]
@@ -64,7 +65,7 @@ def write_demo3d(folder: Path, *, num_source: int = 120, num_target: int = 150, 
             for domain, number in numbers.items():
                 _write_domain(folder / domain, [draw_head(seed, domain=domain, number=i) for i in range(number)])
     except OSError as error:
-        raise WriteError(f"out={folder}: {error.strerror or error}; free space or choose another") from error
+        raise describe_unwritten(error, f"out={folder}", remedy="free space or choose another") from error
     return folder
 
 

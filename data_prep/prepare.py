@@ -69,7 +69,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
     source, folder = _check_folders(job)
     _check_columns(job)
     alone = job.shard.count == 1 or not decode
-    with lock_folder(folder, shared=not alone):
+    with lock_folder(folder, shared=not alone, say=say):
         beside = (map_path(folder), same_images_path(folder))
         clear_private(folder.resolve().parent, *(path.name for path in beside))
         if alone and (folder / DATASET).is_file():
@@ -196,7 +196,7 @@ def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
     """Decodes every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
     index, count = job.shard.index, job.shard.count
     _check_only_ours(setting.folder)
-    with lock_folder(setting.folder / f"{PARTS}-{index}-of-{count}"):
+    with lock_folder(setting.folder / f"{PARTS}-{index}-of-{count}", say=say):
         _decode(job, plan, setting, numbers=range(index, plan.shards, count))
     mine = len(range(index, plan.shards, count))
     say(

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.console import make_printable, say, show_log
+from medcls.disk import advise
 from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
@@ -127,6 +128,9 @@ def _explain(program: str, error: BaseException) -> int:
             return _explain_os_error(program, error)
         case KeyboardInterrupt():
             return _say(program, "interrupted: run the same command again", INTERRUPTED, by_all=False)
+        case MemoryError():
+            no_memory = f"no memory ({str(error)[:200] or 'MemoryError'})"
+            return _say(program, f"{no_memory}: {advise(OSError(errno.ENOMEM, ''), '')}", MedclsError.exit_code)
         case SystemExit():
             return UsageError.exit_code if error.code == 2 else int(error.code or 0)
         case Exception():
@@ -140,7 +144,9 @@ def _explain_os_error(program: str, error: OSError) -> int:
     if error.strerror is None or error.errno == errno.EBADF:
         traceback.print_exception(error)
         return 70
-    return _say(program, f"cannot read or write {error.filename or 'an output'}: {error.strerror}", 74)
+    remedy = advise(error, "")
+    message = f"cannot read or write {error.filename or 'an output'}: {error.strerror}"
+    return _say(program, f"{message}; {remedy}" if remedy else message, WriteError.exit_code)
 
 
 def _one_line(error: BaseException) -> str:

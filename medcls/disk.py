@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from medcls.errors import ReadError
+from medcls.errors import MedclsError, ReadError, WriteError
 
 Found = TypeVar("Found")
 
@@ -35,6 +35,14 @@ _ABOUT_THE_FILE = frozenset(
     }
 )
 """What the system says of a path, of an argument or of this process; any other error is the disk's."""
+
+_LIMITS = {
+    errno.EMFILE: "raise the limit of open files of a process (ulimit -n)",
+    errno.ENFILE: "raise this machine's limit of open files (sysctl fs.file-max)",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u, or the container's)",
+    errno.ENOMEM: "raise the limit of memory (ulimit -v, or the container's)",
+}
+"""Errors that say nothing of a disk: a limit of this process or machine was reached."""
 
 SOURCE_FILE = "a file of the source (find SOURCE -type f -exec cat {} + > /dev/null names it)"
 """How messages call a raw file, whose path may tell who a patient is."""
@@ -88,10 +96,41 @@ def read_again(read: Callable[[], Found], name: str) -> Found:
 def describe_failure(error: OSError, name: str, *, tries: int = 1) -> ReadError:
     """Return the error that ends a command whose input the disk does not give."""
     times = f", {tries} times" if tries > 1 else ""
+    remedy = advise(error, "repair the disk or mount the folder again, then run the same command again")
     return ReadError(
-        f"cannot read {name} ({error.strerror or type(error).__name__}{times}): repair the disk or mount the folder "
-        "again, then run the same command again; nothing was deleted"
+        f"cannot read {name} ({error.strerror or type(error).__name__}{times}): {remedy}; nothing was deleted"
     )
+
+
+def describe_unwritten(error: OSError, name: str, *, remedy: str = "free or change the folder") -> WriteError:
+    """Return the error that ends a command whose output the disk does not take.
+
+    Args:
+        error: What the system said.
+        name: What is written, for the message: most often a path.
+        remedy: What helps if it is the disk.
+    """
+    return WriteError(f"cannot write {name}: {error.strerror or error}; {advise(error, remedy)}")
+
+
+def advise(error: OSError, remedy: str) -> str:
+    """Return `remedy`, or how to raise the limit if the error says that one of this process or machine was reached."""
+    limit = _LIMITS.get(error.errno or 0)
+    return f"{limit}, or lower workers=, then run the same command again" if limit else remedy
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one of its causes, says that there was no memory: never a fault of a file's content.
+
+    Libraries in Rust and C++ say it only in their text.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if "Cannot allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def check_disk(path: Path, error: BaseException | None = None) -> None:
@@ -105,7 +144,11 @@ def check_disk(path: Path, error: BaseException | None = None) -> None:
 
     Raises:
         ReadError: The disk fails.
+        MedclsError: There was no memory to read it.
     """
+    if is_out_of_memory(error):
+        no_memory = OSError(errno.ENOMEM, "no memory")
+        raise MedclsError(f"no memory to read {path}: {advise(no_memory, '')}") from error
     failure = find_disk_failure(error)
     if failure:
         raise describe_failure(failure, str(path)) from error

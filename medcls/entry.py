@@ -7,11 +7,12 @@ go away: its reader ends, its disk is full, its descriptors were closed. None of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 INTERRUPTED = 75
 _PACKAGES = ("medcls", "data_prep")
@@ -60,7 +61,14 @@ class LossyStream:
 
 def _leave_working_folder() -> None:
     """Take the working folder off the search path, here and in child processes, unless this code is run from it."""
-    home, here = Path(__file__).resolve().parents[1], Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        _end(
+            f"the working folder cannot be found ({error.strerror}): cd to another folder",
+            66,
+        )
+    home = Path(__file__).resolve().parents[1]
     if here == home or sys.flags.safe_path:
         return
     sys.path[:] = [entry for entry in sys.path if entry and Path(entry).resolve() != here]
@@ -68,9 +76,14 @@ def _leave_working_folder() -> None:
 
 
 def _end_at_once(number: int, _: Any) -> None:
-    # Nothing has begun: there is nothing to keep and nothing to remove.
-    os.write(2, b"interrupted before anything had begun: run the same command again\n")
-    os._exit(INTERRUPTED)
+    _end("interrupted before anything had begun: run the same command again", INTERRUPTED)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    """Say the line and exit: nothing has begun, so there is nothing to keep and nothing to remove."""
+    with contextlib.suppress(OSError):  # standard error is closed
+        os.write(2, f"{line}\n".encode())
+    os._exit(code)
 
 
 def _keep_output() -> None:

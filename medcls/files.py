@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medcls.disk import read_again
+from medcls.disk import describe_unwritten, read_again
 from medcls.errors import DataError, MissingInputError, WriteError
 
 DATASET = "dataset.json"
@@ -74,7 +74,7 @@ def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> It
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = _open_temporary(path.parent, path.name, apart=apart or private)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+        raise describe_unwritten(error, str(path)) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -86,7 +86,7 @@ def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> It
             temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}; free or change the folder") from error
+        raise describe_unwritten(error, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
         if apart or private:
@@ -399,7 +399,7 @@ def append_json_line(path: Path, content: dict[str, Any]) -> None:
                     os.ftruncate(descriptor, size)
                 raise
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+        raise describe_unwritten(error, str(path)) from error
 
 
 def _cut_broken_line(descriptor: int) -> int:

@@ -13,7 +13,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcls.errors import ConfigError, MissingInputError, WriteError
+from medcls.disk import describe_unwritten
+from medcls.errors import ConfigError, MissingInputError
 
 PER_IMAGE = "per_image"
 """Patients are unknown: every image counts as one. Other ways to tell them apart name what did."""
@@ -201,7 +202,7 @@ def write_key(path: Path) -> Identity:
     except FileExistsError as error:
         raise ConfigError(f"out={path} is there already: a key is never overwritten") from error
     except OSError as error:
-        raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
+        raise describe_unwritten(error, f"out={path}", remedy="choose another file") from error
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(f"{key.hex()}\n{_compute_check(key.hex())}\n")
@@ -210,5 +211,5 @@ def write_key(path: Path) -> Identity:
     except OSError as error:
         # Half a key would never be overwritten.
         path.unlink(missing_ok=True)
-        raise WriteError(f"cannot write out={path}: {error.strerror}; choose another file") from error
+        raise describe_unwritten(error, f"out={path}", remedy="choose another file") from error
     return Identity("hmac", key)

@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from medcls.disk import describe_unwritten
 from medcls.errors import BusyError, ConfigError, MedclsError, WriteError
 from medcls.files import HOLDER, LOCK, clear_private, make_private, read_json, write_json
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 0.2
 """Far longer than a command that clears the folder holds a lock, to see whether anybody else does."""
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks (Lustre by default, some of FUSE) says: files are written there all the same."""
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
+"""Errors of a file system without locks (Lustre by default, some of FUSE); EBADF and EINVAL for folders alone."""
+
+_noticed: set[int] = set()
+"""File systems without locks, by device, of which this process has told."""
 
 
 @contextlib.contextmanager
@@ -29,19 +33,20 @@ def lock_folder(
     shared: bool = False,
     command: str = "",
     wait_seconds: float = 0.0,
-    on_wait: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[None]:
     """Make `folder`, and hold it against other processes while the block runs; an empty one is removed again.
 
     The lock is on the folder itself (flock): it ends with the process, however that ends. If there is a `command`,
-    a file in the folder says who holds it, for the message of whoever comes meanwhile; it locks nothing.
+    a file in the folder says who holds it, for the message of whoever comes meanwhile; it locks nothing. On a file
+    system without locks the block runs all the same.
 
     Args:
         folder: Folder to create and lock.
         shared: Others may hold it too, if they share it as well.
         command: Name of this command, such as "medcls.train"; "" = none is named.
         wait_seconds: How long to wait for another holder.
-        on_wait: Called once before waiting, with a line that says what for.
+        say: Called with a line before waiting, and with one if there are no locks.
 
     Raises:
         BusyError: another process holds it.
@@ -50,110 +55,131 @@ def lock_folder(
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: choose a folder")
-    kind, end = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + wait_seconds
-    waited = False
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue  # another process has just removed the empty folder, or the one around it
-        except OSError as error:
-            raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
-        try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            holder = _read_holder(folder) or "another process"
-            if time.monotonic() >= end:
-                raise BusyError(f"{folder} is in use by {holder}: wait for it, or choose another folder") from error
-            if not waited:
-                on_wait(f"waiting for {folder}, which is in use by {holder}")
-            waited = True
-            time.sleep(_POLL_SECONDS)
-            continue
-        if _is_same(descriptor, folder):
-            break
-        os.close(descriptor)  # it was removed, and perhaps made again, before it was locked
-    try:
-        with _name_holder(folder, command) if command else contextlib.nullcontext():
-            yield
-    finally:
-        try:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        finally:
-            os.close(descriptor)
+    end, waited = time.monotonic() + wait_seconds, False
 
+    def open_folder() -> tuple[int, Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, os.O_RDONLY), folder
 
-@contextlib.contextmanager
-def lock_folders(
-    folders: Iterable[Path], *, command: str, wait_seconds: float, on_wait: Callable[[str], None]
-) -> Iterator[None]:
-    """Hold several folders as `lock_folder` does, in one order for all processes, so that none waits for the other."""
-    with contextlib.ExitStack() as stack:
-        for folder in sorted({folder.resolve() for folder in folders}):
-            stack.enter_context(lock_folder(folder, command=command, wait_seconds=wait_seconds, on_wait=on_wait))
+    def wait() -> None:
+        nonlocal waited
+        holder = _read_holder(folder) or "another process"
+        if time.monotonic() >= end:
+            raise BusyError(f"{folder} is in use by {holder}: wait for it, or choose another folder")
+        if not waited:
+            say(f"waiting for {folder}, which is in use by {holder}")
+        waited = True
+        time.sleep(_POLL_SECONDS)
+
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    name_holder = _name_holder(folder, command) if command else contextlib.nullcontext()
+    with _hold(folder, open_folder, kind=kind, wait=wait, say=say), name_holder:
         yield
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, *, suffixes: Sequence[str] = ()) -> Iterator[None]:
+def lock_folders(
+    folders: Iterable[Path], *, command: str, wait_seconds: float, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Hold several folders as `lock_folder` does, in one order for all processes, so that none waits for the other."""
+    with contextlib.ExitStack() as stack:
+        for folder in sorted({folder.resolve() for folder in folders}):
+            stack.enter_context(lock_folder(folder, command=command, wait_seconds=wait_seconds, say=say))
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(
+    path: Path, *, suffixes: Sequence[str] = (), say: Callable[[str], None] = lambda line: None
+) -> Iterator[None]:
     """Hold a file that a command writes at its end against other commands; clear what killed ones have left beside it.
 
     Args:
         path: The file.
         suffixes: Of the files beside it that the command writes, too.
+        say: Called with a line if the file system has no locks; the block runs all the same.
 
     Raises:
         BusyError: another process is going to write it.
         WriteError: nothing can be written there.
     """
-    try:
+    end = time.monotonic() + _LOOK_SECONDS
+
+    def open_lock() -> tuple[int, Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, lock = _open_lock(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+        lock = make_private(path.parent) / f"{path.name}{LOCK}"
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), lock
+
+    def wait() -> None:
+        if time.monotonic() >= end:
+            raise BusyError(f"{path} is going to be written by another process: wait for it, or choose another file")
+        time.sleep(_LOOK_SECONDS / 10)
+
     try:
-        clear_private(path.parent, path.name, *(f"{path.name}{suffix}" for suffix in suffixes))
+        with _hold(path, open_lock, wait=wait, say=say):
+            clear_private(path.parent, path.name, *(f"{path.name}{suffix}" for suffix in suffixes))
+            yield
+    finally:
+        clear_private(path.parent)
+
+
+@contextlib.contextmanager
+def _hold(
+    target: Path,
+    make: Callable[[], tuple[int, Path]],
+    *,
+    kind: int = fcntl.LOCK_EX,
+    wait: Callable[[], None],
+    say: Callable[[str], None],
+) -> Iterator[None]:
+    """Make and lock what `make` opens while the block runs, then remove it (a folder only if it is empty).
+
+    Args:
+        target: What is held, for messages.
+        make: Makes what carries the lock; returns its descriptor and its path.
+        kind: LOCK_EX or LOCK_SH.
+        wait: Called if another process has it, before each further try; raises to give up.
+        say: Called with a line if the file system has no locks.
+    """
+    while True:
+        try:
+            descriptor, path = make()
+        except FileNotFoundError:
+            continue  # another process has just removed the empty folder, or the one around it
+        except OSError as error:
+            raise describe_unwritten(error, str(target)) from error
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            wait()
+            continue
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise WriteError(f"cannot lock {target}: {error.strerror}; free or change the folder") from error
+            _notice_no_locks(descriptor, target, error, say)
+        if _is_same(descriptor, path):
+            break
+        os.close(descriptor)  # it was removed, and perhaps made again, before it was locked
+    try:
         yield
     finally:
         try:
             with contextlib.suppress(OSError):
-                lock.unlink()
+                path.rmdir() if path.is_dir() else path.unlink()
         finally:
             os.close(descriptor)
-        clear_private(path.parent)
 
 
-def _open_lock(path: Path) -> tuple[int, Path]:
-    """The lock file of a file, open and locked."""
-    end = time.monotonic() + _LOOK_SECONDS
-    while True:
-        try:
-            lock = make_private(path.parent) / f"{path.name}{LOCK}"
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            if not path.parent.is_dir():
-                raise
-            continue  # another command has just removed the empty folder
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            if time.monotonic() < end:
-                time.sleep(_LOOK_SECONDS / 10)
-                continue
-            raise BusyError(
-                f"{path} is going to be written by another process: wait for it, or choose another file"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(descriptor)
-                raise
-        if _is_same(descriptor, lock):
-            return descriptor, lock
-        os.close(descriptor)
+def _notice_no_locks(descriptor: int, target: Path, error: OSError, say: Callable[[str], None]) -> None:
+    device = os.fstat(descriptor).st_dev
+    if device not in _noticed:
+        _noticed.add(device)
+        say(
+            f"notice: {target} cannot be locked, its file system has no locks ({error.strerror}): do not run a second "
+            "command that writes there at the same time"
+        )
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

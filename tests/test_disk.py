@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,19 @@ from safetensors import SafetensorError
 
 from data_prep import prepare
 from data_prep.decode import checksum
+from medcls.command_line import _explain
 from medcls.data.manifest import read_table, write_table
 from medcls.data.store import Store
-from medcls.disk import check_disk, find_disk_failure, is_disk_failure, read_again
-from medcls.errors import DataError, ImageRefusedError, ReadError
-from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.disk import (
+    check_disk,
+    describe_failure,
+    describe_unwritten,
+    find_disk_failure,
+    is_disk_failure,
+    read_again,
+)
+from medcls.errors import DataError, ImageRefusedError, MedclsError, ReadError, WriteError
+from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.imaging.index import build_index
 from medcls.imaging.readers import is_dicom
 from medcls.imaging.source import list_files
@@ -199,3 +209,84 @@ def test_parts_that_cannot_be_read_are_not_decoded_again(
     assert disk.steps == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert len(run_prepare(source, folder, name)) == 48
+
+
+# --- a limit that was reached, which is not the disk's
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENFILE, "fs.file-max"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ENOMEM, "ulimit -v"),
+    ],
+)
+def test_reached_limit_is_told_with_its_setting(
+    number: int, advice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = OSError(number, os.strerror(number), str(tmp_path))
+    for said in (str(describe_failure(error, "x")), str(describe_unwritten(error, "x"))):
+        assert os.strerror(number) in said
+        assert advice in said
+        assert "lower workers=" in said
+        assert "repair the disk" not in said
+        assert "free or change" not in said
+    assert _explain("command", error) == 74
+    assert re.search(
+        rf"^command: cannot read or write .*; raise .*{advice}.*, or lower workers=", capsys.readouterr().err
+    )
+
+
+def test_too_many_open_files_are_no_failing_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medcls.disk.READ_PAUSES", [0.0])
+    (tmp_path / "a.json").write_text("{}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(ReadError) as read:
+            read_json(tmp_path / "a.json")
+        with pytest.raises(WriteError) as written:
+            write_json(tmp_path / "b.json", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for caught in (read, written):
+        assert "Too many open files" in str(caught.value)
+        assert "raise the limit of open files of a process (ulimit -n)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+        pa.ArrowMemoryError("malloc of size 8 failed"),
+        SafetensorError("Error while deserializing: I/O error: Cannot allocate memory (os error 12)"),
+    ],
+)
+def test_missing_memory_is_no_damaged_file(error: Exception, tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"sound")
+    with pytest.raises(MedclsError, match=r"no memory to read .*a\.npy: raise the limit of memory") as caught:
+        check_disk(tmp_path / "a.npy", error)
+    assert type(caught.value) is MedclsError
+
+
+def test_shard_that_there_is_no_memory_to_map_is_not_called_damaged(
+    small_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    store = Store(small_store.folder)
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(MedclsError, match="no memory to read") as caught:
+        store.image(0)
+    assert not isinstance(caught.value, DataError)
+
+
+def test_missing_memory_ends_a_command_with_one_line_and_70(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _explain("command", MemoryError("Unable to allocate 3.00 GiB")) == 70
+    said = capsys.readouterr().err
+    assert said.startswith("command: no memory (Unable to allocate 3.00 GiB): raise the limit of memory")
+    assert said.count("\n") == 1

@@ -66,6 +66,24 @@ def test_files_of_the_working_folder_are_not_imported(hostile: Path, command: st
     assert not (hostile / "ran").exists(), (hostile / "ran").read_text()
 
 
+@pytest.mark.parametrize("command", ["medcls.fetch", "data_prep"])
+def test_command_in_a_deleted_folder_ends_with_one_line_and_66(tmp_path: Path, command: str) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["sh", "-c", 'cd "$0" && rmdir "$0" && exec "$@"', str(gone), sys.executable, "-m", command, "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    expected = "the working folder cannot be found (No such file or directory): cd to another folder"
+    assert (done.returncode, done.stdout) == (66, "")
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_protected_before_its_first_foreign_import(command: str) -> None:
     """The text of the entry, so that a new command cannot forget it."""

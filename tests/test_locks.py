@@ -34,7 +34,7 @@ def test_second_holder_waits_with_a_line_and_takes_the_folder_when_it_is_free(tm
         lines.append(line)
         first.close()
 
-    with lock_folder(folder, wait_seconds=60, on_wait=release):
+    with lock_folder(folder, wait_seconds=60, say=release):
         (line,) = lines
         assert line.startswith(f"waiting for {folder}, which is in use by another process: medcls.evaluate, process ")
         with pytest.raises(BusyError), lock_folder(folder):
@@ -75,7 +75,7 @@ def test_several_folders_are_locked_in_one_order(tmp_path: Path, monkeypatch: py
     original = locks.lock_folder
     monkeypatch.setattr(locks, "lock_folder", lambda f, **named: (taken.append(f.name), original(f, **named))[1])
     for names in (("b", "a"), ("a", "b", "a")):
-        with lock_folders([tmp_path / name for name in names], command="", wait_seconds=0, on_wait=print):
+        with lock_folders([tmp_path / name for name in names], command="", wait_seconds=0, say=print):
             pass
     assert taken == ["a", "b"] * 2
 
@@ -105,15 +105,41 @@ def test_commands_that_write_into_one_folder_at_once_do_not_clear_each_others_fi
     assert not (tmp_path / PRIVATE).exists()
 
 
-def test_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EBADF", "EINVAL"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_file_system_without_locks_is_written_all_the_same_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str, shared: bool
+) -> None:
+    """Lustre has no locks unless it is mounted with them; NFS locks no folder that is open for reading."""
+    number, lines = getattr(errno, reason), list[str]()
+
     def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with lock_file(tmp_path / "out.csv"):
-        write_bytes(tmp_path / "out.csv", b"x", apart=True)
-    assert list_files(tmp_path) == ["out.csv"]
+    monkeypatch.setattr(locks, "_noticed", set())
+    folder = tmp_path / "run" / "evaluation"
+    with lock_folder(folder, shared=shared, command="medcls.evaluate", say=lines.append):
+        assert folder.is_dir()
+        with lock_folders([folder, tmp_path / "out"], command="medcls.explain", wait_seconds=0, say=lines.append):
+            write_bytes(folder / "metrics.json", b"x")
+        with lock_file(tmp_path / "out.csv", say=lines.append):
+            write_bytes(tmp_path / "out.csv", b"x", apart=True)
+    assert list_files(tmp_path) == ["out.csv", "run/evaluation/metrics.json"]
+    assert not (tmp_path / "out").exists()
     assert not (tmp_path / PRIVATE).exists()
+    (line,) = lines
+    assert line.startswith(f"notice: {folder} cannot be locked, its file system has no locks ({os.strerror(number)}): ")
+
+
+def test_disk_that_fails_while_it_locks_ends_with_74(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    for lock in (lock_folder(tmp_path / "run"), lock_file(tmp_path / "out.csv")):
+        with pytest.raises(WriteError, match=r"cannot lock .*(run|out\.csv): Input/output error; free"), lock:
+            pass
 
 
 def test_folder_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from data_prep.demo.demo_set import README, claim_folder, parse_command, same_re
 from data_prep.demo.film import build_dicom, draw_exposure, patient_id
 from data_prep.demo.knees import SIDES, Knee, draw_grades, draw_knee, draw_sex
 from data_prep.demo.phantom import signal_box
-from medcls.errors import MedclsError, UsageError, WriteError
+from medcls.disk import describe_unwritten
+from medcls.errors import MedclsError, UsageError
 from medcls.files import TEMPORARY, write_bytes
 from medcls.reproducibility import make_generator
 
@@ -63,7 +64,7 @@ def write_demo(folder: Path, *, num_images: int = 600, seed: int = 0) -> Path:
             write_bytes(folder / "labels-truth.csv", to_csv([truth for _, truth in rows]))
             write_bytes(folder / "labels.csv", to_csv([row for row, _ in rows]))  # last: the set is whole
     except OSError as error:
-        raise WriteError(f"out={folder}: {error.strerror or error}; free space or choose another") from error
+        raise describe_unwritten(error, f"out={folder}", remedy="free space or choose another") from error
     return folder / "labels.csv"
 
 

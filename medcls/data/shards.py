@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from medcls.disk import describe_unwritten
 from medcls.errors import WriteError
 from medcls.files import TEMPORARY, sync_folder
 
@@ -131,4 +132,4 @@ class ShardFile:
 
 
 def _no_space(folder: Path, error: OSError) -> WriteError:
-    return WriteError(f"cannot write {folder}: {error.strerror or error}; free or change store=")
+    return describe_unwritten(error, str(folder), remedy="free or change store=")

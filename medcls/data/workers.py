@@ -14,6 +14,13 @@ from medcls.data.loaders import EpochSampler
 from medcls.errors import MedclsError
 
 _taken: list[Any] = []
+_SHORT_OF_ROOM = (
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to mmap",
+    "received 0 items of ancdata",
+)
+"""What torch says if a batch does not fit /dev/shm, or if its descriptor is one open file too many."""
 
 
 class WorkerError(MedclsError):
@@ -59,6 +66,9 @@ def describe_death(error: Exception) -> str:
     that is gone break by themselves.
     """
     line = " ".join(str(error).split())
+    short = next((text for text in _SHORT_OF_ROOM if text in line), "")
+    if isinstance(error, RuntimeError) and short:
+        return line[line.index(short) :][:200]
     if line.startswith("Caught") and "in pin memory thread" not in line:
         return ""
     broken = isinstance(error, ConnectionError | EOFError) or ("pin memory thread" in line and "Connection" in line)

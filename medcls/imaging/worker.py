@@ -7,6 +7,7 @@ else ends, says nothing about its file: docs/decisions/0060-processor-time.md. N
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import multiprocessing
@@ -16,17 +17,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from medcls.disk import READ_PAUSES, SOURCE_FILE, describe_failure, find_disk_failure
+from medcls.disk import READ_PAUSES, SOURCE_FILE, advise, describe_failure, find_disk_failure, is_out_of_memory
 from medcls.errors import ImageRefusedError, MedclsError, ReadError
 
 Item = TypeVar("Item")
@@ -46,6 +47,11 @@ _TRIED_AGAIN = frozenset({"timeout", "killed"})
 _RESTARTS = 3
 """Fresh pools in a row without one finished chunk before the machine, not a file, is to blame."""
 
+_START_SECONDS = 600.0
+"""Wall clock in which a worker has to begin the chunk that is due: its modules may come from a slow network folder."""
+
+_HANGING = f"did not begin to work within {_START_SECONDS:g} s"
+_MEMORY = "decoding asked for more memory than an item may have"
 
 _OWN_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", 0)})
 """Signals by which a process ends itself; others come from outside, as the kernel's SIGKILL when memory runs out."""
@@ -102,7 +108,7 @@ def run_limited(
 
     Raises:
         MedclsError: what function raised, ImageRefusedError apart; ReadError if the disk fails again and again; or
-            workers keep dying before any work.
+            workers keep dying before any work, or do not start.
 
     Source: own choice; reasons are out_of_memory, timeout, crashed, killed, panic, failed.
     """
@@ -143,6 +149,7 @@ class _Crew(Generic[Item, Result]):
                 return
             chunk, future = pending.popleft()
             try:
+                _wait([future])
                 outcomes, seconds = future.result()
             except BrokenProcessPool as error:
                 self._replace_pool(error)
@@ -150,7 +157,8 @@ class _Crew(Generic[Item, Result]):
                 pending = deque((each, self._schedule(each)) for each in again)
                 continue
             except (TimeoutError, ProcessExpired, MemoryError) as error:
-                wait([other for _, other in pending])  # less memory and processor is free beside others
+                with contextlib.suppress(BrokenProcessPool):  # met again when its turn comes
+                    _wait([other for _, other in pending])  # less memory and processor is free beside others
                 outcomes, seconds = self._rescue(chunk, error), self._limits.seconds
             self._restarts = 0
             size = max(1, min(_CHUNK_ITEMS, int(_CHUNK_SECONDS * len(chunk) / max(seconds, 1e-6))))
@@ -172,17 +180,24 @@ class _Crew(Generic[Item, Result]):
         """The outcome of one item with a pool to itself."""
         while True:
             try:
-                return self._schedule([item]).result()[0][0]
+                future = self._schedule([item])
+                _wait([future])
+                return future.result()[0][0]
             except BrokenProcessPool as error:
                 self._replace_pool(error)
             except (TimeoutError, ProcessExpired, MemoryError) as error:
                 return _refusal_of_loss(error, self._limits)
 
     def _schedule(self, chunk: list[Item]) -> ProcessFuture[_Outcomes[Result]]:
-        future: ProcessFuture[_Outcomes[Result]] = self._pool.schedule(
-            self._work, args=(chunk,), timeout=self._limits.wall_seconds
-        )
-        return future
+        """Give a chunk to the pool; if that has failed meanwhile, the future says so."""
+        try:
+            return self._pool.schedule(self._work, args=(chunk,), timeout=self._limits.wall_seconds)
+        except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError
+            broken: ProcessFuture[_Outcomes[Result]] = ProcessFuture()
+            failure = BrokenProcessPool("the pool has failed")
+            failure.__cause__ = error
+            broken.set_exception(failure)
+            return broken
 
     def _open_pool(self) -> ProcessPool:
         return ProcessPool(
@@ -193,16 +208,39 @@ class _Crew(Generic[Item, Result]):
         )
 
     def _replace_pool(self, error: BrokenProcessPool) -> None:
-        """Opens a new pool after a worker died between two chunks, which pebble does not survive."""
+        """Open a new pool after a worker died between two chunks, which pebble does not survive, or did not start."""
         self._restarts += 1
         if self._restarts > _RESTARTS:
-            raise MedclsError(
-                f"workers died {self._restarts} times before doing any work: see above; check that the function "
-                "stands in a module they can import and that the memory limit is not too low"
-            ) from error
+            failure = find_disk_failure(error)
+            limit = advise(failure, "") if failure else ""
+            if failure and limit:
+                reason = f"cannot be started ({failure.strerror}): {limit}"
+            elif str(error) == _HANGING:
+                reason = (
+                    f"{_HANGING}: check the machine's load and the network folder that Python is in, or set workers=0"
+                )
+            else:
+                reason = (
+                    "died before doing any work: see above; check that the function is in a module that they can "
+                    "import, and that the memory limit is not too low"
+                )
+            raise MedclsError(f"workers {reason} ({self._restarts} tries)") from error
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
         self._pool = self._open_pool()
+
+
+def _wait(futures: Iterable[ProcessFuture[Any]]) -> None:
+    """Wait until all have ended; chunks that were begun end by their limit of wall clock.
+
+    Raises:
+        BrokenProcessPool: No worker begins one of those that are left.
+    """
+    left: set[Any] = set(futures)
+    while left:
+        done, left = wait(left, timeout=_START_SECONDS, return_when=FIRST_COMPLETED)
+        if not done and not any(future.running() for future in left):
+            raise BrokenProcessPool(_HANGING)
 
 
 def _run_chunk(function: Callable[[Item], Result], chunk: list[Item], *, seconds: float) -> _Outcomes[Result]:
@@ -243,10 +281,12 @@ def _try_once(function: Callable[[Item], Result], item: Item) -> Result | Medcls
     except MedclsError as error:
         return error
     except MemoryError:
-        return ImageRefusedError("out_of_memory", "decoding asked for more memory than an item may have")
+        return ImageRefusedError("out_of_memory", _MEMORY)
     except Exception as error:
         if failure := _find_read_error(error):
             return failure
+        if is_out_of_memory(error):
+            return ImageRefusedError("out_of_memory", _MEMORY)
         return ImageRefusedError("failed", _describe(error))
     except KeyboardInterrupt:
         raise

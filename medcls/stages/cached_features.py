@@ -151,11 +151,8 @@ def fill_cache(
                 yield dataset.rows[places], features
                 bar.update(min(len(places), total - int(bar.n)))
 
-    def say_waiting() -> None:
-        say(f"{name}: another process computes them in {cache.folder}; waiting for it")
-
     place = f"{FEATURES}/{cache.folder.name[:12]}…"
-    computed, damaged = cache.fill(dataset.rows, compute_missing, on_wait=say_waiting)
+    computed, damaged = cache.fill(dataset.rows, compute_missing, say=say)
     if damaged:
         say(f"notice: {name}: {format_count(damaged, 'image')} in the cache damaged: computed again")
     say(

@@ -46,7 +46,7 @@ def compare(job: CompareJob) -> None:
         ArmsFailedError: an arm failed; what the others gave is written before.
     """
     out = Path(job.out or "")
-    with lock_folder(out, command="medcls.compare"):
+    with lock_folder(out, command="medcls.compare", say=say):
         delete_partial(out)
         plan = make_plan(job)
         keep_plan(out, plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -81,7 +82,7 @@ class SlurmExecutor:
             to try it without one.
 
     Raises:
-        ConfigError: submitit is not installed, or does not know an option.
+        ConfigError: submitit or Slurm is not installed, or submitit does not know an option.
     """
 
     def __init__(self, folder: Path, *, slots: int, options: Mapping[str, Any]) -> None:
@@ -96,6 +97,12 @@ class SlurmExecutor:
         self._jobs = folder / "jobs.json"
         chosen = dict(options)
         self._cluster = str(chosen.pop("cluster", "slurm"))
+        missing = [tool for tool in ("sbatch", "squeue") if not shutil.which(tool)]
+        if self._cluster == "slurm" and missing:
+            raise ConfigError(
+                f"executor=slurm: {' and '.join(missing)} not found on PATH: start it where Slurm takes jobs, "
+                "or set executor=local"
+            )
         try:
             self._executor = submitit.AutoExecutor(folder=folder, cluster=self._cluster)
             self._executor.update_parameters(name="medcls", **chosen)
@@ -104,7 +111,11 @@ class SlurmExecutor:
             raise ConfigError(f"slurm.*={dict(options)}: submitit says: {reason}") from error
 
     def start(self, task: Task) -> Handle:
-        """Submits the task, unless its job of an earlier start is still in the queue."""
+        """Submit the task, unless its job of an earlier start is still in the queue.
+
+        Raises:
+            ConfigError: Slurm does not take it.
+        """
         remedy = "remove it once no job of this comparison is in the queue"
         known = read_json(self._jobs, remedy=remedy) if self._jobs.is_file() else {}
         found = self._find(known.get(task.name))
@@ -114,7 +125,12 @@ class SlurmExecutor:
         command = [sys.executable, "-m", _TASK_MODULE, task.to_text(), str(result.resolve())]
         # Not submit(), which pickles; submitit has no other way to a command line.
         inner: Any = self._executor._executor
-        job = inner._submit_command(shlex.join(command))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            job = inner._submit_command(shlex.join(command))
+        except RuntimeError as error:  # submitit's own errors
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"executor=slurm: sbatch does not take {task.name}: {reason}: correct slurm.*") from error
         write_json(self._jobs, known | {task.name: {"job": str(job.job_id), "result": result.name}})
         if self._cluster == "slurm":
             return _QueuedJob(str(job.job_id), result)
@@ -141,7 +157,7 @@ def is_queued(job_id: str) -> bool:
     command = ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):
         return True
     if asked.returncode:
         return "invalid job id" not in asked.stderr.lower()

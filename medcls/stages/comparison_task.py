@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medcls.errors import DataError, MissingInputError, UsageError
-from medcls.files import read_json, write_json
+from medcls.errors import DataError, MedclsError, MissingInputError, UsageError
+from medcls.files import parse_json, read_json, write_json
+from medcls.typed_fields import check_types
 
 PREEMPTED = 75  # of a training that goes on when it is started again
 EXIT_CODE = "exit_code"
@@ -53,10 +54,24 @@ class Task:
 
     @classmethod
     def from_text(cls, text: str) -> Task:
-        """Return what `to_text` made."""
-        content = json.loads(text)
-        paths = {name: Path(content[name]) for name in ("log", "seconds")}
-        return cls(**content | paths | {"makes": [Path(made) for made in content["makes"]]})
+        """Return what `to_text` made.
+
+        Raises:
+            DataError: it is not the whole text, or not such a text.
+        """
+        try:
+            content = parse_json(text)
+            paths = {name: Path(content[name]) for name in ("log", "seconds")}
+            task = cls(**content | paths | {"makes": [Path(made) for made in content["makes"]]})
+            check_types(task)
+            if len(task.commands) != len(task.makes) or not all(task.commands):
+                raise ValueError(f"{len(task.commands)} commands, {len(task.makes)} files that they make")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DataError(
+                f"TASK is not a task of medcls.compare ({type(error).__name__}): run the same medcls.compare command "
+                "again, which submits it again"
+            ) from error
+        return task
 
 
 def run_task(task: Task, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
@@ -105,7 +120,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 2:
         print("comparison_task: medcls.compare executor=slurm starts it, with TASK RESULT", file=sys.stderr)
         return UsageError.exit_code
-    task, result = Task.from_text(arguments[0]), Path(arguments[1])
+    try:
+        return _run_job(Task.from_text(arguments[0]), Path(arguments[1]))
+    except MedclsError as error:
+        print(f"comparison_task: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run_job(task: Task, result: Path) -> int:
     running: list[subprocess.Popen[bytes]] = []
 
     def hand_on(*_: Any) -> None:

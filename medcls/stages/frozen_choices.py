@@ -33,6 +33,7 @@ from medcls.stages.split_predictions import SplitPredictions, count_test_opening
 from medcls.stages.views import find_sides_of, plan_views
 
 _FORMAT = 1
+_ANEW = "remove both files and evaluate again, which notes that choices were made later"
 _EARLIER = "version 0.2.0 chose the map, whatever the number of patients"
 # Where nothing is asked for and nothing is frozen yet.
 _DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1, "decision": None}
@@ -82,25 +83,27 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
         for member in members:
             freeze_choices(_leave_frozen(job, member), [member])
     views = name_views(job, members)
-    before = read_choices(folder, model_sha256=identify(members), views=views)
+    model_sha256 = identify(members)
     openings = max(count_test_openings(member.run, sha256_file(member.run / MODEL)) for member in members)
     asked = _ask(job)
+    files = name_files(folder, views)
+    unfinished = _read_unfinished(files, model_sha256=model_sha256, openings=openings)
+    before = None if unfinished else read_choices(folder, model_sha256=model_sha256, views=views)
     if before is not None:
         changed = _list_changes(before.operating["settings"], asked)
         if not changed:
             return before
         if openings:
             raise ConfigError(
-                f"{name_files(folder, views)[0]} was frozen with other settings ({'; '.join(changed)}) and a test "
+                f"{files[0]} was frozen with other settings ({'; '.join(changed)}) and a test "
                 "split has been opened since: leave the option out, or train another run"
             )
         asked = before.operating["settings"] | asked
-    settings = _complete(_DEFAULTS | asked, members[0].card.task)
+    settings = _complete(_DEFAULTS | unfinished | asked, members[0].card.task)
     validation = _predict_validation(job, members)
     if validation is None:
         return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
     choices = _choose(job, validation, settings=settings, openings=openings)
-    files = name_files(folder, views)
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
     use = f"; medcls.predict uses them with choices={folder}" if len(members) > 1 and not views else ""
@@ -154,26 +157,63 @@ def name_files(run: Path, views: str) -> tuple[Path, Path]:
 
 
 def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | None:
-    """Returns the frozen choices for these views; None where there are none, or those of another model."""
+    """Return the frozen choices for these views; None if there are none, or only those of another model.
+
+    Raises:
+        DataError: a file has changed, one of both is gone, or they are from two choices.
+    """
     files = name_files(run, views)
-    if not all(file.is_file() for file in files):
+    parts = _read_parts(files, model_sha256)
+    if not parts:
         return None
-    remedy = "restore it, or remove both files and evaluate again, which notes that choices were made later"
-    operating, calibration = (read_json(file, remedy=remedy) for file in files)
+    if not _fit(parts):
+        gone = [file for file in files if file not in parts]
+        fault = f"{gone[0]} is missing" if gone else f"{files[0]} and {files[1].name} are not from one choice"
+        raise DataError(f"{fault}: restore both from one copy, or {_ANEW}")
+    operating, calibration = parts.values()
     try:
-        shas = {part.get("chosen_on", {}).get("model_sha256") for part in (operating, calibration)}
-        same = operating.get("format") == _FORMAT and all(
-            operating[name] == calibration[name] for name in ("settings", "chosen_on")
-        )
-        if shas != {model_sha256} or not same:
-            return None
         notes = _describe(operating)
-        if "maps" in calibration and "map" not in calibration:
-            calibration = calibration | {"map": {"method": "none"}, "chosen": {"method": "none", "reason": _EARLIER}}
-            notes.append(f"no recalibration is applied: {_EARLIER}")
-        return Choices(operating, calibration, notes)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{files[0]} is not as evaluate wrote it ({error}): restore it") from error
+    if "maps" in calibration and "map" not in calibration:
+        calibration = calibration | {"map": {"method": "none"}, "chosen": {"method": "none", "reason": _EARLIER}}
+        notes.append(f"no recalibration is applied: {_EARLIER}")
+    return Choices(operating, calibration, notes)
+
+
+def _read_unfinished(files: tuple[Path, Path], *, model_sha256: str, openings: int) -> dict[str, Any]:
+    """Return the settings of a choice that was interrupted between its two files; {} if none was.
+
+    A file may also have been deleted. As no test split was opened since, the same choice can be made again.
+    """
+    parts = _read_parts(files, model_sha256)
+    if (
+        not parts
+        or _fit(parts)
+        or any(part["chosen_on"]["test_openings_before"] != openings for part in parts.values())
+    ):
+        return {}
+    first = next(iter(parts))
+    say(f"notice: {first} was written without its other file: both are chosen again with its settings")
+    return dict(parts[first]["settings"])
+
+
+def _read_parts(files: tuple[Path, Path], model_sha256: str) -> dict[Path, dict[str, Any]]:
+    """The frozen files that are there and belong to this model."""
+    parts = {file: read_json(file, remedy=f"restore it, or {_ANEW}") for file in files if file.is_file()}
+    for file, part in parts.items():
+        places = {"chosen_on": ("model_sha256", "test_openings_before"), "settings": ()}
+        for place, names in places.items():
+            if not isinstance(part.get(place), dict) or any(name not in part[place] for name in names):
+                raise DataError(f"{file} is not as evaluate wrote it ({place}): restore it, or {_ANEW}")
+    own = {file: part for file, part in parts.items() if part["chosen_on"]["model_sha256"] == model_sha256}
+    return {file: part for file, part in own.items() if part.get("format") == _FORMAT}
+
+
+def _fit(parts: dict[Path, dict[str, Any]]) -> bool:
+    """Whether there are two files, from one choice."""
+    first, *others = parts.values()
+    return len(others) == 1 and all(first[name] == others[0][name] for name in ("settings", "chosen_on"))
 
 
 def _predict_validation(job: EvaluateJob, members: list[Member]) -> SplitPredictions | None:

@@ -97,7 +97,7 @@ def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> 
     # A run that is not there is not made; whoever opens it says so.
     folders = [run / EVALUATION for run in runs if run.is_dir()]
     results = [Path(out)] if out else []
-    with lock_folders([*folders, *results], command=command, wait_seconds=WAIT_SECONDS, on_wait=say):
+    with lock_folders([*folders, *results], command=command, wait_seconds=WAIT_SECONDS, say=say):
         inner = [path for folder in folders for path in folder.rglob("*") if path.is_dir()]
         # Not all that is in out=: a training may be writing a checkpoint into a run below it.
         inner += [folder / name for folder in results for name in _BELOW_OUT]

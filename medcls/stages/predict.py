@@ -99,7 +99,7 @@ def predict(job: PredictJob) -> None:
     out = Path(job.out or "")
     if out.is_dir() or (out.is_file() and is_image(out)):
         raise ConfigError(f"out={out} is {'a folder' if out.is_dir() else 'an image'}: choose a file for the table")
-    with lock_file(out, suffixes=(MAP_SUFFIX, COLUMNS_SUFFIX)):
+    with lock_file(out, suffixes=(MAP_SUFFIX, COLUMNS_SUFFIX), say=say):
         _predict_files(job, out)
 
 
@@ -205,12 +205,12 @@ def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: 
     """
     evaluated = f"[{','.join(map(str, runs))}]" if len(runs) > 1 else str(runs[0])
     place = folder or (runs[0] if len(runs) == 1 else None)
+    remedy = f"set the out= of python -m medcls.evaluate run={evaluated} split=val"
+    missing = next((file.name for file in name_files(folder, "") if not file.is_file()), "") if folder else ""
+    if missing:
+        raise MissingInputError(f"choices={folder}: no {missing} in it: {remedy}")
     choices = read_choices(place, model_sha256=join_checksums(models_sha256)) if place else None
     if choices is None and folder:
-        remedy = f"set the out= of python -m medcls.evaluate run={evaluated} split=val"
-        missing = next((file.name for file in name_files(folder, "") if not file.is_file()), "")
-        if missing:
-            raise MissingInputError(f"choices={folder}: no {missing} in it: {remedy}")
         raise ConfigError(f"choices={folder}: frozen for other models than run={evaluated}: {remedy}")
     if choices is None:
         model = "this model" if len(runs) == 1 else f"the mean of {len(runs)} runs"

@@ -52,7 +52,8 @@ _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packa
 # On every learning rate after a training went back (own choice, docs/decisions/0030).
 _LOWER = 0.1
 _ADVICE = (
-    "look whether /dev/shm or memory ran out (docs/operations.md, Sizing); fewer workers=, or workers=0, take less"
+    "look whether /dev/shm, memory or open files (ulimit -n) ran out (docs/operations.md, Sizing); fewer workers=, or "
+    "workers=0, take less"
 )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medcls.config import PretrainJob, TrainJob
+from medcls.console import say
 from medcls.distributed import first_goes_ahead, is_first
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.files import (
@@ -75,7 +76,7 @@ OURS = {
 def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
     """Holds the run folder against other trainings while the block runs, and yields what `claim_run` returns."""
     command = "medcls.pretrain" if isinstance(job, PretrainJob) else "medcls.train"
-    with lock_folder(Path(job.run or ""), command=command) if is_first() else contextlib.nullcontext():
+    with lock_folder(Path(job.run or ""), command=command, say=say) if is_first() else contextlib.nullcontext():
         with first_goes_ahead():
             run, finished = claim_run(job)
             if is_first():

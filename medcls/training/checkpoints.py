@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from medcls.disk import read_again
-from medcls.errors import DataError, MissingInputError, WriteError
+from medcls.disk import describe_unwritten, read_again
+from medcls.errors import DataError, MissingInputError
 from medcls.files import (
     TEMPORARY,
     delete_folder,
@@ -74,7 +74,7 @@ def write_checkpoint(
         folder.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
     except OSError as error:
-        raise WriteError(f"cannot write {folder}: {error.strerror}; free or change the folder") from error
+        raise describe_unwritten(error, str(folder)) from error
     try:
         plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         write_bytes(temporary / TENSORS, save(plain))
@@ -84,7 +84,7 @@ def write_checkpoint(
         temporary.replace(folder / name)
         sync_folder(folder)
     except OSError as error:
-        raise WriteError(f"cannot write {folder / name}: {error.strerror}; free or change the folder") from error
+        raise describe_unwritten(error, str(folder / name)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _list(folder)[keep:]:

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medcls.data.dataset import Batch, Position
-from medcls.errors import DataError, WriteError
+from medcls.disk import describe_unwritten
+from medcls.errors import DataError
 from medcls.files import TEMPORARY, sha256_json, sync_folder, write_json
 from medcls.locks import lock_folder
 from medcls.models.classifier import Classifier
@@ -95,7 +96,7 @@ class FeatureCache:
         rows: Rows,
         compute: Callable[[Rows], Iterable[Portion]],
         *,
-        on_wait: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> tuple[int, int]:
         """Computes what is missing of `rows`, keeps it, and returns how many rows that was, and how many were damaged.
 
@@ -104,9 +105,9 @@ class FeatureCache:
         Args:
             rows: That have to be there afterwards.
             compute: Rows -> (rows, features) in portions.
-            on_wait: Called once where there is another process.
+            say: Called with a line before waiting, and with one if the file system has no locks.
         """
-        with lock_folder(self.folder, wait_seconds=_WAIT_SECONDS, on_wait=lambda _: on_wait()):
+        with lock_folder(self.folder, wait_seconds=_WAIT_SECONDS, say=say):
             missing, damaged = self.find_missing(rows)
             if len(missing):
                 self._create()
@@ -145,7 +146,7 @@ class FeatureCache:
                 for file in (values, digests):
                     os.fsync(file.fileno())
         except OSError as error:
-            raise WriteError(f"cannot write {self.folder}: {error.strerror or error}; free the folder") from error
+            raise describe_unwritten(error, str(self.folder), remedy="free the folder") from error
 
 
 def _digest_rows(rows: Rows, values: Features) -> NDArray[np.uint64]:
@@ -163,7 +164,7 @@ def _create_array(path: Path, shape: tuple[int, ...], dtype: Any) -> None:
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; free or change the folder") from error
+        raise describe_unwritten(error, str(path)) from error
 
 
 def _write_rows(file: Any, rows: Rows, values: NDArray[Any], *, start: int) -> None:

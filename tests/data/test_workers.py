@@ -110,6 +110,17 @@ def test_what_a_dataset_raises_is_no_death() -> None:
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset"),
         (RuntimeError("Caught ConnectionResetError in pin memory thread for device 0."), "pin memory thread"),
         (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)"),
+            "No space left on device",
+        ),
+        (
+            RuntimeError(
+                "unable to open shared memory object </torch_1_2> in read-write mode: Too many open files (24)"
+            ),
+            "Too many open files",
+        ),
+        (RuntimeError("received 0 items of ancdata"), "received 0 items of ancdata"),
         (RuntimeError("CUDA error: an illegal memory access"), None),
         (FileNotFoundError(2, "No such file"), None),
     ],

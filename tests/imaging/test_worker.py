@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import platform
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -15,12 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from medcls.errors import ImageRefusedError, WriteError
+from medcls.errors import ImageRefusedError, MedclsError, ReadError, WriteError
+from medcls.imaging import worker
 from medcls.imaging.worker import Limits, run_limited
 
 SMALL = Limits(memory_bytes=1 << 30, seconds=0.5, patience=4.0)
 BUSY = Limits(memory_bytes=1 << 30, seconds=1.0)
 """For tests that a busy machine must not disturb."""
+
+
+def hang(_: int) -> None:
+    """As a worker whose modules are on a network folder that has gone away."""
+    time.sleep(600)
 
 
 class PanicError(BaseException):
@@ -273,3 +282,53 @@ def test_a_function_that_workers_cannot_import_ends_in_one_error(tmp_path: Path)
     done = subprocess.run([sys.executable, "-m", "stage"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "MedclsError: workers died 4 times before doing any work" in done.stderr
+
+
+def test_workers_that_hang_while_they_start_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_limit_this_process", hang)
+    monkeypatch.setattr(worker, "_START_SECONDS", 0.5)
+    monkeypatch.setattr(worker, "_RESTARTS", 1)
+    started = time.monotonic()
+    with pytest.raises(
+        MedclsError, match=r"workers did not begin to work within .* s: .*workers=0 \(2 tries\)"
+    ) as caught:
+        list(run_limited(misbehave, range(9), workers=1, limits=BUSY))
+    assert caught.value.exit_code == 70
+    assert time.monotonic() - started < 60
+
+
+def test_workers_for_which_there_are_no_open_files_left_say_so() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(
+            MedclsError, match=r"cannot be started \(Too many open files\): .*ulimit -n.*workers="
+        ) as caught:
+            list(run_limited(misbehave, range(3), workers=1, limits=BUSY))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.exit_code == 70
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOMEM, "out_of_memory: decoding asked for more memory than an item may have"),
+        (errno.EMFILE, "cannot read a file of the source .*Too many open files.*raise .*ulimit -n.*workers="),
+    ],
+)
+def test_reached_limit_is_told_from_a_broken_file(number: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "READ_PAUSES", [0.0])
+
+    def read(_: object) -> None:
+        raise OSError(number, os.strerror(number), "/data/Mueller.dcm")
+
+    def run() -> object:
+        return next(run_limited(read, [1], workers=0))
+
+    if number == errno.ENOMEM:
+        assert re.match(said, str(run()))
+        return
+    with pytest.raises(ReadError, match=said) as caught:
+        run()
+    assert "Mueller" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -535,6 +536,47 @@ def set_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 def test_what_slurm_says_of_a_job(line: str, queued: bool, set_queue: Callable[[str], None]) -> None:
     set_queue(line)
     assert is_queued("12") is queued
+
+
+def test_missing_tools_of_slurm_are_named_before_anything_is_submitted(
+    set_queue: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(ConfigError, match=r"executor=slurm: sbatch and squeue not found on PATH: .*executor=local"):
+        SlurmExecutor(tmp_path / "slurm", slots=1, options={})
+    set_queue("exit 0")
+    with pytest.raises(ConfigError, match="executor=slurm: sbatch not found on PATH"):
+        SlurmExecutor(tmp_path / "slurm", slots=1, options={})
+
+
+def test_job_that_slurm_refuses_is_told_in_its_words(
+    set_queue: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    set_queue("exit 0")
+    for name, line in {"srun": "exit 0", "sbatch": "echo 'sbatch: error: invalid partition: gpus' >&2; exit 1"}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    executor = SlurmExecutor(tmp_path / "slurm", slots=1, options={})
+    with pytest.raises(ConfigError, match=r"sbatch does not take arm-r1f1: .*invalid partition: gpus.*: correct slurm"):
+        executor.start(task_of(tmp_path, 0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"commands": 1}', "[" * 100_000, "null"]
+    + [json.dumps({"name": "a", "commands": c, "makes": m, "log": "l", "seconds": "s", "environment": e})
+       for c, m, e in (([[]], ["x"], {}), ([["python"]], [], {}), ([[1]], ["x"], {}), ([["a"]], ["x"], {"A": 1}))],
+)  # fmt: skip
+def test_damaged_task_of_a_job_is_one_line_and_65(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([text, str(tmp_path / "result.json")]) == 65
+    said = capsys.readouterr().err
+    assert said.startswith("comparison_task: TASK is not a task of medcls.compare (")
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_job_that_the_cluster_ended_has_an_exit_code(

@@ -17,11 +17,13 @@ from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.stages import comparison_results, explain, split_predictions
 from medcls.stages import evaluate as stage
 from medcls.stages.checksums import finish_run
+from medcls.stages.predict import find_choices
 from medcls.training.checkpoint import read_model
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 
 Run = Callable[..., Path]
+FILES = ("operating_points.json", "calibration.json")
 
 
 def change_model(run: Path) -> None:
@@ -174,10 +176,51 @@ def test_choices_of_another_model_are_not_applied(run_copy: Path, run_evaluate: 
 
 def test_choosing_after_test_was_opened_is_said(run_copy: Path, run_evaluate: Run) -> None:
     run_evaluate(run_copy, "split=test")
-    (run_copy / "operating_points.json").unlink()
+    for name in FILES:
+        (run_copy / name).unlink()
     folder = run_evaluate(run_copy, "split=test")
     note = "operating points were chosen on validation after a test split had been opened 1 time"
     assert note in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_frozen_choice_without_its_other_file_is_refused_after_test_was_opened(
+    name: str, run_copy: Path, run_evaluate: Run
+) -> None:
+    run_evaluate(run_copy, "split=val", "sensitivity_at_least=[0.8]", "alpha=0.2")
+    run_evaluate(run_copy, "split=test")
+    frozen = {each: (run_copy / each).read_bytes() for each in FILES}
+    (run_copy / name).unlink()
+    (other,) = set(FILES) - {name}
+    expected = f"{name} is missing: restore both from one copy, or remove both files and evaluate again"
+    for split in ("val", "test"):
+        with pytest.raises(DataError, match=expected):
+            run_evaluate(run_copy, f"split={split}")
+    with pytest.raises(DataError, match=expected):
+        explain.predict(ExplainJob(run=str(run_copy), split="test"), run_copy)
+    with pytest.raises(DataError, match=expected):
+        find_choices([run_copy], [sha256_file(run_copy / "model.safetensors")])
+    assert {each: (run_copy / each).read_bytes() for each in FILES if each != name} == {other: frozen[other]}
+    assert not (run_copy / name).exists()
+    content = read_json(run_copy / other)
+    write_json(run_copy / name, content | {"settings": content["settings"] | {"alpha": 0.3}})
+    with pytest.raises(DataError, match=r"operating_points\.json and calibration\.json are not from one choice: "):
+        run_evaluate(run_copy, "split=test")
+    (run_copy / name).write_bytes(frozen[name])
+    run_evaluate(run_copy, "split=test")
+    assert {each: (run_copy / each).read_bytes() for each in FILES} == frozen
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_choice_that_was_interrupted_between_its_files_is_made_again_with_the_same_settings(
+    name: str, run_copy: Path, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_evaluate(run_copy, "split=val", "sensitivity_at_least=[0.8]", "alpha=0.2")
+    frozen = {each: read_json(run_copy / each) for each in FILES}
+    (run_copy / name).unlink()
+    run_evaluate(run_copy, "split=test")
+    assert {each: read_json(run_copy / each) for each in FILES} == frozen
+    assert "was written without its other file: both are chosen again with its settings" in capsys.readouterr().err
 
 
 def test_without_the_runs_own_store_there_are_none_and_it_is_said(

@@ -150,7 +150,7 @@ def test_another_process_is_waited_for_and_its_rows_are_taken(open_cache: Open) 
     other = Compute()
     with lock_folder(cache.folder):
         thread = threading.Thread(
-            target=lambda: results.append(cache.fill(np.arange(6), other, on_wait=waiting.set)), daemon=True
+            target=lambda: results.append(cache.fill(np.arange(6), other, say=lambda _: waiting.set())), daemon=True
         )
         thread.start()
         assert waiting.wait(20)
