@@ -92,8 +92,9 @@ def _keep_output() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # Else the next file that is opened would be standard error, and messages would be written into it.
-            os.open(os.devnull, os.O_RDWR)
+            # Else the next file that is opened would be standard error, and messages would be written into it. So it
+            # would in child processes, which do not inherit what Python opens unless told so.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name) or os.fdopen(descriptor, "w", encoding="utf-8", closefd=False)
         # A name that a locale other than UTF-8 cannot write is spelt out: it is no log that went away.

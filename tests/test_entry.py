@@ -154,6 +154,18 @@ def test_descriptors_that_were_closed_are_not_taken_by_the_first_file(tmp_path: 
     assert (tmp_path / "data").read_text() == "data"
 
 
+def test_descriptors_that_were_closed_are_open_in_child_processes(tmp_path: Path) -> None:
+    code = (
+        "import sys, types; sys.modules['__main__'].__spec__ = types.SimpleNamespace(name='medcls.train'); "
+        "import medcls.entry, subprocess; ask = 'import os; [os.fstat(number) for number in (0, 1, 2)]'; "
+        "raise SystemExit(subprocess.run([sys.executable, '-c', ask]).returncode)"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'{sys.executable} -c "$CODE" <&- >&- 2>&-'], env=environment(CODE=code), check=False
+    )
+    assert done.returncode == 0
+
+
 def test_name_that_the_locale_cannot_write_is_spelt_out_and_loses_no_line() -> None:
     code = (
         "import sys, types; sys.modules['__main__'].__spec__ = types.SimpleNamespace(name='medcls.train'); "
@@ -165,24 +177,29 @@ def test_name_that_the_locale_cannot_write_is_spelt_out_and_loses_no_line() -> N
     assert (done.returncode, done.stdout) == (0, b"caf\xe9 \\u0142\nnext\n")
 
 
-def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log", ["kept", "full", "without a reader"])
+def test_sigterm_before_the_command_has_begun_exits_75(tmp_path: Path, log: str) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
     # The first foreign import of the command waits for the signal.
     (slow / "hydra.py").write_text(f"import time; open({str(tmp_path / 'begun')!r}, 'w'); time.sleep(60)\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "medcls.train", "store=s", "run=r"],
-        env=environment(PYTHONPATH=f"{slow}:{ROOT}"),
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-    )
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "medcls.train", "store=s", "run=r"],
+            env=environment(PYTHONPATH=f"{slow}:{ROOT}"),
+            stderr=full if log == "full" else subprocess.PIPE,
+            cwd=tmp_path,
+        )
+    if log == "without a reader":
+        assert process.stderr is not None
+        process.stderr.close()
     while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert b"run the same command again" in said
+    said = process.communicate(timeout=60)[1] if log == "kept" else b""
+    assert process.wait(timeout=60) == 75
+    assert log != "kept" or b"run the same command again" in said
 
 
 def test_every_command_has_an_input_for_the_proof_of_its_log() -> None:

@@ -207,7 +207,14 @@ class InProcess:
 
     def start(self, task: Task) -> Future[int]:
         future: Future[int] = Future()
-        task.log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            task.log.parent.mkdir(parents=True, exist_ok=True)
+            future.set_result(self._run(task))
+        except OSError as error:
+            future.set_exception(error)
+        return future
+
+    def _run(self, task: Task) -> int:
         for _, _, module, *arguments in task.commands:
             self.commands.append([module, *arguments])
             try:
@@ -218,13 +225,11 @@ class InProcess:
                 with contextlib.redirect_stderr(said):
                     code = command_line._explain(f"python -m {module}", error)
                 task.log.write_text(f"first line\n{said.getvalue()}")
-                future.set_result(code)
-                return future
-        future.set_result(0)
-        return future
+                return code
+        return 0
 
     def stop(self) -> None:
-        raise AssertionError("nothing runs")
+        """Nothing runs."""
 
 
 @pytest.fixture
