@@ -77,8 +77,9 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
 
     # A batch system's end comes as SIGTERM or SIGUSR1: the same way out as Ctrl-C, so that half-written files are
     # removed. The loop of training, which can go on later, listens for them itself.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        if number != signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         _take_place(name, program)
         conf = conf_folder()

@@ -76,11 +76,11 @@ def _leave_working_folder() -> None:
 
 
 def _end_at_once(number: int, _: Any) -> None:
-    _end("interrupted before anything had begun: run the same command again", INTERRUPTED)
+    _end("interrupted: run the same command again", INTERRUPTED)
 
 
 def _end(line: str, code: int) -> NoReturn:
-    """Say the line and exit: nothing has begun, so there is nothing to keep and nothing to remove."""
+    """Say the line and exit: nothing has begun, or the next start of a small command clears what this one leaves."""
     with contextlib.suppress(OSError):  # standard error is closed
         os.write(2, f"{line}\n".encode())
     os._exit(code)
@@ -107,8 +107,10 @@ def _protect_command() -> None:
     if spec is None or spec.name.partition(".")[0] not in _PACKAGES:
         return
     _leave_working_folder()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _end_at_once)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        # A command in the background of a script is started with SIGINT ignored, and goes on ignoring it.
+        if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
+            signal.signal(number, _end_at_once)
     _keep_output()
 
 

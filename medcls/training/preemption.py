@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -89,7 +90,10 @@ class Watch:
                 self._end(f"no step for {self._hang:g} s")
 
     def _end(self, reason: str) -> None:
-        print(f"{reason}: stacks below; run the same command again", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(file=sys.stderr)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # standard error that is full, closed or no file, as in a notebook
+            print(f"{reason}: stacks below; run the same command again", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(file=sys.stderr)
         self._ended.set()
         self._leave(EXIT_CODE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -47,6 +49,15 @@ def test_step_that_does_not_end_after_a_signal_is_ended_with_75(capfd: pytest.Ca
     err = capfd.readouterr().err
     assert "SIGUSR1 came 0.1 s ago" in err
     assert "wait_for" in err  # the stack of what hangs
+
+
+def test_hang_is_ended_with_75_where_standard_error_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: the stacks cannot be written."""
+    codes: list[int] = []
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Watch(hang_seconds=0.1, leave=codes.append):
+        wait_for(codes)
+    assert codes == [75]
 
 
 def test_hang_is_ended_with_75_and_steps_keep_it_alive(capfd: pytest.CaptureFixture[str]) -> None:
