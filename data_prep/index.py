@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medcls.command_line import check_printed, run_command
+from medcls.cli.command_line import check_printed, run_command
 from medcls.config import IndexJob
 from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, MissingInputError, UsageError

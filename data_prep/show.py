@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 from medcls.config import ShowJob
 from medcls.console import say
 from medcls.errors import UsageError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 from medcls.config import ExplainJob
 from medcls.errors import UsageError
 

@@ -12,10 +12,10 @@ from typing import Any, get_type_hints
 import hydra
 from omegaconf import OmegaConf
 
+from medcls.cli.overrides import list_groups, list_options
 from medcls.config import NAMED, SCHEMAS, nearest
 from medcls.config.schema import Setting, read_settings
 from medcls.errors import UsageError
-from medcls.overrides import list_groups, list_options
 
 _INDENT, _COLUMN = 2, 30
 _FEW = 30

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from medcls.command_line import SEVERAL_PROCESSES
+from medcls.cli.command_line import SEVERAL_PROCESSES
 from medcls.console import say, show_log
 from medcls.distributed import PeerError
 from medcls.entry import INTERRUPTED

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from medcls.command_line import check_printed, run_command
+from medcls.cli.command_line import check_printed, run_command
 from medcls.config import SampleSizeJob
 from medcls.console import put
 from medcls.errors import ConfigError, UsageError

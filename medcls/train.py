@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.distributed import count_ranks

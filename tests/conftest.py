@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from data_prep.prepare import prepare
 from medcls import disk
+from medcls.cli.overrides import prepare_overrides
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.console import show_log
 from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
 from medcls.files import DATASET, LABELLING, LABELS, SPLITS, read_json, sha256_file, write_json
 from medcls.imaging.readers import RawImage
-from medcls.overrides import prepare_overrides
 
 # Tests call in this process what commands call, and read what they say.
 show_log()

@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from medcls import command_line, overrides
+from medcls.cli import command_line, overrides
+from medcls.cli.overrides import find_form, prepare_overrides
 from medcls.config import NAMED, SCHEMAS, conf_folder, register_schemas
 from medcls.config.schema import NAMES
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
 from medcls.help import format_help
-from medcls.overrides import find_form, prepare_overrides
 
 Compose = Callable[..., Any]
 Command = Callable[..., tuple[int, str, Any]]
@@ -305,7 +305,7 @@ def run_python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
 
 NO_TORCH = """
 import json, sys
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 import medcls.train, medcls.evaluate, data_prep.__main__, data_prep.show
 sys.argv = ["prog", *sys.argv[1:]]
 try:
@@ -375,7 +375,7 @@ def test_the_real_commands_say_one_line_from_any_folder(
 def test_a_batch_systems_end_is_75(tmp_path: Path) -> None:
     """SIGTERM takes the way of Ctrl-C, and says what to do."""
     code = (
-        "import os, signal; from medcls.command_line import run_command; "
+        "import os, signal; from medcls.cli.command_line import run_command; "
         "run_command('show', lambda job: os.kill(os.getpid(), signal.SIGTERM), program='show')"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from data_prep import prepare
 from data_prep.decode import checksum
-from medcls.command_line import _explain
+from medcls.cli.command_line import _explain
 from medcls.data.manifest import read_table, write_table
 from medcls.data.store import Store
 from medcls.disk import (

@@ -22,7 +22,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from safetensors.torch import save
 
-from medcls import command_line
+from medcls.cli import command_line
 from medcls.console import make_printable
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError

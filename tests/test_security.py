@@ -165,7 +165,7 @@ def run_python(*arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Comp
 
 WITHOUT_NETWORK = """
 import socket, sys
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 try:
     socket.create_connection(("192.0.2.1", 80), timeout=2)
     sys.exit("there is a network")

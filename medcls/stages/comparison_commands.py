@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcls.command_line import compose_job
+from medcls.cli.command_line import compose_job
 from medcls.config import CompareJob, TrainJob
 from medcls.data.splits import read_split
 from medcls.data.store import Store

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from medcls import command_line
+from medcls.cli import command_line
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError

@@ -38,7 +38,7 @@ import numpy as np
 from data_prep import __main__ as prepare
 from data_prep.demo import __main__ as demo
 from medcls import compare, evaluate, pretrain, train
-from medcls.command_line import run_command
+from medcls.cli.command_line import run_command
 from medcls.files import TEMPORARY, sha256_file
 from medcls.models import cbr
 from medcls.stages import compare as compare_stage

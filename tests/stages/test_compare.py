@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from medcls.command_line import compose_job
+from medcls.cli.command_line import compose_job
 from medcls.config import CompareJob, conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store

@@ -657,7 +657,7 @@ def test_subgroups_come_from_the_files_columns(
 
 def test_no_torch_is_loaded(write_rows: Callable[..., Path], tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom medcls.command_line import compose_job\n"
+        "import sys\nfrom medcls.cli.command_line import compose_job\n"
         "from medcls.stages.evaluate_scores import evaluate_scores\n"
         f"evaluate_scores(compose_job('evaluate', ['predictions={write_rows(make_rows())}', 'out={tmp_path / 'out'}', "
         "'report=false', 'replicates=1']))\nassert 'torch' not in sys.modules\n"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from medcls.command_line import _explain
+from medcls.cli.command_line import _explain
 from medcls.data.store import Store
 from medcls.files import PRIVATE, TEMPORARY, read_json, read_json_lines, sha256_file
 from medcls.stages.compare import compare

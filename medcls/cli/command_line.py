@@ -21,6 +21,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from medcls.cli.overrides import prepare_overrides
+from medcls.cli.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
 from medcls.console import make_printable, say, show_log
 from medcls.disk import advise
@@ -28,8 +30,6 @@ from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
 from medcls.help import format_help
-from medcls.overrides import prepare_overrides
-from medcls.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 
 SEVERAL_PROCESSES = ("train", "pretrain")
 

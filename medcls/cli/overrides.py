@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from medcls.cli.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
+from medcls.cli.sweeps import is_sweep
 from medcls.config import NAMED, SCHEMAS, nearest
 from medcls.config.schema import NAMES, PATH, TEXT, read_settings
 from medcls.errors import ConfigError, UsageError
-from medcls.hydra_border import check_flag, check_hydra_key, check_no_resolver, check_options
-from medcls.sweeps import is_sweep
 
 _VALUE_FLAGS = frozenset({"--cfg", "-c", "--package", "-p", "--info", "-i"})
 

@@ -1,0 +1,1 @@
+"""The command line: settings composed and checked, exit codes, sweeps; the only room that knows Hydra."""
