@@ -37,8 +37,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from medcls.errors import ImageRefusedError
+from medcls.imaging.image import ReadOptions, read_image
 from medcls.imaging.nifti import read_nifti
-from medcls.imaging.readers import ReadOptions, read_image
 from medcls.imaging.worker import Limits, run_limited
 
 KINDS = ("bit", "cut", "swap")

@@ -19,10 +19,10 @@ import numpy as np
 import pydicom
 from pydicom.encaps import generate_frames
 
-from medcls.imaging import codecs
-from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.dicom import codecs
+from medcls.imaging.dicom.burnt_in import BurntInRule
+from medcls.imaging.image import read_image
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
-from medcls.imaging.readers import read_image
 from medcls.imaging.worker import _keep_freed_memory
 
 CENTER, WIDTH = 1040.0, 400.0

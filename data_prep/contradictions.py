@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_prep.label_rows import BadRows, name_place
 from medcls.identity import AGE_CAP_YEARS
-from medcls.imaging.terms import AGE_UNITS
+from medcls.imaging.dicom.terms import AGE_UNITS
 
 CHECKS = ("patient", "study", "sex", "age", "side")
 # Labels are often dated otherwise than the image, and one of the two is often rounded.

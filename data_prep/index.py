@@ -23,7 +23,7 @@ def main(job: IndexJob) -> None:
         raise ConfigError(f"out={out} lies inside source={source}: choose a file outside it")
     from data_prep.overview import describe_folder
     from medcls.files import clear_private
-    from medcls.imaging.index import build_index, write_index
+    from medcls.imaging.catalog import build_index, write_index
     from medcls.imaging.source import list_files
 
     if out is not None:

@@ -9,7 +9,7 @@ from data_prep.plan import Unit
 from medcls.files import sha256_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodedImage
-from medcls.imaging.terms import describe_headers, name_photometric
+from medcls.imaging.dicom.terms import describe_headers, name_photometric
 
 
 @dataclass(frozen=True, slots=True)

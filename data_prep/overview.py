@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.presentation import describe_mixture
+from medcls.imaging.catalog import instances_of
 from medcls.imaging.companions import NO_IMAGE
-from medcls.imaging.index import instances_of
-from medcls.imaging.instances import Instance
-from medcls.imaging.parts import fit_slices
-from medcls.imaging.selection import SeriesKey, summarize_series
-from medcls.imaging.stacks import Stack, StackRule
-from medcls.imaging.terms import name_body_part, name_modality
-from medcls.imaging.volumes import stack_series
+from medcls.imaging.dicom.terms import name_body_part, name_modality
+from medcls.imaging.instance import Instance
+from medcls.imaging.volume.find import stack_series
+from medcls.imaging.volume.parts import fit_slices
+from medcls.imaging.volume.select import SeriesKey, summarize_series
+from medcls.imaging.volume.stack import Stack, StackRule
 
 _KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
 _SYNTAXES = {

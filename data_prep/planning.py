@@ -27,14 +27,14 @@ from medcls.config import ImageConfig, PrepareJob
 from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.identity import PER_IMAGE, Identity, format_count
-from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.catalog import build_index, read_index
 from medcls.imaging.decode import Spec
-from medcls.imaging.geometry import StackRule
-from medcls.imaging.index import build_index, read_index
+from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import Box, PreprocessSpec
-from medcls.imaging.selection import SeriesRule
 from medcls.imaging.source import is_image, list_files
-from medcls.imaging.volume_spec import VolumeSpec, find_windows
+from medcls.imaging.volume.geometry import StackRule
+from medcls.imaging.volume.select import SeriesRule
+from medcls.imaging.volume.spec import VolumeSpec, find_windows
 
 _BATCH = 8192
 _SHOWN = 5

@@ -46,7 +46,7 @@ from medcls.files import (
 )
 from medcls.identity import Identity, describe_key, format_count, read_identity
 from medcls.imaging.source import choose_identity
-from medcls.imaging.volume import describe_notes
+from medcls.imaging.volume.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
 from medcls.locks import lock_folder
 

@@ -25,7 +25,7 @@ from medcls.console import show_log
 from medcls.data.splits import SPLIT_NAMES, read_split
 from medcls.data.store import Store
 from medcls.files import DATASET, LABELLING, LABELS, SPLITS, read_json, sha256_file, write_json
-from medcls.imaging.readers import RawImage
+from medcls.imaging.image import RawImage
 
 # Tests call in this process what commands call, and read what they say.
 show_log()

@@ -31,8 +31,8 @@ from medcls.disk import (
 )
 from medcls.errors import DataError, ImageRefusedError, MedclsError, ReadError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
-from medcls.imaging.index import build_index
-from medcls.imaging.readers import is_dicom
+from medcls.imaging.catalog import build_index
+from medcls.imaging.image import is_dicom
 from medcls.imaging.source import list_files
 from medcls.training import checkpoint
 from medcls.training.checkpoint import read_card

@@ -33,7 +33,7 @@ from medcls.files import (
 )
 from medcls.identity import PER_IMAGE
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume_spec import VolumeSpec, read_spec
+from medcls.imaging.volume.spec import VolumeSpec, read_spec
 from medcls.typed_fields import check_types
 
 SCHEMA_VERSION = 2

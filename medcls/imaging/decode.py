@@ -9,15 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.burnt_in import may_show_face
+from medcls.imaging.dicom.burnt_in import may_show_face
 from medcls.imaging.grey_levels import SourceValues, count_levels, take_sample
 from medcls.imaging.hounsfield import check_hounsfield
+from medcls.imaging.image import is_dicom, read_image
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.preprocess import Box, PreparedImage, PreprocessSpec, preprocess_image
-from medcls.imaging.readers import is_dicom, read_image
-from medcls.imaging.volume import RawVolume, read_volume
-from medcls.imaging.volume_preprocess import PreparedVolume, preprocess_volume
-from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volume.spec import VolumeSpec
+from medcls.imaging.volume.standardize import PreparedVolume, preprocess_volume
+from medcls.imaging.volume.volume import RawVolume, read_volume
 from medcls.imaging.worker import Limits
 
 Spec: TypeAlias = PreprocessSpec | VolumeSpec

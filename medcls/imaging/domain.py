@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from medcls.imaging.decode import DecodedImage
+from medcls.imaging.dicom.terms import name_body_part, name_intent, name_modality, name_photometric
 from medcls.imaging.grey_levels import loses_levels
-from medcls.imaging.terms import name_body_part, name_intent, name_modality, name_photometric
 
 _SPACING_FACTOR = 1.5
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.geometry import compute_spacing
-from medcls.imaging.instances import NIFTI_MILLIMETRES
-from medcls.imaging.part10 import BoundedReader, refusing_parser_errors
-from medcls.imaging.volume import RawVolume
+from medcls.imaging.dicom.dicom_file import BoundedReader, refusing_parser_errors
+from medcls.imaging.instance import NIFTI_MILLIMETRES
+from medcls.imaging.volume.geometry import compute_spacing
+from medcls.imaging.volume.volume import RawVolume
 
 _VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header", 4, b"n+2\0", b"ni2\0")}
 """By the size of the header: nibabel's class, place of the magic, of one file, of a header beside its image."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from medcls.config.checks import check_image, check_sides
 from medcls.errors import ConfigError, DataError, ImageRefusedError
-from medcls.imaging.burnt_in import Box, BurntInRule
-from medcls.imaging.readers import RawImage, ReadOptions
+from medcls.imaging.dicom.burnt_in import Box, BurntInRule
+from medcls.imaging.image import RawImage, ReadOptions
 from medcls.typed_fields import check_types
 
 __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preprocess_image", "stretch_range"]

@@ -16,9 +16,9 @@ from PIL import Image
 
 from medcls.disk import SOURCE_FILE, read_again
 from medcls.errors import ImageRefusedError
+from medcls.imaging.dicom.dicom_file import BoundedReader, starts_without_meta
 from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.jpeg_damage import find_jpeg_damage, join_tables, note_damage
-from medcls.imaging.part10 import BoundedReader, starts_without_meta
 
 _START_BYTES = 32
 _READ = {

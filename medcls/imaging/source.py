@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medcls.disk import describe_failure, is_disk_failure
 from medcls.errors import DataError
+from medcls.imaging.image import SUPPORTED_SUFFIXES, is_dicom
 from medcls.imaging.raster import is_picture
-from medcls.imaging.readers import SUPPORTED_SUFFIXES, is_dicom
 
 SKIP_REASONS = ("symbolic_link", "special_file", "hidden", "system_file")
 """Why files are listed and not read."""

@@ -16,9 +16,9 @@ from medcls.data.label_words import find_sides
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
+from medcls.imaging.dicom.terms import name_body_part, name_modality
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.terms import name_body_part, name_modality
-from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volume.spec import VolumeSpec
 
 # Lesions and sections have no up: photographs of skin, dermoscopy, general and slide microscopy.
 _NO_UP = frozenset({"XC", "DMS", "GM", "SM"})

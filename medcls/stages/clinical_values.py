@@ -17,7 +17,7 @@ from medcls.data.clinical import Faults, encode_clinical
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import Identity
-from medcls.imaging.terms import describe_headers
+from medcls.imaging.dicom.terms import describe_headers
 from medcls.stages.prediction_table import Case
 from medcls.training.checkpoint import ModelCard
 

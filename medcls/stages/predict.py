@@ -24,14 +24,14 @@ from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
 from medcls.files import LOCK, MODEL, PRIVATE, TEMPORARY, sha256_file, sha256_json
 from medcls.identity import Identity, describe_key, read_identity
+from medcls.imaging.catalog import build_index
 from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.domain import find_unseen
-from medcls.imaging.index import build_index
 from medcls.imaging.source import choose_identity, is_image, list_files
-from medcls.imaging.volume import describe_notes
-from medcls.imaging.volume_spec import VolumeSpec
-from medcls.imaging.volumes import QUARANTINED, find_series
+from medcls.imaging.volume.find import QUARANTINED, find_series
+from medcls.imaging.volume.spec import VolumeSpec
+from medcls.imaging.volume.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier

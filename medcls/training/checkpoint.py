@@ -25,7 +25,7 @@ from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import ANCESTORS, IMAGES, PATIENTS, SEAL, open_seal, parse_json, seal
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume_spec import VolumeSpec, read_spec
+from medcls.imaging.volume.spec import VolumeSpec, read_spec
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization

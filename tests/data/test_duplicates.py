@@ -23,8 +23,8 @@ from medcls.data.duplicates import (
     find_duplicates,
     hash_pixels,
 )
+from medcls.imaging.image import read_image
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
-from medcls.imaging.readers import read_image
 
 Image = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ from medcls.data.shards import shard_name
 from medcls.data.store import SCHEMA_VERSION, Store
 from medcls.errors import DataError, MissingInputError
 from medcls.files import sha256_file, write_json
-from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volume.spec import VolumeSpec
 
 SHAPE = (1, 4, 6)
 

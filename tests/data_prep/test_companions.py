@@ -16,12 +16,12 @@ from data_prep.joining import find_companions
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import DataError
+from medcls.imaging.catalog import build_index
 from medcls.imaging.companions import name_companion
-from medcls.imaging.index import build_index
-from medcls.imaging.selection import SeriesRule
 from medcls.imaging.source import list_files
-from medcls.imaging.stacks import StackRule
-from medcls.imaging.volumes import find_series
+from medcls.imaging.volume.find import find_series
+from medcls.imaging.volume.select import SeriesRule
+from medcls.imaging.volume.stack import StackRule
 from tests.data_prep.test_index import write_slice
 from tests.imaging import build_series as build
 

@@ -20,9 +20,9 @@ from data_prep.demo import heads
 from data_prep.demo.head_phantom import SCANNERS, place_voxels, render, scan
 from medcls.data.store import Store
 from medcls.errors import UsageError, WriteError
-from medcls.imaging.volume import read_volume
-from medcls.imaging.volume_preprocess import preprocess_volume
-from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volume.spec import VolumeSpec
+from medcls.imaging.volume.standardize import preprocess_volume
+from medcls.imaging.volume.volume import read_volume
 
 SPEC = VolumeSpec(48, 48, 48, spacing_mm=(4.0, 4.0, 4.0), fit="crop", dtype="float16")
 NUISANCES = ("site", "sex", "age_years", "size", "turn_deg", "shift_mm")

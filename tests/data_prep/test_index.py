@@ -17,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from data_prep.index import main
 from medcls.errors import ConfigError, MissingInputError, UsageError
-from medcls.imaging.index import read_index
+from medcls.imaging.catalog import read_index
 
 PROBES = ("Doe^Jane", "MRN-4711", "Planted description", "19560203", "1.2.826.99", "Ward^Nurse", "secret-folder")
 

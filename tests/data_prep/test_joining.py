@@ -17,7 +17,7 @@ from data_prep.label_rows import build_schema
 from data_prep.labels import PatientRule, read_label_table, with_folders
 from data_prep.matching import match_paths, match_values
 from medcls.errors import ConfigError, DataError
-from medcls.imaging.instances import Instance
+from medcls.imaging.instance import Instance
 
 HEADERS = PatientRule(headers=True)
 TEXTS = ("path", "problem", "series_uid", "study_uid", "patient_id", "patient_sex", "patient_age", "laterality")

@@ -9,7 +9,7 @@ import pytest
 from data_prep.manifest_rows import declared_sha256
 from data_prep.plan import Unit
 from medcls.identity import Identity
-from medcls.imaging.terms import parse_age_years
+from medcls.imaging.dicom.terms import parse_age_years
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ from data_prep.series import find_volumes
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ImageRefusedError
-from medcls.imaging.index import build_index, instances_of
-from medcls.imaging.instances import scan_file
-from medcls.imaging.readers import read_image
-from medcls.imaging.selection import SeriesRule
+from medcls.imaging.catalog import build_index, instances_of
+from medcls.imaging.image import read_image
+from medcls.imaging.instance import scan_file
 from medcls.imaging.source import list_files
-from medcls.imaging.stacks import StackRule
+from medcls.imaging.volume.select import SeriesRule
+from medcls.imaging.volume.stack import StackRule
 from tests.data_prep.test_index import write_slice
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import load_corpus, load_pictures

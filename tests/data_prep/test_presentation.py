@@ -20,8 +20,8 @@ from data_prep.presentation import describe_mixture
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
-from medcls.imaging import index
-from medcls.imaging.index import build_index
+from medcls.imaging import catalog as index
+from medcls.imaging.catalog import build_index
 from medcls.imaging.source import list_files
 
 RAW, SHOWN = uid.DigitalXRayImageStorageForProcessing, uid.DigitalXRayImageStorageForPresentation

@@ -17,7 +17,7 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.identity import KEY_VARIABLE
-from medcls.imaging.index import scan_batches, write_index
+from medcls.imaging.catalog import scan_batches, write_index
 from medcls.imaging.source import list_files
 
 _BUILDERS = Path(__file__).resolve().parent.parent / "imaging" / "build_series.py"

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom import read_modality_values
-from medcls.imaging.geometry import StackRule, compute_spacing
-from medcls.imaging.instances import scan_file
+from medcls.imaging.dicom.frame import read_modality_values
+from medcls.imaging.instance import scan_file
 from medcls.imaging.nifti import read_nifti
-from medcls.imaging.stacks import build_stacks
-from medcls.imaging.volume import RawVolume, read_volume
+from medcls.imaging.volume.geometry import StackRule, compute_spacing
+from medcls.imaging.volume.stack import build_stacks
+from medcls.imaging.volume.volume import RawVolume, read_volume
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import PLANTED
 from tests.imaging.fuzz_series import load_volumes

@@ -14,9 +14,9 @@ from pydicom import uid
 from pydicom.dataset import Dataset
 
 from medcls.errors import ConfigError, DataError, ImageRefusedError
-from medcls.imaging.burnt_in import BurntInRule, check_burnt_in, find_text_risk, may_show_face
+from medcls.imaging.dicom.burnt_in import BurntInRule, check_burnt_in, find_text_risk, may_show_face
+from medcls.imaging.image import RawImage, ReadOptions, read_image
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
-from medcls.imaging.readers import RawImage, ReadOptions, read_image
 
 Write = Callable[..., Path]
 US = {"SOPClassUID": uid.UltrasoundImageStorage, "Modality": "US"}

@@ -23,9 +23,9 @@ from pydicom import uid
 
 from benchmarks import damage
 from medcls.errors import ImageRefusedError
+from medcls.imaging.image import RawImage, ReadOptions, read_image
 from medcls.imaging.jpeg_damage import find_jpeg_damage
 from medcls.imaging.nifti import read_nifti
-from medcls.imaging.readers import RawImage, ReadOptions, read_image
 
 Write = Callable[..., Path]
 ALLOW = ReadOptions(damaged="allow")

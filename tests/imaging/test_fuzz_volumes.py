@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.geometry import StackRule
-from medcls.imaging.volume import RawVolume
+from medcls.imaging.volume.geometry import StackRule
+from medcls.imaging.volume.volume import RawVolume
 from tests.imaging import fuzz, fuzz_volumes
 from tests.imaging.fuzz_corpus import PLANTED
 from tests.imaging.fuzz_series import VolumeSeed, load_volumes

@@ -20,7 +20,7 @@ from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.grey_levels import SourceValues, count_levels, loses_levels, take_sample
 from medcls.imaging.hounsfield import check_hounsfield
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume_spec import read_spec
+from medcls.imaging.volume.spec import read_spec
 
 Write = Callable[..., Path]
 SPEC = PreprocessSpec(height=32, width=32)

@@ -24,9 +24,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medcls.imaging.headers import read_headers
-from medcls.imaging.instances import Instance, scan_file
-from medcls.imaging.part10 import open_dicom
+from medcls.imaging.dicom.dicom_file import open_dicom
+from medcls.imaging.dicom.header import read_headers
+from medcls.imaging.instance import Instance, scan_file
 
 PIXELS = np.zeros((4, 6), np.uint16)
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"

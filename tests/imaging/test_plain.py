@@ -18,8 +18,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging import part10, plain
-from medcls.imaging.readers import read_image
+from medcls.imaging.dicom import dicom_file as part10
+from medcls.imaging.dicom import fast_header as plain
+from medcls.imaging.image import read_image
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import load_corpus
 

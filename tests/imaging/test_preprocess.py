@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medcls.errors import DataError, ImageRefusedError
-from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.dicom.burnt_in import BurntInRule
+from medcls.imaging.image import RawImage
 from medcls.imaging.preprocess import PreprocessSpec, match_channels, preprocess_image
-from medcls.imaging.readers import RawImage
 
 MakeRaw = Callable[..., RawImage]
 

@@ -10,9 +10,9 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.instances import scan_file
+from medcls.imaging.image import read_image
+from medcls.imaging.instance import scan_file
 from medcls.imaging.raster import READ_FORMATS, find_format
-from medcls.imaging.readers import read_image
 from medcls.imaging.source import is_image
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import build_bmp, build_pictures

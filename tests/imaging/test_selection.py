@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medcls.errors import ConfigError, DataError
-from medcls.imaging.instances import Instance
-from medcls.imaging.selection import PREFERENCES, Series, SeriesRule, name_plane, select_series, summarize_series
+from medcls.imaging.instance import Instance
+from medcls.imaging.volume.select import PREFERENCES, Series, SeriesRule, name_plane, select_series, summarize_series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 HEAD = Series(

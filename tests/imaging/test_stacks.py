@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, RTDoseStorage, UltrasoundMultiFrameImageStorage
 
 from medcls.errors import ConfigError, DataError
-from medcls.imaging.instances import Instance
-from medcls.imaging.stacks import Leftover, Stack, StackRule, build_stacks
+from medcls.imaging.instance import Instance
+from medcls.imaging.volume.stack import Leftover, Stack, StackRule, build_stacks
 
 RULE = StackRule()
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcls.imaging import terms
-from medcls.imaging.terms import name_body_part, name_manufacturer, name_modality, name_photometric
+from medcls.imaging.dicom import terms
+from medcls.imaging.dicom.terms import name_body_part, name_manufacturer, name_modality, name_photometric
 
 NAMES = [
     "MUELLER HANS",

@@ -25,11 +25,11 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import MRImageStorage, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom import read_modality_values
-from medcls.imaging.instances import scan_file
+from medcls.imaging.dicom.frame import read_modality_values
+from medcls.imaging.instance import scan_file
 from medcls.imaging.nifti import read_nifti
-from medcls.imaging.stacks import build_stacks
-from medcls.imaging.volume import RawVolume, StackRule, read_volume
+from medcls.imaging.volume.stack import build_stacks
+from medcls.imaging.volume.volume import RawVolume, StackRule, read_volume
 
 RULE = StackRule()
 STEP = 0.026
@@ -415,7 +415,7 @@ def test_limits_hold_before_anything_is_decoded(
 ) -> None:
     slices, tilted = series.build_slices(), series.build_slices(slope=(0.4, 0.0))
     read(slices, max_voxels=960)
-    monkeypatch.setattr("medcls.imaging.volume.decode_frame", lambda *_args, **_kwargs: pytest.fail("decoded"))
+    monkeypatch.setattr("medcls.imaging.volume.volume.decode_frame", lambda *_args, **_kwargs: pytest.fail("decoded"))
     assert refusal(read, slices, max_voxels=959) == "too_large"
     assert refusal(read, tilted, max_voxels=961) == "too_large"
     assert refusal(read, [*slices, deepcopy(slices[0])], max_voxels=960) == "too_large"
@@ -746,6 +746,6 @@ def test_a_real_enhanced_mr() -> None:
 
 def test_no_torch_and_no_oracle_in_a_worker() -> None:
     names = "('torch', 'highdicom', 'nibabel', 'hydra')"
-    code = f"import sys, medcls.imaging.volume, medcls.imaging.nifti; print([m for m in {names} if m in sys.modules])"
+    code = f"import sys, medcls.imaging.volume.volume, medcls.imaging.nifti; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medcls.errors import ConfigError, DataError, ImageRefusedError
-from medcls.imaging.burnt_in import BurntInRule
-from medcls.imaging.geometry import compute_spacing
+from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.resample import build_weights, resample, resample_masked
-from medcls.imaging.volume import RawVolume
-from medcls.imaging.volume_preprocess import crop_foreground, preprocess_volume, to_canonical, to_patient_axes
-from medcls.imaging.volume_spec import HU_RANGE, WINDOWS_HU, VolumeSpec, find_windows, read_spec
+from medcls.imaging.volume.geometry import compute_spacing
+from medcls.imaging.volume.resample import build_weights, resample, resample_masked
+from medcls.imaging.volume.spec import HU_RANGE, WINDOWS_HU, VolumeSpec, find_windows, read_spec
+from medcls.imaging.volume.standardize import crop_foreground, preprocess_volume, to_canonical, to_patient_axes
+from medcls.imaging.volume.volume import RawVolume
 
 CT = {"Modality": "CT"}
 # Canonical: d to superior (+z), h to posterior (+y), w to left (+x).

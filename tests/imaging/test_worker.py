@@ -70,7 +70,7 @@ def misbehave(item: object) -> object:
 
 def read_and_list_modules(item: Path) -> list[str]:
     """Imports all that reading needs and names the heavy modules among it."""
-    from medcls.imaging.readers import is_dicom
+    from medcls.imaging.image import is_dicom
 
     is_dicom(item)
     return sorted(name for name in sys.modules if name.split(".")[0] in ("torch", "monai", "torchvision"))

@@ -18,7 +18,7 @@ from medcls.data.store import Store
 from medcls.errors import MedclsError
 from medcls.files import MODEL, read_json, read_json_lines, sha256_file
 from medcls.identity import read_identity
-from medcls.imaging.index import read_index
+from medcls.imaging.catalog import read_index
 from medcls.stages.checksums import check_run, open_store
 from medcls.stages.frozen_analysis import _read_frozen
 from medcls.stages.frozen_choices import read_choices

@@ -13,7 +13,7 @@ from medcls.data.augment_volume import VolumeAugmentation
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume_spec import VolumeSpec
+from medcls.imaging.volume.spec import VolumeSpec
 from medcls.stages.augment_choice import AugmentChoice, choose_augmentation, list_sides
 
 IMAGES = PreprocessSpec(height=32, width=32)

@@ -20,7 +20,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import SEAL, is_sealed, parse_json, read_json, write_bytes, write_json
 from medcls.identity import describe_key, read_identity
-from medcls.imaging.index import build_index, write_index
+from medcls.imaging.catalog import build_index, write_index
 from medcls.imaging.source import list_files
 from medcls.stages import checksums
 from medcls.stages.checksums import check_run, open_store

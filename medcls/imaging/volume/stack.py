@@ -10,9 +10,9 @@ from pydicom import uid
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.companions import name_companion
-from medcls.imaging.geometry import StackRule
-from medcls.imaging.instances import Instance
-from medcls.imaging.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts
+from medcls.imaging.instance import Instance
+from medcls.imaging.volume.geometry import StackRule
+from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts
 
 __all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault"]
 

@@ -25,7 +25,7 @@ from pydicom.tag import BaseTag
 
 from medcls.disk import SOURCE_FILE, read_again
 from medcls.errors import ImageRefusedError, MedclsError
-from medcls.imaging.plain import (
+from medcls.imaging.dicom.fast_header import (
     ITEM,
     PIXEL_TAGS,
     SEQUENCE_END,

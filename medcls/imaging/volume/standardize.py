@@ -16,13 +16,13 @@ from scipy.ndimage import affine_transform
 from skimage.filters import threshold_otsu
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.burnt_in import check_burnt_in
-from medcls.imaging.geometry import compute_spacing
-from medcls.imaging.grey import build_window
+from medcls.imaging.dicom.burnt_in import check_burnt_in
+from medcls.imaging.dicom.grey import build_window
 from medcls.imaging.preprocess import stretch_range
-from medcls.imaging.resample import build_weights, resample_masked
-from medcls.imaging.volume import RawVolume
-from medcls.imaging.volume_spec import HU_RANGE, VolumeSpec, read_spec
+from medcls.imaging.volume.geometry import compute_spacing
+from medcls.imaging.volume.resample import build_weights, resample_masked
+from medcls.imaging.volume.spec import HU_RANGE, VolumeSpec, read_spec
+from medcls.imaging.volume.volume import RawVolume
 
 __all__ = ["PreparedVolume", "VolumeSpec", "preprocess_volume", "read_spec"]
 

@@ -12,12 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.colour import apply_palette, convert_ybr_to_rgb, read_palettes
-from medcls.imaging.grey import Display, Modality, build_range, build_window, choose_display, find_voi, read_modality
-from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
-from medcls.imaging.part10 import DicomFile, open_dicom, refusing_parser_errors
-from medcls.imaging.plain import Header
-from medcls.imaging.stored import PixelModule, StoredFrame, check_encoding, read_pixel_module, read_stored
+from medcls.imaging.dicom.colour import apply_palette, convert_ybr_to_rgb, read_palettes
+from medcls.imaging.dicom.dicom_file import DicomFile, open_dicom, refusing_parser_errors
+from medcls.imaging.dicom.fast_header import Header
+from medcls.imaging.dicom.grey import (
+    Display,
+    Modality,
+    build_range,
+    build_window,
+    choose_display,
+    find_voi,
+    read_modality,
+)
+from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers
+from medcls.imaging.dicom.pixels import PixelModule, StoredFrame, check_encoding, read_pixel_module, read_stored
 
 _NO_IMAGES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 """Segmentation and label map segmentation: labels drawn on other images (PS3.3 A.51), nothing to classify."""

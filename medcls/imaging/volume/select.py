@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medcls.errors import ConfigError, DataError
-from medcls.imaging.instances import Instance
+from medcls.imaging.instance import Instance
 
 SeriesKey: TypeAlias = tuple[str, str, str]
 """(patient_id, study_uid, series_uid); a UID alone is used twice by broken exports."""

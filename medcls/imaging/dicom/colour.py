@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.plain import Header
+from medcls.imaging.dicom.fast_header import Header
 
 _YBR_TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)
 

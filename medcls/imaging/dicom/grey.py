@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.colour import read_lut_words
-from medcls.imaging.headers import read_numbers
-from medcls.imaging.plain import Header
-from medcls.imaging.stored import StoredFrame
+from medcls.imaging.dicom.colour import read_lut_words
+from medcls.imaging.dicom.fast_header import Header
+from medcls.imaging.dicom.header import read_numbers
+from medcls.imaging.dicom.pixels import StoredFrame
 
 Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging import codecs
-from medcls.imaging.colour import expand_422
+from medcls.imaging.dicom import codecs
+from medcls.imaging.dicom.colour import expand_422
+from medcls.imaging.dicom.dicom_file import DicomFile
+from medcls.imaging.dicom.fast_header import UNDEFINED_LENGTH, Header
+from medcls.imaging.dicom.terms import name_photometric
 from medcls.imaging.jpeg_damage import note_damage
-from medcls.imaging.part10 import DicomFile
-from medcls.imaging.plain import UNDEFINED_LENGTH, Header
-from medcls.imaging.terms import name_photometric
 
 _GREY = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")

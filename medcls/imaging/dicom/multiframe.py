@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging import codecs
-from medcls.imaging.headers import find_macro, read_numbers
-from medcls.imaging.instances import Instance
-from medcls.imaging.part10 import DicomFile
-from medcls.imaging.plain import UNDEFINED_LENGTH, Header
-from medcls.imaging.stored import PixelModule, check_native_length
+from medcls.imaging.dicom import codecs
+from medcls.imaging.dicom.dicom_file import DicomFile
+from medcls.imaging.dicom.fast_header import UNDEFINED_LENGTH, Header
+from medcls.imaging.dicom.header import find_macro, read_numbers
+from medcls.imaging.dicom.pixels import PixelModule, check_native_length
+from medcls.imaging.instance import Instance
 
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 _KEYS = (

@@ -10,10 +10,10 @@ import numpy as np
 
 from medcls.config.checks import check_sides
 from medcls.errors import ConfigError, DataError
-from medcls.imaging.burnt_in import BurntInRule
+from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.selection import SeriesRule
-from medcls.imaging.stacks import StackRule
+from medcls.imaging.volume.select import SeriesRule
+from medcls.imaging.volume.stack import StackRule
 from medcls.typed_fields import check_types
 
 WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft_tissue": (50.0, 400.0)}

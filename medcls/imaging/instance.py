@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 
 from medcls.disk import find_disk_failure
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom_scan import scan_dicom
-from medcls.imaging.part10 import BoundedReader, DicomFile, refusing_parser_errors, starts_without_meta
+from medcls.imaging.dicom.dicom_file import BoundedReader, DicomFile, refusing_parser_errors, starts_without_meta
+from medcls.imaging.dicom.pixels import read_pixel_module
+from medcls.imaging.dicom.scan import scan_dicom
+from medcls.imaging.image import SUPPORTED_SUFFIXES, check_header
 from medcls.imaging.raster import PICTURE_FORMATS, READ_FORMATS, check_raster, find_format, measure_raster
-from medcls.imaging.readers import SUPPORTED_SUFFIXES, check_header
-from medcls.imaging.stored import read_pixel_module
 
 KINDS = ("dicom", "nifti", "raster", "other")
 

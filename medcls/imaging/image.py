@@ -10,16 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.burnt_in import Box, BurntInRule, find_hidden, find_kept_box
-from medcls.imaging.dicom import DicomFrame, check_display, check_single, compute_display, is_hounsfield, read_frame
-from medcls.imaging.grey import find_range
+from medcls.imaging.dicom.burnt_in import Box, BurntInRule, find_hidden, find_kept_box
+from medcls.imaging.dicom.dicom_file import DicomFile, is_dicom, refusing_parser_errors
+from medcls.imaging.dicom.fast_header import Header
+from medcls.imaging.dicom.frame import (
+    DicomFrame,
+    check_display,
+    check_single,
+    compute_display,
+    is_hounsfield,
+    read_frame,
+)
+from medcls.imaging.dicom.grey import find_range
+from medcls.imaging.dicom.header import read_aspect, read_headers, read_spacing, read_ultrasound_regions
+from medcls.imaging.dicom.pixels import PixelModule
 from medcls.imaging.grey_levels import SourceValues, take_sample
-from medcls.imaging.headers import read_aspect, read_headers, read_spacing, read_ultrasound_regions
 from medcls.imaging.hounsfield import check_hounsfield
-from medcls.imaging.part10 import DicomFile, is_dicom, refusing_parser_errors
-from medcls.imaging.plain import Header
 from medcls.imaging.raster import read_raster
-from medcls.imaging.stored import PixelModule
 
 __all__ = ["SUPPORTED_SUFFIXES", "RawImage", "ReadOptions", "is_dicom", "read_image"]
 

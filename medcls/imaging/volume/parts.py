@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom_scan import KEY_WORDS
-from medcls.imaging.geometry import StackGeometry, StackRule, compute_axes, find_levels, fit_stack
-from medcls.imaging.instances import Instance
+from medcls.imaging.dicom.scan import KEY_WORDS
+from medcls.imaging.instance import Instance
+from medcls.imaging.volume.geometry import StackGeometry, StackRule, compute_axes, find_levels, fit_stack
 
 Part: TypeAlias = tuple[Instance, ...]
 

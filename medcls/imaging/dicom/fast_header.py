@@ -16,8 +16,8 @@ from pydicom import uid
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
-from medcls.imaging import codecs
-from medcls.imaging.plain_values import NotPlainError, check_character_set, convert_value
+from medcls.imaging.dicom import codecs
+from medcls.imaging.dicom.fast_values import NotPlainError, check_character_set, convert_value
 
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 UNDEFINED_LENGTH = 0xFFFFFFFF

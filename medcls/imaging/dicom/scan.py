@@ -13,11 +13,11 @@ from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom import check_kind
-from medcls.imaging.headers import MAX_TEXT, find_macro, read_headers, read_numbers
-from medcls.imaging.part10 import KEYWORDS, DicomFile, PixelStop, read_file_meta, skip_preamble
-from medcls.imaging.plain import Header, index_keywords, read_plain
-from medcls.imaging.terms import name_intent
+from medcls.imaging.dicom.dicom_file import KEYWORDS, DicomFile, PixelStop, read_file_meta, skip_preamble
+from medcls.imaging.dicom.fast_header import Header, index_keywords, read_plain
+from medcls.imaging.dicom.frame import check_kind
+from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers
+from medcls.imaging.dicom.terms import name_intent
 
 _ENHANCED_WORDS = "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 _IMAGE_WORDS = """

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.identity import format_count
-from medcls.imaging.burnt_in import TEXT_KEYWORDS, find_text_risk
-from medcls.imaging.dicom import DicomFrame, decode_frame, map_values
-from medcls.imaging.frames import describe_frames, split_frames
-from medcls.imaging.geometry import StackGeometry
-from medcls.imaging.headers import read_headers
-from medcls.imaging.instances import Instance, scan_file
-from medcls.imaging.part10 import open_dicom, refusing_parser_errors
-from medcls.imaging.parts import fit_slices
-from medcls.imaging.restack import resample_depth, shear_slices
-from medcls.imaging.stacks import StackRule, build_stacks, find_fault
-from medcls.imaging.stored import read_pixel_module
+from medcls.imaging.dicom.burnt_in import TEXT_KEYWORDS, find_text_risk
+from medcls.imaging.dicom.dicom_file import open_dicom, refusing_parser_errors
+from medcls.imaging.dicom.frame import DicomFrame, decode_frame, map_values
+from medcls.imaging.dicom.header import read_headers
+from medcls.imaging.dicom.multiframe import describe_frames, split_frames
+from medcls.imaging.dicom.pixels import read_pixel_module
+from medcls.imaging.instance import Instance, scan_file
+from medcls.imaging.volume.geometry import StackGeometry
+from medcls.imaging.volume.parts import fit_slices
+from medcls.imaging.volume.restack import resample_depth, shear_slices
+from medcls.imaging.volume.stack import StackRule, build_stacks, find_fault
 
 _HEADER_BYTES = 1 << 26
 _MOST_FILLED = 32

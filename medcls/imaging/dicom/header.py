@@ -7,8 +7,8 @@ import math
 from pydicom.multival import MultiValue
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.part10 import HEADER_KEYWORDS
-from medcls.imaging.plain import Header
+from medcls.imaging.dicom.dicom_file import HEADER_KEYWORDS
+from medcls.imaging.dicom.fast_header import Header
 
 MAX_TEXT = 1024
 """Letters of a code or identifier; more is no code, and a table holds no page."""

@@ -1,0 +1,1 @@
+"""DICOM files to arrays in physical units, by the standard."""

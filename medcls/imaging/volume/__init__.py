@@ -1,0 +1,1 @@
+"""Series of slices to volumes: found, stacked, placed, resampled."""
