@@ -24,12 +24,12 @@ from medcls.models.classifier import build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.recomputation import recompute_blocks
 from medcls.training.engine import train_step
-from medcls.training.learner import Learner, StepRules
+from medcls.training.forward import move_model
 from medcls.training.losses import Loss, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device
-from medcls.training.prediction import move_model
 from medcls.training.reconstruction import build_reconstruction_loss
+from medcls.training.state import Learner, StepRules
 
 SIZES = (64, 96, 128)
 NETWORKS = ("dsa3dcnn", "encoder3d", "resnet18_3d", "autoencoder3d")

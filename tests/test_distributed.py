@@ -16,8 +16,8 @@ import torch
 
 from medcls import distributed
 from medcls.reproducibility import draw_seed
-from medcls.training.learner import StepRules
-from medcls.training.prediction import predict_logits
+from medcls.training.forward import predict_logits
+from medcls.training.state import StepRules
 from tests import ranks
 
 ROOT = Path(__file__).resolve().parent.parent

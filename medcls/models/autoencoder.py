@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from medcls.errors import ConfigError
 from medcls.models.backbones import StateDict
 from medcls.models.pooling import repeat_to
-from medcls.models.volume_backbones import (
+from medcls.models.volumetric import (
     ENCODER_CHANNELS,
     FILTERS,
     PooledConv,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from medcls.config import nearest
 from medcls.errors import ConfigError
 from medcls.models.antony import ANTONY, build_antony
-from medcls.models.cbr import CBR, build_cbr
 from medcls.models.pooling import MaxPool3d
+from medcls.models.small import CBR, build_cbr
 from medcls.models.vgg_m import build_vgg_m
 
 VGG = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models import inflation, slices
+from medcls.models import from_2d as inflation
+from medcls.models import slices
 from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
 from medcls.models.heads import LinearHead, build_head, count_logits
 from medcls.models.normalization import ColourNormalization, VolumeNormalization
 from medcls.models.slim import Slim, make_slim
-from medcls.models.volume_backbones import build_volume_backbone
+from medcls.models.volumetric import build_volume_backbone
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
 from medcls.models.wide import WidePart, count_wide_outputs
 

@@ -33,7 +33,7 @@ from medcls.training.features import (
     compute_features,
     list_batches,
 )
-from medcls.training.learner import StepRules
+from medcls.training.state import StepRules
 
 _FORMAT = 1
 

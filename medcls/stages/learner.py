@@ -18,11 +18,11 @@ from medcls.models.synchronization import synchronize_batchnorm
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group
 from medcls.stages.loop import start_schedule
 from medcls.stages.training_data import TrainingData
-from medcls.training.learner import Learner, StepRules
+from medcls.training.forward import move_model
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_average, build_optimizer
 from medcls.training.precision import build_scaler
-from medcls.training.prediction import move_model
+from medcls.training.state import Learner, StepRules
 
 
 def build_learner(

@@ -24,10 +24,10 @@ from medcls.files import FAULTS, write_json
 from medcls.stages.resume import Keeper
 from medcls.training.engine import NonFiniteError, draw_step_seed, run_epochs
 from medcls.training.faults import describe_fault
-from medcls.training.learner import Learner, StepRules
 from medcls.training.optimizers import build_schedule
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.progress import Best, EpochResult
+from medcls.training.state import Learner, StepRules
 from medcls.training.tracking import Tracker
 
 # Of one run: the first ones say what there is to say.

@@ -20,8 +20,8 @@ from medcls.evaluation.odds import REGRESSION, compute_ratios, list_contrasts, r
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.stages.training_data import TrainingData
 from medcls.training.features import FeatureDataset
-from medcls.training.learner import StepRules
-from medcls.training.prediction import predict_logits
+from medcls.training.forward import predict_logits
+from medcls.training.state import StepRules
 
 REPLICATES = 1000
 _FORMAT = 1

@@ -58,9 +58,9 @@ from medcls.stages.region_file import check_regions, read_regions, split_cases
 from medcls.stages.training_distance import read_training_distance
 from medcls.training.checkpoint import ModelCard, read_card, read_model
 from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
-from medcls.training.prediction import predict_logits
+from medcls.training.state import StepRules
 
 INTENDED_USE = "research use; not a medical device"
 MOST_FALSE_ALARMS = 0.02

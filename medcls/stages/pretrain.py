@@ -35,11 +35,11 @@ from medcls.stages.same_data import confirm_finished
 from medcls.stages.training_data import look_at_data, read_domain, write_seen
 from medcls.training.checkpoint import ModelCard
 from medcls.training.engine import NonFiniteError
-from medcls.training.learner import Learner, StepRules
+from medcls.training.forward import move_model, predict_pieces
 from medcls.training.losses import Loss
-from medcls.training.prediction import move_model, predict_pieces
 from medcls.training.progress import Best, Progress
 from medcls.training.reconstruction import build_reconstruction_loss
+from medcls.training.state import Learner, StepRules
 
 
 def pretrain(job: PretrainJob) -> str:

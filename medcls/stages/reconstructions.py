@@ -15,8 +15,8 @@ from medcls.console import say
 from medcls.data.dataset import Batch
 from medcls.files import write_bytes
 from medcls.models.autoencoder import Autoencoder
-from medcls.training.learner import StepRules
-from medcls.training.prediction import move_images
+from medcls.training.forward import move_images
+from medcls.training.state import StepRules
 
 _CELL, _GAP, _TITLE = 112, 4, 18
 _VIEWS = ("axial", "coronal", "sagittal")

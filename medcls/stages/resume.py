@@ -41,11 +41,11 @@ from medcls.training.checkpoints import (
     write_checkpoint,
 )
 from medcls.training.engine import NonFiniteError
-from medcls.training.learner import Learner
 from medcls.training.optimizers import scale_rates
 from medcls.training.preemption import PreemptedError, Watch
 from medcls.training.progress import Progress
 from medcls.training.resuming import pack_training, unpack_training
+from medcls.training.state import Learner
 
 # What has to be equal for the same bits again; of environment.json.
 _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packages")

@@ -25,9 +25,9 @@ from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.stages.split_predictions import SplitPredictions
 from medcls.training.checkpoint import read_model
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
-from medcls.training.prediction import predict_logits
+from medcls.training.state import StepRules
 
 MOST_REPLICATES = 500  # thirty points: their intervals are for the eye
 

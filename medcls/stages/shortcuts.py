@@ -16,9 +16,9 @@ from medcls.files import MODEL
 from medcls.stages.report_facts import read_subgroup_columns
 from medcls.stages.split_predictions import SplitPredictions
 from medcls.training.checkpoint import read_model
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
-from medcls.training.prediction import predict_logits
+from medcls.training.state import StepRules
 
 
 def measure_shortcuts(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any]:

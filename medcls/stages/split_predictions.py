@@ -41,9 +41,9 @@ from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
 from medcls.training.checkpoint import ModelCard, read_model
 from medcls.training.engine import NonFiniteError
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
-from medcls.training.prediction import predict_logits
+from medcls.training.state import StepRules
 
 PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"

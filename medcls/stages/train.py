@@ -40,11 +40,11 @@ from medcls.stages.training_distance import write_training_distance
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.training.checkpoint import ModelCard
 from medcls.training.engine import NonFiniteError
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.losses import build_loss
-from medcls.training.prediction import predict_logits
 from medcls.training.progress import Best, Progress
 from medcls.training.selection import choose_score, describe_score, name_metric, unscore
+from medcls.training.state import StepRules
 from medcls.training.tracking import Tracker
 
 

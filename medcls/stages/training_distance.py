@@ -35,9 +35,9 @@ from medcls.training.feature_distance import (
     tap_features,
     write_distance,
 )
-from medcls.training.learner import StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
-from medcls.training.prediction import predict_logits
+from medcls.training.state import StepRules
 
 # Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
 _MOST_IMAGES = 1_000

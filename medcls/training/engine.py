@@ -15,10 +15,10 @@ from medcls import distributed
 from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
-from medcls.training.learner import Learner, StepRules
+from medcls.training.forward import run_forward
 from medcls.training.memory import cut_batch, explain_update, free_memory, halve_pieces
-from medcls.training.prediction import run_forward
 from medcls.training.progress import Best, EpochResult, Progress
+from medcls.training.state import Learner, StepRules
 
 
 class NonFiniteError(MedclsError):

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from medcls.data.dataset import Batch
 from medcls.training.engine import accumulate_gradients, take_back, waits_for_others
-from medcls.training.learner import Learner, StepRules
+from medcls.training.state import Learner, StepRules
 
 Place = tuple[str, str]
 """Where it shows, "forward", "loss", "backward" or "", and the layer."""

@@ -31,9 +31,9 @@ from medcls.errors import DataError
 from medcls.files import TEMPORARY, sha256_json, sync_folder, write_json
 from medcls.locks import lock_folder
 from medcls.models.classifier import Classifier
-from medcls.training.learner import StepRules
+from medcls.training.forward import move_images
 from medcls.training.precision import autocast
-from medcls.training.prediction import move_images
+from medcls.training.state import StepRules
 
 FEATURES = "features"
 _KEY, _VALUES, _DIGESTS = "key.json", "features.npy", "digests.npy"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from medcls.training.learner import Learner
 from medcls.training.progress import Best, EpochResult, Progress
+from medcls.training.state import Learner
 
 _MODEL, _AVERAGE, _BEST, _OPTIMIZER = "model/", "average/", "best/", "optimizer/"
 

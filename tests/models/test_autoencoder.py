@@ -9,7 +9,7 @@ from medcls.errors import ConfigError
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder, take_encoder
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
-from medcls.models.volume_backbones import build_volume_backbone
+from medcls.models.volumetric import build_volume_backbone
 
 
 def build(name: str, *, in_channels: int = 1, kind: str = "min_max") -> Autoencoder:

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls.errors import ConfigError
 from medcls.models.backbones import Backbone, build_backbone
-from medcls.models.inflation import InflatedConv, build_inflated, inflate_state
+from medcls.models.from_2d import InflatedConv, build_inflated, inflate_state
 from medcls.models.weights import load_backbone
 
 NAMES = ("resnet18", "resnet50", "vgg11_bn", "vgg11")

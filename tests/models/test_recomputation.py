@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls.models.backbones import Backbone, build_backbone
-from medcls.models.inflation import build_inflated
+from medcls.models.from_2d import build_inflated
 from medcls.models.recomputation import list_blocks, recompute_blocks
-from medcls.models.volume_backbones import build_volume_backbone
+from medcls.models.volumetric import build_volume_backbone
 
 BUILDERS: dict[str, Callable[[], Backbone]] = {
     "resnet18": lambda: build_backbone("resnet18"),

@@ -12,7 +12,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import sha256_file
 from medcls.models.backbones import RESNET_3D, VOLUME_ARCHITECTURES, Backbone
 from medcls.models.pooling import list_nondeterministic
-from medcls.models.volume_backbones import (
+from medcls.models.volumetric import (
     PaddedShortcut,
     PooledConv,
     build_volume_backbone,

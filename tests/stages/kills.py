@@ -40,7 +40,7 @@ from data_prep.demo import __main__ as demo
 from medcls import compare, evaluate, pretrain, train
 from medcls.cli.command_line import run_command
 from medcls.files import TEMPORARY, sha256_file
-from medcls.models import cbr
+from medcls.models import small as cbr
 from medcls.stages import compare as compare_stage
 from medcls.stages import comparison_executors, resume
 from medcls.stages import evaluate as evaluate_stage

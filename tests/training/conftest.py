@@ -14,10 +14,10 @@ from medcls.data.dataset import Batch
 from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead, count_logits
-from medcls.training.learner import Learner
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
+from medcls.training.state import Learner
 
 
 @pytest.fixture

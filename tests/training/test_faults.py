@@ -15,8 +15,8 @@ from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.recomputation import recompute_blocks
 from medcls.training.engine import train_step
 from medcls.training.faults import describe_fault, find_layer
-from medcls.training.learner import Learner, StepRules
 from medcls.training.losses import build_loss
+from medcls.training.state import Learner, StepRules
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Batch]

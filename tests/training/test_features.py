@@ -22,7 +22,7 @@ from medcls.files import read_json, sha256_json
 from medcls.locks import lock_folder
 from medcls.models.classifier import Classifier
 from medcls.training.features import FeatureCache, FeatureDataset, compute_features, list_batches
-from medcls.training.learner import StepRules
+from medcls.training.state import StepRules
 
 SHAPE = (40, 6)
 TRUTH = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

@@ -9,8 +9,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
-from medcls.training.learner import Learner
 from medcls.training.optimizers import build_average, build_optimizer, build_schedule, lr_factor
+from medcls.training.state import Learner
 
 
 def build(name: str = "cosine", *, epochs: int = 4, steps_per_epoch: int = 5, **more: object) -> LambdaLR:

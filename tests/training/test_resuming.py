@@ -15,11 +15,11 @@ from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
 from medcls.training.checkpoints import name_checkpoint, read_newest, write_checkpoint
 from medcls.training.engine import run_epochs
-from medcls.training.learner import Learner, StepRules
+from medcls.training.forward import predict_logits
 from medcls.training.optimizers import build_average
-from medcls.training.prediction import predict_logits
 from medcls.training.progress import EpochResult, Progress
 from medcls.training.resuming import pack_training, unpack_training
+from medcls.training.state import Learner, StepRules
 
 EPOCHS, BATCHES = 3, 4
 

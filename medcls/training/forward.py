@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from medcls import distributed
 from medcls.data.dataset import Batch
-from medcls.training.learner import StepRules
 from medcls.training.memory import cut_batch, free_memory, halve_pieces
 from medcls.training.precision import autocast
+from medcls.training.state import StepRules
 
 
 def move_images(images: Tensor, rules: StepRules) -> Tensor:
