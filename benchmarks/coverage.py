@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.clinical.odds import compute_ratios, list_contrasts
 from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
 from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
 from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.odds import compute_ratios, list_contrasts
 from medcls.evaluation.paired import describe_areas, describe_difference
 from medcls.evaluation.predictions import Predictions, check_predictions
 from medcls.evaluation.reader_study import Readings, compare_readers

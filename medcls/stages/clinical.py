@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medcls.clinical.encode import ClinicalSpec, check_faults, encode_clinical
+from medcls.clinical.learn import build_clinical, check_columns, check_no_label
+from medcls.clinical.odds import REGRESSION, fit_contrast, list_contrasts
 from medcls.config import TrainJob
 from medcls.console import say
-from medcls.data.clinical import ClinicalSpec, check_faults, encode_clinical
-from medcls.data.clinical_choice import build_clinical, check_columns, check_no_label
 from medcls.data.dataset import StoreDataset
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
-from medcls.evaluation.odds import REGRESSION, fit_contrast, list_contrasts
 from medcls.models.classifier import Classifier
 from medcls.models.heads import count_logits
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medcls.data.clinical import Faults, encode_clinical
+from medcls.clinical.encode import Faults, encode_clinical
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import Identity

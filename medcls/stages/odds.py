@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medcls.clinical.odds import REGRESSION, compute_ratios, list_contrasts, read_own
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL, read_patients
-from medcls.evaluation.odds import REGRESSION, compute_ratios, list_contrasts, read_own
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.stages.training_data import TrainingData
 from medcls.training.features import FeatureDataset

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from medcls.clinical.encode import ClinicalSpec
 from medcls.config import AugmentConfig, TaskConfig, TrainJob
 from medcls.console import say
-from medcls.data.clinical import ClinicalSpec
 from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from medcls.clinical.encode import ClinicalSpec
 from medcls.config import TASKS
 from medcls.config.checks import check_crop, check_dropout, check_head_width
-from medcls.data.clinical import ClinicalSpec
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.disk import check_disk

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcls.data.clinical import MISSING, ClinicalSpec, Levels, Number, check_faults, encode_clinical
-from medcls.data.clinical_choice import build_clinical, check_columns, check_no_label
+from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, Number, check_faults, encode_clinical
+from medcls.clinical.learn import build_clinical, check_columns, check_no_label
 from medcls.errors import ConfigError, DataError
 
 SEX = pa.table({"sex": ["F", "M", "F", "M", "F", "F"], "age_years": [40.0, 50.0, 60.0, 50.0, 40.0, 60.0]})

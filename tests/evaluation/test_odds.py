@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medcls.evaluation.odds import compute_ratios, fit_contrast, list_contrasts, read_own
+from medcls.clinical.odds import compute_ratios, fit_contrast, list_contrasts, read_own
 
 TRUE = np.log([2.0, 0.5])  # of a level, and of one standard deviation
 NAMES = ("no", "yes")

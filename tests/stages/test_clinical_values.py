@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from medcls.data.clinical import ClinicalSpec, Levels, Number
+from medcls.clinical.encode import ClinicalSpec, Levels, Number
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import MODEL
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical

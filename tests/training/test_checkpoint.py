@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medcls.data.clinical import ClinicalSpec, Levels, Number
+from medcls.clinical.encode import ClinicalSpec, Levels, Number
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, Number, read_numbers, read_texts
 from medcls.config import nearest
-from medcls.data.clinical import MISSING, ClinicalSpec, Levels, Number, read_numbers, read_texts
 from medcls.errors import ConfigError, DataError
 
 _IDENTIFIERS = frozenset(

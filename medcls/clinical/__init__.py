@@ -1,0 +1,1 @@
+"""Clinical columns beside the image: learnt, encoded, and reported as odds ratios."""
