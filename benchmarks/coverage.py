@@ -25,15 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.clinical.odds import compute_ratios, list_contrasts
-from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
-from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.paired import describe_areas, describe_difference
-from medcls.evaluation.predictions import Predictions, check_predictions
-from medcls.evaluation.reader_study import Readings, compare_readers
-from medcls.evaluation.support import find_support
-from medcls.evaluation.thresholds import apply_operating_points
 from medcls.identity import format_count
+from medcls.statistics.conformal import calibrate_conformal, evaluate_conformal
+from medcls.statistics.intervals import describe_estimates, draw_replicates, join_replicates
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.paired import describe_areas, describe_difference
+from medcls.statistics.predictions import Predictions, check_predictions
+from medcls.statistics.reader_study import Readings, compare_readers
+from medcls.statistics.support import find_support
+from medcls.statistics.thresholds import apply_operating_points
 
 PATIENTS = (40, 100, 400)
 PREVALENCES = (0.05, 0.2, 0.5)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from medcls.evaluation.intervals import draw_replicates
-from medcls.evaluation.ranking import build_ranking, compute_auc
+from medcls.statistics.intervals import draw_replicates
+from medcls.statistics.ranking import build_ranking, compute_auc
 
 _ROWS, _LABELS, _REPLICATES, _IMAGES_OF_A_PATIENT = 100_000, 14, 2000, 3
 _OF_THE_LOOP = 3  # replicates that scikit-learn does; all would take a quarter of an hour

@@ -17,8 +17,8 @@ from data_prep.label_rows import is_label
 from medcls.config import LabellingConfig
 from medcls.console import say
 from medcls.errors import DataError
-from medcls.evaluation.reader_agreement import measure_agreement
 from medcls.identity import format_count
+from medcls.statistics.reader_agreement import measure_agreement
 
 # Safe to print from any header: such a name is nobody's.
 _READER = re.compile(

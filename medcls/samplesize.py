@@ -10,9 +10,9 @@ from medcls.cli.command_line import check_printed, run_command
 from medcls.config import SampleSizeJob
 from medcls.console import put
 from medcls.errors import ConfigError, UsageError
-from medcls.evaluation.definitions import DEFINITIONS
-from medcls.evaluation.study_size import Assumptions, Size, size_for_half_width, size_for_power
 from medcls.files import write_json
+from medcls.statistics.definitions import DEFINITIONS
+from medcls.statistics.study_size import Assumptions, Size, size_for_half_width, size_for_power
 
 FORMAT = 1
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.intervals import summarize
-from medcls.evaluation.logistic import fit_linear, fit_logistic
-from medcls.evaluation.metrics import Estimates
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.support import Basis
+from medcls.statistics.intervals import summarize
+from medcls.statistics.logistic import fit_linear, fit_logistic
+from medcls.statistics.metrics import Estimates
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.support import Basis
 
 REGRESSION = "regression"
 _SAME = 1e-12  # variance below which a column has one value

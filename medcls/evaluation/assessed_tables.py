@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medcls.evaluation.aggregation import NOISY_OR
-from medcls.evaluation.definitions import DEFINITIONS, find_definition
 from medcls.evaluation.tables import Number, format_number, format_threshold, format_value
-from medcls.evaluation.thresholds import YOUDEN, Rule
 from medcls.identity import format_count
+from medcls.statistics.aggregation import NOISY_OR
+from medcls.statistics.definitions import DEFINITIONS, find_definition
+from medcls.statistics.thresholds import YOUDEN, Rule
 
 Cell = Number | str | None
 MOST_ROWS = 120

@@ -9,12 +9,12 @@ from typing import Any
 
 from medcls.evaluation.assessed_tables import Cell, Table
 from medcls.evaluation.comparison_figures import draw_arms, draw_folds, draw_learning_curves
-from medcls.evaluation.definitions import find_definition, name_metric
 from medcls.evaluation.evaluation import INTENDED_USE
 from medcls.evaluation.panels import Panel, Plan, write_panel
 from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, describe_patients, name_units
+from medcls.statistics.definitions import find_definition, name_metric
 from medcls.templates import load_template
 
 Results = Mapping[str, Any]

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from medcls.evaluation.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
-from medcls.evaluation.curves import name_question
-from medcls.evaluation.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.odds_table import build_odds_tables, say_number
 from medcls.evaluation.tables import format_number, format_value
-from medcls.evaluation.thresholds import Rule
 from medcls.files import write_bytes, write_json
 from medcls.identity import PER_IMAGE, count_patients, name_units
+from medcls.statistics.curves import name_question
+from medcls.statistics.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
+from medcls.statistics.exposure import Exposure
+from medcls.statistics.thresholds import Rule
 
 LEFT = "*Left to the authors.*"
 

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medcls.evaluation.calibration import NUM_BINS, compute_reliability
-from medcls.evaluation.curves import Question, compute_roc_band, count_replicates
 from medcls.evaluation.drawing import ACCENT, INK, MUTED, SERIES, Draw
-from medcls.evaluation.operating import compute_net_benefit, count_at_thresholds
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.ranking import compute_curve, compute_precision_recall, compute_roc
+from medcls.statistics.calibration import NUM_BINS, compute_reliability
+from medcls.statistics.curves import Question, compute_roc_band, count_replicates
+from medcls.statistics.operating import compute_net_benefit, count_at_thresholds
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.ranking import compute_curve, compute_precision_recall, compute_roc
 
 GRID = np.linspace(0, 1, 201)
 

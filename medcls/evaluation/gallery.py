@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcls.evaluation.calibration import SMALLEST_PROBABILITY
-from medcls.evaluation.predictions import Floats, Predictions
 from medcls.evaluation.tables import format_threshold
+from medcls.statistics.calibration import SMALLEST_PROBABILITY
+from medcls.statistics.predictions import Floats, Predictions
 
 WORST, UNCERTAIN = "worst", "uncertain"
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from medcls.evaluation import figures as plots
-from medcls.evaluation.agreement import compute_confusion
-from medcls.evaluation.calibration import NUM_BINS, compute_confidence
-from medcls.evaluation.conformal import compute_risk_coverage
-from medcls.evaluation.curves import Question, list_questions
-from medcls.evaluation.definitions import DEFINITIONS, HIGH
 from medcls.evaluation.drawing import Draw, write_figure
-from medcls.evaluation.predictions import Integers, Predictions
-from medcls.evaluation.reader_study import draw_readers
 from medcls.evaluation.strength_figures import draw_risk, draw_strengths
 from medcls.evaluation.tables import format_number
+from medcls.statistics.agreement import compute_confusion
+from medcls.statistics.calibration import NUM_BINS, compute_confidence
+from medcls.statistics.conformal import compute_risk_coverage
+from medcls.statistics.curves import Question, list_questions
+from medcls.statistics.definitions import DEFINITIONS, HIGH
+from medcls.statistics.predictions import Integers, Predictions
+from medcls.statistics.reader_study import draw_readers
 
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20

@@ -8,16 +8,16 @@ import json
 from pathlib import Path
 
 from medcls.evaluation.assessed_tables import build_verdict_table
-from medcls.evaluation.definitions import HOW_INTERVALS
 from medcls.evaluation.documents import write_documents
 from medcls.evaluation.drawing import embed_image
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.sections import build_sections
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table, describe_means
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, name_units
+from medcls.statistics.definitions import HOW_INTERVALS
+from medcls.statistics.predictions import check_predictions
 from medcls.templates import load_template
 
 REPORT = "report.html"

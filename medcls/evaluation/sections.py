@@ -10,14 +10,14 @@ from typing import Any
 
 from medcls.evaluation import assessed_tables as tables
 from medcls.evaluation.assessed_tables import Table
-from medcls.evaluation.curves import name_question
-from medcls.evaluation.intervals import number_patients
 from medcls.evaluation.odds_table import build_odds_tables
 from medcls.evaluation.panels import Panel, plan_panels, write_panel
-from medcls.evaluation.predictions import Predictions
-from medcls.evaluation.reader_study import build_reader_table
 from medcls.evaluation.tables import choose_headlines
 from medcls.identity import PER_IMAGE, name_units
+from medcls.statistics.curves import name_question
+from medcls.statistics.intervals import number_patients
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.reader_study import build_reader_table
 
 TITLES = {
     "discrimination": "Does it rank cases rightly?",

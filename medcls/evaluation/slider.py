@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.curves import Question, list_questions, name_question
-from medcls.evaluation.operating import count_at_thresholds
-from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_number, format_threshold
-from medcls.evaluation.thresholds import Rule
+from medcls.statistics.curves import Question, list_questions, name_question
+from medcls.statistics.operating import count_at_thresholds
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.thresholds import Rule
 
 STEPS = 1000
 MOST_QUESTIONS = 20

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
 from medcls.evaluation.drawing import ACCENT, MUTED, Draw
-from medcls.evaluation.predictions import Floats
+from medcls.statistics.predictions import Floats
 
 
 def draw_risk(kept: Floats, wrong: Floats) -> Draw:

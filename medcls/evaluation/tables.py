@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.definitions import (
+from medcls.identity import count_patients, format_count, name_units
+from medcls.statistics.definitions import (
     DEFINITIONS,
     GRADED_HEADLINES,
     HEADLINES,
@@ -17,9 +18,8 @@ from medcls.evaluation.definitions import (
     Definition,
     describe_direction,
 )
-from medcls.evaluation.exposure import UNSEEN
-from medcls.evaluation.predictions import Predictions
-from medcls.identity import count_patients, format_count, name_units
+from medcls.statistics.exposure import UNSEEN
+from medcls.statistics.predictions import Predictions
 
 PRINTED = frozenset(
     {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}

@@ -12,11 +12,7 @@ from medcls.config import VOXELS, CompareJob
 from medcls.console import say
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
-from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.comparison_page import ALL
-from medcls.evaluation.definitions import describe_direction
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.shared_metrics import choose_metrics
 from medcls.files import METRICS_LOG, OPENED, open_seal, read_json, read_json_lines, sha256_file, write_json
 from medcls.identity import name_units
 from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
@@ -27,6 +23,10 @@ from medcls.stages.ensemble import read_run_card
 from medcls.stages.judged_rows import METRICS
 from medcls.stages.split_predictions import INPUTS, PREDICTIONS
 from medcls.stages.voxel_baseline import BASELINE_PREDICTIONS
+from medcls.statistics.arms import FoldPredictions, assess_arms
+from medcls.statistics.definitions import describe_direction
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.shared_metrics import choose_metrics
 
 COMPARISON = "comparison.json"
 FORMAT = 1

@@ -11,9 +11,7 @@ from medcls.config import EvaluateJob
 from medcls.console import put, say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.analysis import check_analysis
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.exposure import Exposure
 from medcls.evaluation.gallery import choose_worst
 from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
@@ -65,6 +63,8 @@ from medcls.stages.split_predictions import (
 )
 from medcls.stages.training_distance import describe_far, measure_far
 from medcls.stages.voxel_baseline import measure_baseline
+from medcls.statistics.analysis import check_analysis
+from medcls.statistics.exposure import Exposure
 
 
 def evaluate(job: EvaluateJob) -> None:

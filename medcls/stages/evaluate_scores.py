@@ -12,23 +12,7 @@ import numpy as np
 from medcls.config import EvaluateJob, check_choice
 from medcls.console import put, say
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.analysis import check_analysis
-from medcls.evaluation.assessment import (
-    IMAGE,
-    Rows,
-    choose_calibration,
-    choose_operating,
-    describe_few,
-    read_decision,
-)
-from medcls.evaluation.decision import list_decisions
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.exposure import Exposure
-from medcls.evaluation.predictions import Predictions
-from medcls.evaluation.recalibration import count_patients as count_by_class
-from medcls.evaluation.recalibration import select_rows
-from medcls.evaluation.subgroups import count_patients, name_age_band
-from medcls.evaluation.thresholds import FROM_FILE, GIVEN, NEVER, list_rules
 from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE, format_count
 from medcls.reproducibility import describe_software
@@ -45,6 +29,22 @@ from medcls.stages.judged_rows import (
 )
 from medcls.stages.score_file import read_number
 from medcls.stages.score_table import ScoreTable, Wanted, read_scores
+from medcls.statistics.analysis import check_analysis
+from medcls.statistics.assessment import (
+    IMAGE,
+    Rows,
+    choose_calibration,
+    choose_operating,
+    describe_few,
+    read_decision,
+)
+from medcls.statistics.decision import list_decisions
+from medcls.statistics.exposure import Exposure
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.recalibration import count_patients as count_by_class
+from medcls.statistics.recalibration import select_rows
+from medcls.statistics.subgroups import count_patients, name_age_band
+from medcls.statistics.thresholds import FROM_FILE, GIVEN, NEVER, list_rules
 
 INPUTS = "inputs.json"
 OPERATING, CALIBRATION = "operating_points.json", "calibration.json"

@@ -17,7 +17,6 @@ from medcls.data.splits import TRAIN, VAL, Splits, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import describe_left_out, encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
-from medcls.evaluation.exposure import Exposure
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.identity import PER_IMAGE, describe_patients, format_count
 from medcls.stages.checksums import open_store
@@ -25,6 +24,7 @@ from medcls.stages.clinical import encode_rows
 from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades
+from medcls.statistics.exposure import Exposure
 from medcls.training.checkpoint import ModelCard
 
 

@@ -11,8 +11,8 @@ import yaml  # type: ignore[import-untyped]
 
 from medcls.console import say
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.evaluation.analysis import Analysis, judge_analysis, parse_analysis
 from medcls.files import read_json, sha256_file, write_json
+from medcls.statistics.analysis import Analysis, judge_analysis, parse_analysis
 
 FROZEN = "analysis.json"
 _FORMAT = 1

@@ -12,18 +12,6 @@ from medcls.console import say
 from medcls.data.splits import VAL
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.assessment import (
-    IMAGE,
-    choose_calibration,
-    choose_operating,
-    describe_few,
-    describe_rows,
-    read_decision,
-)
-from medcls.evaluation.decision import Decision, list_decisions
-from medcls.evaluation.predictions import Predictions
-from medcls.evaluation.recalibration import count_patients
-from medcls.evaluation.thresholds import Rule, list_rules
 from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.identity import PER_IMAGE, format_count, name_units
 from medcls.stages.ensemble import Member, check_out, identify, predict_members
@@ -31,6 +19,18 @@ from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, count_test_openings
 from medcls.stages.views import find_sides_of, plan_views
+from medcls.statistics.assessment import (
+    IMAGE,
+    choose_calibration,
+    choose_operating,
+    describe_few,
+    describe_rows,
+    read_decision,
+)
+from medcls.statistics.decision import Decision, list_decisions
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.recalibration import count_patients
+from medcls.statistics.thresholds import Rule, list_rules
 
 _FORMAT = 1
 _ANEW = "remove both files and evaluate again, which notes that choices were made later"

@@ -10,12 +10,7 @@ from typing import Any
 
 from medcls.config import EvaluateJob
 from medcls.console import put, say
-from medcls.evaluation.analysis import format_analysis
-from medcls.evaluation.assessment import Rows, assess, measure_rows
-from medcls.evaluation.decision import describe_calls
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.report import REPORT, write_report
 from medcls.evaluation.tables import count_labels, format_comparison, format_metrics
 from medcls.files import EVALUATION, delete_partial, write_json
@@ -23,6 +18,11 @@ from medcls.identity import PER_IMAGE, name_units
 from medcls.locks import lock_folders
 from medcls.stages.frozen_analysis import FrozenAnalysis, read_sample_size
 from medcls.stages.reader_file import measure_readers
+from medcls.statistics.analysis import format_analysis
+from medcls.statistics.assessment import Rows, assess, measure_rows
+from medcls.statistics.decision import describe_calls
+from medcls.statistics.paired import compare_predictions
+from medcls.statistics.predictions import Predictions
 
 METRICS = "metrics.json"
 WAIT_SECONDS = 3600.0

@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 
 from medcls.data.targets import Task
-from medcls.evaluation.aggregation import RULES, aggregate
-from medcls.evaluation.curves import list_questions
-from medcls.evaluation.decision import build_decision, describe_calls
-from medcls.evaluation.recalibration import apply_recalibration
 from medcls.evaluation.tables import format_threshold
-from medcls.evaluation.thresholds import Rule
 from medcls.identity import format_count
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_table import (
@@ -27,6 +22,11 @@ from medcls.stages.prediction_table import (
     name_scores,
     name_thresholds,
 )
+from medcls.statistics.aggregation import RULES, aggregate
+from medcls.statistics.curves import list_questions
+from medcls.statistics.decision import build_decision, describe_calls
+from medcls.statistics.recalibration import apply_recalibration
+from medcls.statistics.thresholds import Rule
 
 # Level -> the attributes that tell its units apart, the last of which a file must have. A series is a patient's own:
 # should two patients' files carry one SeriesInstanceUID by mistake, they are not mixed.

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from medcls.errors import DataError
-from medcls.evaluation.aggregation import aggregate
-from medcls.evaluation.assessment import IMAGE, PATIENT, Rows, read_decision
-from medcls.evaluation.predictions import Integers, Predictions
-from medcls.evaluation.reader_study import Readings, compare_readers
 from medcls.identity import format_count
 from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
+from medcls.statistics.aggregation import aggregate
+from medcls.statistics.assessment import IMAGE, PATIENT, Rows, read_decision
+from medcls.statistics.predictions import Integers, Predictions
+from medcls.statistics.reader_study import Readings, compare_readers
 
 READER, DECISION, GRADE = "reader", "decision", "grade"
 

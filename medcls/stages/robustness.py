@@ -13,17 +13,17 @@ from medcls.config import EvaluateJob
 from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
-from medcls.evaluation.aggregation import DECIDING
-from medcls.evaluation.intervals import summarize
-from medcls.evaluation.metrics import build_estimator
 from medcls.evaluation.perturbations import PERTURBATIONS, perturb
-from medcls.evaluation.predictions import Floats
-from medcls.evaluation.support import find_support
 from medcls.files import MODEL
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.stages.split_predictions import SplitPredictions
+from medcls.statistics.aggregation import DECIDING
+from medcls.statistics.intervals import summarize
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import Floats
+from medcls.statistics.support import find_support
 from medcls.training.checkpoint import read_model
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision

@@ -10,11 +10,11 @@ from torch import nn
 from medcls.config import EvaluateJob
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
-from medcls.evaluation.predictions import Floats
-from medcls.evaluation.shortcuts import compute_shortcut
 from medcls.files import MODEL
 from medcls.stages.report_facts import read_subgroup_columns
 from medcls.stages.split_predictions import SplitPredictions
+from medcls.statistics.predictions import Floats
+from medcls.statistics.site_prediction import compute_shortcut
 from medcls.training.checkpoint import read_model
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision

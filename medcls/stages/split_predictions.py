@@ -19,8 +19,6 @@ from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.assessment import Rows
-from medcls.evaluation.predictions import check_predictions
 from medcls.files import (
     EVALUATION,
     LABELS,
@@ -39,6 +37,8 @@ from medcls.identity import format_count
 from medcls.models.heads import average_logits, compute_scores
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
+from medcls.statistics.assessment import Rows
+from medcls.statistics.predictions import check_predictions
 from medcls.training.checkpoint import ModelCard, read_model
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits

@@ -17,7 +17,6 @@ from medcls.data.crops import Crop
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
 from medcls.distributed import count_ranks, first_goes_ahead, get_part, is_first, join_ranks
-from medcls.evaluation.metrics import compute_metrics
 from medcls.files import MODEL, sha256_json
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
@@ -38,12 +37,13 @@ from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solv
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.training_distance import write_training_distance
 from medcls.stages.voxel_baseline import write_baseline
+from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 from medcls.training.checkpoint import ModelCard
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
 from medcls.training.losses import build_loss
 from medcls.training.progress import Best, Progress
-from medcls.training.selection import choose_score, describe_score, name_metric, unscore
 from medcls.training.state import StepRules
 from medcls.training.tracking import Tracker
 

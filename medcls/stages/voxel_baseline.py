@@ -18,19 +18,19 @@ from medcls.data.manifest import write_table
 from medcls.data.splits import VAL, read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
-from medcls.evaluation.assessment import describe_rows
-from medcls.evaluation.decision import Decision, build_decision
-from medcls.evaluation.intervals import measure_predictions
-from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, compute_metrics
-from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.thresholds import Rule, choose_operating_points
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.stages.training_data import TrainingData
-from medcls.training.selection import name_metric
+from medcls.statistics.assessment import describe_rows
+from medcls.statistics.decision import Decision, build_decision
+from medcls.statistics.intervals import measure_predictions
+from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS, compute_metrics
+from medcls.statistics.paired import compare_predictions
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.selection import name_metric
+from medcls.statistics.thresholds import Rule, choose_operating_points
 from medcls.training.voxels import VoxelModel, fit_voxels, shrink
 
 BASELINE_PREDICTIONS = "baseline_predictions.parquet"

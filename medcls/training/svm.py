@@ -17,9 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 
 from medcls.errors import DataError
-from medcls.evaluation.predictions import Predictions
-from medcls.evaluation.ranking import build_ranking, compute_auc
-from medcls.evaluation.recalibration import fit_recalibration
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.ranking import build_ranking, compute_auc
+from medcls.statistics.recalibration import fit_recalibration
 
 GRID = tuple(10.0**exponent for exponent in range(-3, 5))
 MAX_ITERATIONS = 10_000

@@ -19,7 +19,7 @@ from medcls.data.targets import (
     find_respelled,
 )
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.metrics import compute_metrics
+from medcls.statistics.metrics import compute_metrics
 
 
 def table(**columns: list[str | None]) -> pa.Table:

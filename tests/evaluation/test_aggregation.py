@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.aggregation import RULES, aggregate, choose_aggregation
-from medcls.evaluation.predictions import KINDS, check_predictions
+from medcls.statistics.aggregation import RULES, aggregate, choose_aggregation
+from medcls.statistics.predictions import KINDS, check_predictions
 
 TWO = ("well", "ill")
 

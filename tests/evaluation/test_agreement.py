@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from medcls.evaluation.agreement import (
+from medcls.statistics.agreement import (
     compute_accuracy,
     compute_confusion,
     compute_grade_errors,

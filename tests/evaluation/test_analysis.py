@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from medcls.errors import ConfigError
-from medcls.evaluation.analysis import Analysis, check_analysis, format_analysis, judge_analysis, parse_analysis
+from medcls.statistics.analysis import Analysis, check_analysis, format_analysis, judge_analysis, parse_analysis
 
 
 def parse(**content: Any) -> Analysis:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medcls.evaluation import arms as arms_module
-from medcls.evaluation import intervals
-from medcls.evaluation.arms import FoldPredictions, assess_arms
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.paired import adjust_holm
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.resampling_tests import compute_5x2_f, compute_corrected_t
 from medcls.stages.comparison_results import format_pair
+from medcls.statistics import arms as arms_module
+from medcls.statistics import intervals
+from medcls.statistics.arms import FoldPredictions, assess_arms
+from medcls.statistics.fold_tests import compute_5x2_f, compute_corrected_t
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.paired import adjust_holm
+from medcls.statistics.predictions import check_predictions
 
 Folds = list[FoldPredictions]
 GRADES = ("0", "1", "2", "3")

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating, describe_few
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.predictions import KINDS, check_predictions
-from medcls.evaluation.thresholds import list_rules
+from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, describe_few
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.thresholds import list_rules
 
 RULES = list_rules(sensitivity=[0.9], specificity=[], cost=[])
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from sklearn.metrics import brier_score_loss, log_loss
 
-from medcls.evaluation.calibration import (
+from medcls.statistics.calibration import (
     assign_bins,
     compute_brier_rows,
     compute_confidence,

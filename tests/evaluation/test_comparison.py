@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from medcls.evaluation.comparison import compare_areas, compute_area_interval, compute_delong
+from medcls.statistics.delong import compare_areas, compute_area_interval, compute_delong
 
 # DeLong, DeLong & Clarke-Pearson 1988 as printed in the documentation of SAS PROC LOGISTIC ("Comparing Receiver
 # Operating Characteristic Curves"): albumin, total protein, K-G score, surgery helps.

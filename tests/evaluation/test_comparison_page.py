@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medcls.evaluation.arms import FoldPredictions, assess_arms
 from medcls.evaluation.comparison_page import build_curves, format_p, write_comparison_page
-from medcls.evaluation.definitions import name_metric
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.shared_metrics import choose_metrics
+from medcls.statistics.arms import FoldPredictions, assess_arms
+from medcls.statistics.definitions import name_metric
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.shared_metrics import choose_metrics
 
 GRADES = ("0", "1", "2", "3", "4")
 SKILLS = {"scratch": 0.6, "features + <svm>": 1.0, "classification": 1.5, "regression": 1.6, "corn": 1.55}

@@ -7,14 +7,14 @@ import pytest
 from scipy.special import expit
 
 from medcls.evaluation.assessed_tables import build_conformal_tables
-from medcls.evaluation.conformal import (
+from medcls.statistics.conformal import (
     build_sets,
     calibrate_conformal,
     compute_risk_coverage,
     evaluate_conformal,
     list_problems,
 )
-from medcls.evaluation.predictions import check_predictions
+from medcls.statistics.predictions import check_predictions
 
 NAMES = ("well", "ill")
 

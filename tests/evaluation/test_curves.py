@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.curves import compute_roc_band, count_replicates, list_questions
-from medcls.evaluation.intervals import number_patients
-from medcls.evaluation.predictions import KINDS, check_predictions
-from medcls.evaluation.ranking import compute_curve, compute_roc
+from medcls.statistics.curves import compute_roc_band, count_replicates, list_questions
+from medcls.statistics.intervals import number_patients
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.ranking import compute_curve, compute_roc
 
 
 def check(task):
@@ -31,8 +31,8 @@ def test_each_task_asks_its_questions(make_task, kind, names):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_question_ranks_as_the_metric_of_its_name(make_task, kind):
-    from medcls.evaluation.metrics import compute_metrics
-    from medcls.evaluation.ranking import build_ranking, compute_areas
+    from medcls.statistics.metrics import compute_metrics
+    from medcls.statistics.ranking import build_ranking, compute_areas
 
     task = make_task(kind)
     predictions = check(task)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.assessment import Rows, assess, choose_operating, read_decision
-from medcls.evaluation.decision import build_decision, describe_calls, list_decisions
-from medcls.evaluation.intervals import compute_intervals, measure_predictions
-from medcls.evaluation.predictions import KINDS, check_predictions
-from medcls.evaluation.thresholds import NEVER, list_rules
+from medcls.statistics.assessment import Rows, assess, choose_operating, read_decision
+from medcls.statistics.decision import build_decision, describe_calls, list_decisions
+from medcls.statistics.intervals import compute_intervals, measure_predictions
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.thresholds import NEVER, list_rules
 
 RULES = list_rules(sensitivity=[0.95], specificity=[], cost=[])
 NAMES = ("CN", "AD")

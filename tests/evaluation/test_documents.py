@@ -8,8 +8,8 @@ import pytest
 from medcls.evaluation.checklists import CLAIM, TRIPOD, fill_checklist
 from medcls.evaluation.documents import describe_facts, write_documents
 from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.thresholds import Rule
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.thresholds import Rule
 
 MODEL = {
     "architecture": "resnet18",

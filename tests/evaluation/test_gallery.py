@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medcls.evaluation.gallery import Picture, Worst, choose_worst
-from medcls.evaluation.predictions import KINDS, check_predictions
+from medcls.statistics.predictions import KINDS, check_predictions
 
 NAMES = ("well", "ill")
 

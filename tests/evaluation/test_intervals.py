@@ -13,13 +13,13 @@ from scipy.special import stdtrit
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from benchmarks import coverage
-from medcls.evaluation import intervals
-from medcls.evaluation.bounds import Base, bound, bound_area, bound_by_variance, compute_wilson
-from medcls.evaluation.definitions import find_definition
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.predictions import KINDS, check_predictions
-from medcls.evaluation.support import find_support
+from medcls.statistics import intervals
+from medcls.statistics.bounds import Base, bound, bound_area, bound_by_variance, compute_wilson
+from medcls.statistics.definitions import find_definition
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.support import find_support
 
 
 def proportion_wilson(successes, rows):

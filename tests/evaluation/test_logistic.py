@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from medcls.evaluation.logistic import fit_linear, fit_logistic
+from medcls.statistics.logistic import fit_linear, fit_logistic
 
 
 def draw(rows: int = 120, columns: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

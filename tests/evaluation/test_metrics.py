@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 import medcls.evaluation
-from medcls.evaluation.definitions import DEFINITIONS, GRADED_HEADLINES, HEADLINES, find_definition
-from medcls.evaluation.metrics import compute_metrics
-from medcls.evaluation.predictions import KINDS
+from medcls.statistics.definitions import DEFINITIONS, GRADED_HEADLINES, HEADLINES, find_definition
+from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.predictions import KINDS
 
 
 def compute(task, **change):

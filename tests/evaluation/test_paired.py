@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from medcls.evaluation.bounds import combine_difference, compute_wilson, correct_correlation
-from medcls.evaluation.comparison import compare_areas
-from medcls.evaluation.intervals import describe_estimates, draw_replicates, join_replicates
-from medcls.evaluation.metrics import build_estimator, compute_metrics
-from medcls.evaluation.paired import adjust_holm, compare_predictions, compute_mcnemar, describe_difference
-from medcls.evaluation.predictions import KINDS, check_predictions
-from medcls.evaluation.support import find_support
+from medcls.statistics.bounds import combine_difference, compute_wilson, correct_correlation
+from medcls.statistics.delong import compare_areas
+from medcls.statistics.intervals import describe_estimates, draw_replicates, join_replicates
+from medcls.statistics.metrics import build_estimator, compute_metrics
+from medcls.statistics.paired import adjust_holm, compare_predictions, compute_mcnemar, describe_difference
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.support import find_support
 
 
 def right(only_first, only_second, both=5):

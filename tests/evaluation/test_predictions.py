@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.predictions import check_predictions
+from medcls.statistics.predictions import check_predictions
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from medcls.evaluation.reader_agreement import measure_agreement
+from medcls.statistics.reader_agreement import measure_agreement
 
 # Krippendorff 2011, Computing Krippendorff's Alpha-Reliability, section C: four readers, twelve units, gaps.
 KRIPPENDORFF = [

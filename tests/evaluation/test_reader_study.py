@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.reader_study import Readings, build_reader_table, compare_readers
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.reader_study import Readings, build_reader_table, compare_readers
 
 ROWS = 60
 

@@ -10,8 +10,8 @@ from sklearn.calibration import _SigmoidCalibration
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
 
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.recalibration import (
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.recalibration import (
     METHODS,
     _deal_folds,
     apply_recalibration,

@@ -16,17 +16,17 @@ import pytest
 from matplotlib.image import imread
 
 from medcls.evaluation.assessed_tables import build_operating_tables
-from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating
 from medcls.evaluation.evaluation import Evaluation
 from medcls.evaluation.gallery import Picture, choose_worst
-from medcls.evaluation.intervals import compute_intervals
 from medcls.evaluation.maps import Explanation, Overlay
-from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.predictions import KINDS, check_predictions
 from medcls.evaluation.report import write_report
 from medcls.evaluation.slider import build_slider
 from medcls.evaluation.tables import format_number, format_threshold
-from medcls.evaluation.thresholds import apply_operating_points, list_rules
+from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.paired import compare_predictions
+from medcls.statistics.predictions import KINDS, check_predictions
+from medcls.statistics.thresholds import apply_operating_points, list_rules
 
 CLASSES = {"roc", "precision_recall", "confusion", "scores", "reliability", "risk_coverage"}
 FIGURES = {

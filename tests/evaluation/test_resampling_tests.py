@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medcls.evaluation.resampling_tests import compute_5x2_f, compute_corrected_t
+from medcls.statistics.fold_tests import compute_5x2_f, compute_corrected_t
 
 
 def test_corrected_t_by_hand() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from medcls.evaluation.shortcuts import _solve_ridge, compute_shortcut
+from medcls.statistics.site_prediction import _solve_ridge, compute_shortcut
 
 ROWS = 240
 PATIENTS = [f"p{row // 2}" for row in range(ROWS)]

@@ -9,11 +9,11 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
-from medcls.evaluation.bounds import bound_area, compute_wilson
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.paired import compare_predictions
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.study_size import (
+from medcls.statistics.bounds import bound_area, compute_wilson
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.paired import compare_predictions
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.study_size import (
     Assumptions,
     _confuse,
     _estimate_areas,
@@ -198,7 +198,7 @@ def test_impossible_aims_are_refused(assumed: Assumptions, margin: float, part: 
 
 
 def test_a_number_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medcls.evaluation.study_size.MOST_PATIENTS", 1500)
+    monkeypatch.setattr("medcls.statistics.study_size.MOST_PATIENTS", 1500)
     with pytest.raises(ValueError, match="more than 1500 patients"):
         size_for_half_width(Assumptions("accuracy", 0.8), half_width=0.005, replicates=200)
 

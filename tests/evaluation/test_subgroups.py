@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.intervals import compute_intervals
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.subgroups import UNKNOWN, compute_subgroups, name_age_band
+from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.subgroups import UNKNOWN, compute_subgroups, name_age_band
 
 
 @pytest.mark.parametrize(

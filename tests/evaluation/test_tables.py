@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.predictions import check_predictions
 from medcls.evaluation.tables import build_class_table, build_counts, format_metrics, format_number, format_value
+from medcls.statistics.predictions import check_predictions
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, roc_curve
 
-from medcls.evaluation.curves import Question
-from medcls.evaluation.intervals import measure_predictions, number_patients
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.thresholds import (
+from medcls.statistics.curves import Question
+from medcls.statistics.intervals import measure_predictions, number_patients
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.thresholds import (
     NEVER,
     Rule,
     apply_operating_points,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from medcls.data.targets import Task
-from medcls.evaluation.assessment import Rows, assess, choose_calibration, choose_operating, read_decision
-from medcls.evaluation.predictions import check_predictions
-from medcls.evaluation.thresholds import NEVER, list_rules
 from medcls.identity import Identity
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import Case, build_rows
+from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, read_decision
+from medcls.statistics.predictions import check_predictions
+from medcls.statistics.thresholds import NEVER, list_rules
 
 BINARY = Task("binary", ["no", "yes"], ["label"])
 COLOURS = Task("multiclass", ["a", "b", "c"], ["label"])

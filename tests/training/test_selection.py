@@ -5,11 +5,11 @@ import math
 import pytest
 
 from medcls.errors import ConfigError
-from medcls.evaluation import definitions
-from medcls.evaluation.aggregation import DECIDING
-from medcls.evaluation.definitions import DEFINITIONS, LOW, Definition, describe_direction
-from medcls.evaluation.predictions import KINDS
-from medcls.training.selection import choose_score, describe_score, name_metric, unscore
+from medcls.statistics import definitions
+from medcls.statistics.aggregation import DECIDING
+from medcls.statistics.definitions import DEFINITIONS, LOW, Definition, describe_direction
+from medcls.statistics.predictions import KINDS
+from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 
 METRICS = {
     "auc": 0.9,

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medcls.evaluation.bounds import (
+from medcls.evaluation.tables import choose_headlines
+from medcls.statistics.bounds import (
     UNBOUNDED,
     Base,
     Limits,
@@ -20,19 +21,18 @@ from medcls.evaluation.bounds import (
     combine_mean,
     correct_correlation,
 )
-from medcls.evaluation.comparison import compare_areas
-from medcls.evaluation.curves import list_questions
-from medcls.evaluation.intervals import (
+from medcls.statistics.curves import list_questions
+from medcls.statistics.delong import compare_areas
+from medcls.statistics.intervals import (
     correlate,
     describe_estimates,
     draw_replicates,
     find_note,
     join_replicates,
 )
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.support import Support, find_support
-from medcls.evaluation.tables import choose_headlines
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.support import Support, find_support
 
 Entries = Mapping[str, Mapping[str, Any]]
 _QUANTILE = NormalDist().inv_cdf(0.975)

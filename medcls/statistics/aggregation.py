@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.definitions import score_metric
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.predictions import Floats, Integers, Predictions
+from medcls.statistics.definitions import score_metric
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import Floats, Integers, Predictions
 
 RULES = ("mean", "max", "noisy_or")
 NOISY_OR = "noisy-or, the chance that at least one image is positive if images are independent"

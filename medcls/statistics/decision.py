@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.predictions import Predictions
 from medcls.evaluation.tables import format_threshold
-from medcls.evaluation.thresholds import NEVER, YOUDEN, Rule
 from medcls.identity import format_count
+from medcls.statistics.predictions import Predictions
+from medcls.statistics.thresholds import NEVER, YOUDEN, Rule
 
 HALF, HIGHEST, ROUNDED, VALUE, NONE = "half", "highest", "rounded", "value", "none"
 DEFAULTS = {"binary": "youden", "multilabel": "youden", "multiclass": HIGHEST, "ordinal": HIGHEST}

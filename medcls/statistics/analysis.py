@@ -10,11 +10,11 @@ import numpy as np
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.evaluation.definitions import DEFINITIONS, find_definition, name_metric
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.predictions import Predictions, check_predictions
-from medcls.evaluation.subgroups import SHOWN
 from medcls.evaluation.tables import choose_headlines, format_value
+from medcls.statistics.definitions import DEFINITIONS, find_definition, name_metric
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import Predictions, check_predictions
+from medcls.statistics.subgroups import SHOWN
 
 MET, NOT_MET, UNDECIDED = "met", "not met", "undecided"
 COMPARISON = "comparison"

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.intervals import number_patients, summarize
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.ranking import Ranking, build_ranking, compute_auc
-from medcls.evaluation.support import Basis
-from medcls.evaluation.weighted import ratio
 from medcls.identity import format_count
+from medcls.statistics.intervals import number_patients, summarize
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.ranking import Ranking, build_ranking, compute_auc
+from medcls.statistics.support import Basis
+from medcls.statistics.weighted import ratio
 
 FOLDS = 5
 PERMUTATIONS = 200

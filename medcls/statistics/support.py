@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.evaluation.bounds import Base
-from medcls.evaluation.definitions import DEFINITIONS, find_stem
-from medcls.evaluation.predictions import Integers, Predictions
+from medcls.statistics.bounds import Base
+from medcls.statistics.definitions import DEFINITIONS, find_stem
+from medcls.statistics.predictions import Integers, Predictions
 
 Mask = NDArray[np.bool_]
 

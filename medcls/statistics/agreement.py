@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.weighted import ratio, sum_by_group
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.weighted import ratio, sum_by_group
 
 
 def compute_confusion(

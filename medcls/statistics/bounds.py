@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from medcls.evaluation.predictions import Floats
+from medcls.statistics.predictions import Floats
 
 Limits = tuple[float, float]
 UNBOUNDED = ("error", "explained", "real")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.evaluation.definitions import HIGH, find_definition, score_metric
+from medcls.statistics.definitions import HIGH, find_definition, score_metric
 
 LOSS = "loss"
 _DEFAULT = {

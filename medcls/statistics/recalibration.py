@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.evaluation.calibration import LOGIT_LIMIT, SMALLEST_PROBABILITY, compute_log_loss_rows
-from medcls.evaluation.predictions import Floats, Integers, Predictions
 from medcls.identity import format_count
+from medcls.statistics.calibration import LOGIT_LIMIT, SMALLEST_PROBABILITY, compute_log_loss_rows
+from medcls.statistics.predictions import Floats, Integers, Predictions
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 FOLDS = 5

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.bounds import (
+from medcls.statistics.bounds import (
     Base,
     Limits,
     bound,
@@ -17,11 +17,11 @@ from medcls.evaluation.bounds import (
     combine_ratio,
     note_undercoverage,
 )
-from medcls.evaluation.calibration import compute_confidence, expect_ece
-from medcls.evaluation.definitions import name_metric
-from medcls.evaluation.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
-from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
-from medcls.evaluation.support import Basis, Support, find_support
+from medcls.statistics.calibration import compute_confidence, expect_ece
+from medcls.statistics.definitions import name_metric
+from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
+from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.statistics.support import Basis, Support, find_support
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
 LEAST_REPLICATES = 40  # fewer say too little of how much a number varies

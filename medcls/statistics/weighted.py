@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medcls.evaluation.predictions import Floats
+from medcls.statistics.predictions import Floats
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:

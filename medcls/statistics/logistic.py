@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.evaluation.predictions import Floats
+from medcls.statistics.predictions import Floats
 
 _STEPS = 25
 _HALVINGS = 12

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from medcls.config import nearest
-from medcls.evaluation.bounds import Base
-from medcls.evaluation.intervals import describe_estimates, draw_replicates, explain_undefined, number_patients
-from medcls.evaluation.metrics import Estimator
-from medcls.evaluation.paired import adjust_holm, describe_difference, or_nan, or_none
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.resampling_tests import FoldTest, compute_5x2_f, compute_corrected_t
-from medcls.evaluation.shared_metrics import as_grades, build_shared_estimator, check_one_question
-from medcls.evaluation.support import Basis, Support, find_support
+from medcls.statistics.bounds import Base
+from medcls.statistics.fold_tests import FoldTest, compute_5x2_f, compute_corrected_t
+from medcls.statistics.intervals import describe_estimates, draw_replicates, explain_undefined, number_patients
+from medcls.statistics.metrics import Estimator
+from medcls.statistics.paired import adjust_holm, describe_difference, or_nan, or_none
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.shared_metrics import as_grades, build_shared_estimator, check_one_question
+from medcls.statistics.support import Basis, Support, find_support
 
 DESIGNS = ("kfold", "repeated", "5x2", "holdout")
 

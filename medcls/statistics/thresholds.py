@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.curves import Question, list_questions
-from medcls.evaluation.intervals import LEAST_REPLICATES, draw_replicates, summarize
-from medcls.evaluation.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.ranking import Curve, compute_curve
-from medcls.evaluation.support import Basis, find_rate_support, name_sides
+from medcls.statistics.curves import Question, list_questions
+from medcls.statistics.intervals import LEAST_REPLICATES, draw_replicates, summarize
+from medcls.statistics.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.ranking import Curve, compute_curve
+from medcls.statistics.support import Basis, find_rate_support, name_sides
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 YOUDEN = "the largest sum of sensitivity and specificity"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from medcls.evaluation.predictions import Floats
-from medcls.evaluation.weighted import ratio, weighted_mean
+from medcls.statistics.predictions import Floats
+from medcls.statistics.weighted import ratio, weighted_mean
 
 
 def compute_value_errors(true: Floats, predicted: Floats, *, weights: Floats) -> dict[str, Floats]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.intervals import explain_undefined, number_patients, summarize
-from medcls.evaluation.metrics import build_estimator
-from medcls.evaluation.predictions import Integers, Predictions
-from medcls.evaluation.support import find_support
+from medcls.statistics.intervals import explain_undefined, number_patients, summarize
+from medcls.statistics.metrics import build_estimator
+from medcls.statistics.predictions import Integers, Predictions
+from medcls.statistics.support import find_support
 
 UNKNOWN = "not recorded"
 AGE_BANDS = (0, 18, 40, 60, 80)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medcls.evaluation.agreement import (
+from medcls.statistics.agreement import (
     compute_accuracy,
     compute_confusion,
     compute_grade_errors,
@@ -16,17 +16,17 @@ from medcls.evaluation.agreement import (
     compute_quadratic_kappa,
     compute_rates,
 )
-from medcls.evaluation.calibration import (
+from medcls.statistics.calibration import (
     compute_brier_rows,
     compute_confidence,
     compute_ece,
     compute_log_loss_rows,
     compute_slope_and_intercept,
 )
-from medcls.evaluation.continuous import compute_pearson, compute_spearman, compute_value_errors
-from medcls.evaluation.predictions import Floats, Integers, Predictions, check_predictions
-from medcls.evaluation.ranking import build_ranking, compute_areas
-from medcls.evaluation.weighted import ratio, weighted_mean
+from medcls.statistics.continuous import compute_pearson, compute_spearman, compute_value_errors
+from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.statistics.ranking import build_ranking, compute_areas
+from medcls.statistics.weighted import ratio, weighted_mean
 
 Estimates = dict[str, Floats]
 Estimator = Callable[[Floats], Estimates]

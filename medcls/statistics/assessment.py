@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.aggregation import NOISY_OR, aggregate, choose_aggregation
-from medcls.evaluation.conformal import calibrate_conformal, evaluate_conformal
-from medcls.evaluation.decision import Decision, build_decision
-from medcls.evaluation.intervals import measure_predictions, number_patients
-from medcls.evaluation.predictions import Integers, Predictions
-from medcls.evaluation.recalibration import (
+from medcls.identity import count_patients, format_count
+from medcls.statistics.aggregation import NOISY_OR, aggregate, choose_aggregation
+from medcls.statistics.conformal import calibrate_conformal, evaluate_conformal
+from medcls.statistics.decision import Decision, build_decision
+from medcls.statistics.intervals import measure_predictions, number_patients
+from medcls.statistics.predictions import Integers, Predictions
+from medcls.statistics.recalibration import (
     apply_recalibration,
     choose_recalibration,
     fit_recalibration,
     list_methods,
 )
-from medcls.evaluation.subgroups import compute_subgroups
-from medcls.evaluation.thresholds import Rule, apply_operating_points, choose_operating_points
-from medcls.identity import count_patients, format_count
+from medcls.statistics.subgroups import compute_subgroups
+from medcls.statistics.thresholds import Rule, apply_operating_points, choose_operating_points
 
 FEW_PATIENTS = 10
 """Below so many patients of a class a choice is reported as uncertain."""

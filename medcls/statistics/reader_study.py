@@ -11,16 +11,16 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medcls.evaluation.assessed_tables import Cell, Table
-from medcls.evaluation.curves import Question, list_questions
 from medcls.evaluation.drawing import MUTED, SERIES, Draw
-from medcls.evaluation.intervals import describe_estimates, draw_replicates
-from medcls.evaluation.operating import count_at_thresholds
-from medcls.evaluation.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.ranking import compute_curve, compute_roc
-from medcls.evaluation.support import find_rate_support, name_sides
 from medcls.evaluation.tables import Number, format_number, format_value
-from medcls.evaluation.weighted import ratio
+from medcls.statistics.curves import Question, list_questions
+from medcls.statistics.intervals import describe_estimates, draw_replicates
+from medcls.statistics.operating import count_at_thresholds
+from medcls.statistics.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.ranking import compute_curve, compute_roc
+from medcls.statistics.support import find_rate_support, name_sides
+from medcls.statistics.weighted import ratio
 
 MOST_ROWS = 120
 MOST_POINTS = 500

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.evaluation.intervals import number_patients, summarize
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.support import Basis, Support
-from medcls.evaluation.weighted import ratio
+from medcls.statistics.intervals import number_patients, summarize
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.support import Basis, Support
+from medcls.statistics.weighted import ratio
 
 ASSUMPTION = (
     "The promise holds for an image drawn at random from a new patient, if that patient is exchangeable with the "

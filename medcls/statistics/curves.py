@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medcls.evaluation.intervals import draw_replicates
-from medcls.evaluation.operating import Counts, count_at_thresholds
-from medcls.evaluation.predictions import Floats, Integers, Predictions
-from medcls.evaluation.weighted import ratio
+from medcls.statistics.intervals import draw_replicates
+from medcls.statistics.operating import Counts, count_at_thresholds
+from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.weighted import ratio
 
 BAND_REPLICATES = 500
 MOST_THRESHOLDS = 1000

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medcls.evaluation.metrics import Estimates, Estimator, build_estimator, build_from_classes
-from medcls.evaluation.predictions import Floats, Predictions, check_predictions
+from medcls.statistics.metrics import Estimates, Estimator, build_estimator, build_from_classes
+from medcls.statistics.predictions import Floats, Predictions, check_predictions
 
 _OF_VALUES = {
     "mae": "mae_value",

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.bounds import bound_area, combine_difference
-from medcls.evaluation.predictions import Floats, Integers
+from medcls.statistics.bounds import bound_area, combine_difference
+from medcls.statistics.predictions import Floats, Integers
 
 
 class Areas(NamedTuple):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medcls.evaluation.logistic import fit_logistic
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.weighted import ratio
+from medcls.statistics.logistic import fit_logistic
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.weighted import ratio
 
 NUM_BINS = 15
 CONSISTENCY_DRAWS = 200

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.intervals import summarize
-from medcls.evaluation.metrics import Estimates
-from medcls.evaluation.predictions import Floats, Integers
-from medcls.evaluation.support import Basis
+from medcls.statistics.intervals import summarize
+from medcls.statistics.metrics import Estimates
+from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.support import Basis
 
 
 def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 1000, seed: int = 0) -> dict[str, Any]:

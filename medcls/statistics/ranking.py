@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medcls.evaluation.predictions import Floats
-from medcls.evaluation.weighted import ratio, sum_by_group
+from medcls.statistics.predictions import Floats
+from medcls.statistics.weighted import ratio, sum_by_group
 
 Indices = NDArray[np.intp]
 

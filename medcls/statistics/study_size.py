@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medcls.evaluation.bounds import Base, Limits, bound_by_variance, combine_difference, correct_correlation
-from medcls.evaluation.comparison import compute_delong
-from medcls.evaluation.definitions import DEFINITIONS
-from medcls.evaluation.predictions import Floats, Integers
+from medcls.statistics.bounds import Base, Limits, bound_by_variance, combine_difference, correct_correlation
+from medcls.statistics.definitions import DEFINITIONS
+from medcls.statistics.delong import compute_delong
+from medcls.statistics.predictions import Floats, Integers
 
 MOST_PATIENTS = 100_000
 LEAST_PATIENTS = 10
