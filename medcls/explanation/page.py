@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcls.files import write_bytes
-from medcls.templates import load_template
+from medcls.report.templates import load_template
 
 INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
 

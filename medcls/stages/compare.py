@@ -14,9 +14,9 @@ from medcls.config import CompareJob
 from medcls.console import put, say
 from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, ReadError
-from medcls.evaluation.comparison_page import write_comparison_page
 from medcls.files import OPENED, append_json_line, delete_partial, seal
 from medcls.locks import lock_folder
+from medcls.report.comparison_page import write_comparison_page
 from medcls.stages.comparison_commands import Work
 from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
 from medcls.stages.comparison_plan import Plan, keep_plan, make_plan

@@ -12,9 +12,9 @@ from medcls.config import VOXELS, CompareJob
 from medcls.console import say
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
-from medcls.evaluation.comparison_page import ALL
 from medcls.files import METRICS_LOG, OPENED, open_seal, read_json, read_json_lines, sha256_file, write_json
 from medcls.identity import name_units
+from medcls.report.comparison_page import ALL
 from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_plan import Plan

@@ -11,10 +11,10 @@ from medcls.config import EvaluateJob
 from medcls.console import put, say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.gallery import choose_worst
 from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
+from medcls.report.content import Evaluation
+from medcls.report.gallery import choose_worst
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis

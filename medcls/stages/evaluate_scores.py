@@ -12,9 +12,9 @@ import numpy as np
 from medcls.config import EvaluateJob, check_choice
 from medcls.console import put, say
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluation.evaluation import Evaluation
 from medcls.files import MODEL, read_json, write_json
 from medcls.identity import PER_IMAGE, format_count
+from medcls.report.content import Evaluation
 from medcls.reproducibility import describe_software
 from medcls.stages.frozen_analysis import FROZEN, freeze_analysis
 from medcls.stages.judged_rows import (

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from medcls.config import EvaluateJob, ExplainJob
 from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.evaluation.gallery import Worst, choose_worst
 from medcls.explanation.faithfulness import Curves
 from medcls.explanation.lime import pick_submodular
 from medcls.explanation.nifti import write_nifti
@@ -23,6 +22,7 @@ from medcls.explanation.overlay import write_overlay
 from medcls.explanation.page import Picture
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.models.backbones import CLINICAL
+from medcls.report.gallery import Worst, choose_worst
 from medcls.stages.checksums import note_version
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from medcls.data.targets import Task
-from medcls.evaluation.tables import format_threshold
 from medcls.identity import format_count
+from medcls.report.page_tables import format_threshold
 from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_table import (
     IMAGE,

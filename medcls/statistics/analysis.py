@@ -10,7 +10,7 @@ import numpy as np
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.evaluation.tables import choose_headlines, format_value
+from medcls.report.page_tables import choose_headlines, format_value
 from medcls.statistics.definitions import DEFINITIONS, find_definition, name_metric
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Predictions, check_predictions

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation.tables import format_threshold
 from medcls.identity import format_count
+from medcls.report.page_tables import format_threshold
 from medcls.statistics.predictions import Predictions
 from medcls.statistics.thresholds import NEVER, YOUDEN, Rule
 

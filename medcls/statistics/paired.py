@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medcls.evaluation.tables import choose_headlines
+from medcls.report.page_tables import choose_headlines
 from medcls.statistics.bounds import (
     UNBOUNDED,
     Base,

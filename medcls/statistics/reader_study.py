@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from medcls.evaluation.assessed_tables import Cell, Table
-from medcls.evaluation.drawing import MUTED, SERIES, Draw
-from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.report.assessed_tables import Cell, Table
+from medcls.report.drawing import MUTED, SERIES, Draw
+from medcls.report.page_tables import Number, format_number, format_value
 from medcls.statistics.curves import Question, list_questions
 from medcls.statistics.intervals import describe_estimates, draw_replicates
 from medcls.statistics.operating import count_at_thresholds

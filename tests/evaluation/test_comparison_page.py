@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medcls.evaluation.comparison_page import build_curves, format_p, write_comparison_page
+from medcls.report.comparison_page import build_curves, format_p, write_comparison_page
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import name_metric
 from medcls.statistics.predictions import check_predictions

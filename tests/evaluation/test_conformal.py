@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from medcls.evaluation.assessed_tables import build_conformal_tables
+from medcls.report.assessed_tables import build_conformal_tables
 from medcls.statistics.conformal import (
     build_sets,
     calibrate_conformal,

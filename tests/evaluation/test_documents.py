@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from medcls.evaluation.checklists import CLAIM, TRIPOD, fill_checklist
-from medcls.evaluation.documents import describe_facts, write_documents
-from medcls.evaluation.evaluation import Evaluation
+from medcls.report.checklists import CLAIM, TRIPOD, fill_checklist
+from medcls.report.content import Evaluation
+from medcls.report.documents import describe_facts, write_documents
 from medcls.statistics.intervals import compute_intervals
 from medcls.statistics.thresholds import Rule
 

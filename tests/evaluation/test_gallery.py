@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.gallery import Picture, Worst, choose_worst
+from medcls.report.gallery import Picture, Worst, choose_worst
 from medcls.statistics.predictions import KINDS, check_predictions
 
 NAMES = ("well", "ill")

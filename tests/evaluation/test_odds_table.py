@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcls.evaluation.documents import write_card
-from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.odds_table import build_odds_tables, name_term, say_number
+from medcls.report.content import Evaluation
+from medcls.report.documents import write_card
+from medcls.report.odds_table import build_odds_tables, name_term, say_number
 
 SEX = {"name": "sex=M", "column": "sex", "level": "M", "reference": "F", "std": 0.0, "n_patients": 31}
 AGE = {"name": "age_years", "column": "age_years", "level": "", "reference": "", "std": 12.34, "n_patients": None}

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from medcls.evaluation.assessed_tables import build_operating_tables
-from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.gallery import Picture, choose_worst
-from medcls.evaluation.maps import Explanation, Overlay
-from medcls.evaluation.report import write_report
-from medcls.evaluation.slider import build_slider
-from medcls.evaluation.tables import format_number, format_threshold
+from medcls.report.assessed_tables import build_operating_tables
+from medcls.report.content import Evaluation
+from medcls.report.gallery import Picture, choose_worst
+from medcls.report.maps import Explanation, Overlay
+from medcls.report.page_tables import format_number, format_threshold
+from medcls.report.report import write_report
+from medcls.report.slider import build_slider
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating
 from medcls.statistics.intervals import compute_intervals
 from medcls.statistics.paired import compare_predictions

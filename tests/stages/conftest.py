@@ -22,8 +22,8 @@ from medcls.cli import command_line
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
-from medcls.evaluation.evaluation import Evaluation
 from medcls.models.backbones import Backbone
+from medcls.report.content import Evaluation
 from medcls.stages import compare as stage
 from medcls.stages import judged_rows
 from medcls.stages.comparison_task import Task

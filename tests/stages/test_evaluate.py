@@ -16,9 +16,9 @@ from medcls.config import ExplainJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.evaluation.tables import format_metrics
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
+from medcls.report.page_tables import format_metrics
 from medcls.stages import evaluate as stage
 from medcls.stages import explain, split_predictions
 from medcls.stages.checksums import finish_run

@@ -14,8 +14,8 @@ import pytest
 
 from medcls.config import EvaluateJob
 from medcls.data.store import Store
-from medcls.evaluation.maps import Explanation
 from medcls.files import MODEL, read_json, write_json
+from medcls.report.maps import Explanation
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explain import explain
 from medcls.stages.report_explanations import SHOWN, WIDTH, read_explanations

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
-from medcls.evaluation.drawing import ACCENT, MUTED, Draw
+from medcls.report.drawing import ACCENT, MUTED, Draw
 from medcls.statistics.predictions import Floats
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medcls.evaluation.drawing import ACCENT, INK, MUTED, SERIES, Draw
+from medcls.report.drawing import ACCENT, INK, MUTED, SERIES, Draw
 from medcls.statistics.calibration import NUM_BINS, compute_reliability
 from medcls.statistics.curves import Question, compute_roc_band, count_replicates
 from medcls.statistics.operating import compute_net_benefit, count_at_thresholds

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcls.evaluation.tables import format_threshold
+from medcls.report.page_tables import format_threshold
 from medcls.statistics.calibration import SMALLEST_PROBABILITY
 from medcls.statistics.predictions import Floats, Predictions
 

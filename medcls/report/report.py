@@ -7,18 +7,18 @@ import hashlib
 import json
 from pathlib import Path
 
-from medcls.evaluation.assessed_tables import build_verdict_table
-from medcls.evaluation.documents import write_documents
-from medcls.evaluation.drawing import embed_image
-from medcls.evaluation.evaluation import Evaluation
-from medcls.evaluation.sections import build_sections
-from medcls.evaluation.slider import build_slider
-from medcls.evaluation.tables import build_cards, build_class_table, build_counts, build_metric_table, describe_means
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, name_units
+from medcls.report.assessed_tables import build_verdict_table
+from medcls.report.content import Evaluation
+from medcls.report.documents import write_documents
+from medcls.report.drawing import embed_image
+from medcls.report.page_tables import build_cards, build_class_table, build_counts, build_metric_table, describe_means
+from medcls.report.sections import build_sections
+from medcls.report.slider import build_slider
+from medcls.report.templates import load_template
 from medcls.statistics.definitions import HOW_INTERVALS
 from medcls.statistics.predictions import check_predictions
-from medcls.templates import load_template
 
 REPORT = "report.html"
 _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         start=start,
         several_images=len(set(evaluation.patient_ids)) < len(evaluation.patient_ids),
     )
-    page = load_template("evaluation", "report.html.j2").render(
+    page = load_template("report", "report.html.j2").render(
         evaluation=evaluation,
         graded=predictions.has_grades,
         positive_class=predictions.positive_class,

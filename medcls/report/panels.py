@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from medcls.evaluation import figures as plots
-from medcls.evaluation.drawing import Draw, write_figure
-from medcls.evaluation.strength_figures import draw_risk, draw_strengths
-from medcls.evaluation.tables import format_number
+from medcls.report import figures as plots
+from medcls.report.drawing import Draw, write_figure
+from medcls.report.page_tables import format_number
+from medcls.report.strength_figures import draw_risk, draw_strengths
 from medcls.statistics.agreement import compute_confusion
 from medcls.statistics.calibration import NUM_BINS, compute_confidence
 from medcls.statistics.conformal import compute_risk_coverage

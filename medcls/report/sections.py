@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medcls.evaluation import assessed_tables as tables
-from medcls.evaluation.assessed_tables import Table
-from medcls.evaluation.odds_table import build_odds_tables
-from medcls.evaluation.panels import Panel, plan_panels, write_panel
-from medcls.evaluation.tables import choose_headlines
 from medcls.identity import PER_IMAGE, name_units
+from medcls.report import assessed_tables as tables
+from medcls.report.assessed_tables import Table
+from medcls.report.odds_table import build_odds_tables
+from medcls.report.page_tables import choose_headlines
+from medcls.report.panels import Panel, plan_panels, write_panel
 from medcls.statistics.curves import name_question
 from medcls.statistics.intervals import number_patients
 from medcls.statistics.predictions import Predictions

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medcls.evaluation.assessed_tables import Cell, Table
-from medcls.evaluation.comparison_figures import draw_arms, draw_folds, draw_learning_curves
-from medcls.evaluation.evaluation import INTENDED_USE
-from medcls.evaluation.panels import Panel, Plan, write_panel
-from medcls.evaluation.tables import Number, format_number, format_value
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, describe_patients, name_units
+from medcls.report.assessed_tables import Cell, Table
+from medcls.report.comparison_figures import draw_arms, draw_folds, draw_learning_curves
+from medcls.report.content import INTENDED_USE
+from medcls.report.page_tables import Number, format_number, format_value
+from medcls.report.panels import Panel, Plan, write_panel
+from medcls.report.templates import load_template
 from medcls.statistics.definitions import find_definition, name_metric
-from medcls.templates import load_template
 
 Results = Mapping[str, Any]
 ALL = "all"
@@ -40,7 +40,7 @@ def write_comparison_page(folder: Path, results: Results) -> Path:
     """
     # All training images first: what a reader asks about.
     sizes = sorted(results["sizes"], key=lambda size: size != ALL)
-    page = load_template("evaluation", "comparison.html.j2").render(
+    page = load_template("report", "comparison.html.j2").render(
         results=results,
         title=name_metric(results["metric"]),
         test=name_units(_TESTS[results["design"]["kind"]], _origin(results)),

@@ -9,8 +9,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from medcls.evaluation.gallery import Picture
-from medcls.evaluation.maps import Explanation
+from medcls.report.gallery import Picture
+from medcls.report.maps import Explanation
 from medcls.statistics.exposure import Exposure
 
 INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."

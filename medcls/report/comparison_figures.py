@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
-from medcls.evaluation.drawing import ACCENT, MUTED, SERIES, Draw
+from medcls.report.drawing import ACCENT, MUTED, SERIES, Draw
 
 Entry = Mapping[str, Any]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medcls.evaluation.assessed_tables import Cell, Table
-from medcls.evaluation.tables import Number, format_number, format_value
+from medcls.report.assessed_tables import Cell, Table
+from medcls.report.page_tables import Number, format_number, format_value
 
 SPLITS = {"val": "Validation patients", "train": "Training patients"}
 

@@ -1,0 +1,1 @@
+"""Pages, figures and documents; they compute nothing that is not on the page."""
