@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.images import make_store
 from medcls.config import ModelConfig, TaskConfig, TrainerConfig, TrainJob, TransferConfig
 from medcls.files import METRICS_LOG, MODEL, read_json_lines
+from medcls.runs.model_file import read_model
 from medcls.stages.train import train
-from medcls.training.checkpoint import read_model
 
 _EPOCHS = 30
 _IMAGES = 64

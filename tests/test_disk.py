@@ -34,8 +34,8 @@ from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.imaging.catalog import build_index
 from medcls.imaging.image import is_dicom
 from medcls.imaging.source import list_files
-from medcls.training import checkpoint
-from medcls.training.checkpoint import read_card
+from medcls.runs import model_file as checkpoint
+from medcls.runs.model_file import read_card
 from tests.failing_disk import Disk
 
 FAILURES = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT]

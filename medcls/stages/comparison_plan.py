@@ -16,14 +16,14 @@ from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.files import read_json, write_json
-from medcls.stages.checksums import open_store
+from medcls.runs.checksums import open_store
+from medcls.runs.lineage import check_unseen, read_lineage
+from medcls.runs.model_file import find_card
 from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.stages.comparison_folds import PlannedFold, plan_folds
-from medcls.stages.lineage import check_unseen, read_lineage
 from medcls.stages.training_data import read_task
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.predictions import Predictions, check_predictions
-from medcls.training.checkpoint import find_card
 
 PLAN = "plan.json"
 FORMAT = 2

@@ -15,6 +15,7 @@ from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.report.content import Evaluation
 from medcls.report.gallery import choose_worst
+from medcls.runs.folder import read_environment
 from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
@@ -50,7 +51,6 @@ from medcls.stages.report_runs import (
     read_history,
 )
 from medcls.stages.robustness import measure_robustness
-from medcls.stages.run_folder import read_environment
 from medcls.stages.shortcuts import measure_shortcuts
 from medcls.stages.split_predictions import (
     EVALUATED,

@@ -19,13 +19,13 @@ from medcls.data.targets import describe_left_out, encode_targets, find_respelle
 from medcls.errors import DataError, MissingInputError
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.identity import PER_IMAGE, describe_patients, format_count
-from medcls.stages.checksums import open_store
+from medcls.runs.checksums import open_store
+from medcls.runs.folder import read_store_folder
+from medcls.runs.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
+from medcls.runs.model_file import ModelCard
 from medcls.stages.clinical import encode_rows
-from medcls.stages.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
-from medcls.stages.run_folder import read_store_folder
 from medcls.stages.training_data import check_grades
 from medcls.statistics.exposure import Exposure
-from medcls.training.checkpoint import ModelCard
 
 
 @dataclass(slots=True)

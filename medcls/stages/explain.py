@@ -23,7 +23,8 @@ from medcls.explanation.page import Picture
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.models.backbones import CLINICAL
 from medcls.report.gallery import Worst, choose_worst
-from medcls.stages.checksums import note_version
+from medcls.runs.checksums import note_version
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
     Subject,
@@ -42,7 +43,6 @@ from medcls.stages.frozen_choices import read_choices
 from medcls.stages.judged_rows import hold_evaluations
 from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
 from medcls.stages.split_predictions import SplitPredictions, predict_split
-from medcls.training.checkpoint import read_card, read_model
 from medcls.training.precision import choose_device, choose_precision
 
 _OURS = {EXPLANATIONS, "explanation.html", "maps", IMAGES, "figures"}

@@ -18,9 +18,9 @@ from medcls.models.classifier import Classifier
 from medcls.models.initialization import choose_below, choose_shallower, draw_mean_variance, list_shallower
 from medcls.models.slim import Slim
 from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
-from medcls.stages.checksums import note_version
-from medcls.stages.lineage import Lineage, no_lineage, read_lineage
-from medcls.training.checkpoint import ModelCard, find_card, read_state
+from medcls.runs.checksums import note_version
+from medcls.runs.lineage import Lineage, no_lineage, read_lineage
+from medcls.runs.model_file import ModelCard, find_card, read_state
 
 _BODY = "backbone.body."
 

@@ -15,9 +15,9 @@ from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
 from medcls.models.weights import flat_name
+from medcls.runs.lineage import RUN, Lineage, check_unseen, without_seen
 from medcls.stages.clinical import start_wide
 from medcls.stages.initial_weights import choose_options, find_source, load_source
-from medcls.stages.lineage import RUN, Lineage, check_unseen, without_seen
 from medcls.stages.training_data import TrainingData
 
 

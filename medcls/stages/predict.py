@@ -36,7 +36,8 @@ from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
-from medcls.stages.checksums import note_version
+from medcls.runs.checksums import note_version
+from medcls.runs.model_file import ModelCard, read_card, read_model
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
 from medcls.stages.ensemble import join_checksums
 from medcls.stages.frozen_choices import Choices, name_files, read_choices
@@ -56,7 +57,6 @@ from medcls.stages.prediction_table import (
 )
 from medcls.stages.region_file import check_regions, read_regions, split_cases
 from medcls.stages.training_distance import read_training_distance
-from medcls.training.checkpoint import ModelCard, read_card, read_model
 from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision

@@ -22,18 +22,18 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.reproducibility import describe_environment, seed_everything
-from medcls.stages.checksums import finish_run
+from medcls.runs.checksums import finish_run
+from medcls.runs.folder import hold_run, start_run
+from medcls.runs.lineage import hash_seen
+from medcls.runs.model_file import ModelCard
 from medcls.stages.learner import assemble_learner
-from medcls.stages.lineage import hash_seen
 from medcls.stages.loop import Feed, check_room, choose_rules, run_loop, start_schedule
 from medcls.stages.network import choose_normalization
 from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import hold_run, start_run
-from medcls.stages.same_data import confirm_finished
 from medcls.stages.training_data import look_at_data, read_domain, write_seen
-from medcls.training.checkpoint import ModelCard
+from medcls.train.same_data import confirm_finished
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import move_model, predict_pieces
 from medcls.training.losses import Loss

@@ -17,10 +17,10 @@ from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
+from medcls.runs.checksums import open_store
+from medcls.runs.model_file import RECONSTRUCTION
 from medcls.stages.augment_choice import choose_augmentation, read_kinds
-from medcls.stages.checksums import open_store
 from medcls.stages.training_data import TrainingData
-from medcls.training.checkpoint import RECONSTRUCTION
 
 
 @dataclass(slots=True)

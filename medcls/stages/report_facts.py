@@ -16,8 +16,8 @@ from medcls.files import LEDGER
 from medcls.identity import PER_IMAGE, format_count
 from medcls.imaging.picture import draw_pixels
 from medcls.report.gallery import Picture, Worst
+from medcls.runs.folder import read_settings
 from medcls.stages.report_runs import describe_ensemble
-from medcls.stages.run_folder import read_settings
 from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.statistics.subgroups import count_patients, name_age_band
 

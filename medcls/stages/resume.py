@@ -30,8 +30,8 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
-from medcls.stages.run_folder import read_environment, write_settings
-from medcls.training.checkpoint import compute_digest
+from medcls.runs.folder import read_environment, write_settings
+from medcls.runs.model_file import compute_digest
 from medcls.training.checkpoints import (
     Checkpoint,
     delete_newer,

@@ -18,13 +18,13 @@ from medcls.files import MODEL
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
+from medcls.runs.model_file import read_model
 from medcls.stages.split_predictions import SplitPredictions
 from medcls.statistics.aggregation import DECIDING
 from medcls.statistics.intervals import summarize
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats
 from medcls.statistics.support import find_support
-from medcls.training.checkpoint import read_model
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.state import StepRules

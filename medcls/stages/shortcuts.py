@@ -11,11 +11,11 @@ from medcls.config import EvaluateJob
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.files import MODEL
+from medcls.runs.model_file import read_model
 from medcls.stages.report_facts import read_subgroup_columns
 from medcls.stages.split_predictions import SplitPredictions
 from medcls.statistics.predictions import Floats
 from medcls.statistics.site_prediction import compute_shortcut
-from medcls.training.checkpoint import read_model
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.state import StepRules

@@ -18,7 +18,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead
 from medcls.reproducibility import draw_seed
-from medcls.stages.lineage import Lineage, has_seen
+from medcls.runs.lineage import Lineage, has_seen
 from medcls.stages.training_data import TrainingData
 from medcls.training.logistic_head import MAX_ITERATIONS as MAX_LOGISTIC_ITERATIONS
 from medcls.training.logistic_head import STRENGTHS, fit_logistic_head

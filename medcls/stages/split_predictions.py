@@ -35,11 +35,11 @@ from medcls.files import (
 )
 from medcls.identity import format_count
 from medcls.models.heads import average_logits, compute_scores
+from medcls.runs.model_file import ModelCard, read_model
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import check_predictions
-from medcls.training.checkpoint import ModelCard, read_model
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision

@@ -23,23 +23,23 @@ from medcls.models.heads import compute_scores
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
+from medcls.runs.checksums import finish_run
+from medcls.runs.folder import hold_run, start_run
+from medcls.runs.lineage import Lineage, hash_seen, write_lineage
+from medcls.runs.model_file import ModelCard
 from medcls.stages.cached_features import cache_features, choose_features
-from medcls.stages.checksums import finish_run
 from medcls.stages.learner import build_learner, build_sampler
-from medcls.stages.lineage import Lineage, hash_seen, write_lineage
 from medcls.stages.loop import Feed, check_room, choose_rules, run_loop
 from medcls.stages.network import build_model, choose_normalization
 from medcls.stages.odds import write_odds
 from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.run_folder import hold_run, start_run
-from medcls.stages.same_data import confirm_finished
 from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
 from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.stages.training_distance import write_training_distance
 from medcls.stages.voxel_baseline import write_baseline
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
-from medcls.training.checkpoint import ModelCard
+from medcls.train.same_data import confirm_finished
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
 from medcls.training.losses import build_loss

@@ -23,10 +23,10 @@ from medcls.files import FEATURE_DISTANCE, MODEL, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.reproducibility import draw_seed
+from medcls.runs.model_file import ModelCard, compute_digest, read_model
 from medcls.stages.evaluation_data import Opened
 from medcls.stages.training_data import TrainingData
 from medcls.statistics.bounds import compute_wilson
-from medcls.training.checkpoint import ModelCard, compute_digest, read_model
 from medcls.training.feature_distance import (
     FAR,
     FeatureDistance,

@@ -14,8 +14,8 @@ from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
 from medcls.models.dense import DenseClassifier
 from medcls.models.views import ManyViews
+from medcls.runs.model_file import ModelCard
 from medcls.stages.augment_choice import list_sides
-from medcls.training.checkpoint import ModelCard
 
 CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"
 _GRID = 5

@@ -19,8 +19,8 @@ from medcls.data.splits import VAL, read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
+from medcls.runs.folder import read_store_folder
 from medcls.stages.evaluation_data import open_rows
-from medcls.stages.run_folder import read_store_folder
 from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.stages.training_data import TrainingData
 from medcls.statistics.assessment import describe_rows

@@ -15,8 +15,8 @@ from medcls.data.splits import TEST, read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages import cached_features, resume
-from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
 FROZEN = ("transfer=frozen", "model.head=linear", "trainer.epochs=3", "trainer.max_steps=null", "optimizer.lr=0.01")

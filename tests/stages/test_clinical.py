@@ -22,12 +22,12 @@ from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import ConfigError, DataError
 from medcls.files import MANIFEST, MODEL, ODDS_RATIOS, read_json
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages import robustness
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explain import explain
 from medcls.stages.split_predictions import compute_logits
 from medcls.stages.views import Pass
-from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
 

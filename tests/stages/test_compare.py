@@ -20,16 +20,16 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, read_json_lines, write_json
+from medcls.runs.checksums import finish_run
+from medcls.runs.model_file import read_card, read_state
 from medcls.stages import compare as stage
 from medcls.stages import comparison_executors
-from medcls.stages.checksums import finish_run
 from medcls.stages.compare import ArmsFailedError, compare
 from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
 from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
 from medcls.stages.comparison_plan import make_plan
 from medcls.stages.comparison_runs import describe_progress, run_works
 from medcls.stages.comparison_task import Task, main, run_task
-from medcls.training.checkpoint import read_card, read_state
 
 QUICK = (
     "common=[model.weights=null,trainer.batch_size=8,trainer.epochs=1,trainer.max_steps=1,trainer.channels_last=false,"

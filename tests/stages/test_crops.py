@@ -16,10 +16,10 @@ from medcls.data.crops import Crop
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json
+from medcls.runs.model_file import read_model
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.stages.training_data import open_data
-from medcls.training.checkpoint import read_model
 
 CROP = Crop(24, 26, 32)
 

@@ -15,12 +15,12 @@ import torch
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.runs.checksums import finish_run
+from medcls.runs.model_file import read_model
 from medcls.stages import evaluate as stage
 from medcls.stages import judged_rows
-from medcls.stages.checksums import finish_run
 from medcls.stages.evaluate import evaluate
 from medcls.stages.predict import predict
-from medcls.training.checkpoint import read_model
 
 Run = Callable[..., Path]
 

@@ -23,11 +23,11 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.heads import LinearHead
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages.evaluation_data import list_lineage_notes
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.stages.solved_head import fill_head
-from medcls.training.checkpoint import read_card, read_model
 from medcls.training.svm import fit_svm
 
 Run = Callable[..., Path]

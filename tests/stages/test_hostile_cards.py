@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medcls.errors import DataError
 from medcls.files import seal
-from medcls.training.checkpoint import read_card, read_model
+from medcls.runs.model_file import read_card, read_model
 
 Run = Callable[..., Path]
 MOST_BYTES = 512 << 20

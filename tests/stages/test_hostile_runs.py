@@ -22,8 +22,8 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, WriteError
 from medcls.files import DATASET, read_json, seal, write_json
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages.explain import check_folder
-from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
 JUNK: list[Any] = [None, True, -1, 0, 1e300, "", "../../x", "{0.__class__}", [], [None], {}, {"_target_": "os.system"}]

@@ -14,8 +14,8 @@ from torch import Tensor
 from medcls.config import TrainJob
 from medcls.errors import ConfigError
 from medcls.models.backbones import Backbone, build_backbone
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages.initial_weights import find_source, load_source
-from medcls.training.checkpoint import read_card, read_model
 
 Run = Callable[..., Path]
 Compose = Callable[..., TrainJob]

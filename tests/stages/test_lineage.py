@@ -17,7 +17,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, sha256_file
 from medcls.models.backbones import build_backbone
-from medcls.training.checkpoint import read_card, read_model
+from medcls.runs.model_file import read_card, read_model
 
 Run = Callable[..., Path]
 Make = Callable[..., Store]

@@ -17,9 +17,9 @@ from medcls.data.regions import summarize_regions
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import MODEL
+from medcls.runs.checksums import finish_run
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages import predict as stage
-from medcls.stages.checksums import finish_run
-from medcls.training.checkpoint import read_card, read_model
 
 Rows = list[dict[str, Any]]
 

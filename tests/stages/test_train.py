@@ -17,9 +17,9 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.backbones import count_dims
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages import learner
 from medcls.stages import train as stage
-from medcls.training.checkpoint import read_card, read_model
 from medcls.training.engine import NonFiniteError
 
 Run = Callable[..., Path]

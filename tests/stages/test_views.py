@@ -16,8 +16,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines
 from medcls.models.heads import compute_scores
+from medcls.runs.model_file import read_model
 from medcls.stages.views import ViewPlan, plan_views
-from medcls.training.checkpoint import read_model
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -13,9 +13,9 @@ from medcls.config import ModelConfig
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import ENVIRONMENT, MODEL, read_json, sha256_file
+from medcls.runs.model_file import read_card, read_model
 from medcls.stages.initial_weights import choose_options
 from medcls.stages.network import check_size
-from medcls.training.checkpoint import read_card, read_model
 
 Train = Callable[..., Path]
 

@@ -20,7 +20,7 @@ from medcls.errors import DataError, MissingInputError
 from medcls.files import seal, sha256_file
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.classifier import Classifier
-from medcls.training.checkpoint import ModelCard, compute_digest, pack_model, read_card, read_model
+from medcls.runs.model_file import ModelCard, compute_digest, pack_model, read_card, read_model
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -179,14 +179,14 @@ def test_card_that_names_another_class_count_is_refused(path: Path) -> None:
 
 
 def test_reading_a_card_reads_no_weights(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medcls.training.checkpoint.build_classifier", None)
+    monkeypatch.setattr("medcls.runs.model_file.build_classifier", None)
     assert dataclasses.asdict(read_card(path))["split_name"] == "default"
 
 
 @pytest.mark.slow
 def test_bytes_are_the_same_in_another_process(path: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from medcls.training.checkpoint import *;"
+        "import sys; from pathlib import Path; from medcls.runs.model_file import *;"
         "model, card = read_model(Path(sys.argv[1]));"
         "Path(sys.argv[2]).write_bytes(pack_model(model.state_dict(), card)[0])"
     )

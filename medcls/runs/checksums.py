@@ -25,8 +25,8 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
-from medcls.stages.run_folder import OURS, SETTINGS
-from medcls.training.checkpoint import ModelCard, pack_model, read_card_checksum
+from medcls.runs.folder import OURS, SETTINGS
+from medcls.runs.model_file import ModelCard, pack_model, read_card_checksum
 
 _FORMAT = 1
 _said: set[str] = set()

@@ -25,7 +25,7 @@ from medcls.errors import DataError
 from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
 from medcls.identity import format_count
 from medcls.models.weights import IMAGENET
-from medcls.training.checkpoint import ModelCard
+from medcls.runs.model_file import ModelCard
 
 RUN, FILE = "run", "file"
 _KINDS = {"patient_id": ("patient", PATIENTS), "pixel_sha256": ("image", IMAGES)}

@@ -12,9 +12,9 @@ from medcls.distributed import is_first
 from medcls.errors import ConfigError, MissingInputError
 from medcls.files import LABELS, MODEL, sha256_file
 from medcls.models.weights import IMAGENET, locate_weights
+from medcls.runs.folder import read_settings
+from medcls.runs.model_file import read_any_card
 from medcls.stages.resume import delete_checkpoints
-from medcls.stages.run_folder import read_settings
-from medcls.training.checkpoint import read_any_card
 
 
 def confirm_finished(job: TrainJob | PretrainJob, run: Path) -> None:

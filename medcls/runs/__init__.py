@@ -1,0 +1,1 @@
+"""A run folder: its settings, model file, checksums and lineage."""
