@@ -10,7 +10,7 @@ from benchmarks.images import make_store
 from medcls.config import ModelConfig, TaskConfig, TrainerConfig, TrainJob, TransferConfig
 from medcls.files import METRICS_LOG, MODEL, read_json_lines
 from medcls.runs.model_file import read_model
-from medcls.stages.train import train
+from medcls.train.train import train
 
 _EPOCHS = 30
 _IMAGES = 64

@@ -193,7 +193,7 @@ def _read(folder: Path) -> Callable[[], object]:
 def _train(folder: Path) -> Callable[[], object]:
     from medcls.config import TrainJob
     from medcls.data.loaders import EpochSampler
-    from medcls.stages.training_data import open_data, read_domain, write_seen
+    from medcls.train.training_data import open_data, read_domain, write_seen
 
     def run() -> None:
         data = open_data(TrainJob(store=str(folder)))

@@ -20,7 +20,7 @@ def main(job: ShowJob) -> None:
     from medcls.data.dataset import StoreDataset
     from medcls.data.store import Store
     from medcls.data.targets import build_task, encode_targets
-    from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
+    from medcls.train.augment_choice import choose_augmentation, list_sides, read_kinds
 
     store = Store(Path(job.store))
     store.verify()

@@ -10,7 +10,7 @@ import pytest
 
 from medcls import launch
 from medcls.errors import UsageError
-from medcls.train import prepare_demo
+from medcls.train.__main__ import prepare_demo
 
 
 @pytest.mark.parametrize(

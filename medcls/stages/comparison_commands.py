@@ -14,7 +14,7 @@ from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.stages.comparison_folds import PlannedFold
-from medcls.stages.network import check_dims
+from medcls.train.network import check_dims
 
 # Of the training, where the arm's overrides say them, for its evaluation.
 _SHARED = ("device", "precision", "workers")

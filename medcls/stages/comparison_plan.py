@@ -21,9 +21,9 @@ from medcls.runs.lineage import check_unseen, read_lineage
 from medcls.runs.model_file import find_card
 from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.stages.comparison_folds import PlannedFold, plan_folds
-from medcls.stages.training_data import read_task
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.predictions import Predictions, check_predictions
+from medcls.train.training_data import read_task
 
 PLAN = "plan.json"
 FORMAT = 2

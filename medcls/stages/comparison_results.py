@@ -22,11 +22,11 @@ from medcls.stages.comparison_runs import evaluation_folder, seconds_of
 from medcls.stages.ensemble import read_run_card
 from medcls.stages.judged_rows import METRICS
 from medcls.stages.split_predictions import INPUTS, PREDICTIONS
-from medcls.stages.voxel_baseline import BASELINE_PREDICTIONS
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import describe_direction
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.shared_metrics import choose_metrics
+from medcls.train.voxel_baseline import BASELINE_PREDICTIONS
 
 COMPARISON = "comparison.json"
 FORMAT = 1

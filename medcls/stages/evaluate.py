@@ -61,10 +61,10 @@ from medcls.stages.split_predictions import (
     predict_split,
     values_of,
 )
-from medcls.stages.training_distance import describe_far, measure_far
-from medcls.stages.voxel_baseline import measure_baseline
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.exposure import Exposure
+from medcls.train.training_distance import describe_far, measure_far
+from medcls.train.voxel_baseline import measure_baseline
 
 
 def evaluate(job: EvaluateJob) -> None:

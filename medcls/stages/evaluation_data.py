@@ -23,9 +23,9 @@ from medcls.runs.checksums import open_store
 from medcls.runs.folder import read_store_folder
 from medcls.runs.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
 from medcls.runs.model_file import ModelCard
-from medcls.stages.clinical import encode_rows
-from medcls.stages.training_data import check_grades
 from medcls.statistics.exposure import Exposure
+from medcls.train.clinical_columns import encode_rows
+from medcls.train.training_data import check_grades
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ from medcls.stages.prediction_table import (
     write_rows,
 )
 from medcls.stages.region_file import check_regions, read_regions, split_cases
-from medcls.stages.training_distance import read_training_distance
+from medcls.train.training_distance import read_training_distance
 from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
 from medcls.training.forward import predict_logits
 from medcls.training.precision import choose_device, choose_precision

@@ -26,14 +26,14 @@ from medcls.runs.checksums import finish_run
 from medcls.runs.folder import hold_run, start_run
 from medcls.runs.lineage import hash_seen
 from medcls.runs.model_file import ModelCard
-from medcls.stages.learner import assemble_learner
-from medcls.stages.loop import Feed, check_room, choose_rules, run_loop, start_schedule
-from medcls.stages.network import choose_normalization
 from medcls.stages.pretraining_data import PretrainingData, open_volumes
 from medcls.stages.reconstructions import draw_reconstructions
-from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.training_data import look_at_data, read_domain, write_seen
+from medcls.train.learner import assemble_learner
+from medcls.train.loop import Feed, check_room, choose_rules, run_loop, start_schedule
+from medcls.train.network import choose_normalization
+from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.train.same_data import confirm_finished
+from medcls.train.training_data import look_at_data, read_domain, write_seen
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import move_model, predict_pieces
 from medcls.training.losses import Loss

@@ -19,8 +19,8 @@ from medcls.data.targets import Task
 from medcls.errors import DataError
 from medcls.runs.checksums import open_store
 from medcls.runs.model_file import RECONSTRUCTION
-from medcls.stages.augment_choice import choose_augmentation, read_kinds
-from medcls.stages.training_data import TrainingData
+from medcls.train.augment_choice import choose_augmentation, read_kinds
+from medcls.train.training_data import TrainingData
 
 
 @dataclass(slots=True)

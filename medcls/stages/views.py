@@ -15,7 +15,7 @@ from medcls.models.classifier import Classifier
 from medcls.models.dense import DenseClassifier
 from medcls.models.views import ManyViews
 from medcls.runs.model_file import ModelCard
-from medcls.stages.augment_choice import list_sides
+from medcls.train.augment_choice import list_sides
 
 CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"
 _GRID = 5

@@ -14,7 +14,7 @@ from medcls.files import LABELS, MODEL, sha256_file
 from medcls.models.weights import IMAGENET, locate_weights
 from medcls.runs.folder import read_settings
 from medcls.runs.model_file import read_any_card
-from medcls.stages.resume import delete_checkpoints
+from medcls.train.resume import delete_checkpoints
 
 
 def confirm_finished(job: TrainJob | PretrainJob, run: Path) -> None:

@@ -28,7 +28,7 @@ from medcls.stages import compare as stage
 from medcls.stages import judged_rows
 from medcls.stages.comparison_task import Task
 from medcls.stages.evaluate import evaluate
-from medcls.stages.train import train
+from medcls.train.train import train
 
 # The quickest training there is; a test adds what it is about.
 QUICK = (
@@ -172,7 +172,7 @@ def tiny3d(monkeypatch: pytest.MonkeyPatch) -> None:
         return Backbone(body, num_features=32, stages={"stage": [stage]})
 
     monkeypatch.setattr("medcls.models.classifier.build_backbone", build)
-    monkeypatch.setattr("medcls.stages.network.count_dims", lambda name: 3)
+    monkeypatch.setattr("medcls.train.network.count_dims", lambda name: 3)
 
 
 @pytest.fixture

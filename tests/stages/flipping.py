@@ -26,7 +26,7 @@ from medcls.runs.model_file import compute_digest, read_card, read_model
 from medcls.stages.frozen_analysis import _read_frozen
 from medcls.stages.frozen_choices import read_choices
 from medcls.stages.split_predictions import INPUTS, _read_opened, _read_openings, read_repetition
-from medcls.stages.training_distance import read_training_distance
+from medcls.train.training_distance import read_training_distance
 
 
 @dataclass(frozen=True)

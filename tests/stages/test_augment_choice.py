@@ -14,7 +14,7 @@ from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import VolumeSpec
-from medcls.stages.augment_choice import AugmentChoice, choose_augmentation, list_sides
+from medcls.train.augment_choice import AugmentChoice, choose_augmentation, list_sides
 
 IMAGES = PreprocessSpec(height=32, width=32)
 COLOUR = PreprocessSpec(height=32, width=32, channels=3)

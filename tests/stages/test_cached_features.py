@@ -16,7 +16,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import cached_features, resume
+from medcls.train import cached_features, resume
 
 Run = Callable[..., Path]
 FROZEN = ("transfer=frozen", "model.head=linear", "trainer.epochs=3", "trainer.max_steps=null", "optimizer.lr=0.01")

@@ -19,7 +19,7 @@ from medcls.files import read_json
 from medcls.runs.model_file import read_model
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
-from medcls.stages.training_data import open_data
+from medcls.train.training_data import open_data
 
 CROP = Crop(24, 26, 32)
 

@@ -21,7 +21,7 @@ from medcls.stages.evaluate import evaluate
 from medcls.stages.evaluate_scores import evaluate_scores
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
-from medcls.stages.train import train
+from medcls.train.train import train
 from tests.stages.flipping import Tree, find_reader, take_fingerprint
 
 Run = Callable[..., Path]

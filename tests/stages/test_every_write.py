@@ -18,7 +18,7 @@ from medcls.stages.compare import compare
 from medcls.stages.evaluate import evaluate
 from medcls.stages.predict import predict
 from medcls.stages.pretrain import pretrain
-from medcls.stages.train import train
+from medcls.train.train import train
 from tests.failing_disk import Disk, KilledError
 
 

@@ -19,8 +19,8 @@ from medcls.data.store import Store
 from medcls.data.workers import WorkerError
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.stages import loop, resume
-from medcls.stages import train as stage
+from medcls.train import loop, resume
+from medcls.train import train as stage
 from medcls.training.engine import NonFiniteError
 from medcls.training.losses import build_loss
 from medcls.training.preemption import PreemptedError

@@ -27,8 +27,8 @@ from medcls.runs.model_file import read_card, read_model
 from medcls.stages.evaluation_data import list_lineage_notes
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
-from medcls.stages.solved_head import fill_head
-from medcls.training.svm import fit_svm
+from medcls.train.solved_head import fill_head
+from medcls.train.svm import fit_svm
 
 Run = Callable[..., Path]
 SVM = ("transfer=frozen", "augment=none", "model.head=svm")
@@ -95,7 +95,7 @@ def test_svm_is_the_same_to_the_bit_and_does_not_look_at_validation(
 
 
 def test_svm_folds_keep_patients_whole(run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from medcls.stages import solved_head
+    from medcls.train import solved_head
 
     seen = {}
     original = solved_head.assign_folds

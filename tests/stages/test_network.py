@@ -17,7 +17,7 @@ from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.models.backbones import build_backbone
-from medcls.stages.network import build_model, check_size
+from medcls.train.network import build_model, check_size
 
 Compose = Callable[..., TrainJob]
 

@@ -162,7 +162,7 @@ def test_broken_off_it_goes_on_to_the_same_model(
     settings: tuple[str, ...],
 ) -> None:
     whole = run_pretrain(tmp_path / "whole", *PAPER, *settings)
-    from medcls.stages.resume import Keeper
+    from medcls.train.resume import Keeper
 
     original, steps = Keeper.look, []
 

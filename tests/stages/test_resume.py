@@ -20,8 +20,8 @@ from medcls.config import TrainJob
 from medcls.data.store import Store
 from medcls.errors import ConfigError, MissingInputError, ReadError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.stages import resume
-from medcls.stages import train as stage
+from medcls.train import resume
+from medcls.train import train as stage
 from medcls.training.checkpoints import name_checkpoint, write_checkpoint
 from medcls.training.preemption import PreemptedError
 from tests.failing_disk import Disk

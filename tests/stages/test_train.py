@@ -18,8 +18,8 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.backbones import count_dims
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import learner
-from medcls.stages import train as stage
+from medcls.train import learner
+from medcls.train import train as stage
 from medcls.training.engine import NonFiniteError
 
 Run = Callable[..., Path]

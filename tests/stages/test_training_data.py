@@ -13,7 +13,7 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
-from medcls.stages.training_data import check_grades, open_data, select_labelled
+from medcls.train.training_data import check_grades, open_data, select_labelled
 
 Compose = Callable[..., TrainJob]
 GRADES = Task("regression", ["0", "1", "2"], ["label"], grades=True)

@@ -14,8 +14,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import ENVIRONMENT, MODEL, read_json, sha256_file
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.initial_weights import choose_options
-from medcls.stages.network import check_size
+from medcls.train.initial_weights import choose_options
+from medcls.train.network import check_size
 
 Train = Callable[..., Path]
 

@@ -22,11 +22,11 @@ from medcls.errors import ConfigError, DataError
 from medcls.evaluation.perturbations import PERTURBATIONS
 from medcls.files import read_json, sha256_file, write_json
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import voxel_baseline
 from medcls.stages.explain import explain
-from medcls.stages.network import check_dims, choose_normalization
 from medcls.stages.predict import predict
-from medcls.stages.training_data import open_data
+from medcls.train import voxel_baseline
+from medcls.train.network import check_dims, choose_normalization
+from medcls.train.training_data import open_data
 
 TINY = ("model.name=tiny3d", "augment=none")
 Train = Callable[..., Path]

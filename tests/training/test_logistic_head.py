@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medcls.training.logistic_head import fit_logistic_head
+from medcls.train.logistic_head import fit_logistic_head
 
 STRENGTHS = (0.01, 0.1, 1.0)
 FOLDS = np.arange(150) % 5

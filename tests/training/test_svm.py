@@ -14,9 +14,9 @@ from sklearn.svm import LinearSVC
 
 from medcls.errors import DataError
 from medcls.models.heads import build_head
-from medcls.stages.solved_head import fill_head
-from medcls.training import svm as module
-from medcls.training.svm import Svm, fit_logits, fit_svm, normalize_rows, score_folds
+from medcls.train import svm as module
+from medcls.train.solved_head import fill_head
+from medcls.train.svm import Svm, fit_logits, fit_svm, normalize_rows, score_folds
 
 COSTS = (0.01, 1.0, 100.0)
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]

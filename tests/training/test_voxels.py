@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from medcls.training.voxels import SIDE, STRENGTHS, _assign_folds, _Space, fit_voxels, shrink
+from medcls.train.voxels import SIDE, STRENGTHS, _assign_folds, _Space, fit_voxels, shrink
 
 
 def draw_features(count: int = 60, classes: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.limits import check_loading, read_memory_free, read_shared_free
 from medcls.data.loaders import EpochSampler
 from medcls.files import FAULTS, write_json
-from medcls.stages.resume import Keeper
+from medcls.train.resume import Keeper
 from medcls.training.engine import NonFiniteError, draw_step_seed, run_epochs
 from medcls.training.faults import describe_fault
 from medcls.training.optimizers import build_schedule

@@ -22,7 +22,6 @@ from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, wri
 from medcls.runs.folder import read_store_folder
 from medcls.stages.evaluation_data import open_rows
 from medcls.stages.split_predictions import SplitPredictions, values_of
-from medcls.stages.training_data import TrainingData
 from medcls.statistics.assessment import describe_rows
 from medcls.statistics.decision import Decision, build_decision
 from medcls.statistics.intervals import measure_predictions
@@ -31,7 +30,8 @@ from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.selection import name_metric
 from medcls.statistics.thresholds import Rule, choose_operating_points
-from medcls.training.voxels import VoxelModel, fit_voxels, shrink
+from medcls.train.training_data import TrainingData
+from medcls.train.voxels import VoxelModel, fit_voxels, shrink
 
 BASELINE_PREDICTIONS = "baseline_predictions.parquet"
 NAME = "regression on voxels"

@@ -18,7 +18,7 @@ from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.files import ODDS_RATIOS, write_json
-from medcls.stages.training_data import TrainingData
+from medcls.train.training_data import TrainingData
 from medcls.training.features import FeatureDataset
 from medcls.training.forward import predict_logits
 from medcls.training.state import StepRules

@@ -25,8 +25,8 @@ from medcls.models.classifier import Classifier
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import ModelCard, compute_digest, read_model
 from medcls.stages.evaluation_data import Opened
-from medcls.stages.training_data import TrainingData
 from medcls.statistics.bounds import compute_wilson
+from medcls.train.training_data import TrainingData
 from medcls.training.feature_distance import (
     FAR,
     FeatureDistance,

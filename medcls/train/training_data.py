@@ -39,8 +39,8 @@ from medcls.imaging.domain import Domain, summarize_domain
 from medcls.imaging.grey_levels import loses_levels
 from medcls.models.backbones import CLINICAL
 from medcls.runs.checksums import open_store
-from medcls.stages.augment_choice import choose_augmentation, list_sides, read_kinds
-from medcls.stages.clinical import encode_rows, learn_clinical
+from medcls.train.augment_choice import choose_augmentation, list_sides, read_kinds
+from medcls.train.clinical_columns import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
 
 # Volumes have all three.

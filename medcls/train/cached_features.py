@@ -23,8 +23,8 @@ from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
 from medcls.runs.model_file import compute_digest
-from medcls.stages.network import choose_normalization
-from medcls.stages.training_data import TrainingData
+from medcls.train.network import choose_normalization
+from medcls.train.training_data import TrainingData
 from medcls.training.features import (
     FEATURES,
     FeatureCache,

@@ -16,9 +16,9 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
 from medcls.models.weights import flat_name
 from medcls.runs.lineage import RUN, Lineage, check_unseen, without_seen
-from medcls.stages.clinical import start_wide
-from medcls.stages.initial_weights import choose_options, find_source, load_source
-from medcls.stages.training_data import TrainingData
+from medcls.train.clinical_columns import start_wide
+from medcls.train.initial_weights import choose_options, find_source, load_source
+from medcls.train.training_data import TrainingData
 
 
 def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], Lineage]:

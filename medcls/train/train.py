@@ -27,19 +27,19 @@ from medcls.runs.checksums import finish_run
 from medcls.runs.folder import hold_run, start_run
 from medcls.runs.lineage import Lineage, hash_seen, write_lineage
 from medcls.runs.model_file import ModelCard
-from medcls.stages.cached_features import cache_features, choose_features
-from medcls.stages.learner import build_learner, build_sampler
-from medcls.stages.loop import Feed, check_room, choose_rules, run_loop
-from medcls.stages.network import build_model, choose_normalization
-from medcls.stages.odds import write_odds
-from medcls.stages.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
-from medcls.stages.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
-from medcls.stages.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
-from medcls.stages.training_distance import write_training_distance
-from medcls.stages.voxel_baseline import write_baseline
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
+from medcls.train.cached_features import cache_features, choose_features
+from medcls.train.learner import build_learner, build_sampler
+from medcls.train.loop import Feed, check_room, choose_rules, run_loop
+from medcls.train.network import build_model, choose_normalization
+from medcls.train.odds_ratios import write_odds
+from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.train.same_data import confirm_finished
+from medcls.train.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
+from medcls.train.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
+from medcls.train.training_distance import write_training_distance
+from medcls.train.voxel_baseline import write_baseline
 from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
 from medcls.training.losses import build_loss

@@ -19,10 +19,10 @@ from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead
 from medcls.reproducibility import draw_seed
 from medcls.runs.lineage import Lineage, has_seen
-from medcls.stages.training_data import TrainingData
-from medcls.training.logistic_head import MAX_ITERATIONS as MAX_LOGISTIC_ITERATIONS
-from medcls.training.logistic_head import STRENGTHS, fit_logistic_head
-from medcls.training.svm import GRID, MAX_ITERATIONS, Svm, fit_svm
+from medcls.train.logistic_head import MAX_ITERATIONS as MAX_LOGISTIC_ITERATIONS
+from medcls.train.logistic_head import STRENGTHS, fit_logistic_head
+from medcls.train.svm import GRID, MAX_ITERATIONS, Svm, fit_svm
+from medcls.train.training_data import TrainingData
 
 FOLDS = 5
 SOLVERS = {

@@ -16,8 +16,8 @@ from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.recomputation import recompute_blocks
 from medcls.models.synchronization import synchronize_batchnorm
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group
-from medcls.stages.loop import start_schedule
-from medcls.stages.training_data import TrainingData
+from medcls.train.loop import start_schedule
+from medcls.train.training_data import TrainingData
 from medcls.training.forward import move_model
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_average, build_optimizer

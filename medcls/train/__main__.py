@@ -25,7 +25,7 @@ def main(job: TrainJob) -> None:
     if job.demo:
         prepare_demo(Path(job.store))
     # torch takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.train import train
+    from medcls.train.train import train
 
     train(job)
     say(f"next: python -m medcls.evaluate run={job.run} split=test")
