@@ -10,13 +10,13 @@ from typing import Any
 
 from medcls.console import say
 from medcls.data.store import Store
+from medcls.evaluate.judged_rows import METRICS
+from medcls.evaluate.split_predictions import INPUTS
 from medcls.files import LABELS, MODEL, read_json, sha256_file
 from medcls.stages.comparison_commands import Work, run_folder
 from medcls.stages.comparison_executors import Executor, Handle
 from medcls.stages.comparison_folds import PlannedFold
 from medcls.stages.comparison_task import PREEMPTED, Task
-from medcls.stages.judged_rows import METRICS
-from medcls.stages.split_predictions import INPUTS
 
 _TAIL = 12
 _TRIES = 10

@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from medcls.config import EvaluateJob, ExplainJob
 from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.frozen_choices import read_choices
+from medcls.evaluate.judged_rows import hold_evaluations
+from medcls.evaluate.report_explanations import EXPLANATIONS, IMAGES
+from medcls.evaluate.split_predictions import SplitPredictions, predict_split
 from medcls.explanation.faithfulness import Curves
 from medcls.explanation.lime import pick_submodular
 from medcls.explanation.nifti import write_nifti
@@ -25,7 +30,6 @@ from medcls.models.backbones import CLINICAL
 from medcls.report.gallery import Worst, choose_worst
 from medcls.runs.checksums import note_version
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explanation_checks import (
     Subject,
     check_sanity,
@@ -39,10 +43,6 @@ from medcls.stages.explanation_checks import (
 from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
 from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
 from medcls.stages.explanation_target import choose_target
-from medcls.stages.frozen_choices import read_choices
-from medcls.stages.judged_rows import hold_evaluations
-from medcls.stages.report_explanations import EXPLANATIONS, IMAGES
-from medcls.stages.split_predictions import SplitPredictions, predict_split
 from medcls.training.precision import choose_device, choose_precision
 
 _OURS = {EXPLANATIONS, "explanation.html", "maps", IMAGES, "figures"}

@@ -22,6 +22,9 @@ from medcls.console import put, say, show_progress
 from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, ImageRefusedError, MissingInputError
+from medcls.evaluate.ensemble import join_checksums
+from medcls.evaluate.frozen_choices import Choices, name_files, read_choices
+from medcls.evaluate.own_predictions import COLUMNS_SUFFIX
 from medcls.files import LOCK, MODEL, PRIVATE, TEMPORARY, sha256_file, sha256_json
 from medcls.identity import Identity, describe_key, read_identity
 from medcls.imaging.catalog import build_index
@@ -39,9 +42,6 @@ from medcls.models.heads import average_logits, compute_scores
 from medcls.runs.checksums import note_version
 from medcls.runs.model_file import ModelCard, read_card, read_model
 from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
-from medcls.stages.ensemble import join_checksums
-from medcls.stages.frozen_choices import Choices, name_files, read_choices
-from medcls.stages.own_predictions import COLUMNS_SUFFIX
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import (
     MAP_SUFFIX,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from medcls.data.targets import Task
+from medcls.evaluate.frozen_choices import Choices
 from medcls.identity import format_count
 from medcls.report.page_tables import format_threshold
-from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_table import (
     IMAGE,
     OK,

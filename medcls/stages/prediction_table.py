@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from medcls.data.manifest import write_table
 from medcls.data.targets import Task
+from medcls.evaluate.own_predictions import name_sidecar
 from medcls.files import write_bytes, write_json
 from medcls.identity import Identity, format_count, guard_cell
 from medcls.imaging.preprocess import Box
-from medcls.stages.own_predictions import name_sidecar
 from medcls.statistics.decision import Decision
 from medcls.statistics.predictions import Predictions
 

@@ -19,12 +19,12 @@ from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.store import Store
 from medcls.errors import DataError
+from medcls.evaluate.evaluation_data import Opened
 from medcls.files import FEATURE_DISTANCE, MODEL, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import ModelCard, compute_digest, read_model
-from medcls.stages.evaluation_data import Opened
 from medcls.statistics.bounds import compute_wilson
 from medcls.train.training_data import TrainingData
 from medcls.training.feature_distance import (

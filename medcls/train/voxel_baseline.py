@@ -18,10 +18,10 @@ from medcls.data.manifest import write_table
 from medcls.data.splits import VAL, read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
+from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
 from medcls.runs.folder import read_store_folder
-from medcls.stages.evaluation_data import open_rows
-from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.statistics.assessment import describe_rows
 from medcls.statistics.decision import Decision, build_decision
 from medcls.statistics.intervals import measure_predictions

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluation.perturbations import PERTURBATIONS, perturb
+from medcls.evaluate.perturbations import PERTURBATIONS, perturb
 
 
 @pytest.fixture(params=[np.uint8, np.uint16])

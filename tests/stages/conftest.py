@@ -22,12 +22,12 @@ from medcls.cli import command_line
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
+from medcls.evaluate import judged_rows
+from medcls.evaluate.evaluate import evaluate
 from medcls.models.backbones import Backbone
 from medcls.report.content import Evaluation
 from medcls.stages import compare as stage
-from medcls.stages import judged_rows
 from medcls.stages.comparison_task import Task
-from medcls.stages.evaluate import evaluate
 from medcls.train.train import train
 
 # The quickest training there is; a test adds what it is about.

@@ -16,6 +16,9 @@ from typing import Any
 from medcls.data.splits import read_certificate, read_split
 from medcls.data.store import Store
 from medcls.errors import MedclsError
+from medcls.evaluate.frozen_analysis import _read_frozen
+from medcls.evaluate.frozen_choices import read_choices
+from medcls.evaluate.split_predictions import INPUTS, _read_opened, _read_openings, read_repetition
 from medcls.files import MODEL, read_json, read_json_lines, sha256_file
 from medcls.identity import read_identity
 from medcls.imaging.catalog import read_index
@@ -23,9 +26,6 @@ from medcls.runs.checksums import check_run, open_store
 from medcls.runs.folder import read_environment, read_settings
 from medcls.runs.lineage import read_lineage
 from medcls.runs.model_file import compute_digest, read_card, read_model
-from medcls.stages.frozen_analysis import _read_frozen
-from medcls.stages.frozen_choices import read_choices
-from medcls.stages.split_predictions import INPUTS, _read_opened, _read_openings, read_repetition
 from medcls.train.training_distance import read_training_distance
 
 

@@ -21,13 +21,13 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import ConfigError, DataError
+from medcls.evaluate import robustness
+from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.image_views import Pass
+from medcls.evaluate.split_predictions import compute_logits
 from medcls.files import MANIFEST, MODEL, ODDS_RATIOS, read_json
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import robustness
-from medcls.stages.evaluation_data import open_rows
 from medcls.stages.explain import explain
-from medcls.stages.split_predictions import compute_logits
-from medcls.stages.views import Pass
 
 Run = Callable[..., Path]
 

@@ -16,9 +16,9 @@ from data_prep.prepare import prepare
 from data_prep.show import main as show
 from medcls.data.store import Store
 from medcls.errors import MedclsError
+from medcls.evaluate.evaluate import evaluate
+from medcls.evaluate.evaluate_scores import evaluate_scores
 from medcls.files import SEAL, parse_json
-from medcls.stages.evaluate import evaluate
-from medcls.stages.evaluate_scores import evaluate_scores
 from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.train.train import train

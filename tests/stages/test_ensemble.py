@@ -14,12 +14,12 @@ import torch
 
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.evaluate import evaluate as stage
+from medcls.evaluate import judged_rows
+from medcls.evaluate.evaluate import evaluate
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model
-from medcls.stages import evaluate as stage
-from medcls.stages import judged_rows
-from medcls.stages.evaluate import evaluate
 from medcls.stages.predict import predict
 
 Run = Callable[..., Path]
@@ -228,7 +228,7 @@ def test_out_keeps_the_results_of_one_ensemble(
 def test_labels_that_changed_between_two_runs_stop_the_average(
     run_copy: Path, other: Path, fuse: Run, noted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcls.stages import ensemble
+    from medcls.evaluate import ensemble
 
     original = ensemble.open_rows
 

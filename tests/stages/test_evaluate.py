@@ -16,13 +16,14 @@ from medcls.config import ExplainJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.evaluate import evaluate as stage
+from medcls.evaluate import split_predictions
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
 from medcls.report.page_tables import format_metrics
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model, read_state
-from medcls.stages import evaluate as stage
-from medcls.stages import explain, split_predictions
+from medcls.stages import explain
 from medcls.training.engine import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")

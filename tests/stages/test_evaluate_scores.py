@@ -20,8 +20,8 @@ from medcls.config import EvaluateJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, UsageError
+from medcls.evaluate.evaluate_scores import evaluate_scores
 from medcls.files import read_json
-from medcls.stages.evaluate_scores import evaluate_scores
 from medcls.stages.predict import predict
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
@@ -658,7 +658,7 @@ def test_subgroups_come_from_the_files_columns(
 def test_no_torch_is_loaded(write_rows: Callable[..., Path], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom medcls.cli.command_line import compose_job\n"
-        "from medcls.stages.evaluate_scores import evaluate_scores\n"
+        "from medcls.evaluate.evaluate_scores import evaluate_scores\n"
         f"evaluate_scores(compose_job('evaluate', ['predictions={write_rows(make_rows())}', 'out={tmp_path / 'out'}', "
         "'report=false', 'replicates=1']))\nassert 'torch' not in sys.modules\n"
     )

@@ -13,9 +13,9 @@ import pytest
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
+from medcls.evaluate.evaluate_scores import evaluate_scores
+from medcls.evaluate.frozen_analysis import read_plan
 from medcls.files import read_json, write_json
-from medcls.stages.evaluate_scores import evaluate_scores
-from medcls.stages.frozen_analysis import read_plan
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -29,12 +29,12 @@ from medcls.config import PredictJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.evaluate import judged_rows
 from medcls.files import FEATURE_DISTANCE, MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
 from medcls.predict import main
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import ModelCard, read_card, read_model, read_state
-from medcls.stages import judged_rows
 from medcls.stages import predict as stage
 from medcls.stages.predict import judge_distance
 from medcls.stages.prediction_table import COLUMNS, Case

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from medcls.data.targets import Task
+from medcls.evaluate.frozen_choices import Choices
 from medcls.identity import Identity
-from medcls.stages.frozen_choices import Choices
 from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.stages.prediction_table import Case, build_rows
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, read_decision

@@ -15,16 +15,16 @@ from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients
 from medcls.data.splits import read_split, write_split
 from medcls.data.store import Store
-from medcls.files import read_json
-from medcls.stages.report_facts import (
+from medcls.evaluate.report_facts import (
     describe_certificate,
     describe_flow,
     describe_splits,
     encode_thumbnail,
     read_subgroup_columns,
 )
-from medcls.stages.report_runs import hide_folders
-from medcls.stages.split_predictions import name_patients
+from medcls.evaluate.report_runs import hide_folders
+from medcls.evaluate.split_predictions import name_patients
+from medcls.files import read_json
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import pytest
 
 from medcls.data.splits import read_split
 from medcls.data.store import Store
+from medcls.evaluate.judged_rows import name_reasons
+from medcls.evaluate.report_facts import hide_ids
 from medcls.files import DATASET, MODEL, read_json, write_json
 from medcls.identity import count_patients, describe_patients, name_units
 from medcls.runs.model_file import read_card
-from medcls.stages.judged_rows import name_reasons
-from medcls.stages.report_facts import hide_ids
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 from medcls.data.crops import Crop, rescale
 from medcls.data.store import Store
 from medcls.errors import ConfigError
+from medcls.evaluate.image_views import ViewPlan, plan_views
 from medcls.files import read_json, read_json_lines
 from medcls.models.heads import compute_scores
 from medcls.runs.model_file import read_model
-from medcls.stages.views import ViewPlan, plan_views
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -19,7 +19,7 @@ from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
-from medcls.evaluation.perturbations import PERTURBATIONS
+from medcls.evaluate.perturbations import PERTURBATIONS
 from medcls.files import read_json, sha256_file, write_json
 from medcls.runs.model_file import read_card, read_model
 from medcls.stages.explain import explain

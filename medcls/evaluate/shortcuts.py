@@ -10,10 +10,10 @@ from torch import nn
 from medcls.config import EvaluateJob
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.evaluate.report_facts import read_subgroup_columns
+from medcls.evaluate.split_predictions import SplitPredictions
 from medcls.files import MODEL
 from medcls.runs.model_file import read_model
-from medcls.stages.report_facts import read_subgroup_columns
-from medcls.stages.split_predictions import SplitPredictions
 from medcls.statistics.predictions import Floats
 from medcls.statistics.site_prediction import compute_shortcut
 from medcls.training.forward import predict_logits

@@ -11,16 +11,11 @@ from medcls.config import EvaluateJob
 from medcls.console import put, say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
-from medcls.models.backbones import CLINICAL
-from medcls.report.content import Evaluation
-from medcls.report.gallery import choose_worst
-from medcls.runs.folder import read_environment
-from medcls.stages.ensemble import Member, open_members, predict_members, read_run_card
-from medcls.stages.evaluation_data import open_rows
-from medcls.stages.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
-from medcls.stages.frozen_choices import Choices, freeze_choices
-from medcls.stages.judged_rows import (
+from medcls.evaluate.ensemble import Member, open_members, predict_members, read_run_card
+from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
+from medcls.evaluate.frozen_choices import Choices, freeze_choices
+from medcls.evaluate.judged_rows import (
     Compared,
     Judged,
     hold_evaluations,
@@ -29,9 +24,9 @@ from medcls.stages.judged_rows import (
     print_results,
     write_results,
 )
-from medcls.stages.own_predictions import describe_evaluated
-from medcls.stages.report_explanations import read_explanations
-from medcls.stages.report_facts import (
+from medcls.evaluate.own_predictions import describe_evaluated
+from medcls.evaluate.report_explanations import read_explanations
+from medcls.evaluate.report_facts import (
     describe_certificate,
     describe_flow,
     describe_labelling,
@@ -41,7 +36,7 @@ from medcls.stages.report_facts import (
     hide_ids,
     read_subgroup_columns,
 )
-from medcls.stages.report_runs import (
+from medcls.evaluate.report_runs import (
     describe_ensemble,
     describe_model,
     describe_openings,
@@ -50,9 +45,9 @@ from medcls.stages.report_runs import (
     read_configs,
     read_history,
 )
-from medcls.stages.robustness import measure_robustness
-from medcls.stages.shortcuts import measure_shortcuts
-from medcls.stages.split_predictions import (
+from medcls.evaluate.robustness import measure_robustness
+from medcls.evaluate.shortcuts import measure_shortcuts
+from medcls.evaluate.split_predictions import (
     EVALUATED,
     PREDICTIONS,
     TESTS,
@@ -61,6 +56,11 @@ from medcls.stages.split_predictions import (
     predict_split,
     values_of,
 )
+from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
+from medcls.models.backbones import CLINICAL
+from medcls.report.content import Evaluation
+from medcls.report.gallery import choose_worst
+from medcls.runs.folder import read_environment
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.exposure import Exposure
 from medcls.train.training_distance import describe_far, measure_far

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from medcls.data.columns import Codes, read_columns
 from medcls.data.splits import ORDER, SPLIT_NAMES, count_leaks, read_patients, read_split, rows_of
 from medcls.data.store import Store
+from medcls.evaluate.report_runs import describe_ensemble
+from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import LEDGER
 from medcls.identity import PER_IMAGE, format_count
 from medcls.imaging.picture import draw_pixels
 from medcls.report.gallery import Picture, Worst
 from medcls.runs.folder import read_settings
-from medcls.stages.report_runs import describe_ensemble
-from medcls.stages.split_predictions import SplitPredictions, values_of
 from medcls.statistics.subgroups import count_patients, name_age_band
 
 THUMBNAIL = 192

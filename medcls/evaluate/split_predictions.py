@@ -19,6 +19,8 @@ from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
+from medcls.evaluate.evaluation_data import Opened
+from medcls.evaluate.image_views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
 from medcls.files import (
     EVALUATION,
     LABELS,
@@ -36,8 +38,6 @@ from medcls.files import (
 from medcls.identity import format_count
 from medcls.models.heads import average_logits, compute_scores
 from medcls.runs.model_file import ModelCard, read_model
-from medcls.stages.evaluation_data import Opened
-from medcls.stages.views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import check_predictions
 from medcls.training.engine import NonFiniteError

@@ -10,10 +10,10 @@ import cv2
 from medcls.config import EvaluateJob
 from medcls.disk import check_disk
 from medcls.errors import DataError
+from medcls.evaluate.report_runs import hide_folders
+from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import read_json, sha256_file
 from medcls.report.maps import Explanation, Overlay
-from medcls.stages.report_runs import hide_folders
-from medcls.stages.split_predictions import SplitPredictions, values_of
 
 EXPLANATIONS = "explanations.json"
 IMAGES = "images"

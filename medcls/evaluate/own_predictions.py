@@ -10,8 +10,8 @@ from typing import Any
 
 from medcls.data.targets import Task
 from medcls.errors import DataError
+from medcls.evaluate.score_file import ScoreFile, read_number
 from medcls.files import read_json, write_json
-from medcls.stages.score_file import ScoreFile, read_number
 from medcls.statistics.decision import Decision
 
 TRUE, SCORES, LEVEL, STATE, RULE, THRESHOLD = "y_true", "y_score", "level", "state", "rule", "threshold"

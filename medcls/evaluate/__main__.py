@@ -10,7 +10,7 @@ from medcls.errors import UsageError
 def main(job: EvaluateJob) -> None:
     """Evaluate one run, or several together, on one split, or a file of any tool's scores."""
     if job.predictions is not None:
-        from medcls.stages.evaluate_scores import evaluate_scores
+        from medcls.evaluate.evaluate_scores import evaluate_scores
 
         evaluate_scores(job)
         return
@@ -19,7 +19,7 @@ def main(job: EvaluateJob) -> None:
             "run=DIR is missing: python -m medcls.evaluate run=DIR split=test, or predictions=FILE.csv out=DIR"
         )
     # torch takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.evaluate import evaluate
+    from medcls.evaluate.evaluate import evaluate
 
     evaluate(job)
 

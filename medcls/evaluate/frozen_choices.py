@@ -12,13 +12,13 @@ from medcls.console import say
 from medcls.data.splits import VAL
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
+from medcls.evaluate.ensemble import Member, check_out, identify, predict_members
+from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.image_views import find_sides_of, plan_views
+from medcls.evaluate.split_predictions import SplitPredictions, count_test_openings
 from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.identity import PER_IMAGE, format_count, name_units
 from medcls.runs.folder import read_store_folder
-from medcls.stages.ensemble import Member, check_out, identify, predict_members
-from medcls.stages.evaluation_data import open_rows
-from medcls.stages.split_predictions import SplitPredictions, count_test_openings
-from medcls.stages.views import find_sides_of, plan_views
 from medcls.statistics.assessment import (
     IMAGE,
     choose_calibration,

@@ -10,14 +10,14 @@ from typing import Any
 
 from medcls.config import EvaluateJob
 from medcls.console import put, say
+from medcls.evaluate.frozen_analysis import FrozenAnalysis, read_sample_size
+from medcls.evaluate.reader_file import measure_readers
 from medcls.files import EVALUATION, delete_partial, write_json
 from medcls.identity import PER_IMAGE, name_units
 from medcls.locks import lock_folders
 from medcls.report.content import Evaluation
 from medcls.report.page_tables import count_labels, format_comparison, format_metrics
 from medcls.report.report import REPORT, write_report
-from medcls.stages.frozen_analysis import FrozenAnalysis, read_sample_size
-from medcls.stages.reader_file import measure_readers
 from medcls.statistics.analysis import format_analysis
 from medcls.statistics.assessment import Rows, assess, measure_rows
 from medcls.statistics.decision import describe_calls

@@ -13,13 +13,13 @@ from medcls.config import EvaluateJob
 from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
-from medcls.evaluation.perturbations import PERTURBATIONS, perturb
+from medcls.evaluate.perturbations import PERTURBATIONS, perturb
+from medcls.evaluate.split_predictions import SplitPredictions
 from medcls.files import MODEL
 from medcls.models.classifier import Classifier
 from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import read_model
-from medcls.stages.split_predictions import SplitPredictions
 from medcls.statistics.aggregation import DECIDING
 from medcls.statistics.intervals import summarize
 from medcls.statistics.metrics import build_estimator

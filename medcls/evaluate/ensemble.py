@@ -11,12 +11,8 @@ import torch
 
 from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.files import MODEL, read_json, sha256_file, sha256_json
-from medcls.models.heads import average_logits
-from medcls.runs.checksums import check_run
-from medcls.runs.model_file import ModelCard, read_card
-from medcls.stages.evaluation_data import Opened, open_rows
-from medcls.stages.split_predictions import (
+from medcls.evaluate.evaluation_data import Opened, open_rows
+from medcls.evaluate.split_predictions import (
     EVALUATED,
     INPUTS,
     SplitPredictions,
@@ -25,6 +21,10 @@ from medcls.stages.split_predictions import (
     predict_split,
     write_predictions,
 )
+from medcls.files import MODEL, read_json, sha256_file, sha256_json
+from medcls.models.heads import average_logits
+from medcls.runs.checksums import check_run
+from medcls.runs.model_file import ModelCard, read_card
 
 # What must be equal, and what it is called.
 _ALIKE = {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from medcls.errors import DataError
+from medcls.evaluate.split_predictions import SplitPredictions, list_openings
 from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
 from medcls.identity import format_count
-from medcls.stages.split_predictions import SplitPredictions, list_openings
 
 _SHEET = "Training images by class, stored above and augmented below"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from medcls.errors import DataError
+from medcls.evaluate.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 from medcls.identity import format_count
-from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 from medcls.statistics.aggregation import aggregate
 from medcls.statistics.assessment import IMAGE, PATIENT, Rows, read_decision
 from medcls.statistics.predictions import Integers, Predictions

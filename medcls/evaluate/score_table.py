@@ -12,9 +12,9 @@ import numpy as np
 from medcls.config import nearest
 from medcls.data.label_words import is_healthy
 from medcls.errors import ConfigError, DataError
+from medcls.evaluate.own_predictions import translate
+from medcls.evaluate.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 from medcls.identity import format_count
-from medcls.stages.own_predictions import translate
-from medcls.stages.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import ROW_SUM_TOLERANCE, Floats, Predictions, check_predictions
 

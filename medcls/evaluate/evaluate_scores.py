@@ -12,12 +12,8 @@ import numpy as np
 from medcls.config import EvaluateJob, check_choice
 from medcls.console import put, say
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.files import MODEL, read_json, write_json
-from medcls.identity import PER_IMAGE, format_count
-from medcls.report.content import Evaluation
-from medcls.reproducibility import describe_software
-from medcls.stages.frozen_analysis import FROZEN, freeze_analysis
-from medcls.stages.judged_rows import (
+from medcls.evaluate.frozen_analysis import FROZEN, freeze_analysis
+from medcls.evaluate.judged_rows import (
     METRICS,
     Compared,
     Judged,
@@ -27,8 +23,12 @@ from medcls.stages.judged_rows import (
     print_results,
     write_results,
 )
-from medcls.stages.score_file import read_number
-from medcls.stages.score_table import ScoreTable, Wanted, read_scores
+from medcls.evaluate.score_file import read_number
+from medcls.evaluate.score_table import ScoreTable, Wanted, read_scores
+from medcls.files import MODEL, read_json, write_json
+from medcls.identity import PER_IMAGE, format_count
+from medcls.report.content import Evaluation
+from medcls.reproducibility import describe_software
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.assessment import (
     IMAGE,
