@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcls.explanation.faithfulness import (
+from medcls.explain.faithfulness import (
     compute_chance,
     compute_curves,
     compute_iou,
@@ -15,7 +15,7 @@ from medcls.explanation.faithfulness import (
     point_game,
     roll_map,
 )
-from medcls.explanation.perturbation import build_background
+from medcls.explain.perturbation import build_background
 
 Score = Callable[[Tensor], Tensor]
 

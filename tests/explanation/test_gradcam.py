@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.explanation.gradcam import explain_gradcam, find_layer
+from medcls.explain.gradcam import explain_gradcam, find_layer
 from medcls.models.backbones import count_dims
 from medcls.models.classifier import build_classifier
 

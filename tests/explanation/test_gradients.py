@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcls.explanation.gradients import explain_integrated_gradients
-from medcls.explanation.perturbation import build_background
+from medcls.explain.gradients import explain_integrated_gradients
+from medcls.explain.perturbation import build_background
 
 Score = Callable[[Tensor], Tensor]
 

@@ -12,7 +12,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from medcls.errors import DataError
-from medcls.explanation.lime import (
+from medcls.explain.lime import (
     LimeSettings,
     draw_masks,
     explain_lime,
@@ -21,8 +21,8 @@ from medcls.explanation.lime import (
     select_features,
     weigh_masks,
 )
-from medcls.explanation.perturbation import build_background
-from medcls.explanation.superpixels import cut_superpixels
+from medcls.explain.perturbation import build_background
+from medcls.explain.superpixels import cut_superpixels
 from medcls.reproducibility import make_generator
 
 Score = Callable[[Tensor], Tensor]

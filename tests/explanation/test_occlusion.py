@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcls.explanation.occlusion import explain_occlusion
-from medcls.explanation.perturbation import build_background
+from medcls.explain.occlusion import explain_occlusion
+from medcls.explain.perturbation import build_background
 
 Score = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from medcls.explanation.perturbation import build_background, score_masked
+from medcls.explain.perturbation import build_background, score_masked
 
 
 def test_backgrounds(image: NDArray[np.uint8]) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from medcls.explanation.sanity import compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.explain.sanity import compare_structure, correlate_ranks, plan_cascade, scramble
 from medcls.models.classifier import build_classifier
 
 

@@ -25,9 +25,9 @@ from medcls.evaluate import robustness
 from medcls.evaluate.evaluation_data import open_rows
 from medcls.evaluate.image_views import Pass
 from medcls.evaluate.split_predictions import compute_logits
+from medcls.explain.explain import explain
 from medcls.files import MANIFEST, MODEL, ODDS_RATIOS, read_json
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.explain import explain
 
 Run = Callable[..., Path]
 

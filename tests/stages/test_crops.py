@@ -15,9 +15,9 @@ from medcls.config import TrainJob
 from medcls.data.crops import Crop
 from medcls.data.store import Store
 from medcls.errors import ConfigError
+from medcls.explain.explain import explain
 from medcls.files import read_json
 from medcls.runs.model_file import read_model
-from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.train.training_data import open_data
 

@@ -18,12 +18,12 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluate import evaluate as stage
 from medcls.evaluate import split_predictions
+from medcls.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
 from medcls.report.page_tables import format_metrics
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model, read_state
-from medcls.stages import explain
 from medcls.training.engine import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")

@@ -14,13 +14,13 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
+from medcls.explain.explain import explain, file_name
+from medcls.explain.explanation_report import describe_sanity, summarize, write_sentences
+from medcls.explain.map_checks import Subject, check_sanity, judge_sanity, read_boxes
+from medcls.explain.method import Explained
+from medcls.explain.target import Target, choose_target
 from medcls.files import read_json, read_json_lines
 from medcls.models.classifier import build_classifier
-from medcls.stages.explain import explain, file_name
-from medcls.stages.explanation_checks import Subject, check_sanity, judge_sanity, read_boxes
-from medcls.stages.explanation_method import Explained
-from medcls.stages.explanation_report import describe_sanity, summarize, write_sentences
-from medcls.stages.explanation_target import Target, choose_target
 
 RunExplain = Callable[..., Path]
 QUICK = ("device=cpu", "worst=2", "sanity_images=1", "num_samples=40", "num_superpixels=8", "steps=4")

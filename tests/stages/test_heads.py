@@ -22,10 +22,10 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.evaluation_data import list_lineage_notes
+from medcls.explain.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.heads import LinearHead
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.train.solved_head import fill_head
 from medcls.train.svm import fit_svm

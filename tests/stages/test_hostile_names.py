@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from medcls.data.store import Store
+from medcls.explain.explain import explain
 from medcls.identity import KEY_VARIABLE
-from medcls.stages.explain import explain
 
 Run = Callable[..., Path]
 SCRIPT, TAG, LINK = "<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "[x](javascript:alert(3))"

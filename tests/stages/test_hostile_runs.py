@@ -21,9 +21,9 @@ from safetensors.torch import save
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, WriteError
+from medcls.explain.explain import check_folder
 from medcls.files import DATASET, read_json, seal, write_json
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.explain import check_folder
 
 Run = Callable[..., Path]
 JUNK: list[Any] = [None, True, -1, 0, 1e300, "", "../../x", "{0.__class__}", [], [None], {}, {"_target_": "os.system"}]

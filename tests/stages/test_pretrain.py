@@ -19,9 +19,9 @@ from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.evaluate import evaluate
+from medcls.explain.explain import explain
 from medcls.files import IMAGES, METRICS_LOG, MODEL, PATIENTS, RECONSTRUCTIONS, read_json_lines, sha256_file
 from medcls.runs.model_file import find_card, read_any_card, read_autoencoder, read_card, read_model
-from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.stages.pretrain import pretrain
 from medcls.stages.pretraining_data import open_volumes

@@ -17,10 +17,10 @@ from medcls.data.store import Store
 from medcls.evaluate.evaluation_data import open_rows
 from medcls.evaluate.report_explanations import SHOWN, WIDTH, read_explanations
 from medcls.evaluate.split_predictions import predict_split
+from medcls.explain.explain import explain
 from medcls.files import MODEL, read_json, write_json
 from medcls.report.maps import Explanation
 from medcls.runs.model_file import read_card
-from medcls.stages.explain import explain
 
 QUICK = ("device=cpu", "sanity_images=1")
 Found = tuple[list[Explanation], list[str]]

@@ -17,10 +17,10 @@ from medcls.errors import BusyError
 from medcls.evaluate import judged_rows, split_predictions
 from medcls.evaluate.evaluate import evaluate
 from medcls.evaluate.judged_rows import hold_evaluations
+from medcls.explain.explain import explain
 from medcls.files import PRIVATE, read_json, read_json_lines, sha256_file
 from medcls.locks import lock_file, lock_folder
 from medcls.stages import predict as predict_stage
-from medcls.stages.explain import explain
 from tests.failing_disk import Disk, KilledError
 
 Job = Callable[..., Any]

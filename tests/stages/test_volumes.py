@@ -20,9 +20,9 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.perturbations import PERTURBATIONS
+from medcls.explain.explain import explain
 from medcls.files import read_json, sha256_file, write_json
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.explain import explain
 from medcls.stages.predict import predict
 from medcls.train import voxel_baseline
 from medcls.train.network import check_dims, choose_normalization

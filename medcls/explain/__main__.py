@@ -12,7 +12,7 @@ def main(job: ExplainJob) -> None:
     if job.run is None:
         raise UsageError("run=DIR is missing: python -m medcls.explain run=DIR method=gradcam worst=20")
     # torch takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.explain import explain
+    from medcls.explain.explain import explain
 
     explain(job)
 

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from medcls.config import ExplainJob
-from medcls.explanation.faithfulness import LEAST_PATIENTS, Curves, compute_chance
-from medcls.explanation.page import Card, Page, Picture, write_page
+from medcls.explain.faithfulness import LEAST_PATIENTS, Curves, compute_chance
+from medcls.explain.map_checks import mean_of
+from medcls.explain.method import Method
+from medcls.explain.page import Card, Page, Picture, write_page
 from medcls.identity import format_count
 from medcls.report.drawing import MUTED, SERIES, write_figure
-from medcls.stages.explanation_checks import mean_of
-from medcls.stages.explanation_method import Method
 
 METHODS = {
     "lime": ("LIME", "Ribeiro, Singh and Guestrin, arXiv 1602.04938: a sparse linear model over superpixels."),

@@ -89,6 +89,6 @@ def write_page(path: Path, page: Page) -> Path:
     Raises:
         OSError: a picture cannot be read.
     """
-    template = load_template("explanation", "explanation.html.j2")
+    template = load_template("explain", "explanation.html.j2")
     write_bytes(path, template.render(page=page, intended_use=INTENDED_USE).encode())
     return path

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medcls.data.store import Store
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
-from medcls.explanation.faithfulness import (
+from medcls.explain.faithfulness import (
     Curves,
     compute_curves,
     compute_iou,
@@ -25,12 +25,12 @@ from medcls.explanation.faithfulness import (
     point_game,
     roll_map,
 )
-from medcls.explanation.perturbation import build_background
-from medcls.explanation.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.explain.method import Explained, Method
+from medcls.explain.perturbation import build_background
+from medcls.explain.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.explain.target import Target
 from medcls.identity import format_count
 from medcls.models.classifier import Classifier
-from medcls.stages.explanation_method import Explained, Method
-from medcls.stages.explanation_target import Target
 
 Box = tuple[int, int, int, int]
 _BOX = ("box_y", "box_x", "box_h", "box_w")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import lars_path
 
 from medcls.errors import DataError
-from medcls.explanation.perturbation import Score, score_masked
+from medcls.explain.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
 
 Floats = NDArray[np.float64]

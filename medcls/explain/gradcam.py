@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from medcls.errors import ConfigError
-from medcls.explanation.perturbation import Score
+from medcls.explain.perturbation import Score
 
 
 def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tuple[str, nn.Module]:

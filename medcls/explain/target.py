@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medcls.config import nearest
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
-from medcls.explanation.perturbation import Score
+from medcls.explain.perturbation import Score
 from medcls.models.heads import compute_scores
 from medcls.training.precision import autocast
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medcls.explanation.perturbation import Score
+from medcls.explain.perturbation import Score
 
 
 def explain_integrated_gradients(

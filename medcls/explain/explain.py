@@ -20,17 +20,10 @@ from medcls.evaluate.frozen_choices import read_choices
 from medcls.evaluate.judged_rows import hold_evaluations
 from medcls.evaluate.report_explanations import EXPLANATIONS, IMAGES
 from medcls.evaluate.split_predictions import SplitPredictions, predict_split
-from medcls.explanation.faithfulness import Curves
-from medcls.explanation.lime import pick_submodular
-from medcls.explanation.nifti import write_nifti
-from medcls.explanation.overlay import write_overlay
-from medcls.explanation.page import Picture
-from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
-from medcls.models.backbones import CLINICAL
-from medcls.report.gallery import Worst, choose_worst
-from medcls.runs.checksums import note_version
-from medcls.runs.model_file import read_card, read_model
-from medcls.stages.explanation_checks import (
+from medcls.explain.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
+from medcls.explain.faithfulness import Curves
+from medcls.explain.lime import pick_submodular
+from medcls.explain.map_checks import (
     Subject,
     check_sanity,
     estimate_time,
@@ -40,9 +33,16 @@ from medcls.stages.explanation_checks import (
     read_boxes,
     summarize_areas,
 )
-from medcls.stages.explanation_method import LEGENDS, Explained, Method, freeze
-from medcls.stages.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
-from medcls.stages.explanation_target import choose_target
+from medcls.explain.map_volumes import write_nifti
+from medcls.explain.method import LEGENDS, Explained, Method, freeze
+from medcls.explain.overlay import write_overlay
+from medcls.explain.page import Picture
+from medcls.explain.target import choose_target
+from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
+from medcls.models.backbones import CLINICAL
+from medcls.report.gallery import Worst, choose_worst
+from medcls.runs.checksums import note_version
+from medcls.runs.model_file import read_card, read_model
 from medcls.training.precision import choose_device, choose_precision
 
 _OURS = {EXPLANATIONS, "explanation.html", "maps", IMAGES, "figures"}

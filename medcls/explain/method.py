@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 
 from medcls.config import ExplainJob
 from medcls.errors import ConfigError
-from medcls.explanation.gradcam import explain_gradcam, find_layer
-from medcls.explanation.gradients import explain_integrated_gradients
-from medcls.explanation.lime import LimeSettings, LocalModel, explain_lime
-from medcls.explanation.occlusion import count_windows, explain_occlusion
-from medcls.explanation.perturbation import Score, build_background
-from medcls.explanation.sanity import correlate_ranks
-from medcls.explanation.superpixels import cut_superpixels
+from medcls.explain.gradcam import explain_gradcam, find_layer
+from medcls.explain.gradients import explain_integrated_gradients
+from medcls.explain.lime import LimeSettings, LocalModel, explain_lime
+from medcls.explain.occlusion import count_windows, explain_occlusion
+from medcls.explain.perturbation import Score, build_background
+from medcls.explain.sanity import correlate_ranks
+from medcls.explain.superpixels import cut_superpixels
+from medcls.explain.target import Target, build_score
 from medcls.models.classifier import Classifier
-from medcls.stages.explanation_target import Target, build_score
 
 LEGENDS = {
     "lime": "weight of the superpixel",

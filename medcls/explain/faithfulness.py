@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.explanation.perturbation import Score, score_masked
+from medcls.explain.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
 
 Heat = NDArray[np.float32]
