@@ -42,9 +42,9 @@ from medcls.cli.command_line import run_command
 from medcls.evaluate import evaluate as evaluate_stage
 from medcls.files import TEMPORARY, sha256_file
 from medcls.models import small as cbr
+from medcls.pretrain import pretrain as pretrain_stage
 from medcls.stages import compare as compare_stage
 from medcls.stages import comparison_executors
-from medcls.stages import pretrain as pretrain_stage
 from medcls.train import resume
 from medcls.train import train as train_stage
 

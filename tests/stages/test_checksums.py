@@ -22,10 +22,10 @@ from medcls.files import SEAL, is_sealed, parse_json, read_json, write_bytes, wr
 from medcls.identity import describe_key, read_identity
 from medcls.imaging.catalog import build_index, write_index
 from medcls.imaging.source import list_files
+from medcls.predict.predict import predict
 from medcls.runs import checksums
 from medcls.runs.checksums import check_run, open_store
 from medcls.runs.model_file import read_card
-from medcls.stages.predict import predict
 from tests.stages.flipping import Tree, find_reader, flip_bits
 
 Run = Callable[..., Path]

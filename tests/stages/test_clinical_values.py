@@ -15,10 +15,10 @@ import pytest
 from medcls.clinical.encode import ClinicalSpec, Levels, Number
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import MODEL
+from medcls.predict.clinical_values import ClinicalTable, encode_cases, read_clinical
+from medcls.predict.predict import predict
+from medcls.predict.prediction_table import Case
 from medcls.runs.model_file import ModelCard, read_card
-from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
-from medcls.stages.predict import predict
-from medcls.stages.prediction_table import Case
 
 SEX, AGE = Levels("sex", "F", ["M"]), Number("age_years", 50.0, 10.0, False)
 

@@ -17,8 +17,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.explain.explain import explain
 from medcls.files import read_json
+from medcls.predict.predict import predict
 from medcls.runs.model_file import read_model
-from medcls.stages.predict import predict
 from medcls.train.training_data import open_data
 
 CROP = Crop(24, 26, 32)

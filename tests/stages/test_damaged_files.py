@@ -20,7 +20,7 @@ from medcls.evaluate.evaluate import evaluate
 from medcls.evaluate.evaluate_scores import evaluate_scores
 from medcls.explain.explain import explain
 from medcls.files import SEAL, parse_json
-from medcls.stages.predict import predict
+from medcls.predict.predict import predict
 from medcls.train.train import train
 from tests.stages.flipping import Tree, find_reader, take_fingerprint
 

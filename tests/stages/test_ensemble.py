@@ -18,9 +18,9 @@ from medcls.evaluate import evaluate as stage
 from medcls.evaluate import judged_rows
 from medcls.evaluate.evaluate import evaluate
 from medcls.files import read_json, read_json_lines, sha256_file
+from medcls.predict.predict import predict
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model
-from medcls.stages.predict import predict
 
 Run = Callable[..., Path]
 

@@ -22,7 +22,7 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError, UsageError
 from medcls.evaluate.evaluate_scores import evaluate_scores
 from medcls.files import read_json
-from medcls.stages.predict import predict
+from medcls.predict.predict import predict
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -15,9 +15,9 @@ from medcls.cli.command_line import _explain
 from medcls.data.store import Store
 from medcls.evaluate.evaluate import evaluate
 from medcls.files import PRIVATE, TEMPORARY, read_json, read_json_lines, sha256_file
+from medcls.predict.predict import predict
+from medcls.pretrain.pretrain import pretrain
 from medcls.stages.compare import compare
-from medcls.stages.predict import predict
-from medcls.stages.pretrain import pretrain
 from medcls.train.train import train
 from tests.failing_disk import Disk, KilledError
 

@@ -147,7 +147,7 @@ def test_few_capsules_are_kept(run_train: Run, tmp_path: Path, monkeypatch: pyte
 def test_pretraining_goes_back_too(
     compose_job: Callable[..., Any], volume_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from medcls.stages import pretrain as pretraining
+    from medcls.pretrain import pretrain as pretraining
 
     build = pretraining.build_learner
 

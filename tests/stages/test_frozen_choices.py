@@ -17,10 +17,10 @@ from medcls.evaluate import evaluate as stage
 from medcls.evaluate import split_predictions
 from medcls.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
+from medcls.predict.predict import find_choices
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model
 from medcls.stages import comparison_results
-from medcls.stages.predict import find_choices
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -25,8 +25,8 @@ from medcls.evaluate.evaluation_data import list_lineage_notes
 from medcls.explain.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.heads import LinearHead
+from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.predict import predict
 from medcls.train.solved_head import fill_head
 from medcls.train.svm import fit_svm
 

@@ -15,9 +15,9 @@ import pytest
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import MODEL, read_json
+from medcls.predict import predict as stage
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import predict as stage
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,12 @@ from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
 from medcls.evaluate import judged_rows
 from medcls.files import FEATURE_DISTANCE, MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
-from medcls.predict import main
+from medcls.predict import predict as stage
+from medcls.predict.__main__ import main
+from medcls.predict.predict import judge_distance
+from medcls.predict.prediction_table import COLUMNS, Case
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import ModelCard, read_card, read_model, read_state
-from medcls.stages import predict as stage
-from medcls.stages.predict import judge_distance
-from medcls.stages.prediction_table import COLUMNS, Case
 from medcls.training.feature_distance import read_distance, write_distance
 
 Rows = list[dict[str, Any]]

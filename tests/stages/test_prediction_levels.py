@@ -11,8 +11,8 @@ import pytest
 from medcls.data.targets import Task
 from medcls.evaluate.frozen_choices import Choices
 from medcls.identity import Identity
-from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
-from medcls.stages.prediction_table import Case, build_rows
+from medcls.predict.prediction_levels import complete_cases, describe_answers, describe_repeats
+from medcls.predict.prediction_table import Case, build_rows
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, read_decision
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import NEVER, list_rules

@@ -11,7 +11,7 @@ import pytest
 
 from medcls.data.targets import Task
 from medcls.identity import Identity
-from medcls.stages.prediction_table import (
+from medcls.predict.prediction_table import (
     Case,
     build_predictions,
     build_rows,

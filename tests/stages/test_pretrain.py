@@ -21,10 +21,10 @@ from medcls.errors import ConfigError, DataError
 from medcls.evaluate.evaluate import evaluate
 from medcls.explain.explain import explain
 from medcls.files import IMAGES, METRICS_LOG, MODEL, PATIENTS, RECONSTRUCTIONS, read_json_lines, sha256_file
+from medcls.predict.predict import predict
+from medcls.pretrain.pretrain import pretrain
+from medcls.pretrain.pretraining_data import open_volumes
 from medcls.runs.model_file import find_card, read_any_card, read_autoencoder, read_card, read_model
-from medcls.stages.predict import predict
-from medcls.stages.pretrain import pretrain
-from medcls.stages.pretraining_data import open_volumes
 from medcls.training.preemption import PreemptedError
 
 Run = Callable[..., Path]
@@ -123,7 +123,7 @@ def test_a_level_that_was_trained_stays_as_it_was(
     run_pretrain: Run, greedy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[dict[str, torch.Tensor]] = []
-    from medcls.stages import pretrain as stage
+    from medcls.pretrain import pretrain as stage
 
     original = stage.start_level
 
@@ -307,7 +307,7 @@ def test_finished_run_is_left_alone_also_where_labels_have_changed(
 
 def test_killed_while_it_draws_it_is_not_finished(run_pretrain: Run, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("medcls.stages.pretrain.draw_reconstructions", lambda *_, **__: 1 / 0)
+        patch.setattr("medcls.pretrain.pretrain.draw_reconstructions", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_pretrain(tmp_path / "run", *PAPER)
     assert not (tmp_path / "run" / MODEL).exists()

@@ -17,9 +17,9 @@ from medcls.data.regions import summarize_regions
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import MODEL
+from medcls.predict import predict as stage
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages import predict as stage
 
 Rows = list[dict[str, Any]]
 

@@ -20,7 +20,7 @@ from medcls.evaluate.judged_rows import hold_evaluations
 from medcls.explain.explain import explain
 from medcls.files import PRIVATE, read_json, read_json_lines, sha256_file
 from medcls.locks import lock_file, lock_folder
-from medcls.stages import predict as predict_stage
+from medcls.predict import predict as predict_stage
 from tests.failing_disk import Disk, KilledError
 
 Job = Callable[..., Any]

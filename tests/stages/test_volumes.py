@@ -22,8 +22,8 @@ from medcls.errors import ConfigError, DataError
 from medcls.evaluate.perturbations import PERTURBATIONS
 from medcls.explain.explain import explain
 from medcls.files import read_json, sha256_file, write_json
+from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
-from medcls.stages.predict import predict
 from medcls.train import voxel_baseline
 from medcls.train.network import check_dims, choose_normalization
 from medcls.train.training_data import open_data

@@ -10,9 +10,9 @@ from medcls.console import say
 from medcls.data.regions import ALL, NONE, describe_share
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.preprocess import Box
+from medcls.predict.clinical_values import read_csv
+from medcls.predict.prediction_table import OK, REFUSED, Case
 from medcls.runs.model_file import ModelCard
-from medcls.stages.clinical_values import read_csv
-from medcls.stages.prediction_table import OK, REFUSED, Case
 
 COLUMNS = ("roi_x", "roi_y", "roi_w", "roi_h")
 Regions = dict[str, list[tuple[int, Box | None]]]

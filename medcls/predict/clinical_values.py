@@ -18,8 +18,8 @@ from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import Identity
 from medcls.imaging.dicom.terms import describe_headers
+from medcls.predict.prediction_table import Case
 from medcls.runs.model_file import ModelCard
-from medcls.stages.prediction_table import Case
 
 KEYS = ("path", "patient_id")
 

@@ -15,7 +15,7 @@ def main(job: PredictJob) -> None:
             f"{' and '.join(missing)} missing: python -m medcls.predict run=DIR source=DIR_or_FILE out=FILE.parquet"
         )
     # torch takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.predict import predict
+    from medcls.predict.predict import predict
 
     predict(job)
 

@@ -15,7 +15,7 @@ def main(job: PretrainJob) -> None:
     if job.run is None:
         raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
     # torch takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.pretrain import pretrain
+    from medcls.pretrain.pretrain import pretrain
 
     say(f"next: {pretrain(job)}")
 

@@ -11,8 +11,7 @@ import numpy as np
 from medcls.data.targets import Task
 from medcls.evaluate.frozen_choices import Choices
 from medcls.identity import format_count
-from medcls.report.page_tables import format_threshold
-from medcls.stages.prediction_table import (
+from medcls.predict.prediction_table import (
     IMAGE,
     OK,
     REFUSED,
@@ -22,6 +21,7 @@ from medcls.stages.prediction_table import (
     name_scores,
     name_thresholds,
 )
+from medcls.report.page_tables import format_threshold
 from medcls.statistics.aggregation import RULES, aggregate
 from medcls.statistics.curves import list_questions
 from medcls.statistics.decision import build_decision, describe_calls

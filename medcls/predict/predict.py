@@ -39,11 +39,9 @@ from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
-from medcls.runs.checksums import note_version
-from medcls.runs.model_file import ModelCard, read_card, read_model
-from medcls.stages.clinical_values import ClinicalTable, encode_cases, read_clinical
-from medcls.stages.prediction_levels import complete_cases, describe_answers, describe_repeats
-from medcls.stages.prediction_table import (
+from medcls.predict.clinical_values import ClinicalTable, encode_cases, read_clinical
+from medcls.predict.prediction_levels import complete_cases, describe_answers, describe_repeats
+from medcls.predict.prediction_table import (
     MAP_SUFFIX,
     OK,
     REFUSED,
@@ -55,7 +53,9 @@ from medcls.stages.prediction_table import (
     write_identity_map,
     write_rows,
 )
-from medcls.stages.region_file import check_regions, read_regions, split_cases
+from medcls.predict.region_file import check_regions, read_regions, split_cases
+from medcls.runs.checksums import note_version
+from medcls.runs.model_file import ModelCard, read_card, read_model
 from medcls.train.training_distance import read_training_distance
 from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
 from medcls.training.forward import predict_logits
