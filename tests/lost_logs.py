@@ -69,7 +69,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("trainer.batch_size=4", "trainer.epochs=1", *_QUICK),
     ),
     "medcls.samplesize": ("expected=0.8", "half_width=0.2", "replicates=200", "out={own}/size.json"),
-    "medcls.stages.comparison_task": (json.dumps(_TASK), "{own}/result.json"),
+    "medcls.compare.comparison_task": (json.dumps(_TASK), "{own}/result.json"),
     "medcls.train": ("store={store}", "run={own}/run", *_TRAINING),
 }
 """An input that each command finishes within seconds; {own} is empty but for what _GIVEN copies there."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from medcls.stages.comparison_results import format_pair
+from medcls.compare.comparison_results import format_pair
 from medcls.statistics import arms as arms_module
 from medcls.statistics import intervals
 from medcls.statistics.arms import FoldPredictions, assess_arms

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from medcls.cli import command_line
+from medcls.compare import compare as stage
+from medcls.compare.comparison_task import Task
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
@@ -26,8 +28,6 @@ from medcls.evaluate import judged_rows
 from medcls.evaluate.evaluate import evaluate
 from medcls.models.backbones import Backbone
 from medcls.report.content import Evaluation
-from medcls.stages import compare as stage
-from medcls.stages.comparison_task import Task
 from medcls.train.train import train
 
 # The quickest training there is; a test adds what it is about.

@@ -15,6 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from medcls.cli.command_line import compose_job
+from medcls.compare import compare as stage
+from medcls.compare import comparison_executors
+from medcls.compare.compare import ArmsFailedError, compare
+from medcls.compare.comparison_commands import Work, choose_settings, merge_overrides
+from medcls.compare.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
+from medcls.compare.comparison_plan import make_plan
+from medcls.compare.comparison_runs import describe_progress, run_works
+from medcls.compare.comparison_task import Task, main, run_task
 from medcls.config import CompareJob, conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
@@ -22,14 +30,6 @@ from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, read_json_lines, write_json
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_card, read_state
-from medcls.stages import compare as stage
-from medcls.stages import comparison_executors
-from medcls.stages.compare import ArmsFailedError, compare
-from medcls.stages.comparison_commands import Work, choose_settings, merge_overrides
-from medcls.stages.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
-from medcls.stages.comparison_plan import make_plan
-from medcls.stages.comparison_runs import describe_progress, run_works
-from medcls.stages.comparison_task import Task, main, run_task
 
 QUICK = (
     "common=[model.weights=null,trainer.batch_size=8,trainer.epochs=1,trainer.max_steps=1,trainer.channels_last=false,"

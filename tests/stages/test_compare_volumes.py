@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medcls.compare.compare import compare
 from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import read_json
 from medcls.pretrain.pretrain import pretrain
 from medcls.runs.model_file import read_card
-from medcls.stages.compare import compare
 
 LABELS = ("NC", "MCI", "AD")
 TASKS = {

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from medcls.cli.command_line import _explain
+from medcls.compare.compare import compare
 from medcls.data.store import Store
 from medcls.evaluate.evaluate import evaluate
 from medcls.files import PRIVATE, TEMPORARY, read_json, read_json_lines, sha256_file
 from medcls.predict.predict import predict
 from medcls.pretrain.pretrain import pretrain
-from medcls.stages.compare import compare
 from medcls.train.train import train
 from tests.failing_disk import Disk, KilledError
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from medcls.compare import comparison_results
 from medcls.config import ExplainJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate import evaluate as stage
@@ -20,7 +21,6 @@ from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.predict.predict import find_choices
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model
-from medcls.stages import comparison_results
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -16,7 +16,7 @@ def main(job: CompareJob) -> None:
     if not job.arms:
         raise UsageError("no arms: say comparison=NAME, or arms.NAME=[overrides of medcls.train]")
     # Reading of results takes seconds to import: --help and --cfg job do without it.
-    from medcls.stages.compare import compare
+    from medcls.compare.compare import compare
 
     compare(job)
 

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medcls.compare.comparison_commands import Work
+from medcls.compare.comparison_executors import Executor, LocalExecutor, SlurmExecutor
+from medcls.compare.comparison_plan import Plan, keep_plan, make_plan
+from medcls.compare.comparison_results import format_comparison, write_results
+from medcls.compare.comparison_runs import is_finished, run_works
 from medcls.config import CompareJob
 from medcls.console import put, say
 from medcls.entry import INTERRUPTED
@@ -17,11 +22,6 @@ from medcls.errors import MedclsError, ReadError
 from medcls.files import OPENED, append_json_line, delete_partial, seal
 from medcls.locks import lock_folder
 from medcls.report.comparison_page import write_comparison_page
-from medcls.stages.comparison_commands import Work
-from medcls.stages.comparison_executors import Executor, LocalExecutor, SlurmExecutor
-from medcls.stages.comparison_plan import Plan, keep_plan, make_plan
-from medcls.stages.comparison_results import format_comparison, write_results
-from medcls.stages.comparison_runs import is_finished, run_works
 
 
 class ArmsFailedError(MedclsError):

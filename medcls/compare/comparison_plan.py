@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from medcls.compare.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
+from medcls.compare.comparison_folds import PlannedFold, plan_folds
 from medcls.config import CompareJob, check_choice
 from medcls.console import say
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
@@ -19,8 +21,6 @@ from medcls.files import read_json, write_json
 from medcls.runs.checksums import open_store
 from medcls.runs.lineage import check_unseen, read_lineage
 from medcls.runs.model_file import find_card
-from medcls.stages.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
-from medcls.stages.comparison_folds import PlannedFold, plan_folds
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.predictions import Predictions, check_predictions
 from medcls.train.training_data import read_task

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcls.cli.command_line import compose_job
+from medcls.compare.comparison_folds import PlannedFold
 from medcls.config import CompareJob, TrainJob
 from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
 from medcls.models.weights import IMAGENET, locate_weights
-from medcls.stages.comparison_folds import PlannedFold
 from medcls.train.network import check_dims
 
 # Of the training, where the arm's overrides say them, for its evaluation.

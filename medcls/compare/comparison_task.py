@@ -1,6 +1,6 @@
 """A task of a comparison: commands that follow one another, in this process or as a job of a cluster.
 
-As a job it is `python -m medcls.stages.comparison_task TASK RESULT`: the task comes on the command line, and its exit
+As a job it is `python -m medcls.compare.comparison_task TASK RESULT`: the task comes on the command line, and its exit
 code goes into a JSON file. Nothing that lies in the shared folder is run or unpickled.
 """
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medcls.compare.comparison_commands import Work, run_folder
+from medcls.compare.comparison_executors import Executor, Handle
+from medcls.compare.comparison_folds import PlannedFold
+from medcls.compare.comparison_task import PREEMPTED, Task
 from medcls.console import say
 from medcls.data.store import Store
 from medcls.evaluate.judged_rows import METRICS
 from medcls.evaluate.split_predictions import INPUTS
 from medcls.files import LABELS, MODEL, read_json, sha256_file
-from medcls.stages.comparison_commands import Work, run_folder
-from medcls.stages.comparison_executors import Executor, Handle
-from medcls.stages.comparison_folds import PlannedFold
-from medcls.stages.comparison_task import PREEMPTED, Task
 
 _TAIL = 12
 _TRIES = 10

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from medcls.compare.comparison_commands import Work, merge_overrides, run_folder
+from medcls.compare.comparison_folds import PlannedFold
+from medcls.compare.comparison_plan import Plan
+from medcls.compare.comparison_runs import evaluation_folder, seconds_of
 from medcls.config import VOXELS, CompareJob
 from medcls.console import say
 from medcls.data.manifest import column_list, read_table
@@ -18,10 +22,6 @@ from medcls.evaluate.split_predictions import INPUTS, PREDICTIONS
 from medcls.files import METRICS_LOG, OPENED, open_seal, read_json, read_json_lines, sha256_file, write_json
 from medcls.identity import name_units
 from medcls.report.comparison_page import ALL
-from medcls.stages.comparison_commands import Work, merge_overrides, run_folder
-from medcls.stages.comparison_folds import PlannedFold
-from medcls.stages.comparison_plan import Plan
-from medcls.stages.comparison_runs import evaluation_folder, seconds_of
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import describe_direction
 from medcls.statistics.predictions import check_predictions

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from medcls.compare.comparison_task import Task, read_exit_code, run_task
 from medcls.errors import ConfigError
 from medcls.files import read_json, write_json
-from medcls.stages.comparison_task import Task, read_exit_code, run_task
 
-_TASK_MODULE = "medcls.stages.comparison_task"
+_TASK_MODULE = "medcls.compare.comparison_task"
 _RESULT = re.compile(r"result-[0-9a-f]{32}\.json")
 _ENDED_BY_CLUSTER = 70
 _ASK_SECONDS = 20.0
