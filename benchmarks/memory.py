@@ -124,8 +124,8 @@ def _cut(text: str, width: int) -> list[str]:
 
 
 def _plan(folder: Path) -> Callable[[], object]:
-    from data_prep.label_rows import PatientRule
-    from data_prep.labels import read_label_table
+    from data_prep.labels.label_file import read_label_table
+    from data_prep.labels.label_rows import PatientRule
     from data_prep.plan import Plan, plan_images
     from data_prep.series import LEFT_OUT
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 import medcls
-from data_prep.decode import PARTS, Refusals, Setting, part_names, read_part
 from data_prep.grey_values import judge_levels
 from data_prep.identity_map import name_column
 from data_prep.ledger import QUARANTINED, SKIPPED, build_ledger, count_states
 from data_prep.plan import Plan
+from data_prep.shard_work import PARTS, Refusals, Setting, part_names, read_part
 from medcls.data.manifest import read_table, write_table
 from medcls.data.store import SCHEMA_VERSION
 from medcls.errors import DataError, MedclsError, MissingInputError

@@ -2,7 +2,7 @@
 
     python -m data_prep.demo3d out=DIR [num_source=120 num_target=150 seed=0]
 
-Everything is a pure function of the seed: the same bytes tomorrow. The patients are in data_prep/demo/heads.py,
+Everything is a pure function of the seed: the same bytes tomorrow. The patients are in data_prep/demo/head_set.py,
 how they are drawn in head_phantom.py, how they are stored in head_series.py. No patient is in both domains.
 """
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
 from data_prep.demo.head_series import build_slices
-from data_prep.demo.heads import DOMAINS, Head, draw_head
+from data_prep.demo.head_set import DOMAINS, Head, draw_head
 from medcls.disk import describe_unwritten
 from medcls.errors import MedclsError, UsageError
 from medcls.files import TEMPORARY, write_bytes

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.label_rows import Column
+from data_prep.labels.label_rows import Column
 from data_prep.ledger import LEFT_OUT
 from medcls.config import LabellingConfig
 from medcls.errors import DataError

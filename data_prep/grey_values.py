@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.decode import Setting
 from data_prep.manifest_rows import describe_values
 from data_prep.plan import Plan
+from data_prep.shard_work import Setting
 from medcls.console import say
 from medcls.data.manifest import COLUMNS
 from medcls.errors import DataError, ImageRefusedError

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.class_folders import name_classes
 from data_prep.identity_map import name_column
+from data_prep.labels.class_folders import name_classes
 from data_prep.ledger import OK, QUARANTINED, SKIPPED
 from data_prep.plan import Plan
 from medcls.data.manifest import read_table

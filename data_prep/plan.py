@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.label_rows import ROI
+from data_prep.labels.label_rows import ROI
 from data_prep.ledger import LOST
 from medcls.disk import SOURCE_FILE, read_again
 from medcls.files import sha256_json

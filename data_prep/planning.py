@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.class_folders import FolderLabels, read_class_folder_table
 from data_prep.file_choice import FileChoice, check_companions, check_masks, leave_out
-from data_prep.joining import find_companions, find_named, find_served, join_files, join_series
-from data_prep.label_paths import with_folders
-from data_prep.label_rows import PatientRule
-from data_prep.label_values import read_label_values
-from data_prep.labels import read_label_table
+from data_prep.labels.class_folders import FolderLabels, read_class_folder_table
+from data_prep.labels.joining import find_companions, find_named, find_served, join_files, join_series
+from data_prep.labels.label_file import read_label_table
+from data_prep.labels.label_paths import with_folders
+from data_prep.labels.label_rows import PatientRule
+from data_prep.labels.label_values import read_label_values
 from data_prep.ledger import LEFT_OUT, LOST, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.presentation import choose_presentation

@@ -8,8 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from data_prep.decode import Refusals, Setting, decode_shards, part_names
 from data_prep.plan import ShardPlan
+from data_prep.shard_work import Refusals, Setting, decode_shards, part_names
 from medcls.config import PrepareJob
 from medcls.console import show_progress
 from medcls.errors import ConfigError, MedclsError

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.decode import PARTS, Setting, checksum
 from data_prep.identity_map import map_path, name_column, write_way_back
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import Plan
+from data_prep.shard_work import PARTS, Setting, checksum
 from medcls.console import say
 from medcls.data.manifest import read_table
 from medcls.data.store import Store

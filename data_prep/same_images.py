@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from data_prep.label_rows import is_label
+from data_prep.labels.label_rows import is_label
 from medcls.config import SplitConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.duplicates import Differ, DuplicatePair, find_store_duplicates

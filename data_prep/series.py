@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.joining import SERIES
+from data_prep.labels.joining import SERIES
 from data_prep.ledger import LEFT_OUT
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.find import QUARANTINED, SKIPPED, find_series

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.label_rows import is_label
+from data_prep.labels.label_rows import is_label
 from medcls.data.columns import Codes, code_column
 from medcls.data.spelling import spelling_key
 from medcls.data.splits import SPLIT_NAMES, Splits, read_patients, read_split

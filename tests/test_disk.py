@@ -17,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 
 from data_prep import prepare
-from data_prep.decode import checksum
+from data_prep.shard_work import checksum
 from medcls.cli.command_line import _explain
 from medcls.data.manifest import read_table, write_table
 from medcls.data.store import Store

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.demo.heads import Head
+from data_prep.demo.head_set import Head
 from medcls.reproducibility import make_generator
 
 Floats = NDArray[np.float32]

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from data_prep.demo.head_phantom import SCANNERS, Scanner, place_voxels, scan
-from data_prep.demo.heads import Head
+from data_prep.demo.head_set import Head
 
 _DATE, _TIME = "20000101", "120000"
 

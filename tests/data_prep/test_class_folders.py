@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from data_prep.class_folders import FolderLabels, read_class_folder_table
-from data_prep.label_rows import PatientRule
-from data_prep.layouts import find_split, guess_layout
+from data_prep.labels.class_folders import FolderLabels, read_class_folder_table
+from data_prep.labels.label_rows import PatientRule
+from data_prep.labels.layouts import find_split, guess_layout
 from medcls.cli.overrides import prepare_overrides
 from medcls.config import SCHEMAS, LabellingConfig, conf_folder
 from medcls.errors import ConfigError, DataError

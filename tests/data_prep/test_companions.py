@@ -12,7 +12,7 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from data_prep.joining import find_companions
+from data_prep.labels.joining import find_companions
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import DataError

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.decode import Refusals, Setting, checksum, decode_shards, part_names, read_part
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import ShardPlan, Unit
+from data_prep.shard_work import Refusals, Setting, checksum, decode_shards, part_names, read_part
 from medcls.data.manifest import read_table
 from medcls.errors import DataError, ImageRefusedError
 from medcls.files import sha256_file
@@ -180,7 +180,7 @@ def test_file_larger_than_an_image_may_be_is_refused_before_a_byte_is_read(
     def refuse_to_read(path: Path) -> str:
         return sha256_file(path) if path.name != "huge.png" else pytest.fail("it was read")
 
-    monkeypatch.setattr("data_prep.decode.sha256_file", refuse_to_read)
+    monkeypatch.setattr("data_prep.shard_work.sha256_file", refuse_to_read)
     assert checksum(source / "huge.png", most_bytes=1 << 30) == ""
     assert checksum(source / "a.png", most_bytes=1 << 30) == sha256_file(source / "a.png")
     task = DecodeTask((source / "huge.png",), None, SPEC)

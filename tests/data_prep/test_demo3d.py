@@ -16,7 +16,7 @@ import pydicom
 import pytest
 
 from data_prep import demo3d
-from data_prep.demo import heads
+from data_prep.demo import head_set as heads
 from data_prep.demo.head_phantom import SCANNERS, place_voxels, render, scan
 from medcls.data.store import Store
 from medcls.errors import UsageError, WriteError

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_prep.label_values import read_label_values
-from data_prep.labels import PatientRule, read_label_table
+from data_prep.labels.label_file import PatientRule, read_label_table
+from data_prep.labels.label_values import read_label_values
 from medcls.config import LabellingConfig
 from medcls.data.manifest import read_table
 from medcls.data.store import Store

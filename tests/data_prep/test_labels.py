@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_prep.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
-from data_prep.labels import PatientRule, read_label_table, with_folders
+from data_prep.labels.label_file import PatientRule, read_label_table, with_folders
+from data_prep.labels.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.imaging.preprocess import Box
 from medcls.imaging.source import list_files

@@ -17,8 +17,8 @@ from typing import Any
 import cv2
 import pytest
 
-from data_prep import decode as decoding
 from data_prep import prepare as stage
+from data_prep import shard_work as decoding
 from medcls.data.store import Store
 from medcls.errors import BusyError, ConfigError, DataError, MissingInputError
 from medcls.locks import lock_folder
@@ -219,9 +219,9 @@ def test_ray_makes_the_same_store(whole: dict[str, str], source: Path, tmp_path:
 
 
 def test_a_node_with_another_key_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_prep.decode import Setting
     from data_prep.plan import ShardPlan
     from data_prep.ray_executor import _decode_one
+    from data_prep.shard_work import Setting
     from medcls.identity import KEY_VARIABLE, Identity
     from medcls.imaging.preprocess import PreprocessSpec
 

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.contradictions import CHECKS, find_contradictions, find_split
 from data_prep.file_choice import FileChoice, are_numbered, describe_several, find_differing_parts
-from data_prep.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_label, name_place
-from data_prep.matching import Rows, match_paths, match_values
+from data_prep.labels.contradictions import CHECKS, find_contradictions, find_split
+from data_prep.labels.label_rows import KEYS, OWN_COLUMNS, BadRows, PatientRule, is_label, name_place
+from data_prep.labels.matching import Rows, match_paths, match_values
 from medcls.errors import ConfigError, DataError
 from medcls.identity import format_count
 from medcls.imaging.companions import name_companion

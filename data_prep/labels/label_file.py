@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.label_paths import check_paths, check_together, with_folders
-from data_prep.label_readers import guess_readers
-from data_prep.label_rows import (
+from data_prep.labels.label_paths import check_paths, check_together, with_folders
+from data_prep.labels.label_readers import guess_readers
+from data_prep.labels.label_rows import (
     CHUNK_ROWS,
     CONTROL,
     KEYS,
@@ -29,7 +29,7 @@ from data_prep.label_rows import (
     build_schema,
     is_label,
 )
-from data_prep.layouts import SPLIT_WORDS
+from data_prep.labels.layouts import SPLIT_WORDS
 from medcls.console import say
 from medcls.data.spelling import spelling_key
 from medcls.data.votes import VOTES

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.label_paths import parent_folders
-from data_prep.label_rows import Column
+from data_prep.labels.label_paths import parent_folders
+from data_prep.labels.label_rows import Column
 
 Rows = NDArray[np.int64]
 

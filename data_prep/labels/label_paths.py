@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.label_rows import CHUNK_ROWS, ROI, BadRows, Column
+from data_prep.labels.label_rows import CHUNK_ROWS, ROI, BadRows, Column
 
 
 def with_folders(files: Column) -> pa.ChunkedArray[Any]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.label_rows import BadRows, name_place
+from data_prep.labels.label_rows import BadRows, name_place
 from medcls.identity import AGE_CAP_YEARS
 from medcls.imaging.dicom.terms import AGE_UNITS
 

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.label_columns import FLAGS, LabelColumn
-from data_prep.label_rows import is_label
+from data_prep.labels.label_columns import FLAGS, LabelColumn
+from data_prep.labels.label_rows import is_label
 from medcls.config import LabellingConfig
 from medcls.console import say
 from medcls.errors import DataError

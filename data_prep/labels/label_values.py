@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.label_columns import (
+from data_prep.labels.label_columns import (
     LabelColumn,
     check_are_classes,
     check_uncertain,
@@ -19,8 +19,8 @@ from data_prep.label_columns import (
     read_uncertain,
     say_values,
 )
-from data_prep.label_readers import Combined, combine_readers, find_readers, guess_readers, halve_votes
-from data_prep.label_rows import is_label
+from data_prep.labels.label_readers import Combined, combine_readers, find_readers, guess_readers, halve_votes
+from data_prep.labels.label_rows import is_label
 from medcls.config import LabellingConfig
 from medcls.console import say
 from medcls.data.columns import code_column

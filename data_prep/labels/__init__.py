@@ -1,0 +1,1 @@
+"""Labels: from a CSV file or folders to one checked row for each image."""
