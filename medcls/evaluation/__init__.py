@@ -1,1 +1,0 @@
-"""Predictions to numbers with intervals and a report. No torch here."""
