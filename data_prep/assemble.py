@@ -14,7 +14,7 @@ from data_prep.grey_values import judge_levels
 from data_prep.identity_map import name_column
 from data_prep.ledger import QUARANTINED, SKIPPED, build_ledger, count_states
 from data_prep.plan import Plan
-from data_prep.shard_work import PARTS, Refusals, Setting, part_names, read_part
+from data_prep.shard_work import PARTS, Refusals, ShardSetting, part_names, read_part
 from medcls.data.manifest import read_table, write_table
 from medcls.data.store import SCHEMA_VERSION
 from medcls.errors import DataError, MedclsError, MissingInputError
@@ -25,7 +25,7 @@ _BATCH = 8192
 
 
 def assemble_store(
-    plan: Plan, setting: Setting, *, listing: pa.Table, max_quarantined: float, few_levels: str = "refuse"
+    plan: Plan, setting: ShardSetting, *, listing: pa.Table, max_quarantined: float, few_levels: str = "refuse"
 ) -> None:
     """Writes manifest, ledger and dataset.json of a store whose shards are all decoded, and removes the parts.
 
@@ -81,7 +81,7 @@ def assemble_store(
     shutil.rmtree(folder / PARTS)
 
 
-def _account(plan: Plan, setting: Setting, listing: pa.Table) -> pa.Table:
+def _account(plan: Plan, setting: ShardSetting, listing: pa.Table) -> pa.Table:
     """The ledger: the parts' entries, and every other file of the source as skipped or refused before decoding."""
     tables = [read_table(setting.folder / part_names(n)["ledger"]) for n in range(plan.shards)]
     entries = pa.concat_tables(tables)
@@ -91,7 +91,7 @@ def _account(plan: Plan, setting: Setting, listing: pa.Table) -> pa.Table:
     return build_ledger(pa.concat_tables([entries, *_rest(rest, plan, setting, entries.schema)]))
 
 
-def _rest(rest: pa.Table, plan: Plan, setting: Setting, schema: pa.Schema) -> Iterator[pa.Table]:
+def _rest(rest: pa.Table, plan: Plan, setting: ShardSetting, schema: pa.Schema) -> Iterator[pa.Table]:
     """The files that no image was planned of, under the names that outputs may show."""
     early = pa.concat_tables([plan.skipped, plan.refused])
     place = pc.index_in(
@@ -121,7 +121,7 @@ def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
 
 
 def _describe(
-    manifest: pa.Table, ledger: pa.Table, setting: Setting, shards: dict[str, str], *, patients_from: str
+    manifest: pa.Table, ledger: pa.Table, setting: ShardSetting, shards: dict[str, str], *, patients_from: str
 ) -> dict[str, Any]:
     """The content of dataset.json."""
     folder, identity = setting.folder, setting.identity

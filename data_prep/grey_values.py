@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data_prep.manifest_rows import describe_values
 from data_prep.plan import Plan
-from data_prep.shard_work import Setting
+from data_prep.shard_work import ShardSetting
 from medcls.console import say
 from medcls.data.manifest import COLUMNS
 from medcls.errors import DataError, ImageRefusedError
@@ -41,7 +41,7 @@ _CAUSES = {
 }
 
 
-def judge_sample(plan: Plan, setting: Setting, *, allow: bool) -> None:
+def judge_sample(plan: Plan, setting: ShardSetting, *, allow: bool) -> None:
     """Decode a few images of a large plan and refuse what would be refused after hours of decoding.
 
     The sample is a pure function of the number of images, so that all jobs of one store see the same.
@@ -60,7 +60,7 @@ def judge_sample(plan: Plan, setting: Setting, *, allow: bool) -> None:
         raise DataError(_describe(pa.Table.from_pylist(found, schema=_COLUMNS), lost, setting.spec, of="a sample of "))
 
 
-def _tasks(rows: pa.Table, setting: Setting) -> Iterator[DecodeTask]:
+def _tasks(rows: pa.Table, setting: ShardSetting) -> Iterator[DecodeTask]:
     for row in rows.select(["files", "roi_x", "roi_y", "roi_w", "roi_h"]).to_pylist():
         files, *roi = row.values()
         box: Any = None if roi[0] is None else tuple(roi)

@@ -23,7 +23,7 @@ from data_prep.planning import build_plan, build_spec, list_source, listed_files
 from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
 from data_prep.same_images import Origin, same_images_path
-from data_prep.shard_work import PARTS, Refusals, Setting, decode_shards, part_names, read_part
+from data_prep.shard_work import PARTS, Refusals, ShardSetting, decode_shards, part_names, read_part
 from data_prep.splitting import split_store
 from medcls.config import PrepareJob
 from medcls.console import say
@@ -165,13 +165,13 @@ def _check_columns(job: PrepareJob) -> None:
         raise ConfigError(f"columns={job.columns}: {taken[0]} is there twice, or a name of the store's own: rename it")
 
 
-def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity) -> Setting:
+def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity) -> ShardSetting:
     spec = build_spec(job)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     complete = (folder / DATASET).is_file()
     reuse = Path(job.reuse) if job.reuse and not complete else None
     earlier = Earlier(reuse, spec=spec, identity=identity, columns=job.columns) if reuse else None
-    return Setting(source, folder, spec, identity, tuple(job.columns), workers, _limits(job), earlier)
+    return ShardSetting(source, folder, spec, identity, tuple(job.columns), workers, _limits(job), earlier)
 
 
 def _limits(job: PrepareJob) -> Limits:
@@ -181,7 +181,7 @@ def _limits(job: PrepareJob) -> Limits:
     return Limits(memory, usual.seconds if given.seconds is None else given.seconds)
 
 
-def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, decode: bool) -> Store:
+def _make(job: PrepareJob, plan: Plan, setting: ShardSetting, *, listing: pa.Table, decode: bool) -> Store:
     """A store of all shards: those that earlier runs have left whole are not decoded again."""
     _clear_rubbish(setting.folder)
     if decode:
@@ -192,7 +192,7 @@ def _make(job: PrepareJob, plan: Plan, setting: Setting, *, listing: pa.Table, d
     return Store(setting.folder)
 
 
-def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
+def _decode_share(job: PrepareJob, plan: Plan, setting: ShardSetting) -> None:
     """Decodes every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
     index, count = job.shard.index, job.shard.count
     _check_only_ours(setting.folder)
@@ -205,7 +205,7 @@ def _decode_share(job: PrepareJob, plan: Plan, setting: Setting) -> None:
     )
 
 
-def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) -> None:
+def _decode(job: PrepareJob, plan: Plan, setting: ShardSetting, *, numbers: range) -> None:
     """Decodes those of the shards that are not whole yet."""
     refusals = Refusals.of(job.max_quarantined, len(plan), plan.early)
     missing = []
@@ -233,7 +233,7 @@ def _decode(job: PrepareJob, plan: Plan, setting: Setting, *, numbers: range) ->
     decode_shards(plans, setting, refusals=refusals, total=sum(map(plan.count, missing)))
 
 
-def _shard(plan: Plan, setting: Setting, number: int) -> ShardPlan:
+def _shard(plan: Plan, setting: ShardSetting, number: int) -> ShardPlan:
     return plan.shard(number, source=setting.source, setting=setting.to_json())
 
 

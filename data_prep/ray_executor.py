@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from data_prep.plan import ShardPlan
-from data_prep.shard_work import Refusals, Setting, decode_shards, part_names
+from data_prep.shard_work import Refusals, ShardSetting, decode_shards, part_names
 from medcls.config import PrepareJob
 from medcls.console import show_progress
 from medcls.errors import ConfigError, MedclsError
@@ -21,7 +21,7 @@ _AHEAD = 256
 
 
 def decode_on_ray(
-    shards: Iterator[ShardPlan], setting: Setting, *, job: PrepareJob, refusals: Refusals, total: int
+    shards: Iterator[ShardPlan], setting: ShardSetting, *, job: PrepareJob, refusals: Refusals, total: int
 ) -> None:
     """Decodes the shards on the cluster that RAY_ADDRESS names, or on a local one of `workers` processes.
 
@@ -72,7 +72,9 @@ def decode_on_ray(
             ray.shutdown()
 
 
-def _decode_one(plan: ShardPlan, setting: Setting, kind: str, key_file: str | None, fingerprint: str | None) -> None:
+def _decode_one(
+    plan: ShardPlan, setting: ShardSetting, kind: str, key_file: str | None, fingerprint: str | None
+) -> None:
     """One shard, in one limited worker process of the node."""
     identity = read_identity(kind, key_file=key_file)
     if identity.fingerprint != fingerprint:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from data_prep.identity_map import map_path, name_column, write_way_back
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import Plan
-from data_prep.shard_work import PARTS, Setting, checksum
+from data_prep.shard_work import PARTS, ShardSetting, checksum
 from medcls.console import say
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
@@ -22,7 +22,7 @@ from medcls.identity import PER_IMAGE, format_count
 _BATCH = 65536
 
 
-def reopen(plan: Plan, setting: Setting) -> Store:
+def reopen(plan: Plan, setting: ShardSetting) -> Store:
     """Returns a complete store, if it is of these settings and files; it is immutable.
 
     Raises:
@@ -47,7 +47,7 @@ def reopen(plan: Plan, setting: Setting) -> Store:
     return store
 
 
-def _check_reusable(store: Store, setting: Setting) -> None:
+def _check_reusable(store: Store, setting: ShardSetting) -> None:
     """A store is immutable: other pixels, another key or other columns need another store."""
     where = f"store={store.folder} is complete and immutable"
     if store.spec != setting.spec:
@@ -64,7 +64,7 @@ def _check_reusable(store: Store, setting: Setting) -> None:
     store.verify()
 
 
-def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
+def _check_same_files(store: Store, plan: Plan, setting: ShardSetting) -> None:
     """Every image of the labels is in the store or was refused before, from the same files as now."""
     ledger = read_table(store.folder / LEDGER)
     planned = name_column(plan.table.column("key"), "image", setting.identity)
@@ -81,7 +81,7 @@ def _check_same_files(store: Store, plan: Plan, setting: Setting) -> None:
         )
 
 
-def _count_changed(plan: Plan, ledger: pa.Table, setting: Setting) -> int:
+def _count_changed(plan: Plan, ledger: pa.Table, setting: ShardSetting) -> int:
     """Files of stored and refused images whose checksum is not the ledger's."""
     paths = pc.unique(pc.list_flatten(plan.table.column("files")))
     places = pc.index_in(name_column(paths, "path", setting.identity), value_set=ledger.column("path").combine_chunks())

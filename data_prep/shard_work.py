@@ -36,7 +36,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class ShardSetting:
     """What all shards of a store share.
 
     Attributes:
@@ -160,7 +160,7 @@ class Refusals:
             )
 
 
-def decode_shards(plans: Iterator[ShardPlan], setting: Setting, *, refusals: Refusals, total: int) -> None:
+def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals: Refusals, total: int) -> None:
     """Decodes shards one after another, all by one pool of workers, and writes each one's part when it is whole.
 
     Args:
@@ -203,7 +203,7 @@ def decode_shards(plans: Iterator[ShardPlan], setting: Setting, *, refusals: Ref
             result.write()
 
 
-def build_tasks(plan: ShardPlan, shard: ShardFile, setting: Setting) -> Iterator[StoreTask]:
+def build_tasks(plan: ShardPlan, shard: ShardFile, setting: ShardSetting) -> Iterator[StoreTask]:
     """Yields a task for each unit of a shard."""
     earlier = setting.earlier
     for index, unit in enumerate(plan.units):
@@ -216,7 +216,7 @@ def build_tasks(plan: ShardPlan, shard: ShardFile, setting: Setting) -> Iterator
 class _Part:
     """What is known of a shard while its images come back."""
 
-    def __init__(self, plan: ShardPlan, setting: Setting) -> None:
+    def __init__(self, plan: ShardPlan, setting: ShardSetting) -> None:
         self.plan, self.setting = plan, setting
         self.kept: list[int] = []
         self._rows: list[dict[str, Any]] = []

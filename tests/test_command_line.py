@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from medcls.cli import command_line, overrides
+from medcls.cli.help import format_help
 from medcls.cli.overrides import find_form, prepare_overrides
 from medcls.config import NAMED, SCHEMAS, conf_folder, register_schemas
 from medcls.config.schema import NAMES
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError, WriteError
-from medcls.help import format_help
 
 Compose = Callable[..., Any]
 Command = Callable[..., tuple[int, str, Any]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from medcls.cli.help import format_help, format_value, list_rows
 from medcls.config import SCHEMAS, conf_folder, register_schemas
 from medcls.errors import UsageError
-from medcls.help import format_help, format_value, list_rows
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,9 @@
-"""The rooms and who may import whom (docs: the design's import rules), read from the source of every module."""
+"""The rooms and who may import whom (docs/architecture.md), read from the source of every module, wings too."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,37 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-ROOMS = ("imaging", "data", "models", "evaluation", "explanation")
-MAY_KNOW = {"data": {"imaging"}}
-"""Room -> the other rooms that it may import."""
+FOUNDATION = {"errors", "disk", "files", "locks", "identity", "distributed", "reproducibility", "typed_fields"}
+FOUNDATION |= {"console", "entry"}
+"""Single files at the bottom; they know one another's level, and errors, disk and files know only those before them."""
 
-FOUNDATION = {"errors", "config", "disk", "files", "locks", "identity", "distributed", "reproducibility"}
-FOUNDATION |= {"typed_fields", "hydra_border", "sweeps", "templates", "entry", "console"}
-"""Modules at the bottom; they know one another's level: errors is below all."""
+WINGS = {"train", "pretrain", "evaluate", "predict", "explain", "compare", "fetch", "launch", "samplesize"}
+"""One for each command: the only rooms that take a whole job."""
 
-BELOW = {"errors", "disk", "files", "distributed"}
-"""What the others of the foundation may import: each the ones before it."""
+LEVELS: list[set[str]] = [
+    {"medcls", "errors"},
+    FOUNDATION - {"errors"},
+    {"config"},
+    {"imaging", "models", "statistics"},
+    {"data", "report", "clinical"},
+    {"training"},
+    {"runs"},
+    {"cli"},
+    WINGS | {"data_prep"},
+]
+"""From below: a module imports its own room and levels below its own, and of its own level what NEIGHBOURS says."""
+
+NEIGHBOURS = {
+    "data": {"imaging"},
+    "clinical": {"data"},
+    "evaluate": {"train"},
+    "explain": {"evaluate", "train"},
+    "predict": {"evaluate", "train"},
+    "pretrain": {"train"},
+    "compare": {"evaluate", "train"},
+    "data_prep": {"train"},
+}
+"""Room -> the rooms of its own level that it may import."""
 
 ANYWHERE = {"nearest", "check_choice", "check_range", "check_file_name", "TASKS", "SPLITS"}
 """Names of medcls.config that are no part of a job: functions and constants, as all of medcls.config.checks are."""
@@ -53,72 +75,65 @@ def own_imports(name: str) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """The room of medcls that a module stands in: "data", "training", or its own name at the top."""
+    """The room of medcls that a module is in: "data", "training", or its own name at the top."""
     parts = module.split(".")
     return parts[1] if parts[0] == "medcls" and len(parts) > 1 else parts[0]
 
 
-def is_entry(module: str) -> bool:
-    """Entry points, the stages they call, and the border to Hydra."""
-    return room_of(module) in ("stages", "command_line", "help", "overrides") or (
-        module.count(".") == 1 and 'if __name__ == "__main__"' in MODULES[module].read_text(encoding="utf-8")
-    )
+def level_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(LEVELS) if room in rooms)
 
 
 def test_the_sources_are_found() -> None:
-    assert {"medcls.config", "medcls.data.store", "medcls.training.engine", "data_prep.prepare"} <= set(MODULES)
-    assert is_entry("medcls.train")
-    assert is_entry("data_prep.show")
-    assert not is_entry("medcls.data.store")
+    assert {"medcls.config", "medcls.data.store", "medcls.train.loop", "data_prep.prepare"} <= set(MODULES)
     assert ("torch", "") in imported("medcls.reproducibility")  # an import inside a function is seen
 
 
+def test_every_room_has_a_level_and_every_level_a_room() -> None:
+    assert {room_of(name) for name in MODULES} == set().union(*LEVELS)
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_every_import_follows_the_rules(name: str) -> None:
-    room, own = room_of(name), own_imports(name)
+def test_imports_point_downwards(name: str) -> None:
+    room = room_of(name)
+    for module in own_imports(name):
+        other = room_of(module)
+        known = other == room or other in NEIGHBOURS.get(room, set()) or level_of(other) < level_of(room)
+        # The files of the foundation know one another; errors is below them.
+        assert known or {room, other} <= FOUNDATION, f"{name} imports {module}, which is not below it"
     if name.startswith("medcls"):
-        assert [m for m in own if m.startswith("data_prep")] == [], "medcls never imports data_prep"
-    if name == "medcls.errors":
-        assert own == set(), "errors is below everything"
-    elif room in FOUNDATION and name.startswith("medcls"):
-        assert {room_of(m) for m in own} <= {*BELOW, "medcls", room}, "the foundation imports errors and files"
-    if room in ROOMS:
-        allowed = {room, *MAY_KNOW.get(room, set()), *FOUNDATION, "medcls"}
-        assert {room_of(m) for m in own} <= allowed, f"{room} knows a room it may not know"
-    if room in ("imaging", "evaluation"):
-        assert {m.split(".")[0] for m, _ in imported(name)} & TORCH == set(), f"{room} imports no torch"
-    if name.startswith("data_prep") and name != "data_prep.show":
-        assert {m.split(".")[0] for m, _ in imported(name)} & TORCH == set(), "data_prep decodes without torch"
+        assert [m for m in own_imports(name) if m.startswith("data_prep")] == [], "medcls never imports data_prep"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_only_entry_points_read_the_configuration(name: str) -> None:
+def test_libraries_are_imported_where_they_belong(name: str) -> None:
+    room, libraries = room_of(name), {module.split(".")[0] for module, _ in imported(name)}
+    if room in ("imaging", "statistics", "report") or (room == "data_prep" and name != "data_prep.show"):
+        assert libraries & TORCH == set(), f"{room} works without torch"
+    if room not in ("cli", "config"):
+        assert "hydra" not in libraries, "only the command line knows Hydra"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_only_wings_take_a_job(name: str) -> None:
     taken = {(module, item) for module, item in imported(name) if room_of(module) == "config"}
     objects = {item for module, item in taken if module != "medcls.config.checks"} - ANYWHERE
-    whole = [module for module, item in imported(name) if f"{module}.{item}" == "medcls.config" or module == "hydra"]
-    if name.startswith("data_prep") or is_entry(name) or room_of(name) == "config":
+    whole = [module for module, item in imported(name) if f"{module}.{item}" == "medcls.config"]
+    if room_of(name) in (*WINGS, "data_prep", "config", "cli"):
         return
-    assert objects == set(), "below the entry points functions take plain arguments"
+    assert objects == set(), "below the wings functions take plain arguments"
     assert whole == []
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_layers_point_downwards(name: str) -> None:
-    for module in own_imports(name):
-        assert layer_of(module) <= layer_of(name), f"{name} imports {module}, which lies above it"
-
-
-def layer_of(module: str) -> int:
-    """4 entry points and data_prep, 3 the loop, 2 rooms, 1 foundation, 0 errors and the package itself."""
-    room = room_of(module)
-    if module in ("medcls", "medcls.errors", "data_prep"):
-        return 0
-    if module.startswith("data_prep") or is_entry(module):
-        # The commands of medcls may say a line as data_prep does: command_line is their common floor.
-        return 4
-    if room == "training":
-        return 3
-    return 1 if room in FOUNDATION else 2
+def test_no_file_name_and_no_class_name_exists_twice() -> None:
+    files = Counter(path.name for path in MODULES.values() if path.stem not in ("__init__", "__main__"))
+    classes = Counter(
+        node.name
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in (files + classes).items() if count > 1] == []
 
 
 def test_modules_do_not_import_one_another_in_a_circle() -> None:

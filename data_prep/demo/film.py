@@ -34,7 +34,7 @@ _MAXIMUM = 4095
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
+class FilmExposure:
     """How one film was taken and stored; drawn without a look at the grade."""
 
     dose: float
@@ -52,12 +52,12 @@ class Exposure:
     transfer_syntax: str
 
 
-def draw_exposure(knee: Knee) -> Exposure:
+def draw_exposure(knee: Knee) -> FilmExposure:
     """The exposure of one film: a pure function of its seed, patient and side, blind to the grade."""
     rng = make_generator("demo film", knee.seed, knee.patient, knee.side)
     edges = rng.integers(2, 14, 4) * (rng.random(4) < 0.2)
     mean, deviation = rng.uniform(1500, 2300), rng.uniform(420, 650)
-    return Exposure(
+    return FilmExposure(
         dose=float(np.exp(rng.uniform(-1.0, 1.0))),
         blur_px=float(rng.uniform(0.5, 1.1)),
         sharpening=float(rng.uniform(0.0, 0.8)),
@@ -74,7 +74,7 @@ def draw_exposure(knee: Knee) -> Exposure:
     )
 
 
-def expose(knee: Knee, exposure: Exposure) -> NDArray[np.uint16]:
+def expose(knee: Knee, exposure: FilmExposure) -> NDArray[np.uint16]:
     """The film as displayed: (H, W) uint16, 0 to 4095, bone bright; mean and contrast are those drawn.
 
     Source: own choice; quantum noise of the log signal grows as exp(attenuation / 2) / sqrt(dose).
@@ -120,7 +120,7 @@ def _put_marker(film: Floats, side: str, rng: np.random.Generator) -> None:
     film += (letter / np.float32(255)) * (film.max() - film)
 
 
-def build_dicom(knee: Knee, exposure: Exposure, *, age_years: int) -> Dataset:
+def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Dataset:
     """One film as a DICOM data set, encoded in the transfer syntax of the exposure.
 
     Source: DICOM PS3.3 A.26 (digital X-ray image), C.8.11 (DX modules).
@@ -133,7 +133,7 @@ def build_dicom(knee: Knee, exposure: Exposure, *, age_years: int) -> Dataset:
     for describe in (_describe_patient, _describe_anatomy, _describe_detector):
         dataset.update(describe(knee))
     dataset.PatientSex, dataset.PatientAge = draw_sex(knee.seed, knee.patient), f"{age_years:03d}Y"
-    dataset.KVP, dataset.Exposure = str(exposure.kvp), str(round(6 * exposure.dose))
+    dataset.KVP, dataset.FilmExposure = str(exposure.kvp), str(round(6 * exposure.dose))
     dataset.PhotometricInterpretation = "MONOCHROME1" if exposure.inverted else "MONOCHROME2"
     dataset.PresentationLUTShape = "INVERSE" if exposure.inverted else "IDENTITY"
     dataset.PixelIntensityRelationshipSign = 1 if exposure.inverted else -1

@@ -21,6 +21,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from medcls.cli.help import format_help
 from medcls.cli.overrides import prepare_overrides
 from medcls.cli.sweeps import JobFailedError, describe_job, is_sweep, keep_tidy
 from medcls.config import SCHEMAS, conf_folder, load, register_schemas
@@ -29,7 +30,6 @@ from medcls.disk import advise
 from medcls.distributed import count_ranks, get_rank, is_first
 from medcls.entry import INTERRUPTED
 from medcls.errors import BusyError, ConfigError, MedclsError, UsageError, WriteError
-from medcls.help import format_help
 
 SEVERAL_PROCESSES = ("train", "pretrain")
 

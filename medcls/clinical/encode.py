@@ -36,7 +36,7 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
+class NumericColumn:
     """A numeric column.
 
     Attributes:
@@ -83,7 +83,7 @@ class ClinicalSpec:
     """
 
     levels: list[Levels]
-    numbers: list[Number]
+    numbers: list[NumericColumn]
     unseen: str = "refuse"
 
     @property
@@ -112,7 +112,7 @@ class ClinicalSpec:
         """Returns what `to_json` wrote; raises KeyError or TypeError for anything else."""
         levels, numbers = (
             [Levels(**each) for each in content["levels"]],
-            [Number(**each) for each in content["numbers"]],
+            [NumericColumn(**each) for each in content["numbers"]],
         )
         return cls(levels, numbers, content["unseen"])
 
@@ -194,7 +194,7 @@ def _place(text: str, spec: Levels, unseen: str) -> int:
     return spec.levels.index(text) if text in spec.levels else _FAULT
 
 
-def _encode_number(spec: Number, column: pa.ChunkedArray[Any], *, faults: Faults) -> NDArray[np.float64]:
+def _encode_number(spec: NumericColumn, column: pa.ChunkedArray[Any], *, faults: Faults) -> NDArray[np.float64]:
     values = read_numbers(column)
     missing = np.isnan(values)
     for row in np.flatnonzero(np.isinf(values)).tolist():

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, Number, read_numbers, read_texts
+from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, NumericColumn, read_numbers, read_texts
 from medcls.config import nearest
 from medcls.errors import ConfigError, DataError
 
@@ -100,7 +100,7 @@ def _find_levels(column: pa.ChunkedArray[Any], name: str, *, patients: int, refe
     return Levels(name, chosen, [*(level for level in known if level != chosen), *({MISSING} & set(found))])
 
 
-def _measure(column: pa.ChunkedArray[Any], name: str) -> Number:
+def _measure(column: pa.ChunkedArray[Any], name: str) -> NumericColumn:
     values = read_numbers(column)
     if np.isinf(values).any():
         raise DataError(
@@ -110,7 +110,7 @@ def _measure(column: pa.ChunkedArray[Any], name: str) -> Number:
     known = values[~np.isnan(values)]
     if not len(known) or known.min() == known.max():
         raise DataError(f"clinical: {name} has no two different values in training: leave it out")
-    return Number(name, float(known.mean()), float(known.std()), len(known) < len(values))
+    return NumericColumn(name, float(known.mean()), float(known.std()), len(known) < len(values))
 
 
 def check_no_label(spec: ClinicalSpec, table: pa.Table, targets: NDArray[np.float64]) -> None:

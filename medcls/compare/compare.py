@@ -12,7 +12,7 @@ from typing import Any
 
 from medcls.compare.comparison_commands import Work
 from medcls.compare.comparison_executors import Executor, LocalExecutor, SlurmExecutor
-from medcls.compare.comparison_plan import Plan, keep_plan, make_plan
+from medcls.compare.comparison_plan import ComparisonPlan, keep_plan, make_plan
 from medcls.compare.comparison_results import format_comparison, write_results
 from medcls.compare.comparison_runs import is_finished, run_works
 from medcls.config import CompareJob
@@ -69,7 +69,7 @@ def compare(job: CompareJob) -> None:
         )
 
 
-def list_unfinished(out: Path, plan: Plan) -> list[Work]:
+def list_unfinished(out: Path, plan: ComparisonPlan) -> list[Work]:
     """Returns the works that have to run, in order."""
     folds = {fold.folder: fold for fold in plan.folds}
     return [
@@ -77,7 +77,7 @@ def list_unfinished(out: Path, plan: Plan) -> list[Work]:
     ]
 
 
-def list_whole(out: Path, plan: Plan) -> list[str]:
+def list_whole(out: Path, plan: ComparisonPlan) -> list[str]:
     """Returns the arms that are finished, and says which are left out: only= runs some, and compares all that are."""
     lacking = {arm for work in list_unfinished(out, plan) for arm in work.arms}
     if lacking:
@@ -85,7 +85,7 @@ def list_whole(out: Path, plan: Plan) -> list[str]:
     return [arm for arm in plan.arms if arm not in lacking]
 
 
-def note_opening(job: CompareJob, out: Path, plan: Plan, *, left: list[Work]) -> None:
+def note_opening(job: CompareJob, out: Path, plan: ComparisonPlan, *, left: list[Work]) -> None:
     """Says and writes down that the store's test rows are opened, where they are."""
     if job.folds.over != "all" and job.folds.kind != "holdout":
         return

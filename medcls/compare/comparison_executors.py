@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from medcls.compare.comparison_task import Task, read_exit_code, run_task
+from medcls.compare.comparison_task import ComparisonTask, read_exit_code, run_task
 from medcls.errors import ConfigError
 from medcls.files import read_json, write_json
 
@@ -44,7 +44,7 @@ class Executor(Protocol):
 
     slots: int
 
-    def start(self, task: Task) -> Handle:
+    def start(self, task: ComparisonTask) -> Handle:
         """Returns at once."""
 
     def stop(self) -> None:
@@ -59,7 +59,7 @@ class LocalExecutor:
         self._pool = ThreadPoolExecutor(slots)
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, task: Task) -> Handle:
+    def start(self, task: ComparisonTask) -> Handle:
         """Returns at once; the task runs as soon as a slot is free."""
         return self._pool.submit(run_task, task, on_start=self._processes.append)
 
@@ -110,7 +110,7 @@ class SlurmExecutor:
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"slurm.*={dict(options)}: submitit says: {reason}") from error
 
-    def start(self, task: Task) -> Handle:
+    def start(self, task: ComparisonTask) -> Handle:
         """Submit the task, unless its job of an earlier start is still in the queue.
 
         Raises:

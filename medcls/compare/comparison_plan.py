@@ -30,7 +30,7 @@ FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ComparisonPlan:
     """All folds and works of a comparison.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan:
         }
 
 
-def make_plan(job: CompareJob) -> Plan:
+def make_plan(job: CompareJob) -> ComparisonPlan:
     """Checks every arm, writes the folds into the store, and returns what is to be done.
 
     Arms that only= leaves out are planned, too: what they have finished is compared.
@@ -88,7 +88,7 @@ def make_plan(job: CompareJob) -> Plan:
         for arm, steps in arms.items():
             for work in plan_arm(job, arm, fold, steps):
                 works[work.name] = _join(works.get(work.name, work), work)
-    return Plan(store, list(arms), folds, list(works.values()), test_share)
+    return ComparisonPlan(store, list(arms), folds, list(works.values()), test_share)
 
 
 def _join(known: Work, work: Work) -> Work:
@@ -165,7 +165,7 @@ def make_up(task: Task) -> Predictions:
     return check_predictions(task.kind, true, score, class_names=task.class_names, grades=task.grades)
 
 
-def keep_plan(out: Path, plan: Plan) -> None:
+def keep_plan(out: Path, plan: ComparisonPlan) -> None:
     """Writes plan.json, after checking that what was planned there before is planned in the same way.
 
     Arms, folds and sizes may join; none may change, since finished runs are kept. Where store and results lie may.

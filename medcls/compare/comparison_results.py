@@ -10,12 +10,13 @@ import numpy as np
 
 from medcls.compare.comparison_commands import Work, merge_overrides, run_folder
 from medcls.compare.comparison_folds import PlannedFold
-from medcls.compare.comparison_plan import Plan
+from medcls.compare.comparison_plan import ComparisonPlan
 from medcls.compare.comparison_runs import evaluation_folder, seconds_of
 from medcls.config import VOXELS, CompareJob
 from medcls.console import say
 from medcls.data.manifest import column_list, read_table
 from medcls.errors import DataError
+from medcls.evaluate.baseline import BASELINE_PREDICTIONS
 from medcls.evaluate.ensemble import read_run_card
 from medcls.evaluate.judged_rows import METRICS
 from medcls.evaluate.split_predictions import INPUTS, PREDICTIONS
@@ -26,7 +27,6 @@ from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import describe_direction
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.shared_metrics import choose_metrics
-from medcls.train.voxel_baseline import BASELINE_PREDICTIONS
 
 COMPARISON = "comparison.json"
 FORMAT = 1
@@ -45,7 +45,7 @@ _NOTE = (
 
 
 def write_results(
-    job: CompareJob, out: Path, plan: Plan, *, arms: Sequence[str], failed: Mapping[str, Any]
+    job: CompareJob, out: Path, plan: ComparisonPlan, *, arms: Sequence[str], failed: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what comparison.json holds; {} where no arm is whole.
 
@@ -115,7 +115,9 @@ def write_results(
     return results
 
 
-def read_arms(out: Path, plan: Plan, arms: Sequence[str], *, size: int | None) -> dict[str, list[FoldPredictions]]:
+def read_arms(
+    out: Path, plan: ComparisonPlan, arms: Sequence[str], *, size: int | None
+) -> dict[str, list[FoldPredictions]]:
     """Returns what each arm says about the folds of one size, and the baseline of voxels beside them.
 
     Every training of an arm that keeps it fits the baseline on the fold's rows: of equal tasks it is the same one, so
@@ -130,12 +132,14 @@ def read_arms(out: Path, plan: Plan, arms: Sequence[str], *, size: int | None) -
     return read
 
 
-def find_work(plan: Plan, arm: str, fold: PlannedFold) -> Work:
+def find_work(plan: ComparisonPlan, arm: str, fold: PlannedFold) -> Work:
     """Returns the work of an arm that predicts the test rows of a fold."""
     return next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
 
 
-def read_fold(out: Path, arm: str, fold: PlannedFold, plan: Plan, *, file: str = PREDICTIONS) -> FoldPredictions:
+def read_fold(
+    out: Path, arm: str, fold: PlannedFold, plan: ComparisonPlan, *, file: str = PREDICTIONS
+) -> FoldPredictions:
     """Returns what an arm, or the baseline in its runs, says about the test rows of a fold."""
     work = find_work(plan, arm, fold)
     task = read_run_card(run_folder(out, work.name)).task
@@ -175,7 +179,7 @@ def choose(
     return metric, [name for name in chosen if name != metric]
 
 
-def measure_cost(out: Path, arm: str, plan: Plan, *, size: int | None) -> dict[str, Any]:
+def measure_cost(out: Path, arm: str, plan: ComparisonPlan, *, size: int | None) -> dict[str, Any]:
     """Returns the wall times of an arm's works of one size, all folds together, and how fast it trained.
 
     "train_seconds" and "evaluate_seconds" count whole processes, start included; "shared_seconds" those of steps on

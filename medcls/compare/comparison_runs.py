@@ -11,7 +11,7 @@ from typing import Any
 from medcls.compare.comparison_commands import Work, run_folder
 from medcls.compare.comparison_executors import Executor, Handle
 from medcls.compare.comparison_folds import PlannedFold
-from medcls.compare.comparison_task import PREEMPTED, Task
+from medcls.compare.comparison_task import PREEMPTED, ComparisonTask
 from medcls.console import say
 from medcls.data.store import Store
 from medcls.evaluate.judged_rows import METRICS
@@ -78,12 +78,12 @@ def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None
     )
 
 
-def build_task(out: Path, work: Work, *, store: Store, threads: int) -> Task:
+def build_task(out: Path, work: Work, *, store: Store, threads: int) -> ComparisonTask:
     """Returns the task of a work, with its log and number of threads; a model that is there is only evaluated."""
     run = run_folder(out, work.name)
     makes = [run / MODEL, evaluation_folder(out, work, store) / METRICS][: len(work.commands)]
     done = 1 if work.evaluated and makes[0].is_file() else 0
-    return Task(
+    return ComparisonTask(
         name=work.name,
         commands=work.commands[done:],
         makes=makes[done:],

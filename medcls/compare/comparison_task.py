@@ -29,7 +29,7 @@ EXIT_CODE = "exit_code"
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ComparisonTask:
     """Commands that follow one another in one process after the other.
 
     Attributes:
@@ -53,7 +53,7 @@ class Task:
         return json.dumps(asdict(self), default=str)
 
     @classmethod
-    def from_text(cls, text: str) -> Task:
+    def from_text(cls, text: str) -> ComparisonTask:
         """Return what `to_text` made.
 
         Raises:
@@ -74,7 +74,7 @@ class Task:
         return task
 
 
-def run_task(task: Task, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
+def run_task(task: ComparisonTask, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
     """Returns the exit code of the first command that fails, or 0.
 
     Args:
@@ -115,19 +115,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run a task and write its exit code.
 
     Args:
-        arguments: The task as `Task.to_text` makes it, and the file for the exit code.
+        arguments: The task as `ComparisonTask.to_text` makes it, and the file for the exit code.
     """
     if len(arguments) != 2:
         print("comparison_task: medcls.compare executor=slurm starts it, with TASK RESULT", file=sys.stderr)
         return UsageError.exit_code
     try:
-        return _run_job(Task.from_text(arguments[0]), Path(arguments[1]))
+        return _run_job(ComparisonTask.from_text(arguments[0]), Path(arguments[1]))
     except MedclsError as error:
         print(f"comparison_task: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run_job(task: Task, result: Path) -> int:
+def _run_job(task: ComparisonTask, result: Path) -> int:
     running: list[subprocess.Popen[bytes]] = []
 
     def hand_on(*_: Any) -> None:

@@ -11,8 +11,10 @@ from medcls.config import EvaluateJob
 from medcls.console import put, say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
+from medcls.evaluate.baseline import measure_baseline
 from medcls.evaluate.ensemble import Member, open_members, predict_members, read_run_card
 from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.far_images import describe_far, measure_far
 from medcls.evaluate.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
 from medcls.evaluate.frozen_choices import Choices, freeze_choices
 from medcls.evaluate.judged_rows import (
@@ -63,8 +65,6 @@ from medcls.report.gallery import choose_worst
 from medcls.runs.folder import read_environment
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.exposure import Exposure
-from medcls.train.training_distance import describe_far, measure_far
-from medcls.train.voxel_baseline import measure_baseline
 
 
 def evaluate(job: EvaluateJob) -> None:

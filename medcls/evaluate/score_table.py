@@ -55,7 +55,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ScoreForm:
     """The task that a file of scores answers.
 
     Attributes:
@@ -97,7 +97,7 @@ class ScoreTable:
         unscored: Number of images that predict gave no score.
     """
 
-    form: Form
+    form: ScoreForm
     rows: Rows
     image_ids: tuple[str, ...]
     columns: dict[str, list[str]] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def find_role(file: ScoreFile, role: str) -> str | None:
     return found[0] if found else None
 
 
-def find_form(file: ScoreFile, wanted: Wanted) -> Form:
+def find_form(file: ScoreFile, wanted: Wanted) -> ScoreForm:
     """Return the task of a file, from its columns and labels and what the command line says of them."""
     scores = [column for column in file.names if column == SCORE or column.startswith(SCORE_OF)]
     truths = [column for column in file.names if column.startswith(LABELS_OF)]
@@ -218,7 +218,7 @@ def _find_kind(
 
 def _form_binary(
     file: ScoreFile, wanted: Wanted, scores: list[str], truths: list[str], found: list[str], why: str
-) -> Form:
+) -> ScoreForm:
     named = [column.removeprefix(SCORE_OF) for column in scores if column != SCORE]
     if len(scores) > 2:
         raise ConfigError(f"kind=binary: {len(scores)} columns of scores: keep one, or set kind=multiclass")
@@ -236,7 +236,7 @@ def _form_binary(
             f"{file.setting}: the only column of scores is that of {names[0]}, the negative class: give the score of "
             f"{names[1]}, or set positive={names[0]}"
         )
-    return Form("binary", names, False, labels, tuple(scores), tuple(truths), why)
+    return ScoreForm("binary", names, False, labels, tuple(scores), tuple(truths), why)
 
 
 def _name_classes(file: ScoreFile, wanted: Wanted, *, named: list[str], found: list[str]) -> tuple[str, str]:
@@ -281,7 +281,7 @@ def _check_positive(wanted: Wanted, names: tuple[str, str]) -> tuple[str, str]:
 
 def _form_multilabel(
     file: ScoreFile, wanted: Wanted, scores: list[str], truths: list[str], found: list[str], why: str
-) -> Form:
+) -> ScoreForm:
     names = {column.removeprefix("label_").removeprefix("truth_"): column for column in truths}
     chosen = wanted.classes or tuple(names)
     given = [column.removeprefix(SCORE_OF) for column in scores]
@@ -291,12 +291,12 @@ def _form_multilabel(
             hint = nearest(missing[0], others)
             raise DataError(f"{file.setting}: no column {what}{missing[0]}{hint}: each label needs a truth and a score")
     truths = [names[name] for name in chosen]
-    return Form("multilabel", chosen, False, {}, tuple(f"{SCORE_OF}{name}" for name in chosen), tuple(truths), why)
+    return ScoreForm("multilabel", chosen, False, {}, tuple(f"{SCORE_OF}{name}" for name in chosen), tuple(truths), why)
 
 
 def _form_number(
     file: ScoreFile, wanted: Wanted, scores: list[str], truths: list[str], found: list[str], why: str
-) -> Form:
+) -> ScoreForm:
     if len(scores) != 1:
         raise ConfigError(f"kind=regression: {len(scores)} columns of scores: keep one, the predicted value")
     names: tuple[str, ...] = ()
@@ -308,12 +308,12 @@ def _form_number(
                 f"{file.setting}: {len(values) - len(whole)} labels are not whole grades from 0 up: number them"
             )
         names = wanted.classes or tuple(str(grade) for grade in range(max([1, *whole]) + 1))
-    return Form("regression", names, bool(names), {}, tuple(scores), tuple(truths), why)
+    return ScoreForm("regression", names, bool(names), {}, tuple(scores), tuple(truths), why)
 
 
 def _form_classes(
     file: ScoreFile, wanted: Wanted, scores: list[str], truths: list[str], found: list[str], why: str
-) -> Form:
+) -> ScoreForm:
     kind = "multiclass" if wanted.kind == "auto" else wanted.kind
     names = tuple(column.removeprefix(SCORE_OF) for column in scores)
     if scores == [SCORE] or len(names) < 2:
@@ -330,10 +330,12 @@ def _form_classes(
         names = tuple(sorted(names, key=float))
     names = wanted.classes or names
     columns = tuple(f"{SCORE_OF}{name}" for name in names)
-    return Form(kind, names, False, {spell_label(name): k for k, name in enumerate(names)}, columns, tuple(truths), why)
+    return ScoreForm(
+        kind, names, False, {spell_label(name): k for k, name in enumerate(names)}, columns, tuple(truths), why
+    )
 
 
-def _read_rows(file: ScoreFile, form: Form, wanted: Wanted, *, margins: bool) -> ScoreTable:
+def _read_rows(file: ScoreFile, form: ScoreForm, wanted: Wanted, *, margins: bool) -> ScoreTable:
     faults = Faults(file)
     patient, image, study = (find_role(file, role) for role in (PATIENT, IMAGE, STUDY))
     if patient is None and wanted.patients == "declared":
@@ -390,7 +392,7 @@ def _check_patients(file: ScoreFile, patient: str, faults: Faults) -> None:
             faults.add(f"{SEX} is not that of an earlier row of the same patient", row)
 
 
-def _check(form: Form, truth: Floats, score: Floats, *, probabilities: bool) -> Predictions:
+def _check(form: ScoreForm, truth: Floats, score: Floats, *, probabilities: bool) -> Predictions:
     return check_predictions(
         form.kind, truth, score, class_names=form.class_names, grades=form.grades, probabilities=probabilities
     )
@@ -403,7 +405,7 @@ def _read_score(file: ScoreFile, faults: Faults, column: str, row: int) -> float
     return float("nan") if value is None else value
 
 
-def _read_truth(file: ScoreFile, form: Form, faults: Faults) -> Floats:
+def _read_truth(file: ScoreFile, form: ScoreForm, faults: Faults) -> Floats:
     """(N,), or (N, K) of a multilabel task; NaN = blank."""
 
     def read(column: str, row: int) -> float:
@@ -429,7 +431,7 @@ def _read_truth(file: ScoreFile, form: Form, faults: Faults) -> Floats:
 
 
 def _join_columns(
-    file: ScoreFile, form: Form, score: Floats, wanted: Wanted, *, probabilities: bool
+    file: ScoreFile, form: ScoreForm, score: Floats, wanted: Wanted, *, probabilities: bool
 ) -> tuple[Floats, int]:
     """Scores in the shape that `check_predictions` takes, and how many rows were divided by their sum."""
     if score.shape[1] == 1 or form.kind == "multilabel":

@@ -36,7 +36,7 @@ from medcls.explain.map_checks import (
 from medcls.explain.map_volumes import write_nifti
 from medcls.explain.method import LEGENDS, Explained, Method, freeze
 from medcls.explain.overlay import write_overlay
-from medcls.explain.page import Picture
+from medcls.explain.page import MapPicture
 from medcls.explain.target import choose_target
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.models.backbones import CLINICAL
@@ -95,7 +95,7 @@ def _explain(job: ExplainJob, run: Path) -> None:
         summary["held"] = card.clinical.columns
     clear(folder)
     pictures = [
-        Picture(name_subject(subject, job), write_files(folder, method, subject, each, row), describe_row(row))
+        MapPicture(name_subject(subject, job), write_files(folder, method, subject, each, row), describe_row(row))
         for subject, each, row in zip(subjects, explained, rows, strict=True)
     ]
     opened = predictions.opened

@@ -15,7 +15,7 @@ from medcls.config import ExplainJob
 from medcls.explain.faithfulness import LEAST_PATIENTS, Curves, compute_chance
 from medcls.explain.map_checks import mean_of
 from medcls.explain.method import Method
-from medcls.explain.page import Card, Page, Picture, write_page
+from medcls.explain.page import Card, MapPicture, Page, write_page
 from medcls.identity import format_count
 from medcls.report.drawing import MUTED, SERIES, write_figure
 
@@ -152,7 +152,7 @@ def write_explanation_page(
     *,
     summary: Mapping[str, Any],
     curves: Sequence[Sequence[Curves]],
-    pictures: Sequence[Picture],
+    pictures: Sequence[MapPicture],
     notes: Sequence[str],
     store: str,
 ) -> Path:

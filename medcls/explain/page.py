@@ -29,7 +29,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class MapPicture:
     """One explained image.
 
     Attributes:
@@ -75,7 +75,7 @@ class Page:
     cards: Sequence[Card]
     levels: Sequence[tuple[str, str, str]]
     figures: Sequence[tuple[str, str, str]]
-    pictures: Sequence[Picture]
+    pictures: Sequence[MapPicture]
     settings: Sequence[tuple[str, str]]
 
 

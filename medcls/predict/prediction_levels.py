@@ -21,10 +21,10 @@ from medcls.predict.prediction_table import (
     name_scores,
     name_thresholds,
 )
-from medcls.report.page_tables import format_threshold
 from medcls.statistics.aggregation import RULES, aggregate
 from medcls.statistics.curves import list_questions
 from medcls.statistics.decision import build_decision, describe_calls
+from medcls.statistics.number_text import format_threshold
 from medcls.statistics.recalibration import apply_recalibration
 from medcls.statistics.thresholds import Rule
 

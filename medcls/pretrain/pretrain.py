@@ -25,9 +25,9 @@ from medcls.pretrain.pretraining_data import PretrainingData, open_volumes
 from medcls.pretrain.reconstructions import draw_reconstructions
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.runs.checksums import finish_run
-from medcls.runs.folder import hold_run, start_run
 from medcls.runs.lineage import hash_seen
 from medcls.runs.model_file import ModelCard
+from medcls.train.claim import hold_run, start_run
 from medcls.train.learner import assemble_learner
 from medcls.train.loop import Feed, check_room, choose_rules, run_loop, start_schedule
 from medcls.train.network import choose_normalization

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from medcls.identity import format_count
-from medcls.report.page_tables import Number, format_number, format_threshold, format_value
 from medcls.statistics.aggregation import NOISY_OR
 from medcls.statistics.definitions import DEFINITIONS, find_definition
+from medcls.statistics.number_text import Number, format_number, format_threshold, format_value
 from medcls.statistics.thresholds import YOUDEN, Rule
 
 Cell = Number | str | None

@@ -12,10 +12,10 @@ from medcls.identity import PER_IMAGE, describe_patients, name_units
 from medcls.report.assessed_tables import Cell, Table
 from medcls.report.comparison_figures import draw_arms, draw_folds, draw_learning_curves
 from medcls.report.content import INTENDED_USE
-from medcls.report.page_tables import Number, format_number, format_value
-from medcls.report.panels import Panel, Plan, write_panel
+from medcls.report.panels import Panel, PanelPlan, write_panel
 from medcls.report.templates import load_template
 from medcls.statistics.definitions import find_definition, name_metric
+from medcls.statistics.number_text import Number, format_number, format_value
 
 Results = Mapping[str, Any]
 ALL = "all"
@@ -131,13 +131,13 @@ def draw_panels(results: Results, figures: Path) -> list[Panel]:
     unit = name_unit(results)
     lines = f"A line is one {unit}, the same for all arms. {what}"
     plans = [
-        Plan("arms", label, mean, draw_arms(entries, label=label), 5.6, max(3.2, height)),
-        Plan("folds", f"{label} in each {unit}", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
+        PanelPlan("arms", label, mean, draw_arms(entries, label=label), 5.6, max(3.2, height)),
+        PanelPlan("folds", f"{label} in each {unit}", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
     ]
     if len(results["sizes"]) > 1:
         curves = draw_learning_curves(build_curves(results), label=label)
         caption = f"{describe_spread(results)}; validation and test rows are the same at every size."
-        plans.append(Plan("learning_curves", "Learning curves", caption, curves, 9.0, 4.6))
+        plans.append(PanelPlan("learning_curves", "Learning curves", caption, curves, 9.0, 4.6))
     return [write_panel(plan, figures) for plan in plans]
 
 

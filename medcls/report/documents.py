@@ -13,10 +13,10 @@ from medcls.identity import PER_IMAGE, count_patients, name_units
 from medcls.report.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE, fill_checklist
 from medcls.report.content import Evaluation
 from medcls.report.odds_table import build_odds_tables, say_number
-from medcls.report.page_tables import format_number, format_value
 from medcls.statistics.curves import name_question
 from medcls.statistics.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
 from medcls.statistics.exposure import Exposure
+from medcls.statistics.number_text import format_number, format_value
 from medcls.statistics.thresholds import Rule
 
 LEFT = "*Left to the authors.*"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcls.report.page_tables import format_threshold
 from medcls.statistics.calibration import SMALLEST_PROBABILITY
+from medcls.statistics.number_text import format_threshold
 from medcls.statistics.predictions import Floats, Predictions
 
 WORST, UNCERTAIN = "worst", "uncertain"

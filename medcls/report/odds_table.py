@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medcls.report.assessed_tables import Cell, Table
-from medcls.report.page_tables import Number, format_number, format_value
+from medcls.statistics.number_text import Number, format_number, format_value
 
 SPLITS = {"val": "Validation patients", "train": "Training patients"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +11,12 @@ import numpy as np
 from medcls.identity import count_patients, format_count, name_units
 from medcls.statistics.definitions import (
     DEFINITIONS,
-    GRADED_HEADLINES,
-    HEADLINES,
-    UNIT_RANGE,
     Definition,
+    choose_headlines,
     describe_direction,
 )
 from medcls.statistics.exposure import UNSEEN
+from medcls.statistics.number_text import Number, format_number
 from medcls.statistics.predictions import Predictions
 
 PRINTED = frozenset(
@@ -30,23 +28,6 @@ CLASS_COLUMNS = ("auc", "auc_above", "average_precision", "recall", "specificity
 
 
 @dataclass(frozen=True, slots=True)
-class Number:
-    """One metric as a reader sees it.
-
-    Attributes:
-        text: The value, "—" where there is none.
-        interval: "0.870 – 0.941", or "" without one.
-        reason: Why the value or the interval is missing, or "".
-        bar: Left end, length and mark in percent of [0, 1]; None where the metric has another range.
-    """
-
-    text: str
-    interval: str
-    reason: str
-    bar: tuple[float, float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
 class MetricRow:
     """A metric with its meaning."""
 
@@ -54,13 +35,6 @@ class MetricRow:
     definition: Definition
     number: Number
     better: str
-
-
-def choose_headlines(predictions: Predictions) -> tuple[str, ...]:
-    """Names of the headline numbers of this kind of task, in the order of their weight."""
-    graded_values = predictions.kind == "regression" and predictions.grades
-    graded_classes = predictions.kind == "multiclass" and predictions.grades
-    return GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]
 
 
 def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
@@ -181,33 +155,6 @@ def format_comparison(compared: Mapping[str, Any], *, patients_from: str = "") -
 
 def _format_p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def format_number(name: str, entry: Mapping[str, Any]) -> Number:
-    """One entry of metrics.json as text."""
-    value, low, high = entry["value"], entry["low"], entry["high"]
-    bounded = name in UNIT_RANGE and low is not None
-    return Number(
-        text=format_value(value),
-        interval="" if low is None else f"{format_value(low)} – {format_value(high)}",
-        reason=str(entry.get("reason") or entry.get("note") or ""),
-        bar=(100 * low, max(100 * (high - low), 0.8), 100 * value) if bounded else None,
-    )
-
-
-def format_value(value: float | None) -> str:
-    """Three decimals, fewer for large numbers; a real minus sign; "—" for None."""
-    if value is None:
-        return "—"
-    decimals = 3 if abs(value) < 10 else 2 if abs(value) < 100 else 1
-    return f"{value:.{decimals}f}".replace("-", "−")
-
-
-def format_threshold(value: float) -> str:
-    """Return a threshold with three decimals, or as many as tell it from 0 and 1 by two digits."""
-    distance = min(abs(value), abs(1 - value))
-    decimals = 3 if distance in (0, 1) or not 0 < value < 1 else max(3, 1 + math.ceil(-math.log10(distance)))
-    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def _build_row(name: str, entry: Mapping[str, Any]) -> MetricRow:

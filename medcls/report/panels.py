@@ -12,15 +12,15 @@ import numpy as np
 
 from medcls.report import figures as plots
 from medcls.report.drawing import Draw, write_figure
-from medcls.report.page_tables import format_number
+from medcls.report.reader_panel import draw_readers
 from medcls.report.strength_figures import draw_risk, draw_strengths
 from medcls.statistics.agreement import compute_confusion
 from medcls.statistics.calibration import NUM_BINS, compute_confidence
 from medcls.statistics.conformal import compute_risk_coverage
 from medcls.statistics.curves import Question, list_questions
 from medcls.statistics.definitions import DEFINITIONS, HIGH
+from medcls.statistics.number_text import format_number
 from medcls.statistics.predictions import Integers, Predictions
-from medcls.statistics.reader_study import draw_readers
 
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20
@@ -46,7 +46,7 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PanelPlan:
     """A figure before it is drawn."""
 
     file: str
@@ -57,7 +57,7 @@ class Plan:
     height: float = 4.4
 
 
-def write_panel(plan: Plan, figures: Path) -> Panel:
+def write_panel(plan: PanelPlan, figures: Path) -> Panel:
     """The drawn figure, also written as PNG into the folder."""
     image = write_figure(plan.draw, figures / f"{plan.file}.png", width=plan.width, height=plan.height)
     return Panel(plan.title, plan.caption, image, round(105 * plan.width))
@@ -70,7 +70,7 @@ def plan_panels(
     metrics: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     seed: int,
-) -> dict[str, list[Plan]]:
+) -> dict[str, list[PanelPlan]]:
     """The figures that this task has, by the section they belong to.
 
     Args:
@@ -92,7 +92,9 @@ def plan_panels(
     }
 
 
-def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping[str, Any], seed: int) -> list[Plan]:
+def _plan_ranking(
+    predictions: Predictions, patients: Integers, metrics: Mapping[str, Any], seed: int
+) -> list[PanelPlan]:
     """ROC and precision-recall of the questions that have both answers."""
     answered = [q for q in list_questions(predictions) if 0 < q.positive.sum() < len(q.positive)]
     questions = answered[:MOST_CURVES]
@@ -100,12 +102,12 @@ def _plan_ranking(predictions: Predictions, patients: Integers, metrics: Mapping
         return []
     left_out = f" The first {MOST_CURVES} of {len(answered)} are drawn." if len(answered) > MOST_CURVES else ""
     roc = plots.draw_roc(questions, _label(questions, metrics, "auc"), patients=patients, seed=seed)
-    plans = [Plan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{left_out}", roc)]
+    plans = [PanelPlan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{left_out}", roc)]
     if predictions.kind != "regression":
         labels = _label(questions, metrics, "average_precision")
         draw = plots.draw_precision_recall(questions, labels)
         caption = f"Legend: average precision with 95 % interval; dotted: prevalence.{left_out}"
-        plans.append(Plan("precision_recall", "Precision and recall", caption, draw))
+        plans.append(PanelPlan("precision_recall", "Precision and recall", caption, draw))
     return plans
 
 
@@ -119,7 +121,7 @@ def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str)
     return labels
 
 
-def _plan_classes(predictions: Predictions, decision: str) -> list[Plan]:
+def _plan_classes(predictions: Predictions, decision: str) -> list[PanelPlan]:
     """Confusion matrix, where every row has one class."""
     names = predictions.class_names
     if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
@@ -132,11 +134,11 @@ def _plan_classes(predictions: Predictions, decision: str) -> list[Plan]:
     side = max(3.8, 0.8 * len(names) + 1.0)
     caption = f"Images, and share of the true class. {decision}".strip()
     draw = plots.draw_confusion(counts, names)
-    matrix = Plan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
+    matrix = PanelPlan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
     return [matrix, _plan_scores(predictions)] if predictions.kind == "binary" else [matrix]
 
 
-def _plan_values(predictions: Predictions) -> list[Plan]:
+def _plan_values(predictions: Predictions) -> list[PanelPlan]:
     """Predicted against true values, and residuals."""
     if predictions.kind != "regression":
         return []
@@ -144,15 +146,15 @@ def _plan_values(predictions: Predictions) -> list[Plan]:
     if predictions.grades:
         caption = "Each dot an image; boxes: quartiles and median; dashed: perfect."
         draw = plots.draw_by_grade(true, value, predictions.class_names)
-        first = Plan("values_by_grade", "Prediction by true grade", caption, draw)
+        first = PanelPlan("values_by_grade", "Prediction by true grade", caption, draw)
     else:
         draw = plots.draw_scatter(true, value)
-        first = Plan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
+        first = PanelPlan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
     caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
-    return [first, Plan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
+    return [first, PanelPlan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
 
 
-def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[Plan]:
+def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[PanelPlan]:
     """Reliability curve, and beside it what the probabilities are good for."""
     if predictions.kind == "regression" or not predictions.probabilities:
         return []
@@ -174,7 +176,7 @@ def _name_score(predictions: Predictions) -> str:
     return f"P({predictions.class_names[1]})" if predictions.kind == "binary" else "Highest probability"
 
 
-def _plan_scores(predictions: Predictions) -> Plan:
+def _plan_scores(predictions: Predictions) -> PanelPlan:
     """Distribution of the score: of both classes, or of right and wrong predictions."""
     if predictions.kind == "binary":
         groups = [(name, predictions.grade_true == k) for k, name in enumerate(predictions.class_names)]
@@ -188,39 +190,41 @@ def _plan_scores(predictions: Predictions) -> Plan:
         limits=(0.0, 1.0) if predictions.probabilities else None,
     )
     caption = "Shares of each group; where groups overlap, the score cannot tell them apart."
-    return Plan("scores", "Scores by group", caption, draw)
+    return PanelPlan("scores", "Scores by group", caption, draw)
 
 
-def _plan_reliability(forecasts: list[Any], axis_label: str) -> Plan:
+def _plan_reliability(forecasts: list[Any], axis_label: str) -> PanelPlan:
     caption = f"{NUM_BINS} equal-width bins; dots sized by the number of images; dashed: perfect."
     if len(forecasts) == 1:
         caption += " Bars: 95 % Wilson intervals, images taken as independent."
     draw = plots.draw_reliability(forecasts, axis_label=axis_label)
-    return Plan("reliability", "Reliability", caption, draw)
+    return PanelPlan("reliability", "Reliability", caption, draw)
 
 
-def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: bool = False) -> list[Plan]:
+def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: bool = False) -> list[PanelPlan]:
     """Decision curve of a yes-or-no question with both answers."""
     if question.positive.all() or not question.positive.any():
         return []
     caption = "Net benefit per image over the threshold at which one would act (Vickers & Elkin 2006)."
     draw = plots.draw_decision(question, patients=patients, seed=seed)
     if alone:
-        return [Plan("decision", "Decision curve", caption, draw)]
+        return [PanelPlan("decision", "Decision curve", caption, draw)]
     stem = "".join(letter if letter.isalnum() else "_" for letter in question.name)
-    return [Plan(f"decision_{stem}", f"Decision curve: {question.name}", caption, draw)]
+    return [PanelPlan(f"decision_{stem}", f"Decision curve: {question.name}", caption, draw)]
 
 
-def _plan_certainty(predictions: Predictions) -> list[Plan]:
+def _plan_certainty(predictions: Predictions) -> list[PanelPlan]:
     """What would be left wrong if the least certain images went to a reader."""
     if predictions.kind in ("multilabel", "regression") or not predictions.probabilities:
         return []
     kept, wrong = compute_risk_coverage(predictions)
     caption = "Share of wrong classes among the images that the model keeps, most certain first."
-    return [Plan("risk_coverage", "Errors left when the least certain are referred", caption, draw_risk(kept, wrong))]
+    return [
+        PanelPlan("risk_coverage", "Errors left when the least certain are referred", caption, draw_risk(kept, wrong))
+    ]
 
 
-def _plan_readers(measured: Mapping[str, Any]) -> list[Plan]:
+def _plan_readers(measured: Mapping[str, Any]) -> list[PanelPlan]:
     """One ROC plane for each question, the readers in it as points."""
     plans = []
     for number, (question, curve) in enumerate(list(measured.get("curves", {}).items())[:MOST_DECISIONS]):
@@ -229,17 +233,17 @@ def _plan_readers(measured: Mapping[str, Any]) -> list[Plan]:
         caption = (
             "Each point a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
         )
-        plans.append(Plan(f"readers_{number}", title, caption, draw_readers(curve, entries)))
+        plans.append(PanelPlan(f"readers_{number}", title, caption, draw_readers(curve, entries)))
     return plans
 
 
-def _plan_robustness(measured: Mapping[str, Any] | None) -> list[Plan]:
+def _plan_robustness(measured: Mapping[str, Any] | None) -> list[PanelPlan]:
     """One curve for each perturbation."""
     if not measured:
         return []
     title, unchanged = DEFINITIONS[measured["metric"]].title, measured["unchanged"]["value"]
     return [
-        Plan(
+        PanelPlan(
             f"robustness_{name}",
             name.capitalize(),
             f"{title} with 95 % interval; dotted: unchanged images.",
@@ -251,7 +255,7 @@ def _plan_robustness(measured: Mapping[str, Any] | None) -> list[Plan]:
     ]
 
 
-def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[Plan]:
+def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[PanelPlan]:
     """Losses, validation metrics and learning rates over the epochs."""
     rows = [_flatten(row) for row in history if plots.is_number(row.get("epoch"))]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if plots.is_number(value)))
@@ -266,7 +270,7 @@ def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[Plan]:
         ("learning_rate", "Learning rate", rates),
     ]
     return [
-        Plan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
+        PanelPlan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
         for file, title, chosen in groups
         if chosen
     ]

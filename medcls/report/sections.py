@@ -12,12 +12,12 @@ from medcls.identity import PER_IMAGE, name_units
 from medcls.report import assessed_tables as tables
 from medcls.report.assessed_tables import Table
 from medcls.report.odds_table import build_odds_tables
-from medcls.report.page_tables import choose_headlines
 from medcls.report.panels import Panel, plan_panels, write_panel
+from medcls.report.reader_panel import build_reader_table
 from medcls.statistics.curves import name_question
+from medcls.statistics.definitions import choose_headlines
 from medcls.statistics.intervals import number_patients
 from medcls.statistics.predictions import Predictions
-from medcls.statistics.reader_study import build_reader_table
 
 TITLES = {
     "discrimination": "Does it rank cases rightly?",

@@ -10,9 +10,9 @@ import numpy as np
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.report.page_tables import choose_headlines, format_value
-from medcls.statistics.definitions import DEFINITIONS, find_definition, name_metric
+from medcls.statistics.definitions import DEFINITIONS, choose_headlines, find_definition, name_metric
 from medcls.statistics.metrics import build_estimator
+from medcls.statistics.number_text import format_value
 from medcls.statistics.predictions import Predictions, check_predictions
 from medcls.statistics.subgroups import SHOWN
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medcls.identity import format_count
-from medcls.report.page_tables import format_threshold
+from medcls.statistics.number_text import format_threshold
 from medcls.statistics.predictions import Predictions
 from medcls.statistics.thresholds import NEVER, YOUDEN, Rule
 

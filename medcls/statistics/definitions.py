@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medcls.statistics.predictions import Predictions
+
 HIGH, LOW = "high", "low"
 HOW_INTERVALS = (
     "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
@@ -306,3 +308,10 @@ def find_stem(name: str) -> str:
     """Return the name of the definition that a metric's name begins with; "" for none."""
     stems = [stem for stem in DEFINITIONS if name == stem or name.startswith(f"{stem}_")]
     return max(stems, key=len, default="")
+
+
+def choose_headlines(predictions: Predictions) -> tuple[str, ...]:
+    """Names of the headline numbers of this kind of task, in the order of their weight."""
+    graded_values = predictions.kind == "regression" and predictions.grades
+    graded_classes = predictions.kind == "multiclass" and predictions.grades
+    return GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]

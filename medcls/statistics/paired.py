@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from medcls.report.page_tables import choose_headlines
 from medcls.statistics.bounds import (
     UNBOUNDED,
     Base,
@@ -22,6 +21,7 @@ from medcls.statistics.bounds import (
     correct_correlation,
 )
 from medcls.statistics.curves import list_questions
+from medcls.statistics.definitions import choose_headlines
 from medcls.statistics.delong import compare_areas
 from medcls.statistics.intervals import (
     correlate,

@@ -7,12 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from medcls.report.assessed_tables import Cell, Table
-from medcls.report.drawing import MUTED, SERIES, Draw
-from medcls.report.page_tables import Number, format_number, format_value
 from medcls.statistics.curves import Question, list_questions
 from medcls.statistics.intervals import describe_estimates, draw_replicates
 from medcls.statistics.operating import count_at_thresholds
@@ -219,72 +215,3 @@ def _adjust(entries: Sequence[dict[str, Any]]) -> None:
         ]
         for found, p_value in zip(tests, adjust_holm([or_nan(one["p_value"]) for one in tests]), strict=True):
             found["p_holm"] = or_none(p_value)
-
-
-def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
-    """Return the table of the readers; [] without readers."""
-    measured = metrics.get("readers", {})
-    entries = measured.get("entries", [])
-    rows: list[tuple[str, list[Cell]]] = []
-    several = len({entry["question"] for entry in entries}) > 1
-    for entry in entries[:MOST_ROWS]:
-        cut = "" if entry["cut"] is None else f", cut at {entry['cut']:g}"
-        name = f"{entry['question']}: " if several else ""
-        found = entry["difference"]
-        shown = {"value": found["difference"], **{key: found.get(key) for key in ("low", "high", "reason", "note")}}
-        cells: list[Cell] = [f"{entry['n_images']} ({entry['n_patients']})"]
-        cells += [format_number(rate, entry[rate]) for rate in ("sensitivity", "specificity")]
-        cells += [format_number("sensitivity", entry["model_sensitivity"]), format_number("difference", shown)]
-        cells += [_say_p(entry["at_decision"].get(group)) for group in ("cases", "others")]
-        rows.append((f"{name}{entry['reader']}{cut}", cells))
-    columns = ["Reader", "Images (patients)", "Sensitivity", "Specificity", "Model's sensitivity there"]
-    columns += ["Difference (model − reader)", "p (Holm), cases", "p (Holm), others"]
-    level = measured.get("level", "image")
-    joined = f" Decisions are of whole patients; the model's images are joined by {measured.get('rule')}."
-    caption = CAPTION + (joined if level != "image" else "")
-    return [Table("Readers and the model", caption, columns, rows)] if rows else []
-
-
-def _say_p(found: Mapping[str, Any] | None) -> Cell:
-    if found is None:
-        return Number("—", "", "no such image", None)
-    value, holm = (format_value(found.get(key)) for key in ("p_value", "p_holm"))
-    return f"{value} ({holm})"
-
-
-def draw_readers(curve: Mapping[str, Sequence[float]], entries: Sequence[Mapping[str, Any]]) -> Draw:
-    """Return the drawing of the model's ROC curve with each reader as a point with both intervals.
-
-    Args:
-        curve: Of one question.
-        entries: Of the same question.
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
-        axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=SERIES[0], label="model")
-        for k, name in enumerate(dict.fromkeys(entry["reader"] for entry in entries)):
-            points = [
-                entry for entry in entries if entry["reader"] == name and entry["sensitivity"]["value"] is not None
-            ]
-            look = {"color": SERIES[1 + k % (len(SERIES) - 1)], "marker": MARKS[k % len(MARKS)]}
-            for entry in points:
-                _draw_point(axes, entry, name if entry is points[0] else "", look)
-        axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity")
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.015))
-        axes.set_aspect("equal", adjustable="box")
-        axes.legend(loc="lower right")
-
-    return draw
-
-
-def _draw_point(axes: Axes, entry: Mapping[str, Any], label: str, look: Mapping[str, Any]) -> None:
-    hit, clear = entry["sensitivity"], entry["specificity"]
-    if clear["value"] is None:
-        return
-    alarm, thin = 1 - clear["value"], {"color": look["color"], "linewidth": 1.0, "alpha": 0.7}
-    if hit["low"] is not None:
-        axes.vlines(alarm, hit["low"], hit["high"], **thin)
-    if clear["low"] is not None:
-        axes.hlines(hit["value"], 1 - clear["high"], 1 - clear["low"], **thin)
-    axes.plot([alarm], [hit["value"]], linestyle="", markersize=7, label=label or None, **look)

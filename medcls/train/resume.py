@@ -30,8 +30,9 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
-from medcls.runs.folder import read_environment, write_settings
+from medcls.runs.folder import read_environment
 from medcls.runs.model_file import compute_digest
+from medcls.train.claim import write_settings
 from medcls.training.checkpoints import (
     Checkpoint,
     delete_newer,

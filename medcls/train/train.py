@@ -24,12 +24,12 @@ from medcls.models.pooling import list_nondeterministic
 from medcls.models.transfer import set_train_mode
 from medcls.reproducibility import describe_environment, seed_everything
 from medcls.runs.checksums import finish_run
-from medcls.runs.folder import hold_run, start_run
 from medcls.runs.lineage import Lineage, hash_seen, write_lineage
 from medcls.runs.model_file import ModelCard
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 from medcls.train.cached_features import cache_features, choose_features
+from medcls.train.claim import hold_run, start_run
 from medcls.train.learner import build_learner, build_sampler
 from medcls.train.loop import Feed, check_room, choose_rules, run_loop
 from medcls.train.network import build_model, choose_normalization

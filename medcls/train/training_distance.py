@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcls.config import EvaluateJob, TrainJob
+from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.store import Store
 from medcls.errors import DataError
-from medcls.evaluate.evaluation_data import Opened
 from medcls.files import FEATURE_DISTANCE, MODEL, sha256_file
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.reproducibility import draw_seed
-from medcls.runs.model_file import ModelCard, compute_digest, read_model
-from medcls.statistics.bounds import compute_wilson
+from medcls.runs.model_file import ModelCard, compute_digest
 from medcls.train.training_data import TrainingData
 from medcls.training.feature_distance import (
-    FAR,
     FeatureDistance,
     fit_distance,
     read_distance,
@@ -36,11 +31,10 @@ from medcls.training.feature_distance import (
     write_distance,
 )
 from medcls.training.forward import predict_logits
-from medcls.training.precision import choose_device, choose_precision
 from medcls.training.state import StepRules
 
 # Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
-_MOST_IMAGES = 1_000
+MOST_IMAGES = 1_000
 
 
 def write_training_distance(
@@ -81,9 +75,9 @@ def write_training_distance(
 def _compute_features(
     job: TrainJob, data: TrainingData, split: str, *, model: Classifier, rules: StepRules
 ) -> NDArray[Any]:
-    """Return the features (N, F) of a split's images, of up to _MOST_IMAGES that are drawn by their ids."""
+    """Return the features (N, F) of a split's images, of up to MOST_IMAGES that are drawn by their ids."""
     stored = {TRAIN: data.train, VAL: data.val}[split]
-    drawn = _draw_images(data.store, stored.rows)
+    drawn = draw_images(data.store, stored.rows)
     if split in data.features:
         cached = data.features[split]
         return cached.views[0].read(cached.rows[drawn])
@@ -94,74 +88,23 @@ def _compute_features(
         crop=stored.crop,
         clinical=stored.clinical.numpy()[drawn],
     )
-    return _run_backbone(model, dataset, rules, batch_size=2 * job.trainer.batch_size)
+    return run_backbone(model, dataset, rules, batch_size=2 * job.trainer.batch_size)
 
 
-def _draw_images(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return places in `rows` of up to _MOST_IMAGES images, drawn by their ids."""
+def draw_images(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return places in `rows` of up to MOST_IMAGES images, drawn by their ids."""
     ids = store.column("image_id", rows)
     draws = [draw_seed("distance", image_id) for image_id in ids]
-    return np.sort(np.argsort(draws, kind="stable")[:_MOST_IMAGES])
+    return np.sort(np.argsort(draws, kind="stable")[:MOST_IMAGES])
 
 
-def _run_backbone(model: Classifier, dataset: StoreDataset, rules: StepRules, *, batch_size: int) -> NDArray[Any]:
+def run_backbone(model: Classifier, dataset: StoreDataset, rules: StepRules, *, batch_size: int) -> NDArray[Any]:
     """Return the features (N, F) of all images of a dataset, in its order."""
     sampler = EpochSampler(len(dataset), batch_size=batch_size)
     loader = build_loader(dataset, sampler, workers=0, device=rules.device)
     with tap_features(model.backbone) as found:
         predict_logits(model, loader, rules)
     return torch.cat(found).numpy()
-
-
-def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> dict[str, Any] | None:
-    """Return the share of the opened images that are far from training, with Wilson's interval over patients.
-
-    On test rows of the run's own store these are the false alarms of `predict`.
-
-    Args:
-        job: Batch size, device and precision.
-        run: The run's folder.
-        card: Of its model.
-        opened: The rows; up to _MOST_IMAGES of them are measured.
-
-    Returns:
-        share, low, high, images, patients, and expected: the share among images like those of validation. None where
-        the run has no distance.
-    """
-    distance = read_training_distance(run, card)
-    if distance is None:
-        return None
-    model, _ = read_model(run / MODEL)
-    device = choose_device(job.device)
-    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    drawn = _draw_images(opened.store, opened.rows)
-    clinical = None if opened.clinical is None else opened.clinical[drawn]
-    part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
-    dataset = part.build_dataset(crop=card.crop)
-    far = distance.measure(_run_backbone(model.to(device), dataset, rules, batch_size=job.batch_size)) > FAR
-    patients = len(set(opened.store.column("patient_id", part.rows)))
-    share = float(far.mean())
-    # As if the images of a patient were copies: the interval is rather too wide than too narrow.
-    low, high = compute_wilson(share, patients)
-    return {
-        "share": share,
-        "low": low,
-        "high": high,
-        "images": len(far),
-        "patients": patients,
-        "expected": distance.false_alarms,
-    }
-
-
-def describe_far(found: Mapping[str, Any] | None) -> list[str]:
-    """Return what `measure_far` found as a sentence; [] if it found nothing."""
-    if found is None:
-        return []
-    return [
-        f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {found['images']} images are farther from "
-        f"training than the threshold frozen on validation ({found['expected']:.1%} expected of images like those): "
-        "predict refuses or notes such images"
-    ]
 
 
 def read_training_distance(run: Path, card: ModelCard) -> FeatureDistance | None:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from medcls.config import EvaluateJob, TrainJob
+from medcls.config import TrainJob
 from medcls.console import say, show_progress
-from medcls.data.manifest import write_table
-from medcls.data.splits import VAL, read_patients
+from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
-from medcls.evaluate.evaluation_data import open_rows
-from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
-from medcls.runs.folder import read_store_folder
-from medcls.statistics.assessment import describe_rows
-from medcls.statistics.decision import Decision, build_decision
-from medcls.statistics.intervals import measure_predictions
-from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS, compute_metrics
-from medcls.statistics.paired import compare_predictions
-from medcls.statistics.predictions import check_predictions
+from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import name_metric
-from medcls.statistics.thresholds import Rule, choose_operating_points
 from medcls.train.training_data import TrainingData
 from medcls.train.voxels import VoxelModel, fit_voxels, shrink
 
-BASELINE_PREDICTIONS = "baseline_predictions.parquet"
 NAME = "regression on voxels"
 _CHUNK = 16
 
@@ -79,72 +65,6 @@ def read_baseline(run: Path) -> VoxelModel | None:
         raise DataError(f"{run / BASELINE_WEIGHTS} has changed since the training: restore it, or train again")
     tensors = load_file(run / BASELINE_WEIGHTS)
     return VoxelModel(facts["kind"], tensors["weight"], tensors["bias"], facts)
-
-
-def measure_baseline(
-    job: EvaluateJob, predictions: SplitPredictions, operating: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Return the baseline's metrics with intervals and the network's paired differences from it; None without one.
-
-    Its threshold is chosen by the network's rule on the same validation rows; without these only numbers that need no
-    threshold are compared. Its predictions are written beside the network's. It opens nothing that is not open already.
-
-    Args:
-        job: Settings.
-        predictions: The network's.
-        operating: The network's operating_points.json; {} = nothing was frozen, so that both use 0.5.
-    """
-    model = read_baseline(predictions.run) if len(predictions.parts) == 1 else None
-    if model is None:
-        return None
-    opened, one = predictions.opened, predictions.rows.predictions
-    scores = model.predict(read_features(opened.store, opened.rows))
-    decision = choose_decision(job, model, predictions, operating)
-    other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
-    other = other if decision is None else decision.apply(other)
-    columns = {"image_id": values_of(opened, "image_id"), "patient_id": list(predictions.rows.patient_ids)}
-    table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
-    write_table(predictions.folder / BASELINE_PREDICTIONS, table)
-    settings: dict[str, Any] = {"replicates": job.replicates, "seed": job.seed}
-    metrics = measure_predictions(other, predictions.rows.patient_ids, **settings)
-    compared = compare_predictions(one, other, predictions.rows.patients, **settings)
-    if decision is None:
-        free = (*OF_RANKS, *OF_PROBABILITIES)
-        metrics = {name: entry for name, entry in metrics.items() if name.startswith(free)}
-        compared["metrics"] = {name: entry for name, entry in compared["metrics"].items() if name.startswith(free)}
-        compared.pop("mcnemar", None)
-        said = (
-            "Numbers that need a threshold are left out: the validation rows that choose the baseline's are not here."
-        )
-    else:
-        said = f"{NAME.capitalize()} decides by the network's rule at a threshold of its own. {decision.describe()}"
-        said = said if decision.thresholds else ""
-    comparison = {"first": "network", "second": NAME, "note": said, **compared}
-    sha256 = sha256_file(predictions.folder / BASELINE_PREDICTIONS)
-    return {"name": NAME, "metrics": metrics, "comparison": comparison, "predictions_sha256": sha256}
-
-
-def choose_decision(
-    job: EvaluateJob, model: VoxelModel, predictions: SplitPredictions, operating: Mapping[str, Any]
-) -> Decision | None:
-    """Return the baseline's decision by the network's frozen rule; None if the rows that would choose it are gone."""
-    one, run = predictions.rows.predictions, predictions.run
-    if one.kind not in ("binary", "multilabel") or not operating:
-        return build_decision(one)
-    here = predictions.opened.store.sha256 == predictions.card.store_sha256
-    own = predictions.opened.store.folder if here else read_store_folder(run)
-    if not own.is_dir():
-        return None
-    opened = open_rows(replace(job, store=str(own), split=VAL, out=None), run, predictions.card)
-    chosen = check_predictions(
-        one.kind,
-        opened.targets if one.kind == "multilabel" else opened.targets[:, 0],
-        model.predict(read_features(opened.store, opened.rows)),
-        class_names=one.class_names,
-    )
-    points = choose_operating_points(chosen, [Rule(rule["kind"], rule["target"]) for rule in operating["rules"]])
-    where = describe_rows(operating["chosen_on"])
-    return build_decision(one, operating["settings"].get("decision"), points=points, chosen_on=where)
 
 
 def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, Number, check_faults, encode_clinical
+from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, NumericColumn, check_faults, encode_clinical
 from medcls.clinical.learn import build_clinical, check_columns, check_no_label
 from medcls.errors import ConfigError, DataError
 
@@ -43,7 +43,7 @@ def test_the_reference_may_be_named_also_where_yaml_reads_a_number() -> None:
 
 def test_numbers_are_standardised_by_the_training_rows() -> None:
     spec = build(SEX, numeric=["age_years"])
-    assert spec.numbers == [Number("age_years", 50.0, pytest.approx(np.std(SEX["age_years"])), False)]
+    assert spec.numbers == [NumericColumn("age_years", 50.0, pytest.approx(np.std(SEX["age_years"])), False)]
     assert np.mean(encode(spec, age_years=SEX["age_years"])) == pytest.approx(0, abs=1e-4)
     assert encode(spec, age_years=[50.0]) == [[0.0]]
 

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.ledger import OK, QUARANTINED
 from data_prep.plan import ShardPlan, Unit
-from data_prep.shard_work import Refusals, Setting, checksum, decode_shards, part_names, read_part
+from data_prep.shard_work import Refusals, ShardSetting, checksum, decode_shards, part_names, read_part
 from medcls.data.manifest import read_table
 from medcls.errors import DataError, ImageRefusedError
 from medcls.files import sha256_file
@@ -51,7 +51,7 @@ def decode(source: Path, tmp_path: Path) -> Decode:
         units: list[Unit], *, workers: int = 0, max_quarantined: float = 0.05, identity: Identity = DECLARED
     ) -> tuple[Rows, Rows]:
         columns = tuple(units[0].extra)
-        setting = Setting(source, tmp_path / "store", SPEC, identity, columns, workers)
+        setting = ShardSetting(source, tmp_path / "store", SPEC, identity, columns, workers)
         refusals = Refusals.of(max_quarantined, len(units))
         plan = ShardPlan(0, units, "plan")
         decode_shards(iter([plan]), setting, refusals=refusals, total=len(units))

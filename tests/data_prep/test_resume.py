@@ -221,11 +221,11 @@ def test_ray_makes_the_same_store(whole: dict[str, str], source: Path, tmp_path:
 def test_a_node_with_another_key_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from data_prep.plan import ShardPlan
     from data_prep.ray_executor import _decode_one
-    from data_prep.shard_work import Setting
+    from data_prep.shard_work import ShardSetting
     from medcls.identity import KEY_VARIABLE, Identity
     from medcls.imaging.preprocess import PreprocessSpec
 
-    setting = Setting(source, tmp_path, PreprocessSpec(), Identity())
+    setting = ShardSetting(source, tmp_path, PreprocessSpec(), Identity())
     monkeypatch.setenv(KEY_VARIABLE, "42" * 32)
     with pytest.raises(ConfigError, match="another de-identification key"):
         _decode_one(ShardPlan(0, [], ""), setting, "hmac", None, Identity("hmac", bytes(32)).fingerprint)

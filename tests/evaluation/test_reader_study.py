@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from medcls.report.reader_panel import build_reader_table
 from medcls.statistics.predictions import check_predictions
-from medcls.statistics.reader_study import Readings, build_reader_table, compare_readers
+from medcls.statistics.reader_study import Readings, compare_readers
 
 ROWS = 60
 

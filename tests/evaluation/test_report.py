@@ -19,11 +19,11 @@ from medcls.report.assessed_tables import build_operating_tables
 from medcls.report.content import Evaluation
 from medcls.report.gallery import Picture, choose_worst
 from medcls.report.maps import Explanation, Overlay
-from medcls.report.page_tables import format_number, format_threshold
 from medcls.report.report import write_report
 from medcls.report.slider import build_slider
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating
 from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.number_text import format_number, format_threshold
 from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
 from medcls.statistics.thresholds import apply_operating_points, list_rules

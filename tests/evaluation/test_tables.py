@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.report.page_tables import build_class_table, build_counts, format_metrics, format_number, format_value
+from medcls.report.page_tables import build_class_table, build_counts, format_metrics
+from medcls.statistics.number_text import format_number, format_value
 from medcls.statistics.predictions import check_predictions
 
 

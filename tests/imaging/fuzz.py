@@ -186,7 +186,7 @@ def _equal(one: Any, two: Any) -> bool:
 def find_reasons() -> frozenset[str]:
     """Every word that medcls.imaging gives as the reason of a refusal, read from its source."""
     words: set[str] = set()
-    for path in Path(imaging.__path__[0]).glob("*.py"):
+    for path in Path(imaging.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ImageRefusedError" and node.args:
                 words |= {str(part.value) for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant)}

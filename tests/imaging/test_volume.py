@@ -746,6 +746,7 @@ def test_a_real_enhanced_mr() -> None:
 
 def test_no_torch_and_no_oracle_in_a_worker() -> None:
     names = "('torch', 'highdicom', 'nibabel', 'hydra')"
-    code = f"import sys, medcls.imaging.volume.volume, medcls.imaging.nifti; print([m for m in {names} if m in sys.modules])"
+    modules = "sys, medcls.imaging.volume.volume, medcls.imaging.nifti"
+    code = f"import {modules}; print([m for m in {names} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,7 +20,7 @@ from torch import nn
 
 from medcls.cli import command_line
 from medcls.compare import compare as stage
-from medcls.compare.comparison_task import Task
+from medcls.compare.comparison_task import ComparisonTask
 from medcls.config import EvaluateJob, TrainJob
 from medcls.data.store import Store
 from medcls.errors import MedclsError
@@ -205,7 +205,7 @@ class InProcess:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
 
-    def start(self, task: Task) -> Future[int]:
+    def start(self, task: ComparisonTask) -> Future[int]:
         future: Future[int] = Future()
         try:
             task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ class InProcess:
             future.set_exception(error)
         return future
 
-    def _run(self, task: Task) -> int:
+    def _run(self, task: ComparisonTask) -> int:
         for _, _, module, *arguments in task.commands:
             self.commands.append([module, *arguments])
             try:

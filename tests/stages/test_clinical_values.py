@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from medcls.clinical.encode import ClinicalSpec, Levels, Number
+from medcls.clinical.encode import ClinicalSpec, Levels, NumericColumn
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import MODEL
 from medcls.predict.clinical_values import ClinicalTable, encode_cases, read_clinical
@@ -20,7 +20,7 @@ from medcls.predict.predict import predict
 from medcls.predict.prediction_table import Case
 from medcls.runs.model_file import ModelCard, read_card
 
-SEX, AGE = Levels("sex", "F", ["M"]), Number("age_years", 50.0, 10.0, False)
+SEX, AGE = Levels("sex", "F", ["M"]), NumericColumn("age_years", 50.0, 10.0, False)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from medcls.compare.comparison_commands import Work, choose_settings, merge_over
 from medcls.compare.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
 from medcls.compare.comparison_plan import make_plan
 from medcls.compare.comparison_runs import describe_progress, run_works
-from medcls.compare.comparison_task import Task, main, run_task
+from medcls.compare.comparison_task import ComparisonTask, main, run_task
 from medcls.config import CompareJob, conf_folder
 from medcls.data.splits import read_split
 from medcls.data.store import Store
@@ -454,12 +454,12 @@ def test_menegola_whole(protocol: str, store: Store, lesions: Store, executor: A
 PICKLE = b"cos\nsystem\n(S'touch MARK'\ntR."
 
 
-def task_of(tmp_path: Path, *codes: int) -> Task:
+def task_of(tmp_path: Path, *codes: int) -> ComparisonTask:
     """A task of commands that print and exit with these codes."""
     commands = [
         ["python", "-c", f"import os; print('threads', os.environ['OMP_NUM_THREADS']); exit({c})"] for c in codes
     ]
-    return Task(
+    return ComparisonTask(
         name="arm-r1f1",
         commands=commands,
         makes=[tmp_path / f"made{n}" for n in range(len(codes))],
@@ -664,7 +664,7 @@ def test_shell_of_a_cluster_comes_from_the_command_line_only(
 
 def test_task_comes_back_from_a_command_line_and_its_exit_code_is_written(tmp_path: Path) -> None:
     task = task_of(tmp_path, 0, 7)
-    assert Task.from_text(task.to_text()) == task
+    assert ComparisonTask.from_text(task.to_text()) == task
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("signal.signal", lambda *_: None)
         assert main([task.to_text(), str(tmp_path / "result.json")]) == 7
@@ -680,7 +680,7 @@ def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> N
         def __init__(self) -> None:
             self.started: list[str] = []
 
-        def start(self, task: Task) -> Future[int]:
+        def start(self, task: ComparisonTask) -> Future[int]:
             self.started.append(task.name)
             future: Future[int] = Future()
             future.set_result(0 if task.name == "a-r1f1" and self.started.count(task.name) == 3 else 75)

@@ -13,7 +13,7 @@ from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import atomic_file, read_json, write_json
 from medcls.runs import folder as run_folder
-from medcls.runs.folder import claim_run, hold_run, start_run
+from medcls.train.claim import claim_run, hold_run, start_run
 from tests.failing_disk import Disk, KilledError
 
 

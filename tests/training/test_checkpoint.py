@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from medcls.clinical.encode import ClinicalSpec, Levels, Number
+from medcls.clinical.encode import ClinicalSpec, Levels, NumericColumn
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
@@ -80,7 +80,7 @@ def test_file_from_before_crops_or_clinical_columns_takes_the_whole_image_alone(
 
 
 def test_clinical_columns_come_back(card: ModelCard, tmp_path: Path) -> None:
-    spec = ClinicalSpec([Levels("sex", "F", ["M", "missing"])], [Number("age_years", 50.0, 10.0, True)])
+    spec = ClinicalSpec([Levels("sex", "F", ["M", "missing"])], [NumericColumn("age_years", 50.0, 10.0, True)])
     wide = dataclasses.replace(card, clinical=spec)
     model = wide.build()
     (tmp_path / "wide.safetensors").write_bytes(pack_model(model.state_dict(), wide)[0])

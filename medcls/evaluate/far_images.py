@@ -1,0 +1,73 @@
+"""How many of the evaluated images are farther from training than predict accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from medcls.config import EvaluateJob
+from medcls.evaluate.evaluation_data import Opened
+from medcls.files import MODEL
+from medcls.runs.model_file import ModelCard, read_model
+from medcls.statistics.bounds import compute_wilson
+
+# Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
+from medcls.train.training_distance import draw_images, read_training_distance, run_backbone
+from medcls.training.feature_distance import (
+    FAR,
+)
+from medcls.training.precision import choose_device, choose_precision
+from medcls.training.state import StepRules
+
+
+def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> dict[str, Any] | None:
+    """Return the share of the opened images that are far from training, with Wilson's interval over patients.
+
+    On test rows of the run's own store these are the false alarms of `predict`.
+
+    Args:
+        job: Batch size, device and precision.
+        run: The run's folder.
+        card: Of its model.
+        opened: The rows; up to MOST_IMAGES of them are measured.
+
+    Returns:
+        share, low, high, images, patients, and expected: the share among images like those of validation. None where
+        the run has no distance.
+    """
+    distance = read_training_distance(run, card)
+    if distance is None:
+        return None
+    model, _ = read_model(run / MODEL)
+    device = choose_device(job.device)
+    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
+    drawn = draw_images(opened.store, opened.rows)
+    clinical = None if opened.clinical is None else opened.clinical[drawn]
+    part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
+    dataset = part.build_dataset(crop=card.crop)
+    far = distance.measure(run_backbone(model.to(device), dataset, rules, batch_size=job.batch_size)) > FAR
+    patients = len(set(opened.store.column("patient_id", part.rows)))
+    share = float(far.mean())
+    # As if the images of a patient were copies: the interval is rather too wide than too narrow.
+    low, high = compute_wilson(share, patients)
+    return {
+        "share": share,
+        "low": low,
+        "high": high,
+        "images": len(far),
+        "patients": patients,
+        "expected": distance.false_alarms,
+    }
+
+
+def describe_far(found: Mapping[str, Any] | None) -> list[str]:
+    """Return what `measure_far` found as a sentence; [] if it found nothing."""
+    if found is None:
+        return []
+    return [
+        f"{found['share']:.1%} [{found['low']:.1%}, {found['high']:.1%}] of {found['images']} images are farther from "
+        f"training than the threshold frozen on validation ({found['expected']:.1%} expected of images like those): "
+        "predict refuses or notes such images"
+    ]
