@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,22 @@ show_log()
 
 CLASSES = ("none", "mild", "severe")
 SIZE = 32
+
+
+def pytest_collection_finish() -> None:
+    """What was imported so far stays to the end: the collector need not look through it again and again."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """No file of a test must outlive a power cut, and waiting for the disk would take a fifth of a training.
+
+    Tests of what is synchronised, and when, put their own function in this one's place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -175,16 +175,22 @@ def tiny3d(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medcls.train.network.count_dims", lambda name: 3)
 
 
-@pytest.fixture
-def tiny2d(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every network of images is one convolution: for tests that write a checkpoint after each step."""
+@pytest.fixture(scope="session")
+def patch_tiny2d() -> Callable[[pytest.MonkeyPatch], None]:
+    """Make every network of images one convolution with BatchNorm, as long as a patch lasts: patch_tiny2d(patch)."""
 
     def build(name: str, **settings: Any) -> Backbone:
-        stage = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
+        stage = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
         body = nn.Sequential(stage, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         return Backbone(body, num_features=16, stages={"stage": [stage]})
 
-    monkeypatch.setattr("medcls.models.classifier.build_backbone", build)
+    return lambda patch: patch.setattr("medcls.models.classifier.build_backbone", build)
+
+
+@pytest.fixture
+def tiny2d(patch_tiny2d: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test in which every network of images is tiny: for tests that write a checkpoint after each step."""
+    patch_tiny2d(monkeypatch)
 
 
 @pytest.fixture

@@ -40,7 +40,9 @@ Compare = Callable[..., Path]
 
 
 @pytest.fixture
-def run_compare(store: Store, copy_store: Callable[..., Path], executor: Any, tmp_path: Path) -> Compare:
+def run_compare(
+    store: Store, copy_store: Callable[..., Path], executor: Any, tiny2d: None, tmp_path: Path
+) -> Compare:
     """Compares two arms over two folds on a copy of the store and returns out: run_compare("folds.k=3")."""
     places = [copy_store()]
 
@@ -416,6 +418,7 @@ SMALL = (
 )
 
 
+@pytest.mark.usefixtures("tiny2d")
 def test_menegolas_chain_goes_through_both_stores(store: Store, lesions: Store, executor: Any, tmp_path: Path) -> None:
     """ImageNet to retina to lesions to a support vector machine, and the machine on the retina's features alone."""
     arms = "only=[B_retina,F_imagenet_retina_tuned]"

@@ -42,10 +42,18 @@ class Killed(BaseException):
     """What cannot be caught: as if the process were gone."""
 
 
+# A checkpoint after each step of a real network takes seconds; what is saved and resumed is the same of a tiny one.
+tiny = pytest.mark.usefixtures("tiny2d")
+
+
 @pytest.fixture(scope="module")
-def whole(run_train: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing broke off."""
-    return run_train(tmp_path_factory.mktemp("whole") / "run", *SETTINGS)
+def whole(
+    run_train: Run, patch_tiny2d: Callable[[pytest.MonkeyPatch], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """An uninterrupted run of the tiny network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_tiny2d(patch)
+        return run_train(tmp_path_factory.mktemp("whole") / "run", *SETTINGS)
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
@@ -64,6 +72,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     monkeypatch.setattr(resume.Watch, "step", count(resume.Watch.step))
 
 
+@tiny
 @pytest.mark.parametrize("at", [1, 2, 5, 8, 10, 13, 20, 26])
 def test_broken_off_run_goes_on_and_ends_with_the_same_model(
     run_train: Run, whole: Path, tmp_path: Path, at: int
@@ -81,6 +90,7 @@ def test_broken_off_run_goes_on_and_ends_with_the_same_model(
     assert not (run / "checkpoints").exists()
 
 
+@tiny
 def test_resuming_is_said_and_recorded(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +109,7 @@ def test_resuming_is_said_and_recorded(
     assert entry["changed"] == {"threads": 64}
 
 
+@tiny
 def test_damaged_checkpoint_is_said_and_the_one_before_is_taken(
     run_train: Run, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +145,7 @@ def test_damaged_checkpoint_takes_the_place_of_none(tmp_path: Path, capsys: pyte
     assert sorted(path.name for path in folder.iterdir()) == [*aside, written.name]
 
 
+@tiny
 def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Path, tmp_path: Path) -> None:
     looks = iter(range(1, 1000))
     original = resume.Keeper.look
@@ -161,6 +173,7 @@ def test_too_little_space_is_found_before_the_first_step(
         run_train(tmp_path / "run")
 
 
+@tiny
 def test_other_labels_than_at_the_beginning_are_refused(
     run_train: Run, tmp_path: Path, copy_store: Callable[..., Path], certify: Callable[[Path], None]
 ) -> None:
@@ -181,10 +194,12 @@ def test_other_labels_than_at_the_beginning_are_refused(
         run_train(tmp_path / "run", f"store={store}", *SETTINGS)
 
 
+@tiny
 def test_other_checkpoint_settings_are_no_other_run(run_train: Run, whole: Path) -> None:
     run_train(whole, *SETTINGS, "checkpoint.minutes=7", "checkpoint.keep=9")
 
 
+@tiny
 def test_checkpoints_that_outlive_the_model_are_deleted_by_the_next_start(run_train: Run, whole: Path) -> None:
     (whole / "checkpoints" / "step-0000000009").mkdir(parents=True)
     run_train(whole, *SETTINGS)
@@ -192,7 +207,7 @@ def test_checkpoints_that_outlive_the_model_are_deleted_by_the_next_start(run_tr
 
 
 def command(job: TrainJob, run: Path) -> list[str]:
-    settings = [*SETTINGS, "model.weights=null", "trainer.batch_size=8", "trainer.channels_last=false", "workers=0"]
+    settings = [*SETTINGS, "model=cbr_small", "trainer.batch_size=8", "trainer.channels_last=false", "workers=0"]
     return [sys.executable, "-m", "medcls.train", f"store={job.store}", f"run={run}", "device=cpu", *settings]
 
 
@@ -205,8 +220,9 @@ def test_commands_killed_at_random_moments_end_with_the_same_models() -> None:
 
 
 def test_sigterm_of_the_command_exits_with_75_and_the_same_command_goes_on(
-    compose_train: Callable[..., TrainJob], whole: Path, tmp_path: Path
+    compose_train: Callable[..., TrainJob], run_train: Run, tmp_path: Path
 ) -> None:
+    whole = run_train(tmp_path / "whole", *SETTINGS, "model=cbr_small", "checkpoint.minutes=1000")
     run = tmp_path / "run"
     line = command(compose_train(tmp_path), run)
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
@@ -228,7 +244,7 @@ def break_in_two(run_train: Run, run: Path, *settings: str) -> None:
             run_train(run, *SETTINGS, *settings)
 
 
-@pytest.mark.usefixtures("tiny2d")
+@tiny
 def test_store_and_weights_that_have_moved_are_the_same_by_content(
     run_train: Run, tmp_path: Path, copy_store: Callable[..., Path]
 ) -> None:
@@ -253,7 +269,7 @@ def test_store_and_weights_that_have_moved_are_the_same_by_content(
         run_train(run, *SETTINGS, f"store={tmp_path / 'third'}", f"model.weights={tmp_path / 'nowhere'}", *allow)
 
 
-@pytest.mark.usefixtures("tiny2d")
+@tiny
 def test_other_store_in_the_middle_is_refused(
     run_train: Run, tmp_path: Path, store: Store, make_store: Callable[..., Store]
 ) -> None:
@@ -269,6 +285,7 @@ def test_finished_run_goes_on_where_it_says_so(run_train: Run, tmp_path: Path, t
     assert (run_train(tmp_path / "longer", "trainer.epochs=3", *named) / "model.safetensors").is_file()
 
 
+@tiny
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
 def test_checkpoints_that_cannot_be_read_stay_and_the_training_resumes_once_they_can(
     run_train: Run, whole: Path, tmp_path: Path, number: int, no_pauses: None
@@ -289,6 +306,7 @@ def test_checkpoints_that_cannot_be_read_stay_and_the_training_resumes_once_they
     assert read_json(run / "environment.json")["resumed"]
 
 
+@tiny
 def test_run_whose_only_checkpoint_is_damaged_begins_again_and_keeps_it(run_train: Run, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         break_off(patch, at=3)
@@ -307,6 +325,7 @@ def test_run_whose_only_checkpoint_is_damaged_begins_again_and_keeps_it(run_trai
     ]
 
 
+@tiny
 def test_run_of_which_an_older_version_deleted_the_environment_resumes(
     run_train: Run, whole: Path, tmp_path: Path
 ) -> None:
