@@ -40,9 +40,7 @@ Compare = Callable[..., Path]
 
 
 @pytest.fixture
-def run_compare(
-    store: Store, copy_store: Callable[..., Path], executor: Any, tiny2d: None, tmp_path: Path
-) -> Compare:
+def run_compare(store: Store, copy_store: Callable[..., Path], executor: Any, tiny2d: None, tmp_path: Path) -> Compare:
     """Compares two arms over two folds on a copy of the store and returns out: run_compare("folds.k=3")."""
     places = [copy_store()]
 
