@@ -80,6 +80,7 @@ def read_columns(path: Path, *names: str, coded: bool = False) -> pa.Table:
     """
     with _open(path, *names, coded=coded) as file:
         table = file.read(columns=list(names))
+        table.validate(full=True)  # Arrow trusts texts to be UTF-8
     return table.unify_dictionaries() if coded else table
 
 

@@ -126,13 +126,16 @@ def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
         raise MissingInputError(f"{path} is missing")
     try:
         table = pq.read_table(path, memory_map=False)
+        # Arrow trusts names and texts to be UTF-8: without this a damaged one fails wherever it is first looked at.
+        names = table.column_names
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is not a whole parquet file ({reason}): make it again") from error
-    missing = [name for name in columns if name not in table.column_names]
+    missing = [name for name in columns if name not in names]
     if missing:
-        raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(names)}")
     return table
 
 

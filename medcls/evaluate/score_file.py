@@ -143,6 +143,7 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
     try:
         table = pq.read_table(path)
         table.validate(full=True)
+        table.column_names  # noqa: B018 (a name that is not UTF-8 fails where it is first asked for)
     except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
         raise DataError(f"{setting}: not a whole Parquet file ({type(error).__name__})") from error

@@ -170,12 +170,13 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
         with pq.ParquetFile(path) as file:
             table, written = file.read(), (file.metadata.metadata or {}).get(_SUM_KEY)
         table.validate(full=True)
+        names = table.column_names
     except (pa.ArrowException, OSError, ValueError) as error:
         check_disk(path, error)
         raise DataError(f"index={path} is not a Parquet file: {_remedy(source, path)}") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY)
     for name in _NEW:
-        if name not in table.column_names:
+        if name not in names:
             blank = pa.repeat("", table.num_rows)
             table = table.add_column(INDEX.get_field_index(name), INDEX.field(name), blank)
     if version != _VERSION or not table.schema.equals(INDEX, check_metadata=False):

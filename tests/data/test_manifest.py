@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from medcls.data.columns import read_columns
 from medcls.data.manifest import COLUMNS, build_table, column_list, read_table, write_table
 from medcls.errors import DataError, MissingInputError
+from medcls.evaluate.score_file import read_score_file
 
 
 def row(**changes: object) -> dict[str, object]:
@@ -56,3 +59,25 @@ def test_half_a_table_is_a_data_error(keep: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match="not a whole parquet file"):
         read_table(path)
+
+
+READERS = {
+    "table": read_table,
+    "columns": lambda path: read_columns(path, "pixel_md5"),
+    "scores": lambda path: read_score_file(path, name="predictions"),
+}
+
+
+@pytest.mark.parametrize("damaged", [b"pixel_md5", b"a text of the first row"])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_name_or_a_text_that_is_not_utf_8_is_a_data_error(damaged: bytes, reader: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(
+        pa.table({"pixel_md5": ["a text of the first row", "b"]}), path,
+        compression="none", use_dictionary=False, write_statistics=False, store_schema=False,
+    )  # fmt: skip
+    content = path.read_bytes()
+    assert damaged in content
+    path.write_bytes(content.replace(damaged, b"\xe5" + damaged[1:]))
+    with pytest.raises(DataError, match=r"not a whole [Pp]arquet file"):
+        READERS[reader](path)
