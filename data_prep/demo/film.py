@@ -133,7 +133,7 @@ def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Datase
     for describe in (_describe_patient, _describe_anatomy, _describe_detector):
         dataset.update(describe(knee))
     dataset.PatientSex, dataset.PatientAge = draw_sex(knee.seed, knee.patient), f"{age_years:03d}Y"
-    dataset.KVP, dataset.FilmExposure = str(exposure.kvp), str(round(6 * exposure.dose))
+    dataset.KVP, dataset.Exposure = str(exposure.kvp), str(round(6 * exposure.dose))
     dataset.PhotometricInterpretation = "MONOCHROME1" if exposure.inverted else "MONOCHROME2"
     dataset.PresentationLUTShape = "INVERSE" if exposure.inverted else "IDENTITY"
     dataset.PixelIntensityRelationshipSign = 1 if exposure.inverted else -1

@@ -170,4 +170,4 @@ def test_the_room_imports_neither_torch_nor_the_test_oracles():
             with_scipy |= {source.name for name in names if name.split(".")[0] == "scipy"}
     assert "numpy" in imported
     assert not imported & {"torch", "torchvision", "sklearn", "pandas", "hydra", "omegaconf"}
-    assert with_scipy == {"bounds.py", "paired.py", "resampling_tests.py"}, "distributions of t, F and flips"
+    assert with_scipy == {"bounds.py", "paired.py", "fold_tests.py"}, "distributions of t, F and flips"

@@ -19,7 +19,7 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, p
 from pydicom.sequence import Sequence
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging import dicom
+from medcls.imaging.dicom import frame
 from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.dicom.pixels import StoredFrame
 from medcls.imaging.image import ReadOptions, read_image
@@ -284,7 +284,7 @@ def test_contradicting_modality_transforms_are_refused(
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "i4"])
 @pytest.mark.parametrize("fast", [True, False])
 def test_tables_give_what_the_function_gives(monkeypatch: pytest.MonkeyPatch, dtype: str, fast: bool) -> None:
-    monkeypatch.setattr(dicom, "_LUT_TAKES_WORDS", fast and dicom._LUT_TAKES_WORDS)
+    monkeypatch.setattr(frame, "_LUT_TAKES_WORDS", fast and frame._LUT_TAKES_WORDS)
     info = np.iinfo(dtype)
     low, high = max(info.min, -(1 << 15)), min(info.max, (1 << 15) - 1)
     calls: list[int] = []
@@ -295,10 +295,10 @@ def test_tables_give_what_the_function_gives(monkeypatch: pytest.MonkeyPatch, dt
 
     for first, last in ((low, high), (low, low + 50), (high - 50, high), (low // 2, high // 3)):
         stored = StoredFrame(RNG.integers(first, last + 1, (300, 300)).astype(dtype), 16, info.min < 0, "MONOCHROME2")
-        found = dicom.map_values(stored, double)
+        found = frame.map_values(stored, double)
         assert found.dtype == np.float32
         assert_array_equal(found, (stored.values * 2.5 + 1).astype(np.float32))
-        turned = dicom.map_values(replace(stored, values=stored.values.T), double)
+        turned = frame.map_values(replace(stored, values=stored.values.T), double)
         assert_array_equal(turned, found.T)
     assert max(calls) <= 1 << 16  # one call for each value of the range, not for each pixel
 

@@ -37,14 +37,17 @@ import numpy as np
 
 from data_prep import __main__ as prepare
 from data_prep.demo import __main__ as demo
-from medcls import compare, evaluate, pretrain, train
 from medcls.cli.command_line import run_command
+from medcls.compare import __main__ as compare
 from medcls.compare import compare as compare_stage
 from medcls.compare import comparison_executors
+from medcls.evaluate import __main__ as evaluate
 from medcls.evaluate import evaluate as evaluate_stage
 from medcls.files import TEMPORARY, sha256_file
 from medcls.models import small as cbr
+from medcls.pretrain import __main__ as pretrain
 from medcls.pretrain import pretrain as pretrain_stage
+from medcls.train import __main__ as train
 from medcls.train import resume
 from medcls.train import train as train_stage
 

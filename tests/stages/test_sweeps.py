@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from medcls import train as entry
 from medcls.cli import command_line, hydra_border
 from medcls.cli.hydra_border import check_hydra_key
 from medcls.config import TrainJob
 from medcls.errors import BusyError, ConfigError, DataError
 from medcls.files import sha256_file
+from medcls.train import __main__ as entry
 from medcls.training.preemption import PreemptedError
 from tests.stages.conftest import QUICK
 
