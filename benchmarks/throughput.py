@@ -16,7 +16,7 @@ from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.store import Store
 from medcls.models.classifier import build_classifier
 from medcls.models.transfer import apply_plan, build_parameter_groups, choose_first_epochs, plan_transfer
-from medcls.training.engine import train_one_epoch
+from medcls.training.loop import train_one_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler

@@ -23,8 +23,8 @@ from medcls.models.autoencoder import CLASSIFIER_OF, build_autoencoder
 from medcls.models.classifier import build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.recomputation import recompute_blocks
-from medcls.training.engine import train_step
 from medcls.training.forward import move_model
+from medcls.training.loop import train_step
 from medcls.training.losses import Loss, build_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device

@@ -85,7 +85,7 @@ def level_of(room: str) -> int:
 
 
 def test_the_sources_are_found() -> None:
-    assert {"medcls.config", "medcls.data.store", "medcls.train.loop", "data_prep.prepare"} <= set(MODULES)
+    assert {"medcls.config", "medcls.data.store", "medcls.training.loop", "data_prep.prepare"} <= set(MODULES)
     assert ("torch", "") in imported("medcls.reproducibility")  # an import inside a function is seen
 
 

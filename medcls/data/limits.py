@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+import numpy as np
+
+from medcls import distributed
+from medcls.console import say
+from medcls.data.dataset import StoreDataset
 from medcls.errors import ConfigError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (nothing is written there by name)
@@ -15,6 +21,30 @@ _MIB = 2**20
 _PROCESS_BYTES = 48 * _MIB
 # Memory limits above this are none: cgroup v1 writes a number near 2^63.
 _UNLIMITED = 2**60
+
+
+def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: int = 1) -> None:
+    """Says where loading processes may run out of shared memory or memory.
+
+    Args:
+        images: That they read.
+        workers: Of this process.
+        batch_size: Of the largest batch, of all processes of the training.
+        copies: Of each image in a batch.
+
+    Raises:
+        ConfigError: they have to run out.
+    """
+    part = -(-batch_size // distributed.count_ranks())
+    size = math.prod(images.shape) * np.dtype(images.store.spec.dtype).itemsize
+    notice = check_loading(
+        workers * distributed.count_local_ranks(),
+        batch_bytes=copies * part * size,
+        shared_free=read_shared_free(),
+        memory_free=read_memory_free(),
+    )
+    if notice:
+        say(f"notice: {notice}")
 
 
 def check_loading(workers: int, *, batch_bytes: int, shared_free: int | None, memory_free: int | None) -> str:

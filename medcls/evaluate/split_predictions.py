@@ -40,8 +40,8 @@ from medcls.models.heads import average_logits, compute_scores
 from medcls.runs.model_file import ModelCard, read_model
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import check_predictions
-from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
+from medcls.training.loop import NonFiniteError
 from medcls.training.precision import choose_device, choose_precision
 from medcls.training.state import StepRules
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from medcls.config import PretrainJob
 from medcls.console import say
+from medcls.data.limits import check_room
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_part, is_first, join_ranks
 from medcls.errors import ConfigError
@@ -28,18 +29,17 @@ from medcls.runs.checksums import finish_run
 from medcls.runs.lineage import hash_seen
 from medcls.runs.model_file import ModelCard
 from medcls.train.claim import hold_run, start_run
-from medcls.train.learner import assemble_learner
-from medcls.train.loop import Feed, check_room, choose_rules, run_loop, start_schedule
+from medcls.train.fitting import Feed, run_loop
+from medcls.train.learner import assemble_learner, choose_rules, start_schedule
 from medcls.train.network import choose_normalization
 from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.train.same_data import confirm_finished
 from medcls.train.training_data import look_at_data, read_domain, write_seen
-from medcls.training.engine import NonFiniteError
 from medcls.training.forward import move_model, predict_pieces
+from medcls.training.loop import NonFiniteError
 from medcls.training.losses import Loss
-from medcls.training.progress import Best, Progress
 from medcls.training.reconstruction import build_reconstruction_loss
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import Best, Learner, Progress, StepRules
 
 
 def pretrain(job: PretrainJob) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from medcls.config import PretrainJob, TrainJob
 from medcls.data.loaders import EpochSampler, balance_weights
@@ -16,13 +18,40 @@ from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.recomputation import recompute_blocks
 from medcls.models.synchronization import synchronize_batchnorm
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group
-from medcls.train.loop import start_schedule
 from medcls.train.training_data import TrainingData
 from medcls.training.forward import move_model
 from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
-from medcls.training.optimizers import build_average, build_optimizer
-from medcls.training.precision import build_scaler
+from medcls.training.optimizers import build_average, build_optimizer, build_schedule
+from medcls.training.precision import build_scaler, choose_device, choose_precision
 from medcls.training.state import Learner, StepRules
+
+
+def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
+    """Returns how a step is made, on the device that there is."""
+    device = choose_device(job.device)
+    return StepRules(
+        device=device,
+        precision=choose_precision(job.precision, device=device),
+        accumulate=job.trainer.accumulate,
+        clip_norm=job.trainer.clip_norm,
+        max_nonfinite=job.trainer.max_nonfinite,
+        channels_last=job.trainer.channels_last,
+        seed=job.seed,
+    )
+
+
+def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:
+    """Returns the schedule of trainer.epochs epochs of `batches` each, from their first step."""
+    return build_schedule(
+        optimizer,
+        name=job.schedule.name,
+        steps_per_epoch=-(-batches // rules.accumulate),
+        epochs=job.trainer.epochs,
+        warmup_epochs=job.schedule.warmup_epochs,
+        step_epochs=job.schedule.step_epochs,
+        step_factor=job.schedule.step_factor,
+        max_steps=job.trainer.max_steps,
+    )
 
 
 def build_learner(

@@ -37,16 +37,16 @@ from medcls.training.checkpoints import (
     Checkpoint,
     delete_newer,
     name_checkpoint,
+    pack_training,
     read_newest,
     set_aside,
+    unpack_training,
     write_checkpoint,
 )
-from medcls.training.engine import NonFiniteError
+from medcls.training.loop import NonFiniteError
 from medcls.training.optimizers import scale_rates
 from medcls.training.preemption import PreemptedError, Watch
-from medcls.training.progress import Progress
-from medcls.training.resuming import pack_training, unpack_training
-from medcls.training.state import Learner
+from medcls.training.state import Learner, Progress
 
 # What has to be equal for the same bits again; of environment.json.
 _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packages")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.crops import Crop
+from medcls.data.limits import check_room
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
 from medcls.distributed import count_ranks, first_goes_ahead, get_part, is_first, join_ranks
@@ -30,8 +31,8 @@ from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 from medcls.train.cached_features import cache_features, choose_features
 from medcls.train.claim import hold_run, start_run
-from medcls.train.learner import build_learner, build_sampler
-from medcls.train.loop import Feed, check_room, choose_rules, run_loop
+from medcls.train.fitting import Feed, run_loop
+from medcls.train.learner import build_learner, build_sampler, choose_rules
 from medcls.train.network import build_model, choose_normalization
 from medcls.train.odds_ratios import write_odds
 from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
@@ -40,11 +41,10 @@ from medcls.train.solved_head import SOLVERS, find_solver, solve_logistic, solve
 from medcls.train.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.train.training_distance import write_training_distance
 from medcls.train.voxel_baseline import write_baseline
-from medcls.training.engine import NonFiniteError
 from medcls.training.forward import predict_logits
+from medcls.training.loop import NonFiniteError
 from medcls.training.losses import build_loss
-from medcls.training.progress import Best, Progress
-from medcls.training.state import StepRules
+from medcls.training.state import Best, Progress, StepRules
 from medcls.training.tracking import Tracker
 
 

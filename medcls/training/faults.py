@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from medcls.data.dataset import Batch
-from medcls.training.engine import accumulate_gradients, take_back, waits_for_others
+from medcls.training.loop import accumulate_gradients, take_back, waits_for_others
 from medcls.training.state import Learner, StepRules
 
 Place = tuple[str, str]

@@ -1,9 +1,10 @@
-"""What a training step changes, and the rules that it is made by."""
+"""What a training step changes, the rules that it is made by, and where the training stands."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -86,3 +87,97 @@ class StepRules:
     max_nonfinite: int = 5
     channels_last: bool = True
     seed: int = 0
+
+
+@dataclass(slots=True)
+class EpochResult:
+    """What one epoch did so far.
+
+    Attributes:
+        loss_sum: Of the images of steps with a finite loss.
+        loss_images: How many those are.
+        images: Seen.
+        steps: Optimizer steps taken.
+        skipped: Steps skipped because the loss or the gradient was not finite (fp16 does so to find its scale).
+        seconds: Wall clock.
+        wait_seconds: Of these, waiting for data.
+    """
+
+    loss_sum: float = 0.0
+    loss_images: int = 0
+    images: int = 0
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss over the images of steps with a finite loss; NaN where there was none."""
+        return self.loss_sum / self.loss_images if self.loss_images else math.nan
+
+    @property
+    def groups(self) -> int:
+        """Groups of batches that are done: the position in the epoch."""
+        return self.steps + self.skipped
+
+
+@dataclass(slots=True)
+class Best:
+    """The best epoch so far by the validation metric.
+
+    Attributes:
+        score: Its metric, larger is better; -inf before the first, and where it is undefined.
+        epoch: Zero-based number; -1 before the first.
+        loss: Its validation loss, which decides between epochs of one score; NaN if unknown.
+        state: Copy of the evaluated network's weights on the CPU.
+    """
+
+    score: float = -math.inf
+    epoch: int = -1
+    loss: float = math.nan
+    state: dict[str, Tensor] | None = None
+
+    def update(self, score: float, epoch: int, model: nn.Module, *, loss: float = math.nan) -> bool:
+        """Keep the model if its score is better, or equal at a lower loss, or the first; return whether it was kept.
+
+        A coarse score (an AUC of few images, which is soon 1) is shared by many epochs: the first of them is the least
+        trained. NaN (outputs not finite) is never kept.
+        """
+        better = score > self.score or (score == self.score and loss < self.loss)
+        better = better or (self.state is None and not math.isnan(score))
+        if better:
+            self.score, self.epoch, self.loss = score, epoch, loss
+            self.state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        return better
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a training stands: with the learner all that the next step depends on.
+
+    Attributes:
+        epoch: The epoch at work, or the next one.
+        result: What it did so far.
+        groups: Steps of the epochs before it, taken and skipped.
+        best: The best epoch so far.
+    """
+
+    epoch: int = 0
+    result: EpochResult = field(default_factory=EpochResult)
+    groups: int = 0
+    best: Best = field(default_factory=Best)
+
+    @property
+    def total(self) -> int:
+        """Steps since the beginning, taken and skipped."""
+        return self.groups + self.result.groups
+
+    def is_over(self, *, epochs: int, max_steps: int | None, patience: int | None) -> bool:
+        """Returns whether no epoch is to begin: all are done, or the steps, or the patience."""
+        waited = self.epoch - 1 - self.best.epoch
+        return (
+            self.epoch >= epochs
+            or (max_steps is not None and self.groups >= max_steps)
+            or (patience is not None and self.epoch > 0 and waited >= patience)
+        )

@@ -24,7 +24,7 @@ from medcls.models.heads import compute_scores
 from medcls.report.page_tables import format_metrics
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model, read_state
-from medcls.training.engine import NonFiniteError
+from medcls.training.loop import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("notes_for_report")
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from medcls.data import limits
 from medcls.data.dataset import StoreDataset
 from medcls.data.store import Store
 from medcls.data.workers import WorkerError
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.train import loop, resume
+from medcls.train import resume
 from medcls.train import train as stage
-from medcls.training.engine import NonFiniteError
+from medcls.training.loop import NonFiniteError
 from medcls.training.losses import build_loss
 from medcls.training.preemption import PreemptedError
 
@@ -247,7 +248,7 @@ def test_room_for_loading_processes_is_looked_at_before_the_first_step(
     said: str,
 ) -> None:
     """Two processes, two batches each of 2 x 8 images of 32 x 32 bytes in validation."""
-    monkeypatch.setattr(loop, "read_shared_free", lambda: free)
+    monkeypatch.setattr(limits, "read_shared_free", lambda: free)
     if said == "must":
         with pytest.raises(ConfigError, match=r"workers=2: /dev/shm has 0 MiB free, and batches of 0.0 MiB take up to"):
             run_train(tmp_path / "run", *SETTINGS, "workers=2")

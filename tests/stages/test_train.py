@@ -20,7 +20,7 @@ from medcls.models.backbones import count_dims
 from medcls.runs.model_file import read_card, read_model
 from medcls.train import learner
 from medcls.train import train as stage
-from medcls.training.engine import NonFiniteError
+from medcls.training.loop import NonFiniteError
 
 Run = Callable[..., Path]
 CONF = Path(__file__).resolve().parents[2] / "conf"

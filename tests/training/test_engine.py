@@ -11,11 +11,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier, build_classifier
-from medcls.training.engine import NonFiniteError, run_epochs, train_one_epoch, train_step
 from medcls.training.forward import move_images, move_model, predict_logits
+from medcls.training.loop import NonFiniteError, run_epochs, train_one_epoch, train_step
 from medcls.training.losses import build_loss
-from medcls.training.progress import Best
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import Best, Learner, StepRules
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Batch]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.recomputation import recompute_blocks
-from medcls.training.engine import train_step
 from medcls.training.faults import describe_fault, find_layer
+from medcls.training.loop import train_step
 from medcls.training.losses import build_loss
 from medcls.training.state import Learner, StepRules
 

@@ -17,12 +17,11 @@ from torch import nn
 
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
-from medcls.training.engine import train_one_epoch, train_step
+from medcls.training.checkpoints import pack_training, unpack_training
 from medcls.training.forward import predict_logits
+from medcls.training.loop import train_one_epoch, train_step
 from medcls.training.memory import MemoryLimitError, cut_batch
-from medcls.training.progress import Progress
-from medcls.training.resuming import pack_training, unpack_training
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import Learner, Progress, StepRules
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Batch]

@@ -13,13 +13,11 @@ import torch
 
 from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
-from medcls.training.checkpoints import name_checkpoint, read_newest, write_checkpoint
-from medcls.training.engine import run_epochs
+from medcls.training.checkpoints import name_checkpoint, pack_training, read_newest, unpack_training, write_checkpoint
 from medcls.training.forward import predict_logits
+from medcls.training.loop import run_epochs
 from medcls.training.optimizers import build_average
-from medcls.training.progress import EpochResult, Progress
-from medcls.training.resuming import pack_training, unpack_training
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import EpochResult, Learner, Progress, StepRules
 
 EPOCHS, BATCHES = 3, 4
 

@@ -17,8 +17,7 @@ from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
 from medcls.training.forward import run_forward
 from medcls.training.memory import cut_batch, explain_update, free_memory, halve_pieces
-from medcls.training.progress import Best, EpochResult, Progress
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import Best, EpochResult, Learner, Progress, StepRules
 
 
 class NonFiniteError(MedclsError):

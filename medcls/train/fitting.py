@@ -8,26 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from medcls import distributed
-from medcls.config import PretrainJob, TrainerConfig, TrainJob
+from medcls.config import TrainerConfig
 from medcls.console import say, show_progress
 from medcls.data.dataset import Batch, StoreDataset
-from medcls.data.limits import check_loading, read_memory_free, read_shared_free
 from medcls.data.loaders import EpochSampler
 from medcls.files import FAULTS, write_json
 from medcls.train.resume import Keeper
-from medcls.training.engine import NonFiniteError, draw_step_seed, run_epochs
 from medcls.training.faults import describe_fault
-from medcls.training.optimizers import build_schedule
-from medcls.training.precision import choose_device, choose_precision
-from medcls.training.progress import Best, EpochResult
-from medcls.training.state import Learner, StepRules
+from medcls.training.loop import NonFiniteError, draw_step_seed, run_epochs
+from medcls.training.state import Best, EpochResult, Learner, StepRules
 from medcls.training.tracking import Tracker
 
 # Of one run: the first ones say what there is to say.
@@ -49,58 +42,6 @@ class Feed:
     loader: DataLoader[Batch]
     sampler: EpochSampler
     images: StoreDataset
-
-
-def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: int = 1) -> None:
-    """Says where loading processes may run out of shared memory or memory.
-
-    Args:
-        images: That they read.
-        workers: Of this process.
-        batch_size: Of the largest batch, of all processes of the training.
-        copies: Of each image in a batch.
-
-    Raises:
-        ConfigError: they have to run out.
-    """
-    part = -(-batch_size // distributed.count_ranks())
-    size = math.prod(images.shape) * np.dtype(images.store.spec.dtype).itemsize
-    notice = check_loading(
-        workers * distributed.count_local_ranks(),
-        batch_bytes=copies * part * size,
-        shared_free=read_shared_free(),
-        memory_free=read_memory_free(),
-    )
-    if notice:
-        say(f"notice: {notice}")
-
-
-def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
-    """Returns how a step is made, on the device that there is."""
-    device = choose_device(job.device)
-    return StepRules(
-        device=device,
-        precision=choose_precision(job.precision, device=device),
-        accumulate=job.trainer.accumulate,
-        clip_norm=job.trainer.clip_norm,
-        max_nonfinite=job.trainer.max_nonfinite,
-        channels_last=job.trainer.channels_last,
-        seed=job.seed,
-    )
-
-
-def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:
-    """Returns the schedule of trainer.epochs epochs of `batches` each, from their first step."""
-    return build_schedule(
-        optimizer,
-        name=job.schedule.name,
-        steps_per_epoch=-(-batches // rules.accumulate),
-        epochs=job.trainer.epochs,
-        warmup_epochs=job.schedule.warmup_epochs,
-        step_epochs=job.schedule.step_epochs,
-        step_factor=job.schedule.step_factor,
-        max_steps=job.trainer.max_steps,
-    )
 
 
 def run_loop(
