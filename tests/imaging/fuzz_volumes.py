@@ -35,7 +35,7 @@ RULES = (
 REASONS = frozenset(
     {"gap", "jitter", "leftover_stack", "mixed_spacing", "mosaic", "not_grey", "no_orientation", "no_position"}
 ) | {
-    *("no_spacing", "not_dicom", "localizer", "cine", "multi_frame"),
+    *("no_spacing", "sparse_stack", "not_dicom", "localizer", "cine", "multi_frame"),
 }
 """Words of stacks and geometry that stand in a variable where they are raised."""
 

@@ -83,6 +83,42 @@ def test_what_tells_volumes_apart(changes: dict[str, object]) -> None:
     assert {path[0] for path in stacks[1].paths} == {"b"}
 
 
+def across(count: int, cosines: tuple[float, ...], **changes: object) -> list[Instance]:
+    """Slices in another plane."""
+    return [
+        instance(f"c{k:02}", 0.0, orientation=cosines, position=(2.0 * k, 2.0 * k, -10.0), **changes)
+        for k in range(count)
+    ]
+
+
+CORONAL, SAGITTAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0), (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+
+
+@pytest.mark.parametrize("cosines", [CORONAL, SAGITTAL])
+@pytest.mark.parametrize("count", [6, 20])
+def test_axial_scan_with_a_gap_beside_a_longer_stack_in_another_plane_is_missed(
+    count: int, cosines: tuple[float, ...]
+) -> None:
+    """Reformats are often more than the slices that they were made of."""
+    axial = run(count)
+    del axial[2]
+    stacks, left = build_stacks(axial + across(60, cosines, rows=32), RULE)
+    assert [len(stack.instances) for stack in stacks] == [60]
+    ((state, reason, detail),) = {tuple(each[1:]) for each in left}
+    assert (state, reason) == ("quarantined", "gap")
+    assert f"stack.min_slices={count} leaves these {count - 1} slices out" in detail
+    _, left = build_stacks(axial + across(60, cosines, rows=32), StackRule(min_slices=count))
+    assert {tuple(each[1:3]) for each in left} == {("skipped", "too_few_slices")}
+
+
+def test_irregular_reformats_beside_an_axial_volume_are_left_over() -> None:
+    coronal = across(20, CORONAL)
+    del coronal[4]
+    (stack,), left = build_stacks(run(30) + coronal, RULE)
+    assert len(stack.instances) == 30
+    assert {tuple(each[1:3]) for each in left} == {("skipped", "leftover_stack")}
+
+
 def test_rounding_tells_nothing_apart() -> None:
     given_ = run(6)
     given_[2] = replace(given_[2], orientation=(1.0, 1e-6, 0.0, -1e-6, 1.0, 0.0), pixel_spacing_mm=(0.50000001, 0.5))

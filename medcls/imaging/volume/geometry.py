@@ -14,7 +14,7 @@ from medcls.errors import ConfigError, DataError, ImageRefusedError
 _ANGLE = 1e-3
 """Radians that direction cosines may be off for being rounded: 0.06 degrees, half a pixel across a large stack."""
 
-_SAME_MM = 1e-3
+SAME_MM = 1e-3
 _STRAY = 0.25
 """Distances of slices that differ by less than this fraction of their median are meant to be one distance."""
 
@@ -198,8 +198,8 @@ def find_levels(along: NDArray[np.float64], rule: StackRule) -> tuple[tuple[int,
     """Return indices in order along the normal, those at one position together."""
     order = np.argsort(along, kind="stable")
     steps = np.diff(along[order])
-    real = steps[steps > _SAME_MM]
-    same = max(_SAME_MM, rule.tolerance * float(np.median(real))) if real.size else _SAME_MM
+    real = steps[steps > SAME_MM]
+    same = max(SAME_MM, rule.tolerance * float(np.median(real))) if real.size else SAME_MM
     cuts = np.flatnonzero(steps > same) + 1
     return tuple(tuple(sorted(int(i) for i in level)) for level in np.split(order, cuts))
 
@@ -207,7 +207,7 @@ def find_levels(along: NDArray[np.float64], rule: StackRule) -> tuple[tuple[int,
 def _check_levels(along: NDArray[np.float64], levels: tuple[tuple[int, ...], ...], *, slack: float) -> None:
     """Slices that share a distance must share the place: tiles beside one another are no duplicates."""
     for level in levels:
-        if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, _SAME_MM):
+        if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, SAME_MM):
             raise ImageRefusedError("lateral_offset", "slices of one distance along the normal lie side by side")
 
 

@@ -12,7 +12,8 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.geometry import StackRule
-from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts
+from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts, measure_step
+from medcls.imaging.volume.select import name_plane
 
 __all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault"]
 
@@ -82,10 +83,10 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
 
     Returns:
         Every instance is in exactly one stack or in the list. Skipped are localizers, objects that are not images, and
-        beside a stack pictures and references: slices that are too few, or lie in another plane. What is quarantined
-        has the reason of its group: gap, jitter, mixed_spacing, tilt, lateral_offset, orientation, too_few_slices,
-        several_parts; or its own: no_position, no_orientation, no_spacing, malformed_element, cine, multi_frame,
-        mosaic, not_grey, not_dicom and Instance.problem.
+        beside a stack pictures and references: slices that are too few or too far apart, or irregular ones in another
+        plane. What is quarantined has the reason of its group: gap, jitter, mixed_spacing, tilt, lateral_offset,
+        orientation, too_few_slices, several_parts; or its own: no_position, no_orientation, no_spacing,
+        malformed_element, cine, multi_frame, mosaic, not_grey, not_dicom and Instance.problem.
 
     Source: own choice, docs/decisions/0008-volumes.md.
     """
@@ -105,33 +106,46 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
         except ImageRefusedError as error:
             failed.append((scan, error))
     built.sort(key=lambda each: (-_count_slices(each[0]), _exact_key(each[0][0]), _float_key(each[0][0])))
+    groups = [*(group for group, _ in built), *(scan.instances for scan, _ in failed)]
+    is_told = rule.parts == "join" and len(groups) > 1
+    coarse = {id(group) for group in groups if is_told and measure_step(group, rule) > rule.max_gap_mm}
+    most = max((_count_slices(group) for group, _ in built if id(group) not in coarse), default=0)
+    sparse = [group for group in groups if id(group) in coarse and len(group) < most]
+    built = [each for each in built if not any(each[0] is group for group in sparse)]
     stacks = [Stack(group, f"#{n}" if n > 1 else "", names) for n, (group, names) in enumerate(built, start=1)]
+    for group in sparse:
+        leftovers += [(each.path, "skipped", "sparse_stack", "") for each in group]
     for scan, cause in failed:
-        state, reason, detail = "quarantined", cause.reason, cause.detail
-        if _is_reference(scan, cause, [stack.instances for stack in stacks]):
-            state = "skipped"
-            if reason != "too_few_slices":
-                reason, detail = "leftover_stack", f"{reason}: {detail}"
-        leftovers += [(each.path, state, reason, detail) for each in scan.instances]
+        if not any(scan.instances is group for group in sparse):
+            verdict = _judge_failure(scan, cause, [stack.instances for stack in stacks])
+            leftovers += [(each.path, *verdict) for each in scan.instances]
     if stacks:
         leftovers = [_excuse(each) for each in leftovers]
     return stacks, sorted(leftovers)
 
 
-def _is_reference(scan: Scan, error: ImageRefusedError, stacks: Sequence[tuple[Instance, ...]]) -> bool:
-    """Return whether slices that make no volume only accompany the volumes of their series.
+def _judge_failure(
+    scan: Scan, cause: ImageRefusedError, stacks: Sequence[tuple[Instance, ...]]
+) -> tuple[str, str, str]:
+    """Return state, reason and detail of slices that make no volume, beside the volumes of their series.
 
-    Too few slices are a reference; so are fewer slices than a volume has, in another plane or size. A stack along a
-    volume of the series is another echo or phase of it, which is missed if it cannot be read.
+    Too few slices are a reference; so are fewer irregular slices than a volume has, in another plane or size. A stack
+    along a volume of the series is another echo or phase of it, and an axial one, or one of more than half as many
+    slices, beside volumes none of which is axial may be the scan itself: each is missed if it cannot be read.
     """
-    if not stacks or error.reason == "too_few_slices":
-        return bool(stacks)
-    first, firsts = scan.instances[0], [stack[0] for stack in stacks if stack[0].frames == 1]
-    along = any(
+    if not stacks or cause.reason == "too_few_slices":
+        return "skipped" if stacks else "quarantined", cause.reason, cause.detail
+    first, count, most = scan.instances[0], len(scan.instances), max(map(_count_slices, stacks))
+    is_along = any(
         (each.rows, each.columns) == (first.rows, first.columns) and is_parallel(each, first, tolerance=SAME_COSINES)
-        for each in firsts
+        for each in (stack[0] for stack in stacks if stack[0].frames == 1)
     )
-    return not along and len(scan.instances) < max(map(_count_slices, stacks))
+    is_beside_axial = "axial" in {name_plane(stack[0].orientation) for stack in stacks}
+    is_scan = not is_beside_axial and (name_plane(first.orientation) == "axial" or 2 * count > most)
+    if count < most and not is_along and not is_scan:
+        return "skipped", "leftover_stack", f"{cause.reason}: {cause.detail}"
+    remedy = f": stack.min_slices={count + 1} leaves these {count} slices out, beside a volume of {most}"
+    return "quarantined", cause.reason, cause.detail + (remedy if count < most and scan.fault is None else "")
 
 
 def _excuse(leftover: Leftover) -> Leftover:
