@@ -27,10 +27,10 @@ LOGS = {
 """What becomes of standard output and standard error."""
 _SAME = (".parquet", ".npy", ".safetensors", ".csv", ".png", ".dcm", ".nii.gz")
 """Files without times and durations in them."""
-_QUICK = ("workers=0", "device=cpu")
+_QUICK = ("workers=1", "device=cpu")
 _STEP = ("trainer.batch_size=8", "trainer.epochs=1", "trainer.max_steps=1", *_QUICK)
 _TRAINING = ("model=cbr_tiny", "transfer=scratch", "task=multiclass", *_STEP)
-_PREPARATION = ("source={raw}", "labels={raw}/labels.csv", "store={own}/store", "image.size=32", "workers=0")
+_PREPARATION = ("source={raw}", "labels={raw}/labels.csv", "store={own}/store", "image.size=32", "workers=1")
 _TASK = {
     "name": "key",
     "commands": [["python", "-m", "data_prep.key", "out={own}/key.txt"]],
@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data_prep": _PREPARATION,
     "data_prep.demo": ("out={own}/set", "num_images=2"),
     "data_prep.demo3d": ("out={own}/set", "num_source=1", "num_target=1"),
-    "data_prep.index": ("source={raw}", "out={own}/index.parquet", "workers=0"),
+    "data_prep.index": ("source={raw}", "out={own}/index.parquet", "workers=1"),
     "data_prep.key": ("out={own}/key.txt",),
     "data_prep.merge": _PREPARATION,
     "data_prep.show": ("store={store}", "out={own}/sheet.png"),
@@ -76,7 +76,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 _GIVEN = {"data_prep.merge": "parts", "medcls.compare": "store"}
 ONLY_PRINTED = {
     "medcls.samplesize": ("expected=0.8", "half_width=0.2", "replicates=200"),
-    "data_prep.index": ("source={raw}", "workers=0"),
+    "data_prep.index": ("source={raw}", "workers=1"),
     "medcls.train": ("--help",),
 }
 
@@ -120,7 +120,7 @@ def build_inputs(work: Path) -> dict[str, Path]:
         ("data_prep", *_PREPARATION, "store={store}"),
         *(("data_prep", *_PREPARATION, "store={parts}", "shard.count=2", f"shard.index={n}") for n in range(2)),
         ("data_prep.demo3d", "out={heads}", "num_source=6", "num_target=1"),
-        ("data_prep", f"source={heads}", f"labels={heads}/labels.csv", "store={volumes}", *volumes, "workers=0"),
+        ("data_prep", f"source={heads}", f"labels={heads}/labels.csv", "store={volumes}", *volumes, "workers=1"),
         ("medcls.train", *COMMANDS["medcls.train"], "run={run}"),
     )
     for command, *arguments in made:
