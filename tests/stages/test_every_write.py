@@ -185,8 +185,8 @@ def test_stage_that_fails_or_is_killed_at_any_write_gives_the_same_the_next_time
 ) -> None:
     whole, steps = count_steps(stages[name], tmp_path / "whole")
     faults = []
-    # A comparison is some hundred steps of a second each: every seventh.
-    for number in range(1, len(steps) + 1, 7 if name == "compare" else 1):
+    # A comparison is 429 steps of seconds each, most of them those of its trainings and evaluations: every 23rd.
+    for number in range(1, len(steps) + 1, 23 if name == "compare" else 1):
         for check, work in ((check_failure, tmp_path / f"f{number}"), (check_kill, tmp_path / f"k{number}")):
             try:
                 check(stages[name], work, number, whole, capsys)
