@@ -12,14 +12,9 @@ from medcls.evaluate.evaluation_data import Opened
 from medcls.files import MODEL
 from medcls.runs.model_file import ModelCard, read_model
 from medcls.statistics.bounds import compute_wilson
-
-# Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
 from medcls.train.training_distance import draw_images, read_training_distance, run_backbone
-from medcls.training.feature_distance import (
-    FAR,
-)
-from medcls.training.precision import choose_device, choose_precision
-from medcls.training.state import StepRules
+from medcls.training.feature_distance import FAR
+from medcls.training.forward import choose_options
 
 
 def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> dict[str, Any] | None:
@@ -41,13 +36,12 @@ def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened)
     if distance is None:
         return None
     model, _ = read_model(run / MODEL)
-    device = choose_device(job.device)
-    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
+    options = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size)
     drawn = draw_images(opened.store, opened.rows)
     clinical = None if opened.clinical is None else opened.clinical[drawn]
     part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
     dataset = part.build_dataset(crop=card.crop)
-    far = distance.measure(run_backbone(model.to(device), dataset, rules, batch_size=job.batch_size)) > FAR
+    far = distance.measure(run_backbone(model.to(options.rules.device), dataset, options)) > FAR
     patients = len(set(opened.store.column("patient_id", part.rows)))
     share = float(far.mean())
     # As if the images of a patient were copies: the interval is rather too wide than too narrow.

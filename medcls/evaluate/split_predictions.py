@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 
 from medcls.config import EvaluateJob
 from medcls.console import say, show_progress
-from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import read_patients
 from medcls.data.store import Store
@@ -40,10 +40,8 @@ from medcls.models.heads import average_logits, compute_scores
 from medcls.runs.model_file import ModelCard, read_model
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import check_predictions
-from medcls.training.forward import predict_logits
+from medcls.training.forward import PredictOptions, choose_options, predict_rows
 from medcls.training.loop import NonFiniteError
-from medcls.training.precision import choose_device, choose_precision
-from medcls.training.state import StepRules
 
 PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"
@@ -178,12 +176,12 @@ def predict_views(
     """
     # A model or device that cannot be used is found before the split is opened.
     model, card = read_model(run / MODEL)
-    device = choose_device(job.device)
-    passes = build_passes(plan, model.to(device), output=card.task.output)
+    options = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size, workers=job.workers)
+    passes = build_passes(plan, model.to(options.rules.device), output=card.task.output)
     # Counted before the first image is read: an evaluation that is interrupted was an opening, too.
     key = list_inputs(job, run, opened=opened, plan=plan)
     log_opening(job, run, opened=opened, key=key, log=log, use=use)
-    logits = [compute_logits(job, opened, passed=passed, device=device) for passed in passes]
+    logits = [compute_logits(opened, passed, options, split=job.split) for passed in passes]
     averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
     return averaged
 
@@ -282,15 +280,14 @@ def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | 
     return np.array(column_list(table, "logits"), dtype=np.float64)
 
 
-def compute_logits(job: EvaluateJob, opened: Opened, *, passed: Pass, device: str) -> NDArray[np.float64]:
-    """Returns the logits (N, L) of the opened rows in one pass over their images."""
-    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    dataset = opened.build_dataset(crop=passed.crop)
-    sampler = EpochSampler(len(dataset), batch_size=job.batch_size)
-    workers = choose_workers(job.workers, device=device)
-    loader = build_loader(dataset, sampler, workers=workers, device=device)
-    progress = show_progress(loader, desc=" ".join(filter(None, ("predict", job.split, passed.name))), unit="batch")
-    logits = predict_logits(passed.network, progress, rules)
+def compute_logits(opened: Opened, passed: Pass, options: PredictOptions, *, split: str) -> NDArray[np.float64]:
+    """Return the logits (N, L) of the opened rows in one pass over their images.
+
+    Raises:
+        NonFiniteError: The network's outputs for an image are not finite.
+    """
+    show = partial(show_progress, desc=" ".join(filter(None, ("predict", split, passed.name))), unit="batch")
+    logits = predict_rows(passed.network, opened.build_dataset(crop=passed.crop), options, through=show)
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=1)).sum())
         raise NonFiniteError(f"the outputs for {wrong} of {len(logits)} images are not finite: try precision=fp32")

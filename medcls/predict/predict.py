@@ -58,8 +58,7 @@ from medcls.runs.checksums import note_version
 from medcls.runs.model_file import ModelCard, read_card, read_model
 from medcls.train.training_distance import read_training_distance
 from medcls.training.feature_distance import FAR, FeatureDistance, tap_features
-from medcls.training.forward import predict_logits
-from medcls.training.precision import choose_device, choose_precision
+from medcls.training.forward import choose_options, predict_logits
 from medcls.training.state import StepRules
 
 INTENDED_USE = "research use; not a medical device"
@@ -298,9 +297,8 @@ def predict_cases(
 
 def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -> Ensemble:
     """Returns the networks of the runs on the chosen device."""
-    device = choose_device(job.device)
-    rules = StepRules(device=device, precision=choose_precision(job.precision, device=device))
-    models = [read_model(run / MODEL)[0].to(device) for run in job.runs]
+    rules = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size).rules
+    models = [read_model(run / MODEL)[0].to(rules.device) for run in job.runs]
     distances = [read_training_distance(run, card) for run, card in zip(job.runs, cards, strict=True)]
     return Ensemble(models, cards, rules, table, distances)
 

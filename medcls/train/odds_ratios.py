@@ -15,12 +15,12 @@ from medcls.clinical.odds import REGRESSION, compute_ratios, list_contrasts, rea
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
-from medcls.data.loaders import EpochSampler, build_loader, choose_workers
+from medcls.data.loaders import choose_workers
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.train.training_data import TrainingData
 from medcls.training.features import FeatureDataset
-from medcls.training.forward import predict_logits
+from medcls.training.forward import PredictOptions, predict_rows
 from medcls.training.state import StepRules
 
 REPLICATES = 1000
@@ -124,9 +124,8 @@ def predict_alone(
         if cached
         else StoreDataset(data.store, stored.rows, targets=stored.targets.numpy(), crop=stored.crop, clinical=nothing)
     )
-    sampler = EpochSampler(len(stored), batch_size=2 * job.trainer.batch_size)
     workers = 0 if cached else choose_workers(job.workers, device=rules.device)
-    return predict_logits(model, build_loader(dataset, sampler, workers=workers, device=rules.device), rules)
+    return predict_rows(model, dataset, PredictOptions(rules, 2 * job.trainer.batch_size, workers))
 
 
 def _patients(data: TrainingData, dataset: StoreDataset) -> NDArray[np.int32]:

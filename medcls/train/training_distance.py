@@ -13,7 +13,6 @@ from torch import Tensor
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
-from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.store import Store
 from medcls.errors import DataError
@@ -30,7 +29,7 @@ from medcls.training.feature_distance import (
     tap_features,
     write_distance,
 )
-from medcls.training.forward import predict_logits
+from medcls.training.forward import PredictOptions, predict_rows
 from medcls.training.state import StepRules
 
 # Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
@@ -88,7 +87,7 @@ def _compute_features(
         crop=stored.crop,
         clinical=stored.clinical.numpy()[drawn],
     )
-    return run_backbone(model, dataset, rules, batch_size=2 * job.trainer.batch_size)
+    return run_backbone(model, dataset, PredictOptions(rules, 2 * job.trainer.batch_size))
 
 
 def draw_images(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -98,12 +97,10 @@ def draw_images(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.sort(np.argsort(draws, kind="stable")[:MOST_IMAGES])
 
 
-def run_backbone(model: Classifier, dataset: StoreDataset, rules: StepRules, *, batch_size: int) -> NDArray[Any]:
+def run_backbone(model: Classifier, dataset: StoreDataset, options: PredictOptions) -> NDArray[Any]:
     """Return the features (N, F) of all images of a dataset, in its order."""
-    sampler = EpochSampler(len(dataset), batch_size=batch_size)
-    loader = build_loader(dataset, sampler, workers=0, device=rules.device)
     with tap_features(model.backbone) as found:
-        predict_logits(model, loader, rules)
+        predict_rows(model, dataset, options)
     return torch.cat(found).numpy()
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from medcls import distributed
 from medcls.data.dataset import Batch
+from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.training.memory import cut_batch, free_memory, halve_pieces
-from medcls.training.precision import autocast
+from medcls.training.precision import autocast, choose_device, choose_precision
 from medcls.training.state import StepRules
 
 
@@ -89,3 +92,55 @@ def predict_logits(
         ordered = distributed.gather_rows(torch.cat(logits), where, total=total)
     result: NDArray[np.float64] = ordered.double().numpy()
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """How the rows of a dataset are predicted.
+
+    Attributes:
+        rules: Device, precision and memory layout.
+        batch_size: Largest batch.
+        workers: Loading processes; 0 = this process loads.
+    """
+
+    rules: StepRules
+    batch_size: int
+    workers: int = 0
+
+
+def choose_options(*, device: str, precision: str, batch_size: int, workers: int = 0) -> PredictOptions:
+    """Return the options of a command that predicts: "auto" and -1 become what this machine has.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        batch_size: Largest batch.
+        workers: Loading processes; -1 chooses by the cores.
+
+    Raises:
+        ConfigError: device=cuda on a machine without a CUDA device.
+    """
+    chosen = choose_device(device)
+    rules = StepRules(device=chosen, precision=choose_precision(precision, device=chosen))
+    return PredictOptions(rules, batch_size, choose_workers(workers, device=chosen))
+
+
+def predict_rows(
+    model: nn.Module,
+    dataset: Dataset[Batch],
+    options: PredictOptions,
+    *,
+    through: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> NDArray[np.float64]:
+    """Return the logits (N, L), float64, of all rows of a dataset, in its order; puts the model into eval mode.
+
+    Args:
+        model: Images to logits, on the device of the options.
+        dataset: N rows.
+        options: Device, precision, batches and loading.
+        through: What the loader's batches pass through on their way to the model: a progress bar, a change of pixels.
+    """
+    sampler = EpochSampler(len(dataset), batch_size=options.batch_size)  # type: ignore[arg-type]
+    loader = build_loader(dataset, sampler, workers=options.workers, device=options.rules.device)
+    return predict_logits(model, through(loader), options.rules)

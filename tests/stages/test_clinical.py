@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from medcls.evaluate.split_predictions import compute_logits
 from medcls.explain.explain import explain
 from medcls.files import MANIFEST, MODEL, ODDS_RATIOS, read_json
 from medcls.runs.model_file import read_card, read_model
+from medcls.training.forward import PredictOptions
+from medcls.training.state import StepRules
 
 Run = Callable[..., Path]
 
@@ -137,12 +140,11 @@ def test_the_columns_change_the_predictions(wide_run: Path, run_evaluate: Run, c
     job = EvaluateJob(run=str(wide_run), split="val", device="cpu", workers=0)
     opened = open_rows(job, wide_run, card)
     assert opened.clinical is not None
-    with_columns = compute_logits(job, opened, passed=Pass("", model, None), device="cpu")
+    predict = partial(compute_logits, opened, Pass("", model, None), PredictOptions(StepRules(), 64), split="val")
+    with_columns = predict()
     expected = opened.clinical @ model.wide.weight.detach().numpy().T  # type: ignore[union-attr]
     opened.clinical = np.zeros_like(opened.clinical)
-    np.testing.assert_allclose(
-        with_columns - compute_logits(job, opened, passed=Pass("", model, None), device="cpu"), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(with_columns - predict(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["binary", "ordinal", "multilabel", "regression"])

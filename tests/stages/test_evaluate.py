@@ -37,9 +37,9 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     passes: list[str] = []
     original = split_predictions.compute_logits
 
-    def note(job: Any, *args: Any, **options: Any) -> Any:
-        passes.append(job.split)
-        return original(job, *args, **options)
+    def note(*args: Any, split: str) -> Any:
+        passes.append(split)
+        return original(*args, split=split)
 
     monkeypatch.setattr(split_predictions, "compute_logits", note)
     return passes
@@ -196,10 +196,10 @@ def test_predictions_of_another_model_are_not_reused_after_an_interruption(
 
     original = split_predictions.compute_logits
 
-    def interrupt(job: Any, *args: Any, **options: Any) -> Any:
-        if job.split == "test":
+    def interrupt(*args: Any, split: str) -> Any:
+        if split == "test":
             raise KeyboardInterrupt
-        return original(job, *args, **options)
+        return original(*args, split=split)
 
     with monkeypatch.context() as patch:
         patch.setattr(split_predictions, "compute_logits", interrupt)
@@ -578,7 +578,7 @@ def test_outputs_that_are_not_finite_are_refused(
 ) -> None:
     logits = np.zeros((12, 3))
     logits[2, 1] = np.nan
-    monkeypatch.setattr(split_predictions, "predict_logits", lambda *_: logits)
+    monkeypatch.setattr(split_predictions, "predict_rows", lambda *_, **__: logits)
     with pytest.raises(NonFiniteError, match=r"the outputs for 1 of 12 images are not finite: try precision=fp32"):
         run_evaluate(run_copy, "split=val")
 

@@ -85,9 +85,9 @@ def test_nothing_frozen_is_chosen_on_validation_before_test_is_opened(
     seen: list[tuple[str, bool]] = []
     original = split_predictions.compute_logits
 
-    def note(job: Any, *args: Any, **options: Any) -> Any:
-        seen.append((job.split, (run_copy / "operating_points.json").is_file()))
-        return original(job, *args, **options)
+    def note(*args: Any, split: str) -> Any:
+        seen.append((split, (run_copy / "operating_points.json").is_file()))
+        return original(*args, split=split)
 
     monkeypatch.setattr(split_predictions, "compute_logits", note)
     run_evaluate(run_copy, "split=test")

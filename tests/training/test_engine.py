@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import Dataset
 
-from medcls.data.dataset import Batch
+from medcls.data.dataset import Batch, Position
 from medcls.models.classifier import Classifier, build_classifier
-from medcls.training.forward import move_images, move_model, predict_logits
+from medcls.training.forward import PredictOptions, move_images, move_model, predict_logits, predict_rows
 from medcls.training.loop import NonFiniteError, run_epochs, train_one_epoch, train_step
 from medcls.training.losses import build_loss
 from medcls.training.state import Best, Learner, StepRules
@@ -355,6 +356,27 @@ def test_predictions_are_complete_and_in_order_whatever_the_batches(
     logits = predict_logits(model.train(), batches, CPU)
     assert (logits.shape, logits.dtype, model.training) == ((11, 3), np.float64, False)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+class Numbers(Dataset[Batch]):
+    """Eleven images, each filled with its own number."""
+
+    def __len__(self) -> int:
+        return 11
+
+    def __getitems__(self, positions: list[Position]) -> Batch:
+        places = torch.tensor([position for _, position in positions])
+        return Batch(places.float().view(-1, 1, 1, 1), torch.zeros(len(places), 1), places, torch.zeros(len(places), 0))
+
+
+@pytest.mark.parametrize("size", [1, 4, 11])
+def test_rows_are_predicted_in_the_dataset_s_order_through_the_change_asked_for(size: int) -> None:
+    def double(batches: Iterable[Batch]) -> Iterator[Batch]:
+        return (batch._replace(images=2 * batch.images) for batch in batches)
+
+    options = PredictOptions(CPU, batch_size=size)
+    assert predict_rows(nn.Flatten(), Numbers(), options).tolist() == [[float(k)] for k in range(11)]
+    assert predict_rows(nn.Flatten(), Numbers(), options, through=double).tolist() == [[2.0 * k] for k in range(11)]
 
 
 def test_clinical_columns_reach_a_model_that_takes_them(build_tiny: Tiny, make_batch: Make) -> None:
