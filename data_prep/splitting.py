@@ -46,6 +46,7 @@ from medcls.files import LABELS, SPLITS
 from medcls.identity import format_count
 
 RANDOM = "random by patient, stratified by label"
+_EARLIER = " as they were when it was made"
 _OUT = SPLIT_NAMES.index(DROPPED)
 
 
@@ -97,7 +98,9 @@ def split_store(
     links = [pair for pair in same.links if listed[pair.first] and listed[pair.second]]
     known = None if config.extends is None else read_known(store, config, patients=patients, links=links)
     units = link_patients(patients, links) if config.merge_linked else patients
+    merged = len(patients.texts) - len(units.texts)
     fractions = None if given else _fractions(config)
+    dealt = RANDOM if patients_known else RANDOM.replace("patient", "image (patients unknown)")
     if given:
         splits = np.where(listed, code_splits(code_column(labels.column("split"))), np.int8(_OUT))
         if cut:
@@ -106,6 +109,14 @@ def split_store(
             splits = _cut(splits, patients=units, strata=strata, fractions=fractions, seed=config.seed)
     else:
         splits = _deal(units, strata, listed=listed, config=config, patients=patients, known=known)
+        chain = [] if known is None else known.chain
+        earlier = _read_dealt(store, config, dealt=dealt, chain=chain, merged=merged, listed=listed)
+        if earlier is not None and (earlier != splits).any():
+            splits, dealt = earlier, dealt + _EARLIER
+            say(
+                f"notice: split {config.name} stays as it was dealt, for the runs that depend on it; today's labels "
+                "would be dealt differently: set split.name=NEW for that"
+            )
     write_same_images(same, store, labels, origin=origin, splits=splits)
     splits, found = resolve_leaks(
         splits,
@@ -122,7 +133,6 @@ def split_store(
         ),
     )
     empty = _check_classes(splits, strata, config=config, given=given)
-    dealt = RANDOM if patients_known else RANDOM.replace("patient", "image (patients unknown)")
     certificate = {
         "source": _name_source(giver if given else "", fractions, dealt=dealt),
         "algorithm": None if fractions is None else DEALING,
@@ -133,7 +143,7 @@ def split_store(
         "on_contradiction": config.on_contradiction,
         "contradictions": count_same_images(same),
         "extends": [] if known is None else known.chain,
-        "merged_patients": len(patients.texts) - len(units.texts),
+        "merged_patients": merged,
         **found,
         "classes_missing": empty,
         **describe_split(splits, strata, patients=units),
@@ -221,6 +231,42 @@ def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Spl
     )
     _say_split(config.name, certificate)
     return splits, certificate
+
+
+def _read_dealt(
+    store: Store,
+    config: SplitConfig,
+    *,
+    dealt: str,
+    chain: list[dict[str, Any]],
+    merged: int,
+    listed: NDArray[np.bool_],
+) -> Splits | None:
+    """Return the split of this name if it was dealt from the same images with the same settings; None otherwise.
+
+    Only a label can have changed then, which says nothing about who a patient is: leaks are looked for again all the
+    same, and whoever corrects a label has not asked for another split (docs/decisions/0067-corrected-labels.md).
+    """
+    path = store.folder / SPLITS / f"{config.name}.parquet"
+    if not path.is_file() or not path.with_suffix(".json").is_file():
+        return None
+    written = read_certificate(path)
+    expected = {
+        "algorithm": DEALING,
+        "seed": config.seed,
+        "fractions": _fractions(config),
+        "extends": chain,
+        "merged_patients": merged,
+        "dropped": 0,
+        **_policy(config),
+    }
+    if any(written.get(key) != value for key, value in expected.items()) or written.get("source") not in (
+        dealt,
+        dealt + _EARLIER,
+    ):
+        return None
+    splits, _ = read_split(store, config.name)
+    return splits if ((splits != _OUT) == listed).all() else None
 
 
 def _deal(

@@ -29,6 +29,7 @@ ORDER = (TRAIN, VAL, TEST)
 SPLIT_NAMES = (*ORDER, DROPPED)
 # Key of a certificate: how many patients were merged into others, since they share images.
 MERGED = "merged_patients"
+_NAME = "split.name"
 _OUT = SPLIT_NAMES.index(DROPPED)
 
 Splits = NDArray[np.int8]
@@ -160,7 +161,7 @@ def write_split_once(
     splits: Splits,
     certificate: dict[str, Any],
     patients: Codes | None = None,
-    setting: str = "split.name",
+    setting: str = _NAME,
 ) -> Path:
     """Write a split as `write_split` does, unless another one of this name is there: runs are tied to its checksum.
 
@@ -178,7 +179,8 @@ def write_split_once(
         ConfigError: a split of this name is there already and differs.
     """
     path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
-    if path.is_file() and path.with_suffix(".json").is_file():
+    certificate_file = path.with_suffix(".json")
+    if path.is_file() and certificate_file.is_file():
         written = read_certificate(path)
         same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
         same_policy &= written.get(MERGED, 0) == certificate.get(MERGED, 0)
@@ -187,6 +189,7 @@ def write_split_once(
             raise ConfigError(
                 f"split.name={name} is in the store already, made otherwise (other labels, settings or version): "
                 f"choose another {setting}="
+                + (f"; split.extends={certificate_file} leaves patients where they are" if setting == _NAME else "")
             )
         return _write_certificate(store, path, certificate)
     return write_split(store, name, splits=splits, certificate=certificate, patients=patients)

@@ -262,6 +262,58 @@ def test_the_certificate_follows_new_labels(
     assert (store.folder / "splits" / "default.parquet").read_bytes() == before
 
 
+def test_corrected_label_keeps_the_split_and_its_certificate_counts_anew(
+    source: Path,
+    run_prepare: Prepare,
+    tmp_path: Path,
+    read_labels_csv: Any,
+    write_labels: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raw = Path(shutil.copytree(source, tmp_path / "raw"))
+    store = run_prepare(raw, tmp_path / "store")
+    before, first = (store.folder / "splits" / "default.parquet").read_bytes(), certificate_of(store)
+    rows = read_labels_csv(raw / "labels.csv")
+    labels = [row["label"] for row in rows]
+    other = next(label for label in labels if label != labels[0])
+    corrected = [row | {"label": other} if row["patient_id"] == rows[0]["patient_id"] else row for row in rows]
+    write_labels(raw / "labels.csv", corrected)
+    for _ in range(2):
+        capsys.readouterr()
+        run_prepare(raw, tmp_path / "store")
+        assert "notice: split default stays as it was dealt" in capsys.readouterr().err
+        assert (store.folder / "splits" / "default.parquet").read_bytes() == before
+        certificate = certificate_of(store)
+        assert certificate["source"] == f"{first['source']} as they were when it was made"
+        assert certificate["strata"] != first["strata"]
+        assert {**certificate["images"], **certificate["patients"]} == {**first["images"], **first["patients"]}
+    for change in ("split.seed=1", "split.test=0.3", "split.on_leak=report"):
+        with pytest.raises(
+            ConfigError, match=r"already, made otherwise .*default\.json leaves patients where they are"
+        ):
+            run_prepare(raw, tmp_path / "store", change)
+    # Dealt anew under another name, and as before with the labels of before.
+    run_prepare(raw, tmp_path / "store", "split.name=new")
+    assert read_split(store, "new")[1]["source"] == first["source"]
+    write_labels(raw / "labels.csv", rows)
+    run_prepare(raw, tmp_path / "store")
+    assert {**certificate_of(store), "content_sha256": ""} == {**first, "content_sha256": ""}
+
+
+def test_image_that_gains_or_loses_its_label_row_is_refused_under_the_same_name(
+    source: Path, run_prepare: Prepare, tmp_path: Path, read_labels_csv: Any, write_labels: Any
+) -> None:
+    """An image without a row is in no split: with a row it has to be dealt."""
+    raw = Path(shutil.copytree(source, tmp_path / "raw"))
+    rows = read_labels_csv(raw / "labels.csv")
+    store = run_prepare(raw, tmp_path / "store")
+    before = (store.folder / "splits" / "default.parquet").read_bytes()
+    write_labels(raw / "labels.csv", rows[1:])
+    with pytest.raises(ConfigError, match=r"split\.name=default is in the store already, made otherwise"):
+        run_prepare(raw, tmp_path / "store")
+    assert (store.folder / "splits" / "default.parquet").read_bytes() == before
+
+
 def test_continuous_labels_of_few_patients_fill_every_split(
     write_source: WriteSource, run_prepare: Prepare, tmp_path: Path
 ) -> None:
