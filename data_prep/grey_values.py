@@ -53,7 +53,13 @@ def judge_sample(plan: Plan, setting: ShardSetting, *, allow: bool) -> None:
         return
     places = np.sort(np.random.default_rng(0).choice(len(plan), _SAMPLED, replace=False))
     rows = plan.table.take(pa.array(places))
-    outcomes = run_limited(decode_image, _tasks(rows, setting), workers=min(setting.workers, 4), limits=setting.limits)
+    outcomes = run_limited(
+        decode_image,
+        _tasks(rows, setting),
+        workers=min(setting.workers, 4),
+        limits=setting.limits,
+        refuse_unreadable=setting.refuse_unreadable,
+    )
     found = [describe_values(each) for each in outcomes if not isinstance(each, ImageRefusedError)]
     lost = _find_losses(pa.Table.from_pylist(found, schema=_COLUMNS), setting.spec)
     if found and lost.mean() >= _NEARLY_ALL:

@@ -32,6 +32,7 @@ _SETTINGS = {
     "too_few_slices": "stack.min_slices sets how few are a volume",
     "too_large": "image.max_voxels or limits.memory_gib raises the limit",
     "out_of_memory": "limits.memory_gib raises the limit",
+    "disk_failure": "repair the disk, or copy these files from elsewhere, and prepare another store=",
     "timeout": "limits.seconds raises the limit",
     "killed": "free memory on this machine, or set limits.memory_gib to less than is free",
     "no_window": "image.windows_hu gives one",

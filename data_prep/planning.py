@@ -324,7 +324,9 @@ def _read_headers(job: PrepareJob, *, source: Path, listing: pa.Table) -> pa.Tab
     if job.index is not None:
         return read_index(Path(job.index), source=source)
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
-    return build_index(source, listed_files(listing), workers=workers)
+    # Of a series nobody knows then that a slice is missing: a volume without its last one looks whole.
+    refuse = job.image.unreadable == "quarantine" and job.image.kind == "image"
+    return build_index(source, listed_files(listing), workers=workers, refuse_unreadable=refuse)
 
 
 def _read_labels(job: PrepareJob, *, source: Path, listing: pa.Table, rule: PatientRule) -> pa.Table:

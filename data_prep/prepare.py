@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from medcls.console import say
 from medcls.data.manifest import COLUMNS, VOLUME_COLUMNS, write_table
 from medcls.data.store import Store
 from medcls.data.votes import VOTES
-from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.disk import SOURCE_FILE
+from medcls.errors import ConfigError, DataError, MissingInputError, ReadError, UsageError
 from medcls.files import (
     DATASET,
     LABELLING,
@@ -69,7 +72,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
     source, folder = _check_folders(job)
     _check_columns(job)
     alone = job.shard.count == 1 or not decode
-    with lock_folder(folder, shared=not alone, say=say):
+    with lock_folder(folder, shared=not alone, say=say), _offer_quarantine(job):
         beside = (map_path(folder), same_images_path(folder))
         clear_private(folder.resolve().parent, *(path.name for path in beside))
         if alone and (folder / DATASET).is_file():
@@ -78,7 +81,8 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
         listing = list_source(source)
         if not listing.num_rows:
             raise MissingInputError(f"source={source} holds no file: is the right folder mounted?")
-        found = choose_identity("auto", source, listed_files(listing))
+        refuse = job.image.unreadable == "quarantine"
+        found = choose_identity("auto", source, listed_files(listing), refuse_unreadable=refuse)
         kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
         identity = _find_identity(job, kind)
         if kind == "declared":
@@ -115,6 +119,17 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
             for line in describe_notes((note or "" for note in store.column("notes")), settings=True):
                 say(f"notice: {line}")
     return store
+
+
+@contextlib.contextmanager
+def _offer_quarantine(job: PrepareJob) -> Iterator[None]:
+    """Name the way to go on without raw files that the disk does not give."""
+    try:
+        yield
+    except ReadError as error:
+        if SOURCE_FILE not in str(error) or job.image.unreadable == "quarantine":
+            raise
+        raise ReadError(f"{error}; image.unreadable=quarantine goes on without such files") from error
 
 
 def _find_identity(job: PrepareJob, kind: str) -> Identity:
@@ -171,7 +186,17 @@ def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity)
     complete = (folder / DATASET).is_file()
     reuse = Path(job.reuse) if job.reuse and not complete else None
     earlier = Earlier(reuse, spec=spec, identity=identity, columns=job.columns) if reuse else None
-    return ShardSetting(source, folder, spec, identity, tuple(job.columns), workers, _limits(job), earlier)
+    return ShardSetting(
+        source,
+        folder,
+        spec,
+        identity,
+        tuple(job.columns),
+        workers,
+        _limits(job),
+        earlier,
+        refuse_unreadable=job.image.unreadable == "quarantine",
+    )
 
 
 def _limits(job: PrepareJob) -> Limits:

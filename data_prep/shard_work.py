@@ -48,6 +48,7 @@ class ShardSetting:
         workers: Processes; 0 decodes in this one.
         limits: Of one image in a worker.
         earlier: A complete store whose unchanged images are copied, or None.
+        refuse_unreadable: An image that the disk does not give is quarantined, instead of a ReadError.
     """
 
     source: Path
@@ -58,6 +59,7 @@ class ShardSetting:
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
     earlier: Earlier | None = None
+    refuse_unreadable: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Returns what decides the content of a shard besides its units."""
@@ -189,7 +191,13 @@ def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals
             pending.append((plan, shard))
             yield from build_tasks(plan, shard, setting)
 
-    outcomes = run_limited(store_image, tasks(), workers=setting.workers, limits=setting.limits)
+    outcomes = run_limited(
+        store_image,
+        tasks(),
+        workers=setting.workers,
+        limits=setting.limits,
+        refuse_unreadable=setting.refuse_unreadable,
+    )
     with show_progress(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
         for first in outcomes:
             plan, shard = pending.popleft()
@@ -232,7 +240,10 @@ class _Part:
         if isinstance(outcome, ImageRefusedError):
             # Of refused files, too: one that is mended later is another file.
             most_bytes = self.setting.limits.memory_bytes
-            checksums = [checksum(self.setting.source / path, most_bytes=most_bytes) for path in unit.files]
+            unreadable = outcome.reason == "disk_failure"
+            checksums = [
+                "" if unreadable else checksum(self.setting.source / path, most_bytes=most_bytes) for path in unit.files
+            ]
             self._entries += [
                 Entry(path, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=image_id)
                 for path, sha in zip(paths, checksums, strict=True)

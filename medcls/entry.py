@@ -8,6 +8,7 @@ go away: its reader ends, its disk is full, its descriptors were closed. None of
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -112,6 +113,9 @@ def _protect_command() -> None:
         if number != signal.SIGINT or signal.getsignal(number) is signal.default_int_handler:
             signal.signal(number, _end_at_once)
     _keep_output()
+    # A page of a mapped file that the disk does not give is SIGBUS, which Python cannot turn into an error: its
+    # place is printed before the process ends with 135.
+    faulthandler.enable(2)
 
 
 _protect_command()

@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from medcls.disk import (
     read_again,
 )
 from medcls.errors import DataError, ImageRefusedError, MedclsError, ReadError, WriteError
-from medcls.files import read_json, read_json_lines, sha256_file, write_json
+from medcls.files import LEDGER, read_json, read_json_lines, sha256_file, write_json
 from medcls.imaging.catalog import build_index
 from medcls.imaging.image import is_dicom
 from medcls.imaging.source import list_files
+from medcls.imaging.worker import run_limited
 from medcls.runs import model_file as checkpoint
 from medcls.runs.model_file import read_card
 from tests.failing_disk import Disk
@@ -186,6 +188,46 @@ def test_image_on_a_failing_disk_is_not_quarantined_and_the_next_data_prep_store
     store = run_prepare(source, tmp_path / "store", *arguments)
     states = store.info["counts"]["states"]
     assert (states["ok"], states.get("quarantined", 0)) == (len(small_store), 0)
+
+
+@pytest.mark.parametrize("labels", ["labels.csv", None])
+def test_image_on_a_failing_disk_is_quarantined_if_that_is_set(
+    source: Path, tmp_path: Path, run_prepare: Callable[..., Store], labels: str | None, no_pauses: None
+) -> None:
+    raw = Path(shutil.copytree(source / "images", tmp_path / "raw")) if labels is None else source
+    arguments = ["deidentify=declared", "split.test=0.3", "split.val=0.3"]
+    if labels is None:
+        for path in sorted(raw.glob("*.png")):
+            folder = raw / ("left" if path.stem.endswith("L") else "right")
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
+        arguments.append("patients=per_image")
+    failing = Disk(raw, unreadable=lambda path: path.name == "p05L.png")
+    with failing, pytest.raises(ReadError, match=r"image\.unreadable=quarantine goes on without such files"):
+        run_prepare(raw, tmp_path / "stopped", *arguments, labels=labels)
+    failing = Disk(raw, unreadable=lambda path: path.name == "p05L.png")
+    with failing:
+        store = run_prepare(raw, tmp_path / "store", *arguments, "image.unreadable=quarantine", labels=labels)
+    states = store.info["counts"]["states"]
+    assert states["quarantined"] == 1
+    (entry,) = [row for row in read_table(store.folder / LEDGER).to_pylist() if row["state"] == "quarantined"]
+    assert (entry["reason"], entry["detail"]) == (
+        "disk_failure",
+        "the disk does not give the file (Input/output error)",
+    )
+    assert entry["path"].endswith("p05L.png")
+    whole = run_prepare(raw, tmp_path / "whole", *arguments, labels=labels)
+    assert len(store) == len(whole) - 1
+    with Disk(raw, unreadable=lambda _: True), pytest.raises(DataError, match=r"images are unreadable: .*disk_failure"):
+        run_prepare(raw, tmp_path / "dead", *arguments, "image.unreadable=quarantine", labels=labels)
+
+
+def test_too_many_open_files_quarantine_nothing(monkeypatch: pytest.MonkeyPatch, no_pauses: None) -> None:
+    def read(_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with pytest.raises(ReadError, match="Too many open files"):
+        list(run_limited(read, [1], workers=0, refuse_unreadable=True))
 
 
 def test_parts_that_cannot_be_read_are_not_decoded_again(

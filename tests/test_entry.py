@@ -67,6 +67,31 @@ def test_files_of_the_working_folder_are_not_imported(hostile: Path, command: st
     assert not (hostile / "ran").exists(), (hostile / "ran").read_text()
 
 
+LOST_PAGE = """
+import __main__, importlib.machinery, mmap, sys
+__main__.__spec__ = importlib.machinery.ModuleSpec("medcls.train", None)
+import medcls.entry
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(8192)
+    page = mmap.mmap(file.fileno(), 8192)
+    file.truncate(0)
+    page[4096]
+"""
+
+
+def test_page_that_is_lost_while_it_is_read_ends_with_words(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_PAGE, str(tmp_path / "shard.npy")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["medcls.fetch", "data_prep"])
 def test_command_in_a_deleted_folder_ends_with_one_line_and_66(tmp_path: Path, command: str) -> None:
     gone = tmp_path / "gone"

@@ -35,6 +35,8 @@ class ImageConfig:
     implausible_hu: str = "refuse"
     # A coded stream that its decoder calls corrupt and decodes all the same.
     damaged: str = "refuse"
+    # A file that the disk does not give, after four tries.
+    unreadable: str = "stop"
     presentation: str | None = None
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
     window_index: int = 0
@@ -56,6 +58,7 @@ class ImageConfig:
         if self.presentation is not None:
             check_choice("image.presentation", self.presentation, ("presentation", "processing", "any"))
         check_choice("image.damaged", self.damaged, ("refuse", "allow"))
+        check_choice("image.unreadable", self.unreadable, ("stop", "quarantine"))
         check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
         sizes, axes = self.sizes, 3 if self.kind == "volume" else 2
         if len(sizes) != axes:

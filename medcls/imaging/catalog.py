@@ -44,7 +44,9 @@ _NEW = ("image_problem", "intent")
 _LISTS = tuple(name for name in _NAMES if pa.types.is_list(INDEX.field(name).type))
 
 
-def build_index(source: Path, files: Iterable[tuple[str, str]], *, workers: int) -> pa.Table:
+def build_index(
+    source: Path, files: Iterable[tuple[str, str]], *, workers: int, refuse_unreadable: bool = False
+) -> pa.Table:
     """Returns one row (INDEX) for every file, sorted by path; the same for any number of workers.
 
     Args:
@@ -52,14 +54,18 @@ def build_index(source: Path, files: Iterable[tuple[str, str]], *, workers: int)
         files: (path, skip reason or "") in sorted order, as source.list_files yields them; consumed lazily. A file
             with a skip reason is not opened: the reason becomes its problem.
         workers: Processes that read headers; 0 reads here, without limits of memory and time.
+        refuse_unreadable: A file that the disk does not give has the problem "disk_failure", instead of a ReadError.
 
     Raises:
         ValueError: the paths are not in sorted order, or one is there twice.
     """
-    return pa.Table.from_batches(scan_batches(source, files, workers=workers), schema=INDEX)
+    batches = scan_batches(source, files, workers=workers, refuse_unreadable=refuse_unreadable)
+    return pa.Table.from_batches(batches, schema=INDEX)
 
 
-def scan_batches(source: Path, files: Iterable[tuple[str, str]], *, workers: int) -> Iterator[pa.RecordBatch]:
+def scan_batches(
+    source: Path, files: Iterable[tuple[str, str]], *, workers: int, refuse_unreadable: bool = False
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of `build_index` in batches of BATCH_ROWS, for indices that memory does not hold."""
     pending: list[tuple[str, str]] = []
 
@@ -72,7 +78,13 @@ def scan_batches(source: Path, files: Iterable[tuple[str, str]], *, workers: int
             pending.append(item)
             yield item
 
-    outcomes = run_limited(partial(_scan_item, source), note(files), workers=workers, limits=_LIMITS)
+    outcomes = run_limited(
+        partial(_scan_item, source),
+        note(files),
+        workers=workers,
+        limits=_LIMITS,
+        refuse_unreadable=refuse_unreadable,
+    )
     while chunk := list(islice(outcomes, BATCH_ROWS)):
         items, pending[: len(chunk)] = pending[: len(chunk)], []
         yield _build_batch(
@@ -91,7 +103,11 @@ def _scan_item(source: Path, item: tuple[str, str]) -> Instance:
 
 def _stand_in(source: Path, path: str, refusal: ImageRefusedError) -> Instance:
     """The row of a file that its worker did not survive."""
-    return Instance(path=path, kind="other", size_bytes=(source / path).lstat().st_size, problem=refusal.reason)
+    try:
+        size = (source / path).lstat().st_size
+    except OSError:  # a disk that fails may not even give that
+        size = 0
+    return Instance(path=path, kind="other", size_bytes=size, problem=refusal.reason)
 
 
 def _build_batch(instances: list[Instance]) -> pa.RecordBatch:

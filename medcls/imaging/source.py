@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from medcls.disk import describe_failure, is_disk_failure
-from medcls.errors import DataError
+from medcls.errors import DataError, ReadError
 from medcls.imaging.image import SUPPORTED_SUFFIXES, is_dicom
 from medcls.imaging.raster import is_picture
 
@@ -91,7 +91,9 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path) or is_picture(path)
 
 
-def choose_identity(kind: str, source: Path, files: Iterable[tuple[str, str]]) -> str:
+def choose_identity(
+    kind: str, source: Path, files: Iterable[tuple[str, str]], *, refuse_unreadable: bool = False
+) -> str:
     """Returns "hmac" or "declared" for deidentify=auto, and any other kind as it is.
 
     auto: pseudonyms wherever a DICOM file is met, since its ids are real until somebody says otherwise.
@@ -100,7 +102,17 @@ def choose_identity(kind: str, source: Path, files: Iterable[tuple[str, str]]) -
         kind: "auto", "hmac" or "declared".
         source: The folder.
         files: What `list_files` yielded.
+        refuse_unreadable: A file that the disk does not give is passed over, instead of a ReadError.
     """
     if kind != "auto":
         return kind
-    return "hmac" if any(not skip and is_dicom(source / path) for path, skip in files) else "declared"
+
+    def look(path: Path) -> bool:
+        try:
+            return is_dicom(path)
+        except ReadError:
+            if not refuse_unreadable:
+                raise
+            return False
+
+    return "hmac" if any(not skip and look(source / path) for path, skip in files) else "declared"

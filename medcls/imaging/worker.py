@@ -91,6 +91,7 @@ def run_limited(
     *,
     workers: int,
     limits: Limits | None = None,
+    refuse_unreadable: bool = False,
 ) -> Iterator[Result | ImageRefusedError]:
     """Yield function(item) or the refusal for every item, in the order of items, lazily.
 
@@ -105,25 +106,29 @@ def run_limited(
         items: Picklable inputs; consumed as they are needed, a few chunks ahead.
         workers: Processes; 0 runs in this process and without limits, for tests and notebooks.
         limits: Of one item; the defaults of Limits when None.
+        refuse_unreadable: Yield a refusal for an item that the disk does not give, instead of ending the run.
 
     Raises:
         MedclsError: what function raised, ImageRefusedError apart; ReadError if the disk fails again and again; or
             workers keep dying before any work, or do not start.
 
-    Source: own choice; reasons are out_of_memory, timeout, crashed, killed, panic, failed.
+    Source: own choice; reasons are out_of_memory, timeout, crashed, killed, panic, failed, disk_failure.
     """
     if workers == 0:
-        yield from (_deliver(outcome) for outcome in map(partial(_attempt, function), items))
+        attempt = partial(_attempt, function, refuse_unreadable=refuse_unreadable)
+        yield from (_deliver(outcome) for outcome in map(attempt, items))
         return
-    with _Crew(function, workers, limits or Limits()) as crew:
+    with _Crew(function, workers, limits or Limits(), refuse_unreadable=refuse_unreadable) as crew:
         yield from crew.run(iter(items))
 
 
 class _Crew(Generic[Item, Result]):
     """A pool of limited workers and the chunks they are busy with."""
 
-    def __init__(self, function: Callable[[Item], Result], workers: int, limits: Limits) -> None:
-        self._work = partial(_run_chunk, function, seconds=limits.seconds)
+    def __init__(
+        self, function: Callable[[Item], Result], workers: int, limits: Limits, *, refuse_unreadable: bool
+    ) -> None:
+        self._work = partial(_run_chunk, function, seconds=limits.seconds, refuse_unreadable=refuse_unreadable)
         self._workers = workers
         self._limits = limits
         self._pool = self._open_pool()
@@ -243,13 +248,15 @@ def _wait(futures: Iterable[ProcessFuture[Any]]) -> None:
             raise BrokenProcessPool(_HANGING)
 
 
-def _run_chunk(function: Callable[[Item], Result], chunk: list[Item], *, seconds: float) -> _Outcomes[Result]:
+def _run_chunk(
+    function: Callable[[Item], Result], chunk: list[Item], *, seconds: float, refuse_unreadable: bool
+) -> _Outcomes[Result]:
     """The outcomes of a chunk and the seconds of wall clock they took; runs in the worker."""
     start = time.perf_counter()
     outcomes = []
     for item in chunk:
         _limit_processor_time(seconds)
-        outcomes.append(_attempt(function, item))
+        outcomes.append(_attempt(function, item, refuse_unreadable=refuse_unreadable))
     _limit_processor_time(0)
     return outcomes, time.perf_counter() - start
 
@@ -263,14 +270,19 @@ def _limit_processor_time(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
+def _attempt(function: Callable[[Item], Result], item: Item, *, refuse_unreadable: bool) -> Result | MedclsError:
     """The result, or the error that takes its place; tried again if the disk fails, which is no fault of the item."""
     for pause in READ_PAUSES:
         outcome = _try_once(function, item)
         if not isinstance(outcome, ReadError):
             return outcome
         time.sleep(pause)
-    return _try_once(function, item)
+    outcome = _try_once(function, item)
+    failure = outcome.__cause__ if isinstance(outcome, ReadError) else None
+    # A limit that was reached says nothing of this file.
+    if refuse_unreadable and isinstance(failure, OSError) and not advise(failure, ""):
+        return ImageRefusedError("disk_failure", f"the disk does not give the file ({failure.strerror})")
+    return outcome
 
 
 def _try_once(function: Callable[[Item], Result], item: Item) -> Result | MedclsError:
@@ -297,7 +309,11 @@ def _try_once(function: Callable[[Item], Result], item: Item) -> Result | Medcls
 def _find_read_error(error: Exception) -> ReadError | None:
     """The end of the command if the disk failed, whatever a reader made of it; the message names no path."""
     failure = find_disk_failure(error)
-    return describe_failure(failure, SOURCE_FILE, tries=len(READ_PAUSES) + 1) if failure else None
+    if failure is None:
+        return None
+    described = describe_failure(failure, SOURCE_FILE, tries=len(READ_PAUSES) + 1)
+    described.__cause__ = failure
+    return described
 
 
 def _deliver(outcome: Result | MedclsError) -> Result | ImageRefusedError:
