@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors import SafetensorError
+from torch._utils import ExceptionWrapper
 
 from data_prep import prepare
 from data_prep.shard_work import checksum
@@ -209,7 +210,7 @@ def test_image_on_a_failing_disk_is_quarantined_if_that_is_set(
     with failing:
         store = run_prepare(raw, tmp_path / "store", *arguments, "image.unreadable=quarantine", labels=labels)
     states = store.info["counts"]["states"]
-    assert states["quarantined"] == 1
+    assert states["quarantined: disk_failure"] == 1
     (entry,) = [row for row in read_table(store.folder / LEDGER).to_pylist() if row["state"] == "quarantined"]
     assert (entry["reason"], entry["detail"]) == (
         "disk_failure",
@@ -332,3 +333,15 @@ def test_missing_memory_ends_a_command_with_one_line_and_70(capsys: pytest.Captu
     said = capsys.readouterr().err
     assert said.startswith("command: no memory (Unable to allocate 3.00 GiB): raise the limit of memory")
     assert said.count("\n") == 1
+
+
+def test_error_of_a_loading_process_is_told_without_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ReadError("cannot read shard-00000.npy (Input/output error): repair the disk")
+    except ReadError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ReadError) as caught:
+        wrapped.reraise()
+    assert _explain("command", caught.value) == 74
+    said = capsys.readouterr().err
+    assert said == "command: cannot read shard-00000.npy (Input/output error): repair the disk\n"

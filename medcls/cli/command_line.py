@@ -122,7 +122,7 @@ def _explain(program: str, error: BaseException) -> int:
             return error.exit_code
         case MedclsError():
             # Where one process has ended, it has said why; one of the others says what to do.
-            return _say(program, str(error), error.exit_code, by_all=error.exit_code != INTERRUPTED)
+            return _say(program, _take_message(error), error.exit_code, by_all=error.exit_code != INTERRUPTED)
         case HydraException() | OmegaConfBaseException():
             return _say(program, _one_line(error), ConfigError.exit_code)
         case OSError():
@@ -148,6 +148,14 @@ def _explain_os_error(program: str, error: OSError) -> int:
     remedy = advise(error, "")
     message = f"cannot read or write {error.filename or 'an output'}: {error.strerror}"
     return _say(program, f"{message}; {remedy}" if remedy else message, WriteError.exit_code)
+
+
+def _take_message(error: MedclsError) -> str:
+    """The message of an error; torch puts a traceback before that of a loading process, which is in the last line."""
+    first, _, rest = str(error).partition("\n")
+    if first.startswith("Caught ") and "DataLoader worker" in first:
+        return rest.rstrip().rpartition("\n")[2].partition(": ")[2]
+    return str(error)
 
 
 def _one_line(error: BaseException) -> str:
