@@ -219,7 +219,8 @@ def test_image_on_a_failing_disk_is_quarantined_if_that_is_set(
     assert entry["path"].endswith("p05L.png")
     whole = run_prepare(raw, tmp_path / "whole", *arguments, labels=labels)
     assert len(store) == len(whole) - 1
-    with Disk(raw, unreadable=lambda _: True), pytest.raises(DataError, match=r"images are unreadable: .*disk_failure"):
+    dead = Disk(raw, unreadable=lambda path: path.suffix == ".png")
+    with dead, pytest.raises(DataError, match=r"images are unreadable: .*disk_failure"):
         run_prepare(raw, tmp_path / "dead", *arguments, "image.unreadable=quarantine", labels=labels)
 
 
