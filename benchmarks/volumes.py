@@ -25,10 +25,9 @@ from medcls.models.normalization import VolumeNormalization
 from medcls.models.recomputation import recompute_blocks
 from medcls.training.forward import move_model
 from medcls.training.loop import train_step
-from medcls.training.losses import Loss, build_loss, supervise_deeply
+from medcls.training.losses import Loss, build_loss, build_reconstruction_loss, supervise_deeply
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device
-from medcls.training.reconstruction import build_reconstruction_loss
 from medcls.training.state import Learner, StepRules
 
 SIZES = (64, 96, 128)

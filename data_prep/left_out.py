@@ -13,8 +13,8 @@ from data_prep.identity_map import name_column
 from data_prep.labels.class_folders import name_classes
 from data_prep.ledger import OK, QUARANTINED, SKIPPED
 from data_prep.plan import Plan
+from medcls.data.label_words import spelling_key
 from medcls.data.manifest import read_table
-from medcls.data.spelling import spelling_key
 from medcls.data.store import Store
 from medcls.files import LEDGER
 from medcls.identity import Identity, format_count

@@ -15,14 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.assemble import assemble_store
+from data_prep.assemble import assemble_store, reopen
 from data_prep.grey_values import judge_sample
 from data_prep.identity_map import map_path, name_column, write_way_back
 from data_prep.labels.label_rows import is_label
 from data_prep.left_out import describe_left_out
 from data_prep.plan import Plan, ShardPlan
 from data_prep.planning import build_plan, build_spec, list_source, listed_files
-from data_prep.reopen import reopen
 from data_prep.reuse import Earlier
 from data_prep.same_images import Origin, same_images_path
 from data_prep.shard_work import PARTS, Refusals, ShardSetting, decode_shards, part_names, read_part

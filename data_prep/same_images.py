@@ -19,7 +19,7 @@ from data_prep.labels.label_rows import is_label
 from medcls.config import SplitConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.duplicates import Differ, DuplicatePair, find_store_duplicates
-from medcls.data.spelling import spelling_key
+from medcls.data.label_words import spelling_key
 from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits
 from medcls.data.store import Store
 from medcls.data.strata import read_measurements

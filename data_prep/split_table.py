@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_prep.labels.label_rows import is_label
 from medcls.data.columns import Codes, code_column
-from medcls.data.spelling import spelling_key
+from medcls.data.label_words import spelling_key
 from medcls.data.splits import SPLIT_NAMES, Splits, read_patients, read_split
 from medcls.data.store import Store
 from medcls.data.strata import read_measurements

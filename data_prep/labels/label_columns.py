@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from medcls.config import LabellingConfig
 from medcls.console import say
 from medcls.data.columns import Codes, code_column
-from medcls.data.spelling import are_measurements, are_numbers, clean_label, name_labels, spelling_key
+from medcls.data.label_words import are_measurements, are_numbers, clean_label, name_labels, spelling_key
 from medcls.errors import DataError
 from medcls.identity import format_count
 

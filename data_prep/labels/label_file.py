@@ -31,7 +31,7 @@ from data_prep.labels.label_rows import (
 )
 from data_prep.labels.layouts import SPLIT_WORDS
 from medcls.console import say
-from medcls.data.spelling import spelling_key
+from medcls.data.label_words import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import format_count

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.data.augment_volume import VolumeAugmentation
-from medcls.data.mirrors import exchanges_sides
-from medcls.data.transform_arguments import check_arguments
+from medcls.data.transform_arguments import check_arguments, exchanges_sides
 from medcls.errors import ConfigError
 
 # It would ask the network for a newer release of itself while being imported.

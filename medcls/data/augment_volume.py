@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.config import nearest
-from medcls.data.mirrors import exchanges_sides
-from medcls.data.transform_arguments import check_arguments
+from medcls.data.transform_arguments import check_arguments, exchanges_sides
 from medcls.errors import ConfigError
 
 _RAMP, _DRAWS = 16, 8

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medcls.data.augment import Augment
-from medcls.data.crops import Crop
-from medcls.data.patches import Patch
+from medcls.data.crops import Crop, Patch
 from medcls.data.store import Store
 from medcls.reproducibility import draw_seed, make_generator
 

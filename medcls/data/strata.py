@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, code_column
-from medcls.data.spelling import are_measurements, spelling_key
+from medcls.data.label_words import are_measurements, spelling_key
 from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
 
 BIN = "bin "

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.data.columns import code_column
-from medcls.data.label_words import find_order, is_healthy, propose_order, sort_key
-from medcls.data.spelling import name_labels, spelling_key
+from medcls.data.label_words import find_order, is_healthy, name_labels, propose_order, sort_key, spelling_key
 from medcls.errors import ConfigError, DataError
 
 _LABEL = "label"

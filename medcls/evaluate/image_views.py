@@ -12,8 +12,7 @@ from medcls.config import EvaluateJob
 from medcls.data.crops import Crop, scale_sides
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
-from medcls.models.dense import DenseClassifier
-from medcls.models.views import ManyViews
+from medcls.models.views import DenseClassifier, ManyViews
 from medcls.runs.model_file import ModelCard
 from medcls.train.augment_choice import list_sides
 

@@ -13,7 +13,7 @@ from medcls.errors import DataError
 from medcls.evaluate.report_runs import hide_folders
 from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import read_json, sha256_file
-from medcls.report.maps import Explanation, Overlay
+from medcls.report.content import Explanation, Overlay
 
 EXPLANATIONS = "explanations.json"
 IMAGES = "images"

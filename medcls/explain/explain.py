@@ -33,9 +33,8 @@ from medcls.explain.map_checks import (
     read_boxes,
     summarize_areas,
 )
-from medcls.explain.map_volumes import write_nifti
 from medcls.explain.method import LEGENDS, Explained, Method, freeze
-from medcls.explain.overlay import write_overlay
+from medcls.explain.overlay import write_nifti, write_overlay
 from medcls.explain.page import MapPicture
 from medcls.explain.target import choose_target
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json

@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 
 from medcls.config import ExplainJob
 from medcls.errors import ConfigError
-from medcls.explain.gradcam import explain_gradcam, find_layer
-from medcls.explain.gradients import explain_integrated_gradients
-from medcls.explain.lime import LimeSettings, LocalModel, explain_lime
-from medcls.explain.occlusion import count_windows, explain_occlusion
-from medcls.explain.perturbation import Score, build_background
+from medcls.explain.gradcam import explain_gradcam, explain_integrated_gradients, find_layer
+from medcls.explain.lime import LimeSettings, LocalModel, cut_superpixels, explain_lime
+from medcls.explain.perturbation import Score, build_background, count_windows, explain_occlusion
 from medcls.explain.sanity import correlate_ranks
-from medcls.explain.superpixels import cut_superpixels
 from medcls.explain.target import Target, build_score
 from medcls.models.classifier import Classifier
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.burnt_in import may_show_face
-from medcls.imaging.grey_levels import SourceValues, count_levels, take_sample
-from medcls.imaging.hounsfield import check_hounsfield
+from medcls.imaging.grey_levels import SourceValues, check_hounsfield, count_levels, take_sample
 from medcls.imaging.image import is_dicom, read_image
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.preprocess import Box, PreparedImage, PreprocessSpec, preprocess_image

@@ -24,8 +24,7 @@ from medcls.imaging.dicom.frame import (
 from medcls.imaging.dicom.grey import find_range
 from medcls.imaging.dicom.header import read_aspect, read_headers, read_spacing, read_ultrasound_regions
 from medcls.imaging.dicom.pixels import PixelModule
-from medcls.imaging.grey_levels import SourceValues, take_sample
-from medcls.imaging.hounsfield import check_hounsfield
+from medcls.imaging.grey_levels import SourceValues, check_hounsfield, take_sample
 from medcls.imaging.raster import read_raster
 
 __all__ = ["SUPPORTED_SUFFIXES", "RawImage", "ReadOptions", "is_dicom", "read_image"]

@@ -10,21 +10,19 @@ from torch import Tensor, nn
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.models.antony import ANTONY, build_antony
 from medcls.models.pooling import MaxPool3d
-from medcls.models.small import CBR, build_cbr
-from medcls.models.vgg_m import build_vgg_m
+from medcls.models.small import ANTONY, CBR, build_antony, build_cbr, build_vgg_m
 
-VGG = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
+VGGS = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 OWN = (*CBR, *ANTONY, "vgg_m")
 """Networks that torchvision has no ImageNet weights of: trained from scratch, or from a run."""
-ARCHITECTURES = (*VGG, *RESNET, *OWN)
+ARCHITECTURES = (*VGGS, *RESNET, *OWN)
 CLINICAL = "clinical"
 """No image network at all: what a wide part says alone."""
 RESNET_3D = ("resnet10_3d", "resnet18_3d", "resnet34_3d", "resnet50_3d")
 VOLUME_ARCHITECTURES = ("acnn3d", "encoder3d", *RESNET_3D)
-_LEAST_SIZES = dict.fromkeys(VGG, 32) | {"antony2017_class": 31, "antony2017_joint": 61, "vgg_m": 59}
+_LEAST_SIZES = dict.fromkeys(VGGS, 32) | {"antony2017_class": 31, "antony2017_joint": 61, "vgg_m": 59}
 
 StateDict = dict[str, Tensor]
 
@@ -101,7 +99,7 @@ def build_backbone(
     """
     if name == CLINICAL:
         return Backbone(_Blind(), num_features=1, stages={})
-    if name in VGG:
+    if name in VGGS:
         return _build_vgg(name, dropout=dropout, change=change)
     if name in RESNET:
         return _build_resnet(name, change=change)

@@ -10,16 +10,50 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models import from_2d as inflation
-from medcls.models import slices
 from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
+from medcls.models.from_2d import INFLATED, SLICED, build_inflated, build_slices
 from medcls.models.heads import LinearHead, build_head, count_logits
+from medcls.models.initialization import Slim, make_slim
 from medcls.models.normalization import ColourNormalization, VolumeNormalization
-from medcls.models.slim import Slim, make_slim
 from medcls.models.volumetric import build_volume_backbone
 from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
-from medcls.models.wide import WidePart, count_wide_outputs
+
+
+def count_wide_outputs(output: str, num_classes: int) -> int:
+    """Returns how many rows of weights the wide part has.
+
+    Args:
+        output: What the network's outputs are (data.targets.Task.output).
+        num_classes: K.
+
+    Returns:
+        One for each logit; one for all of CORN's: a column then changes the odds of going on to the next grade by the
+        same factor at every grade (continuation-ratio model). Other outputs have no such order.
+    """
+    return 1 if output == "ordinal" else count_logits(output, num_classes)
+
+
+class WidePart(nn.Module):
+    """A linear layer without bias, in the logits' (for regression the targets') unit; starts at zero.
+
+    Args:
+        num_columns: C, > 0.
+        num_outputs: From `count_wide_outputs`.
+
+    Source: the wide part of Cheng et al., arXiv 1606.07792, section 3.1, and of SIDLM (Yan et al. 2021), whose bias
+    is the deep part's.
+    """
+
+    def __init__(self, num_columns: int, num_outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_outputs, num_columns))
+
+    def forward(self, clinical: Tensor) -> Tensor:
+        """Returns what is added to the logits, (N, num_outputs) float32, of design rows (N, C)."""
+        # A product and a sum: autocast leaves them in float32, a matrix product it does not.
+        added: Tensor = (clinical[:, None] * self.weight).sum(dim=2)
+        return added
 
 
 class InputNormalization(nn.Module):
@@ -192,10 +226,10 @@ def choose_backbone(name: str, *, shape: Sequence[int], dropout: float, options:
         raise ConfigError(f"model.name={name} is an autoencoder: python -m medcls.pretrain trains it")
     if shape[0] not in (1, 3) and name != CLINICAL:
         raise ConfigError(f"the store has {shape[0]} channels: {name} takes 1 (grey) or 3 (colour)")
-    if name.startswith(inflation.PREFIX):
-        return inflation.build_inflated(name, dropout=dropout)
-    if name.startswith(slices.PREFIX):
-        return slices.build_slices(name, dropout=dropout, **options)
+    if name.startswith(INFLATED):
+        return build_inflated(name, dropout=dropout)
+    if name.startswith(SLICED):
+        return build_slices(name, dropout=dropout, **options)
     if options:
         return build_backbone(name, dropout=dropout, change=partial(make_slim, slim=Slim(**options)))
     return build_backbone(name, dropout=dropout)

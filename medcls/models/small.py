@@ -1,4 +1,4 @@
-"""Raghu's small networks: convolution, BatchNorm, ReLU and max-pooling by turns, and a global average at the end."""
+"""Small networks, trained from random weights: Raghu's, the two of Antony et al. for knees, and VGG-M."""
 
 from __future__ import annotations
 
@@ -39,3 +39,84 @@ def build_cbr(name: str) -> tuple[nn.Sequential, int]:
         channels = width
     layers["average"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return nn.Sequential(layers), channels
+
+
+ANTONY = ("antony2017_class", "antony2017_joint")
+
+
+def build_antony(name: str, *, dropout: float) -> tuple[nn.Sequential, int]:
+    """Returns a randomly initialised trunk (N, 3, H, W) -> (N, num_features), and num_features.
+
+    Its children are block1 to block4, the pooling, and fc5. The head follows the task. fc5 takes the whole map of the
+    last block, whose size is that of the input: here the map is averaged to what 200 x 300 pixels give, which changes
+    nothing at that size and makes any other possible, as torchvision does in a VGG.
+
+    Args:
+        name: One of ANTONY: "class" for cross-entropy, "joint" for classes and the grade at once.
+        dropout: After fc5; 0.2 (class) and 0.3 (joint) in the source.
+
+    Source: Antony et al., arXiv 1703.09856, as in joseph_models.py of co-authors' marc-gorriz/KneeOA-CNNAttention
+    (padding "same", pools without padding, Glorot's initialisation). Own choice: three equal channels in place of one.
+    """
+    if name == "antony2017_class":
+        blocks, pool, final, hidden = [[(32, 11)], [(64, 5)], [(96, 3)], [(128, 3)]], 2, (6, 9), 1024
+    else:
+        blocks = [[(32, 11)], [(64, 3), (64, 3)], [(96, 3), (96, 3)], [(128, 3), (128, 3)]]
+        pool, final, hidden = 3, (5, 8), 512
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 3
+    for place, convolutions in enumerate(blocks, start=1):
+        block: list[nn.Module] = []
+        for width, size in convolutions:
+            stride = 2 if place == 1 else 1
+            block += [nn.Conv2d(channels, width, size, stride=stride, padding=size // 2), nn.ReLU()]
+            channels = width
+        layers[f"block{place}"] = nn.Sequential(*block, nn.MaxPool2d(pool, stride=2))
+    layers["average"] = nn.Sequential(nn.AdaptiveAvgPool2d(final), nn.Flatten())
+    layers["fc5"] = nn.Sequential(nn.Linear(channels * final[0] * final[1], hidden), nn.ReLU(), nn.Dropout(dropout))
+    body = nn.Sequential(layers)
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return body, hidden
+
+
+_MAP = 6  # of the last block, at 224 x 224
+
+
+def build_vgg_m(*, dropout: float) -> tuple[nn.Sequential, int]:
+    """Returns a randomly initialised trunk (N, 3, H, W) -> (N, 4096), and 4096.
+
+    Its children are block1 to block5, the pooling (to the map that 224 x 224 pixels give), fc6 and fc7.
+
+    Args:
+        dropout: After fc6 and fc7; 0.5 in the source.
+
+    Source: src/configs/vgg_224.py of the authors' learningtitans/melanoma-transfer (its "VGG-M"). Own choice: He's
+    initialisation.
+    """
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["block1"] = nn.Sequential(
+        nn.Conv2d(3, 96, 7, stride=2), nn.ReLU(), _normalization(), nn.MaxPool2d(3, stride=2)
+    )
+    layers["block2"] = nn.Sequential(
+        nn.Conv2d(96, 256, 5, stride=2, padding=1), nn.ReLU(), _normalization(), nn.MaxPool2d(2)
+    )
+    layers["block3"] = nn.Sequential(nn.Conv2d(256, 512, 3, padding=1), nn.ReLU())
+    layers["block4"] = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1), nn.ReLU())
+    layers["block5"] = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, stride=2))
+    layers["average"] = nn.Sequential(nn.AdaptiveAvgPool2d(_MAP), nn.Flatten())
+    layers["fc6"] = nn.Sequential(nn.Linear(512 * _MAP**2, 4096), nn.ReLU(), nn.Dropout(dropout))
+    layers["fc7"] = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout))
+    body = nn.Sequential(layers)
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return body, 4096
+
+
+def _normalization() -> nn.LocalResponseNorm:
+    # The source adds alpha times the sum over five channels, torch alpha times their mean.
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)

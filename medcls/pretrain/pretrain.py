@@ -37,8 +37,7 @@ from medcls.train.same_data import confirm_finished
 from medcls.train.training_data import look_at_data, read_domain, write_seen
 from medcls.training.forward import move_model, predict_pieces
 from medcls.training.loop import NonFiniteError
-from medcls.training.losses import Loss
-from medcls.training.reconstruction import build_reconstruction_loss
+from medcls.training.losses import Loss, build_reconstruction_loss
 from medcls.training.state import Best, Learner, Progress, StepRules
 
 

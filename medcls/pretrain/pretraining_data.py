@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from medcls.config import PretrainJob
 from medcls.console import say
 from medcls.data.corruption import CorruptedDataset, Corruption
+from medcls.data.crops import Patch
 from medcls.data.dataset import Batch, StoreDataset
-from medcls.data.patches import Patch
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task

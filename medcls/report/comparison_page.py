@@ -10,8 +10,8 @@ from typing import Any
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, describe_patients, name_units
 from medcls.report.assessed_tables import Cell, Table
-from medcls.report.comparison_figures import draw_arms, draw_folds, draw_learning_curves
 from medcls.report.content import INTENDED_USE
+from medcls.report.drawing import draw_arms, draw_folds, draw_learning_curves
 from medcls.report.panels import Panel, PanelPlan, write_panel
 from medcls.report.templates import load_template
 from medcls.statistics.definitions import find_definition, name_metric

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,49 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from medcls.report.gallery import Picture
-from medcls.report.maps import Explanation
 from medcls.statistics.exposure import Exposure
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """An image under its map.
+
+    Attributes:
+        row: Its number in predictions.parquet: the only name it gets.
+        true: The truth in words.
+        predicted: What the model said, in words.
+        png: Bytes of a small PNG.
+    """
+
+    row: int
+    true: str
+    predicted: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The picture as a data URI."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What one method showed.
+
+    Attributes:
+        method: Its name in words.
+        trusted: It passed the weight-randomisation check.
+        sentences: What was measured, the verdict of that check first.
+        count: Number of images that were explained.
+        overlays: Of some of them.
+    """
+
+    method: str
+    trusted: bool
+    sentences: Sequence[str]
+    count: int
+    overlays: Sequence[Overlay]
+
 
 INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
 

@@ -11,8 +11,13 @@ from matplotlib.ticker import MaxNLocator
 
 from medcls.report.drawing import ACCENT, INK, MUTED, SERIES, Draw
 from medcls.statistics.calibration import NUM_BINS, compute_reliability
-from medcls.statistics.curves import Question, compute_roc_band, count_replicates
-from medcls.statistics.operating import compute_net_benefit, count_at_thresholds
+from medcls.statistics.curves import (
+    Question,
+    compute_net_benefit,
+    compute_roc_band,
+    count_at_thresholds,
+    count_replicates,
+)
 from medcls.statistics.predictions import Floats, Integers
 from medcls.statistics.ranking import compute_curve, compute_precision_recall, compute_roc
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from medcls.report import figures as plots
-from medcls.report.drawing import Draw, write_figure
+from medcls.report.drawing import Draw, draw_risk, draw_strengths, write_figure
 from medcls.report.reader_panel import draw_readers
-from medcls.report.strength_figures import draw_risk, draw_strengths
 from medcls.statistics.agreement import compute_confusion
 from medcls.statistics.calibration import NUM_BINS, compute_confidence
 from medcls.statistics.conformal import compute_risk_coverage

@@ -5,20 +5,127 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, name_units
-from medcls.report.assessed_tables import build_verdict_table
+from medcls.report import assessed_tables as tables
+from medcls.report.assessed_tables import Table, build_verdict_table
 from medcls.report.content import Evaluation
 from medcls.report.documents import write_documents
 from medcls.report.drawing import embed_image
+from medcls.report.odds_table import build_odds_tables
 from medcls.report.page_tables import build_cards, build_class_table, build_counts, build_metric_table, describe_means
-from medcls.report.sections import build_sections
+from medcls.report.panels import Panel, plan_panels, write_panel
+from medcls.report.reader_panel import build_reader_table
 from medcls.report.slider import build_slider
 from medcls.report.templates import load_template
-from medcls.statistics.definitions import HOW_INTERVALS
-from medcls.statistics.predictions import check_predictions
+from medcls.statistics.curves import name_question
+from medcls.statistics.definitions import HOW_INTERVALS, choose_headlines
+from medcls.statistics.intervals import number_patients
+from medcls.statistics.predictions import Predictions, check_predictions
+
+TITLES = {
+    "discrimination": "Does it rank cases rightly?",
+    "operating": "What does a threshold do?",
+    "classes": "Which classes does it confuse?",
+    "values": "How far off are the values?",
+    "calibration": "Are its probabilities true?",
+    "certainty": "When should a reader decide?",
+    "levels": "What of whole patients?",
+    "subgroups": "Is it as good for everyone?",
+    "baseline": "Is it better than a linear model?",
+    "clinical": "What do the clinical columns say?",
+    "comparison": "Is it better than the other model?",
+    "readers": "How does it compare with readers?",
+    "robustness": "Does it bear worse images?",
+    "failures": "Where does it fail?",
+    "explanations": "Explanations: where does it look?",
+    "training": "How was it trained?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures and tables that answer one question.
+
+    Attributes:
+        anchor: For links.
+        title: Its heading.
+        panels: Figures.
+        tables: Below them.
+    """
+
+    anchor: str
+    title: str
+    panels: list[Panel] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def build_sections(
+    predictions: Predictions,
+    patient_ids: Sequence[str],
+    *,
+    metrics: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    seed: int,
+    figures: Path,
+    kept: Sequence[str] = (),
+) -> list[Section]:
+    """The sections that have something to show, each figure also written as PNG.
+
+    Args:
+        predictions: Of N rows.
+        patient_ids: (N,).
+        metrics: As in metrics.json.
+        history: Rows of metrics.jsonl.
+        seed: Of the bands.
+        figures: Folder of the PNG files.
+        kept: Anchors of sections whose content the page adds itself.
+    """
+    patients = number_patients(patient_ids, rows=len(predictions.y_score))
+    plans = plan_panels(predictions, patients, metrics=metrics, history=history, seed=seed)
+    named = partial(name_question, predictions.kind, grades=predictions.grades)
+    answers = {
+        "operating": tables.build_operating_tables(metrics, named),
+        "calibration": tables.build_recalibration_table(metrics),
+        "certainty": tables.build_conformal_tables(metrics),
+        "levels": tables.build_level_table(metrics, choose_headlines(predictions)),
+        "subgroups": [*tables.build_subgroup_table(metrics), *tables.build_shortcut_table(metrics)],
+        "baseline": tables.build_comparison_tables(metrics.get("baseline", {})),
+        "clinical": build_odds_tables(metrics),
+        "comparison": tables.build_comparison_tables(metrics),
+        "readers": build_reader_table(metrics),
+    }
+    known = str(metrics.get("patients_from", ""))
+    return [
+        Section(
+            anchor,
+            name_units(title, known),
+            [_name_panel(write_panel(plan, figures), known) for plan in plans.get(anchor, [])],
+            [_name_table(table, known) for table in answers.get(anchor, [])],
+        )
+        for anchor, title in TITLES.items()
+        if plans.get(anchor) or answers.get(anchor) or anchor in kept
+    ]
+
+
+def _name_panel(panel: Panel, patients_from: str) -> Panel:
+    return replace(panel, caption=name_units(panel.caption, patients_from))
+
+
+def _name_table(table: Table, patients_from: str) -> Table:
+    """The table with its title, caption and headings in the unit that is known; the cells of patients read unknown."""
+    at = [i for i, column in enumerate(table.columns) if column == "Patients" and patients_from == PER_IMAGE]
+    rows = [(name, ["unknown" if i + 1 in at else cell for i, cell in enumerate(cells)]) for name, cells in table.rows]
+    columns = [column if i in at else name_units(column, patients_from) for i, column in enumerate(table.columns)]
+    title, caption = (name_units(text, patients_from) for text in (table.title, table.caption))
+    return Table(title, caption, columns, rows)
+
 
 REPORT = "report.html"
 _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.statistics.curves import Question, list_questions, name_question
+from medcls.statistics.curves import Question, count_at_thresholds, list_questions, name_question
 from medcls.statistics.number_text import format_number, format_threshold
-from medcls.statistics.operating import count_at_thresholds
 from medcls.statistics.predictions import Predictions
 from medcls.statistics.thresholds import Rule
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from medcls.statistics.logistic import fit_logistic
-from medcls.statistics.predictions import Floats, Integers
-from medcls.statistics.weighted import ratio
+from medcls.statistics.predictions import Floats, Integers, ratio
 
 NUM_BINS = 15
 CONSISTENCY_DRAWS = 200

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.statistics.intervals import number_patients, summarize
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
 from medcls.statistics.support import Basis, Support
-from medcls.statistics.weighted import ratio
 
 ASSUMPTION = (
     "The promise holds for an image drawn at random from a new patient, if that patient is exchangeable with the "

@@ -13,8 +13,11 @@ from medcls.statistics.agreement import (
     compute_confusion,
     compute_grade_errors,
     compute_mcc,
+    compute_pearson,
     compute_quadratic_kappa,
     compute_rates,
+    compute_spearman,
+    compute_value_errors,
 )
 from medcls.statistics.calibration import (
     compute_brier_rows,
@@ -23,10 +26,8 @@ from medcls.statistics.calibration import (
     compute_log_loss_rows,
     compute_slope_and_intercept,
 )
-from medcls.statistics.continuous import compute_pearson, compute_spearman, compute_value_errors
-from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions, ratio, weighted_mean
 from medcls.statistics.ranking import build_ranking, compute_areas
-from medcls.statistics.weighted import ratio, weighted_mean
 
 Estimates = dict[str, Floats]
 Estimator = Callable[[Floats], Estimates]

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medcls.statistics.predictions import Floats
-from medcls.statistics.weighted import ratio, sum_by_group
+from medcls.statistics.predictions import Floats, ratio, sum_by_group
 
 Indices = NDArray[np.intp]
 

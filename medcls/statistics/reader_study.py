@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.statistics.curves import Question, list_questions
+from medcls.statistics.curves import Question, count_at_thresholds, list_questions
 from medcls.statistics.intervals import describe_estimates, draw_replicates
-from medcls.statistics.operating import count_at_thresholds
 from medcls.statistics.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
 from medcls.statistics.ranking import compute_curve, compute_roc
 from medcls.statistics.support import find_rate_support, name_sides
-from medcls.statistics.weighted import ratio
 
 MOST_ROWS = 120
 MOST_POINTS = 500

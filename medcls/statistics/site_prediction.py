@@ -10,10 +10,9 @@ import numpy as np
 
 from medcls.identity import format_count
 from medcls.statistics.intervals import number_patients, summarize
-from medcls.statistics.predictions import Floats, Integers
+from medcls.statistics.predictions import Floats, Integers, ratio
 from medcls.statistics.ranking import Ranking, build_ranking, compute_auc
 from medcls.statistics.support import Basis
-from medcls.statistics.weighted import ratio
 
 FOLDS = 5
 PERMUTATIONS = 200

@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from medcls.statistics.curves import Question, list_questions
+from medcls.statistics.curves import (
+    Question,
+    compute_operating_rates,
+    compute_predictive_values,
+    count_at_thresholds,
+    list_questions,
+)
 from medcls.statistics.intervals import LEAST_REPLICATES, draw_replicates, summarize
-from medcls.statistics.operating import compute_operating_rates, compute_predictive_values, count_at_thresholds
 from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.ranking import Curve, compute_curve
 from medcls.statistics.support import Basis, find_rate_support, name_sides

@@ -11,12 +11,11 @@ import torch
 from medcls.config import ModelConfig, TrainJob
 from medcls.console import say
 from medcls.errors import ConfigError
-from medcls.models import slices
 from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
-from medcls.models.backbones import CLINICAL, RESNET, VGG, StateDict, build_backbone
+from medcls.models.backbones import CLINICAL, RESNET, VGGS, StateDict, build_backbone
 from medcls.models.classifier import Classifier
-from medcls.models.initialization import choose_below, choose_shallower, draw_mean_variance, list_shallower
-from medcls.models.slim import Slim
+from medcls.models.from_2d import SLICED
+from medcls.models.initialization import Slim, choose_below, choose_shallower, draw_mean_variance, list_shallower
 from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
 from medcls.runs.checksums import note_version
 from medcls.runs.lineage import Lineage, no_lineage, read_lineage
@@ -52,8 +51,10 @@ def find_source(job: TrainJob) -> Source | None:
     takes = list_shallower(name) if init == "shallower" else [name]
     if not takes:
         raise ConfigError(f"model.init=shallower: there is no VGG shallower than model.name={name}; take vgg16")
-    if init == "hybrid" and name not in (*VGG, *RESNET):
-        raise ConfigError(f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGG or ResNet")
+    if init == "hybrid" and name not in (*VGGS, *RESNET):
+        raise ConfigError(
+            f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGGS or ResNet"
+        )
     file = find_weights(
         job.model.weights,
         architecture=takes[0],
@@ -87,10 +88,10 @@ def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
     """
     if model.init == "hybrid":
         return asdict(Slim(str(model.init_to), model.width))
-    if model.name in (*VGG, *RESNET):
+    if model.name in (*VGGS, *RESNET):
         card = None if source is None or model.init == "shallower" else source.card
         return {} if card is None else dict(card.options)
-    if model.name.startswith(slices.PREFIX):
+    if model.name.startswith(SLICED):
         return {"planes": model.planes, "num_slices": model.num_slices, "pooling": model.pooling}
     return {"all_levels": True} if model.supervision else {}
 

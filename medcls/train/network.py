@@ -8,9 +8,9 @@ from medcls.config import TrainJob
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
-from medcls.models import slices
 from medcls.models.backbones import CLINICAL, count_dims, least_size
 from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.from_2d import SLICED
 from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
@@ -142,7 +142,7 @@ def choose_normalization(kind: str, spec: Spec) -> str:
 def check_size(name: str, shape: tuple[int, ...]) -> None:
     """Raises ConfigError where images (C, H, W) are too small for the network: a VGG halves them five times."""
     # Of axial slices the depth may be any.
-    halved = shape[2:] if name.startswith(slices.PREFIX) else shape[1:]
+    halved = shape[2:] if name.startswith(SLICED) else shape[1:]
     least = least_size(flat_name(name))
     if min(halved) < least:
         size = " x ".join(map(str, shape[1:]))

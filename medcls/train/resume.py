@@ -17,8 +17,7 @@ from medcls import distributed
 from medcls.config import PretrainJob, TrainJob
 from medcls.console import say
 from medcls.data.dataset import Batch
-from medcls.data.loaders import EpochSampler
-from medcls.data.workers import WorkerError, read_batches
+from medcls.data.loaders import EpochSampler, WorkerError, read_batches
 from medcls.errors import ConfigError, WriteError
 from medcls.files import (
     CHECKPOINTS,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcls.data.patches import Patch
+from medcls.data.crops import Patch
 from medcls.errors import ConfigError
 from medcls.reproducibility import make_generator
 

@@ -15,8 +15,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
 from medcls.data.dataset import Batch, Position
-from medcls.data.loaders import EpochSampler, build_loader
-from medcls.data.workers import describe_death, read_batches
+from medcls.data.loaders import EpochSampler, build_loader, describe_death, read_batches
 
 # A process that is killed leaves its socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")

@@ -12,10 +12,9 @@ import pytest
 from data_prep.file_choice import FileChoice
 from data_prep.labels.class_folders import read_class_folder_table
 from data_prep.labels.contradictions import CHECKS, parse_ages
-from data_prep.labels.joining import SERIES, join_files, join_series
+from data_prep.labels.joining import SERIES, join_files, join_series, match_paths, match_values
 from data_prep.labels.label_file import PatientRule, read_label_table, with_folders
 from data_prep.labels.label_rows import build_schema
-from data_prep.labels.matching import match_paths, match_values
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
 

@@ -502,7 +502,7 @@ def test_pieces_of_a_long_file_make_one_table(source: Path, monkeypatch: pytest.
     with pytest.raises(DataError) as whole:
         read(source, bad)
     for module in ("label_file", "label_paths", "label_rows"):
-        monkeypatch.setattr(f"data_prep.labels.{module}.CHUNK_ROWS", 7)
+        monkeypatch.setattr(f"data_prep.labels.label_file.{module}.CHUNK_ROWS", 7)
     assert read(source, text) == rows
     assert [row.number for row in rows] == list(range(2, 102))
     with pytest.raises(DataError) as pieces:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import r2_score
 
-from medcls.statistics.continuous import compute_pearson, compute_spearman, compute_value_errors
+from medcls.statistics.agreement import compute_pearson, compute_spearman, compute_value_errors
 
 
 @st.composite

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import class_likelihood_ratios, precision_score, recall_score
 
-from medcls.statistics.operating import (
+from medcls.statistics.curves import (
     compute_net_benefit,
     compute_operating_rates,
     compute_predictive_values,

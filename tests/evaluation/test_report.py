@@ -16,9 +16,8 @@ import pytest
 from matplotlib.image import imread
 
 from medcls.report.assessed_tables import build_operating_tables
-from medcls.report.content import Evaluation
+from medcls.report.content import Evaluation, Explanation, Overlay
 from medcls.report.gallery import Picture, choose_worst
-from medcls.report.maps import Explanation, Overlay
 from medcls.report.report import write_report
 from medcls.report.slider import build_slider
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating

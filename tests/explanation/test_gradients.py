@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcls.explain.gradients import explain_integrated_gradients
+from medcls.explain.gradcam import explain_integrated_gradients
 from medcls.explain.perturbation import build_background
 
 Score = Callable[[Tensor], Tensor]

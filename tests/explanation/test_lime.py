@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from medcls.errors import DataError
 from medcls.explain.lime import (
     LimeSettings,
+    cut_superpixels,
     draw_masks,
     explain_lime,
     fit_local_model,
@@ -22,7 +23,6 @@ from medcls.explain.lime import (
     weigh_masks,
 )
 from medcls.explain.perturbation import build_background
-from medcls.explain.superpixels import cut_superpixels
 from medcls.reproducibility import make_generator
 
 Score = Callable[[Tensor], Tensor]

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medcls.explain.occlusion import explain_occlusion
-from medcls.explain.perturbation import build_background
+from medcls.explain.perturbation import build_background, explain_occlusion
 
 Score = Callable[[Tensor], Tensor]
 

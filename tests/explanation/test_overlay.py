@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medcls.explain.map_volumes import write_nifti
-from medcls.explain.overlay import write_overlay
+from medcls.explain.overlay import write_nifti, write_overlay
 
 
 def test_overlay_marks_in_red_what_speaks_for_the_score(image: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from medcls.explain.superpixels import cut_superpixels
+from medcls.explain.lime import cut_superpixels
 
 
 @pytest.mark.parametrize("kind", ["slic", "quickshift", "grid"])

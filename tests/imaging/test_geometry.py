@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.volume.geometry import StackGeometry, StackRule, compute_axes, compute_spacing, fit_stack
-from medcls.imaging.volume.restack import resample_depth, shear_slices
+from medcls.imaging.volume.resample import resample_depth, shear_slices
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

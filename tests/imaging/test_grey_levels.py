@@ -17,8 +17,7 @@ from pydicom.sequence import Sequence
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
-from medcls.imaging.grey_levels import SourceValues, count_levels, loses_levels, take_sample
-from medcls.imaging.hounsfield import check_hounsfield
+from medcls.imaging.grey_levels import SourceValues, check_hounsfield, count_levels, loses_levels, take_sample
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import read_spec
 

@@ -8,12 +8,12 @@ import torchvision
 from torch import nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import ARCHITECTURES, OWN, RESNET, VGG, Backbone, build_backbone, least_size
-from medcls.models.slim import Slim, make_slim
+from medcls.models.backbones import ARCHITECTURES, OWN, RESNET, Backbone, build_backbone, least_size
+from medcls.models.initialization import Slim, make_slim
 
 
 def test_every_architecture_of_the_issue_is_known() -> None:
-    assert set(VGG) == {f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")}
+    assert set(VGGS) == {f"vgg{n}{bn}" for n in (11, 13, 16, 19) for bn in ("", "_bn")}
     assert set(RESNET) == {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
     assert set(OWN) == {f"cbr_{n}" for n in ("larget", "largew", "small", "tiny")} | {
         "antony2017_class", "antony2017_joint", "vgg_m",

@@ -13,9 +13,8 @@ from torchvision.models import VGG
 from medcls.errors import ConfigError
 from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier, build_classifier
-from medcls.models.dense import DenseClassifier
 from medcls.models.heads import LinearHead
-from medcls.models.views import ManyViews
+from medcls.models.views import DenseClassifier, ManyViews
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from medcls.models.backbones import Backbone, build_backbone
 from medcls.models.initialization import (
+    Slim,
     choose_below,
     choose_shallower,
     describe_origins,
     draw_mean_variance,
     list_shallower,
+    make_slim,
 )
-from medcls.models.slim import Slim, make_slim
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 
 from medcls.errors import ConfigError
 from medcls.models.backbones import build_backbone
-from medcls.models.slices import AttentionPool, SliceNetwork, build_slices
+from medcls.models.from_2d import AttentionPool, SliceNetwork, build_slices
 from medcls.models.weights import load_backbone
 
 

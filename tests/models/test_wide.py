@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcls.errors import ConfigError
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Classifier, WidePart, build_classifier, count_wide_outputs
 from medcls.models.transfer import (
     build_parameter_groups,
     build_wide_group,
@@ -18,7 +18,6 @@ from medcls.models.transfer import (
     plan_transfer,
     plan_wide,
 )
-from medcls.models.wide import WidePart, count_wide_outputs
 
 Build = Callable[..., Classifier]
 

@@ -16,8 +16,8 @@ from torch.utils.data import get_worker_info
 
 from medcls.data import limits
 from medcls.data.dataset import StoreDataset
+from medcls.data.loaders import WorkerError
 from medcls.data.store import Store
-from medcls.data.workers import WorkerError
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.train import resume

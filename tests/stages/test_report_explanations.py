@@ -19,7 +19,7 @@ from medcls.evaluate.report_explanations import SHOWN, WIDTH, read_explanations
 from medcls.evaluate.split_predictions import predict_split
 from medcls.explain.explain import explain
 from medcls.files import MODEL, read_json, write_json
-from medcls.report.maps import Explanation
+from medcls.report.content import Explanation
 from medcls.runs.model_file import read_card
 
 QUICK = ("device=cpu", "sanity_images=1")

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from medcls.cli import command_line, hydra_border
-from medcls.cli.hydra_border import check_hydra_key
+from medcls.cli import command_line
+from medcls.cli import overrides as hydra_border
+from medcls.cli.overrides import check_hydra_key
 from medcls.config import TrainJob
 from medcls.errors import BusyError, ConfigError, DataError
 from medcls.files import sha256_file

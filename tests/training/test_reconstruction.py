@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medcls.errors import ConfigError
-from medcls.training.reconstruction import RECONSTRUCTION_LOSSES, build_reconstruction_loss, compute_ssim
+from medcls.training.losses import RECONSTRUCTION_LOSSES, build_reconstruction_loss, compute_ssim
 
 NONE = torch.zeros(2, 1)
 

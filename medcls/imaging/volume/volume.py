@@ -22,7 +22,7 @@ from medcls.imaging.dicom.pixels import read_pixel_module
 from medcls.imaging.instance import Instance, scan_file
 from medcls.imaging.volume.geometry import StackGeometry
 from medcls.imaging.volume.parts import fit_slices
-from medcls.imaging.volume.restack import resample_depth, shear_slices
+from medcls.imaging.volume.resample import resample_depth, shear_slices
 from medcls.imaging.volume.stack import StackRule, build_stacks, find_fault
 
 _HEADER_BYTES = 1 << 26
