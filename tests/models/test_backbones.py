@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import ARCHITECTURES, OWN, RESNET, Backbone, build_backbone, least_size
+from medcls.models.backbones import ARCHITECTURES, OWN, RESNET, VGGS, Backbone, build_backbone, least_size
 from medcls.models.initialization import Slim, make_slim
 
 
