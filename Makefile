@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo demo3d curve3d test test-slow test-kills fuzz lint bench sbom container-test slurm-test clean-demo
+.PHONY: env demo demo3d curve3d test test-slow test-kills fuzz lint bench settings sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -46,6 +46,10 @@ test-kills: $(STAMP)
 # Broken files by the thousand through the reader: make fuzz CASES=200000 SEED=1
 fuzz: $(STAMP)
 	$(PY) -m tests.imaging.fuzz --cases $(or $(CASES),10000) --seed $(or $(SEED),0)
+
+# docs/settings.md, from the schema
+settings: $(STAMP)
+	$(PY) -c "from medcls.help import write_reference; write_reference()"
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

@@ -142,7 +142,7 @@ OUT_OF_RANGE = [
     ("prepare", "image.size=4", ["image.size=4", "8 to 8192"]),
     ("prepare", "image.size=[1,2,3]", ["image.size", "height, width"]),
     ("prepare", "image.size=10.5", ["image.size=10.5"]),
-    ("prepare", "image.channels=2", ["image.channels=2", "1 (grey) or 3"]),
+    ("prepare", "image.channels=2", ["image.channels=2", "expected one of 1, 3"]),
     ("prepare", "image.dtype=float16", ["image.dtype=float16", "uint8, uint16"]),
     ("prepare", "image.percentiles=[99,1]", ["image.percentiles", "within 0 to 100"]),
     ("prepare", "image.percentiles=[1]", ["image.percentiles"]),

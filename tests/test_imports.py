@@ -47,7 +47,16 @@ NEIGHBOURS = {
 }
 """Room -> the rooms of its own level that it may import."""
 
-ANYWHERE = {"nearest", "check_choice", "check_range", "check_file_name", "TASKS", "SPLITS"}
+ANYWHERE = {
+    "nearest",
+    "check_choice",
+    "check_range",
+    "check_file_name",
+    "check_record",
+    "check_value",
+    "TASKS",
+    "SPLITS",
+}
 """Names of medcls.config that are no part of a job: functions and constants, as all of medcls.config.checks are."""
 
 TORCH = {"torch", "torchvision", "monai", "safetensors"}

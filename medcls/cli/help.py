@@ -13,13 +13,20 @@ import hydra
 from omegaconf import OmegaConf
 
 from medcls.cli.overrides import list_groups, list_options
-from medcls.config import NAMED, SCHEMAS, nearest
+from medcls.config import NAMED, SCHEMAS, conf_folder, nearest, register_schemas
 from medcls.config.schema import Setting, read_settings
 from medcls.errors import UsageError
+from medcls.files import write_bytes
 
 _INDENT, _COLUMN = 2, 30
 _FEW = 30
 """A command with at most so many settings shows all of them; a larger one the common ones, and all with --help all."""
+
+_REFERENCE = """# Settings
+
+Every setting of every command, as `--help all` prints them; `make settings` writes this file from the schema. A setting
+is typed as `key=value`. Options of a group (`optimizer=sgd`) set several at once: the defaults here are those without
+options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,7 @@ def _walk(schema: type, values: Any, *, group: str) -> Iterator[Row]:
     settings, hints = read_settings(schema), get_type_hints(schema)
     groups = [f.name for f in fields(schema) if is_dataclass(hints[f.name])]
     for name in (f.name for f in fields(schema) if f.name not in groups):
-        known = settings.get(name, Setting(""))
-        yield Row(f"{group}.{name}" if group else name, group, format_value(values[name]), known)
+        yield Row(f"{group}.{name}" if group else name, group, format_value(values[name]), settings[name])
     for name in groups:
         yield from _walk(hints[name], values[name], group=f"{group}.{name}" if group else name)
 
@@ -212,3 +218,41 @@ def _wrap(text: str, *, indent: int = _INDENT) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def write_reference() -> None:
+    """Write docs/settings.md of a checkout."""
+    register_schemas()
+    conf = conf_folder()
+    write_bytes(conf.parent / "docs" / "settings.md", format_reference(conf).encode())
+
+
+def format_reference(conf: Path) -> str:
+    """Return docs/settings.md: a table of each command's own settings, and one of each group that it has."""
+    every = {name: {row.key: row for row in list_rows(name, conf)} for name in SCHEMAS}
+    sections: dict[tuple[type, str], list[str]] = {}
+    for name, rows in every.items():
+        for group in dict.fromkeys(row.group for row in rows.values()):
+            schema = get_type_hints(SCHEMAS[name])[group] if group else SCHEMAS[name]
+            sections.setdefault((schema, group), []).append(name)
+    parts = [_REFERENCE]
+    for (schema, group), names in sections.items():
+        programs = ", ".join(f"`{OmegaConf.load(conf / f'{name}.yaml').hydra.help.app_name}`" for name in names)
+        about = (schema.__doc__ or "").partition("\n")[0]
+        title = f"## `{group}.`\n\n{about} Of {programs}." if group else f"## {programs}"
+        lines = [title, "", "| setting | default | meaning | values |", "|---|---|---|---|"]
+        for key, row in every[names[0]].items():
+            if row.group == group:
+                defaults = {name: every[name][key].default for name in names}
+                lines.append(_format_cells(row, defaults))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_cells(row: Row, defaults: dict[str, str]) -> str:
+    """One line of a table; a default that differs between commands is named for each."""
+    first, *_ = defaults.values()
+    other = [f"{name}: `{default}`" for name, default in defaults.items() if default != first]
+    default = f"`{first}`" + (f" ({', '.join(other)})" if other else "")
+    cells = (f"`{row.key}`", default, row.known.help, row.known.values)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

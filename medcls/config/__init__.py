@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,6 +30,7 @@ from medcls.config.preparation import (
 )
 from medcls.config.pretraining import CorruptionConfig, PatchConfig, PretrainJob
 from medcls.config.sample_size import SampleSizeJob
+from medcls.config.schema import check_settings, read_settings
 from medcls.config.task import TASKS, AugmentConfig, ClinicalConfig, CropConfig, SplitChoice, TaskConfig
 from medcls.config.trainer import OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.config.training import TrainJob
@@ -75,6 +77,8 @@ __all__ = [
     "check_choice",
     "check_file_name",
     "check_range",
+    "check_record",
+    "check_value",
     "conf_folder",
     "load",
     "nearest",
@@ -126,6 +130,31 @@ def read_option(group: str, name: str) -> dict[str, Any]:
     """Return the content of conf/GROUP/NAME.yaml, of an option that the code chooses for the user."""
     content: Any = OmegaConf.to_container(OmegaConf.load(conf_folder() / group / f"{name}.yaml"))
     return dict(content)
+
+
+def check_record(group: str, record: Any) -> None:
+    """Check the fields of a record from a file by the settings of the same names of a group, such as "stack".
+
+    Raises:
+        ConfigError: a value that no command line could have given.
+    """
+    check_settings(record, group, schema=_find_group(group))
+
+
+def check_value(key: str, value: Any) -> None:
+    """Check a value from a file by the setting that it comes from, such as "model.dropout".
+
+    Raises:
+        ConfigError: a value that no command line could have given.
+    """
+    group, _, name = key.partition(".")
+    read_settings(_find_group(group))[name].check(key, value)
+
+
+@cache
+def _find_group(group: str) -> type:
+    hints: list[dict[str, type]] = [get_type_hints(schema) for schema in SCHEMAS.values()]
+    return next(found[group] for found in hints if group in found)
 
 
 def load(cfg: DictConfig) -> Any:

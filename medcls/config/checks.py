@@ -11,6 +11,12 @@ from typing import Any
 from medcls.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
+IMAGE_DTYPES = ("uint8", "uint16")
+VOLUME_DTYPES = ("uint8", "uint16", "int16", "float16")
+IMAGE_INTENSITIES = ("display", "range", "minmax", "percentile")
+VOLUME_INTENSITIES = ("percentile", "minmax", "window", "hounsfield")
+AFFINES = ("auto", "sform", "qform", "refuse")
+"""Which affine of a NIfTI file is taken if sform and qform lead to different spaces."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -19,11 +25,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest: {matches[0]})" if matches else ""
 
 
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+def check_choice(name: str, value: object, known: Iterable[object]) -> None:
     """Raises ConfigError where `value` is not one of `known`, with the nearest of them."""
     known = list(known)
     if value not in known:
-        raise ConfigError(f"{name}={value}: expected one of {', '.join(known)}{nearest(str(value), known)}")
+        listed = [str(each) or "''" for each in known]
+        raise ConfigError(f"{name}={value}: expected one of {', '.join(listed)}{nearest(str(value), listed)}")
 
 
 def check_range(
@@ -59,21 +66,18 @@ def check_sides(name: str, sizes: Sequence[object], *, given: object) -> None:
 
 
 def check_image(image: Any) -> None:
-    """Check the settings of 2-D images, as a user gives them or a store or a model file records them.
+    """Check what settings of 2-D images may be together, as a user gives them or a store or a model file records them.
 
     Args:
-        image: Fields fit, dtype, intensity, range, percentiles, channels, window_index, windows_hu, implausible_hu.
+        image: Fields dtype, intensity, range, percentiles, channels, windows_hu.
 
     Raises:
-        ConfigError: a value is unknown, out of range or contradicts another.
+        ConfigError: a value is not for 2-D images or contradicts another.
     """
-    check_choice("image.fit", image.fit, ("pad", "crop", "stretch"))
-    check_choice("image.implausible_hu", image.implausible_hu, ("refuse", "allow"))
-    check_choice("image.dtype", image.dtype, ("uint8", "uint16"))
-    check_choice("image.intensity", image.intensity, ("display", "range", "minmax", "percentile"))
+    check_choice("image.dtype", image.dtype, IMAGE_DTYPES)
+    check_choice("image.intensity", image.intensity, IMAGE_INTENSITIES)
     if image.channels not in (1, 3):
         raise ConfigError(f"image.channels={image.channels}: expected 1 (grey) or 3 (colour)")
-    check_range("image.window_index", image.window_index, low=0)
     if image.windows_hu and len(image.windows_hu) != image.channels:
         raise ConfigError(
             f"image.windows_hu has {len(image.windows_hu)} windows: expected image.channels={image.channels}"
@@ -116,16 +120,6 @@ def check_crop(size: int | None, scales: Sequence[int]) -> None:
         check_range("crop.size", size, low=low, high=scales[0])
     elif scales[0] < scales[1]:
         raise ConfigError(f"crop.scales={list(scales)} with crop.size=null: images of one batch need one size")
-
-
-def check_head_width(width: int) -> None:
-    """Raises ConfigError where a head of model.head=mlp has no or too many hidden units."""
-    check_range("model.head_width", width, low=1, high=65536)
-
-
-def check_dropout(dropout: float) -> None:
-    """Raises ConfigError where a dropout is out of range."""
-    check_range("model.dropout", dropout, low=0, high=0.95)
 
 
 def check_file_name(name: str, value: str) -> None:

@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import check_choice, check_file_name, check_range
-from medcls.config.schema import NAMES, setting
+from medcls.config.checks import check_range
+from medcls.config.machine import seed_setting
+from medcls.config.schema import FILE_NAME, NAME, NAMES, PATH, check_settings, setting
 from medcls.errors import ConfigError
 
 FOLD_KINDS = ("kfold", "repeated", "5x2", "holdout")
@@ -19,28 +20,50 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(slots=True)
 class FoldsConfig:
-    """How the rows of the store are divided, the same for all arms."""
+    """How the patients of the store are divided, the same for all arms."""
 
-    kind: str = "kfold"
-    # null = 5 folds; one partition, three of "repeated"; three seeds of "holdout".
-    k: int | None = None
-    repeats: int | None = None
-    over: str = "development"
-    # Share of a fold's training patients that becomes its validation part.
-    val: float = 0.1
-    seed: int = 0
-    # One training seed for all repeats, or another for each: seed, seed + 1, …
-    same_seed: bool = False
-    # The store's split whose train and val rows are divided; of "holdout" the very split.
-    split: str = "default"
-    # Column of labels.parquet to stratify by; null = label, or every label_NAME.
-    label: str | None = None
-    on_missing: str = "refuse"
-    # First part of the names of the splits that are written; null = by kind and seed.
-    name: str | None = None
+    kind: str = setting(
+        "kfold",
+        "How test rows are chosen: by folds once, by folds several times, five times in halves, or the store's own "
+        "test split.",
+        choices=FOLD_KINDS,
+        common=True,
+    )
+    k: int | None = setting(
+        None, "Number of folds; null is 5, for kind=holdout 1.", low=1, high=100, unit="folds", common=True
+    )
+    repeats: int | None = setting(
+        None,
+        "Times that kind=repeated divides anew, or seeds of kind=holdout; null is 3.",
+        low=1,
+        high=100,
+        common=True,
+    )
+    over: str = setting(
+        "development",
+        "Rows that are divided: train and val, or all, which opens the test rows and notes it.",
+        choices=("development", "all"),
+    )
+    val: float = setting(
+        0.1, "Share of a fold's training patients that becomes its validation part.", low=0.01, high=0.5
+    )
+    seed: int = setting(0, "Seed of the folds.", low=0)
+    same_seed: bool = setting(False, "Train every repeat with the same seed, instead of seed, seed + 1 and so on.")
+    split: str = setting(
+        "default",
+        "Split of the store whose train and val rows are divided; kind=holdout takes it as it is.",
+        kind=FILE_NAME,
+    )
+    label: str | None = setting(
+        None, "Column of the labels by which folds are stratified; null takes label, or every label_NAME.", kind=NAME
+    )
+    on_missing: str = setting("refuse", "What happens if a class is missing from a fold.", choices=("refuse", "report"))
+    name: str | None = setting(
+        None, "First part of the names of the splits that are written; null goes by kind and seed.", kind=FILE_NAME
+    )
 
     def __post_init__(self) -> None:
-        check_choice("folds.kind", self.kind, FOLD_KINDS)
+        check_settings(self, "folds")
         k, repeats = self.shape
         check_range("folds.k", k, low=1 if self.kind == "holdout" else 2, high=100)
         check_range("folds.repeats", repeats, low=2 if self.kind == "repeated" else 1, high=100)
@@ -50,15 +73,8 @@ class FoldsConfig:
                 f"folds.k={k}, folds.repeats={repeats}: folds.kind={self.kind} has k={fixed[0]} and "
                 f"repeats={fixed[1]}; folds.kind=repeated takes both"
             )
-        check_choice("folds.over", self.over, ("development", "all"))
         if self.kind == "holdout" and self.over != "development":
             raise ConfigError("folds.over=all: folds.kind=holdout takes the store's own split as it is")
-        check_range("folds.val", self.val, low=0.01, high=0.5)
-        check_range("folds.seed", self.seed, low=0)
-        check_choice("folds.on_missing", self.on_missing, ("refuse", "report"))
-        check_file_name("folds.split", self.split)
-        if self.name is not None:
-            check_file_name("folds.name", self.name)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,39 +102,51 @@ class CompareJob:
         kind=NAMES,
         common=True,
     )
-    # For all arms, beneath their own: common is the comparison's, extra the command line's, over it.
-    common: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    only: list[str] = field(default_factory=list)
-    store: str | None = None
-    # Stores of steps that say store=NAME.
-    stores: dict[str, str | None] = field(default_factory=dict)
-    out: str | None = None
+    common: list[str] = setting(
+        [], "Settings of medcls.train for all arms, beneath their own; for a comparison's file.", kind=NAMES
+    )
+    extra: list[str] = setting(
+        [], "Further settings of medcls.train for all arms, over those of common=.", kind=NAMES, common=True
+    )
+    only: list[str] = setting([], "Arms that are run, as [ARM,ARM]; [] runs all.", kind=NAMES, common=True)
+    store: str | None = setting(None, "Store whose patients are divided; required.", kind=PATH, common=True)
+    stores: dict[str, str | None] = setting(
+        {}, "Stores of steps that train elsewhere first (store=NAME): stores.NAME=DIR.", kind=PATH
+    )
+    out: str | None = setting(
+        None,
+        "Folder for runs, logs and results; an interrupted comparison in it is resumed; required.",
+        kind=PATH,
+        common=True,
+    )
     folds: FoldsConfig = field(default_factory=FoldsConfig)
-    # Training images; 0 = all.
-    sizes: list[int] = field(default_factory=lambda: [0])
-    metric: str = "auto"
-    secondary: list[str] = field(default_factory=list)
-    seed: int = 0
-    replicates: int = 2000
-    executor: str = "local"
-    # Processes at once; null = 1, with executor=slurm all.
-    jobs: int | None = None
-    # Threads of each process; null = the cores divided by jobs.
-    threads: int | None = None
-    # submitit's own names: slurm.slurm_partition=gpu slurm.timeout_min=120 slurm.gpus_per_node=1 …
-    slurm: dict[str, Any] = field(default_factory=dict)
-    plan_only: bool = False
+    sizes: list[int] = setting(
+        [0],
+        "Numbers of training images, for a learning curve, as [100,250,0]; 0 takes all.",
+        low=0,
+        unit="images",
+        common=True,
+    )
+    metric: str = setting(
+        "auto", "Metric by which arms are compared; auto takes the first of the task.", kind=NAME, common=True
+    )
+    secondary: list[str] = setting([], "Further metrics that are compared.", kind=NAMES)
+    seed: int = seed_setting("the first repeat's training and of the bootstrap")
+    replicates: int = setting(2000, "Bootstrap resamples of patients behind each interval.", low=100)
+    executor: str = setting(
+        "local", "Where runs are started: in processes here, or as jobs of Slurm.", choices=("local", "slurm")
+    )
+    jobs: int | None = setting(
+        None, "Runs at the same time; null is 1, and all with executor=slurm.", low=1, high=1000, common=True
+    )
+    threads: int | None = setting(None, "Threads of each run; null divides the cores by jobs.", low=1, high=1000)
+    slurm: dict[str, Any] = setting(
+        {}, "Settings of submitit for executor=slurm: slurm.slurm_partition=gpu slurm.timeout_min=120."
+    )
+    plan_only: bool = setting(False, "Write the folds and out/plan.json, and stop.", common=True)
 
     def __post_init__(self) -> None:
-        check_choice("executor", self.executor, ("local", "slurm"))
-        check_range("seed", self.seed, low=0)
-        check_range("replicates", self.replicates, low=100)
-        for name in ("jobs", "threads"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), low=1, high=1000)
-        for size in self.sizes:
-            check_range("sizes", size, low=0)
+        check_settings(self)
         if not self.sizes or len(set(self.sizes)) != len(self.sizes):
             raise ConfigError(f"sizes={self.sizes}: expected different numbers of training images, 0 for all of them")
         if self.slurm and self.executor != "slurm":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcls.config.checks import SPLITS, check_choice, check_range
+from medcls.config.checks import SPLITS, check_range
+from medcls.config.machine import batch_setting, device_setting, precision_setting, seed_setting, workers_setting
 from medcls.config.preparation import DeidentifyConfig
-from medcls.config.schema import PATH, setting
+from medcls.config.schema import NAME, NAMES, PATH, check_settings, setting
 from medcls.config.task import TASKS, AugmentConfig
 from medcls.errors import ConfigError
 
@@ -35,81 +37,171 @@ class EvaluateJob:
     run: Any = setting(
         None, "Run folder to evaluate; [DIR,DIR] averages the scores of several runs.", kind=PATH, common=True
     )
-    store: str | None = None
-    split: str = "val"
-    out: str | None = None
-    batch_size: int = 64
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = -1
-    replicates: int = 2000
-    seed: int = 0
-    views: str = "center"
-    # Shortest sides in pixels; [] = the middle of the training scales. flips: null = true but for views=center.
-    scales: list[int] = field(default_factory=list)
-    flips: bool | None = None
-    crops_per_side: int = 5
-    # Chosen on the validation split and frozen there; null = as frozen, or else the defaults.
-    sensitivity_at_least: list[float] | None = None
-    specificity_at_least: list[float] | None = None
-    miss_costs: list[float] | None = None
-    alpha: float | None = None
-    # The frozen point that calls images positive: youden, sensitivity_0.95 …, half (0.5); null = as frozen, or youden.
-    decision: str | None = None
-    prevalences: list[float] = field(default_factory=list)
-    subgroups: list[str] = field(default_factory=lambda: ["sex", "age", "manufacturer", "modality", "side"])
-    least_patients: int = 20
-    against: str | None = None
-    gallery: int = 12
-    robustness: bool = False
-    shortcuts: list[str] = field(default_factory=list)
-    # true: pages and documents list ids of patients and images, which may be paths (deidentify=declared).
-    show_ids: bool = False
-    # false: metrics.json and predictions.parquet alone, for other programs to read.
-    report: bool = True
-    # Decided beforehand: limits and margins (YAML), the intended size (medcls.samplesize). Readers of the same images.
-    analysis: str | None = None
-    samplesize: str | None = None
-    readers: str | None = None
-    # A file of scores of any tool instead of a run (docs/evaluation.md), and the file that thresholds are chosen on.
-    predictions: str | None = None
-    choices: str | None = None
-    kind: str = "auto"
-    positive: str | None = None
-    classes: list[str] = field(default_factory=list)
-    grades: bool = False
-    threshold: float | None = None
-    sums: str = "refuse"
-    patients: str = "declared"
-    # allow: rows that were trained on are evaluated, and every figure is marked as in-sample.
-    in_sample: str = "refuse"
+    store: str | None = setting(
+        None,
+        "Store to evaluate on; null takes the one of the training, another one is an external test.",
+        kind=PATH,
+        common=True,
+    )
+    split: str = setting(
+        "val",
+        "Split that is evaluated: val also chooses thresholds, test is opened and counted, all is for other stores.",
+        choices=(*SPLITS, "all"),
+        common=True,
+    )
+    out: str | None = setting(
+        None,
+        "Folder for the results; null takes evaluation/ in the run; required for several runs.",
+        kind=PATH,
+        common=True,
+    )
+    batch_size: int = batch_setting()
+    device: str = device_setting()
+    precision: str = precision_setting()
+    workers: int = workers_setting()
+    replicates: int = setting(
+        2000, "Bootstrap resamples of patients behind each interval; at least 100 for a report.", low=1, common=True
+    )
+    seed: int = seed_setting("the bootstrap")
+    views: str = setting(
+        "center",
+        "Parts of each image that are scored and averaged: the center, the whole image densely, a grid of crops, or "
+        "both.",
+        choices=("center", "dense", "multicrop", "both"),
+    )
+    scales: list[int] = setting(
+        [],
+        "Shortest sides at which each image is scored; [] takes the middle of the training scales.",
+        low=8,
+        high=8192,
+        unit="pixels",
+    )
+    flips: bool | None = setting(
+        None, "Also score mirrored images; null does so unless views=center. Set false if left and right differ."
+    )
+    crops_per_side: int = setting(5, "Crops along each side with views=multicrop or both.", low=2, high=20)
+    sensitivity_at_least: list[float] | None = setting(
+        None,
+        "Sensitivities for which thresholds are chosen on the validation split, as [0.95]; null keeps what is frozen.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    specificity_at_least: list[float] | None = setting(
+        None,
+        "Specificities for which thresholds are chosen on the validation split, as [0.95]; null keeps what is frozen.",
+        low=0,
+        high=1,
+        open_low=True,
+    )
+    miss_costs: list[float] | None = setting(
+        None,
+        "Costs of a missed case in units of a false alarm, each with its own threshold, as [10]; null keeps what is "
+        "frozen.",
+        low=0,
+        open_low=True,
+    )
+    alpha: float | None = setting(
+        None,
+        "Share of cases whose conformal set may miss the truth; null keeps what is frozen, at first 0.1.",
+        low=0.001,
+        high=0.5,
+    )
+    decision: str | None = setting(
+        None,
+        "Operating point that calls images positive: youden, sensitivity_0.95 and the like, or half (0.5); null "
+        "keeps what "
+        "is frozen, at first youden.",
+        kind=NAME,
+        common=True,
+    )
+    prevalences: list[float] = setting(
+        [],
+        "Prevalences for which PPV and NPV are also computed, as [0.01,0.1].",
+        low=0,
+        high=1,
+        open_low=True,
+        common=True,
+    )
+    subgroups: list[str] = setting(
+        ["sex", "age", "manufacturer", "modality", "side"],
+        "Columns whose groups get metrics of their own; columns that the store does not have are left out.",
+        kind=NAMES,
+        common=True,
+    )
+    least_patients: int = setting(20, "Fewest patients of a subgroup whose metrics are shown.", low=2, unit="patients")
+    against: str | None = setting(
+        None, "Other run, or other file of scores, that is compared on the same patients.", kind=PATH, common=True
+    )
+    gallery: int = setting(12, "Worst images shown in the report; 0 shows none.", low=0, high=60, unit="images")
+    robustness: bool = setting(
+        False, "Also measure the metrics under noise, blur, grey shift, resampling, JPEG and rotation.", common=True
+    )
+    shortcuts: list[str] = setting(
+        [],
+        "Columns for which it is tested whether the features of the network reveal them, as [manufacturer].",
+        kind=NAMES,
+    )
+    show_ids: bool = setting(
+        False, "List ids of patients and images in pages and documents; they may be paths if deidentify=declared."
+    )
+    report: bool = setting(
+        True, "Write the report and its documents; false writes only metrics.json and predictions.parquet."
+    )
+    analysis: str | None = setting(
+        None, "Plan of analysis (YAML) with limits and margins that were decided beforehand.", kind=PATH
+    )
+    samplesize: str | None = setting(None, "File of medcls.samplesize with the intended number of patients.", kind=PATH)
+    readers: str | None = setting(None, "Table of readers' decisions on the same images.", kind=PATH)
+    predictions: str | None = setting(
+        None, "Table of scores of any tool, evaluated instead of a run.", kind=PATH, common=True
+    )
+    choices: str | None = setting(
+        None,
+        "Table of scores on which thresholds for predictions= are chosen; null chooses nothing.",
+        kind=PATH,
+        common=True,
+    )
+    kind: str = setting("auto", "Kind of task of predictions=; auto goes by its columns.", choices=("auto", *TASKS))
+    positive: str | None = setting(
+        None, "Positive class of predictions=; null goes by its columns and labels.", kind=NAME
+    )
+    classes: list[str] = setting(
+        [],
+        "Classes of predictions= in order, [NEGATIVE,POSITIVE] if there are two; [] goes by its columns.",
+        kind=NAMES,
+    )
+    grades: bool = setting(False, "Whether the number in predictions= is a grade.")
+    threshold: float | None = setting(
+        None, "Score of predictions= from which an image is positive; null is 0.5 for probabilities.", low=-math.inf
+    )
+    sums: str = setting(
+        "refuse",
+        "What happens to probabilities of predictions= that do not sum to 1; normalize divides them by their sum.",
+        choices=("refuse", "normalize"),
+    )
+    patients: str = setting(
+        "declared",
+        "Whether predictions= names patients; per_image counts every row as another patient.",
+        choices=("declared", "per_image"),
+    )
+    in_sample: str = setting(
+        "refuse",
+        "Whether rows that the model was trained on may be evaluated; every figure is then marked as in-sample.",
+        choices=("refuse", "allow"),
+    )
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
-        check_choice("split", self.split, (*SPLITS, "all"))
-        check_choice("in_sample", self.in_sample, ("refuse", "allow"))
-        check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_range("batch_size", self.batch_size, low=1)
-        check_range("workers", self.workers, low=-1, high=256)
+        check_settings(self)
         self._check_views()
         self._check_scores()
         if len(self.runs) > 1 and (self.against or self.robustness or self.shortcuts):
             raise ConfigError(f"run={self.run}: against, robustness and shortcuts are measured of one run: name one")
         # What a reader or a test of two runs rests on is never drawn from a handful of resamples.
         check_range("replicates", self.replicates, low=100 if self.report or self.against else 1)
-        check_range("seed", self.seed, low=0)
-        for name in ("sensitivity_at_least", "specificity_at_least", "prevalences"):
-            for value in getattr(self, name) or []:
-                check_range(name, value, low=0, high=1, open_low=True)
-        for value in self.miss_costs or []:
-            check_range("miss_costs", value, low=0, open_low=True)
-        if self.alpha is not None:
-            check_range("alpha", self.alpha, low=0.001, high=0.5)
         if any(value >= 1 for value in self.prevalences):
             raise ConfigError(f"prevalences={self.prevalences}: expected shares between 0 and 1")
-        check_range("least_patients", self.least_patients, low=2)
-        check_range("gallery", self.gallery, low=0, high=60)
 
     @property
     def runs(self) -> list[Path]:
@@ -117,11 +209,6 @@ class EvaluateJob:
         return _list_runs(self.run)
 
     def _check_scores(self) -> None:
-        check_choice("kind", self.kind, ("auto", *TASKS))
-        check_choice("sums", self.sums, ("refuse", "normalize"))
-        check_choice("patients", self.patients, ("declared", "per_image"))
-        if self.threshold is not None:
-            check_range("threshold", self.threshold)
         if self.predictions is not None:
             if self.run is not None:
                 raise ConfigError("run= and predictions= are both set: evaluate a run, or a file of scores")
@@ -131,10 +218,6 @@ class EvaluateJob:
                 raise ConfigError(f"{name}={getattr(self, name)} belongs to predictions=FILE: set that, or remove it")
 
     def _check_views(self) -> None:
-        check_choice("views", self.views, ("center", "dense", "multicrop", "both"))
-        check_range("crops_per_side", self.crops_per_side, low=2, high=20)
-        for scale in self.scales:
-            check_range("scales", scale, low=8, high=8192)
         if self.crops_per_side != 5 and self.views not in ("multicrop", "both"):
             raise ConfigError(f"crops_per_side={self.crops_per_side}: only views=multicrop and both have crops")
         if (self.robustness or self.shortcuts) and (self.views != "center" or self.scales or self.flips):
@@ -150,29 +233,43 @@ class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
 
     run: Any = setting(None, "Run folder to predict with; [DIR,DIR] averages several runs.", kind=PATH, common=True)
-    source: str | None = None
-    out: str | None = None
-    clinical_file: str | None = None
-    boxes: str | None = None
-    # Folder of frozen choices: the out= of `evaluate run=[A,B]`; null = as frozen in the run, and of several none.
-    choices: str | None = None
-    format: str | None = None
-    out_of_domain: str = "refuse"
-    batch_size: int = 64
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = -1
+    source: str | None = setting(None, "Folder of raw files, or one file; required.", kind=PATH, common=True)
+    out: str | None = setting(
+        None,
+        "File for the predictions; its suffix is the format: .parquet, .csv, .json or .jsonl; required.",
+        kind=PATH,
+        common=True,
+    )
+    clinical_file: str | None = setting(
+        None, "Table with the clinical columns that the run takes beside images, by path or patient_id.", kind=PATH
+    )
+    boxes: str | None = setting(
+        None, "Table of regions (path, roi_x, roi_y, roi_w, roi_h), for a run that was trained on regions.", kind=PATH
+    )
+    choices: str | None = setting(
+        None,
+        "Folder of the choices frozen for these runs together, out= of medcls.evaluate run=[DIR,DIR]; null takes "
+        "those of "
+        "a single run.",
+        kind=PATH,
+    )
+    format: str | None = setting(None, "Format of out=; null goes by its suffix.", choices=FORMATS)
+    out_of_domain: str = setting(
+        "refuse",
+        "What happens to images unlike those of training: no score, a score with the reason, or no judgement of the "
+        "distance.",
+        choices=("refuse", "note", "allow"),
+        common=True,
+    )
+    batch_size: int = batch_setting()
+    device: str = device_setting()
+    precision: str = precision_setting()
+    workers: int = workers_setting("decode images")
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
 
     def __post_init__(self) -> None:
         _check_runs(self.run)
-        if self.format is not None:
-            check_choice("format", self.format, FORMATS)
-        check_choice("out_of_domain", self.out_of_domain, ("refuse", "note", "allow"))
-        check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_range("batch_size", self.batch_size, low=1)
-        check_range("workers", self.workers, low=-1, high=256)
+        check_settings(self)
 
     @property
     def runs(self) -> list[Path]:
@@ -201,49 +298,69 @@ class PredictJob:
 class ExplainJob:
     """python -m medcls.explain: run and store to maps of where the answers come from, and whether they are true."""
 
-    run: str | None = None
-    store: str | None = None
-    split: str = "val"
-    out: str | None = None
-    method: str = "gradcam"
-    images: list[str] = field(default_factory=list)
-    worst: int = 20
-    target: str = "auto"
-    stage: str | None = None
-    background: str = "auto"
-    superpixels: str = "slic"
-    num_superpixels: int = 50
-    num_samples: int = 1000
-    num_features: int | None = 10
-    steps: int = 64
-    window: float = 0.15
-    boxes: str | None = None
-    # Ids of images on the page; they may be paths (deidentify=declared).
-    show_ids: bool = False
-    curves: bool = True
-    sanity_images: int = 5
-    batch_size: int = 64
-    device: str = "auto"
-    precision: str = "fp32"
-    seed: int = 0
+    run: str | None = setting(None, "Run folder whose answers are explained; required.", kind=PATH)
+    store: str | None = setting(None, "Store with the images; null takes the one of the training.", kind=PATH)
+    split: str = setting(
+        "val", "Split that the images are taken from; an opening of test is counted.", choices=(*SPLITS, "all")
+    )
+    out: str | None = setting(None, "Folder for the maps; null takes explanations/ in the run.", kind=PATH)
+    method: str = setting(
+        "gradcam",
+        "How maps are made; gradcam is the fastest, lime and occlusion take many passes of the network.",
+        choices=("lime", "gradcam", "gradcam++", "integrated_gradients", "occlusion"),
+    )
+    images: list[str] = setting([], "Ids of the images; [] takes the worst ones.", kind=NAMES)
+    worst: int = setting(
+        20,
+        "Images that are explained, those with the lowest score for the truth first.",
+        low=1,
+        high=1000,
+        unit="images",
+    )
+    target: str = setting(
+        "auto",
+        "Class or label whose score is explained; auto takes the predicted class, or the positive one of two.",
+        kind=NAME,
+    )
+    stage: str | None = setting(
+        None, "Stage of the network that gradcam looks at, as layer3; null takes the last one.", kind=NAME
+    )
+    background: str = setting(
+        "auto",
+        "What hidden parts are replaced by; segment is the mean of each superpixel of lime; auto takes it for lime, "
+        "else blur.",
+        choices=("auto", "blur", "mean", "black", "segment"),
+    )
+    superpixels: str = setting("slic", "How lime divides an image.", choices=("slic", "quickshift", "grid"))
+    num_superpixels: int = setting(50, "Superpixels that lime divides an image into, about.", low=2, high=5000)
+    num_samples: int = setting(1000, "Altered images that lime scores; raise it if maps vary with the seed.", low=10)
+    num_features: int | None = setting(10, "Most superpixels of a lime map; null keeps all.", low=1)
+    steps: int = setting(64, "Steps of integrated_gradients.", low=1, unit="steps")
+    window: float = setting(
+        0.15, "Side of the window that occlusion hides, as a share of the image.", low=0, high=0.9, open_low=True
+    )
+    boxes: str | None = setting(
+        None,
+        "Table of where the sign is (image_id, box_y, box_x, box_h, box_w), to measure whether maps find it.",
+        kind=PATH,
+    )
+    show_ids: bool = setting(False, "Show ids of images on the page; they may be paths if deidentify=declared.")
+    curves: bool = setting(
+        True, "Also measure whether hiding what is marked changes the score more than hiding other parts; takes long."
+    )
+    sanity_images: int = setting(
+        5,
+        "Images on which it is checked that maps change with scrambled weights; 0 leaves it out.",
+        low=0,
+        unit="images",
+    )
+    batch_size: int = batch_setting()
+    device: str = device_setting()
+    precision: str = precision_setting("fp32")
+    seed: int = seed_setting("the random parts of lime and of the checks")
 
     def __post_init__(self) -> None:
-        check_choice("split", self.split, (*SPLITS, "all"))
-        check_choice("method", self.method, ("lime", "gradcam", "gradcam++", "integrated_gradients", "occlusion"))
-        check_choice("background", self.background, ("auto", "blur", "mean", "black", "segment"))
-        check_choice("superpixels", self.superpixels, ("slic", "quickshift", "grid"))
-        check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_range("worst", self.worst, low=1, high=1000)
-        check_range("num_superpixels", self.num_superpixels, low=2, high=5000)
-        check_range("num_samples", self.num_samples, low=10)
-        check_range("steps", self.steps, low=1)
-        check_range("window", self.window, low=0, high=0.9, open_low=True)
-        check_range("sanity_images", self.sanity_images, low=0)
-        check_range("batch_size", self.batch_size, low=1)
-        check_range("seed", self.seed, low=0)
-        if self.num_features is not None:
-            check_range("num_features", self.num_features, low=1)
+        check_settings(self)
         if self.background == "segment" and self.method != "lime":
             raise ConfigError(f"background=segment: only method=lime has superpixels, this is {self.method}")
         if self.stage is not None and not self.method.startswith("gradcam"):
@@ -254,12 +371,12 @@ class ExplainJob:
 class ShowJob:
     """python -m data_prep.show: store to a contact sheet."""
 
-    store: str | None = None
-    out: str | None = None
-    per_class: int = 8
-    label: str = "label"
-    seed: int = 0
+    store: str | None = setting(None, "Store to look at; required.", kind=PATH)
+    out: str | None = setting(None, "File for the contact sheet (.png); null writes it beside the store.", kind=PATH)
+    per_class: int = setting(8, "Images shown of each class.", low=1, high=64, unit="images")
+    label: str = setting("label", "Column of the store's labels that makes the classes.", kind=NAME)
+    seed: int = seed_setting("the choice of images and their augmentation")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        check_range("per_class", self.per_class, low=1, high=64)
+        check_settings(self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from medcls.config.checks import check_choice, check_range, nearest
+from medcls.config.checks import check_choice, nearest
+from medcls.config.schema import NAME, NAMES, TEXT, check_settings, setting
 from medcls.errors import ConfigError
 
 LEVELS = ("split", "class", "patient", "site")
@@ -17,46 +18,64 @@ _FIELD = re.compile(r"\{([^{}/]*)\}")
 
 @dataclass(slots=True)
 class LabellingConfig:
-    """labelling.*: how labels are read from files and folders (labels= itself is the path).
+    """How labels are read from files and folders."""
 
-    Attributes:
-        strict: Refuse labels that differ in spelling only, instead of reading them as one class with a notice.
-        uncertain: What -1, u, uncertain and ? in 0/1 columns are read as: "unknown", "0", "1" or "0.5"; None refuses.
-        blank: What blanks in 0/1 columns are read as: "unknown" or "0".
-        readers: Columns of several readers, or the ends of their label columns.
-        readers_rule: "majority", "share" (soft targets in training), or one of `readers`.
-        max_classes: Largest number of different texts that a label column may have.
-        layout: "auto", or what each level of folders below source is, as in split/class/patient or */class:
-            split, class, patient, site, or a pattern with * and, for a part of a name, {class} as in study*_{class}.
-        files: Only files of this pattern are images of the job, as in *_T1w.nii*; several are separated by |. A
-            pattern with / is compared with the end of the path. "" takes every file that is an image.
-        not_files: Files of this pattern are left out, as in *_mask*.
-    """
-
-    strict: bool = False
-    uncertain: Any = None
-    blank: Any = "unknown"
-    readers: list[str] = field(default_factory=list)
-    readers_rule: str = "majority"
-    max_classes: int = 50
-    layout: str = "auto"
-    files: str = ""
-    not_files: str = ""
+    strict: bool = setting(
+        False, "Refuse labels that differ only in spelling, instead of reading them as one class with a notice."
+    )
+    uncertain: Any = setting(
+        None,
+        "How -1, u, uncertain and ? in columns of 0 and 1 are read; null refuses them, with their counts.",
+        choices=("unknown", "0", "1", "0.5"),
+        kind=NAME,
+    )
+    blank: Any = setting("unknown", "How blanks in columns of 0 and 1 are read.", choices=("unknown", "0"), kind=NAME)
+    readers: list[str] = setting(
+        [],
+        "Label columns of several readers, or the ends of their names, as [r1,r2,r3] for label_r1 and so on.",
+        kind=NAMES,
+    )
+    readers_rule: str = setting(
+        "majority",
+        "How several readers become one label: majority, share (soft targets in training), or one of "
+        "labelling.readers.",
+        kind=NAME,
+    )
+    max_classes: int = setting(
+        50,
+        "Most different texts in a column of labels; more are refused, since the column may hold names.",
+        low=2,
+        unit="classes",
+    )
+    layout: str = setting(
+        "auto",
+        "What each level of folders below source is: split, class, patient, site or *, as */class/patient; {class} "
+        "reads a "
+        "part of a name, as study*_{class}.",
+        kind=TEXT,
+        common=True,
+    )
+    files: str = setting(
+        "",
+        "Pattern of the files that are images of this job, as *_T1w.nii*; | separates several, and one with / is "
+        "compared "
+        "with the end of the path.",
+        kind=TEXT,
+        common=True,
+    )
+    not_files: str = setting("", "Pattern of files that are left out, as *_mask*.", kind=TEXT, common=True)
 
     def __post_init__(self) -> None:
-        # Hydra reads 0 and 0.5 as numbers.
+        # A file of settings has 0 and 0.5 as numbers.
         self.blank = str(self.blank)
-        check_choice("labelling.blank", self.blank, ("unknown", "0"))
-        if self.uncertain is not None:
-            self.uncertain = str(self.uncertain)
-            check_choice("labelling.uncertain", self.uncertain, ("unknown", "0", "1", "0.5"))
+        self.uncertain = None if self.uncertain is None else str(self.uncertain)
+        check_settings(self, "labelling")
         if len(self.readers) == 1 or len(set(self.readers)) < len(self.readers):
             raise ConfigError(f"labelling.readers={self.readers}: expected two or more different readers")
         if self.readers:
             check_choice("labelling.readers_rule", self.readers_rule, ("majority", "share", *self.readers))
         elif self.readers_rule != "majority":
             raise ConfigError(f"labelling.readers_rule={self.readers_rule} needs labelling.readers=[NAME,NAME,…]")
-        check_range("labelling.max_classes", self.max_classes, low=2)
         if self.layout != "auto":
             compile_layout(self.layout)
 

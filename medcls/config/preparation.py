@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medcls.config.checks import (
-    check_choice,
-    check_file_name,
+    AFFINES,
+    IMAGE_DTYPES,
+    IMAGE_INTENSITIES,
+    SIDES,
+    VOLUME_DTYPES,
+    VOLUME_INTENSITIES,
     check_grey_range,
     check_image,
     check_percentiles,
@@ -16,55 +20,147 @@ from medcls.config.checks import (
     check_sides,
 )
 from medcls.config.labelling import LabellingConfig
+from medcls.config.machine import workers_setting
+from medcls.config.schema import FILE_NAME, NAMES, PATH, TEXT, check_settings, setting
 from medcls.errors import ConfigError
 
 
 @dataclass(slots=True)
 class ImageConfig:
-    """conf/image: how one file becomes one stored array (imaging.preprocess.PreprocessSpec)."""
+    """How one file, or one series, becomes one stored array."""
 
-    kind: str = "image"
-    size: Any = 224
-    spacing_mm: Any = None
-    channels: int = 1
-    dtype: str = "uint8"
-    fit: str = "pad"
-    intensity: str = "display"
-    range: list[float] | None = None
-    few_levels: str = "refuse"
-    implausible_hu: str = "refuse"
-    # A coded stream that its decoder calls corrupt and decodes all the same.
-    damaged: str = "refuse"
-    # A file that the disk does not give, after four tries.
-    unreadable: str = "stop"
-    presentation: str | None = None
-    percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
-    window_index: int = 0
-    windows_hu: list[Any] = field(default_factory=list)
-    patient_axes: bool = False
-    nifti_unit: str = ""
-    analyze_axes: str = ""
-    nifti_affine: str = "auto"
-    nifti_volume: int | None = None
-    crop_margin_mm: float | None = None
-    max_voxels: int = 1 << 28
-    burnt_in: str = "refuse"
-    mask_boxes: list[list[int]] = field(default_factory=list)
-    keep_box: list[int] | None = None
+    kind: str = setting(
+        "image", "What is stored: an image of each file, or a volume of each series.", choices=("image", "volume")
+    )
+    size: Any = setting(
+        224,
+        "Size of the stored array: one number for all sides, [height,width], or [depth,height,width].",
+        low=SIDES[0],
+        high=SIDES[1],
+        unit="pixels",
+        common=True,
+    )
+    spacing_mm: Any = setting(
+        None,
+        "Distance of the stored voxels, one number or [depth,height,width]; null fits each volume to image.size.",
+        low=0,
+        high=1000,
+        open_low=True,
+        unit="mm",
+        common=True,
+    )
+    channels: int = setting(1, "Channels of a stored image: 1 for grey, 3 for colour.", choices=(1, 3))
+    dtype: str = setting(
+        "uint8",
+        "Type of the stored values; uint16 keeps more grey levels in twice the space; int16 is for "
+        "intensity=hounsfield.",
+        choices=tuple(dict.fromkeys((*IMAGE_DTYPES, *VOLUME_DTYPES))),
+    )
+    fit: str = setting(
+        "pad",
+        "How another shape is brought to image.size: black borders, cutting the longer side, or changed proportions.",
+        choices=("pad", "crop", "stretch"),
+    )
+    intensity: str = setting(
+        "display",
+        "How grey values are scaled: as displayed (DICOM window), between the two values of image.range, over each "
+        "image's "
+        "own range or percentiles, through image.windows_hu, or as whole Hounsfield units.",
+        choices=tuple(dict.fromkeys((*IMAGE_INTENSITIES, *VOLUME_INTENSITIES))),
+        common=True,
+    )
+    range: list[float] | None = setting(
+        None,
+        "[low,high] grey values that become black and white with intensity=range, as [0,4095] for 12 bits.",
+        low=-math.inf,
+    )
+    few_levels: str = setting(
+        "refuse",
+        "Whether a store may be made if most images keep fewer than 32 grey levels of the many in their files.",
+        choices=("refuse", "allow"),
+    )
+    implausible_hu: str = setting(
+        "refuse", "Whether a CT is read whose values cannot be Hounsfield units.", choices=("refuse", "allow")
+    )
+    damaged: str = setting(
+        "refuse",
+        "Whether an image is read that its decoder calls corrupt and decodes all the same.",
+        choices=("refuse", "allow"),
+    )
+    unreadable: str = setting(
+        "stop",
+        "What happens to a file that the disk does not give after four tries; quarantine goes on without it.",
+        choices=("stop", "quarantine"),
+    )
+    presentation: str | None = setting(
+        None,
+        "Which DICOM images are taken if there are raw (processing) and processed ones (presentation); null refuses a "
+        "mixture.",
+        choices=("presentation", "processing", "any"),
+    )
+    percentiles: list[float] = setting(
+        [0.5, 99.5],
+        "[low,high] percentiles of an image that become black and white with intensity=percentile.",
+        low=0,
+        high=100,
+        unit="percent",
+    )
+    window_index: int = setting(0, "Which of several windows in a DICOM file is used, counted from 0.", low=0)
+    windows_hu: list[Any] = setting(
+        [],
+        "CT windows, one channel each: lung, soft_tissue, bone or other names, or [center,width] in HU.",
+    )
+    patient_axes: bool = setting(
+        False, "Turn oblique volumes to the patient's axes, which resamples them; false keeps them as scanned."
+    )
+    nifti_unit: str = setting(
+        "", "Unit of NIfTI files, which do not state it: HU if they hold Hounsfield units.", choices=("", "HU")
+    )
+    analyze_axes: str = setting(
+        "",
+        "Directions in which i, j and k grow in Analyze files and NIfTI files without a transform, as LAS.",
+        kind=TEXT,
+    )
+    nifti_affine: str = setting(
+        "auto",
+        "Transform used if sform and qform of a NIfTI file lead to different spaces; auto takes the sform unless the "
+        "directions differ.",
+        choices=AFFINES,
+    )
+    nifti_volume: int | None = setting(
+        None, "Which volume of a NIfTI file with several is taken, counted from 0; null refuses such files.", low=0
+    )
+    crop_margin_mm: float | None = setting(
+        None,
+        "Margin around the foreground to which each volume is cut; null keeps the whole field of view.",
+        low=0,
+        high=1000,
+        unit="mm",
+    )
+    max_voxels: int = setting(
+        1 << 28, "Largest volume that is decoded; raise it for larger volumes if memory allows.", low=1, unit="voxels"
+    )
+    burnt_in: str = setting(
+        "refuse",
+        "What happens to images that may show text in their pixels; ultrasound_regions keeps only the regions that the "
+        "header declares.",
+        choices=("refuse", "allow", "ultrasound_regions"),
+        common=True,
+    )
+    mask_boxes: list[list[int]] = setting(
+        [], "Boxes [[x,y,width,height],…] that are blacked out in every image.", low=0, unit="pixels"
+    )
+    keep_box: list[int] | None = setting(
+        None, "Box [x,y,width,height] that is kept of every image; the rest is blacked out.", low=0, unit="pixels"
+    )
 
     def __post_init__(self) -> None:
-        check_choice("image.kind", self.kind, ("image", "volume"))
-        check_choice("image.few_levels", self.few_levels, ("refuse", "allow"))
-        if self.presentation is not None:
-            check_choice("image.presentation", self.presentation, ("presentation", "processing", "any"))
-        check_choice("image.damaged", self.damaged, ("refuse", "allow"))
-        check_choice("image.unreadable", self.unreadable, ("stop", "quarantine"))
-        check_choice("image.burnt_in", self.burnt_in, ("refuse", "allow", "ultrasound_regions"))
         sizes, axes = self.sizes, 3 if self.kind == "volume" else 2
         if len(sizes) != axes:
             expected = "[depth, height, width]" if axes == 3 else "[height, width]"
             raise ConfigError(f"image.size={self.size}: expected a number or {expected}")
         check_sides("image.size", sizes, given=self.size)
+        check_settings(self, "image")
         if self.kind == "image":
             check_image(self)
             if self.spacing_mm is not None or self.patient_axes:
@@ -89,129 +185,248 @@ def _is_window(window: Any) -> bool:
 
 @dataclass(slots=True)
 class SplitConfig:
-    """conf/split: how patients are divided, and what happens when a leak is found."""
+    """How patients are divided, and what happens when a leak is found."""
 
-    name: str = "default"
-    test: float = 0.2
-    val: float = 0.1
-    seed: int = 0
-    on_leak: str = "refuse"
-    on_missing: str = "refuse"
-    # One image under several labels: refuse, leave out all its copies (drop), or keep them (report).
-    on_contradiction: str = "refuse"
-    # Store, or STORE/splits/NAME.json, whose patients stay where they were.
-    extends: str | None = None
-    # Patients who share an image count as one, in the split, its folds and intervals.
-    merge_linked: bool = False
-    near_duplicate_bits: int = 48
-    near_duplicate_correlation: float = 0.95
+    name: str = setting(
+        "default", "Name of the split; a split never changes, so another one needs another name.", kind=FILE_NAME
+    )
+    test: float = setting(
+        0.2,
+        "Share of the patients in the test split; ignored if the labels have a split column.",
+        low=0,
+        high=0.9,
+        common=True,
+    )
+    val: float = setting(
+        0.1, "Share of the patients in the validation split; 0 leaves it out.", low=0, high=0.9, common=True
+    )
+    seed: int = setting(
+        0, "Seed of the random split; patients of equal ids and seed are split alike.", low=0, common=True
+    )
+    on_leak: str = setting(
+        "refuse",
+        "What happens to the same image of two patients in two splits: refuse, drop the images, or only report them.",
+        choices=("refuse", "drop", "report"),
+        common=True,
+    )
+    on_missing: str = setting(
+        "refuse",
+        "What happens if a class is missing from a split; report is for stores that are only evaluated.",
+        choices=("refuse", "report"),
+    )
+    on_contradiction: str = setting(
+        "refuse",
+        "What happens to one image under two labels: refuse, drop all its copies, or only report them.",
+        choices=("refuse", "drop", "report"),
+    )
+    extends: str | None = setting(
+        None,
+        "Store, or STORE/splits/NAME.json, whose patients keep their split; only new patients are divided.",
+        kind=PATH,
+    )
+    merge_linked: bool = setting(
+        False, "Count patients who share an image as one in the split, its folds and all intervals."
+    )
+    near_duplicate_bits: int = setting(
+        48,
+        "Most different bits, of 256, between the hashes of two images that may be nearly the same.",
+        low=0,
+        high=255,
+        unit="bits",
+    )
+    near_duplicate_correlation: float = setting(
+        0.95, "Least correlation of two images that count as nearly the same.", low=0.5, high=1
+    )
 
     def __post_init__(self) -> None:
-        check_range("split.test", self.test, low=0, high=0.9)
-        check_range("split.val", self.val, low=0, high=0.9)
+        check_settings(self, "split")
         check_range("split.test + split.val", self.test + self.val, low=0, high=0.95)
-        check_range("split.seed", self.seed, low=0)
-        check_choice("split.on_leak", self.on_leak, ("refuse", "drop", "report"))
-        check_choice("split.on_missing", self.on_missing, ("refuse", "report"))
-        check_choice("split.on_contradiction", self.on_contradiction, ("refuse", "drop", "report"))
-        check_range("split.near_duplicate_bits", self.near_duplicate_bits, low=0, high=255)
-        check_range("split.near_duplicate_correlation", self.near_duplicate_correlation, low=0.5, high=1)
-        check_file_name("split.name", self.name)
 
 
 @dataclass(slots=True)
 class PatientConfig:
-    """How a patient is found in a file's path where there is no labels.csv."""
+    """How a patient is found in a file's path if there is no labels file."""
 
-    pattern: str | None = None
+    pattern: str | None = setting(
+        None, r"Regular expression on the path whose first group is the patient, as '^[^/]+/(\w+)_'.", kind=TEXT
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "patient_id")
 
 
 @dataclass(slots=True)
 class DeidentifyConfig:
-    """conf/deidentify: keyed pseudonyms (hmac) or the ids as declared in the labels file."""
+    """Whether ids become keyed pseudonyms or stay as they are."""
 
-    kind: str = "auto"
-    key_file: str | None = None
+    kind: str = setting(
+        "auto",
+        "What becomes of ids: keyed pseudonyms (hmac), or unchanged; auto is hmac if there are DICOM files.",
+        choices=("auto", "hmac", "declared"),
+    )
+    key_file: str | None = setting(
+        None, "File with the key of the pseudonyms, made once by python -m data_prep.key.", kind=PATH, common=True
+    )
 
     def __post_init__(self) -> None:
-        check_choice("deidentify", self.kind, ("auto", "hmac", "declared"))
+        check_settings(self, "deidentify")
 
 
 @dataclass(slots=True)
 class SeriesConfig:
-    """Which series become volumes (imaging.selection.SeriesRule, which checks the values)."""
+    """Which series become volumes; an empty setting takes all, words ignore upper and lower case."""
 
-    modality: list[str] = field(default_factory=list)
-    description: str = ""
-    image_type: list[str] = field(default_factory=list)
-    not_image_type: list[str] = field(default_factory=list)
-    body_part: list[str] = field(default_factory=list)
-    plane: list[str] = field(default_factory=list)
-    min_slices: int = 1
-    max_slices: int | None = None
-    per_study: str = "all"
+    modality: list[str] = setting([], "Modalities that are taken, as [MR].", kind=NAMES)
+    description: str = setting(
+        "",
+        "Regular expression that SeriesDescription contains; ^(?!.*scout) leaves scouts out.",
+        kind=TEXT,
+        common=True,
+    )
+    image_type: list[str] = setting([], "Words that ImageType must all contain.", kind=NAMES)
+    not_image_type: list[str] = setting([], "Words that ImageType must not contain, as [LOCALIZER].", kind=NAMES)
+    body_part: list[str] = setting(
+        [], "Values of BodyPartExamined that are taken; series without one are not.", kind=NAMES
+    )
+    plane: list[str] = setting([], "Planes that are taken.", choices=("axial", "coronal", "sagittal", "oblique"))
+    min_slices: int = setting(1, "Fewest slices of a series that is taken.", low=1, unit="slices")
+    max_slices: int | None = setting(
+        None, "Most slices of a series that is taken; null sets no limit.", low=1, unit="slices"
+    )
+    per_study: str = setting(
+        "all",
+        "Which of the remaining series of a study are taken: all, or one by number or distance of slices, or the "
+        "first.",
+        choices=("all", "most_slices", "fewest_slices", "thinnest", "first"),
+        common=True,
+    )
+
+    def __post_init__(self) -> None:
+        self.plane = [name.lower() for name in self.plane]
+        check_settings(self, "series")
 
 
 @dataclass(slots=True)
 class StackConfig:
-    """What is done about irregular slices (imaging.geometry.StackRule, which checks the values)."""
+    """What is done about irregular slices of a volume."""
 
-    gap: str = "refuse"
-    jitter: str = "refuse"
-    mixed_spacing: str = "refuse"
-    tilt: str = "shear"
-    duplicate: str = "refuse"
-    tolerance: float = 0.01
-    max_gap_mm: float = 10.0
-    min_slices: int = 3
-    parts: str = "join"
+    gap: str = setting(
+        "refuse", "What happens if slices are missing; resample interpolates them.", choices=("refuse", "resample")
+    )
+    jitter: str = setting(
+        "refuse",
+        "What happens if distances of slices differ by more than stack.tolerance and less than a quarter.",
+        choices=("refuse", "resample"),
+    )
+    mixed_spacing: str = setting(
+        "refuse",
+        "What happens if distances of slices differ by more; resample takes their median.",
+        choices=("refuse", "resample"),
+    )
+    tilt: str = setting(
+        "shear", "What happens to a tilted gantry; shear moves the slices upright.", choices=("refuse", "shear")
+    )
+    duplicate: str = setting(
+        "refuse",
+        "What happens to two different slices at one position; drop keeps the first by SOPInstanceUID.",
+        choices=("refuse", "drop"),
+    )
+    tolerance: float = setting(
+        0.01, "Largest deviation of a slice from its place, as a share of the slice distance.", low=1e-6, high=0.1
+    )
+    max_gap_mm: float = setting(
+        10.0, "Largest distance of two slices that resampling may span.", low=1e-6, high=1e6, unit="mm"
+    )
+    min_slices: int = setting(3, "Fewest positions that make a volume.", low=2, high=1_000_000, unit="slices")
+    parts: str = setting(
+        "join",
+        "What happens to stacks of one series that continue one another: one volume, or one each.",
+        choices=("join", "apart"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self, "stack")
 
 
 @dataclass(slots=True)
 class LimitsConfig:
-    """What decoding one image may use; null = 2 GiB and 60 s of processor time, of volumes 6 GiB and 600 s."""
+    """What decoding one image may use."""
 
-    memory_gib: float | None = None
-    seconds: float | None = None
+    memory_gib: float | None = setting(
+        None,
+        "Memory that decoding one image may use; null is 2 GiB, for volumes 6 GiB.",
+        low=0.1,
+        high=1024,
+        unit="GiB",
+    )
+    seconds: float | None = setting(
+        None,
+        "Processor time that decoding one image may use; null is 60 s, for volumes 600 s.",
+        low=0.1,
+        high=86400,
+        unit="seconds",
+    )
 
     def __post_init__(self) -> None:
-        if self.memory_gib is not None:
-            check_range("limits.memory_gib", self.memory_gib, low=0.1, high=1024)
-        if self.seconds is not None:
-            check_range("limits.seconds", self.seconds, low=0.1, high=86400)
+        check_settings(self, "limits")
 
 
 @dataclass(slots=True)
 class ShardConfig:
-    """How the work is cut: this job's share of the store's shards, and how many images a shard holds at most."""
+    """How the work is divided among several jobs."""
 
-    index: int = 0
-    count: int = 1
-    rows: int = 4096
+    index: int = setting(0, "Which of the jobs this is, counted from 0.", low=0)
+    count: int = setting(1, "Number of jobs that fill the store; python -m data_prep.merge then joins them.", low=1)
+    rows: int = setting(4096, "Most images of a shard, a file of the store.", low=1, high=1 << 20, unit="images")
 
     def __post_init__(self) -> None:
-        check_range("shard.count", self.count, low=1)
+        check_settings(self, "shard")
         check_range("shard.index", self.index, low=0, high=self.count - 1)
-        check_range("shard.rows", self.rows, low=1, high=1 << 20)
 
 
 @dataclass(slots=True)
 class PrepareJob:
     """python -m data_prep: raw files to a store."""
 
-    source: str | None = None
-    labels: str | None = None
-    store: str | None = None
-    reuse: str | None = None
-    index: str | None = None
-    patients: str = "declared"
+    source: str | None = setting(None, "Folder with the raw files; required.", kind=PATH, common=True)
+    labels: str | None = setting(
+        None,
+        "Table of labels, one row per image, series, study or patient; null reads classes from folders.",
+        kind=PATH,
+        common=True,
+    )
+    store: str | None = setting(
+        None, "Folder for the store; an interrupted store in it is resumed; required.", kind=PATH, common=True
+    )
+    reuse: str | None = setting(
+        None, "Older store whose images are copied if file and preprocessing are unchanged.", kind=PATH
+    )
+    index: str | None = setting(
+        None, "Index of the source by python -m data_prep.index, to read the headers only once.", kind=PATH
+    )
+    patients: str = setting(
+        "declared",
+        "Whether patients are known; per_image counts every image as another patient, and every page says so.",
+        choices=("declared", "per_image"),
+        common=True,
+    )
     patient_id: PatientConfig = field(default_factory=PatientConfig)
     labelling: LabellingConfig = field(default_factory=LabellingConfig)
-    columns: list[str] = field(default_factory=list)
-    compare: list[str] = field(default_factory=lambda: ["patient", "study", "sex", "age", "side"])
-    workers: int = -1
-    executor: str = "local"
-    max_quarantined: float = 0.05
+    columns: list[str] = setting(
+        [], "Further columns of the labels that are kept, as [site,view].", kind=NAMES, common=True
+    )
+    compare: list[str] = setting(
+        ["patient", "study", "sex", "age", "side"],
+        "What labels and DICOM headers must agree on; remove what the headers do not state reliably.",
+        choices=("patient", "study", "sex", "age", "side"),
+    )
+    workers: int = workers_setting("decode images")
+    executor: str = setting(
+        "local", "Where images are decoded: in processes here, or on a Ray cluster.", choices=("local", "ray")
+    )
+    max_quarantined: float = setting(
+        0.05, "Share of unreadable images that is tolerated; one is always, unless it is 0.", low=0, high=1, common=True
+    )
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
     series: SeriesConfig = field(default_factory=SeriesConfig)
@@ -221,27 +436,23 @@ class PrepareJob:
     deidentify: DeidentifyConfig = field(default_factory=DeidentifyConfig)
 
     def __post_init__(self) -> None:
-        check_choice("patients", self.patients, ("declared", "per_image"))
-        check_choice("executor", self.executor, ("local", "ray"))
+        check_settings(self)
         if self.image.kind == "image":
             for name, given, default in (("series", self.series, SeriesConfig()), ("stack", self.stack, StackConfig())):
                 if given != default:
                     raise ConfigError(f"{name}.*: rules of volumes, and image.kind=image: image=ct_volume or mr_volume")
-        for name in self.compare:
-            check_choice("compare", name, ("patient", "study", "sex", "age", "side"))
-        check_range("workers", self.workers, low=-1, high=256)
-        check_range("max_quarantined", self.max_quarantined, low=0, high=1)
 
 
 @dataclass(slots=True)
 class IndexJob:
     """python -m data_prep.index: what a folder holds, from the headers alone."""
 
-    source: str | None = None
-    out: str | None = None
-    workers: int = -1
-    lines: int = 40
+    source: str | None = setting(None, "Folder with the raw files; required.", kind=PATH)
+    out: str | None = setting(
+        None, "File for the index (.parquet), which data_prep takes as index=; null only prints the summary.", kind=PATH
+    )
+    workers: int = workers_setting("read headers")
+    lines: int = setting(40, "Most series that are printed; 0 prints all.", low=0, unit="lines")
 
     def __post_init__(self) -> None:
-        check_range("workers", self.workers, low=-1, high=256)
-        check_range("lines", self.lines, low=0)
+        check_settings(self)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medcls.config.checks import check_choice, check_range
+from medcls.config.machine import seed_setting
+from medcls.config.schema import PATH, check_settings, setting
 from medcls.errors import ConfigError
 
 _METRICS = ("auc", "sensitivity", "specificity", "accuracy", "quadratic_kappa")
@@ -14,39 +15,48 @@ _METRICS = ("auc", "sensitivity", "specificity", "accuracy", "quadratic_kappa")
 class SampleSizeJob:
     """python -m medcls.samplesize: an aim and assumptions to a number of patients."""
 
-    metric: str = "auc"
-    # What the metric is expected to be; required.
-    expected: float | None = None
-    # The aim, one of three: half the width of the interval, a margin of non-inferiority, a difference of two models.
-    half_width: float | None = None
-    margin: float | None = None
-    difference: float | None = None
-    power: float = 0.8
-    prevalence: float = 0.5
-    images_per_patient: int = 1
-    correlation: float = 0.5
-    model_correlation: float = 0.5
-    grades: int = 5
-    replicates: int = 1000
-    seed: int = 0
-    out: str | None = None
+    metric: str = setting("auc", "Metric that the study is about.", choices=_METRICS)
+    expected: float | None = setting(
+        None,
+        "Value that the metric is expected to have, of the first of two models; required.",
+        low=0,
+        high=0.999999,
+        open_low=True,
+    )
+    half_width: float | None = setting(
+        None, "Aim for one model: half the width of the 95 % interval.", low=0, high=0.999999, open_low=True
+    )
+    margin: float | None = setting(
+        None,
+        "Aim for two models: show that the first is not worse by more than this.",
+        low=0,
+        high=0.999999,
+        open_low=True,
+    )
+    difference: float | None = setting(
+        None,
+        "Aim for two models: show this lead of the first; with margin=, the lead that it truly has.",
+        low=-1,
+        high=1,
+    )
+    power: float = setting(0.8, "Share of studies of two models that reach the aim.", low=0.05, high=0.99)
+    prevalence: float = setting(0.5, "Share of patients who are cases.", low=0.001, high=0.999)
+    images_per_patient: int = setting(1, "Images of each patient.", low=1, high=1000, unit="images")
+    correlation: float = setting(0.5, "Correlation between the scores of two images of one patient.", low=0, high=1)
+    model_correlation: float = setting(
+        0.5, "Correlation between the scores of the two models on one image.", low=0, high=0.999
+    )
+    grades: int = setting(5, "Number of grades, for metric=quadratic_kappa.", low=3, high=20)
+    replicates: int = setting(
+        1000, "Simulated studies of each size; raise it for a smaller Monte Carlo error.", low=200, high=100_000
+    )
+    seed: int = seed_setting("the simulation")
+    out: str | None = setting(
+        None, "File for the result (.json), which medcls.evaluate takes as samplesize=; null only prints it.", kind=PATH
+    )
 
     def __post_init__(self) -> None:
-        check_choice("metric", self.metric, _METRICS)
-        for name in ("expected", "half_width", "margin"):
-            value = getattr(self, name)
-            if value is not None:
-                check_range(name, value, low=0, high=0.999999, open_low=True)
-        if self.difference is not None:
-            check_range("difference", self.difference, low=-1, high=1)
-        check_range("power", self.power, low=0.05, high=0.99)
-        check_range("prevalence", self.prevalence, low=0.001, high=0.999)
-        check_range("images_per_patient", self.images_per_patient, low=1, high=1000)
-        check_range("correlation", self.correlation, low=0, high=1)
-        check_range("model_correlation", self.model_correlation, low=0, high=0.999)
-        check_range("grades", self.grades, low=3, high=20)
-        check_range("replicates", self.replicates, low=200, high=100_000)
-        check_range("seed", self.seed, low=0)
+        check_settings(self)
         if self.half_width is not None and (self.margin is not None or self.difference is not None):
             other = "margin" if self.margin is not None else "difference"
             raise ConfigError(

@@ -47,7 +47,7 @@ class Setting:
     common: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Check one value, or each of a list; None is what the annotation allows.
+        """Check one value, or each of a list; None and dictionaries are what the annotation allows.
 
         Raises:
             ConfigError: it is none of the choices, is outside the range, or is not a plain name of a file.
@@ -55,21 +55,23 @@ class Setting:
         if isinstance(value, Sequence) and not isinstance(value, str):
             for item in value:
                 self.check(name, item)
-        elif value is None:
+        elif not isinstance(value, str | int | float):
             return
         elif self.choices:
             check_choice(name, value, self.choices)
-        elif self.low is not None and isinstance(value, int | float):
+        elif self.low is not None and not isinstance(value, str):
             low, high = (None if limit is None or math.isinf(limit) else limit for limit in (self.low, self.high))
             check_range(name, value, low=low, high=high, open_low=self.open_low)
         elif self.kind == FILE_NAME:
-            check_file_name(name, value)
+            check_file_name(name, str(value))
 
     @property
     def values(self) -> str:
         """What it may be, for a reader: "a | b", "0 to 1", "> 0", with the unit; "" if anything."""
         if self.choices:
-            return " | ".join(map(str, self.choices))
+            return " | ".join(str(choice) or "''" for choice in self.choices)
+        if self.kind == PATH:
+            return "path"
         return ", ".join(part for part in (self._range, self.unit) if part)
 
     @property

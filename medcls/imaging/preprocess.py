@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.config import check_record
 from medcls.config.checks import check_image, check_sides
 from medcls.errors import ConfigError, DataError, ImageRefusedError
 from medcls.imaging.dicom.burnt_in import Box, BurntInRule
@@ -117,6 +118,7 @@ class PreprocessSpec:
             spec = cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
             check_types(spec)
             check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
+            check_record("image", spec)
             check_image(spec)
             if not all(width > 1 for _, width in spec.windows_hu):
                 raise ValueError("a width of windows_hu is not above 1")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medcls.errors import ConfigError
+from medcls.config import check_value
 from medcls.models.backbones import Backbone, StateDict, build_backbone
 from medcls.models.pooling import AdaptiveAveragePool, MaxPool3d
 
@@ -92,8 +92,6 @@ def _spread(filters: Tensor) -> Tensor:
 
 
 SLICED = "slices_"
-PLANES = ("axial", "orthogonal")
-POOLINGS = ("mean", "attention")
 _HIDDEN = 128
 
 
@@ -162,17 +160,15 @@ def build_slices(
     Args:
         name: "slices_" and one of backbones.ARCHITECTURES.
         dropout: Of VGG's two fully connected layers, [0, 1).
-        planes: One of PLANES.
+        planes: "axial", or "orthogonal" for the three middle planes.
         num_slices: How many axial slices; 0 = all.
-        pooling: One of POOLINGS.
+        pooling: "mean" or "attention".
 
     Raises:
         ConfigError: unknown name, planes or pooling.
     """
-    if planes not in PLANES or pooling not in POOLINGS:
-        raise ConfigError(
-            f"model.planes={planes}, model.pooling={pooling}: expected {' or '.join(PLANES)}, {' or '.join(POOLINGS)}"
-        )
+    check_value("model.planes", planes)
+    check_value("model.pooling", pooling)
     flat = build_backbone(name.removeprefix(SLICED), dropout=dropout)
     attention = AttentionPool(flat.num_features) if pooling == "attention" else None
     body = SliceNetwork(flat.body, attention, planes=planes, num_slices=num_slices)

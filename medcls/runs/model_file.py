@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from medcls.clinical.encode import ClinicalSpec
-from medcls.config import TASKS
-from medcls.config.checks import check_crop, check_dropout, check_head_width
+from medcls.config import TASKS, check_value
+from medcls.config.checks import check_crop
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.disk import check_disk
@@ -148,7 +148,7 @@ class ModelCard:
 def _check_card(card: ModelCard) -> None:
     """Check every number before anything is built or allocated: the file may be anybody's.
 
-    The bounds are those of the settings that the numbers come from (config.checks); what follows from other numbers has
+    The bounds are those of the settings that the numbers come from; what follows from other numbers has
     to be equal to them.
 
     Raises:
@@ -158,9 +158,9 @@ def _check_card(card: ModelCard) -> None:
     spec = card.preprocess
     if (card.in_channels, card.max_value) != (spec.channels, int(spec.value_range[1])):
         raise ValueError(f"in_channels {card.in_channels}, max_value {card.max_value} are not those of preprocess")
-    check_dropout(card.dropout)
+    check_value("model.dropout", card.dropout)
     if card.head == "mlp":
-        check_head_width(card.head_width)
+        check_value("model.head_width", card.head_width)
     elif card.head_width:
         raise ValueError(f"head_width {card.head_width} of a {card.head[:20]} head")
     if card.crop is not None:

@@ -343,7 +343,7 @@ def test_what_the_series_rule_leaves_out_has_its_reason(make: Prepare) -> None:
         ("image.size=[8,12]", r"expected a number or \[depth, height, width\]"),
         ("image.intensity=window", "windows_hu"),
         ("image.dtype=int16", "hounsfield"),
-        ("stack.gap=guess", "gap=guess: expected refuse or resample"),
+        ("stack.gap=guess", "gap=guess: expected one of refuse, resample"),
         ("series.per_study=best", "per_study=best"),
         ("series.description=(", "no regular expression"),
     ],

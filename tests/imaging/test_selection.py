@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medcls.config import SeriesConfig
+from medcls.config.schema import read_settings
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.select import PREFERENCES, Series, SeriesRule, name_plane, select_series, summarize_series
+from medcls.imaging.volume.select import Series, SeriesRule, name_plane, select_series, summarize_series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 HEAD = Series(
@@ -85,7 +87,7 @@ def test_one_series_of_each_study(preference: str, expected: str) -> None:
     assert len(chosen) + len(skipped) == 6
 
 
-@given(st.permutations(range(6)), st.sampled_from(PREFERENCES))
+@given(st.permutations(range(6)), st.sampled_from(read_settings(SeriesConfig)["per_study"].choices))
 def test_the_order_of_the_series_does_not_matter(order: list[int], preference: str) -> None:
     series, rule = variants(), SeriesRule(per_study=preference)
     assert select_series([series[i] for i in order], rule) == select_series(series, rule)
@@ -166,7 +168,7 @@ def test_the_rule_survives_json_and_pickle() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"plane": ("axal",)}, "series.plane=axal: expected some of axial"),
+        ({"plane": ("axal",)}, "series.plane=axal: expected one of axial"),
         ({"per_study": "best"}, "series.per_study=best: expected one of all, most_slices"),
         ({"description": "t1("}, "no regular expression"),
         ({"min_slices": 0}, "expected 1 <= min <= max"),

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
+from medcls.config import check_value
 from medcls.errors import ConfigError, DataError, ImageRefusedError
 
 Box = tuple[int, int, int, int]
 """(x, y, width, height), pixels of the file."""
 
-POLICIES = ("refuse", "allow", "ultrasound_regions")
 
 _TEXT_CLASSES: dict[str, str] = {
     uid.SecondaryCaptureImageStorage: "secondary capture",
@@ -88,8 +88,7 @@ class BurntInRule:
     keep_box: Box | None = None
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ConfigError(f"image.burnt_in={self.policy}: expected one of {', '.join(POLICIES)}")
+        check_value("image.burnt_in", self.policy)
         for name, box in [("mask_boxes", b) for b in self.mask_boxes] + [("keep_box", self.keep_box or (0, 0, 1, 1))]:
             whole = len(box) == 4 and all(isinstance(n, int) and not isinstance(n, bool) for n in box)
             if not whole or min(box[:2]) < 0 or min(box[2:]) < 1:

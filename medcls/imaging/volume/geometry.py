@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.errors import ConfigError, DataError, ImageRefusedError
+from medcls.config import check_record
+from medcls.errors import DataError, ImageRefusedError
 
 _ANGLE = 1e-3
 """Radians that direction cosines may be off for being rounded: 0.06 degrees, half a pixel across a large stack."""
@@ -19,14 +20,6 @@ _STRAY = 0.25
 """Distances of slices that differ by less than this fraction of their median are meant to be one distance."""
 
 _MAX_SLOPE = 1.0
-_POLICIES = {
-    "gap": ("refuse", "resample"),
-    "jitter": ("refuse", "resample"),
-    "mixed_spacing": ("refuse", "resample"),
-    "tilt": ("shear", "refuse"),
-    "duplicate": ("refuse", "drop"),
-    "parts": ("join", "apart"),
-}
 _NEW: dict[str, Any] = {"parts": "join"}
 """Fields that version 0.2.0 did not have, with their defaults."""
 
@@ -59,12 +52,7 @@ class StackRule:
     parts: str = "join"
 
     def __post_init__(self) -> None:
-        for name, policies in _POLICIES.items():
-            if getattr(self, name) not in policies:
-                raise ConfigError(f"stack.{name}={getattr(self, name)}: expected {' or '.join(policies)}")
-        for name, low, high in (("tolerance", 1e-6, 0.1), ("max_gap_mm", 1e-6, 1e6), ("min_slices", 2, 1e6)):
-            if not low <= getattr(self, name) <= high:
-                raise ConfigError(f"stack.{name}={getattr(self, name)}: expected {low:g} to {high:g}")
+        check_record("stack", self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form that `from_json` reads; what came after version 0.2.0 is left out at its default."""

@@ -13,14 +13,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from medcls.config import check_value
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
 
 SeriesKey: TypeAlias = tuple[str, str, str]
 """(patient_id, study_uid, series_uid); a UID alone is used twice by broken exports."""
-
-PLANES = ("axial", "coronal", "sagittal", "oblique")
-PREFERENCES = ("all", "most_slices", "fewest_slices", "thinnest", "first")
 
 _AXIS_COSINE = 0.8
 """A normal farther from an axis than this (37 degrees) is oblique, as in pixelmed's plane labels."""
@@ -60,11 +58,8 @@ class SeriesRule:
     per_study: str = "all"
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.plane if name.lower() not in PLANES]
-        if unknown:
-            raise ConfigError(f"series.plane={unknown[0]}: expected some of {', '.join(PLANES)}")
-        if self.per_study not in PREFERENCES:
-            raise ConfigError(f"series.per_study={self.per_study}: expected one of {', '.join(PREFERENCES)}")
+        check_value("series.plane", [name.lower() for name in self.plane])
+        check_value("series.per_study", self.per_study)
         if self.min_slices < 1 or (self.max_slices is not None and self.max_slices < self.min_slices):
             raise ConfigError(
                 f"series.min_slices={self.min_slices}, max_slices={self.max_slices}: expected 1 <= min <= max"

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from medcls.config.checks import check_sides
+from medcls.config import check_record
+from medcls.config.checks import VOLUME_DTYPES, VOLUME_INTENSITIES, check_choice, check_sides
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
@@ -22,13 +23,7 @@ WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0,
 HU_RANGE = (-1024, 3071)
 """What intensity="hounsfield" keeps: the range of a 12-bit CT with the usual intercept. Own choice."""
 
-_FITS = ("pad", "crop", "stretch")
-_INTENSITIES = ("percentile", "minmax", "window", "hounsfield")
-_DTYPES = ("uint8", "uint16", "int16", "float16")
 _MAX_VOXELS = 1 << 28
-AFFINES = ("auto", "sform", "qform", "refuse")
-"""What image.nifti_affine may be."""
-
 _NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None, "damaged": "refuse"}
 """Fields that version 0.2.0 did not have, with their defaults."""
 
@@ -54,7 +49,7 @@ class VolumeSpec:
         nifti_unit: "HU" where NIfTI files hold Hounsfield units, which they cannot say themselves; else "".
         analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS", and in NIfTI files without sform and
             qform: they cannot say it themselves; else "".
-        nifti_affine: Which affine of a NIfTI file is taken if sform and qform lead to different spaces, of AFFINES.
+        nifti_affine: Which affine of a NIfTI file is taken if sform and qform lead to different spaces.
         nifti_volume: Which volume of a NIfTI file with several, counted from 0; None refuses such files.
         crop_margin_mm: Cuts each volume to its foreground (above Otsu's threshold) and so many mm around it; None
             keeps the whole field of view.
@@ -92,13 +87,9 @@ class VolumeSpec:
     damaged: str = "refuse"
 
     def __post_init__(self) -> None:
-        for name, known in (("fit", _FITS), ("intensity", _INTENSITIES), ("dtype", _DTYPES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"image.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
-        if self.crop_margin_mm is not None and not 0 <= self.crop_margin_mm < 1000:
-            raise ConfigError(f"image.crop_margin_mm={self.crop_margin_mm}: expected 0 to 1000 mm, or null")
-        if self.max_voxels < 1:
-            raise ConfigError(f"image.max_voxels={self.max_voxels}: expected at least 1")
+        check_record("image", self)
+        check_choice("image.intensity", self.intensity, VOLUME_INTENSITIES)
+        check_choice("image.dtype", self.dtype, VOLUME_DTYPES)
         channels, *size = self.shape
         if min(size) < 1 or channels * size[0] * size[1] * size[2] > _MAX_VOXELS:
             raise ConfigError(f"image.size={size}: expected [depth, height, width], at most {_MAX_VOXELS} voxels")
@@ -107,18 +98,9 @@ class VolumeSpec:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ConfigError(f"image.percentiles={[low, high]}: expected [low, high] within 0 to 100")
-        self._check_nifti()
-        self._check_pairs()
-
-    def _check_nifti(self) -> None:
-        if self.nifti_unit not in ("", "HU"):
-            raise ConfigError(f"image.nifti_unit={self.nifti_unit}: expected HU, or leave it out")
         if self.analyze_axes and not is_orientation(self.analyze_axes):
             raise ConfigError(f"image.analyze_axes={self.analyze_axes}: expected one of L R, of A P and of I S, as LAS")
-        if self.nifti_affine not in AFFINES:
-            raise ConfigError(f"image.nifti_affine={self.nifti_affine}: expected one of {', '.join(AFFINES)}")
-        if self.nifti_volume is not None and self.nifti_volume < 0:
-            raise ConfigError(f"image.nifti_volume={self.nifti_volume}: expected 0 (the first volume) or more, or null")
+        self._check_pairs()
 
     def _check_pairs(self) -> None:
         """Values that are right alone and wrong together."""
