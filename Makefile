@@ -49,7 +49,7 @@ fuzz: $(STAMP)
 
 # docs/settings.md, from the schema
 settings: $(STAMP)
-	$(PY) -c "from medcls.help import write_reference; write_reference()"
+	$(PY) -c "from medcls.cli.help import write_reference; write_reference()"
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

@@ -10,11 +10,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from medcls.cli.help import format_reference
+from medcls.cli.overrides import prepare_overrides
 from medcls.config import SCHEMAS, check_record, check_value, conf_folder, register_schemas
 from medcls.config.schema import FILE_NAME, PATH, Setting, check_settings, read_settings
 from medcls.errors import ConfigError
-from medcls.help import format_reference
-from medcls.overrides import prepare_overrides
 
 
 def walk(schema: type, group: str = "") -> Iterator[tuple[str, Any, type, str, Setting | None]]:
