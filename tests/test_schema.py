@@ -82,6 +82,8 @@ def test_wrong_values_are_refused_with_what_is_expected() -> None:
         known.check("a.b", [0.5, 2])
     with pytest.raises(ConfigError, match=r"^a=x: expected one of 1, ''$"):
         Setting("Help.", choices=(1, "")).check("a", "x")
+    with pytest.raises(ConfigError, match=r"^a=inf: expected a finite number$"):
+        Setting("Help.", low=-math.inf).check("a", math.inf)
     Setting("Help.", low=0).check("a", None)
 
 

@@ -19,6 +19,9 @@ from medcls.errors import UsageError
 from medcls.files import write_bytes
 
 _INDENT, _COLUMN = 2, 30
+_UNBROKEN = "\u00a0"
+"""Space at which no line ends, so that "> 0, <= 1" stays together."""
+
 _FEW = 30
 """A command with at most so many settings shows all of them; a larger one the common ones, and all with --help all."""
 
@@ -193,8 +196,8 @@ def _format_groups(schema: type, rows: Sequence[Row]) -> list[str]:
 
 
 def _format_row(row: Row) -> str:
-    values = f" ({row.known.values})" if row.known.values else ""
-    return _format_line(f"{row.key}={row.default}", row.known.help + values)
+    values = row.known.values if row.known.choices else row.known.values.replace(" ", _UNBROKEN)
+    return _format_line(f"{row.key}={row.default}", f"{row.known.help} ({values})" if values else row.known.help)
 
 
 def _format_line(head: str, text: str) -> str:
@@ -210,7 +213,7 @@ def _format_line(head: str, text: str) -> str:
 
 def _wrap(text: str, *, indent: int = _INDENT) -> list[str]:
     width = min(max(shutil.get_terminal_size((100, 24)).columns, 60), 120)
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         text,
         width,
         initial_indent=" " * indent,
@@ -218,6 +221,7 @@ def _wrap(text: str, *, indent: int = _INDENT) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(_UNBROKEN, " ") for line in lines]
 
 
 def write_reference() -> None:

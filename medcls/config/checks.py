@@ -42,7 +42,7 @@ def check_range(
     if below or above or not math.isfinite(value):
         bounds = [f"{'>' if open_low else '>='} {low:g}" if low is not None else ""]
         bounds.append(f"<= {high:g}" if high is not None else "")
-        raise ConfigError(f"{name}={value}: expected {' and '.join(b for b in bounds if b)}")
+        raise ConfigError(f"{name}={value}: expected {' and '.join(b for b in bounds if b) or 'a finite number'}")
 
 
 SIDES = (8, 8192)

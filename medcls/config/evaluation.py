@@ -35,7 +35,10 @@ class EvaluateJob:
     """python -m medcls.evaluate: one or several runs and a store to a report."""
 
     run: Any = setting(
-        None, "Run folder to evaluate; [DIR,DIR] averages the scores of several runs.", kind=PATH, common=True
+        None,
+        "Run folder to evaluate; [DIR,DIR] averages several runs; required unless predictions= is set.",
+        kind=PATH,
+        common=True,
     )
     store: str | None = setting(
         None,
@@ -51,7 +54,7 @@ class EvaluateJob:
     )
     out: str | None = setting(
         None,
-        "Folder for the results; null takes evaluation/ in the run; required for several runs.",
+        "Folder for the results; null takes evaluation/ in the run; required for several runs and for predictions=.",
         kind=PATH,
         common=True,
     )
@@ -232,7 +235,9 @@ FORMATS = ("parquet", "csv", "json", "jsonl")
 class PredictJob:
     """python -m medcls.predict: one or several runs and raw images to a table of scores."""
 
-    run: Any = setting(None, "Run folder to predict with; [DIR,DIR] averages several runs.", kind=PATH, common=True)
+    run: Any = setting(
+        None, "Run folder to predict with; [DIR,DIR] averages several runs; required.", kind=PATH, common=True
+    )
     source: str | None = setting(None, "Folder of raw files, or one file; required.", kind=PATH, common=True)
     out: str | None = setting(
         None,
@@ -303,7 +308,9 @@ class ExplainJob:
     split: str = setting(
         "val", "Split that the images are taken from; an opening of test is counted.", choices=(*SPLITS, "all")
     )
-    out: str | None = setting(None, "Folder for the maps; null takes explanations/ in the run.", kind=PATH)
+    out: str | None = setting(
+        None, "Folder for the maps; null takes one beside the evaluation of the split, in the run.", kind=PATH
+    )
     method: str = setting(
         "gradcam",
         "How maps are made; gradcam is the fastest, lime and occlusion take many passes of the network.",

@@ -32,6 +32,8 @@ _NEW: dict[str, Any] = {"range": None, "implausible_hu": "refuse", "damaged": "r
 class PreprocessSpec:
     """What is done to every image of a store; part of the store, of the run and of the model file.
 
+    Fields without a line here are the settings image.* of the same names.
+
     Attributes:
         height: Stored rows.
         width: Stored columns.
@@ -42,13 +44,10 @@ class PreprocessSpec:
         intensity: "display" keeps the display values (DICOM VOI transform, or the file's full range); "minmax"
             and "percentile" stretch every image to its own range; "range" scales all images alike, by `range`.
         percentiles: (low, high) in percent, for intensity="percentile".
-        window_index: Which of a file's several VOI windows.
         windows_hu: (centre, width) in HU, each one channel, instead of the file's window.
         burnt_in: What is done about text in the pixels.
         range: (low, high) for intensity="range": the grey values (samples of a picture, modality values of DICOM) that
             become black and white, instead of the file's VOI or the largest value of its type.
-        implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
-        damaged: "refuse" or "allow" a coded stream that its decoder calls corrupt and decodes all the same.
     """
 
     height: int = 224

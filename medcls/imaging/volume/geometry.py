@@ -26,19 +26,12 @@ _NEW: dict[str, Any] = {"parts": "join"}
 
 @dataclass(frozen=True, slots=True)
 class StackRule:
-    """What is done about slices that are no regular stack; carried by the store, the run and the model file.
+    """What is done about slices that are not a regular stack; carried by the store, the run and the model file.
 
-    Attributes:
-        gap: Slices missing: "refuse", or "resample" to fill them by linear interpolation.
-        jitter: Distances that differ by more than `tolerance` and less than a quarter: "refuse" or "resample".
-        mixed_spacing: Any other distances: "refuse" or "resample" to their median.
-        tilt: Slices sheared against their normal (gantry tilt): "shear" them right, or "refuse".
-        duplicate: A position twice with other pixels: "refuse", or "drop" all but the first by SOPInstanceUID.
-        tolerance: Largest deviation of a slice from its place, as a fraction of the slice distance.
-        max_gap_mm: Resampling never spans more than this between two slices.
-        min_slices: Fewer positions are no volume.
-        parts: Stacks of a series that continue one another: "join" them to one volume, or refuse what cannot be
-            joined; or "apart" takes each as a volume.
+    Its fields are the settings stack.*, described in config.StackConfig.
+
+    Raises:
+        ConfigError: a value that no command line could have given.
     """
 
     gap: str = "refuse"

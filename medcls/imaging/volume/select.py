@@ -29,22 +29,13 @@ _LISTS = ("modality", "image_type", "not_image_type", "body_part", "plane")
 
 @dataclass(frozen=True, slots=True)
 class SeriesRule:
-    """Which series are taken; an empty field asks nothing. Words and patterns know no upper and lower case.
+    """Which series are taken; an empty field takes all. Words and patterns ignore upper and lower case.
 
-    Attributes:
-        modality: One of these.
-        description: Regular expression that is found somewhere in SeriesDescription; ^(?!.*scout) excludes.
-        image_type: Words that ImageType has, all of them.
-        not_image_type: Words of which ImageType has none.
-        body_part: One of these; a series without BodyPartExamined is not.
-        plane: One of axial, coronal, sagittal, oblique.
-        min_slices: Slices (frames) at least.
-        max_slices: Slices at most; None for no limit.
-        per_study: "all" that remain, or one of a study: "most_slices", "fewest_slices", "thinnest" (smallest slice
-            distance, unknown ones last) or "first"; ties go to the first by SeriesInstanceUID.
+    Its fields are the settings series.*, described in config.SeriesConfig. Of several series of a study that per_study
+    ranks alike the first by SeriesInstanceUID is taken; an unknown slice distance ranks last.
 
     Raises:
-        ConfigError: an unknown plane or preference, numbers that contradict, or no regular expression.
+        ConfigError: a value that no command line could have given, or limits that contradict.
     """
 
     modality: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ _NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nif
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
-    """What is done to every volume of a store.
+    """What is done to every volume of a store; fields without a line here are the settings image.* of the same names.
 
     Attributes:
         depth: Stored slices, from inferior to superior.
@@ -46,19 +46,9 @@ class VolumeSpec:
         windows_hu: CT: (centre, width) in HU, each one channel, for intensity="window".
         dtype: "uint8", "uint16" or "float16" of [0, 1]; "int16" is that of intensity="hounsfield".
         patient_axes: Turn oblique volumes to the patient's axes; else they stay oblique, as their affine says.
-        nifti_unit: "HU" where NIfTI files hold Hounsfield units, which they cannot say themselves; else "".
-        analyze_axes: Where i, j and k grow to in Analyze files, such as "LAS", and in NIfTI files without sform and
-            qform: they cannot say it themselves; else "".
-        nifti_affine: Which affine of a NIfTI file is taken if sform and qform lead to different spaces.
-        nifti_volume: Which volume of a NIfTI file with several, counted from 0; None refuses such files.
-        crop_margin_mm: Cuts each volume to its foreground (above Otsu's threshold) and so many mm around it; None
-            keeps the whole field of view.
-        max_voxels: Of one volume, as decoded; more is refused before decoding.
         burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
         stack: How the slices of a series become volumes.
         series: Which series of a study are taken.
-        implausible_hu: "refuse" or "allow" a CT whose values cannot be HU.
-        damaged: "refuse" or "allow" a coded stream that its decoder calls corrupt and decodes all the same.
 
     Raises:
         ConfigError: values out of range or that contradict one another.
