@@ -306,10 +306,10 @@ def run_python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess
 NO_TORCH = """
 import json, sys
 from medcls.cli.command_line import run_command
-import medcls.train, medcls.evaluate, data_prep.__main__, data_prep.show
+import medcls.train.__main__, medcls.evaluate.__main__, data_prep.__main__, data_prep.show
 sys.argv = ["prog", *sys.argv[1:]]
 try:
-    run_command("train", medcls.train.main, program="prog")
+    run_command("train", medcls.train.__main__.main, program="prog")
 finally:
     heavy = {"torch", "torchvision", "numpy", "cv2", "albumentations", "pydicom", "pyarrow"} & set(sys.modules)
     print(json.dumps(sorted(heavy)), file=sys.stderr)

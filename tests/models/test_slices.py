@@ -63,7 +63,13 @@ def test_attention_is_new_where_weights_come_from_imagenet(volumes: torch.Tensor
     assert cubic(volumes).shape == (2, cubic.num_features)
 
 
-@pytest.mark.parametrize("settings", [{"planes": "coronal"}, {"pooling": "max"}])
-def test_unknown_settings(settings: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"expected axial or orthogonal, mean or attention"):
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"planes": "coronal"}, r"model\.planes=coronal: expected one of axial, orthogonal"),
+        ({"pooling": "max"}, r"model\.pooling=max: expected one of mean, attention"),
+    ],
+)
+def test_unknown_settings(settings: dict[str, str], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
         build_slices("slices_resnet18", **settings)  # type: ignore[arg-type]
