@@ -204,6 +204,35 @@ def make_raw() -> Callable[..., RawImage]:
 
 
 @pytest.fixture
+def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of reports are drawn but not rendered, which takes a second a page, unless a test uses `real_figures`.
+
+    Pages that a module or a session shares have real figures.
+    """
+    if "real_figures" in request.fixturenames:
+        return
+    from matplotlib.figure import Figure
+
+    files = {"png": cv2.imencode(".png", np.zeros((1, 1), np.uint8))[1].tobytes(), "svg": "<svg></svg>"}
+
+    class Unrendered(Figure):
+        def savefig(self, fname: Any, **settings: Any) -> None:
+            fname.write(files[settings["format"]])
+
+    class NoLayout:
+        def execute(self, figure: Figure) -> None:
+            pass
+
+    monkeypatch.setattr("medcls.report.drawing.Figure", Unrendered)
+    monkeypatch.setattr("medcls.report.drawing.ConstrainedLayoutEngine", NoLayout)
+
+
+@pytest.fixture
+def real_figures() -> None:
+    """For tests that look at the figures of a report themselves."""
+
+
+@pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be read is tried again at once."""
     monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)

@@ -41,6 +41,8 @@ HISTORY = [
     for epoch in (1, 2, 3)
 ]
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
+
 
 class Page(HTMLParser):
     """Collects what a test asks about a page."""
@@ -208,6 +210,7 @@ def test_values_without_grades_are_plotted_against_the_truth(write):
     assert f"{metrics['pearson']['value']:.3f}" in page.text
 
 
+@pytest.mark.usefixtures("real_figures")
 def test_the_same_inputs_write_the_same_bytes(write, pages):
     assert write("ordinal", history=HISTORY)[0].read_bytes() == pages["ordinal"][0].read_bytes()
 

@@ -49,6 +49,11 @@ def settings_of_torch() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def figures_of_reports(quick_figures: None) -> None:
+    """How figures look is tested with the report."""
+
+
 @pytest.fixture
 def real_report() -> None:
     """For tests that look at report.html itself; it takes seconds."""
@@ -324,10 +329,10 @@ def clinical_store(
 
 @pytest.fixture(scope="session")
 def train_wide(run_train: Callable[..., Path], clinical_store: Store) -> Callable[..., Path]:
-    """Trains with the clinical columns: train_wide(run, "task=binary")."""
+    """Trains a small network with the clinical columns: train_wide(run, "task=binary")."""
 
     def run(folder: Path, *arguments: str) -> Path:
-        return run_train(folder, f"store={clinical_store.folder}", *CLINICAL, *arguments)
+        return run_train(folder, f"store={clinical_store.folder}", "model=cbr_small", *CLINICAL, *arguments)
 
     return run
 

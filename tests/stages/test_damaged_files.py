@@ -221,10 +221,11 @@ def test_damaged_csv_of_a_user_ends_in_one_line(
         "evaluate": ("evaluate", evaluate, [run, out, "split=test", "replicates=100", "report=false", "workers=0"]),
     }
     name, main, arguments = jobs[command]
+    job = compose_job(name, *arguments, f"{setting}={path}")
     for what, make in CSV_DAMAGE.items():
         path.write_bytes(make(text.encode()))
         with pytest.raises(MedclsError) as caught:
-            main(compose_job(name, *arguments, f"{setting}={path}"))
+            main(job)
         assert caught.value.exit_code in CODES, what
         assert "\n" not in str(caught.value), what
 
@@ -234,15 +235,14 @@ def test_index_and_contact_sheet_of_damaged_files_end_in_one_line(
 ) -> None:
     index = tmp_path / "index.parquet"
     index_folder(compose_job("index", f"source={finished.root / 'raw'}", f"out={index}", "workers=0"))
+    job = compose_job(
+        "prepare", f"source={finished.root / 'raw'}", f"labels={finished.root / 'raw' / 'labels.csv'}",
+        f"index={index}", f"store={tmp_path / 'store'}", "image=mr_volume", "workers=0",
+    )  # fmt: skip
     for what, content in damage(index):
         index.write_bytes(content)
         with pytest.raises(MedclsError) as caught:
-            prepare(
-                compose_job(
-                    "prepare", f"source={finished.root / 'raw'}", f"labels={finished.root / 'raw' / 'labels.csv'}",
-                    f"index={index}", f"store={tmp_path / 'store'}", "image=mr_volume", "workers=0",
-                )
-            )  # fmt: skip
+            prepare(job)
         assert caught.value.exit_code in CODES, what
     shutil.copytree(finished.store, tmp_path / "copy")
     path = tmp_path / "copy" / "shard-00000.npy"
