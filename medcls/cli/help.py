@@ -243,7 +243,7 @@ def format_reference(conf: Path) -> str:
     for (schema, group), names in sections.items():
         programs = ", ".join(f"`{OmegaConf.load(conf / f'{name}.yaml').hydra.help.app_name}`" for name in names)
         about = (schema.__doc__ or "").partition("\n")[0]
-        title = f"## `{group}.`\n\n{about} Of {programs}." if group else f"## {programs}"
+        title = f"## `{group}.`\n\n{about} Commands: {programs}." if group else f"## {programs}"
         lines = [title, "", "| setting | default | meaning | values |", "|---|---|---|---|"]
         for key, row in every[names[0]].items():
             if row.group == group:
@@ -258,5 +258,5 @@ def _format_cells(row: Row, defaults: dict[str, str]) -> str:
     first, *_ = defaults.values()
     other = [f"{name}: `{default}`" for name, default in defaults.items() if default != first]
     default = f"`{first}`" + (f" ({', '.join(other)})" if other else "")
-    cells = (f"`{row.key}`", default, row.known.help, row.known.values)
+    cells = (f"`{row.key}`", default, row.known.help.replace("*", r"\*"), row.known.values)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -103,7 +103,7 @@ class TrainerConfig:
         True, "Keep images channels last in memory, which is faster on most GPUs; false keeps PyTorch's order."
     )
     activation_checkpointing: bool = setting(
-        False, "Compute activations again in the backward pass: less memory, about a third slower."
+        False, "Compute activations again in the backward pass: saves memory in deep networks, up to a third slower."
     )
     sync_batchnorm: bool = setting(
         False, "Compute BatchNorm over the batches of all processes; set it if each process has only a few images."
