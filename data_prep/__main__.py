@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medcls.cli.command_line import run_command
 from medcls.config import PrepareJob
 from medcls.console import say
+from medcls.inputs import check_file, check_source_folder
 
 
 def main(job: PrepareJob) -> None:
     """Prepares the store, or this job's share of it, and says where it is."""
+    if job.source is not None:
+        check_source_folder(Path(job.source))
+    check_file(job.labels, "labels")
     from data_prep.prepare import describe_store, prepare
     from data_prep.split_table import describe_split_table
 

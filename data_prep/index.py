@@ -8,8 +8,9 @@ from pathlib import Path
 from medcls.cli.command_line import check_printed, run_command
 from medcls.config import IndexJob
 from medcls.console import put, say, show_progress
-from medcls.errors import ConfigError, MissingInputError, UsageError
+from medcls.errors import ConfigError, UsageError
 from medcls.identity import format_count
+from medcls.inputs import check_source_folder
 
 
 def main(job: IndexJob) -> None:
@@ -17,8 +18,7 @@ def main(job: IndexJob) -> None:
     if job.source is None:
         raise UsageError("source=DIR is missing: python -m data_prep.index source=DIR")
     source, out = Path(job.source), Path(job.out) if job.out else None
-    if not source.is_dir():
-        raise MissingInputError(f"source={source} is not a folder")
+    check_source_folder(source)
     if out is not None and out.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"out={out} lies inside source={source}: choose a file outside it")
     from data_prep.overview import describe_folder

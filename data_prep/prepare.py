@@ -50,6 +50,7 @@ from medcls.identity import Identity, describe_key, format_count, read_identity
 from medcls.imaging.source import choose_identity
 from medcls.imaging.volume.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits
+from medcls.inputs import check_source_folder
 from medcls.locks import lock_folder
 
 _BATCH = 65536
@@ -158,8 +159,7 @@ def _check_folders(job: PrepareJob) -> tuple[Path, Path]:
             "source=DIR and store=DIR are needed: python -m data_prep source=DIR labels=FILE.csv store=DIR"
         )
     source, folder = Path(job.source), Path(job.store)
-    if not source.is_dir():
-        raise MissingInputError(f"source={source} is not a folder")
+    check_source_folder(source)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"store={folder} is a file: expected a folder, new or of an earlier call")
     if folder.resolve() == source.resolve() or folder.resolve().is_relative_to(source.resolve()):

@@ -8,12 +8,14 @@ from medcls.cli.command_line import run_command
 from medcls.config import ShowJob
 from medcls.console import say
 from medcls.errors import UsageError
+from medcls.inputs import check_store_folder
 
 
 def main(job: ShowJob) -> None:
     """Writes the sheet of all labelled images of a store."""
     if job.store is None:
         raise UsageError("store=DIR is missing: python -m data_prep.show store=DIR")
+    check_store_folder(Path(job.store))
     import numpy as np
 
     from medcls.data.contact_sheet import write_contact_sheet

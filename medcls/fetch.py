@@ -8,7 +8,10 @@ import medcls.entry  # noqa: F401 (before all others: it keeps the working folde
 import sys
 from pathlib import Path
 
+from medcls.cli.overrides import list_options
+from medcls.config import check_choice, conf_folder
 from medcls.errors import MedclsError, UsageError
+from medcls.inputs import IMAGENET, find_weights_dir, flat_name
 
 
 def main(arguments: list[str]) -> int:
@@ -17,10 +20,12 @@ def main(arguments: list[str]) -> int:
         pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         if len(pairs) != len(arguments) or not {"model"} <= set(pairs) <= {"model", "weights_dir"}:
             raise UsageError("expected model=NAME [weights_dir=DIR]")
-        from medcls.models.weights import IMAGENET, find_weights
-
         folder = pairs.get("weights_dir")
-        weights_dir = Path(folder) if folder else None
+        weights_dir = find_weights_dir(Path(folder) if folder else None)
+        check_choice("model", flat_name(pairs["model"]), list_options("model", conf_folder()))
+        # torch takes seconds to import: a mistake does without it.
+        from medcls.models.weights import find_weights
+
         file = find_weights(IMAGENET, architecture=pairs["model"], weights_dir=weights_dir)
     except MedclsError as error:
         print(f"python -m medcls.fetch: {error}", file=sys.stderr)

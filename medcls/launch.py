@@ -15,16 +15,19 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from medcls.cli.command_line import SEVERAL_PROCESSES
+from medcls.cli.command_line import SEVERAL_PROCESSES, compose_job
 from medcls.console import say, show_log
 from medcls.distributed import PeerError
 from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, UsageError
+from medcls.pretrain import __main__ as pretrain
+from medcls.train import __main__ as train
 
 PROGRAM = "python -m medcls.launch"
 FAILED = 70
 # What a user or an operator can mend comes before what follows from it in the other processes.
 FIRST_TOLD = (64, 78, 66, 65, 74, 70)
+_EXPECTED = f"expected {' or '.join(SEVERAL_PROCESSES)}; other commands are one process"
 HELP = f"""{PROGRAM}: one training in several processes, each with a GPU of its own (or a part of the cores).
 
   {PROGRAM} --nproc-per-node=4 train store=DIR run=DIR trainer.batch_size=64 …
@@ -82,6 +85,34 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def check_command(arguments: Sequence[str]) -> None:
+    """Check the training's settings and inputs before torch is imported and a process started.
+
+    What cannot be told from a value of one of torchrun's options is left to `parse` and to the training.
+
+    Raises:
+        UsageError, ConfigError, MissingInputError, DataError: as the training itself.
+    """
+    name, rest = "", []
+    for place, argument in enumerate(arguments):
+        before, after = arguments[place - 1] if place else "", arguments[place + 1 : place + 2]
+        if argument.startswith("-"):
+            continue
+        if argument.removeprefix("medcls.") in SEVERAL_PROCESSES and all("=" in a or a[0] == "-" for a in after if a):
+            name, rest = argument.removeprefix("medcls."), list(arguments[place + 1 :])
+            break
+        if before.startswith("-") and "=" not in before:
+            continue
+        if "=" not in argument:
+            raise UsageError(f"{argument}: {_EXPECTED}")
+        name, rest = "train", list(arguments[place:])
+        break
+    if not rest or any(argument.startswith("-") for argument in rest):
+        return
+    check = train.check_job if name == "train" else pretrain.check_job
+    check(compose_job(name, rest))
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Returns torchrun's options, with the module of the command that they start.
 
@@ -104,7 +135,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         name = "train"
     name = name.removeprefix("medcls.")
     if name not in SEVERAL_PROCESSES:
-        raise UsageError(f"{name}: expected {' or '.join(SEVERAL_PROCESSES)}; other commands are one process")
+        raise UsageError(f"{name}: {_EXPECTED}")
     options.training_script = f"medcls.{name}"
     return options
 
@@ -128,6 +159,7 @@ def _run() -> int:
         if {"-h", "--help"} & set(arguments):
             print(HELP)
             return 0
+        check_command(arguments)
         return main(arguments)
     except MedclsError as error:
         say(f"{PROGRAM}: {error}")

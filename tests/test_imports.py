@@ -16,7 +16,7 @@ MODULES = {
 }
 
 FOUNDATION = {"errors", "disk", "files", "locks", "identity", "distributed", "reproducibility", "typed_fields"}
-FOUNDATION |= {"console", "entry"}
+FOUNDATION |= {"console", "entry", "inputs"}
 """Single files at the bottom; they know one another's level, and errors, disk and files know only those before them."""
 
 WINGS = {"train", "pretrain", "evaluate", "predict", "explain", "compare", "fetch", "launch", "samplesize"}
@@ -43,6 +43,7 @@ NEIGHBOURS = {
     "predict": {"evaluate", "train"},
     "pretrain": {"train"},
     "compare": {"evaluate", "train"},
+    "launch": {"train", "pretrain"},
     "data_prep": {"train"},
 }
 """Room -> the rooms of its own level that it may import."""

@@ -35,6 +35,7 @@ from medcls.data.label_words import spelling_key
 from medcls.data.votes import VOTES
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.identity import format_count
+from medcls.inputs import check_file
 
 __all__ = ["PatientRule", "read_label_table", "with_folders"]
 
@@ -126,8 +127,7 @@ def _say_words(path: Path, words: Mapping[tuple[str, str], int], *, strict: bool
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     """The filled lines with their numbers, the header first."""
-    if not path.is_file():
-        raise MissingInputError(f"labels={path} is missing, or no file")
+    check_file(path, "labels")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

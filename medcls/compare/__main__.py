@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medcls.cli.command_line import run_command
 from medcls.config import CompareJob
 from medcls.errors import UsageError
+from medcls.inputs import check_store_folder
 
 
 def main(job: CompareJob) -> None:
@@ -15,7 +18,11 @@ def main(job: CompareJob) -> None:
         raise UsageError("out=DIR is missing: name the folder for runs, logs and results")
     if not job.arms:
         raise UsageError("no arms: say comparison=NAME, or arms.NAME=[overrides of medcls.train]")
-    # Reading of results takes seconds to import: --help and --cfg job do without it.
+    check_store_folder(Path(job.store))
+    from medcls.compare.comparison_commands import check_arms
+
+    check_arms(job)
+    # torch takes seconds to import: --help, --cfg job and a mistake do without it.
     from medcls.compare.compare import compare
 
     compare(job)

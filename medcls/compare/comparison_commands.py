@@ -13,8 +13,7 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
-from medcls.models.weights import IMAGENET, locate_weights
-from medcls.train.network import check_dims
+from medcls.inputs import IMAGENET, check_store_folder, locate_weights
 
 # Of the training, where the arm's overrides say them, for its evaluation.
 _SHARED = ("device", "precision", "workers")
@@ -80,7 +79,22 @@ def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
     return steps
 
 
-def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
+def check_arms(job: CompareJob) -> None:
+    """Check, without torch, what can be said of the arms that take part before the store is opened.
+
+    Raises:
+        ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
+        MissingInputError, DataError: a store or weights that are not there, or are incomplete.
+    """
+    for arm in job.chosen:
+        for number in range(1, len(job.steps(arm)) + 1):
+            _, foreign, _ = _compose_step(job, arm, number)
+            if foreign is not None:
+                check_store_folder(Path(str(job.stores[foreign])))
+
+
+def _compose_step(job: CompareJob, arm: str, number: int) -> tuple[dict[str, str], str | None, TrainJob]:
+    """The overrides by key, NAME of stores.NAME or None, and what medcls.train makes of the overrides."""
     overrides = job.steps(arm)[number - 1]
     chosen = merge_overrides(job.shared, overrides)
     for key in _OURS:
@@ -95,21 +109,33 @@ def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
     foreign = chosen["store"].partition("=")[2] if "store" in chosen else None
     if foreign is not None and not job.stores.get(foreign):
         raise MissingInputError(f"stores.{foreign}=DIR is missing: arm {arm} trains on it first")
-    trains_on = store if foreign is None else Store(Path(str(job.stores[foreign])))
     try:
         composed = compose_job("train", choose_settings(chosen, weights="step before" if number > 1 else ""))
-        check_dims(composed.model.name, trains_on.shape)
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"arms.{arm}: {error}") from error
-    inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
-    if foreign is not None:
-        inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
+    except ConfigError as error:
+        raise ConfigError(f"arms.{arm}: {error}") from error
     weights = find_own_weights(composed) if number == 1 else None
     if weights is not None and not weights.is_file():
         raise MissingInputError(
             f"arms.{arm}: model.weights={composed.model.weights} is no finished run and no file: make it first, or "
             "name another one for all arms by 'extra=[model.weights=RUN]'"
         )
+    return chosen, foreign, composed
+
+
+def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
+    # torch takes seconds to import; check_arms does without it.
+    from medcls.train.network import check_dims
+
+    chosen, foreign, composed = _compose_step(job, arm, number)
+    trains_on = store if foreign is None else Store(Path(str(job.stores[foreign])))
+    try:
+        check_dims(composed.model.name, trains_on.shape)
+    except DataError as error:
+        raise DataError(f"arms.{arm}: {error}") from error
+    inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
+    if foreign is not None:
+        inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
+    weights = find_own_weights(composed) if number == 1 else None
     inputs |= {"weights": sha256_file(weights)} if weights is not None else {}
     return Step(chosen, composed, foreign, trains_on.folder.resolve(), inputs)
 

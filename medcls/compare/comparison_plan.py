@@ -11,7 +11,7 @@ import numpy as np
 
 from medcls.compare.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
 from medcls.compare.comparison_folds import PlannedFold, plan_folds
-from medcls.config import CompareJob, check_choice
+from medcls.config import CompareJob
 from medcls.console import say
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
@@ -69,8 +69,6 @@ def make_plan(job: CompareJob) -> ComparisonPlan:
         DataError: folds that cannot be made, or that lack a label; weights that have seen patients of val or test.
         MissingInputError: a store that is not there.
     """
-    for name in job.only:
-        check_choice("only", name, list(job.arms))
     store = open_store(Path(job.store or ""))
     arms: dict[str, list[Step]] = {}
     for arm in job.arms:

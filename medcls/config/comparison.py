@@ -153,6 +153,8 @@ class CompareJob:
             raise ConfigError("slurm.… is set: executor=slurm takes it")
         for name, arm in self.arms.items():
             _check_arm(str(name), arm)
+        for name in self.only if self.arms else ():
+            check_choice("only", name, self.arms)
 
     @property
     def shared(self) -> list[str]:

@@ -34,6 +34,7 @@ from medcls.files import (
 from medcls.identity import PER_IMAGE
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import VolumeSpec, read_spec
+from medcls.inputs import check_store_folder
 from medcls.typed_fields import check_types
 
 SCHEMA_VERSION = 2
@@ -57,12 +58,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise MissingInputError(f"store={folder} is not there: make it with python -m data_prep … store={folder}")
-        if not (folder / DATASET).is_file():
-            raise DataError(
-                f"store={folder} is incomplete (no {DATASET}): run the same python -m data_prep command again"
-            )
+        check_store_folder(folder)
         self.folder = folder
         self.info = read_json(folder / DATASET, remedy="restore it, or prepare the store again")
         if self.info.get("schema_version") != SCHEMA_VERSION:

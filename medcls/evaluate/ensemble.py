@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from medcls.config import EvaluateJob
-from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
+from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate.evaluation_data import Opened, open_rows
 from medcls.evaluate.split_predictions import (
     EVALUATED,
@@ -22,6 +22,7 @@ from medcls.evaluate.split_predictions import (
     write_predictions,
 )
 from medcls.files import MODEL, read_json, sha256_file, sha256_json
+from medcls.inputs import check_run_folder
 from medcls.models.heads import average_logits
 from medcls.runs.checksums import check_run
 from medcls.runs.model_file import ModelCard, read_card
@@ -72,8 +73,7 @@ def open_members(job: EvaluateJob) -> list[Member]:
 
 def read_run_card(run: Path) -> ModelCard:
     """Returns the card of a finished run."""
-    if not run.is_dir():
-        raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+    check_run_folder(run)
     card = read_card(run / MODEL)
     check_run(run)
     return card

@@ -10,8 +10,9 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from medcls.console import say
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, sha256_file, write_json
+from medcls.inputs import check_file
 from medcls.statistics.analysis import Analysis, judge_analysis, parse_analysis
 
 FROZEN = "analysis.json"
@@ -119,8 +120,7 @@ def read_plan(path: Path, setting: str) -> Any:
         path: The file.
         setting: "analysis=FILE", for messages.
     """
-    if not path.is_file():
-        raise MissingInputError(f"{setting}: no such file: correct the path")
+    check_file(path, setting.partition("=")[0])
     if path.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"{setting}: {path.stat().st_size} bytes: expected a short YAML file")
     try:
@@ -144,6 +144,7 @@ def read_sample_size(path: str | None, *, patients: int) -> tuple[dict[str, Any]
     """
     if path is None:
         return {}, []
+    check_file(path, "samplesize")
     record = read_json(Path(path))
     intended, sentence, assumptions = (record.get(key) for key in ("patients", "sentence", "assumptions"))
     known = record.get("format") == 1 and isinstance(intended, int) and isinstance(sentence, str)

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from medcls.disk import check_disk
-from medcls.errors import DataError, MissingInputError
+from medcls.errors import DataError
 from medcls.files import sha256_file
 from medcls.identity import format_count
+from medcls.inputs import check_file
 
 _SHOWN = 5  # positions that an error names before it only counts
 _DELIMITERS = (",", ";", "\t")
@@ -95,8 +96,7 @@ def read_score_file(path: Path, *, name: str) -> ScoreFile:
             twice, no rows.
     """
     setting = f"{name}={path}"
-    if not path.is_file():
-        raise MissingInputError(f"{setting}: no such file: correct the path")
+    check_file(path, name)
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet"):
         raise DataError(f"{setting}: expected a .csv, .tsv or .parquet file")

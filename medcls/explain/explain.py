@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medcls.config import EvaluateJob, ExplainJob
 from medcls.console import put, say, show_progress
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.errors import ConfigError, DataError
 from medcls.evaluate.evaluation_data import open_rows
 from medcls.evaluate.frozen_choices import read_choices
 from medcls.evaluate.judged_rows import hold_evaluations
@@ -38,6 +38,7 @@ from medcls.explain.overlay import write_nifti, write_overlay
 from medcls.explain.page import MapPicture
 from medcls.explain.target import choose_target
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
+from medcls.inputs import check_run_folder
 from medcls.models.backbones import CLINICAL
 from medcls.report.gallery import Worst, choose_worst
 from medcls.runs.checksums import note_version
@@ -55,8 +56,7 @@ def explain(job: ExplainJob) -> None:
         ConfigError, DataError, MissingInputError: as the message says.
     """
     run = Path(job.run or "")
-    if not run.is_dir():
-        raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+    check_run_folder(run)
     if job.out:
         check_folder(Path(job.out))
     with hold_evaluations([run], job.out, command="medcls.explain"):

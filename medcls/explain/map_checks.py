@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medcls.data.store import Store
 from medcls.disk import check_disk
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.errors import ConfigError, DataError
 from medcls.explain.faithfulness import (
     Curves,
     compute_curves,
@@ -30,6 +30,7 @@ from medcls.explain.perturbation import build_background
 from medcls.explain.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
 from medcls.explain.target import Target
 from medcls.identity import format_count
+from medcls.inputs import check_file
 from medcls.models.classifier import Classifier
 
 Box = tuple[int, int, int, int]
@@ -76,8 +77,7 @@ def read_boxes(path: Path, store: Store) -> dict[str, Box]:
         DataError: no CSV, columns missing, or no box of any image of the store.
         ConfigError: images were cropped: where their pixels went is not kept.
     """
-    if not path.is_file():
-        raise MissingInputError(f"boxes={path} is missing")
+    check_file(path, "boxes")
     if len(store.shape) != 3 or store.spec.fit == "crop":
         raise ConfigError("boxes=: expected a store of 2-D images with image.fit=pad or stretch")
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
+from medcls.inputs import flat_name
 from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
 from medcls.models.from_2d import INFLATED, SLICED, build_inflated, build_slices
@@ -17,7 +18,7 @@ from medcls.models.heads import LinearHead, build_head, count_logits
 from medcls.models.initialization import Slim, make_slim
 from medcls.models.normalization import ColourNormalization, VolumeNormalization
 from medcls.models.volumetric import build_volume_backbone
-from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD, flat_name
+from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 
 def count_wide_outputs(output: str, num_classes: int) -> int:

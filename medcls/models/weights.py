@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import zipfile
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError, WriteError
-from medcls.files import MODEL, sha256_file
+from medcls.files import sha256_file
+from medcls.inputs import IMAGENET, check_weights, find_weights_dir, flat_name, locate_weights
 
-WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
-IMAGENET = "imagenet"
 _TIMEOUT_SECONDS = 20.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -61,10 +59,11 @@ def find_weights(
         DataError: the checksum differs.
         ConfigError: the architecture has no ImageNet weights.
     """
-    path = _find_imagenet(flat_name(architecture), weights_dir) if weights == IMAGENET else locate_weights(weights)
-    if not path.is_file():
-        fault = f"is a folder without {MODEL} (an unfinished run?)" if Path(weights).is_dir() else "is not there"
-        raise MissingInputError(f"model.weights={weights} {fault}: give a file, a run's folder, imagenet, or null")
+    if weights == IMAGENET:
+        path = _find_imagenet(flat_name(architecture), weights_dir)
+    else:
+        check_weights(weights)
+        path = locate_weights(weights)
     found = sha256_file(path)
     expected = sha256 or _pinned(path) or _expected_prefix(path)
     if expected and not found.startswith(expected.lower()):
@@ -74,22 +73,10 @@ def find_weights(
     return WeightsFile(path, found)
 
 
-def locate_weights(weights: str) -> Path:
-    """Returns the file of a path to weights: of a run's folder its model file, whether it is there or not."""
-    return Path(weights) / MODEL if Path(weights).is_dir() else Path(weights)
-
-
-def flat_name(architecture: str) -> str:
-    """Returns the 2-D network whose weights a network for volumes starts from; other names stay as they are."""
-    return architecture.removeprefix("inflated_").removeprefix("slices_")
-
-
 def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
     url = _imagenet_url(architecture)
     official = url.rsplit("/", 1)[1]
-    folder = weights_dir or (Path(os.environ[WEIGHTS_VARIABLE]) if os.environ.get(WEIGHTS_VARIABLE) else None)
-    if folder is not None and not folder.is_dir():
-        raise MissingInputError(f"weights_dir={folder} (or {WEIGHTS_VARIABLE}) is not a folder")
+    folder = find_weights_dir(weights_dir)
     names = [
         f"{architecture}-imagenet.safetensors",
         f"{architecture}-imagenet-features.safetensors",

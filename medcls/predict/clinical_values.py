@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from medcls.clinical.encode import Faults, encode_clinical
 from medcls.disk import check_disk
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.errors import ConfigError, DataError
 from medcls.identity import Identity
 from medcls.imaging.dicom.terms import describe_headers
+from medcls.inputs import check_file
 from medcls.predict.prediction_table import Case
 from medcls.runs.model_file import ModelCard
 
@@ -86,8 +87,7 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
         MissingInputError: no such file.
         DataError: no CSV in UTF-8, a column name that occurs twice, or a row of another length.
     """
-    if not path.is_file():
-        raise MissingInputError(f"{setting}={path} is missing")
+    check_file(path, setting)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]

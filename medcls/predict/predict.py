@@ -36,6 +36,7 @@ from medcls.imaging.volume.find import QUARANTINED, find_series
 from medcls.imaging.volume.spec import VolumeSpec
 from medcls.imaging.volume.volume import describe_notes
 from medcls.imaging.worker import VOLUME_LIMITS, Limits, run_limited
+from medcls.inputs import check_images, check_run_folder
 from medcls.locks import lock_file
 from medcls.models.classifier import Classifier
 from medcls.models.heads import average_logits, compute_scores
@@ -171,8 +172,7 @@ def find_identity(job: PredictJob, root: Path, files: list[tuple[str, str]]) -> 
 def read_cards(job: PredictJob) -> list[ModelCard]:
     """Returns the cards of the runs, all of the same task and preprocessing and with a known domain."""
     for run in job.runs:
-        if not run.is_dir():
-            raise MissingInputError(f"run={run} is not a folder: python -m medcls.train run={run} makes it")
+        check_run_folder(run)
     cards = [read_card(run / MODEL) for run in job.runs]
     for run, card in zip(job.runs, cards, strict=True):
         note_version(run / MODEL)
@@ -227,10 +227,9 @@ def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: 
 
 def find_files(source: Path) -> tuple[Path, list[tuple[str, str]]]:
     """Returns the folder and its files with their skip reasons; of a single file its folder and that file."""
+    check_images(source)
     if source.is_file():
         return source.parent, [(source.name, "")]
-    if not source.is_dir():
-        raise MissingInputError(f"source={source} is not there: expected a folder of images, or one image")
     files = list(list_files(source))
     if not files:
         raise DataError(f"source={source} has no files: expected a folder of images, or one image")

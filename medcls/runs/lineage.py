@@ -24,7 +24,7 @@ from medcls.data.store import Rows, Store
 from medcls.errors import DataError
 from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
 from medcls.identity import format_count
-from medcls.models.weights import IMAGENET
+from medcls.inputs import IMAGENET
 from medcls.runs.model_file import ModelCard
 
 RUN, FILE = "run", "file"

@@ -21,11 +21,12 @@ from medcls.config.checks import check_crop
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
 from medcls.disk import check_disk
-from medcls.errors import ConfigError, DataError, MissingInputError
+from medcls.errors import ConfigError, DataError
 from medcls.files import ANCESTORS, IMAGES, PATIENTS, SEAL, open_seal, parse_json, seal
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import VolumeSpec, read_spec
+from medcls.inputs import check_model_file
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
@@ -233,8 +234,7 @@ def read_card(path: Path) -> ModelCard:
 
 def read_any_card(path: Path) -> ModelCard:
     """Returns the metadata of a model file, of a classifier or an autoencoder, as `read_card` does."""
-    if not path.is_file():
-        raise MissingInputError(f"{path} is missing: the training of this run has not finished; run it again")
+    check_model_file(path)
     return _read_metadata(path)[0]
 
 

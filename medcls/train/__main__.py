@@ -11,24 +11,32 @@ from medcls.config import TrainJob
 from medcls.console import say
 from medcls.distributed import count_ranks
 from medcls.errors import UsageError
+from medcls.inputs import check_training_inputs
 
 # Small enough for two cores; the demo's ids are made up.
 _DEMO_SETTINGS = ("image.size=96", "deidentify=declared")
 
 
 def main(job: TrainJob) -> None:
-    """Checks what can be checked without torch, then trains."""
-    if job.store is None:
-        raise UsageError("store=DIR is missing: name the store that data_prep wrote, or experiment=demo")
-    if job.run is None:
-        raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
+    """Check what can be checked without torch, then train."""
+    check_job(job)
     if job.demo:
-        prepare_demo(Path(job.store))
-    # torch takes seconds to import: --help and --cfg job do without it.
+        prepare_demo(Path(str(job.store)))
+    # torch takes seconds to import: --help, --cfg job and a mistake do without it.
     from medcls.train.train import train
 
     train(job)
     say(f"next: python -m medcls.evaluate run={job.run} split=test")
+
+
+def check_job(job: TrainJob) -> None:
+    """Raise what a user has to hear before torch is imported: a missing setting, store or file of weights."""
+    if job.store is None:
+        raise UsageError("store=DIR is missing: name the store that data_prep wrote, or experiment=demo")
+    if job.run is None:
+        raise UsageError("run=DIR is missing: name the folder for this run's model and logs")
+    if not job.demo:
+        check_training_inputs(job.run, store=job.store, weights=job.model.weights, weights_dir=job.weights_dir)
 
 
 def prepare_demo(store: Path) -> None:

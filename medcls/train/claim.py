@@ -28,8 +28,8 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
+from medcls.inputs import IMAGENET
 from medcls.locks import lock_folder
-from medcls.models.weights import IMAGENET
 from medcls.runs.folder import OURS, SETTINGS, read_settings
 from medcls.training.checkpoints import delete_all
 

@@ -8,13 +8,13 @@ from medcls.config import TrainJob
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
+from medcls.inputs import flat_name
 from medcls.models.backbones import CLINICAL, count_dims, least_size
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.from_2d import SLICED
 from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
-from medcls.models.weights import flat_name
 from medcls.runs.lineage import RUN, Lineage, check_unseen, without_seen
 from medcls.train.clinical_columns import start_wide
 from medcls.train.initial_weights import choose_options, find_source, load_source

@@ -11,7 +11,7 @@ from medcls.data.store import Store
 from medcls.distributed import is_first
 from medcls.errors import ConfigError, MissingInputError
 from medcls.files import LABELS, MODEL, sha256_file
-from medcls.models.weights import IMAGENET, locate_weights
+from medcls.inputs import IMAGENET, locate_weights
 from medcls.runs.folder import read_settings
 from medcls.runs.model_file import read_any_card
 from medcls.train.resume import delete_checkpoints
