@@ -97,7 +97,7 @@ MISTAKES: dict[str, list[tuple[int, str, list[str]]]] = {
 # One process for all, and a fork for each command, which runs as by python -m; an import of torch ends it with 99.
 _RUN_ALL = """
 import json, os, runpy, sys, tempfile
-import medcls.command_line
+import medcls.cli.command_line
 class Slow(BaseException): pass
 class Finder:
     def find_spec(self, name, path=None, target=None):
