@@ -89,6 +89,40 @@ class Ensemble:
     distances: list[FeatureDistance | None]
 
 
+@dataclass(slots=True)
+class Runs:
+    """The runs of a job, with what was frozen for them.
+
+    Attributes:
+        cards: Cards of the models.
+        models_sha256: Checksums of the model files; read before the networks are, so that they are theirs.
+        choices: Operating points and recalibration; None if nothing was frozen.
+        ensemble: The networks, read when the first image needs them.
+    """
+
+    cards: list[ModelCard]
+    models_sha256: list[str]
+    choices: Choices | None
+    ensemble: Ensemble | None = None
+
+
+@dataclass(slots=True)
+class Answers:
+    """What was found.
+
+    Attributes:
+        cases: One for each file, in order.
+        everyone: Those, then one for each series and patient.
+        rows: Rows of the table, one for each of `everyone`.
+        identity: How ids are shown in them.
+    """
+
+    cases: list[Case]
+    everyone: list[Case]
+    rows: list[dict[str, Any]]
+    identity: Identity
+
+
 def predict(job: PredictJob) -> None:
     """Predicts every image or volume of the source and writes one row each, then one for each series and patient.
 
@@ -104,11 +138,42 @@ def predict(job: PredictJob) -> None:
 
 
 def _predict_files(job: PredictJob, out: Path) -> None:
-    form = job.form
+    form, runs = job.form, open_runs(job)
+    task, found = runs.cards[0].task, answer_files(job, runs)
+    if found.identity.kind == "hmac":
+        path = out.with_name(f"{out.name}{MAP_SUFFIX}")
+        write_identity_map(path, found.cases, found.identity)
+        say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
+    write_rows(out, found.rows, task=task, form=form)
+    write_columns(out, found.rows, task=task, intended_use=INTENDED_USE)
+    positive = f"; positive class {task.positive}" if task.positive else ""
+    line = f"{summarize(found.cases)}{positive}; {out}; {INTENDED_USE}"
+    if not any(case.state == OK for case in found.cases):
+        raise DataError(f"no image could be classified: {line}")
+    put(line)
+    for answer in describe_answers(found.everyone, task):
+        put(answer)
+
+
+def open_runs(job: PredictJob) -> Runs:
+    """Return the cards of the runs and what was frozen for them; say what the positive class is."""
     cards = read_cards(job)
     named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
     if named:
         say(named)
+    models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
+    return Runs(
+        cards, models_sha256, find_choices(job.runs, models_sha256, folder=Path(job.choices) if job.choices else None)
+    )
+
+
+def answer_files(job: PredictJob, runs: Runs) -> Answers:
+    """Return the answers for every image or volume of job.source, and for every series and patient.
+
+    Raises:
+        MissingInputError, ConfigError, DataError: as `predict`, but for files of which none could be classified.
+    """
+    cards = runs.cards
     boxes = Path(job.boxes) if job.boxes else None
     allow = job.out_of_domain != "refuse"
     check_regions(boxes, cards, runs=job.runs, allow=allow)
@@ -126,33 +191,48 @@ def _predict_files(job: PredictJob, out: Path) -> None:
     if boxes:
         trained = cards[0].domain.regions if cards[0].domain else ""
         cases = split_cases(cases, regions, path=boxes, trained=trained, allow=allow)
-    # What every row was made by; read before the networks are, so that it is theirs.
-    models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
-    choices = find_choices(job.runs, models_sha256, folder=Path(job.choices) if job.choices else None)
     images = [case for case in cases if case.state == OK]
     if images:
-        predict_cases(images, job, root=root, cards=cards, table=table)
+        predict_cases(images, job, root=root, runs=runs, table=table)
+    return complete_answers(cases, runs, identity)
+
+
+def answer_arrays(job: PredictJob, runs: Runs, images: NDArray[Any]) -> Answers:
+    """Return the answers for stored arrays, named by their places from "0" on.
+
+    An array has no header: whether its kind was in training is not known, which each row says (no_header); how far its
+    features are from training is.
+
+    Args:
+        job: Batch size, device, precision and out_of_domain.
+        runs: The runs.
+        images: (N, C, *spatial), as stored: after preprocessing, before the crop that the runs take.
+    """
+    cases = [Case(str(place)) for place in range(len(images))]
+    ensemble = load_models(job, runs, ClinicalTable())
+    for start in range(0, len(images), job.batch_size):
+        pending = list(zip(cases[start : start + job.batch_size], images[start : start + job.batch_size], strict=True))
+        for case, pixels in pending:
+            case.pixel_sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+        score(pending, ensemble, out_of_domain=job.out_of_domain)
+    for case in cases:
+        if not case.reason:
+            case.reason = "no_header"
+            case.detail = "an array: its modality, photometric kind and spacing are not compared with those of training"
+    return complete_answers(cases, runs, Identity())
+
+
+def complete_answers(cases: list[Case], runs: Runs, identity: Identity) -> Answers:
+    """Return the answers with the rows of series and patients, and what the frozen choices say of all of them."""
+    task = runs.cards[0].task
     origin = {
-        "model_sha256": "+".join(models_sha256),
-        "preprocess_sha256": sha256_json(cards[0].preprocess.to_json()),
+        "model_sha256": "+".join(runs.models_sha256),
+        "preprocess_sha256": sha256_json(runs.cards[0].preprocess.to_json()),
     }
-    everyone = complete_cases(cases, task=cards[0].task, choices=choices)
+    everyone = complete_cases(cases, task=task, choices=runs.choices)
     for notice in (*describe_repeats(everyone), *describe_notes((case.notes for case in cases), settings=False)):
         say(f"notice: {notice}")
-    rows = build_rows(everyone, task=cards[0].task, identity=identity, origin=origin)
-    if identity.kind == "hmac":
-        path = out.with_name(f"{out.name}{MAP_SUFFIX}")
-        write_identity_map(path, cases, identity)
-        say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
-    write_rows(out, rows, task=cards[0].task, form=form)
-    write_columns(out, rows, task=cards[0].task, intended_use=INTENDED_USE)
-    positive = f"; positive class {cards[0].task.positive}" if cards[0].task.positive else ""
-    line = f"{summarize(cases)}{positive}; {out}; {INTENDED_USE}"
-    if not any(case.state == OK for case in cases):
-        raise DataError(f"no image could be classified: {line}")
-    put(line)
-    for answer in describe_answers(everyone, cards[0].task):
-        put(answer)
+    return Answers(cases, everyone, build_rows(everyone, task=task, identity=identity, origin=origin), identity)
 
 
 def _is_temporary(path: str) -> bool:
@@ -261,11 +341,9 @@ def find_volume_cases(root: Path, files: Sequence[tuple[str, str]], spec: Volume
     return sorted(cases, key=lambda case: case.path)
 
 
-def predict_cases(
-    cases: Sequence[Case], job: PredictJob, *, root: Path, cards: list[ModelCard], table: ClinicalTable
-) -> None:
+def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, runs: Runs, table: ClinicalTable) -> None:
     """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
-    ensemble = load_models(job, cards, table)
+    ensemble, cards = load_models(job, runs, table), runs.cards
     workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     spec = cards[0].preprocess
     limits = VOLUME_LIMITS if spec.spatial_dims == 3 else Limits()
@@ -294,12 +372,17 @@ def predict_cases(
         score(pending, ensemble, out_of_domain=job.out_of_domain)
 
 
-def load_models(job: PredictJob, cards: list[ModelCard], table: ClinicalTable) -> Ensemble:
-    """Returns the networks of the runs on the chosen device."""
+def load_models(job: PredictJob, runs: Runs, table: ClinicalTable) -> Ensemble:
+    """Return the networks of the runs on the chosen device, read once."""
+    if runs.ensemble is not None:
+        runs.ensemble.table = table
+        return runs.ensemble
+    cards = runs.cards
     rules = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size).rules
     models = [read_model(run / MODEL)[0].to(rules.device) for run in job.runs]
     distances = [read_training_distance(run, card) for run, card in zip(job.runs, cards, strict=True)]
-    return Ensemble(models, cards, rules, table, distances)
+    runs.ensemble = Ensemble(models, cards, rules, table, distances)
+    return runs.ensemble
 
 
 def judge_image(case: Case, image: DecodedImage, *, cards: Sequence[ModelCard], refuse: bool) -> None:

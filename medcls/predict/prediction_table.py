@@ -177,6 +177,12 @@ def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "sc
     return {f"{prefix}_{name}": value for name, value in zip(task.class_names, values, strict=True)}
 
 
+def build_table(rows: Sequence[dict[str, Any]], *, task: Task) -> pa.Table:
+    """Return the rows, at least one, with the type that each column has whatever is in it."""
+    schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: str) -> None:
     """Write the rows atomically and apart: they may name patients.
 
@@ -187,8 +193,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: 
         form: "parquet"; "csv", a blank cell for null; "json", one array of objects; "jsonl", one object a line.
     """
     if form == "parquet":
-        schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
-        write_table(path, pa.Table.from_pylist(list(rows), schema=schema), apart=True)
+        write_table(path, build_table(rows, task=task), apart=True)
         return
     if form == "csv":
         text = io.StringIO()
