@@ -37,6 +37,7 @@ LEVELS: list[set[str]] = [
 """From below: a module imports its own room and levels below its own, and of its own level what NEIGHBOURS says."""
 
 NEIGHBOURS = {
+    "medcls": {"errors"},
     "data": {"imaging"},
     "clinical": {"data"},
     "evaluate": {"train"},
