@@ -20,7 +20,7 @@ from medcls.errors import ConfigError, DataError, ImageRefusedError, UsageError
 from medcls.files import MODEL
 from medcls.imaging.decode import DecodeTask, decode_image
 from medcls.imaging.volume.spec import VolumeSpec
-from medcls.inputs import check_file, check_images
+from medcls.inputs import check_file
 from medcls.models.backbones import CLINICAL
 from medcls.predict.clinical_values import ClinicalTable
 from medcls.predict.predict import answer_arrays, answer_files, find_files, find_volume_cases, load_models, open_runs
@@ -107,15 +107,18 @@ class LoadedModel:
             no_header, since only the features of an array can be compared with training.
 
         Raises:
+            UsageError: Neither a path nor a numpy array, or files beside an array.
             MissingInputError: A file or folder is not there.
             DataError: An array that is not as stored, or a folder without files.
             ConfigError: What the model needs is not set, or does not fit it.
         """
+        if not isinstance(images, str | Path | np.ndarray):
+            raise UsageError(f"images: a {type(images).__name__}: expected a path or a numpy array of stored values")
         files: dict[str, Any] = {"clinical_file": clinical_file, "boxes": boxes}
         identity = DeidentifyConfig(deidentify, None if key_file is None else str(key_file))
         job = self._build_job(
             **{name: None if path is None else str(path) for name, path in files.items()},
-            source=None if isinstance(images, np.ndarray) else str(images),
+            source=None if isinstance(images, np.ndarray) else str(Path(images).expanduser()),
             deidentify=identity,
             batch_size=batch_size,
             workers=workers,
@@ -128,7 +131,6 @@ class LoadedModel:
                 )
             found = answer_arrays(job, self._runs, self._check_stored(images))
         else:
-            check_images(Path(images))
             for name, path in files.items():
                 check_file(path, name)
             found = answer_files(job, self._runs)
@@ -150,8 +152,8 @@ class LoadedModel:
             DataError: A folder does not hold exactly one volume.
             MissingInputError: It is not there.
         """
-        check_images(Path(path))
-        root, files = find_files(Path(path))
+        path = Path(path).expanduser()
+        root, files = find_files(path)
         spec = self.card.preprocess
         if isinstance(spec, VolumeSpec):
             cases = [case for case in find_volume_cases(root, files, spec, workers=0) if case.state != "skipped"]
@@ -161,7 +163,7 @@ class LoadedModel:
             if case.state != OK:
                 raise ImageRefusedError(case.reason, case.detail)
             names: Sequence[str] = case.files or (case.path,)
-        elif Path(path).is_dir():
+        elif path.is_dir():
             raise DataError(f"{path} is a folder: expected the file of one image")
         else:
             names = [files[0][0]]

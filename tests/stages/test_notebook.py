@@ -108,6 +108,11 @@ def test_array_has_neither_clinical_values_nor_regions(frozen: Path, raw: Path) 
         model.predict(model.read(raw / "images" / "p01L.png"), clinical_file=raw / "labels.csv")
 
 
+def test_neither_path_nor_array_is_refused_without_its_content(frozen: Path) -> None:
+    with pytest.raises(UsageError, match=r"^images: a list: expected a path or a numpy array of stored values$"):
+        medcls.load(frozen, device="cpu").predict([[1, 2]])  # type: ignore[arg-type]
+
+
 def test_refused_files_are_rows_with_a_reason_and_a_notice(
     frozen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
