@@ -182,8 +182,9 @@ class LoadedModel:
         batch = images[None] if images.shape == spec.shape else images
         if batch.shape[1:] != spec.shape or images.dtype != np.dtype(spec.dtype) or not len(batch):
             raise DataError(
-                f"array {images.shape} {images.dtype}: expected stored values, {spec.shape} or (N, *{spec.shape}) "
-                f"{spec.dtype}, as model.read(FILE) returns them; of a raw image predict the file"
+                f"array {images.shape} {images.dtype}: expected stored values, {spec.shape} or "
+                f"(N, {', '.join(map(str, spec.shape))}) {spec.dtype}, as model.read(FILE) returns them; of a raw "
+                "image predict the file"
             )
         low, high = spec.value_range
         if not np.isfinite(batch).all() or batch.min() < low or batch.max() > high:
