@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from medcls.config.checks import check_range
+from medcls.config.checks import check_choice, check_range
 from medcls.config.machine import seed_setting
 from medcls.config.schema import FILE_NAME, NAME, NAMES, PATH, check_settings, setting
 from medcls.errors import ConfigError
