@@ -1,1 +1,1 @@
-"""The stage that turns raw files and labels into a store with proven splits."""
+"""The command data_prep: raw files and labels to a store with proven splits."""

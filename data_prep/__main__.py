@@ -1,4 +1,4 @@
-"""python -m data_prep: raw files to a store with proven splits."""
+"""python -m data_prep: decode raw files and labels into a store with proven splits."""
 
 from __future__ import annotations
 

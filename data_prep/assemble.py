@@ -1,4 +1,4 @@
-"""The parts of all shards to one complete store: joined in order, every file of the source accounted for."""
+"""Join the parts of all shards into one complete store, and account for every file of the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A split that extends an earlier one: known patients stay where they were."""
+"""Extend an earlier split (split.extends): known patients keep their split, only new ones are dealt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files of a source are images of the job: patterns of names, and masks that no training may take for images."""
+"""Choose the image files of a source: name patterns (labelling.files, not_files), and the check for masks."""
 
 from __future__ import annotations
 

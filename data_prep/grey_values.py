@@ -1,4 +1,4 @@
-"""Whether the stored images keep the grey values that their files hold: asked of a sample first, then of the store."""
+"""Check that stored images keep the grey values of their files: first on a sample, then on the whole store."""
 
 from __future__ import annotations
 

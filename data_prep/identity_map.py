@@ -1,4 +1,4 @@
-"""The way back from pseudonyms to patients and files: the only file that has both names, for the key's holder."""
+"""The identity map: the only file with both pseudonyms and real names, for the holder of the key."""
 
 from __future__ import annotations
 

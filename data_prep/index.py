@@ -1,4 +1,4 @@
-"""python -m data_prep.index: what a folder holds, from the headers alone: patients, series, geometry, problems."""
+"""python -m data_prep.index: list what a folder contains, from headers only: patients, series, geometry, problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m data_prep.key out=FILE: makes the secret key of the pseudonyms."""
+"""python -m data_prep.key out=FILE: make the secret key of the pseudonyms."""
 
 from __future__ import annotations
 

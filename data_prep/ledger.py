@@ -1,4 +1,4 @@
-"""The ledger: every file of the source exactly once, with what became of it."""
+"""The ledger: one row per file of the source, with its outcome (ok, skipped, quarantined) and the reason."""
 
 from __future__ import annotations
 

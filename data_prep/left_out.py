@@ -1,4 +1,4 @@
-"""What left between files and images, for the terminal: how many of which class, why, an example, the setting."""
+"""Print which images were left out: how many of each class, why, an example, and the setting to change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One manifest row: what the labels file declares and what the file itself says, and nothing else of it."""
+"""Build one manifest row from the labels file and the image's own values, with no other header text."""
 
 from __future__ import annotations
 

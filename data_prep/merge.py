@@ -1,4 +1,4 @@
-"""python -m data_prep.merge: what the jobs of shard.count have decoded to one complete store, and its split."""
+"""python -m data_prep.merge: join the shards of all shard.count jobs into one store, and split it."""
 
 from __future__ import annotations
 

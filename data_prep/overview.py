@@ -1,4 +1,4 @@
-"""The overview of an index: what a person wants to know of a folder, without a word that names a patient."""
+"""Print the overview of an index: counts, geometry and problems of a folder, without naming a patient."""
 
 from __future__ import annotations
 

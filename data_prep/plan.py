@@ -1,4 +1,4 @@
-"""What is to be decoded, in order: one row an image, cut into the shards that the store will have."""
+"""The plan of a store: one row per image to decode, in order, cut into shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a job's source and labels to the plan: which images there are, of whom, and under which label."""
+"""Build the plan from a job's source and labels: which images exist, their patients and their labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage itself: source and labels to a complete store, its labels and a certified split."""
+"""Run data_prep: source and labels to a complete store with its labels and a certified split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw and processed radiographs of one exposure: only one kind is taken, unless the user wants both."""
+"""Choose between raw and processed radiographs of one exposure: one kind only, unless the user wants both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards of the plan on a Ray cluster: each a task of its own, which runs the very code of a single machine."""
+"""Decode shards on a Ray cluster (executor=ray): one task per shard, with the code of a single machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an earlier store has already: images whose files, declaration and settings have not changed are copied."""
+"""Copy unchanged images from an earlier store (reuse=OLD): same file, same labels row, same settings."""
 
 from __future__ import annotations
 

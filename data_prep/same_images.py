@@ -1,4 +1,4 @@
-"""Images that show the same pixels: contradictions if their labels differ, links if their patients do."""
+"""Find images with the same pixels: contradictions if their labels differ, links if their patients differ."""
 
 from __future__ import annotations
 

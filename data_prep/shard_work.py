@@ -1,4 +1,4 @@
-"""Shards of the plan to shards of the store: decoded in limited workers, each file accounted for, resumable.
+"""Decode the planned images into shards: limited workers, every file accounted for, resumable.
 
 A finished shard leaves a part in store/parts/: its manifest rows, its ledger entries, and a JSON file with their
 checksums, written last. A run that is interrupted goes on with the first shard whose part is not there or not whole.

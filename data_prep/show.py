@@ -1,4 +1,4 @@
-"""python -m data_prep.show: a contact sheet by class of stored and of augmented images."""
+"""python -m data_prep.show: write a contact sheet by class of stored and augmented images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table at the end of a data_prep: what each split has of each class, in images and patients."""
+"""The table printed at the end of data_prep: images and patients by split and class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The split of a store: dealt by patient or obeyed, searched for contradictions and leaks, certified."""
+"""Split a store by patient: deal or obey, search for contradictions and leaks, certify."""
 
 from __future__ import annotations
 

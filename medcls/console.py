@@ -1,4 +1,4 @@
-"""What commands and the library say: status, notices and progress to the log "medcls", results to standard output.
+"""Everything that is printed: status, notices and progress to the log "medcls", results to standard output.
 
 A command shows its log on standard error (`show_log`). A notebook shows of it what its own `logging` says: Python's
 default is notices alone; `logging.basicConfig(level="INFO")` adds status lines and progress bars, and

@@ -1,4 +1,4 @@
-"""A disk that fails: told from damaged content, tried again, and the end of the command if it goes on.
+"""Failing disks: tell them from damaged content, retry, and end the command if the failure persists.
 
 A network folder that was mounted again (ESTALE) or a bad cable (EIO) says nothing about the content of a file. Taken
 for damage it deletes a checkpoint, decodes a shard again or becomes a defect of a sound image.

@@ -1,4 +1,4 @@
-"""Several processes as one training: which of them writes, what is added up, and what all must agree on.
+"""Several processes as one training: who writes, sums over processes, and checks that all agree.
 
 Everything here does nothing in one process, and is called by all of several in the same order. torchrun's environment
 says how many there are (RANK, WORLD_SIZE, LOCAL_RANK); gradients are added up here, without torch's

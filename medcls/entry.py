@@ -1,4 +1,4 @@
-"""What a command does before it imports anybody else's code; importing this from a notebook or a test does nothing.
+"""Protect a command before other libraries are imported: search path, early signals, failing log.
 
 `python -m` puts the working folder first on the search path: a folder of data with an albumentations.py in it would run
 that file. A scheduler's SIGTERM may arrive while the libraries are still being imported. And the log of a command may

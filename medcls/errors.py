@@ -1,4 +1,4 @@
-"""Errors a user can cause or meet, each with its exit code.
+"""Errors that a user can cause or meet, each with its exit code.
 
 A message is one line: the name, the value, what was expected, and what to do next.
 It never carries a value of an identifying attribute.

@@ -1,4 +1,4 @@
-"""python -m medcls.fetch model=NAME: finds or downloads ImageNet weights ahead of time and prints the file."""
+"""python -m medcls.fetch model=NAME: find or download ImageNet weights ahead of time and print their path."""
 
 from __future__ import annotations
 

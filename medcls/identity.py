@@ -1,4 +1,4 @@
-"""Who is who in the outputs: ids as declared, or keyed pseudonyms that only the key's holder can map back.
+"""Patient identity in outputs: ids as declared, or keyed pseudonyms that only the key's holder can map back.
 
 Plain hashes of patient ids can be guessed by trying all ids; a keyed one cannot (DICOM PS3.15 E.1.1).
 """

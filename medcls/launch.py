@@ -1,4 +1,4 @@
-"""python -m medcls.launch: one training in several processes, through torchrun's elastic agent.
+"""python -m medcls.launch: run one training in several processes, through torchrun's elastic agent.
 
 torchrun itself exits 1 whatever the processes exit with; a batch system needs to know whether to run a job again.
 """

@@ -1,4 +1,4 @@
-"""Locks on what two commands may write: one holds it, the other waits with a line that says so, or ends with 75."""
+"""Locks on folders and files that two commands may write: one holds it, the other waits or exits with 75."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeds, counter-based random generators, and the record of where a run was made.
+"""Seeds, counter-based random generators, and the record of a run's environment.
 
 Every random draw that belongs to a sample is a pure function of (seed, epoch, image_id): order and augmentation
 depend on neither workers, ranks nor restarts (own choice, docs/decisions/0004-randomness.md).

@@ -1,4 +1,4 @@
-"""python -m medcls.samplesize: an aim and assumptions to a number of patients, by simulated studies."""
+"""python -m medcls.samplesize: estimate the number of patients a study needs, by simulated studies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a dataclass that came from a file holds what its annotations say: a file may have been written by anyone."""
+"""Check a dataclass read from a file against its type hints; the file is untrusted."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Synthetic knees and heads, and the demonstrations on them; no module outside of it needs these."""
+"""Synthetic knees and heads, and the demonstrations that use them; nothing outside this folder imports it."""

@@ -1,4 +1,4 @@
-"""What the demo sets share: a folder that is theirs or empty, their tables, their command lines."""
+"""Parts that both demo sets share: the output folder, its tables, the command line."""
 
 from __future__ import annotations
 

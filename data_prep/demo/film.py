@@ -1,4 +1,4 @@
-"""A film of a phantom: exposure, then a DICOM data set (DX, for presentation, 12 bits in 16).
+"""A phantom as a radiograph: exposure, then a DICOM data set (DX, for presentation, 12 bits in 16).
 
 Nothing here looks at the grade: exposure, contrast, blur, marker, photometric interpretation and transfer
 syntax are drawn on their own, so a classifier that scores has read the joint.

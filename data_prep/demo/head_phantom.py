@@ -1,4 +1,4 @@
-"""Drawing a head: tissues as soft ellipsoids in millimetres, then a scanner's contrast, bias field and noise.
+"""Draw a head: tissues as soft ellipsoids in millimetres, then a scanner's contrast, bias field and noise.
 
 A head is drawn in LPS+ axes (x to the patient's left, y backwards, z upwards) with the origin in the middle of the
 brain. What lies on both sides is drawn once, over |x|; a smooth warp makes the sides differ.

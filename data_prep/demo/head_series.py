@@ -1,4 +1,4 @@
-"""A head as a DICOM MR series, one file a slice: nobody's, at a fixed date, with valid headers."""
+"""A drawn head as a DICOM MR series of one file per slice, with valid headers, a fixed date and no real person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The heads of the 3-D demo set: who they are, and what atrophy from NC over MCI to AD does to each.
+"""The people of the 3-D demo set: their heads, and how atrophy from NC to MCI to AD changes each.
 
 Every number is a pure function of (seed, domain, number), through counter-based generators. The volumes drawn from them
 (data_prep/demo/head_phantom.py) resemble T1-weighted MR; they are no model of the disease.

@@ -1,4 +1,4 @@
-"""The knees of the demo set: who they are, and what a Kellgren-Lawrence grade does to each.
+"""The people of the demo set: their knees, and how a Kellgren-Lawrence grade changes each.
 
 Every number is a pure function of (seed, patient, side), through counter-based generators. The films drawn
 from them (data_prep/demo/phantom.py) resemble radiographs; they are no model of the disease.

@@ -1,4 +1,4 @@
-"""Drawing a knee: from anatomy in millimetres to the attenuation along each ray of a radiograph.
+"""Draw a knee: from anatomy in millimetres to the attenuation along each ray of a radiograph.
 
 A knee is drawn with x to the lateral side, y down and the origin on the middle of the tibial plateau, and is
 placed on the detector by one affine map.

@@ -1,1 +1,1 @@
-"""Labels: from a CSV file or folders to one checked row for each image."""
+"""Labels: from a CSV file or folder names to one checked row per image."""

@@ -1,4 +1,4 @@
-"""Folders named as classes, splits and patients to a table of labels."""
+"""Read a table of labels from folders named as classes, splits and patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a labels file and the headers of its images disagree: wrong rows, or patients about to leak between splits."""
+"""Find rows where the labels file and the image headers disagree: wrong rows, or patients about to leak."""
 
 from __future__ import annotations
 

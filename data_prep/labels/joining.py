@@ -1,4 +1,4 @@
-"""Labels joined with what the headers say: a row for each image or volume, and a refusal where the two disagree."""
+"""Join labels with image headers: one row per image or volume; refuse rows that do not match."""
 
 from __future__ import annotations
 

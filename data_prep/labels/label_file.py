@@ -1,4 +1,4 @@
-"""A labels file to a table of labels, in bounded memory; all bad rows are reported at once."""
+"""Read labels.csv: its columns, checked row by row in bounded memory; all bad rows are reported at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels against the source and one another: files that are not there, links out of it, images named twice."""
+"""Check the paths of labels: missing files, links out of the source, images named twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label columns of several readers to one: the label of most of them, their shares, or one reader's."""
+"""Combine the label columns of several readers: majority, shares, or one reader."""
 
 from __future__ import annotations
 

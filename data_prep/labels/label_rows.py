@@ -1,4 +1,4 @@
-"""What a label says of an image: the columns of a table of labels, and the patient's rule."""
+"""The columns of the table of labels, the rule for patient_id, and the list of bad rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values of label columns to classes: one spelling, one column of several readers, and a record of the reading."""
+"""Read the values of label columns as classes, and record how each spelling was read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the folders of a source are (splits, classes, patients): guessed where one reading fits, else refused."""
+"""Guess which folder levels of a source are splits, classes and patients; refuse if several readings fit."""
 
 from __future__ import annotations
 

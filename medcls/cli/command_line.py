@@ -1,4 +1,4 @@
-"""The thin step around Hydra: composes a command's job, runs it, and turns errors into one line and an exit code.
+"""Run one command around Hydra: compose its job, call its function, turn errors into one line and an exit code.
 
 Hydra's own errors exit 1 without a hint (docs/decisions/0003-command-line.md).
 """

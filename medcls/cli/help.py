@@ -1,4 +1,4 @@
-"""What --help prints: what a command does, its groups, and every setting with its default, meaning and values."""
+"""The text of --help: what a command does, its groups, each setting with default, meaning and values."""
 
 from __future__ import annotations
 

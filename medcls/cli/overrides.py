@@ -1,4 +1,4 @@
-"""What a user types, checked and quoted for Hydra: text literally, unknown keys with the nearest known one.
+"""Check and quote key=value overrides for Hydra; name the nearest setting for an unknown key.
 
 Hydra's grammar refuses paths with ( ) = # & and letters outside ASCII and rewrites run=2024_05_01 to 20240501
 (docs/decisions/0003-command-line.md).

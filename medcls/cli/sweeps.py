@@ -1,4 +1,4 @@
-"""Sweeps (--multirun): each job is an ordinary command in a run of its own; one that fails is named, others go on."""
+"""Sweeps (--multirun): one ordinary command and run per job; a failed job does not stop the others."""
 
 from __future__ import annotations
 

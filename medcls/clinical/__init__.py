@@ -1,1 +1,1 @@
-"""Clinical columns beside the image: learnt, encoded, and reported as odds ratios."""
+"""Clinical columns beside the image: chosen, encoded, and reported as odds ratios."""

@@ -1,4 +1,4 @@
-"""Clinical columns of the manifest beside the image: levels as 0 and 1, numbers standardised, what is missing said."""
+"""The encoding of clinical columns: levels as 0 and 1, standardised numbers, indicators of missing values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clinical columns may be used, and how they are encoded: learnt from the training rows alone."""
+"""Learn the encoding of clinical columns from the training rows only, and check which columns may be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clinical columns say beside the image: odds ratios with intervals over patients."""
+"""Odds ratios of clinical columns beside the image, with intervals over patients."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""python -m medcls.compare."""
+"""The command compare: arms over the same folds of a store, with paired statistics."""

@@ -1,4 +1,4 @@
-"""python -m medcls.compare: arms over the same folds of a store, with paired statistics."""
+"""python -m medcls.compare: train and evaluate arms over the same folds of a store, with paired statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison stage: arms over the same folds, each an ordinary training and evaluation, and paired statistics.
+"""Run a comparison: arms over the same folds, each an ordinary training and evaluation, then paired statistics.
 
 It reads nothing but the files that those commands write, so everything in out/ can be made again by hand.
 """

@@ -1,4 +1,4 @@
-"""What a comparison runs: for each arm and fold the commands that a user could type."""
+"""The commands of a comparison: for each arm and fold, those that a user could type."""
 
 from __future__ import annotations
 

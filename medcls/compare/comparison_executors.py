@@ -1,4 +1,4 @@
-"""Where the commands of a comparison run: processes of this machine, or jobs of a Slurm cluster through submitit.
+"""Executors of a comparison: processes of this machine, or Slurm jobs through submitit.
 
 Submitit by itself pickles a function and its result into a folder that others may write into, and unpickling runs what
 they put there. Here it only submits a command line; the result is JSON (docs/decisions/0062-no-pickles-of-jobs.md).

@@ -1,4 +1,4 @@
-"""The folds of a comparison, written into the store as splits like any other."""
+"""Write the folds of a comparison into the store as ordinary splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan of a comparison: arms, folds and works, checked before anything runs and kept in plan.json."""
+"""The plan of a comparison: arms, folds and runs, checked before anything starts and kept in plan.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of a comparison left on disk, as comparison.json and a table."""
+"""Collect the results of a comparison's runs as comparison.json and a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The works of a comparison, run in order: what is finished is left alone, a failing arm stops and the others go on."""
+"""Run the planned commands of a comparison in order: skip finished ones; a failed arm does not stop the others."""
 
 from __future__ import annotations
 

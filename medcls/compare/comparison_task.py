@@ -1,4 +1,4 @@
-"""A task of a comparison: commands that follow one another, in this process or as a job of a cluster.
+"""One task of a comparison: its commands in sequence, in this process or as a cluster job.
 
 As a job it is `python -m medcls.compare.comparison_task TASK RESULT`: the task comes on the command line, and its exit
 code goes into a JSON file. Nothing that lies in the shared folder is run or unpickled.

@@ -1,4 +1,4 @@
-"""The schema of every command: one slotted dataclass for each conf/ group, checked when it is built.
+"""The schema of every command: one slotted dataclass per conf/ group, checked when it is built.
 
 `load(cfg)` is the border: below it there are only these plain objects, never a DictConfig.
 """

@@ -1,4 +1,4 @@
-"""Checks of single values, whose errors name the setting, the value and what was expected."""
+"""Checks of single settings; their errors name the setting, the value and what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema of what looks at a store or a run: evaluate, predict, explain, show."""
+"""The schema of the commands that read a store or a run: evaluate, predict, explain, show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema of how labels are read: spellings, levels of folders, and which files of a folder are images."""
+"""The schema of labels: spellings, folder levels, and which files of a folder are images."""
 
 from __future__ import annotations
 

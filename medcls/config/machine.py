@@ -1,4 +1,4 @@
-"""Settings that many commands share: the device, its arithmetic, processes and seeds."""
+"""Settings that many commands share: device, precision, worker processes, seed, batch size."""
 
 from __future__ import annotations
 

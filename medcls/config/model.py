@@ -1,4 +1,4 @@
-"""The schema of a network: its architecture, where its weights come from, and which of its stages are trained."""
+"""The schema of a network: architecture, source of its weights, and which stages are trained."""
 
 from __future__ import annotations
 

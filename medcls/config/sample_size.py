@@ -1,4 +1,4 @@
-"""The schema of medcls.samplesize."""
+"""The schema of medcls.samplesize: the aim, the assumptions and the simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a field of the schema says about its setting: help, choices, range, unit and kind, in one place for all readers.
+"""The metadata of a setting's field (help, choices, range, unit, kind), which help and all checks read.
 
 The command line, --help, docs/settings.md and the checks read the field's metadata; nobody keeps a list beside it.
 """

@@ -1,4 +1,4 @@
-"""The schema of what is learnt from what: the split, the task, and what is done to images on their way."""
+"""The schema of a task: split, labels and classes, crop, augmentation and clinical columns."""
 
 from __future__ import annotations
 

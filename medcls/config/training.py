@@ -1,4 +1,4 @@
-"""The schema of training: a store to a run."""
+"""The schema of train: a store to a run."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Arrays to batches: store, manifest, splits, augmentation, loaders."""
+"""From stored arrays to batches: store, manifest, splits, targets, augmentation, loaders."""

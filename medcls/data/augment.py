@@ -1,4 +1,4 @@
-"""{Name: {argument: value}} to an albumentations transform whose draws are a function of the sample alone."""
+"""Build albumentations transforms from {Name: {argument: value}}; their draws depend only on the sample."""
 
 from __future__ import annotations
 

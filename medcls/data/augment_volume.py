@@ -1,4 +1,4 @@
-"""{Name: {argument: value}} to MONAI transforms of volumes whose draws are a function of the sample alone."""
+"""Build MONAI transforms of volumes from {Name: {argument: value}}; their draws depend only on the sample."""
 
 from __future__ import annotations
 

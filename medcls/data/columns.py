@@ -1,4 +1,4 @@
-"""Columns of parquet files as Arrow and numpy: only those asked for, and never a Python object for each row."""
+"""Read parquet columns as Arrow and numpy: only those requested, without a Python object per row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of what a network sees, by class: the cheapest catch for a wrong window, crop or augmentation."""
+"""Write a contact sheet by class of the images that a network gets: it shows wrong windows, crops, augmentation."""
 
 from __future__ import annotations
 

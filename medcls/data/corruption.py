@@ -1,4 +1,4 @@
-"""Volumes and their corrupted twins, which an autoencoder has to undo: a function of the sample alone."""
+"""Corrupt volumes for an autoencoder to restore; the corruption depends only on the sample."""
 
 from __future__ import annotations
 

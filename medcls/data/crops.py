@@ -1,4 +1,4 @@
-"""Parts of stored images and volumes: at random for training, central for everything else."""
+"""Crops of stored images and patches of volumes: random for training, central otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a store as a torch dataset: stored integers, targets, and where each came from."""
+"""The torch dataset of a store's rows: stored integers, targets, image ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same image under two names: exact copies by checksum, near copies by hash and then by pixels.
+"""Find the same image under two names: exact copies by checksum, near copies by hash and then by pixels.
 
 On aligned radiographs a hash alone refuses honest data: among 1,400 real knees some pairs of different patients
 share a 64-bit hash. So a 256-bit hash only proposes candidates, and the pixels decide

@@ -1,4 +1,4 @@
-"""Folds by patient as splits: the fold is the test split, the rest is training with its own validation part.
+"""Folds by patient, written as splits: the fold is the test split, the rest training with its own validation part.
 
 Everything here is a pure function of the patients' ids, the labels and a seed: neither row order nor machine matters.
 Patients that share an image, under two names or twice enrolled, stay together like one.

@@ -1,4 +1,4 @@
-"""What labels say: spellings that are one label, words that mean healthy, order, and sides of the body."""
+"""Recognise label texts: equal spellings, words that mean healthy, order of grades, sides of the body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for loading processes: what this machine or container has, and what they need, before anything is started."""
+"""Check that memory suffices for loading processes, before they start."""
 
 from __future__ import annotations
 

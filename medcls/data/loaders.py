@@ -1,4 +1,4 @@
-"""Datasets to batches: order, balance, workers."""
+"""Build batches from a dataset: order, class balance, worker processes and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest: one row for each stored image, its patient, its place in a shard, and what may be said of it."""
+"""The manifest: one row per stored image with its patient, its place in a shard, and its checked attributes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the images of a store are whole files or regions of them, such as one knee of a film with two."""
+"""Count which images of a store are whole files and which are regions (one knee of a film with two)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A shard while it is filled: a slot for every planned image, written by several processes, packed when it is whole."""
+"""Write a shard: one slot per planned image, filled by several processes, packed when complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits by patient: checked for leaks, certified, and checked again by whoever reads them.
+"""Splits by patient: checked for leaks, certified, and checked again when read.
 
 A split is an array with a code for each image: its place in SPLIT_NAMES. Patients are codes, too, so that nothing here
 holds a Python object for each image.

@@ -1,4 +1,4 @@
-"""Which image has which label, as far as making and describing splits needs it."""
+"""Strata of images by label, as needed to make and describe splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patients dealt to splits and folds at random, inside strata of label and number of images."""
+"""Deal patients to splits and folds at random, inside strata of label and number of images."""
 
 from __future__ import annotations
 

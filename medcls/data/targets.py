@@ -1,4 +1,4 @@
-"""Labels as they were written to the targets of a task."""
+"""Encode written labels as the targets of a task: classes, grades, values, and unknown ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transforms from a configuration: their arguments checked, and whether they exchange sides."""
+"""Check the arguments of configured transforms, and whether a transform exchanges left and right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft targets: the votes of readers, and labels that are half of one class and half of another.
+"""Soft targets: shares of readers' votes, and labels that are half of one class and half of another.
 
 A store keeps them beside its labels: `votes` beside `label`, `votes_NAME` beside `label_NAME`, JSON of class -> votes.
 The label itself is the class with the most votes, or unknown: whoever counts cases reads labels and never votes.

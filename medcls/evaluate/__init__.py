@@ -1,1 +1,1 @@
-"""python -m medcls.evaluate."""
+"""The command evaluate: a run or a file of scores to metrics with intervals and a report."""

@@ -1,4 +1,4 @@
-"""python -m medcls.evaluate: a run and a split, or a file of scores, to metrics with intervals and report.html."""
+"""python -m medcls.evaluate: metrics with intervals and report.html for a run and a split, or a file of scores."""
 
 from __future__ import annotations
 

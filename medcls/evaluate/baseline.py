@@ -1,4 +1,4 @@
-"""The baseline of volumes on the evaluated split, and the network's paired differences from it."""
+"""Evaluate the linear baseline of volumes on the same split, with the network's paired differences from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run, or several whose scores are averaged: what must agree between them, and their predictions as one."""
+"""Open one run, or several whose scores are averaged; check that they agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation stage: a run and a split to predictions, metrics with intervals, and report.html."""
+"""Evaluate a run on a split: predictions, metrics with intervals, report.html."""
 
 from __future__ import annotations
 

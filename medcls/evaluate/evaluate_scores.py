@@ -1,4 +1,4 @@
-"""The evaluation of a file of scores, of any tool: the same numbers and the same report as for a run, without torch."""
+"""Evaluate a file of scores of any tool: the same numbers and report as for a run, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows that an evaluation may open: of the run's own store, or of another one that is proven apart from it."""
+"""Open the rows to evaluate: the run's own store, or an external one that shares no patient with training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of the evaluated images are farther from training than predict accepts."""
+"""Count the evaluated images that are farther from the training images than predict accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is chosen on the validation split and kept in the run, before a test split is opened."""
+"""Freeze thresholds and calibration: chosen on the validation split, written into the run, before test opens."""
 
 from __future__ import annotations
 

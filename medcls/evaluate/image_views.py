@@ -1,4 +1,4 @@
-"""The views of each image that an evaluation predicts: what was asked for, its name, and the networks for it."""
+"""Plan the views (crops, mirrors) that an evaluation predicts of each image, and build the networks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows and choices to numbers, files and lines of the terminal: the same for a run and for the scores of any tool."""
+"""Measure predicted rows, write the files and print the lines; for a run and for scores of any tool alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables that medcls wrote, read as files of scores: of evaluate (lists of scores) and of predict (all levels)."""
+"""Read tables that medcls wrote (evaluate, predict) as files of scores."""
 
 from __future__ import annotations
 

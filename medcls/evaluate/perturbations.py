@@ -1,4 +1,4 @@
-"""Images as a worse scanner, another archive or a hurried hand would have made them, at five strengths each.
+"""Degrade images at five strengths each: noise, blur, grey shift, lower resolution, JPEG, rotation.
 
 A volume is changed slice by slice, in the axial plane and all slices alike, as archives keep it and a head lies in it.
 """

@@ -1,4 +1,4 @@
-"""Readers' decisions from a file, matched to the rows that were evaluated, and compared with the model."""
+"""Read the decisions of human readers, match them to the evaluated rows, and compare them with the model."""
 
 from __future__ import annotations
 

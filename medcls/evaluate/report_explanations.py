@@ -1,4 +1,4 @@
-"""The explanations that lie beside an evaluation, as its report shows them."""
+"""Collect the explanations beside an evaluation for its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report tells beside the numbers: who came in and who was left out, who they are, and the worst images."""
+"""Collect the report's facts about the data: flow of patients, splits, subgroups, labels, worst images."""
 
 from __future__ import annotations
 

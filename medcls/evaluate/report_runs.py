@@ -1,4 +1,4 @@
-"""What a report tells of the run, or of several runs whose scores were averaged: settings, history, model, pictures."""
+"""Collect the report's facts about the runs: settings, training history, model, pictures, openings of the split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the headline metric falls while the images get worse."""
+"""Measure how the headline metric falls as images get worse."""
 
 from __future__ import annotations
 

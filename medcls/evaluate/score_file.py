@@ -1,4 +1,4 @@
-"""A table of text from a CSV or Parquet file, whose faults are named by position, never by value."""
+"""Read a table of text from CSV or Parquet; faults are named by position, never by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of any tool as checked rows: which column means what, which kind of task it is, and which rows are wrong."""
+"""Check a table of scores of any tool: the role of each column, the kind of task, the wrong rows."""
 
 from __future__ import annotations
 

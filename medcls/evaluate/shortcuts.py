@@ -1,4 +1,4 @@
-"""How well the manufacturer, or another column, is told from what the head of the network sees."""
+"""Measure how well the scanner's manufacturer, or another column, can be told from the network's features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The predictions of one run on one split: made once, kept, counted, and reused while nothing has changed."""
+"""Predict one run on one split: log the opening of a test split, keep the predictions, reuse unchanged ones."""
 
 from __future__ import annotations
 

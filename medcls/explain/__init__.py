@@ -1,1 +1,1 @@
-"""python -m medcls.explain."""
+"""The command explain: maps of where an answer comes from, and checks of whether they are true."""

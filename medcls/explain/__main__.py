@@ -1,4 +1,4 @@
-"""python -m medcls.explain: a run and images to maps of where the answers come from, and whether they are true."""
+"""python -m medcls.explain: draw maps of where a run's answers come from, and check whether they are true."""
 
 from __future__ import annotations
 

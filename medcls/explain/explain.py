@@ -1,4 +1,4 @@
-"""The explanation stage: a run and some images to maps, pictures, and measurements of whether the maps are true."""
+"""Explain images of a run: maps, pictures, and measurements of whether the maps are true."""
 
 from __future__ import annotations
 

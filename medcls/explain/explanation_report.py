@@ -1,4 +1,4 @@
-"""The figures of an explanation in words, and its page."""
+"""Sum up an explanation's measurements in sentences, and fill its page."""
 
 from __future__ import annotations
 

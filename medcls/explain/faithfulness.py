@@ -1,4 +1,4 @@
-"""Is a map true? Where the sign is known: does it point there. Where it is not: does hiding what it marks matter."""
+"""Measure maps: whether they mark a known sign, and whether hiding the marked area changes the score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the maps are true: against a known place, a scrambled network, and the score itself."""
+"""Check maps against a known place, a scrambled network, and the score itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One method of explanation, with its settings: (network, target, image) to a map."""
+"""One method of explanation with its settings: (network, target, image) to a map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Explanations as one self-contained page."""
+"""The page of explanations: one self-contained HTML file."""
 
 from __future__ import annotations
 

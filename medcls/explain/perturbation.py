@@ -1,4 +1,4 @@
-"""What a score says when parts of the image are hidden."""
+"""Occlusion maps: the score with parts of the image hidden."""
 
 from __future__ import annotations
 

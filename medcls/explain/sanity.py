@@ -1,4 +1,4 @@
-"""The weight-randomisation check: a map that stays when the network is scrambled says nothing about the network."""
+"""Check by weight randomisation: a map that survives a scrambled network does not depend on the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one number that a map explains: of which class, as a logit for gradients and as a score for perturbations."""
+"""Choose the number that a map explains: which class, as a logit or as a score."""
 
 from __future__ import annotations
 

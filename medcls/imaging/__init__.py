@@ -1,1 +1,1 @@
-"""Raw files to arrays in known units. No torch here: decoding workers import this room alone."""
+"""Raw files to arrays in known units. No torch here: decoding workers import only this folder."""

@@ -1,4 +1,4 @@
-"""The index of a source folder: one row a file, what its header says; built once, read by many jobs."""
+"""The index of a source folder: one row of header values per file, built once and read by many jobs."""
 
 from __future__ import annotations
 

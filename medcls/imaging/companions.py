@@ -1,4 +1,4 @@
-"""Files that accompany images and are not images of any job: reports, plans, raw data, presentation states."""
+"""Name files that accompany images and are not images of a job: reports, plans, raw data, presentation states."""
 
 from __future__ import annotations
 

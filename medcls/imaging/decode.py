@@ -1,4 +1,4 @@
-"""One image or volume to its stored array, as worker processes do it: the one way in for data_prep and predict."""
+"""Decode one image or volume to its stored array: the one way in for data_prep and predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model has seen in training, and what an image has that training never had."""
+"""The domain of a model: kinds of images seen in training, and what is new about a given image."""
 
 from __future__ import annotations
 

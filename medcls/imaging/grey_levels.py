@@ -1,4 +1,4 @@
-"""How many grey values a file holds, and how many of them are left in the stored image."""
+"""Count the grey levels of a file and of its stored image; check the range of Hounsfield units."""
 
 from __future__ import annotations
 

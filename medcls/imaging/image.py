@@ -1,4 +1,4 @@
-"""One file of any supported format to pixels in [0, 1] with their geometry, or a named refusal."""
+"""Read one file of any supported format to pixels in [0, 1] with their geometry, or a named refusal."""
 
 from __future__ import annotations
 

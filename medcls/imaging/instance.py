@@ -1,4 +1,4 @@
-"""What the header of one file says, read without its pixels: the row of the index, and what stacks are built from."""
+"""One image's header, read without its pixels: a row of the index, and the input of volume stacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What libjpeg-turbo says against a JPEG that it decodes all the same: docs/decisions/0059-damaged-streams.md."""
+"""Find damage in a JPEG that libjpeg-turbo decodes with a warning: docs/decisions/0059-damaged-streams.md."""
 
 from __future__ import annotations
 

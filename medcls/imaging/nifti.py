@@ -1,4 +1,4 @@
-"""A NIfTI or Analyze file to a volume with its affine in DICOM's patient coordinates, or a named refusal."""
+"""Read a NIfTI or Analyze file to a volume with its affine in DICOM patient coordinates, or a named refusal."""
 
 from __future__ import annotations
 

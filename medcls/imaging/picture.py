@@ -1,4 +1,4 @@
-"""A stored image or volume as eight-bit pixels for the eye."""
+"""Draw a stored image or volume as eight-bit pixels for the eye."""
 
 from __future__ import annotations
 

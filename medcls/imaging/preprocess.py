@@ -1,4 +1,4 @@
-"""One raw image to one stored array: a pure function of (image, PreprocessSpec).
+"""Preprocess one raw image to one stored array: a pure function of (image, PreprocessSpec).
 
 data_prep and predict both call `preprocess_image`, so a model sees at the bedside what it saw in training.
 """

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, BMP and .npy files to samples in [0, 1]."""
+"""Read PNG, JPEG, TIFF, BMP and .npy files to samples in [0, 1]."""
 
 from __future__ import annotations
 

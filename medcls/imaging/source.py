@@ -1,4 +1,4 @@
-"""The files of a source folder, each exactly once, and which of them are images."""
+"""List the files of a source folder, each exactly once, and tell which are images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a function over files in worker processes that a broken file can kill without harm.
+"""Run a function over files in worker processes, which a broken file can kill without harm.
 
 A decoder may abort, hang, panic or ask for gigabytes. The work is therefore done in spawned processes with limits of
 memory and processor time; what goes wrong costs the one item that caused it. A process that waits, or that somebody

@@ -1,1 +1,1 @@
-"""Networks, their pretrained weights, and what of them is trained."""
+"""Networks, their pretrained weights, and which of their stages are trained."""

@@ -1,4 +1,4 @@
-"""3-D convolutional autoencoders: anatomy learnt without labels, level by level or all levels at once.
+"""3-D convolutional autoencoders for pretraining without labels, trained by level or as a whole.
 
 An autoencoder is a row of levels. A level encodes the maps under it to a code, which, brought down to the next level's
 size, are the maps under that one; and it decodes its code back. Encoders have the weights and names of a classifier's

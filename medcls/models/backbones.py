@@ -1,4 +1,4 @@
-"""Networks without their last layer, as a row of stages from input to output: torchvision's, and small ones by name."""
+"""Networks without their last layer, as stages from input to output: torchvision's, and small ones by name."""
 
 from __future__ import annotations
 

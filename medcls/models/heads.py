@@ -1,4 +1,4 @@
-"""From features to logits, and from logits to the scores that metrics take."""
+"""Heads: features to logits, and logits to the scores that metrics take."""
 
 from __future__ import annotations
 

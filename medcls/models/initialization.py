@@ -1,4 +1,4 @@
-"""Where the numbers of a network come from, other than from a file as it is; hybrid networks among them."""
+"""Initialise weights other than from a file as it is: drawn by mean and variance, hybrid, shallower."""
 
 from __future__ import annotations
 

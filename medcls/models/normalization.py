@@ -1,4 +1,4 @@
-"""Stored volumes to the numbers that a 3-D network takes, on the device that computes."""
+"""Normalise stored volumes to a 3-D network's input, on the device that computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks forget what they computed, and compute it again in the backward pass.
+"""Activation checkpointing: blocks drop their activations and recompute them in the backward pass.
 
 BatchNorm would take the same batch into its running statistics twice; here it leaves them alone the second time, so
 that a step ends in the same numbers with and without.

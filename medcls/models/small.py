@@ -1,4 +1,4 @@
-"""Small networks, trained from random weights: Raghu's, the two of Antony et al. for knees, and VGG-M."""
+"""Small networks trained from random weights: Raghu's, the two of Antony et al. for knees, and VGG-M."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a network is trained, from which epoch on, how fast, and what its BatchNorm layers do meanwhile."""
+"""Plan a transfer: which stages are trained, from which epoch, at which rate, and their BatchNorm mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several views of an image as one answer: crops, mirror images, or a classifier applied densely."""
+"""Combine several views of an image into one answer: crops, mirror images, or dense application."""
 
 from __future__ import annotations
 

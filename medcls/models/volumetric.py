@@ -1,4 +1,4 @@
-"""Networks of three spatial axes: the classifier of Hosseini-Asl, a modern small one, and MONAI's ResNets."""
+"""3-D networks: the classifier of Hosseini-Asl, a modern small one, and MONAI's ResNets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named ImageNet weights: where they come from, that they are what they claim, and how they reach a network."""
+"""Named ImageNet weights: find or download, verify by checksum, load into a network."""
 
 from __future__ import annotations
 

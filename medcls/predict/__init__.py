@@ -1,1 +1,1 @@
-"""python -m medcls.predict."""
+"""The command predict: raw files to scores."""

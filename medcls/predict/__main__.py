@@ -1,4 +1,4 @@
-"""python -m medcls.predict: raw images and a run to scores by class, or a reason, for every file."""
+"""python -m medcls.predict: score raw images with a run; every file gets scores by class or a reason."""
 
 from __future__ import annotations
 

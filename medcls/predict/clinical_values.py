@@ -1,4 +1,4 @@
-"""The clinical values of raw files: as a table says them, else as their DICOM headers do."""
+"""Read the clinical values of raw files: from a table, otherwise from their DICOM headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prediction stage: raw images and one or several runs to scores by class, or a reason, for every file.
+"""Predict raw images with one or several runs: scores by class, or a reason, for every file.
 
 Series and patients get their own rows, and every row what the run's operating points say of it. The pixels come from
 imaging.decode, which filled the store that the runs were trained on.

@@ -1,4 +1,4 @@
-"""Rows above the image, and what the choices frozen on validation say of each row: evaluation's own arithmetic."""
+"""Combine image scores to series, study and patient rows, and apply the frozen thresholds and calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table that predict writes: a row for each file, series and patient, with scores or why there are none."""
+"""Write the table of predict: a row per file, series and patient, with scores or the reason for none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""boxes=FILE: the regions of raw images that predict classifies, as a labels file names them."""
+"""Read boxes=FILE: the regions of raw images that predict classifies."""
 
 from __future__ import annotations
 

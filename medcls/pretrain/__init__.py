@@ -1,1 +1,1 @@
-"""python -m medcls.pretrain."""
+"""The command pretrain: a store of volumes to an autoencoder."""

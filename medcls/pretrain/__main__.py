@@ -1,4 +1,4 @@
-"""python -m medcls.pretrain: a store of volumes to an autoencoder, without labels; never reads the test split."""
+"""python -m medcls.pretrain: train an autoencoder on a store of volumes, without labels or the test split."""
 
 from __future__ import annotations
 

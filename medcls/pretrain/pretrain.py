@@ -1,4 +1,4 @@
-"""The pretraining stage: a store of volumes to an autoencoder. It needs no labels and never reads the test split."""
+"""Pretrain an autoencoder on a store of volumes. It needs no labels and never reads the test split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The volumes that pretraining may see: train and val of a store, with and without labels."""
+"""Open the volumes for pretraining: train and val of a store, with and without labels."""
 
 from __future__ import annotations
 

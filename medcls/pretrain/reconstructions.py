@@ -1,4 +1,4 @@
-"""A picture of what an autoencoder makes of volumes that it was not trained on."""
+"""Draw held-out volumes, their inputs to the autoencoder, and its reconstructions."""
 
 from __future__ import annotations
 

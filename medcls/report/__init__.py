@@ -1,1 +1,1 @@
-"""Pages, figures and documents; they compute nothing that is not on the page."""
+"""Pages, figures and documents of results; they only show numbers, and compute none beyond their page."""

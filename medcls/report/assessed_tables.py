@@ -1,4 +1,4 @@
-"""The tables of the report beyond the plain metrics: thresholds, levels, calibration, sets, subgroups, two runs."""
+"""Tables of the report beyond plain metrics: thresholds, levels, calibration, sets, subgroups, two runs."""
 
 from __future__ import annotations
 

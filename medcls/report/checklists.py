@@ -1,4 +1,4 @@
-"""CLAIM and TRIPOD+AI: which items the machine fills from what it did, and which are left to the authors."""
+"""CLAIM and TRIPOD+AI: the items filled from the run, and those left to the authors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One comparison as a self-contained page, in the style of the evaluation's report."""
+"""Write the page of a comparison, in the style of the evaluation's report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that one evaluation found, as the report and the documents beside it take it."""
+"""The content of one evaluation's report: Evaluation, Explanation and Overlay."""
 
 from __future__ import annotations
 

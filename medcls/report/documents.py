@@ -1,4 +1,4 @@
-"""MODEL_CARD.md, claim.json and tripod_ai.json: what the machine knows, in the form that journals ask for."""
+"""Write MODEL_CARD.md, claim.json and tripod_ai.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How figures look, and how one drawing becomes a PNG for papers and an SVG that follows light and dark."""
+"""The style of figures: one drawing as PNG for papers and as SVG for light and dark pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images a reader should look at: the worst and the most uncertain."""
+"""Choose the images that a reader should see: the worst and the most uncertain."""
 
 from __future__ import annotations
 

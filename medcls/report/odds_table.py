@@ -1,4 +1,4 @@
-"""The odds ratios of clinical columns as tables, for the report and for the model card."""
+"""Odds ratios of clinical columns as tables, for the report and the model card."""
 
 from __future__ import annotations
 

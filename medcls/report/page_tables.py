@@ -1,4 +1,4 @@
-"""The numbers of the report as rows of text: headline cards, all metrics, one row a class, counts."""
+"""The report's numbers as rows of text: headline cards, all metrics, one row per class, counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which figures a task gets, with their captions."""
+"""The figures that a kind of task gets, with their captions."""
 
 from __future__ import annotations
 

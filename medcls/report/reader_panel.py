@@ -1,4 +1,4 @@
-"""Readers beside the model: their table, and their points in its ROC plane."""
+"""Human readers beside the model: their table, and their points in the ROC plane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One evaluation as a folder of figures and one self-contained page."""
+"""Write one evaluation's report: a folder of figures and one self-contained page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers behind the threshold slider of the report: counts at its steps, the frozen thresholds among them."""
+"""Numbers behind the report's threshold slider: counts at each step, including the frozen thresholds."""
 
 from __future__ import annotations
 

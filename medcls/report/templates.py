@@ -1,4 +1,4 @@
-"""The pages that commands write, as Jinja templates; each stands in the room that fills it."""
+"""Load the Jinja templates of pages from the folders of the modules that fill them."""
 
 from __future__ import annotations
 

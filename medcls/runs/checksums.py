@@ -1,4 +1,4 @@
-"""The checksums of a store and of a run, checked by every command that reads them again.
+"""Checksums of a store and a run, verified by every command that reads them again.
 
 A run ends with checksums.json, which covers every file of the training and the model, and then the model itself, whose
 card carries its own checksum, since model files travel alone. Source: own choice, docs/decisions/0061-checksums.md.

@@ -1,4 +1,4 @@
-"""What a run folder holds, and what it says of itself."""
+"""The run folder: its file names, and its settings and environment read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The models whose weights a network went through, and whom they have seen: biased transfer is refused.
+"""Lineage of weights: ancestor models and the patients they have seen; biased transfer is refused.
 
 A patient or an image that an earlier model trained or selected on is no unseen one for its heirs. So every run keeps
 those of all its ancestors (ancestors.parquet): no earlier run has to stay for a later check.

@@ -1,4 +1,4 @@
-"""The model file: safetensors whose metadata says what it is, what it was trained on, and how to feed it."""
+"""The model file: safetensors with a card of what it is, its training, its input and its output."""
 
 from __future__ import annotations
 

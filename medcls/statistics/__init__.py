@@ -1,1 +1,1 @@
-"""Numbers with intervals from predictions; no page, no torch."""
+"""Numbers with intervals, computed from predictions; no page, no torch."""

@@ -1,4 +1,4 @@
-"""Several images of one study or patient as one prediction."""
+"""Combine the predictions of several images into one per study or patient."""
 
 from __future__ import annotations
 

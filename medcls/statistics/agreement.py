@@ -1,4 +1,4 @@
-"""Agreement of true and predicted values: counts of classes and what follows from them, errors, correlations."""
+"""Agreement of true and predicted values: confusion counts, accuracy, kappa, errors, correlations."""
 
 from __future__ import annotations
 

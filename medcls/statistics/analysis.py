@@ -1,4 +1,4 @@
-"""What was decided beforehand about the results: limits, margins and subgroups, and whether they are met."""
+"""The plan of analysis fixed beforehand: limits, margins and subgroups, and whether they are met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arms of a comparison over the same folds: each arm's metrics with intervals, and every pair tested.
+"""Compare the arms of a comparison over the same folds: metrics with intervals, and every pair tested.
 
 The scores of different folds' models are not on one scale, so rows of different folds are never pooled: a metric is
 computed within each fold and averaged. Bootstrap samples draw patients once for all arms, folds and repeats, so that

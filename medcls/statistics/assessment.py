@@ -1,4 +1,4 @@
-"""What is chosen on one split, and everything that is then measured on another."""
+"""Choose thresholds and calibration on one split, and measure everything on another."""
 
 from __future__ import annotations
 

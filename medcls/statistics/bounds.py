@@ -1,4 +1,4 @@
-"""The two limits of one number: on which scale they are symmetric, and how far the replicates let them reach.
+"""The two limits of a number's interval: the scale on which they are symmetric, and their bounds.
 
 A percentile interval has no width if all of n cases are right, and is too narrow for few patients. So the replicates
 only say how much the number varies; where the limits are follows from its scale and from how many patients it rests on.

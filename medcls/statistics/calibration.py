@@ -1,4 +1,4 @@
-"""Are the probabilities true? Proper scores, calibration error, slope and intercept, reliability curve."""
+"""Calibration of probabilities: proper scores, calibration error, slope and intercept, reliability curve."""
 
 from __future__ import annotations
 

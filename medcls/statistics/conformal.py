@@ -1,4 +1,4 @@
-"""Sets of classes that hold the true one as often as promised, and which images a reader should see."""
+"""Conformal sets of classes with a promised coverage, and the images to refer to a reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The yes-or-no questions inside a task, and the bands of their curves over patients."""
+"""Yes-or-no questions of a task at all thresholds: rates, predictive values, net benefit, bands over patients."""
 
 from __future__ import annotations
 

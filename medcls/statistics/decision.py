@@ -1,4 +1,4 @@
-"""The one rule by which a run turns scores into answers: the same in evaluation, prediction and every document."""
+"""The rule by which a run turns scores into answers, the same in evaluation, prediction and every document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each number of metrics.json means, in words for a reader of the report, and where it comes from."""
+"""The table of metrics: title, meaning, source, direction and range of each number of metrics.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model has seen of the rows it is evaluated on: nothing, or they made its choices, or they trained it."""
+"""How the evaluated rows were used before: unseen, used for the model's choices, or trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is one way of training better than another? Tests of differences that were measured in folds.
+"""Tests of differences between ways of training that were measured in folds.
 
 The folds' training sets overlap, so the differences depend on one another, and the plain t test finds differences that
 are not there. Nadeau and Bengio correct its variance; Alpaydin's F test needs five halvings of the data.

@@ -1,4 +1,4 @@
-"""Confidence intervals over patients: a bootstrap says how much a number varies, its scale where the limits are."""
+"""Confidence intervals over patients: a bootstrap gives the spread, the number's scale gives the limits."""
 
 from __future__ import annotations
 

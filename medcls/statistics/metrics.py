@@ -1,4 +1,4 @@
-"""From predictions to the named numbers of metrics.json."""
+"""Compute the metrics of metrics.json from predictions, by kind of task."""
 
 from __future__ import annotations
 

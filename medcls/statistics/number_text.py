@@ -1,4 +1,4 @@
-"""Numbers of metrics.json as text, the same on the terminal, the page and in every document."""
+"""Numbers of metrics.json as text, the same on the terminal, the page and every document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models on the same rows: is one better, by how much, and does that survive looking at several numbers?"""
+"""Compare two models on the same rows: paired differences, tests, and correction for several metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The border of the evaluation: predictions that are checked once and trusted afterwards."""
+"""Predictions of one split, checked once here and trusted afterwards."""
 
 from __future__ import annotations
 

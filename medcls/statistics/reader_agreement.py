@@ -1,4 +1,4 @@
-"""How far several readers of the same images agree, beyond chance and with an interval."""
+"""Agreement among several readers of the same images, beyond chance and with an interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers on the same images: points in the model's ROC plane, and paired differences to the model."""
+"""Human readers and the model on the same images: points in the ROC plane, and paired differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probabilities made truer by a map that is fitted on one split and applied unchanged to another."""
+"""Recalibrate probabilities by a map that is fitted on one split and applied unchanged to another."""
 
 from __future__ import annotations
 

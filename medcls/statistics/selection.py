@@ -1,4 +1,4 @@
-"""The one number that chooses the best epoch on the validation split."""
+"""The metric on the validation split that chooses the best epoch."""
 
 from __future__ import annotations
 

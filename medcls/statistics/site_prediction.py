@@ -1,4 +1,4 @@
-"""Can the site be read from the model's features? Then a difference between sites may pass for disease."""
+"""Predict the site from the model's features: if it works, site differences may pass for disease."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many patients a study needs, by simulating studies and computing their intervals."""
+"""The number of patients that a study needs, from simulated studies and their intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same numbers for parts of the patients, where they are enough to say anything."""
+"""The same metrics for subgroups of patients that are large enough."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows that each number rests on, so that its interval knows of how many patients it speaks."""
+"""The rows behind each number, so that its interval counts the right patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thresholds that turn a score into yes or no: chosen on one split, applied unchanged to another."""
+"""Thresholds of scores: chosen on one split, applied unchanged to another."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""python -m medcls.train."""
+"""The command train: a store to a run."""

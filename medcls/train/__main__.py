@@ -1,4 +1,4 @@
-"""python -m medcls.train: a store to a run; transfers, fine-tunes, and never reads the test split."""
+"""python -m medcls.train: train a classifier on a store; transfers, fine-tunes, and never reads the test split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which augmentation suits a store and a task: a preset for its kind of images, and no mirror where sides matter."""
+"""Choose the augmentation for a store and a task (augment=auto): a preset, without mirrors if sides matter."""
 
 from __future__ import annotations
 

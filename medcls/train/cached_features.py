@@ -1,4 +1,4 @@
-"""Features in place of images: whether a run may train its head on them, and where they come from."""
+"""Train the head on cached features instead of images: whether a run may, and where they are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder, claimed by one configuration and never silently by another."""
+"""Claim and lock the run folder for one configuration; refuse another configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clinical columns in the stages: learnt from the training rows, encoded for any, and reported as odds ratios."""
+"""Clinical columns of a training: learnt from its training rows, and encoded for any rows."""
 
 from __future__ import annotations
 

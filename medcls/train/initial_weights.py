@@ -1,4 +1,4 @@
-"""The numbers that a network starts from: random, or those of a file or a run, whole, in part, or drawn after them."""
+"""Load a network's initial weights: random, or from a file or run, whole, in part, or by their distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training changes, built for its task: optimizer, schedule, loss, and the order of its images."""
+"""Build the parts of a training: optimizer, schedule, loss, sampler."""
 
 from __future__ import annotations
 

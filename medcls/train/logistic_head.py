@@ -1,4 +1,4 @@
-"""A linear head solved on cached features: logistic (ridge) regression, its strength chosen by folds of patients.
+"""A linear head solved on cached features by ridge regression; its strength is chosen by folds of patients.
 
 Source: multinomial logistic regression with an L2 penalty by L-BFGS, scikit-learn; ordered grades as one regression for
 each step of CORN, Shi, Cao and Raschka, arXiv 2111.08851, equation 7. Our choice (docs/decisions/0051): features are

@@ -1,4 +1,4 @@
-"""The network that training starts from: built for the store and the task, its weights loaded, its transfer planned."""
+"""Build the network that training starts from: checked against store and task, weights loaded, transfer planned."""
 
 from __future__ import annotations
 

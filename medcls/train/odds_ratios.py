@@ -1,4 +1,4 @@
-"""The odds ratios of a run's clinical columns, with intervals, written when its training ends."""
+"""Write the odds ratios of a run's clinical columns, with intervals, at the end of training."""
 
 from __future__ import annotations
 

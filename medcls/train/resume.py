@@ -1,4 +1,4 @@
-"""Where a training stands, kept in its run: found again by the same command, written in time, and given up last."""
+"""Resume a training: find its newest checkpoint, save on time and on signals, delete checkpoints at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run and the data and weights that are given for it now: the same content, wherever they lie."""
+"""Check that a finished run was made from the data and weights given now: same content, any path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head that is solved on cached features instead of trained, and kept as a model file like any other."""
+"""Solve a head on cached features instead of training it, and write the model file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear support vector machine on L2-normalised features: C searched over folds by patient, margins made logits.
+"""A linear support vector machine on L2-normalised features: C chosen by folds of patients, margins as logits.
 
 Source: Menegola et al., arXiv 1703.07479, by their code: balanced class weights, C from 1e-3 to 1e4 by AUC, one class
 against the rest. Own choice (docs/decisions/0017): folds by patient instead of random rows, and the map to logits.

@@ -1,4 +1,4 @@
-"""The training stage: a store to a run. It transfers, fine-tunes, and never reads the test split."""
+"""Train a classifier on a store. It transfers, fine-tunes, and never reads the test split."""
 
 from __future__ import annotations
 

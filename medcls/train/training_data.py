@@ -1,4 +1,4 @@
-"""The two splits that training may see, checked once more before anything is learnt from them."""
+"""Open the train and val splits of a store, and check them again before anything is learnt from them."""
 
 from __future__ import annotations
 

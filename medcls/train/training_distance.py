@@ -1,4 +1,4 @@
-"""How far images are from those of training: fitted when a training ends, asked when images are judged or predicted."""
+"""The distance of images from the training images: fitted after training, used by evaluate and predict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The baseline beside every network of volumes: fitted at training on the same rows, evaluated on the same split."""
+"""The linear baseline of volumes: fitted at training on the same rows, read again by evaluate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logistic or ridge regression on the principal components of coarse voxels: what a 3-D network has to beat.
+"""Logistic or ridge regression on principal components of coarse voxels: the baseline of a 3-D network.
 
 Source: Wen et al., Med Image Anal 2020;63:101694: 3-D networks rarely beat a linear model of voxels. The model itself,
 its size and its grid of penalties are own choice, docs/decisions/0025.

@@ -1,1 +1,1 @@
-"""The loop and what it is handed: losses, optimizers, precision, tracking."""
+"""The training loop and its parts: state, losses, optimizers, precision, checkpoints, tracking."""

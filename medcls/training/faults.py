@@ -1,4 +1,4 @@
-"""What was not finite: the step is made once more with hooks, which name the first layer where it shows."""
+"""Find the layer where a step became not finite: the step is repeated with hooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far an image is from those that a network was trained on, in the network's own features.
+"""The distance of an image from the training images, in the network's own features.
 
 Headers tell a mammogram from a knee; they do not tell a photograph of blood cells from one of a mole.
 

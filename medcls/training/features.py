@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once and kept beside the runs that train heads on them.
+"""Features of a frozen backbone, computed once and cached for all runs that train heads on them.
 
 A folder holds the features of one network, one preprocessing and one view of one store, by store row:
 

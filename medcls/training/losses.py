@@ -1,4 +1,4 @@
-"""The loss of each task: (logits, targets) -> one number, unknown targets masked."""
+"""The loss of each task: (logits, targets) -> one number; unknown targets are masked."""
 
 from __future__ import annotations
 

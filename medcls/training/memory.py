@@ -1,4 +1,4 @@
-"""Batches in pieces, where the device has no room for them whole."""
+"""Cut batches into pieces that fit into the device's memory."""
 
 from __future__ import annotations
 

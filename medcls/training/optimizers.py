@@ -1,4 +1,4 @@
-"""Optimizers by name and the learning-rate schedule."""
+"""Optimizers by name, the learning-rate schedule, and the moving average of weights."""
 
 from __future__ import annotations
 

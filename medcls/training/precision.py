@@ -1,4 +1,4 @@
-"""Which number format computes, and the scaler that fp16 needs."""
+"""Choose the device and number format, and build the gradient scaler that fp16 needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that end a job, and steps that never end: both lead to a checkpoint or at least to exit code 75 in time."""
+"""Catch SIGTERM, SIGINT and SIGUSR1 and watch for hanging steps: checkpoint, then exit code 75."""
 
 from __future__ import annotations
 

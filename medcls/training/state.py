@@ -1,4 +1,4 @@
-"""What a training step changes, the rules that it is made by, and where the training stands."""
+"""The state of a training: what a step changes, its rules, the best epoch, the progress."""
 
 from __future__ import annotations
 

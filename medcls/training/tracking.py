@@ -1,4 +1,4 @@
-"""What is written while training: one JSON line an epoch, and TensorBoard by option."""
+"""Log the epochs of a training: metrics.jsonl, and TensorBoard by option."""
 
 from __future__ import annotations
 

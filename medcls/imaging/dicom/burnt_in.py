@@ -1,4 +1,4 @@
-"""Text in the pixels: which images may hold it, and the area that a rule blacks out; who may show a face.
+"""Burnt-in text: find images that may contain it, black out areas by rule, and tell who may show a face.
 
 Nothing here looks at pixels: headers say which images are marked or of a kind where text is usual.
 """

@@ -1,4 +1,4 @@
-"""Compressed frames to samples, with imagecodecs (BSD) alone: docs/decisions/0002-jpeg-decoders.md.
+"""Decode compressed frames with imagecodecs (BSD) only: docs/decisions/0002-jpeg-decoders.md.
 
 A codestream is asked for its own size, bits, sign and colour before it is decoded, so that a small file
 cannot claim a large memory, and so that colours are converted exactly once, by medcls and not by a decoder.

@@ -1,4 +1,4 @@
-"""One DICOM file on disk: the header elements that pixels need, and the bytes of the pixel element.
+"""Open one DICOM file: the header elements that pixels need, and the bytes of the pixel element.
 
 Only the elements in KEYWORDS are read; pixel bytes are touched after the caller has checked the header.
 Whatever a broken or hostile file makes the parser do ends in an ImageRefusedError without a value of it.

@@ -1,4 +1,4 @@
-"""The header of a plain DICOM file, read without pydicom where that is safe: docs/decisions/0012-fast-path.md.
+"""Read the header of a plain DICOM file without pydicom, if safe: docs/decisions/0012-fast-path.md.
 
 Plain is a file with preamble, in little endian, with ascending elements of known value representation and values
 written as the standard asks. Whatever else is met, this reader gives up and pydicom reads the file from its

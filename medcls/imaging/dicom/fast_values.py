@@ -1,4 +1,4 @@
-"""Values of plain DICOM elements: what pydicom makes of their bytes, for the value representations that are needed."""
+"""Convert the bytes of plain DICOM elements as pydicom does, for the value representations that are needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One DICOM frame: stored values to modality values (HU and the like) to display values in [0, 1]."""
+"""Read one DICOM frame: stored values to modality values (such as HU) to display values in [0, 1]."""
 
 from __future__ import annotations
 

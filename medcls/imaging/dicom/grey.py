@@ -1,4 +1,4 @@
-"""Grey values: the modality LUT or rescale, and the VOI LUT or window, each as a function of an array."""
+"""Grey values: modality LUT or rescale, then VOI LUT or window, each as a function of an array."""
 
 from __future__ import annotations
 

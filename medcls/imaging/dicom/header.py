@@ -1,4 +1,4 @@
-"""What a DICOM header says besides pixels: allow-listed attributes, spacing, macros of enhanced files."""
+"""Read attributes of a DICOM header by allow-list: spacing, aspect, macros of enhanced files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-frame files: each frame as if it were a file of its own, and where it lies in the patient."""
+"""Split a multi-frame file: each frame as if it were a file, with its position in the patient."""
 
 from __future__ import annotations
 

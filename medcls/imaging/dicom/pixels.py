@@ -1,4 +1,4 @@
-"""The stored values of one frame: bits, sign, byte order, planes and compression undone, no more."""
+"""Read the stored values of one frame: undo bits, sign, byte order, planes and compression, and no more."""
 
 from __future__ import annotations
 

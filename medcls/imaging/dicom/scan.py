@@ -1,4 +1,4 @@
-"""What the header of one DICOM file says, read up to its pixels: the fields of an Instance and its stack key."""
+"""Scan the header of one DICOM file up to its pixels: the fields of an Instance and its stack key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terms that what a header says of an image is known by; whatever else stands there may be a name, and is dropped.
+"""Known terms for header values (modality, body part, maker); other header text may be a name and is dropped.
 
 Every function here returns words of its own lists, never one of the header's, and what it has returned once as it is.
 """

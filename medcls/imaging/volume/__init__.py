@@ -1,1 +1,1 @@
-"""Series of slices to volumes: found, stacked, placed, resampled."""
+"""Series of slices to volumes: selected, stacked, checked, resampled."""

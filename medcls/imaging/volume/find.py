@@ -1,4 +1,4 @@
-"""The volumes of a source: series chosen by rule, their slices sorted into stacks, the rest with a reason."""
+"""Find the volumes of a source: series chosen by rule, slices sorted into stacks, the rest with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices in space: the regular stack they lie on, or the name of what is wrong with them."""
+"""Fit slices to a regular stack in space, or name what is wrong with them (gap, jitter, mixed spacing)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One scan that its headers cut into parts: stacks that continue one another are one volume, or one refusal."""
+"""Join stacks that one scan was split into: parts that continue one another become one volume, or one refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A volume on another grid along its own axes, linear in the values and without aliasing."""
+"""Resample a volume to another grid along its own axes: linear in the values, without aliasing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which series of a study are taken, by a rule in the configuration; the others have a reason."""
+"""Choose the series of a study by a configured rule; every other series gets a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to every volume of a store: part of the store, of the run and of the model file."""
+"""VolumeSpec: what is done to every volume; part of the store, the run and the model file."""
 
 from __future__ import annotations
 

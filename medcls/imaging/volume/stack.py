@@ -1,4 +1,4 @@
-"""The instances of one series sorted into stacks, each of which is one volume, by their headers alone."""
+"""Sort the instances of one series into stacks, one per volume, from their headers only."""
 
 from __future__ import annotations
 

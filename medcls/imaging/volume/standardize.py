@@ -1,4 +1,4 @@
-"""One raw volume to one stored array: a pure function of (volume, VolumeSpec).
+"""Standardise one raw volume to one stored array: a pure function of (volume, VolumeSpec).
 
 Every step is a linear map from new voxel indices to old ones; the affine of the stored voxels is the product of
 these maps behind the affine of the file, so it cannot fall out of step with the voxels.

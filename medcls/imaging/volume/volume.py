@@ -1,4 +1,4 @@
-"""The files of one stack to a volume in the modality's unit with its affine, or a named refusal."""
+"""Read the files of one stack to a volume in the modality's unit with its affine, or a named refusal."""
 
 from __future__ import annotations
 
