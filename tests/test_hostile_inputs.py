@@ -94,13 +94,13 @@ COMMANDS = [
 def test_a_hostile_argument_is_refused_and_runs_nothing(
     argument: str, code: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import medcls.train
+    from medcls.train.__main__ import main
 
     key = argument.split("=", 1)[0]
     others = [given for given in ("run=run", "store=nowhere") if not given.startswith(f"{key}=")]
     monkeypatch.setattr(sys, "argv", ["prog", argument.replace("FOLDER", str(folder)), *others])
     with pytest.raises(SystemExit) as stop:
-        command_line.run_command("train", medcls.train.main, program="prog")
+        command_line.run_command("train", main, program="prog")
     printed = "".join(capsys.readouterr())
     assert stop.value.code == code, printed
     assert printed.count("\n") == 1, "one line"

@@ -171,8 +171,8 @@ try:
     sys.exit("there is a network")
 except OSError:
     pass
-import medcls.train, data_prep.__main__
-for name, main, arguments in (("prepare", data_prep.__main__.main, 1), ("train", medcls.train.main, 2)):
+import medcls.train.__main__, data_prep.__main__
+for name, main, arguments in (("prepare", data_prep.__main__.main, 1), ("train", medcls.train.__main__.main, 2)):
     words = sys.argv[arguments].split("|")
     saved, sys.argv = sys.argv, ["prog", *words]
     try:

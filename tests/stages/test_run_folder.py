@@ -12,7 +12,7 @@ import pytest
 from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import atomic_file, read_json, write_json
-from medcls.runs import folder as run_folder
+from medcls.train import claim
 from medcls.train.claim import claim_run, hold_run, start_run
 from tests.failing_disk import Disk, KilledError
 
@@ -151,7 +151,7 @@ def test_killed_in_its_first_write_it_begins_again(job: TrainJob) -> None:
 def test_killed_while_it_is_emptied_it_still_is_a_run(job: TrainJob, monkeypatch: pytest.MonkeyPatch) -> None:
     run = finish(job)
     (run / "model.safetensors").unlink()
-    monkeypatch.setattr(run_folder, "write_json", lambda path, content: 1 / 0)
+    monkeypatch.setattr(claim, "write_json", lambda path, content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         start_run(run, job, environment={})
     assert claim_run(job) == (run, False)

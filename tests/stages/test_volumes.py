@@ -24,7 +24,6 @@ from medcls.explain.explain import explain
 from medcls.files import read_json, sha256_file, write_json
 from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
-from medcls.train import voxel_baseline
 from medcls.train.network import check_dims, choose_normalization
 from medcls.train.training_data import open_data
 
@@ -198,7 +197,7 @@ def test_a_baseline_decides_by_the_networks_rule_at_its_own_threshold(
     assert "at a threshold of its own. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
     assert "chosen on val (" in baseline["comparison"]["note"]
     # Without the rows that choose it only numbers that need no threshold are left.
-    monkeypatch.setattr(voxel_baseline, "choose_decision", lambda *given: None)
+    monkeypatch.setattr(baseline, "choose_decision", lambda *given: None)
     baseline = read_json(run_evaluate(run, "split=test") / "metrics.json")["baseline"]
     assert set(baseline["metrics"]) & {"auc", "sensitivity", "accuracy"} == {"auc"}
     assert "sensitivity" not in baseline["comparison"]["metrics"]
