@@ -211,6 +211,18 @@ class EvaluateJob:
         """The run folders."""
         return _list_runs(self.run)
 
+    @property
+    def choosing(self) -> dict[str, Any]:
+        """What is set for the choices on other rows; what is not set is as frozen, or has its default."""
+        given = {
+            "sensitivity": self.sensitivity_at_least,
+            "specificity": self.specificity_at_least,
+            "cost": self.miss_costs,
+            "alpha": self.alpha,
+            "decision": self.decision,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
     def _check_scores(self) -> None:
         if self.predictions is not None:
             if self.run is not None:

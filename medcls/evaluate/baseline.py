@@ -8,10 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from medcls.config import EvaluateJob
 from medcls.data.manifest import write_table
 from medcls.data.splits import VAL
-from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import sha256_file
 from medcls.runs.folder import read_store_folder
@@ -29,7 +28,12 @@ BASELINE_PREDICTIONS = "baseline_predictions.parquet"
 
 
 def measure_baseline(
-    job: EvaluateJob, predictions: SplitPredictions, operating: Mapping[str, Any]
+    predictions: SplitPredictions,
+    operating: Mapping[str, Any],
+    *,
+    wanted: RowRequest,
+    replicates: int,
+    seed: int,
 ) -> dict[str, Any] | None:
     """Return the baseline's metrics with intervals and the network's paired differences from it; None without one.
 
@@ -37,22 +41,24 @@ def measure_baseline(
     threshold are compared. Its predictions are written beside the network's. It opens nothing that is not open already.
 
     Args:
-        job: Settings.
         predictions: The network's.
         operating: The network's operating_points.json; {} = nothing was frozen, so that both use 0.5.
+        wanted: Which rows the network's were asked for.
+        replicates: Resamples of the patients.
+        seed: Seed of the resampling.
     """
     model = read_baseline(predictions.run) if len(predictions.parts) == 1 else None
     if model is None:
         return None
     opened, one = predictions.opened, predictions.rows.predictions
     scores = model.predict(read_features(opened.store, opened.rows))
-    decision = choose_decision(job, model, predictions, operating)
+    decision = choose_decision(model, predictions, operating, wanted=wanted)
     other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
     other = other if decision is None else decision.apply(other)
     columns = {"image_id": values_of(opened, "image_id"), "patient_id": list(predictions.rows.patient_ids)}
     table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
     write_table(predictions.folder / BASELINE_PREDICTIONS, table)
-    settings: dict[str, Any] = {"replicates": job.replicates, "seed": job.seed}
+    settings: dict[str, Any] = {"replicates": replicates, "seed": seed}
     metrics = measure_predictions(other, predictions.rows.patient_ids, **settings)
     compared = compare_predictions(one, other, predictions.rows.patients, **settings)
     if decision is None:
@@ -72,7 +78,7 @@ def measure_baseline(
 
 
 def choose_decision(
-    job: EvaluateJob, model: VoxelModel, predictions: SplitPredictions, operating: Mapping[str, Any]
+    model: VoxelModel, predictions: SplitPredictions, operating: Mapping[str, Any], *, wanted: RowRequest
 ) -> Decision | None:
     """Return the baseline's decision by the network's frozen rule; None if the rows that would choose it are gone."""
     one, run = predictions.rows.predictions, predictions.run
@@ -82,7 +88,7 @@ def choose_decision(
     own = predictions.opened.store.folder if here else read_store_folder(run)
     if not own.is_dir():
         return None
-    opened = open_rows(replace(job, store=str(own), split=VAL, out=None), run, predictions.card)
+    opened = open_rows(replace(wanted, store=str(own), split=VAL), run, predictions.card)
     chosen = check_predictions(
         one.kind,
         opened.targets if one.kind == "multilabel" else opened.targets[:, 0],

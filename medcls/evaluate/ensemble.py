@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from medcls.config import EvaluateJob
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluate.evaluation_data import Opened, open_rows
+from medcls.evaluate.evaluation_data import Opened, RowRequest, open_rows
 from medcls.evaluate.split_predictions import (
     EVALUATED,
     INPUTS,
     SplitPredictions,
+    SplitRequest,
     build_rows,
     check_folder,
     predict_split,
@@ -52,23 +52,20 @@ class Member:
     opened: Opened
 
 
-def open_members(job: EvaluateJob) -> list[Member]:
-    """Opens the rows to evaluate, once for each run: each may forbid patients that only it has seen.
+def open_members(runs: Sequence[Path], wanted: RowRequest) -> list[Member]:
+    """Open the rows to evaluate, once for each run: each may forbid patients that only it has seen.
 
     Raises:
-        UsageError: several runs without out=, or a run named twice.
+        UsageError: A run named twice.
         ConfigError: runs of different tasks, preprocessing, stores or splits.
         MissingInputError, DataError: as for one run.
     """
-    runs = job.runs
-    if len(runs) > 1 and not job.out:
-        raise UsageError(f"out=DIR is missing: the results of {len(runs)} runs together lie in none of them")
     if len({run.resolve() for run in runs}) < len(runs):
-        raise UsageError(f"run={job.run} names a run twice")
+        raise UsageError(f"run=[{','.join(map(str, runs))}] names a run twice: name each run once")
     cards = [read_run_card(run) for run in runs]
     for run, card in zip(runs, cards, strict=True):
         check_alike(run, card, runs[0], cards[0])
-    return [Member(run, card, open_rows(job, run, card)) for run, card in zip(runs, cards, strict=True)]
+    return [Member(run, card, open_rows(wanted, run, card)) for run, card in zip(runs, cards, strict=True)]
 
 
 def read_run_card(run: Path) -> ModelCard:
@@ -91,18 +88,19 @@ def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> Non
         )
 
 
-def predict_members(job: EvaluateJob, members: list[Member], *, use: str = EVALUATED) -> SplitPredictions:
-    """Returns the predictions of one run, or the mean of several; each run keeps its own and counts its own opening."""
+def predict_members(
+    request: SplitRequest, members: list[Member], *, folder: Path | None = None, use: str = EVALUATED
+) -> SplitPredictions:
+    """Return the predictions of one run, or the mean of several; each run keeps its own and counts its own opening."""
     if len(members) == 1:
         (one,) = members
-        return predict_split(job, one.run, card=one.card, opened=one.opened, use=use)
-    folder = Path(job.out) if job.out else None
+        return predict_split(request, one.run, card=one.card, opened=one.opened, folder=folder, use=use)
     if folder is not None:
         check_out(folder, members)
-    inner = replace(job, out=None)
     use = f"averaged with {len(members) - 1} other runs, models {sha256_json(identify(members))[:12]}"
     return fuse(
-        [predict_split(inner, each.run, card=each.card, opened=each.opened, use=use) for each in members], folder=folder
+        [predict_split(request, each.run, card=each.card, opened=each.opened, use=use) for each in members],
+        folder=folder,
     )
 
 

@@ -16,7 +16,9 @@ from medcls.evaluate.frozen_analysis import FROZEN, freeze_analysis
 from medcls.evaluate.judged_rows import (
     METRICS,
     Compared,
+    Found,
     Judged,
+    Measuring,
     hold_evaluations,
     list_columns,
     measure_all,
@@ -32,7 +34,6 @@ from medcls.reproducibility import describe_software
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.assessment import (
     IMAGE,
-    Rows,
     choose_calibration,
     choose_operating,
     describe_few,
@@ -99,10 +100,10 @@ def _evaluate_scores(job: EvaluateJob, folder: Path) -> None:
     evaluated = (folder / METRICS).is_file()
     plan = freeze_analysis(folder, job.analysis, openings=None, evaluated=evaluated, where=f"out={folder}")
     wanted = Wanted(job.kind, job.positive, tuple(job.classes), job.grades, job.sums, job.patients)
-    chosen = choose(job, folder, wanted)
-    table = read_scores(
-        Path(str(job.predictions)), name="predictions", wanted=wanted, like=chosen.table, margins=use_margins(chosen)
-    )
+    choices = Path(job.choices) if job.choices is not None else None
+    chosen = choose(choices, wanted, folder=folder, asked=job.choosing, threshold=job.threshold, seed=job.seed)
+    source = Path(str(job.predictions))
+    table = read_scores(source, name="predictions", wanted=wanted, like=chosen.table, margins=use_margins(chosen))
     if chosen.table is not None:
         check_apart(chosen.table, table)
     if plan is not None:
@@ -111,15 +112,22 @@ def _evaluate_scores(job: EvaluateJob, folder: Path) -> None:
         check_analysis(
             plan.analysis, one.kind, class_names=one.class_names, grades=one.grades, against=against, where=where
         )
-    other = read_other(job, wanted, table) if job.against else None
-    chosen = set_threshold(job, chosen, table)
+    other = read_other(Path(job.against), wanted, table) if job.against else None
+    chosen = set_threshold(chosen, table, job.threshold)
     check_out(folder, table, chosen)
-    rows = replace(table.rows, predictions=chosen.decide(table.rows.predictions))
-    columns, absent = read_columns(table, list_columns(job, plan))
+    table = replace(table, rows=replace(table.rows, predictions=chosen.decide(table.rows.predictions)))
+    columns, absent = read_columns(table, list_columns(job.subgroups, plan))
     found = measure_all(
-        job,
+        Measuring(
+            job.prevalences,
+            job.least_patients,
+            job.replicates,
+            job.seed,
+            readers=job.readers,
+            samplesize=job.samplesize,
+        ),
         Judged(
-            rows,
+            table.rows,
             operating=chosen.operating,
             calibration=chosen.calibration,
             columns=columns,
@@ -128,26 +136,26 @@ def _evaluate_scores(job: EvaluateJob, folder: Path) -> None:
             plan=plan,
         ),
         facts={
-            "rows": Exposure(len(rows.patient_ids), known=False).to_json(),
+            "rows": Exposure(len(table.rows.patient_ids), known=False).to_json(),
             "patients_from": "declared" if table.patients_known else PER_IMAGE,
             "openings": UNKNOWN,
             "unproven": dict.fromkeys(UNPROVEN, UNKNOWN),
             "source": describe_source(table),
         },
-        other=None if other is None else name_compared(job, chosen.decide(other)),
+        other=None if other is None else name_compared(source, Path(str(job.against)), chosen.decide(other)),
     )
-    notes = [*list_notes(job, table, chosen), *found.notes]
+    notes = [*list_notes(table, chosen, threshold=job.threshold, against=bool(job.against)), *found.notes]
     # The defaults are asked for by nobody.
     if absent and job.subgroups != EvaluateJob().subgroups:
         notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
     written = write_results(
-        job,
         folder,
         found.metrics,
-        lambda: build_evaluation(job, table, rows, chosen, metrics=found.metrics, notes=notes, facts=found.facts),
+        lambda: build_evaluation(table, chosen, found, notes=notes, name=source.name, seed=job.seed),
+        report=job.report,
     )
     put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
-    print_results(found.metrics, rows.predictions, title=Path(str(job.predictions)).name)
+    print_results(found.metrics, table.rows.predictions, title=source.name)
     put(f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}")
     put(f"{written.stem}: {written}")
 
@@ -171,55 +179,69 @@ def use_margins(chosen: Chosen) -> bool:
     return chosen.table is not None and not chosen.table.rows.predictions.probabilities
 
 
-def choose(job: EvaluateJob, folder: Path, wanted: Wanted) -> Chosen:
-    """Return what is chosen on the rows of choices=, written before the main file is opened; or what is set."""
-    given: dict[str, Any] = {"sensitivity": job.sensitivity_at_least, "specificity": job.specificity_at_least}
-    given |= {"cost": job.miss_costs, "alpha": job.alpha, "decision": job.decision}
-    asked = {name: value for name, value in given.items() if value is not None}
-    if job.choices is None:
+def choose(
+    choices: Path | None,
+    wanted: Wanted,
+    *,
+    folder: Path,
+    asked: Mapping[str, Any],
+    threshold: float | None,
+    seed: int,
+) -> Chosen:
+    """Return what is chosen on the rows of choices=, written before the main file is opened; or what is set.
+
+    Args:
+        choices: File of the rows that choose; None = nothing is chosen.
+        wanted: What the file is asked to be.
+        folder: Of the results.
+        asked: Settings of the choices that are given.
+        threshold: As it was set, or None.
+        seed: Seed of the choices.
+    """
+    if choices is None:
         if asked:
             named = {"sensitivity": "sensitivity_at_least", "specificity": "specificity_at_least", "cost": "miss_costs"}
             first = named.get(next(iter(asked)), next(iter(asked)))
             raise ConfigError(f"{first} is chosen on other rows than those that are judged: set choices=FILE")
         return Chosen({}, {})
-    if job.threshold is not None:
-        raise ConfigError(f"threshold={job.threshold:g} is set and choices= chooses one: remove either")
-    table = read_scores(Path(job.choices), name="choices", wanted=wanted)
+    if threshold is not None:
+        raise ConfigError(f"threshold={threshold:g} is set and choices= chooses one: remove either")
+    table = read_scores(choices, name="choices", wanted=wanted)
     one = table.rows.predictions
-    settings = _DEFAULTS | asked
+    settings = _DEFAULTS | dict(asked)
     rules = list_rules(**{name: settings[name] for name in ("sensitivity", "specificity", "cost")})
     known = list_decisions(one.kind, rules, grades=one.grades)
     settings["decision"] = settings.get("decision") or known[0]
     check_choice("decision", settings["decision"], known)
     sizes = {"n_images": len(table.rows.patient_ids), "n_patients": len(set(table.rows.patient_ids))}
-    chosen_on = {"split": f"the file {Path(job.choices).name}", "sha256": table.sha256, "frozen": UNKNOWN, **sizes}
+    chosen_on = {"split": f"the file {choices.name}", "sha256": table.sha256, "frozen": UNKNOWN, **sizes}
     chosen_on["patients_by_class"] = count_by_class(one, table.rows.patients)
     shared = {"format": FORMAT, "chosen_on": chosen_on, "settings": settings}
     operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(table.rows, rules=rules)
-    calibration = shared | choose_calibration(table.rows, alpha=settings["alpha"], seed=job.seed)
+    calibration = shared | choose_calibration(table.rows, alpha=settings["alpha"], seed=seed)
     check_frozen(folder, operating)
     write_json(folder / OPERATING, operating)
     write_json(folder / CALIBRATION, calibration)
     say(
-        f"chosen on {job.choices} ({format_count(sizes['n_images'], 'image')} of "
+        f"chosen on {choices} ({format_count(sizes['n_images'], 'image')} of "
         f"{format_count(sizes['n_patients'], 'patient')}): {folder / OPERATING}"
     )
     return Chosen(operating, calibration, table)
 
 
-def set_threshold(job: EvaluateJob, chosen: Chosen, table: ScoreTable) -> Chosen:
+def set_threshold(chosen: Chosen, table: ScoreTable, threshold: float | None) -> Chosen:
     """Return the choices with threshold= for the positive class or every label, or with those that the file gives."""
     one = table.rows.predictions
-    own = use_own(table, chosen) and job.threshold is None
-    if job.threshold is None and not own:
+    own = use_own(table, chosen) and threshold is None
+    if threshold is None and not own:
         return chosen
     if one.kind not in ("binary", "multilabel"):
-        raise ConfigError(f"threshold={job.threshold:g}: kind={one.kind} has no threshold: remove it")
+        raise ConfigError(f"threshold={threshold:g}: kind={one.kind} has no threshold: remove it")
     questions = one.class_names[1:] if one.kind == "binary" else one.class_names
     kind = FROM_FILE if own else GIVEN
     known = dict(zip(questions, table.thresholds.values(), strict=True)) if own else {}
     points = [
-        {"question": question, "kind": kind, "target": None, **_give(known.get(question, job.threshold))}
+        {"question": question, "kind": kind, "target": None, **_give(known.get(question, threshold))}
         for question in questions
     ]
     return replace(chosen, operating={"levels": {IMAGE: {"points": points}}, "settings": {"decision": kind}})
@@ -279,23 +301,23 @@ def check_out(folder: Path, table: ScoreTable, chosen: Chosen) -> None:
     write_json(folder / INPUTS, inputs)
 
 
-def read_other(job: EvaluateJob, wanted: Wanted, table: ScoreTable) -> Predictions:
+def read_other(path: Path, wanted: Wanted, table: ScoreTable) -> Predictions:
     """Return the predictions of against=, in the order of the rows of predictions=.
 
     Raises:
         DataError: Rows that cannot be matched, other rows, or another truth.
     """
-    other = read_scores(Path(str(job.against)), name="against", wanted=wanted, like=table)
+    other = read_scores(path, name="against", wanted=wanted, like=table)
     mine, theirs = (name_rows(one) for one in (table, other))
     if mine is None or theirs is None:
         raise DataError(
-            f"against={job.against}: a patient has several rows, which are matched by image_id: add it to both files"
+            f"against={path}: a patient has several rows, which are matched by image_id: add it to both files"
         )
     order = {name: row for row, name in enumerate(theirs)}
     missing, extra = len(set(mine) - set(theirs)), len(set(theirs) - set(mine))
     if missing or extra:
         raise DataError(
-            f"against={job.against}: {format_count(missing, 'row')} of predictions= missing in it and {extra} not in "
+            f"against={path}: {format_count(missing, 'row')} of predictions= missing in it and {extra} not in "
             "predictions=: give both files the same rows"
         )
     aligned = select_rows(other.rows.predictions, np.array([order[name] for name in mine]))
@@ -304,7 +326,7 @@ def read_other(job: EvaluateJob, wanted: Wanted, table: ScoreTable) -> Predictio
     patients = [other.rows.patient_ids[order[name]] for name in mine]
     if not same or (table.patients_known and other.patients_known and patients != list(table.rows.patient_ids)):
         what = "patients" if same else "truths"
-        raise DataError(f"against={job.against}: some {what} differ from those of predictions=: correct either file")
+        raise DataError(f"against={path}: some {what} differ from those of predictions=: correct either file")
     return aligned
 
 
@@ -316,9 +338,9 @@ def name_rows(table: ScoreTable) -> Sequence[str] | None:
     return ids if table.patients_known and len(set(ids)) == len(ids) else None
 
 
-def name_compared(job: EvaluateJob, other: Predictions) -> Compared:
+def name_compared(source: Path, against: Path, other: Predictions) -> Compared:
     """Return the predictions of against= under the names of both files."""
-    names = [Path(str(path)).name for path in (job.predictions, job.against)]
+    names = [source.name, against.name]
     if names[0] == names[1]:
         names = [f"{names[0]} (predictions)", f"{names[1]} (against)"]
     return Compared(names[0], names[1], other)
@@ -358,12 +380,12 @@ def describe_classes(table: ScoreTable) -> str:
     return f"classes {', '.join(names)}" if names else "a value"
 
 
-def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]:
+def list_notes(table: ScoreTable, chosen: Chosen, *, threshold: float | None, against: bool) -> list[str]:
     """Return what a reader must know first, and say it on the terminal."""
     notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
     if chosen.table is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
-        how = "set by threshold=" if job.threshold is not None else "0.5 by default"
-        how = f"as in the file (rule {table.rule})" if job.threshold is None and use_own(table, chosen) else how
+        how = "set by threshold=" if threshold is not None else "0.5 by default"
+        how = f"as in the file (rule {table.rule})" if threshold is None and use_own(table, chosen) else how
         notes.append(f"nothing was chosen on other rows: the threshold is {how}")
     notes += describe_few(chosen.operating)
     if table.unscored:
@@ -384,7 +406,7 @@ def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]
         )
     if not table.patients_known:
         notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
-    if job.against:
+    if against:
         notes.append("the thresholds of predictions= are used for against=, too")
     # The first stands on the terminal below the numbers.
     for note in notes[1:]:
@@ -393,17 +415,19 @@ def list_notes(job: EvaluateJob, table: ScoreTable, chosen: Chosen) -> list[str]
 
 
 def build_evaluation(
-    job: EvaluateJob,
-    table: ScoreTable,
-    rows: Rows,
-    chosen: Chosen,
-    *,
-    metrics: dict[str, Any],
-    notes: list[str],
-    facts: Mapping[str, Any],
+    table: ScoreTable, chosen: Chosen, found: Found, *, notes: list[str], name: str, seed: int
 ) -> Evaluation:
-    """Return what the report is made of; what a file cannot prove reads "unknown"."""
-    one = rows.predictions
+    """Return what the report is made of; what a file cannot prove reads "unknown".
+
+    Args:
+        table: The rows, with the thresholds of the decision.
+        chosen: What was decided before the file was opened.
+        found: What was measured.
+        notes: What a reader has to know.
+        name: Of the file.
+        seed: Seed of the bands of the curves.
+    """
+    rows, one, metrics = table.rows, table.rows.predictions, found.metrics
     sizes = {"images": metrics["n_images"], "patients": metrics["n_patients"]}
     flow = [
         {
@@ -416,10 +440,10 @@ def build_evaluation(
         {"title": "Evaluated", **sizes, "left_out": []},
     ]
     first = np.unique(rows.patients, return_index=True)[1].tolist()
-    known = {name: [table.columns[name][row] or None for row in first] for name in table.columns}
-    ages = [read_number(cell or "") for cell in next((known[name] for name in _AGE if name in known), [])]
+    known = {column: [cells[row] or None for row in first] for column, cells in table.columns.items()}
+    ages = [read_number(cell or "") for cell in next((known[column] for column in _AGE if column in known), [])]
     described = count_patients(
-        ages, {name: known[name] for name in ("sex", "manufacturer", "modality") if name in known}
+        ages, {column: known[column] for column in ("sex", "manufacturer", "modality") if column in known}
     )
     return Evaluation(
         kind=one.kind,
@@ -433,15 +457,15 @@ def build_evaluation(
         metrics=metrics,
         split="",
         store_name="",
-        source=f"a file of scores, {Path(str(job.predictions)).name}",
-        seed=job.seed,
+        source=f"a file of scores, {name}",
+        seed=seed,
         exposure=Exposure(metrics["n_images"], known=False),
         environment=describe_software(),
         notes=notes,
         flow=flow,
         demographics={"evaluated": sizes | described},
         operating=chosen.operating,
-        facts=describe_unknown(table) | dict(facts),
+        facts=describe_unknown(table) | found.facts,
     )
 
 

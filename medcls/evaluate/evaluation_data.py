@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.config import EvaluateJob
 from medcls.data.crops import Crop
 from medcls.data.dataset import StoreDataset
 from medcls.data.regions import ALL, NONE, describe_share, summarize_regions
@@ -26,6 +25,21 @@ from medcls.runs.model_file import ModelCard
 from medcls.statistics.exposure import Exposure
 from medcls.train.clinical_columns import encode_rows
 from medcls.train.training_data import check_grades
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """Which rows are evaluated.
+
+    Attributes:
+        split: "train", "val", "test" or "all".
+        store: Folder; None = the run's own store.
+        in_sample: "refuse" rows that the run was trained on, or "allow" them, marked as such.
+    """
+
+    split: str = VAL
+    store: str | None = None
+    in_sample: str = "refuse"
 
 
 @dataclass(slots=True)
@@ -55,19 +69,19 @@ class Opened:
         return StoreDataset(self.store, self.rows, targets=self.targets, crop=crop, clinical=self.clinical)
 
 
-def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
-    """Opens the store and the split that the run remembers, or the other store asked for, and checks both."""
-    folder = Path(job.store) if job.store else read_store_folder(run)
-    if job.store is None and not folder.is_dir():
+def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
+    """Open the store and the split that the run remembers, or the other store asked for, and check both."""
+    folder = Path(wanted.store) if wanted.store else read_store_folder(run)
+    if wanted.store is None and not folder.is_dir():
         raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
     store = open_store(folder)
     external = store.sha256 != card.store_sha256
-    if external and job.store is None:
+    if external and wanted.store is None:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
     check_same_preprocessing(store, card)
     notes = [*list_lineage_notes(card), *list_patient_notes(store, card)]
     certificate: dict[str, Any] = {}
-    if external and job.split == "all":
+    if external and wanted.split == "all":
         rows = np.arange(len(store), dtype=np.int64)
     else:
         splits, certificate = read_split(store, card.split_name)
@@ -76,23 +90,23 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
                 f"split {card.split_name} of {folder} is not the one this run was trained on: restore it, or give the "
                 "run's own store"
             )
-        rows = rows_of(splits, job.split)
+        rows = rows_of(splits, wanted.split)
     # Before labels are read: whether rows may be looked at does not depend on what is known of them.
     if external:
         check_same_regions(store, rows, card)
-        trained, found = check_external(job, store, rows, run, card)
+        trained, found = check_external(store, rows, run, card, in_sample=wanted.in_sample)
         chose = np.zeros_like(trained)
         notes += found
     else:
         trained, chose = find_used(store, rows, read_split(store, card.split_name)[0])
-        refuse_in_sample(job, trained)
+        refuse_in_sample(wanted, trained)
     if not external and sha256_file(store.folder / LABELS) != card.labels_sha256:
         notes.append("the store's labels have changed since this run was trained")
     labels = store.read_labels()
     targets, known = encode_targets(card.task, labels.take(rows))
     if not known.any():
-        raise DataError(f"split={job.split}: no image with a label of this task ({', '.join(card.task.columns)})")
-    check_grades(card.task, targets[known], split=job.split)
+        raise DataError(f"split={wanted.split}: no image with a label of this task ({', '.join(card.task.columns)})")
+    check_grades(card.task, targets[known], split=wanted.split)
     notes += [
         f"labels of {store.name} that are spelled {text!r} are read as the class {label} of the run"
         for text, label in find_respelled(card.task, labels.take(rows)).items()
@@ -104,7 +118,7 @@ def open_rows(job: EvaluateJob, run: Path, card: ModelCard) -> Opened:
     rows = rows[known]
     exposure = Exposure(len(rows), int(trained[known].sum()), int(chose[known].sum()))
     notes = [exposure.title, *notes] if exposure.title else notes
-    clinical = encode_rows(card.clinical, store, rows, where=f"split={job.split}")
+    clinical = encode_rows(card.clinical, store, rows, where=f"split={wanted.split}")
     return Opened(store, rows, targets[known], certificate, notes, exposure, clinical)
 
 
@@ -118,16 +132,17 @@ def find_used(store: Store, rows: NDArray[np.int64], splits: Splits) -> tuple[ND
     return trained, chose & ~trained
 
 
-def refuse_in_sample(job: EvaluateJob, trained: NDArray[np.bool_]) -> None:
+def refuse_in_sample(wanted: RowRequest, trained: NDArray[np.bool_]) -> None:
     """Check that no figure is in-sample, unless it is asked for; what chooses on validation may not be stopped.
 
     Raises:
         DataError: in_sample=refuse, and rows were trained on.
     """
-    if trained.any() and job.in_sample == "refuse" and job.split != VAL:
+    if trained.any() and wanted.in_sample == "refuse" and wanted.split != VAL:
         raise DataError(
-            f"split={job.split}: the run was trained on {int(trained.sum())} of {format_count(len(trained), 'image')} "
-            "or their patients: set split=test, or in_sample=allow to have every figure marked as in-sample"
+            f"split={wanted.split}: the run was trained on {int(trained.sum())} of "
+            f"{format_count(len(trained), 'image')} or their patients: set split=test, or in_sample=allow to have "
+            "every figure marked as in-sample"
         )
 
 
@@ -161,7 +176,7 @@ def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -
 
 
 def check_external(
-    job: EvaluateJob, store: Store, rows: NDArray[np.int64], run: Path, card: ModelCard
+    store: Store, rows: NDArray[np.int64], run: Path, card: ModelCard, *, in_sample: str
 ) -> tuple[NDArray[np.bool_], list[str]]:
     """Return which of these rows this run or a model its weights went through has seen, and notes.
 
@@ -174,7 +189,7 @@ def check_external(
     if not lineage.models[-1]["seen"]:
         raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
     seen = find_seen(lineage, store, rows)
-    if seen.any() and job.in_sample == "allow":
+    if seen.any() and in_sample == "allow":
         said = (
             f"external store {store.name}: {int(seen.sum())} of {format_count(len(seen), 'image')} not new to the run"
         )

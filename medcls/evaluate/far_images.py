@@ -7,26 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medcls.config import EvaluateJob
 from medcls.evaluate.evaluation_data import Opened
 from medcls.files import MODEL
 from medcls.runs.model_file import ModelCard, read_model
 from medcls.statistics.bounds import compute_wilson
 from medcls.train.training_distance import draw_images, read_training_distance, run_backbone
 from medcls.training.feature_distance import FAR
-from medcls.training.forward import choose_options
+from medcls.training.forward import PredictOptions
 
 
-def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened) -> dict[str, Any] | None:
+def measure_far(run: Path, *, card: ModelCard, opened: Opened, options: PredictOptions) -> dict[str, Any] | None:
     """Return the share of the opened images that are far from training, with Wilson's interval over patients.
 
     On test rows of the run's own store these are the false alarms of `predict`.
 
     Args:
-        job: Batch size, device and precision.
         run: The run's folder.
         card: Of its model.
         opened: The rows; up to MOST_IMAGES of them are measured.
+        options: How they are predicted.
 
     Returns:
         share, low, high, images, patients, and expected: the share among images like those of validation. None where
@@ -36,7 +35,6 @@ def measure_far(job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened)
     if distance is None:
         return None
     model, _ = read_model(run / MODEL)
-    options = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size)
     drawn = draw_images(opened.store, opened.rows)
     clinical = None if opened.clinical is None else opened.clinical[drawn]
     part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)

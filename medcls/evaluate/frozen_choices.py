@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medcls.config import EvaluateJob
 from medcls.config.checks import check_choice
 from medcls.console import say
 from medcls.data.splits import VAL
@@ -14,8 +14,8 @@ from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.ensemble import Member, check_out, identify, predict_members
 from medcls.evaluate.evaluation_data import open_rows
-from medcls.evaluate.image_views import find_sides_of, plan_views
-from medcls.evaluate.split_predictions import SplitPredictions, count_test_openings
+from medcls.evaluate.image_views import ViewRequest, find_sides_of, plan_views
+from medcls.evaluate.split_predictions import SplitPredictions, SplitRequest, count_test_openings
 from medcls.files import MODEL, read_json, sha256_file, write_json
 from medcls.identity import PER_IMAGE, format_count, name_units
 from medcls.runs.folder import read_store_folder
@@ -68,27 +68,35 @@ class Choices:
             say(f"notice: {note}")
 
 
-def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
-    """Returns what was chosen on the validation split for the model; chosen and written now where it was not yet.
+def freeze_choices(
+    request: SplitRequest, members: list[Member], *, asked: Mapping[str, Any], seed: int, folder: Path | None = None
+) -> Choices:
+    """Return what was chosen on the validation split for the model; choose and write it now if it was not yet chosen.
 
-    It lies in the run; for several runs together in out=, after each run's own choices were frozen, too.
+    The choices of one run are in the run; those of several together in a folder, after each run's own were frozen.
+
+    Args:
+        request: How the validation rows are predicted.
+        members: One run, or several whose scores are averaged.
+        asked: Settings of the choice that are given; the others are as frozen, or the defaults.
+        seed: Seed of the bootstrap.
+        folder: Of several runs, for what they choose together.
 
     Raises:
         ConfigError: other rules are asked for than those that were frozen before a test split was opened.
     """
-    folder = members[0].run
-    if len(members) > 1:
-        folder = Path(job.out or "")
+    if len(members) == 1 or folder is None:
+        folder = members[0].run
+    else:
         check_out(folder, members)
         for member in members:
-            freeze_choices(_leave_frozen(job, member), [member])
-    views = name_views(job, members)
+            freeze_choices(request, [member], asked={}, seed=seed)
+    views = name_views(request.views, members)
     model_sha256 = identify(members)
     openings = max(count_test_openings(member.run, sha256_file(member.run / MODEL)) for member in members)
-    asked = _ask(job)
     files = name_files(folder, views)
-    unfinished = _read_unfinished(files, model_sha256=model_sha256, openings=openings)
-    before = None if unfinished else read_choices(folder, model_sha256=model_sha256, views=views)
+    kept = _read_unfinished(files, model_sha256=model_sha256, openings=openings)
+    before = None if kept else read_choices(folder, model_sha256=model_sha256, views=views)
     if before is not None:
         changed = _list_changes(before.operating["settings"], asked)
         if not changed:
@@ -98,12 +106,12 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
                 f"{files[0]} was frozen with other settings ({'; '.join(changed)}) and a test "
                 "split has been opened since: leave the option out, or train another run"
             )
-        asked = before.operating["settings"] | asked
-    settings = _complete(_DEFAULTS | unfinished | asked, members[0].card.task)
-    validation = _predict_validation(job, members)
+        kept = before.operating["settings"]
+    settings = _complete(_DEFAULTS | kept | dict(asked), members[0].card.task)
+    validation = _predict_validation(request, members)
     if validation is None:
         return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
-    choices = _choose(job, validation, settings=settings, openings=openings)
+    choices = _choose(validation, settings=settings, openings=openings, seed=seed)
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
     use = f"; medcls.predict uses them with choices={folder}" if len(members) > 1 and not views else ""
@@ -111,36 +119,16 @@ def freeze_choices(job: EvaluateJob, members: list[Member]) -> Choices:
     return choices
 
 
-def _leave_frozen(job: EvaluateJob, member: Member) -> EvaluateJob:
-    """The job of one run by itself, with its choices as they are frozen, or the defaults."""
-    own = replace(job, run=str(member.run), out=None)
-    return replace(
-        own, sensitivity_at_least=None, specificity_at_least=None, miss_costs=None, alpha=None, decision=None
-    )
-
-
-def name_views(job: EvaluateJob, members: list[Member]) -> str:
-    """Returns the name of the views of all members; "" for the plain middle."""
+def name_views(wanted: ViewRequest, members: list[Member]) -> str:
+    """Return the name of the views of all members; "" for the plain middle."""
     plans = [
-        plan_views(job, crop=each.card.crop, stored=each.opened.store.shape, sides=find_sides_of(each.card))
+        plan_views(wanted, crop=each.card.crop, stored=each.opened.store.shape, sides=find_sides_of(each.card))
         for each in members
     ]
     return "+".join(sorted({plan.name for plan in plans} - {""}))
 
 
-def _ask(job: EvaluateJob) -> dict[str, Any]:
-    """The settings that the command line gives; the others are as frozen, or the defaults."""
-    given = {
-        "sensitivity": job.sensitivity_at_least,
-        "specificity": job.specificity_at_least,
-        "cost": job.miss_costs,
-        "alpha": job.alpha,
-        "decision": job.decision,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _list_changes(frozen: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+def _list_changes(frozen: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What differs from the frozen settings; version 0.2.0 froze no decision, which then is the default."""
     return [f"{name}: {frozen.get(name)} -> {value}" for name, value in asked.items() if frozen.get(name) != value]
 
@@ -216,15 +204,18 @@ def _fit(parts: dict[Path, dict[str, Any]]) -> bool:
     return len(others) == 1 and all(first[name] == others[0][name] for name in ("settings", "chosen_on"))
 
 
-def _predict_validation(job: EvaluateJob, members: list[Member]) -> SplitPredictions | None:
+def _predict_validation(request: SplitRequest, members: list[Member]) -> SplitPredictions | None:
     """Predictions of the validation split of the runs' own store; None where that store is not here."""
     first = members[0]
     here = first.opened.store.sha256 == first.card.store_sha256
     own = first.opened.store.folder if here else read_store_folder(first.run)
     if not own.is_dir():
         return None
-    inner = replace(job, store=str(own), split=VAL, out=None)
-    return predict_members(inner, [replace(each, opened=open_rows(inner, each.run, each.card)) for each in members])
+    wanted = replace(request.rows, store=str(own), split=VAL)
+    return predict_members(
+        replace(request, rows=wanted),
+        [replace(each, opened=open_rows(wanted, each.run, each.card)) for each in members],
+    )
 
 
 def _list_rules(settings: dict[str, Any]) -> tuple[Rule, ...]:
@@ -239,7 +230,7 @@ def _complete(settings: dict[str, Any], task: Task) -> dict[str, Any]:
     return settings | {"decision": decision}
 
 
-def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[str, Any], openings: int) -> Choices:
+def _choose(validation: SplitPredictions, *, settings: dict[str, Any], openings: int, seed: int) -> Choices:
     rows = validation.rows
     rules = _list_rules(settings)
     unknown = validation.opened.store.patients_from == PER_IMAGE
@@ -252,10 +243,8 @@ def _choose(job: EvaluateJob, validation: SplitPredictions, *, settings: dict[st
         "test_openings_before": openings,
     } | validation.plan.to_json()
     shared = {"format": _FORMAT, "chosen_on": chosen_on, "settings": settings}
-    operating = (
-        shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules, seed=job.seed)
-    )
-    calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=job.seed)
+    operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(rows, rules=rules, seed=seed)
+    calibration = shared | choose_calibration(rows, alpha=settings["alpha"], seed=seed)
     return Choices(operating, calibration, _describe(operating))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 
-from medcls.config import EvaluateJob
 from medcls.data.crops import Crop, scale_sides
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
@@ -18,6 +17,23 @@ from medcls.train.augment_choice import list_sides
 
 CENTER, DENSE, MULTICROP, BOTH = "center", "dense", "multicrop", "both"
 _GRID = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRequest:
+    """Which views of each image are asked for.
+
+    Attributes:
+        kind: "center", "dense", "multicrop" or "both".
+        scales: Shortest sides in pixels; () = the middle of the training scales.
+        flips: Also mirror images; None = unless kind is "center".
+        crops_per_side: Side of the grid of crops.
+    """
+
+    kind: str = CENTER
+    scales: tuple[int, ...] = ()
+    flips: bool | None = None
+    crops_per_side: int = _GRID
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +90,13 @@ class ViewPlan:
         return f"views of each image: {what}; {scales}{', mirrored too' if self.flips else ''}; scores averaged"
 
 
-def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...], sides: Sequence[str] = ()) -> ViewPlan:
-    """Returns the plan that the command line asks for.
+def plan_views(
+    wanted: ViewRequest, *, crop: Crop | None, stored: tuple[int, ...], sides: Sequence[str] = ()
+) -> ViewPlan:
+    """Return the plan of the views asked for.
 
     Args:
-        job: views, scales, flips, crops_per_side.
+        wanted: What is asked for.
         crop: Of the model.
         sides: Names that are sides of the body: then images are not mirrored.
         stored: (C, *spatial) of the store's images.
@@ -87,15 +105,15 @@ def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...], 
         ConfigError: a scale above the store's images or below those trained on; views of volumes; flips that exchange
             sides.
     """
-    if job.flips and sides:
+    if wanted.flips and sides:
         raise ConfigError(f"flips=true mirrors images, but labels name sides ({', '.join(sides[:3])}): set flips=false")
     shape, usual = (stored, min(stored[1:])) if crop is None else (crop.shape(stored), crop.scale)
-    flips = job.flips if job.flips is not None else job.views != CENTER and not sides
-    if job.views == CENTER and not flips and job.scales in ([], [usual]):
+    flips = wanted.flips if wanted.flips is not None else wanted.kind != CENTER and not sides
+    if wanted.kind == CENTER and not flips and wanted.scales in ((), (usual,)):
         return ViewPlan(CENTER, (), False, None, shape[1:], crop, usual)
     if len(stored) != 3:
-        raise ConfigError(f"views={job.views}: the store holds volumes {stored}; only images have other views here")
-    scales = tuple(sorted(set(job.scales))) or (usual,)
+        raise ConfigError(f"views={wanted.kind}: the store holds volumes {stored}; only images have other views here")
+    scales = tuple(sorted(set(wanted.scales))) or (usual,)
     if scales[-1] > min(stored[1:]):
         raise ConfigError(
             f"scales={list(scales)}: the store has images of {stored[1]} x {stored[2]}, and none is enlarged: lower "
@@ -105,8 +123,8 @@ def plan_views(job: EvaluateJob, *, crop: Crop | None, stored: tuple[int, ...], 
         raise ConfigError(
             f"scales={list(scales)}: the model was trained on {shape[1]} x {shape[2]} pixels: scales may not be smaller"
         )
-    crops = job.crops_per_side if job.views in (MULTICROP, BOTH) else None
-    return ViewPlan(job.views, scales, flips, crops, shape[1:], crop, usual)
+    crops = wanted.crops_per_side if wanted.kind in (MULTICROP, BOTH) else None
+    return ViewPlan(wanted.kind, scales, flips, crops, shape[1:], crop, usual)
 
 
 def find_sides_of(card: ModelCard) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcls.config import EvaluateJob
 from medcls.console import put, say
 from medcls.evaluate.frozen_analysis import FrozenAnalysis, read_sample_size
 from medcls.evaluate.reader_file import measure_readers
@@ -30,6 +29,32 @@ WAIT_SECONDS = 3600.0
 
 _BELOW_OUT = ("figures", "images", "maps")
 """Folders that evaluations and explanations make in out=."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """What is measured of rows beside the metrics of their task, and how.
+
+    Attributes:
+        prevalences: At which predictive values are computed.
+        least_patients: Fewest patients of a subgroup that is measured.
+        replicates: Resamples of the patients.
+        seed: Seed of the resampling.
+        readers: File of readers' answers to the same images, or None.
+        samplesize: File of the intended size of the study, or None.
+    """
+
+    prevalences: Sequence[float]
+    least_patients: int
+    replicates: int
+    seed: int
+    readers: str | None = None
+    samplesize: str | None = None
+
+    @property
+    def sampling(self) -> dict[str, int]:
+        """The settings of the bootstrap."""
+        return {"replicates": self.replicates, "seed": self.seed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +131,13 @@ def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> 
         yield
 
 
-def list_columns(job: EvaluateJob, plan: FrozenAnalysis | None) -> list[str]:
-    """Return the columns whose subgroups are measured: those of the plan, then those of the settings."""
-    return list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *job.subgroups]))
+def list_columns(subgroups: Sequence[str], plan: FrozenAnalysis | None) -> list[str]:
+    """Return the columns whose subgroups are measured: those of the plan, then those asked for."""
+    return list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *subgroups]))
 
 
 def measure_all(
-    job: EvaluateJob,
+    measuring: Measuring,
     judged: Judged,
     *,
     facts: Mapping[str, Any],
@@ -122,21 +147,21 @@ def measure_all(
     """Measure everything that the rows and the choices answer.
 
     Args:
-        job: Settings.
+        measuring: What is measured.
         judged: The rows.
         facts: What metrics.json says of the rows themselves: "patients_from", "openings", "rows" …
         other: What they are compared with, or None.
         beside: What only the images tell (robustness, shortcuts, a baseline).
     """
-    rows, sampling = judged.rows, {"replicates": job.replicates, "seed": job.seed}
+    rows, sampling = judged.rows, measuring.sampling
     metrics = measure_rows(rows, judged.operating, **sampling) | dict(facts)
     metrics |= assess(
         rows,
         operating=judged.operating,
         calibration=judged.calibration,
         columns=judged.columns,
-        prevalences=job.prevalences,
-        least_patients=job.least_patients,
+        prevalences=measuring.prevalences,
+        least_patients=measuring.least_patients,
         **sampling,
     )
     if other is not None:
@@ -144,9 +169,9 @@ def measure_all(
         metrics["comparison"] = {"first": other.first, "second": other.second, **compared}
     metrics |= beside or {}
     notes = describe_calls(rows.predictions)
-    if job.readers:
+    if measuring.readers:
         metrics["readers"], found = measure_readers(
-            Path(job.readers),
+            Path(measuring.readers),
             rows,
             image_ids=judged.image_ids,
             labels=judged.labels,
@@ -154,7 +179,7 @@ def measure_all(
             **sampling,
         )
         notes += found
-    size, found = read_sample_size(job.samplesize, patients=metrics["n_patients"])
+    size, found = read_sample_size(measuring.samplesize, patients=metrics["n_patients"])
     notes += found
     if judged.plan is not None:
         metrics["analysis"] = judged.plan.judge(metrics, notes=judged.plan_notes)
@@ -175,10 +200,12 @@ def name_reasons(found: Any, *, patients_from: str) -> Any:
     return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
 
 
-def write_results(job: EvaluateJob, folder: Path, metrics: dict[str, Any], build: Callable[[], Evaluation]) -> Path:
+def write_results(
+    folder: Path, metrics: dict[str, Any], build: Callable[[], Evaluation], *, report: bool = True
+) -> Path:
     """Write metrics.json and, unless report=false, the report; return the path of the latter, or of the former."""
     write_json(folder / METRICS, metrics)
-    if job.report:
+    if report:
         return write_report(folder, build())
     if (folder / REPORT).is_file():
         say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")

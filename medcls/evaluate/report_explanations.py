@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 
-from medcls.config import EvaluateJob
 from medcls.disk import check_disk
 from medcls.errors import DataError
 from medcls.evaluate.report_runs import hide_folders
@@ -21,11 +20,15 @@ SHOWN = 6
 WIDTH = 560  # pixels: two panels side by side, sharp at half the page
 
 
-def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[list[Explanation], list[str]]:
-    """Returns the explanations of this model and store, by name of the method, and what to say below them.
+def read_explanations(predictions: SplitPredictions, *, store: str | None) -> tuple[list[Explanation], list[str]]:
+    """Return the explanations of this model and store, by name of the method, and what to say below them.
 
     They are those in the run's own folder of this split, where `medcls.explain` without out= puts them. Explanations of
     another model or store are left out and named.
+
+    Args:
+        predictions: What is evaluated.
+        store: As it was set; None = the run's own.
 
     Raises:
         DataError: an explanations.json is no JSON, or another one than explain writes.
@@ -45,11 +48,11 @@ def read_explanations(job: EvaluateJob, predictions: SplitPredictions) -> tuple[
     if own and predictions.plan.name:
         notes.append("Explained is the middle of each image, not the views that were evaluated.")
     if not own:
-        rest = f" store={hide_folders(job.store)}" if job.store else ""
-        rest += f" split={job.split} method=gradcam"
+        rest = f" store={hide_folders(store)}" if store else ""
+        rest += f" split={predictions.key['split']} method=gradcam"
         notes.append(
             "None was made of this model on this split. To get them: "
-            f"python -m medcls.explain run={hide_folders(str(job.run))}{rest}; then evaluate again."
+            f"python -m medcls.explain run={hide_folders(str(predictions.run))}{rest}; then evaluate again."
         )
     try:
         return [_read_one(path, content, rows) for path, content in own.items()], notes

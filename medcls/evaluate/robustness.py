@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from medcls.config import EvaluateJob
 from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.evaluate.perturbations import PERTURBATIONS, perturb
@@ -24,31 +23,33 @@ from medcls.statistics.intervals import summarize
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats
 from medcls.statistics.support import find_support
-from medcls.training.forward import choose_options, predict_rows
+from medcls.training.forward import PredictOptions, predict_rows
 
 MOST_REPLICATES = 500  # thirty points: their intervals are for the eye
 
 
-def measure_robustness(job: EvaluateJob, predictions: SplitPredictions) -> dict[str, Any]:
+def measure_robustness(
+    predictions: SplitPredictions, options: PredictOptions, *, replicates: int, seed: int
+) -> dict[str, Any]:
     """Returns the metric, and for each perturbation its unit and a point with interval for each strength.
 
     The images are those of the opened split, predicted once more for each of the thirty points.
     """
-    options = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size, workers=job.workers)
     model = read_model(predictions.run / MODEL)[0].to(options.rules.device)
     dataset = predictions.opened.build_dataset(crop=predictions.card.crop)
     value_range = predictions.opened.store.spec.value_range
     metric = DECIDING[predictions.rows.predictions.kind]
     plain = predictions.rows.predictions.y_score
+    measure = partial(_measure, predictions, metric=metric, replicates=min(replicates, MOST_REPLICATES), seed=seed)
     curves: dict[str, Any] = {}
     points = [(name, strength) for name, (_, values) in PERTURBATIONS.items() for strength in values]
     for name, strength in show_progress(points, desc="robustness", unit="point"):
-        worsen = partial(_worsen, name=name, strength=strength, seed=job.seed, value_range=value_range)
+        worsen = partial(_worsen, name=name, strength=strength, seed=seed, value_range=value_range)
         logits = predict_rows(model, dataset, options, through=worsen)
         score: Floats = compute_scores(predictions.card.task.output, torch.from_numpy(logits)).numpy()
         curve = curves.setdefault(name, {"unit": PERTURBATIONS[name][0], "points": []})
-        curve["points"].append({"strength": strength, **_summarize(job, predictions, score, metric=metric)})
-    return {"metric": metric, "unchanged": _summarize(job, predictions, plain, metric=metric), "curves": curves}
+        curve["points"].append({"strength": strength, **measure(score)})
+    return {"metric": metric, "unchanged": measure(plain), "curves": curves}
 
 
 def _worsen(
@@ -69,13 +70,16 @@ def _worsen(
         yield batch._replace(images=torch.from_numpy(np.stack(changed)))
 
 
-def _summarize(job: EvaluateJob, predictions: SplitPredictions, score: Floats, *, metric: str) -> dict[str, Any]:
+def _measure(
+    predictions: SplitPredictions, score: Floats, *, metric: str, replicates: int, seed: int
+) -> dict[str, Any]:
+    """The metric of other scores of the same rows."""
     changed = replace(predictions.rows.predictions, y_score=score)
     found = summarize(
         build_estimator(changed),
         predictions.rows.patients,
         support=lambda names: find_support(changed, names),
-        replicates=min(job.replicates, MOST_REPLICATES),
-        seed=job.seed,
+        replicates=replicates,
+        seed=seed,
     )
     return found[metric]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from medcls.config import EvaluateJob
 from medcls.console import say, show_progress
 from medcls.data.manifest import column_list, read_table, write_table
 from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
-from medcls.evaluate.evaluation_data import Opened
-from medcls.evaluate.image_views import Pass, ViewPlan, build_passes, find_sides_of, plan_views
+from medcls.evaluate.evaluation_data import Opened, RowRequest
+from medcls.evaluate.image_views import Pass, ViewPlan, ViewRequest, build_passes, find_sides_of, plan_views
 from medcls.files import (
     EVALUATION,
     LABELS,
@@ -50,6 +49,33 @@ TESTS = ("test", "all")
 PIXELS = "pixel_sha256"
 _OF_PREDICTIONS = "predictions_sha256"
 EVALUATED = "evaluated"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """Which predictions are asked for: the rows, the views of each image, and how they are computed.
+
+    Attributes:
+        rows: Which rows.
+        views: Which views of each image.
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "fp32", "bf16" or "fp16".
+        batch_size: Largest batch.
+        workers: Loading processes; -1 chooses by the cores.
+    """
+
+    rows: RowRequest
+    views: ViewRequest = field(default_factory=ViewRequest)
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 64
+    workers: int = -1
+
+    def choose_options(self) -> PredictOptions:
+        """Return how to compute on this machine."""
+        return choose_options(
+            device=self.device, precision=self.precision, batch_size=self.batch_size, workers=self.workers
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,41 +119,56 @@ class SplitPredictions:
 
 
 def predict_split(
-    job: EvaluateJob, run: Path, *, card: ModelCard, opened: Opened, use: str = EVALUATED
+    request: SplitRequest,
+    run: Path,
+    *,
+    card: ModelCard,
+    opened: Opened,
+    folder: Path | None = None,
+    use: str = EVALUATED,
 ) -> SplitPredictions:
     """Return the predictions of the opened rows and keep them as predictions.parquet, one row an image.
 
     The same inputs as before give the predictions of before. They are opened again only for another use: test rows
     that have judged a run judge an ensemble, a comparison or its explanations once more.
+
+    Args:
+        request: What is asked for.
+        run: The run's folder.
+        card: Metadata of its model.
+        opened: The rows.
+        folder: For the results; None = the folder of this split in the run.
+        use: What the rows are opened for, in words.
     """
-    plan = plan_views(job, crop=card.crop, stored=opened.store.shape, sides=find_sides_of(card))
-    log = run / EVALUATION / f"{opened.store.name}-{job.split}" / OPENED
-    folder = Path(job.out) if job.out else log.parent.with_name("-".join(filter(None, (log.parent.name, plan.name))))
+    plan = plan_views(request.views, crop=card.crop, stored=opened.store.shape, sides=find_sides_of(card))
+    split = request.rows.split
+    log = run / EVALUATION / f"{opened.store.name}-{split}" / OPENED
+    folder = folder or log.parent.with_name("-".join(filter(None, (log.parent.name, plan.name))))
     check_folder(folder, opened.store)
     folder.mkdir(parents=True, exist_ok=True)
-    key = list_inputs(job, run, opened=opened, plan=plan)
+    key = list_inputs(request, run, opened=opened, plan=plan)
     logits = read_repetition(folder, key)
     if logits is None:
-        logits = predict_views(job, run, opened=opened, plan=plan, log=log, use=use)
+        logits = predict_views(request, run, opened=opened, plan=plan, log=log, use=use)
     elif opened.exposure.has_unseen and not any(
-        line["key"] == key and line.get("use", EVALUATED) == use for line in list_openings(run, opened, split=job.split)
+        line["key"] == key and line.get("use", EVALUATED) == use for line in list_openings(run, opened, split=split)
     ):
-        log_opening(job, run, opened=opened, key=key, log=log, use=use)
+        log_opening(run, opened=opened, key=key, log=log, use=use)
     rows = build_rows(card, opened, logits)
     write_predictions(folder, opened, rows=rows, logits=logits, key=key)
     return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
 
 
-def list_inputs(job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:
+def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:
     """Returns the checksums and settings that predictions follow from."""
     return {
         "model_sha256": sha256_file(run / MODEL),
         "store_sha256": opened.store.sha256,
-        "split": job.split,
+        "split": request.rows.split,
         "split_sha256": opened.certificate.get("split_sha256"),
         "labels_sha256": sha256_file(opened.store.folder / LABELS),
-        "precision": job.precision,
-        "device": job.device,
+        "precision": request.precision,
+        "device": request.device,
     } | plan.to_json()
 
 
@@ -162,12 +203,12 @@ def check_folder(folder: Path, store: Store) -> None:
 
 
 def predict_views(
-    job: EvaluateJob, run: Path, *, opened: Opened, plan: ViewPlan, log: Path, use: str = EVALUATED
+    request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan, log: Path, use: str = EVALUATED
 ) -> NDArray[np.float64]:
     """Returns the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
 
     Args:
-        job: Batch size, device, precision.
+        request: What is asked for.
         run: The run's folder.
         opened: The rows.
         plan: Of the views.
@@ -176,29 +217,30 @@ def predict_views(
     """
     # A model or device that cannot be used is found before the split is opened.
     model, card = read_model(run / MODEL)
-    options = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size, workers=job.workers)
+    options = request.choose_options()
     passes = build_passes(plan, model.to(options.rules.device), output=card.task.output)
     # Counted before the first image is read: an evaluation that is interrupted was an opening, too.
-    key = list_inputs(job, run, opened=opened, plan=plan)
-    log_opening(job, run, opened=opened, key=key, log=log, use=use)
-    logits = [compute_logits(opened, passed, options, split=job.split) for passed in passes]
+    key = list_inputs(request, run, opened=opened, plan=plan)
+    log_opening(run, opened=opened, key=key, log=log, use=use)
+    logits = [compute_logits(opened, passed, options, split=request.rows.split) for passed in passes]
     averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
     return averaged
 
 
-def log_opening(job: EvaluateJob, run: Path, *, opened: Opened, key: dict[str, Any], log: Path, use: str) -> None:
+def log_opening(run: Path, *, opened: Opened, key: dict[str, Any], log: Path, use: str) -> None:
     """Append an opening to the log, with the content of its rows beside it; of rows that can judge the run say so."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    split = key["split"]
     rows = hash_rows(opened)
     name = f"opened-{rows[:16]}.parquet"
     if not (log.parent / name).is_file():
         write_table(log.parent / name, opened.store.read(PIXELS, rows=opened.rows))
-    number = len(list_openings(run, opened, split=job.split)) + 1
+    number = len(list_openings(run, opened, split=split)) + 1
     line = {"number": number, "use": use, "store": opened.store.name, "images": len(opened.rows)}
     content = {"rows": name, "rows_sha256": rows, "unseen": opened.exposure.has_unseen}
-    append_json_line(log, seal({"key": key, "split": job.split} | line | content))
+    append_json_line(log, seal({"key": key, "split": split} | line | content))
     if opened.exposure.has_unseen:
-        what = f"split={job.split} of {opened.store.name}"
+        what = f"split={split} of {opened.store.name}"
         say(f"opening {what} ({use}): {format_count(len(opened.rows), 'image')}; opening number {number}")
 
 

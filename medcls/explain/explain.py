@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.config import EvaluateJob, ExplainJob
+from medcls.config import ExplainJob
 from medcls.console import put, say, show_progress
 from medcls.errors import ConfigError, DataError
-from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.frozen_choices import read_choices
 from medcls.evaluate.judged_rows import hold_evaluations
 from medcls.evaluate.report_explanations import EXPLANATIONS, IMAGES
-from medcls.evaluate.split_predictions import SplitPredictions, predict_split
+from medcls.evaluate.split_predictions import SplitPredictions, SplitRequest, predict_split
 from medcls.explain.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
 from medcls.explain.faithfulness import Curves
 from medcls.explain.lime import pick_submodular
@@ -127,14 +127,13 @@ def build_content(
 
 def predict(job: ExplainJob, run: Path) -> SplitPredictions:
     """Returns the run's predictions on the split: those of an evaluation, or made and counted as one."""
-    evaluation = EvaluateJob(run=job.run, store=job.store, split=job.split, batch_size=job.batch_size)
-    evaluation.device = job.device
     # Where the network looks in images that it was trained on is a fair question; the page says what they are.
-    evaluation.in_sample = "allow"
+    wanted = RowRequest(job.split, job.store, in_sample="allow")
+    request = SplitRequest(wanted, device=job.device, batch_size=job.batch_size)
     card = read_card(run / MODEL)
     note_version(run / MODEL)
-    opened = open_rows(evaluation, run, card)
-    found = predict_split(evaluation, run, card=card, opened=opened, use="explained")
+    opened = open_rows(wanted, run, card)
+    found = predict_split(request, run, card=card, opened=opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
     return choices.decide_rows(found) if choices else found
 

@@ -16,14 +16,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from medcls.config import EvaluateJob
 from medcls.data.columns import read_columns
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import encode_targets
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate import robustness
-from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.image_views import Pass
 from medcls.evaluate.split_predictions import compute_logits
 from medcls.explain.explain import explain
@@ -137,8 +136,7 @@ def test_cached_features_give_the_same_wide_part(train_wide: Run, tmp_path: Path
 
 def test_the_columns_change_the_predictions(wide_run: Path, run_evaluate: Run, clinical_store: Store) -> None:
     model, card = read_model(wide_run / MODEL)
-    job = EvaluateJob(run=str(wide_run), split="val", device="cpu", workers=0)
-    opened = open_rows(job, wide_run, card)
+    opened = open_rows(RowRequest("val"), wide_run, card)
     assert opened.clinical is not None
     predict = partial(compute_logits, opened, Pass("", model, None), PredictOptions(StepRules(), 64), split="val")
     with_columns = predict()

@@ -14,7 +14,8 @@ import pytest
 
 from medcls.config import EvaluateJob
 from medcls.data.store import Store
-from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.evaluate import read_request
+from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.report_explanations import SHOWN, WIDTH, read_explanations
 from medcls.evaluate.split_predictions import predict_split
 from medcls.explain.explain import explain
@@ -48,7 +49,9 @@ def read(compose_job: Callable[..., Any]) -> Callable[[Path], Found]:
     def read_of(run: Path) -> Found:
         job: EvaluateJob = compose_job("evaluate", f"run={run}", "device=cpu", "workers=0")
         card = read_card(run / MODEL)
-        return read_explanations(job, predict_split(job, run, card=card, opened=open_rows(job, run, card)))
+        request = read_request(job)
+        found = predict_split(request, run, card=card, opened=open_rows(request.rows, run, card))
+        return read_explanations(found, store=job.store)
 
     return read_of
 
@@ -79,7 +82,7 @@ def test_verdict_rows_and_small_pictures(explained: Path, read: Callable[[Path],
     (one,), _ = read(explained)
     assert one.sentences == written["found"]
     assert (one.count, len(one.overlays)) == (SHOWN + 2, SHOWN)
-    validation = open_rows(EvaluateJob(run=str(explained)), explained, read_card(explained / MODEL)).rows
+    validation = open_rows(RowRequest(), explained, read_card(explained / MODEL)).rows
     ids = store.column("image_id", validation)
     assert [ids[overlay.row] for overlay in one.overlays] == [row["image_id"] for row in written["images"][:SHOWN]]
     assert all(width_of(overlay.png) == WIDTH for overlay in one.overlays)

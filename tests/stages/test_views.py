@@ -14,6 +14,7 @@ import torch
 from medcls.data.crops import Crop, rescale
 from medcls.data.store import Store
 from medcls.errors import ConfigError
+from medcls.evaluate.evaluate import read_request
 from medcls.evaluate.image_views import ViewPlan, plan_views
 from medcls.files import read_json, read_json_lines
 from medcls.models.heads import compute_scores
@@ -114,7 +115,7 @@ def test_every_opening_is_counted_in_one_place_whatever_the_views(made: Path, ru
 
 def test_names_say_what_is_not_usual(compose_job: Callable[..., Any]) -> None:
     def name(*arguments: str, crop: Crop | None = CROP) -> str:
-        return plan_views(compose_job("evaluate", *arguments), crop=crop, stored=(1, 32, 40)).name
+        return plan_views(read_request(compose_job("evaluate", *arguments)).views, crop=crop, stored=(1, 32, 40)).name
 
     assert name() == name("scales=[29]") == name("flips=false") == ""
     assert name("scales=[32]") == "center-q32"
@@ -142,12 +143,13 @@ def test_views_that_the_images_do_not_have_are_refused(
     arguments: str, crop: Crop | None, stored: tuple[int, ...], part: str, compose_job: Callable[..., Any]
 ) -> None:
     with pytest.raises(ConfigError, match=part):
-        plan_views(compose_job("evaluate", *arguments.split()), crop=crop, stored=stored)
+        plan_views(read_request(compose_job("evaluate", *arguments.split())).views, crop=crop, stored=stored)
 
 
 def test_views_are_not_mirrored_if_labels_are_sides(compose_job: Callable[..., Any]) -> None:
     def plan(*arguments: str, sides: tuple[str, ...] = ("left", "right")) -> ViewPlan:
-        return plan_views(compose_job("evaluate", *arguments), crop=CROP, stored=(1, 32, 40), sides=sides)
+        wanted = read_request(compose_job("evaluate", *arguments)).views
+        return plan_views(wanted, crop=CROP, stored=(1, 32, 40), sides=sides)
 
     assert plan("views=dense", sides=()).flips
     assert not plan("views=dense").flips
