@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from medcls.config import PretrainJob
+from medcls.config import CorruptionConfig, PatchConfig, PretrainJob
 from medcls.console import say
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.crops import Patch
@@ -62,7 +62,7 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
         raise DataError(
             f"split {job.split.name}: {len(rows[TRAIN])} train and {len(rows[VAL])} val volumes: both needed"
         )
-    patch = build_patch(job, store)
+    patch = build_patch(job.patch, store)
     shape = store.shape if patch is None else patch.shape(store.shape)
     chosen = choose_augmentation(job.augment, store.spec, shape=shape, sides=[], **read_kinds(store, rows[TRAIN]))
     if chosen.notice:
@@ -81,23 +81,22 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
     say(f"store {store.folder}: {len(train)} train, {len(val)} val volumes {shape}, labelled or not; no test volume")
     held_out = np.concatenate([rows[VAL], rows_of(splits, TEST)])
     task = Task(RECONSTRUCTION, [], [])
-    corruption = build_corruption(job)
+    corruption = build_corruption(job.corruption)
     return PretrainingData(store, task, train, val, certificate, "", held_out, corruption=corruption, seed=job.seed)
 
 
-def build_patch(job: PretrainJob, store: Store) -> Patch | None:
-    """Returns the part of each volume that is taken; None = all of it."""
-    if not job.patch.size:
+def build_patch(config: PatchConfig, store: Store) -> Patch | None:
+    """Return the part of each volume that is taken; None = all of it."""
+    if not config.size:
         return None
-    depth, height, width = job.patch.size
+    depth, height, width = config.size
     patch = Patch((depth, height, width))
     patch.check(store.shape)
     return patch
 
 
-def build_corruption(job: PretrainJob) -> Corruption | None:
-    """Returns what is done to the volumes that the autoencoder sees; None = nothing."""
-    chosen = job.corruption
+def build_corruption(chosen: CorruptionConfig) -> Corruption | None:
+    """Return what is done to the volumes that the autoencoder sees; None = nothing."""
     if chosen.kind == "none":
         return None
     return Corruption(

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medcls.config import TrainJob
+from medcls.config import CropConfig, ModelConfig, TransferConfig
 from medcls.console import say, show_progress
 from medcls.data.dataset import Position, StoreDataset
-from medcls.data.loaders import build_loader, choose_workers
+from medcls.data.loaders import build_loader
 from medcls.data.splits import TRAIN, VAL
 from medcls.errors import ConfigError
 from medcls.identity import format_count
@@ -33,58 +33,80 @@ from medcls.training.features import (
     compute_features,
     list_batches,
 )
+from medcls.training.forward import PredictOptions
 from medcls.training.state import StepRules
 
 _FORMAT = 1
 
 
-def choose_features(job: TrainJob, plans: list[StagePlan]) -> bool:
-    """Returns whether the head is trained on cached features; says how to get them where it could be.
+def choose_features(
+    plans: list[StagePlan], *, model: ModelConfig, transfer: TransferConfig, varies: bool, run: Path
+) -> bool:
+    """Return whether the head is trained on cached features; say how to get them if it could be.
+
+    Args:
+        plans: How each stage is trained.
+        model: The network asked for.
+        transfer: Whether features are cached, and how many views of each image.
+        varies: Whether a training image is another one in every epoch.
+        run: The run's folder.
 
     Raises:
         ConfigError: transfer.features=cached or transfer.views where a stage below the head is trained; a run folder
             that is the folder of the features.
     """
     trained = [plan.name for plan in plans if plan.name != "head" and plan.first_epoch is not None]
-    svm = job.model.head == "svm"
-    asked = job.transfer.features == "cached" or job.transfer.views is not None or svm
+    svm = model.head == "svm"
+    asked = transfer.features == "cached" or transfer.views is not None or svm
     if asked and trained:
         raise ConfigError(
             f"{'model.head=svm' if svm else 'transfer.features=cached'}: {', '.join(trained)} of the network is "
             "trained, so its features change with every step: take transfer=frozen with weights for all of it, or "
             "leave model.head=svm, transfer.features and transfer.views out"
         )
-    if trained or job.transfer.features == "live" or job.model.name == CLINICAL:
+    if trained or transfer.features == "live" or model.name == CLINICAL:
         return False
-    if job.varies and not asked:
+    if varies and not asked:
         say(
             "notice: only the head is trained, but augmentation or crops make new images for every epoch, so each "
             "epoch computes its features; transfer.views=K computes K views of each image once"
         )
         return False
-    if Path(job.run or "").resolve().name == FEATURES:
-        raise ConfigError(f"run={job.run}: {FEATURES} is the folder of cached features; choose another name")
+    if run.resolve().name == FEATURES:
+        raise ConfigError(f"run={run}: {FEATURES} is the folder of cached features; choose another name")
     return True
 
 
 def cache_features(
-    job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, rules: StepRules
+    run: Path,
+    *,
+    data: TrainingData,
+    model: Classifier,
+    key: dict[str, Any],
+    views: list[dict[str, Any]],
+    options: PredictOptions,
 ) -> dict[str, FeatureDataset]:
-    """Returns the features of train and val in place of their images, computed where they are not there yet.
+    """Return the features of train and val in place of their images, computed where they are not there yet.
 
     The features are those of the network in evaluation mode, as validation and test see it. View v of the training
     images is what epoch v of a run without cached features would see. Rows of other splits are never read.
+
+    Args:
+        run: The run's folder; features are kept beside it.
+        data: The rows.
+        model: The network.
+        key: What the features follow from, as `describe_inputs` returns it.
+        views: Of the training images, as `list_views` returns them.
+        options: Device, precision and loading; batches are small, and all of one size.
     """
     root, shape = run.resolve().parent / FEATURES, (len(data.store), model.backbone.num_features)
-    key = describe_inputs(job, data=data, model=model, rules=rules)
     plain = FeatureCache(root, key | {"view": None}, shape=shape)
-    views = [FeatureCache(root, key | {"view": view}, shape=shape) for view in list_views(job, data)] or [plain]
-    parts = ((TRAIN, data.train, views), (VAL, data.val, [plain]))
-    workers = choose_workers(job.workers, device=rules.device)
+    caches_of_train = [FeatureCache(root, key | {"view": view}, shape=shape) for view in views] or [plain]
+    parts = ((TRAIN, data.train, caches_of_train), (VAL, data.val, [plain]))
 
     def compute(dataset: StoreDataset, batches: list[list[Position]]) -> Iterator[Portion]:
-        loader = build_loader(dataset, batches, workers=workers, device=rules.device)
-        return compute_features(model, loader, rules)
+        loader = build_loader(dataset, batches, workers=options.workers, device=options.rules.device)
+        return compute_features(model, loader, options.rules)
 
     # Loaders draw from torch's own generator: dropout must not depend on how much had to be computed.
     with torch.random.fork_rng(devices=[]):
@@ -100,8 +122,10 @@ def cache_features(
     }
 
 
-def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rules: StepRules) -> dict[str, Any]:
-    """Returns everything that the features follow from but the view, as JSON.
+def describe_inputs(
+    config: ModelConfig, crop: CropConfig, *, data: TrainingData, model: Classifier, rules: StepRules
+) -> dict[str, Any]:
+    """Return everything that the features follow from but the view, as JSON.
 
     Threads and kind of processor are not in it: they change the last bits only, and runs on several machines share.
     """
@@ -109,12 +133,12 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
     state = {**model.backbone.state_dict(), **dict(model.normalize.named_buffers(prefix="normalize"))}
     return {
         "format": _FORMAT,
-        "architecture": job.model.name,
+        "architecture": config.name,
         "options": model.backbone.options,
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
-        "normalize": choose_normalization(job.model.normalize, data.store.spec),
+        "normalize": choose_normalization(config.normalize, data.store.spec),
         "preprocess": data.store.spec.to_json(),
-        "crop": asdict(job.crop),
+        "crop": asdict(crop),
         "store_sha256": data.store.sha256,
         "precision": rules.precision,
         "device": rules.device,
@@ -123,14 +147,14 @@ def describe_inputs(job: TrainJob, *, data: TrainingData, model: Classifier, rul
     }
 
 
-def list_views(job: TrainJob, data: TrainingData) -> list[dict[str, Any]]:
-    """Returns what each view of a training image follows from; [] where there is one, the stored image."""
+def list_views(train: StoreDataset, count: int) -> list[dict[str, Any]]:
+    """Return what each of `count` views of a training image follows from; [] for 0: only the stored image is used."""
     # A list: the order of the transforms counts, and the keys of a JSON object are sorted.
-    chosen = data.train.augmentation.transforms if data.train.augmentation else {}
+    chosen = train.augmentation.transforms if train.augmentation else {}
     transforms = [[name, arguments] for name, arguments in chosen.items()]
     versions = {name: version(name) for name in ("albumentations", "monai")}
-    common = {"transforms": transforms, "seed": job.seed, "versions": versions}
-    return [common | {"epoch": epoch} for epoch in range(job.transfer.views or 1)] if job.varies else []
+    common = {"transforms": transforms, "seed": train.seed, "versions": versions}
+    return [common | {"epoch": epoch} for epoch in range(count)]
 
 
 def fill_cache(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from medcls.clinical.encode import ClinicalSpec, check_faults, encode_clinical
 from medcls.clinical.learn import build_clinical, check_columns, check_no_label
 from medcls.clinical.odds import REGRESSION, fit_contrast, list_contrasts
-from medcls.config import TrainJob
+from medcls.config import ClinicalConfig
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.store import Store
@@ -21,9 +21,10 @@ from medcls.models.heads import count_logits
 Rows = NDArray[np.int64]
 
 
-def learn_clinical(job: TrainJob, store: Store, rows: Rows, targets: NDArray[np.float64]) -> ClinicalSpec | None:
-    """Returns how the columns asked for are encoded, by the training rows alone; None where none are asked for."""
-    settings = job.clinical
+def learn_clinical(
+    settings: ClinicalConfig, store: Store, rows: Rows, targets: NDArray[np.float64]
+) -> ClinicalSpec | None:
+    """Return how the columns asked for are encoded, by the training rows alone; None if no column is asked for."""
     if not settings.columns:
         return None
     check_columns(settings.columns, there=store.column_names)

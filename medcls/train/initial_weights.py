@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from medcls.config import ModelConfig, TrainJob
+from medcls.config import ModelConfig
 from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
@@ -39,14 +39,18 @@ class Source:
     architecture: str
 
 
-def find_source(job: TrainJob) -> Source | None:
-    """Returns what the network starts from; None for random numbers.
+def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Source | None:
+    """Return what the network starts from; None for random numbers.
+
+    Args:
+        config: The network asked for.
+        weights_dir: Folder with files of ImageNet weights, or None.
 
     Raises:
         ConfigError: weights of another architecture than model.name and model.init can take.
     """
-    name, init = job.model.name, job.model.init
-    if job.model.weights is None or name == CLINICAL:
+    name, init = config.name, config.init
+    if config.weights is None or name == CLINICAL:
         return None
     takes = list_shallower(name) if init == "shallower" else [name]
     if not takes:
@@ -56,15 +60,15 @@ def find_source(job: TrainJob) -> Source | None:
             f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGGS or ResNet"
         )
     file = find_weights(
-        job.model.weights,
+        config.weights,
         architecture=takes[0],
-        weights_dir=None if job.weights_dir is None else Path(job.weights_dir),
-        sha256=job.model.weights_sha256,
+        weights_dir=None if weights_dir is None else Path(weights_dir),
+        sha256=config.weights_sha256,
     )
     card = find_card(file.path)
     if card is not None:
         note_version(file.path)
-        check_ancestor(job.model, card, takes=takes)
+        check_ancestor(config, card, takes=takes)
     return Source(file, card, takes[0] if card is None else card.architecture)
 
 
@@ -96,8 +100,16 @@ def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
     return {"all_levels": True} if model.supervision else {}
 
 
-def load_source(job: TrainJob, model: Classifier, source: Source | None) -> tuple[list[str], Lineage]:
-    """Loads the backbone, says from where, and leaves the head as it is: new.
+def load_source(
+    config: ModelConfig, model: Classifier, source: Source | None, *, seed: int
+) -> tuple[list[str], Lineage]:
+    """Load the backbone, say from where, and leave the head as it is: new.
+
+    Args:
+        config: The network asked for.
+        model: The network.
+        source: What it starts from; None for random numbers.
+        seed: Of what model.init=mean_var draws.
 
     Returns:
         The backbone's parameters that were left at random numbers, and what the weights went through.
@@ -105,29 +117,29 @@ def load_source(job: TrainJob, model: Classifier, source: Source | None) -> tupl
     Raises:
         DataError: the file is damaged, or not for this architecture.
     """
-    if job.model.name == CLINICAL:
+    if config.name == CLINICAL:
         say("no image network: the clinical columns alone (model=clinical)")
         return [], no_lineage()
     if source is None:
-        say(f"weights: none; {job.model.name} starts from random numbers (model.weights=null)")
+        say(f"weights: none; {config.name} starts from random numbers (model.weights=null)")
         return [name for name, _ in model.backbone.body.named_parameters()], no_lineage()
-    file, init = source.file, job.model.init
+    file, init = source.file, config.init
     state = read_source(model, source)
     if init in ("full", "mean_var"):
-        numbers = state if init == "full" else draw_mean_variance(state, seed=job.seed)
+        numbers = state if init == "full" else draw_mean_variance(state, seed=seed)
         left = load_backbone(model.backbone.body, numbers, source=str(file.path), optional=model.backbone.optional)
     else:
-        left = load_part(job, model, state, source=source)
+        left = load_part(config, model, state, source=source)
     how = {
         "full": "",
         "mean_var": "; each tensor drawn anew with its mean and variance",
-        "hybrid": f"; up to {job.model.init_to}, above it new and {job.model.width:g} times as wide",
+        "hybrid": f"; up to {config.init_to}, above it new and {config.width:g} times as wide",
         "shallower": f"; of a {source.architecture} the first four convolutions, fc6 and fc7",
     }
     say(f"weights: {file.path} (sha256 {file.sha256[:12]}…){how[init]}")
     if left and init in ("full", "mean_var"):
         say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
-    return left, read_lineage(file.path, source.card, sha256=file.sha256, weights=str(job.model.weights))
+    return left, read_lineage(file.path, source.card, sha256=file.sha256, weights=str(config.weights))
 
 
 def read_source(model: Classifier, source: Source) -> StateDict:
@@ -140,13 +152,13 @@ def read_source(model: Classifier, source: Source) -> StateDict:
     return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
 
 
-def load_part(job: TrainJob, model: Classifier, state: StateDict, *, source: Source) -> list[str]:
-    """Loads what model.init=hybrid or shallower takes of the weights; returns the parameters that stay random."""
+def load_part(config: ModelConfig, model: Classifier, state: StateDict, *, source: Source) -> list[str]:
+    """Load what model.init=hybrid or shallower takes of the weights; return the parameters that stay random."""
     with torch.device("meta"):
         donor = build_backbone(source.architecture)
     there, _ = match_state(donor.body, state, source=str(source.file.path), optional=donor.optional)
-    if job.model.init == "hybrid":
-        taken = choose_below(donor, there, stage=str(job.model.init_to))
+    if config.init == "hybrid":
+        taken = choose_below(donor, there, stage=str(config.init_to))
     else:
         taken = choose_shallower(donor, model.backbone, there)
     model.backbone.body.load_state_dict(taken, strict=False)

@@ -30,7 +30,7 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
     spec = data.store.spec
     check_dims(job.model.name, spec.shape)
     check_size(job.model.name, data.train.shape)
-    source = find_source(job)
+    source = find_source(job.model, weights_dir=job.weights_dir)
     kind = choose_normalization(job.model.normalize, spec)
     model = build_classifier(
         job.model.name,
@@ -46,8 +46,8 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         head=job.model.head_kind,
         head_width=job.model.head_width,
     )
-    left, lineage = load_source(job, model, source)
-    check_lineage(job, data, lineage)
+    left, lineage = load_source(job.model, model, source, seed=job.seed)
+    check_lineage(data, lineage, split_name=job.split.name, val_seen=job.transfer.val_seen)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
     if data.task.output == "joint":
@@ -70,22 +70,28 @@ def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[Sta
         unsettled={stage for stage, origin in origins.items() if origin != PRETRAINED},
     )
     apply_plan(model, plans)
-    describe_transfer(job, [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)], origins=origins)
+    warn_of_transfer(plans, origins, kind=job.transfer.kind, epochs=job.trainer.epochs)
+    shown = [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)]
+    # The wide part starts at the regression on its columns alone.
+    say(format_plan(shown, lr=job.optimizer.lr, origins=origins | {"wide": "regression"}))
     return model, plans, lineage
 
 
-def check_lineage(job: TrainJob, data: TrainingData, lineage: Lineage) -> None:
-    """Raises DataError where a model of the lineage has seen patients or images that are held out now.
+def check_lineage(data: TrainingData, lineage: Lineage, *, split_name: str, val_seen: str) -> None:
+    """Check that no model of the lineage has seen patients or images that are held out now.
 
     With transfer.val_seen=allow an ancestor of the very same split passes: it selected on the same validation rows, and
     has seen nobody of test.
+
+    Raises:
+        DataError: One has.
     """
     own = [model for model in lineage.models if model["weights"] == RUN and _is_of_split(model, data)]
     remedy = (
-        f"they are in val or test of split.name={job.split.name} (biased transfer); make a split with them in train or "
+        f"they are in val or test of split.name={split_name} (biased transfer); make a split with them in train or "
         "in none, or start from other weights"
     )
-    if own and job.transfer.val_seen == "allow":
+    if own and val_seen == "allow":
         say(f"notice: val is no unseen split for this run: its ancestor {own[0]['run']} was selected on it")
         lineage = without_seen(lineage, [model["sha256"] for model in own])
     elif own:
@@ -99,16 +105,21 @@ def _is_of_split(model: dict[str, Any], data: TrainingData) -> bool:
     return (model["store_sha256"], model["split_sha256"]) == here
 
 
-def describe_transfer(job: TrainJob, plans: list[StagePlan], *, origins: dict[str, str]) -> None:
-    """Prints the plan, and what of it may not be what was meant."""
+def warn_of_transfer(plans: list[StagePlan], origins: dict[str, str], *, kind: str, epochs: int) -> None:
+    """Print what of a plan may not be what was meant.
+
+    Args:
+        plans: How each stage is trained.
+        origins: Stage to where its numbers come from.
+        kind: Of the transfer.
+        epochs: Of the training.
+    """
     bare = [plan.name for plan in plans if plan.first_epoch != 0 and origins[plan.name] != PRETRAINED]
     if bare:
-        say(f"notice: transfer={job.transfer.kind} keeps random numbers in stages that are frozen: {', '.join(bare)}")
-    late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= job.trainer.epochs]
+        say(f"notice: transfer={kind} keeps random numbers in stages that are frozen: {', '.join(bare)}")
+    late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= epochs]
     if late:
-        say(f"notice: trainer.epochs={job.trainer.epochs} ends before {', '.join(late)} are trained")
-    # The wide part starts at the regression on its columns alone.
-    say(format_plan(plans, lr=job.optimizer.lr, origins=origins | {"wide": "regression"}))
+        say(f"notice: trainer.epochs={epochs} ends before {', '.join(late)} are trained")
 
 
 def check_dims(name: str, shape: tuple[int, ...]) -> None:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from medcls.clinical.odds import REGRESSION, compute_ratios, list_contrasts, read_own
-from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
-from medcls.data.loaders import choose_workers
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.train.training_data import TrainingData
 from medcls.training.features import FeatureDataset
 from medcls.training.forward import PredictOptions, predict_rows
-from medcls.training.state import StepRules
 
 REPLICATES = 1000
 _FORMAT = 1
@@ -34,26 +31,28 @@ _LIMITS = (
 
 
 def write_odds(
-    job: TrainJob, run: Path, *, data: TrainingData, model: nn.Module, state: dict[str, Tensor], rules: StepRules
+    run: Path, *, data: TrainingData, model: nn.Module, options: PredictOptions, l2: float, seed: int
 ) -> None:
-    """Writes odds_ratios.json, where there are clinical columns: of the training and of the validation patients.
+    """Write odds_ratios.json of the clinical columns: of the training and of the validation patients.
 
     Args:
-        job: Of the run.
-        run: Its folder.
-        data: Its rows.
-        model: Images, or cached features, and clinical columns to logits; gets the weights `state`.
-        state: Of the best epoch.
-        rules: Device and precision.
+        run: The run's folder.
+        data: Its rows, with clinical columns.
+        model: Images, or cached features, and clinical columns to logits, with the weights of the best epoch.
+        options: How rows are predicted.
+        l2: Penalty of the regressions.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: The data has no clinical columns.
     """
     if data.clinical is None:
-        return
-    model.load_state_dict(state)
+        raise ValueError("there are no clinical columns")
     linear = data.task.output == REGRESSION
-    own = read_own(data.task.output, state["wide.weight"].double().numpy())
+    own = read_own(data.task.output, model.state_dict()["wide.weight"].cpu().double().numpy())
     splits = {TRAIN: data.train, VAL: data.val}
     measured = {
-        split: measure(job, data, dataset, predict_alone(job, data, split, model=model, rules=rules))
+        split: measure(data, dataset, predict_alone(data, split, model=model, options=options), l2=l2, seed=seed)
         for split, dataset in splits.items()
     }
     contrasts = [
@@ -68,7 +67,7 @@ def write_odds(
         "format": _FORMAT,
         "measure": "coefficient" if linear else "odds ratio",
         "limits": _LIMITS,
-        "l2": job.clinical.l2,
+        "l2": l2,
         "replicates": REPLICATES,
         "n_images": {split: len(dataset) for split, dataset in splits.items()},
         "n_patients": {split: len(np.unique(_patients(data, dataset))) for split, dataset in splits.items()},
@@ -84,15 +83,16 @@ def write_odds(
 
 
 def measure(
-    job: TrainJob, data: TrainingData, dataset: StoreDataset, image: NDArray[np.float64]
+    data: TrainingData, dataset: StoreDataset, image: NDArray[np.float64], *, l2: float, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
     """Returns for each contrast the ratio of each design column on the rows of a split.
 
     Args:
-        job: Of the run.
-        data: Its rows.
+        data: Rows of the run.
         dataset: The split's.
         image: (N, L) logits by the image alone.
+        l2: Penalty of the regressions.
+        seed: Seed of the bootstrap.
     """
     contrasts = list_contrasts(
         data.task.output, dataset.targets.double().numpy(), image, class_names=data.task.class_names
@@ -102,17 +102,15 @@ def measure(
         dataset.clinical.double().numpy(),
         np.unique(_patients(data, dataset), return_inverse=True)[1],
         linear=data.task.output == REGRESSION,
-        l2=job.clinical.l2,
+        l2=l2,
         replicates=REPLICATES,
-        seed=job.seed,
+        seed=seed,
     )
     return {contrast.name: found for contrast, found in zip(contrasts, ratios, strict=True)}
 
 
-def predict_alone(
-    job: TrainJob, data: TrainingData, split: str, *, model: nn.Module, rules: StepRules
-) -> NDArray[np.float64]:
-    """Returns the logits (N, L) of a split's rows by the image alone: with the columns at zero, and not augmented.
+def predict_alone(data: TrainingData, split: str, *, model: nn.Module, options: PredictOptions) -> NDArray[np.float64]:
+    """Return the logits (N, L) of a split's rows by the image alone: with the columns at zero, and not augmented.
 
     Rows that were trained on cached features are seen in their first view.
     """
@@ -124,8 +122,7 @@ def predict_alone(
         if cached
         else StoreDataset(data.store, stored.rows, targets=stored.targets.numpy(), crop=stored.crop, clinical=nothing)
     )
-    workers = 0 if cached else choose_workers(job.workers, device=rules.device)
-    return predict_rows(model, dataset, PredictOptions(rules, 2 * job.trainer.batch_size, workers))
+    return predict_rows(model, dataset, replace(options, workers=0) if cached else options)
 
 
 def _patients(data: TrainingData, dataset: StoreDataset) -> NDArray[np.int32]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medcls.config import TaskConfig, TrainJob
+from medcls.config import ModelConfig, TaskConfig
 from medcls.console import say, show_progress
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.data.strata import Strata
@@ -31,18 +31,20 @@ SOLVERS = {
 }
 
 
-def find_solver(job: TrainJob, *, cached: bool, soft: bool = False) -> str:
-    """Return what solves the head: "svm", "logistic", or "" where it is trained.
+def find_solver(model: ModelConfig, task: TaskConfig, *, clinical: bool, cached: bool, soft: bool = False) -> str:
+    """Return what solves the head: "svm", "logistic", or "" if it is trained.
 
     Args:
-        job: The settings.
+        model: The network asked for.
+        task: The task asked for.
+        clinical: The model takes clinical columns.
         cached: The features of the images are fixed, and cached.
         soft: Training has soft targets, which no solver takes.
 
     Raises:
         ConfigError: model.head=svm in several processes, or with soft targets.
     """
-    if job.model.head == "svm":
+    if model.head == "svm":
         if soft:
             raise ConfigError(
                 "model.head=svm takes one class for each image, and the store has votes of readers or labels that are "
@@ -53,13 +55,13 @@ def find_solver(job: TrainJob, *, cached: bool, soft: bool = False) -> str:
                 "model.head=svm is solved by one process: run python -m medcls.train without medcls.launch"
             )
         return "svm"
-    if job.model.head != "auto" or not cached:
+    if model.head != "auto" or not cached:
         return ""
-    usual = TaskConfig(kind=job.task.kind)
-    trained = [f"task.{name}" for name in ("label_smoothing", "sampler") if _differs(job.task, usual, name)]
-    trained += [f"task.loss={job.task.loss}"] * (job.task.loss not in ("auto", "cross_entropy", "corn", "mse"))
-    trained += ["clinical.*"] * bool(job.clinical.columns) + ["model.supervision"] * bool(job.model.supervision)
-    trained += ["model.dropout"] * bool(job.model.dropout) + ["soft targets"] * soft
+    usual = TaskConfig(kind=task.kind)
+    trained = [f"task.{name}" for name in ("label_smoothing", "sampler") if _differs(task, usual, name)]
+    trained += [f"task.loss={task.loss}"] * (task.loss not in ("auto", "cross_entropy", "corn", "mse"))
+    trained += ["clinical.*"] * clinical + ["model.supervision"] * bool(model.supervision)
+    trained += ["model.dropout"] * bool(model.dropout) + ["soft targets"] * soft
     if trained:
         say(f"the head is trained, not solved: it has no closed form with {', '.join(trained)}")
         return ""
@@ -70,7 +72,9 @@ def _differs(given: TaskConfig, usual: TaskConfig, name: str) -> bool:
     return bool(getattr(given, name) != getattr(usual, name))
 
 
-def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
+def solve_logistic(
+    data: TrainingData, model: Classifier, lineage: Lineage, *, balanced: bool, seed: int
+) -> dict[str, Any]:
     """Put a logistic (or ridge) regression into the model's head and return what was chosen, as JSON.
 
     Its strength is chosen by folds of the training patients.
@@ -80,7 +84,7 @@ def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, line
     """
     train = data.features[TRAIN]
     targets = train.targets.numpy().astype(np.float64)
-    folds = assign_folds(data, targets, seed=job.seed)
+    folds = assign_folds(data, targets, seed=seed)
     # Views of one image are further rows of it, in its fold.
     features, views = np.concatenate([view.read(train.rows) for view in train.views]), len(train.views)
     scaled = (targets - float(model.head.shift)) / float(model.head.scale)
@@ -89,7 +93,7 @@ def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, line
         features,
         np.tile(scaled, (views, 1)),
         folds=np.tile(folds, views),
-        balanced=job.task.class_weights == "balanced",
+        balanced=balanced,
         strengths=show_progress(STRENGTHS, desc="head", unit="C"),
     )
     with torch.no_grad():
@@ -116,7 +120,7 @@ def solve_logistic(job: TrainJob, *, data: TrainingData, model: Classifier, line
     }
 
 
-def solve_svm(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: Lineage) -> dict[str, Any]:
+def solve_svm(data: TrainingData, model: Classifier, lineage: Lineage, *, seed: int) -> dict[str, Any]:
     """Put the machine into the model's head and return what was chosen, as JSON.
 
     C is chosen by folds of the training patients, and so is the map to probabilities. Where the network was trained on
@@ -127,7 +131,7 @@ def solve_svm(job: TrainJob, *, data: TrainingData, model: Classifier, lineage: 
     """
     train = data.features[TRAIN]
     targets = train.targets[:, 0].numpy().astype(np.int64)
-    folds = assign_folds(data, train.targets.numpy().astype(np.float64), seed=job.seed)
+    folds = assign_folds(data, train.targets.numpy().astype(np.float64), seed=seed)
     # Views of one image are further rows of it, in its fold.
     features = np.concatenate([view.read(train.rows) for view in train.views])
     views = len(train.views)

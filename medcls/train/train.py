@@ -19,6 +19,7 @@ from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
 from medcls.distributed import count_ranks, first_goes_ahead, get_part, is_first, join_ranks
 from medcls.files import MODEL, sha256_json
+from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier, FeatureClassifier
 from medcls.models.heads import compute_scores
 from medcls.models.pooling import list_nondeterministic
@@ -29,7 +30,7 @@ from medcls.runs.lineage import Lineage, hash_seen, write_lineage
 from medcls.runs.model_file import ModelCard
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
-from medcls.train.cached_features import cache_features, choose_features
+from medcls.train.cached_features import cache_features, choose_features, describe_inputs, list_views
 from medcls.train.claim import hold_run, start_run
 from medcls.train.fitting import Feed, run_loop
 from medcls.train.learner import build_learner, build_sampler, choose_rules
@@ -41,7 +42,7 @@ from medcls.train.solved_head import SOLVERS, find_solver, solve_logistic, solve
 from medcls.train.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.train.training_distance import write_training_distance
 from medcls.train.voxel_baseline import write_baseline
-from medcls.training.forward import predict_logits
+from medcls.training.forward import PredictOptions, predict_logits
 from medcls.training.loop import NonFiniteError
 from medcls.training.losses import build_loss
 from medcls.training.state import Best, Progress, StepRules
@@ -63,8 +64,9 @@ def _train(job: TrainJob, run: Path) -> None:
     with first_goes_ahead():
         data = open_data(job)
         model, plans, lineage = build_model(job, data)
-        cached = choose_features(job, plans)
-        solver = find_solver(job, cached=cached, soft=data.train.has_soft_targets)
+        cached = choose_features(plans, model=job.model, transfer=job.transfer, varies=job.varies, run=run)
+        clinical, soft = data.clinical is not None, data.train.has_soft_targets
+        solver = find_solver(job.model, job.task, clinical=clinical, cached=cached, soft=soft)
         learner = build_learner(job, data=data, model=model, plans=plans, rules=rules, cached=cached)
         # A dry run of the validation: a metric that this task does not have, and fewer images than processes, are found
         # now, not after the first epoch.
@@ -80,11 +82,16 @@ def _train(job: TrainJob, run: Path) -> None:
         write_lineage(run, lineage)
         look_at_data(run, data)
         if job.baseline and data.store.spec.spatial_dims == 3:
-            write_baseline(run, job, data)
+            write_baseline(run, data, metric=name_metric(job.task.metric, job.task.kind), seed=job.seed)
         check_space(run, learner)
+    # Without gradients twice as many images fit.
+    workers = choose_workers(job.workers, device=rules.device)
+    options = PredictOptions(rules, 2 * job.trainer.batch_size, workers)
     if cached:
         with first_goes_ahead():
-            data.features = cache_features(job, run, data=data, model=model, rules=rules)
+            key = describe_inputs(job.model, job.crop, data=data, model=model, rules=rules)
+            views = list_views(data.train, (job.transfer.views or 1) if job.varies else 0)
+            data.features = cache_features(run, data=data, model=model, key=key, views=views, options=options)
 
     def set_modes(epoch: int) -> None:
         set_train_mode(model, plans, epoch=epoch)
@@ -96,11 +103,14 @@ def _train(job: TrainJob, run: Path) -> None:
             fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
         best = keeper.progress.best
     if is_first():
-        if best.state is not None:
-            write_odds(job, run, data=data, model=learner.model, state=best.state, rules=rules)
+        distance = ""
+        if best.state is not None and data.clinical is not None:
+            learner.model.load_state_dict(best.state)
+            write_odds(run, data=data, model=learner.model, options=options, l2=job.clinical.l2, seed=job.seed)
         if cached and best.state is not None:
             best.state = model.state_dict() | best.state
-        distance = write_training_distance(job, run, data=data, model=model, state=best.state, rules=rules)
+        if best.state is not None and job.model.name != CLINICAL:
+            distance = write_training_distance(run, data=data, model=model, state=best.state, options=options)
         write_best(
             job,
             run,
@@ -141,9 +151,10 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
     start = time.perf_counter()
     say(f"the head is solved, not trained ({SOLVERS[solver]}): optimizer.*, schedule.* and trainer.* have no effect")
     if solver == "svm":
-        chosen = solve_svm(job, data=data, model=model, lineage=lineage)
+        chosen = solve_svm(data, model, lineage, seed=job.seed)
     else:
-        chosen = solve_logistic(job, data=data, model=model, lineage=lineage)
+        balanced = job.task.class_weights == "balanced"
+        chosen = solve_logistic(data, model, lineage, balanced=balanced, seed=job.seed)
     trained = FeatureClassifier(model).eval()
     val = data.features[VAL]
     with torch.inference_mode():

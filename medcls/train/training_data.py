@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medcls.clinical.encode import ClinicalSpec
-from medcls.config import AugmentConfig, TaskConfig, TrainJob
+from medcls.config import AugmentConfig, CropConfig, TaskConfig, TrainJob
 from medcls.console import say
 from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
@@ -90,7 +90,7 @@ def open_data(job: TrainJob) -> TrainingData:
     if not len(train_rows) or not len(val_rows):
         raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
     task = read_task(job.task, labels.take(train_rows))
-    crop = build_crop(job, store)
+    crop = build_crop(job.crop, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
     augment = AugmentConfig() if job.model.name == CLINICAL else job.augmented
@@ -107,7 +107,7 @@ def open_data(job: TrainJob) -> TrainingData:
         check_classes_present(task, targets, split=name)
         check_grades(task, targets, split=name)
         if name == TRAIN:
-            spec = learn_clinical(job, store, kept, targets)
+            spec = learn_clinical(job.clinical, store, kept, targets)
         datasets[name] = StoreDataset(
             store,
             kept,
@@ -125,15 +125,15 @@ def open_data(job: TrainJob) -> TrainingData:
     return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out, spec, augmented)
 
 
-def build_crop(job: TrainJob, store: Store) -> Crop | None:
-    """Returns what is cut out of the stored images; None = they are taken as they are.
+def build_crop(config: CropConfig, store: Store) -> Crop | None:
+    """Return what is cut out of the stored images; None = they are taken as they are.
 
     Raises:
         ConfigError: the store's images are smaller than the largest scale, or it holds volumes.
     """
-    if not job.crop.scales:
+    if not config.scales:
         return None
-    crop = Crop(job.crop.size, *job.crop.scales)
+    crop = Crop(config.size, *config.scales)
     crop.check(store.shape)
     return crop
 

@@ -10,14 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import FEATURE_DISTANCE, MODEL, sha256_file
-from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import ModelCard, compute_digest
@@ -30,38 +28,28 @@ from medcls.training.feature_distance import (
     write_distance,
 )
 from medcls.training.forward import PredictOptions, predict_rows
-from medcls.training.state import StepRules
 
 # Of each split: a cloud and a quantile are known well enough from so many, and the pass over them stays short.
 MOST_IMAGES = 1_000
 
 
 def write_training_distance(
-    job: TrainJob,
-    run: Path,
-    *,
-    data: TrainingData,
-    model: Classifier,
-    state: dict[str, Tensor] | None,
-    rules: StepRules,
+    run: Path, *, data: TrainingData, model: Classifier, state: dict[str, Tensor], options: PredictOptions
 ) -> str:
     """Fit the distance on training images, freeze its threshold on validation images, and write both into the run.
 
     Args:
-        job: The settings.
-        run: Its folder.
+        run: The run's folder.
         data: Its rows, or their cached features.
         model: The whole network; gets the weights `state`.
-        state: Of the best epoch; None = no epoch could be kept.
-        rules: Device and precision.
+        state: Weights of the best epoch.
+        options: How images are predicted.
 
     Returns:
-        The sha256 of the file; "" where no distance can be fitted: too few images, or a model that takes none.
+        The sha256 of the file; "" if there are too few images to fit a distance.
     """
-    if state is None or job.model.name == CLINICAL:
-        return ""
     model.load_state_dict(state)
-    features = {split: _compute_features(job, data, split, model=model, rules=rules) for split in (TRAIN, VAL)}
+    features = {split: _compute_features(data, split, model=model, options=options) for split in (TRAIN, VAL)}
     digest = compute_digest({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     distance = fit_distance(features[TRAIN], features[VAL], model_sha256=digest)
     if distance is None:
@@ -71,9 +59,7 @@ def write_training_distance(
     return sha256_file(run / FEATURE_DISTANCE)
 
 
-def _compute_features(
-    job: TrainJob, data: TrainingData, split: str, *, model: Classifier, rules: StepRules
-) -> NDArray[Any]:
+def _compute_features(data: TrainingData, split: str, *, model: Classifier, options: PredictOptions) -> NDArray[Any]:
     """Return the features (N, F) of a split's images, of up to MOST_IMAGES that are drawn by their ids."""
     stored = {TRAIN: data.train, VAL: data.val}[split]
     drawn = draw_images(data.store, stored.rows)
@@ -87,7 +73,7 @@ def _compute_features(
         crop=stored.crop,
         clinical=stored.clinical.numpy()[drawn],
     )
-    return run_backbone(model, dataset, PredictOptions(rules, 2 * job.trainer.batch_size))
+    return run_backbone(model, dataset, options)
 
 
 def draw_images(store: Store, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,14 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
-from medcls.config import TrainJob
 from medcls.console import say, show_progress
 from medcls.data.splits import read_patients
 from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
 from medcls.statistics.metrics import compute_metrics
-from medcls.statistics.selection import name_metric
 from medcls.train.training_data import TrainingData
 from medcls.train.voxels import VoxelModel, fit_voxels, shrink
 
@@ -24,8 +22,15 @@ NAME = "regression on voxels"
 _CHUNK = 16
 
 
-def write_baseline(run: Path, job: TrainJob, data: TrainingData) -> None:
-    """Fits the baseline on the training rows, measures it on the validation rows, and keeps it in the run."""
+def write_baseline(run: Path, data: TrainingData, *, metric: str, seed: int) -> None:
+    """Fit the baseline on the training rows, measure it on the validation rows, and keep it in the run.
+
+    Args:
+        run: The run's folder.
+        data: Its rows.
+        metric: Name of the metric that is printed.
+        seed: Seed of the folds that choose its penalty.
+    """
     train, val = data.train, data.val
     patients = read_patients(data.store, data.certificate)
     model = fit_voxels(
@@ -33,7 +38,7 @@ def write_baseline(run: Path, job: TrainJob, data: TrainingData) -> None:
         train.targets.numpy().astype(np.float64),
         patients.texts.take(pa.array(patients.values[train.rows])).to_pylist(),
         kind=data.task.kind,
-        seed=job.seed,
+        seed=seed,
     )
     write_bytes(run / BASELINE_WEIGHTS, save({"weight": model.weight, "bias": model.bias}))
     targets = val.targets.numpy().astype(np.float64)
@@ -44,7 +49,6 @@ def write_baseline(run: Path, job: TrainJob, data: TrainingData) -> None:
         class_names=data.task.class_names,
         grades=data.task.grades,
     )
-    metric = name_metric(job.task.metric, job.task.kind)
     known = {name: value for name, value in metrics.items() if np.isfinite(value)}
     content = {"name": NAME, "kind": model.kind, "weights_sha256": sha256_file(run / BASELINE_WEIGHTS)}
     write_json(run / BASELINE, content | model.facts | {"val": known})

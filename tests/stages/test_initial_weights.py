@@ -117,13 +117,13 @@ def test_a_deeper_vgg_starts_from_the_first_layers_of_network_a(
     save_file(state, tmp_path / "weights" / "vgg11-imagenet-features.safetensors")
     settings = ["model=vgg13", "model.weights=imagenet", f"weights_dir={tmp_path / 'weights'}", "model.init=shallower"]
     job = compose_train(tmp_path / "run", *settings)
-    source = find_source(job)
+    source = find_source(job.model, weights_dir=job.weights_dir)
     assert source is not None
     assert source.architecture == "vgg11"
     backbone = build_backbone("vgg13")
     before = backbone.body.state_dict()["features.2.weight"].clone()
     model = SimpleNamespace(backbone=backbone)
-    left, lineage = load_source(job, model, source)  # type: ignore[arg-type]
+    left, lineage = load_source(job.model, model, source, seed=job.seed)  # type: ignore[arg-type]
     body = backbone.body.state_dict()
     assert torch.equal(body["features.2.weight"], before)
     for old, new in ((0, 0), (3, 5), (6, 10), (8, 12)):
@@ -138,20 +138,20 @@ def test_no_deeper_network_and_no_other_one_starts_from_a_shallower(compose_trai
     for name in ("vgg11", "resnet18", "vgg_m"):
         settings = [f"model={name}", "model.weights=imagenet", "model.init=shallower"]
         with pytest.raises(ConfigError, match=f"there is no VGG shallower than model.name={name}"):
-            find_source(compose_train(tmp_path, *settings))
+            find_source(compose_train(tmp_path, *settings).model)
 
 
 def test_a_run_of_another_network_is_no_shallower_one(compose_train: Compose, trained: Path, tmp_path: Path) -> None:
     settings = ["model=vgg16", f"model.weights={trained}", "model.init=shallower"]
     with pytest.raises(ConfigError, match=r"is a resnet18, .*init=shallower: it takes vgg11 or vgg13, or"):
-        find_source(compose_train(tmp_path / "run", *settings))
+        find_source(compose_train(tmp_path / "run", *settings).model)
 
 
 @pytest.mark.parametrize("name", ["cbr_small", "antony2017_joint", "vgg_m"])
 def test_networks_without_imagenet_weights_say_so(compose_train: Compose, tmp_path: Path, name: str) -> None:
     expected = rf"no ImageNet weights for {name}: train it from scratch \(transfer=scratch\), or start from another run"
     with pytest.raises(ConfigError, match=expected):
-        find_source(compose_train(tmp_path, f"model={name}", "model.weights=imagenet"))
+        find_source(compose_train(tmp_path, f"model={name}", "model.weights=imagenet").model)
 
 
 @pytest.mark.parametrize("name", ["cbr_larget", "cbr_tiny", "antony2017_class"])
