@@ -19,6 +19,7 @@ from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
+from medcls.evaluate import baseline as baseline_file
 from medcls.evaluate.perturbations import PERTURBATIONS
 from medcls.explain.explain import explain
 from medcls.files import read_json, sha256_file, write_json
@@ -197,7 +198,7 @@ def test_a_baseline_decides_by_the_networks_rule_at_its_own_threshold(
     assert "at a threshold of its own. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
     assert "chosen on val (" in baseline["comparison"]["note"]
     # Without the rows that choose it only numbers that need no threshold are left.
-    monkeypatch.setattr(baseline, "choose_decision", lambda *given: None)
+    monkeypatch.setattr(baseline_file, "choose_decision", lambda *given: None)
     baseline = read_json(run_evaluate(run, "split=test") / "metrics.json")["baseline"]
     assert set(baseline["metrics"]) & {"auc", "sensitivity", "accuracy"} == {"auc"}
     assert "sensitivity" not in baseline["comparison"]["metrics"]
