@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from data_prep.ledger import LEFT_OUT, LOST, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard
 from data_prep.presentation import choose_presentation
 from data_prep.series import find_volumes
-from medcls.config import ImageConfig, PrepareJob
+from medcls.config import PrepareJob
 from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.identity import PER_IMAGE, Identity, format_count
 from medcls.imaging.catalog import build_index, read_index
 from medcls.imaging.decode import Spec
 from medcls.imaging.dicom.burnt_in import BurntInRule
-from medcls.imaging.preprocess import Box, PreprocessSpec
+from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.source import is_image, list_files
 from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.select import SeriesRule
@@ -65,53 +65,24 @@ def build_spec(job: PrepareJob) -> Spec:
         ConfigError: values out of range or that contradict one another.
     """
     image = job.image
-    if image.kind == "image":
-        height, width = image.sizes
-        return PreprocessSpec(
-            height=height,
-            width=width,
-            channels=image.channels,
-            window_index=image.window_index,
-            range=(image.range[0], image.range[1]) if image.range is not None else None,
-            **_shared(image),
-        )
-    depth, height, width = image.sizes
-    spacing = [image.spacing_mm] * 3 if isinstance(image.spacing_mm, int | float) else image.spacing_mm
-    series: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in asdict(job.series).items()}
-    return VolumeSpec(
-        depth=depth,
-        height=height,
-        width=width,
-        spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])) if spacing else None,
-        patient_axes=image.patient_axes,
-        nifti_unit=image.nifti_unit,
-        analyze_axes=image.analyze_axes,
-        nifti_affine=image.nifti_affine,
-        nifti_volume=image.nifti_volume,
-        crop_margin_mm=image.crop_margin_mm,
-        max_voxels=image.max_voxels,
-        stack=StackRule(**asdict(job.stack)),
-        series=SeriesRule(**series),
-        **_shared(image),
-    )
+    kind = VolumeSpec if image.kind == "volume" else PreprocessSpec
+    # A field that the configuration and the specification both have goes from one to the other by its name.
+    given = {field.name: _freeze(getattr(image, field.name)) for field in fields(kind) if hasattr(image, field.name)}
+    given |= dict(zip(("width", "height", "depth"), reversed(image.sizes), strict=False))
+    given["windows_hu"] = find_windows(image.windows_hu)
+    given["burnt_in"] = BurntInRule(image.burnt_in, _freeze(image.mask_boxes), _freeze(image.keep_box))
+    if kind is VolumeSpec:
+        spacing = image.spacing_mm
+        spacing = [spacing] * 3 if isinstance(spacing, int | float) else spacing
+        given["spacing_mm"] = tuple(map(float, spacing)) if spacing else None
+        given["stack"] = StackRule(**asdict(job.stack))
+        given["series"] = SeriesRule(**{name: _freeze(value) for name, value in asdict(job.series).items()})
+    return kind(**given)
 
 
-def _shared(image: ImageConfig) -> dict[str, Any]:
-    """What images and volumes have both."""
-    boxes: list[Box] = [(x, y, width, height) for x, y, width, height in image.mask_boxes]
-    keep = image.keep_box
-    return {
-        "dtype": image.dtype,
-        "fit": image.fit,
-        "intensity": image.intensity,
-        "percentiles": (image.percentiles[0], image.percentiles[1]),
-        "windows_hu": find_windows(image.windows_hu),
-        "implausible_hu": image.implausible_hu,
-        "damaged": image.damaged,
-        "burnt_in": BurntInRule(
-            image.burnt_in, tuple(boxes), (keep[0], keep[1], keep[2], keep[3]) if keep is not None else None
-        ),
-    }
+def _freeze(value: Any) -> Any:
+    """Lists as tuples: a specification never changes."""
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 def build_plan(

@@ -317,12 +317,7 @@ def build_evaluation(
     opened, one, parts = predictions.opened, predictions.rows.predictions, predictions.parts
     split = predictions.key["split"]
     return Evaluation(
-        kind=one.kind,
-        class_names=one.class_names,
-        grades=one.grades,
-        thresholds=one.thresholds,
-        y_true=one.y_true,
-        y_score=one.y_score,
+        predictions=one,
         patient_ids=predictions.rows.patient_ids,
         metrics=found.metrics,
         split=split,

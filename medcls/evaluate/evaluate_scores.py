@@ -446,13 +446,7 @@ def build_evaluation(
         ages, {column: known[column] for column in ("sex", "manufacturer", "modality") if column in known}
     )
     return Evaluation(
-        kind=one.kind,
-        class_names=one.class_names,
-        grades=one.grades,
-        thresholds=one.thresholds,
-        probabilities=one.probabilities,
-        y_true=one.y_true,
-        y_score=one.y_score,
+        predictions=one,
         patient_ids=rows.patient_ids,
         metrics=metrics,
         split="",

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike
-
 from medcls.report.gallery import Picture
 from medcls.statistics.exposure import Exposure
+from medcls.statistics.predictions import Predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +62,11 @@ class Evaluation:
     """What a report is made of.
 
     Attributes:
-        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
-        class_names: K names.
-        y_true: (N,) or (N, K), as in `metrics.compute_metrics`.
-        y_score: (N, 1) or (N, K), as there.
+        predictions: Labels and scores of N rows, with the thresholds of the decision.
         patient_ids: (N,) patient of each row.
         metrics: What `intervals.compute_intervals` answers; counts such as "n_images" may stand beside it.
         split: Name of the split that was opened.
         store_name: Name of the store.
-        grades: The classes are ordered grades.
-        thresholds: Of the decision, as in `predictions.Predictions`.
-        probabilities: As in `predictions.Predictions`.
         source: What was evaluated if it was not a split of a store, in words.
         seed: Of the intervals; the bands of the curves take it too.
         certificate: What was checked about the split, for the checklists.
@@ -97,17 +90,11 @@ class Evaluation:
         shows_ids: The certificate lists ids of patients and images.
     """
 
-    kind: str
-    class_names: Sequence[str]
-    y_true: ArrayLike
-    y_score: ArrayLike
+    predictions: Predictions
     patient_ids: Sequence[str]
     metrics: Mapping[str, Any]
     split: str
     store_name: str
-    grades: bool = False
-    thresholds: Sequence[float] = ()
-    probabilities: bool = True
     source: str = ""
     seed: int = 0
     certificate: Mapping[str, Any] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def write_documents(folder: Path, evaluation: Evaluation) -> None:
 
 def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     """What is known of the study without asking anyone, by the names that `checklists` uses."""
-    model, metrics = evaluation.model, evaluation.metrics
+    one, model, metrics = evaluation.predictions, evaluation.model, evaluation.metrics
     chosen = metrics.get("chosen_on") or {}
     decision = metrics.get("decision", {}).get("words", "")
     exposure = evaluation.exposure or Exposure(0, known=False)
@@ -62,7 +62,7 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
             {
                 "rule": point["kind"],
                 "target": point["target"],
-                "question": name_question(evaluation.kind, point["question"], grades=evaluation.grades),
+                "question": name_question(one.kind, point["question"], grades=one.grades),
                 **point["rates"],
             }
             for point in metrics.get("operating_points", [])
@@ -98,8 +98,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         "readers": [sentence for sentence in evaluation.labelling if " readers, rule " in sentence],
         "disjoint": f"by {by}" if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked else "",
     }
-    if evaluation.kind == "binary":
-        positive, negative = evaluation.class_names[1], evaluation.class_names[0]
+    if one.kind == "binary":
+        negative, positive = one.class_names
         facts["positive"] = f"{positive} (negative: {negative}); sensitivity, PPV and scores are those of {positive}"
         facts["performance"] = {"Positive class": positive, **headline}
     if marked:
@@ -141,7 +141,7 @@ def _find_best_epoch(training: Mapping[str, Any]) -> int | None:
 def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
     """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there, with their notes and reasons."""
     found = {}
-    for name in HEADLINES[evaluation.kind]:
+    for name in HEADLINES[evaluation.predictions.kind]:
         entry = evaluation.metrics.get(name)
         if entry is None:
             continue

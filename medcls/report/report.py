@@ -27,7 +27,7 @@ from medcls.report.templates import load_template
 from medcls.statistics.curves import name_question
 from medcls.statistics.definitions import HOW_INTERVALS, choose_headlines
 from medcls.statistics.intervals import number_patients
-from medcls.statistics.predictions import Predictions, check_predictions
+from medcls.statistics.predictions import Predictions
 
 TITLES = {
     "discrimination": "Does it rank cases rightly?",
@@ -142,20 +142,11 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
         evaluation: What to show.
 
     Raises:
-        ValueError: Labels or scores are not as `check_predictions` expects.
         OSError: A contact sheet cannot be read or a file not written.
 
     Source: own choice; what it holds follows the results items of CLAIM 2024 and TRIPOD+AI 2024.
     """
-    predictions = check_predictions(
-        evaluation.kind,
-        evaluation.y_true,
-        evaluation.y_score,
-        class_names=evaluation.class_names,
-        grades=evaluation.grades,
-        thresholds=evaluation.thresholds,
-        probabilities=evaluation.probabilities,
-    )
+    predictions = evaluation.predictions
     start = evaluation.metrics.get("decision", {}).get("thresholds", {})
     slider = build_slider(
         predictions,

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from medcls.statistics.metrics import Estimates, Estimator, build_estimator, build_from_classes
-from medcls.statistics.predictions import Floats, Predictions, check_predictions
+from medcls.statistics.predictions import Floats, Predictions
 
 _OF_VALUES = {
     "mae": "mae_value",
@@ -43,7 +43,8 @@ def expect_grades(predictions: Predictions) -> Predictions:
     if predictions.kind == "regression":
         return predictions
     value = predictions.y_score @ np.arange(len(predictions.class_names), dtype=np.float64)
-    return check_predictions("regression", predictions.y_true, value, class_names=predictions.class_names, grades=True)
+    true = predictions.y_true.astype(np.float64)
+    return replace(predictions, kind="regression", y_true=true, y_score=value[:, None], grades=True, thresholds=())
 
 
 def build_shared_estimator(predictions: Predictions, *, kinds: Sequence[str]) -> Estimator:

@@ -9,6 +9,7 @@ from medcls.report.checklists import CLAIM, TRIPOD, fill_checklist
 from medcls.report.content import Evaluation
 from medcls.report.documents import describe_facts, write_documents
 from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import Rule
 
 MODEL = {
@@ -33,7 +34,8 @@ def make_evaluation(make_task, make_patients):
         metrics = compute_intervals("binary", task["y_true"], task["y_score"], replicates=100, **settings)
         metrics |= {"n_images": 60, "n_patients": 30}
         given = {"split": "test", "store_name": "knees", "certificate": {"on_leak": "refuse"}, "model": MODEL}
-        return Evaluation(**{**task, **settings, "metrics": metrics, **given, **change})
+        given = {"predictions": check_predictions(**task), "patient_ids": patients, "metrics": metrics} | given
+        return Evaluation(**(given | change))
 
     return make
 
@@ -96,7 +98,8 @@ def test_the_files_are_written_and_the_card_is_escaped(make_evaluation, tmp_path
 def test_documents_name_the_question_of_a_rate_as_the_page_does(kind, words, make_evaluation):
     rate = {"value": 0.9, "low": None, "high": None}
     point = {"question": "2", "kind": "youden", "target": None, "threshold": 0.4, "rates": {"sensitivity": rate}}
-    facts = describe_facts(replace(make_evaluation(metrics={"operating_points": [point]}), kind=kind))
+    evaluation = make_evaluation(metrics={"operating_points": [point]})
+    facts = describe_facts(replace(evaluation, predictions=replace(evaluation.predictions, kind=kind)))
     assert [entry["question"] for entry in facts["accuracy"]] == [words]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from medcls.report.content import Evaluation
 from medcls.report.documents import write_card
 from medcls.report.odds_table import build_odds_tables, name_term, say_number
+from medcls.statistics.predictions import check_predictions
 
 SEX = {"name": "sex=M", "column": "sex", "level": "M", "reference": "F", "std": 0.0, "n_patients": 31}
 AGE = {"name": "age_years", "column": "age_years", "level": "", "reference": "", "std": 12.34, "n_patients": None}
@@ -46,7 +47,7 @@ def test_a_run_without_columns_has_no_table() -> None:
 def test_the_card_has_the_table_and_escapes_the_users_words(make_task: Any, make_patients: Any) -> None:
     task, patients = make_task("binary"), make_patients(60)
     evaluation = Evaluation(
-        **task, patient_ids=patients, metrics={"odds_ratios": FOUND}, split="test", store_name="knees"
+        check_predictions(**task), patients, metrics={"odds_ratios": FOUND}, split="test", store_name="knees"
     )
     card = write_card(evaluation, {"performance": {}, "accuracy": []})
     assert "| sex: M against F | 31 | 1.400 | 1.500 (1.100 – 2.000) | 1.500 (1.100 – 2.000) |" in card

@@ -87,7 +87,9 @@ def write(tmp_path_factory, make_task, make_patients):
             kind, task["y_true"], task["y_score"], grades=task.get("grades", False), replicates=50, **settings
         )
         metrics |= {"n_images": 60, "n_patients": 30} | change.pop("extra", {})
-        evaluation = Evaluation(**({"metrics": metrics, "split": "test", "store_name": "demo"} | task | change))
+        one, patients = check_predictions(**{k: v for k, v in task.items() if k != "patient_ids"}), task["patient_ids"]
+        given = {"metrics": metrics, "split": "test", "store_name": "demo"} | change
+        evaluation = Evaluation(predictions=one, patient_ids=patients, **given)
         path = write_report(tmp_path_factory.mktemp("report"), evaluation)
         return path, Page(path.read_text(encoding="utf-8")), metrics
 
