@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from medcls.explain.explanation_report import METHODS, describe_row, summarize, 
 from medcls.explain.faithfulness import Curves
 from medcls.explain.lime import pick_submodular
 from medcls.explain.map_checks import (
+    Box,
     Subject,
     check_sanity,
     estimate_time,
@@ -70,8 +72,11 @@ def _explain(job: ExplainJob, run: Path) -> None:
     device = choose_device(job.device)
     method = Method(job, device, choose_precision(job.precision, device=device))
     freeze(model, device)
-    predictions = predict(job, run)
-    subjects = choose_subjects(job, predictions)
+    # Where the network looks in images that it was trained on is a fair question; the page says what they are.
+    wanted = RowRequest(job.split, job.store, in_sample="allow")
+    predictions = predict(run, SplitRequest(wanted, device=job.device, batch_size=job.batch_size))
+    boxes = read_boxes(Path(job.boxes), predictions.opened.store) if job.boxes else {}
+    subjects = choose_subjects(predictions, job.images, worst=job.worst, target=job.target, boxes=boxes)
     folder = Path(job.out) if job.out else predictions.folder / f"explanation-{job.method}"
     check_folder(folder)
     say(estimate_time(method, model, subjects))
@@ -94,7 +99,11 @@ def _explain(job: ExplainJob, run: Path) -> None:
         summary["held"] = card.clinical.columns
     clear(folder)
     pictures = [
-        MapPicture(name_subject(subject, job), write_files(folder, method, subject, each, row), describe_row(row))
+        MapPicture(
+            name_subject(subject, show_ids=job.show_ids),
+            write_files(folder, method, subject, each, row),
+            describe_row(row),
+        )
         for subject, each, row in zip(subjects, explained, rows, strict=True)
     ]
     opened = predictions.opened
@@ -125,34 +134,50 @@ def build_content(
     }
 
 
-def predict(job: ExplainJob, run: Path) -> SplitPredictions:
-    """Returns the run's predictions on the split: those of an evaluation, or made and counted as one."""
-    # Where the network looks in images that it was trained on is a fair question; the page says what they are.
-    wanted = RowRequest(job.split, job.store, in_sample="allow")
-    request = SplitRequest(wanted, device=job.device, batch_size=job.batch_size)
+def predict(run: Path, request: SplitRequest) -> SplitPredictions:
+    """Return the run's predictions on the split: those of an evaluation, or made and counted as one."""
     card = read_card(run / MODEL)
     note_version(run / MODEL)
-    opened = open_rows(wanted, run, card)
+    opened = open_rows(request.rows, run, card)
     found = predict_split(request, run, card=card, opened=opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
     return choices.decide_rows(found) if choices else found
 
 
-def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subject]:
-    """Returns the images asked for by id, or those with the largest loss (right ones nearest to a tie after them)."""
+def choose_subjects(
+    predictions: SplitPredictions,
+    images: Sequence[str],
+    *,
+    worst: int,
+    target: str,
+    boxes: Mapping[str, Box],
+) -> list[Subject]:
+    """Return the images asked for by id, or those with the largest loss (right ones nearest to a tie after them).
+
+    Args:
+        predictions: The split.
+        images: Ids; () = choose by the loss.
+        worst: Number of images that are chosen.
+        target: What is explained of each.
+        boxes: Image id to the place of its sign.
+
+    Raises:
+        DataError: An id that is not in the split.
+    """
     opened = predictions.opened
     store, checked, crop = opened.store, predictions.rows.predictions, predictions.card.crop
     ids = store.column("image_id", opened.rows)
     described = {each.row: each for each in choose_worst(checked, count=len(ids))}
-    if job.images:
+    if images:
         places = {image_id: row for row, image_id in enumerate(ids)}
-        missing = [name for name in job.images if name not in places]
+        missing = [name for name in images if name not in places]
         if missing:
-            raise DataError(f"images: {', '.join(missing[:5])} not in split={job.split} of store={store.folder}")
-        chosen = [places[name] for name in job.images]
+            raise DataError(
+                f"images: {', '.join(missing[:5])} not in split={predictions.key['split']} of store={store.folder}"
+            )
+        chosen = [places[name] for name in images]
     else:
-        chosen = list(described)[: job.worst]
-    boxes = read_boxes(Path(job.boxes), store) if job.boxes else {}
+        chosen = list(described)[:worst]
     subjects = []
     for row in chosen:
         words = described.get(row, Worst(row, "", "", ""))
@@ -165,7 +190,7 @@ def choose_subjects(job: ExplainJob, predictions: SplitPredictions) -> list[Subj
                 row=row,
                 image=np.array(image),
                 target=replace(
-                    choose_target(predictions.card.task, checked.y_score[row], target=job.target),
+                    choose_target(predictions.card.task, checked.y_score[row], target=target),
                     clinical=() if opened.clinical is None else tuple(opened.clinical[row].tolist()),
                 ),
                 true=words.true,
@@ -205,9 +230,9 @@ def pick(subjects: list[Subject], explained: list[Explained]) -> list[str]:
     return [subjects[i].image_id for i in pick_submodular(weights, _PICKED)]
 
 
-def name_subject(subject: Subject, job: ExplainJob) -> str:
+def name_subject(subject: Subject, *, show_ids: bool) -> str:
     """Return what the page calls an image: never its id, which may be a path, unless show_ids asks for it."""
-    return subject.image_id if job.show_ids else f"Row {subject.row} of predictions.parquet"
+    return subject.image_id if show_ids else f"Row {subject.row} of predictions.parquet"
 
 
 def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Path:

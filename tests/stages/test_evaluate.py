@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from medcls.config import ExplainJob
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.evaluate import evaluate as stage
 from medcls.evaluate import split_predictions
+from medcls.evaluate.evaluation_data import RowRequest
+from medcls.evaluate.split_predictions import SplitRequest
 from medcls.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.models.heads import compute_scores
@@ -333,7 +334,7 @@ def test_openings_of_the_same_rows_count_together_in_every_way(
             "workers=0", "device=cpu",
         )
     )  # fmt: skip
-    explain.predict(ExplainJob(run=str(run_copy), split="test", device="cpu"), run_copy)
+    explain.predict(run_copy, SplitRequest(RowRequest("test", in_sample="allow"), device="cpu"))
     found = read_openings(run_copy)
     assert [number for number, _ in found] == list(range(1, 9))
     uses = [use for _, use in found]

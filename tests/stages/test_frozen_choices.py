@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from medcls.compare import comparison_results
-from medcls.config import ExplainJob
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate import evaluate as stage
 from medcls.evaluate import split_predictions
+from medcls.evaluate.evaluation_data import RowRequest
+from medcls.evaluate.split_predictions import SplitRequest
 from medcls.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
 from medcls.predict.predict import find_choices
@@ -129,9 +130,9 @@ def test_decision_is_frozen_with_the_points_and_decides_evaluate_explain_and_com
         assert metrics[rate]["value"] == points["sensitivity"]["rates"][rate]["value"]
     with pytest.raises(ConfigError, match=r"decision: sensitivity_0\.95 -> youden"):
         run_evaluate(run, "decision=youden")
-    job = ExplainJob(run=str(run), split="test")
+    request = SplitRequest(RowRequest("test", in_sample="allow"))
     threshold = points["sensitivity"]["threshold"]
-    assert explain.predict(job, run).rows.predictions.thresholds == (threshold,)
+    assert explain.predict(run, request).rows.predictions.thresholds == (threshold,)
     # Arms of a comparison are called by their own decision, too.
     work = SimpleNamespace(name="run")
     monkeypatch.setattr(comparison_results, "find_work", lambda plan, arm, fold: work)
@@ -199,7 +200,7 @@ def test_frozen_choice_without_its_other_file_is_refused_after_test_was_opened(
         with pytest.raises(DataError, match=expected):
             run_evaluate(run_copy, f"split={split}")
     with pytest.raises(DataError, match=expected):
-        explain.predict(ExplainJob(run=str(run_copy), split="test"), run_copy)
+        explain.predict(run_copy, SplitRequest(RowRequest("test", in_sample="allow")))
     with pytest.raises(DataError, match=expected):
         find_choices([run_copy], [sha256_file(run_copy / "model.safetensors")])
     assert {each: (run_copy / each).read_bytes() for each in FILES if each != name} == {other: frozen[other]}
