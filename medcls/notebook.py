@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medcls.config import DeidentifyConfig, PredictJob
 from medcls.console import say
+from medcls.data.regions import ALL
 from medcls.data.splits import ORDER, SPLIT_NAMES, TEST, read_split, rows_of
 from medcls.errors import ConfigError, DataError, ImageRefusedError, UsageError
 from medcls.files import MODEL
@@ -148,6 +149,7 @@ class LoadedModel:
             `shape`, in the dtype of the store; 0 is black.
 
         Raises:
+            ConfigError: The run was trained on regions of files, which only `predict` takes (boxes=).
             ImageRefusedError: The file cannot be turned into right pixels.
             DataError: A folder does not hold exactly one volume.
             MissingInputError: It is not there.
@@ -155,6 +157,7 @@ class LoadedModel:
         path = Path(path).expanduser()
         root, files = find_files(path)
         spec = self.card.preprocess
+        self._check_whole()
         if isinstance(spec, VolumeSpec):
             cases = [case for case in find_volume_cases(root, files, spec, workers=0) if case.state != "skipped"]
             if len(cases) != 1:
@@ -173,6 +176,20 @@ class LoadedModel:
 
     def _build_job(self, **settings: Any) -> PredictJob:
         return PredictJob(**self._settings | settings)
+
+    def _check_whole(self) -> None:
+        """A whole film, read for a network that has seen joints alone, looks like a stored image and is none."""
+        cards = zip(self.runs, self.cards, strict=True)
+        run = next((run for run, card in cards if card.domain is not None and card.domain.regions == ALL), None)
+        if run is None:
+            return
+        fault = (
+            f"run={run} was trained on regions, read gives whole images: predict the file with boxes=FILE.csv, or take "
+            "stored images from open_store"
+        )
+        if self._settings["out_of_domain"] == "refuse":
+            raise ConfigError(f"{fault} (out_of_domain=allow reads it all the same)")
+        say(f"notice: {fault}")
 
     def _check_stored(self, images: NDArray[Any]) -> NDArray[Any]:
         """(N, C, *spatial) of an array of stored values."""
@@ -252,14 +269,19 @@ class OpenedStore:
             places: Which of them, by row of `labels(part)`; None for all.
 
         Raises:
-            UsageError: Another part, or a place that the part does not have.
+            UsageError: Another part, a place that the part does not have, or a mask instead of places.
         """
         rows = self._rows(part)
         if places is not None:
-            wrong = [place for place in places if not 0 <= place < len(rows)]
+            chosen = np.asarray(places)
+            if chosen.size and not np.issubdtype(chosen.dtype, np.integer):  # a mask would be taken for 0 and 1
+                raise UsageError(
+                    f"places: expected whole numbers (found {chosen.dtype}): of a mask np.flatnonzero(mask)"
+                )
+            wrong = [place for place in chosen.tolist() if not 0 <= place < len(rows)]
             if wrong:
                 raise UsageError(f"places: {wrong[0]} is not one of the {len(rows)} images of {part}")
-            rows = rows[np.asarray(places, dtype=np.int64)]
+            rows = rows[chosen.astype(np.int64)]
         return self._store.images(rows)
 
     def _rows(self, part: str) -> NDArray[np.int64]:

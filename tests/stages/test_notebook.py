@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import medcls
+from medcls.data.regions import ALL
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
@@ -108,6 +110,26 @@ def test_array_has_neither_clinical_values_nor_regions(frozen: Path, raw: Path) 
         model.predict(model.read(raw / "images" / "p01L.png"), clinical_file=raw / "labels.csv")
 
 
+def test_whole_image_is_not_read_for_a_run_trained_on_regions(
+    frozen: Path, raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = raw / "images" / "p01L.png"
+    for out_of_domain in ("refuse", "allow"):
+        model = medcls.load(frozen, device="cpu", out_of_domain=out_of_domain)
+        whole = model.read(file)
+        (card,) = model.cards
+        assert card.domain is not None
+        model.cards[0] = replace(card, domain=replace(card.domain, regions=ALL))
+        if out_of_domain == "refuse":
+            # As the command, which asks for boxes=: the scores of an array of the whole film would look right.
+            for look in (model.read, model.predict):
+                with pytest.raises(ConfigError, match=r"trained on regions.*boxes=FILE.csv"):
+                    look(file)
+        else:
+            assert np.array_equal(model.read(file), whole)
+            assert "trained on regions" in caplog.text
+
+
 def test_neither_path_nor_array_is_refused_without_its_content(frozen: Path) -> None:
     with pytest.raises(UsageError, match=r"^images: a list: expected a path or a numpy array of stored values$"):
         medcls.load(frozen, device="cpu").predict([[1, 2]])  # type: ignore[arg-type]
@@ -182,6 +204,11 @@ def test_store_gives_train_and_val_and_keeps_test_closed(store: Store, raw: Path
         opened.images("test")
     with pytest.raises(UsageError, match="places: -1 is not one of"):
         opened.images("val", [-1])
+    assert opened.images("val", []).shape == (0, 1, 32, 32)
+    for mask in ([True, False], np.array([False, True, True]), [0.7]):
+        # Taken for places it would be the images 1 and 0, again and again.
+        with pytest.raises(UsageError, match=r"places: expected whole numbers .*np\.flatnonzero"):
+            opened.images("val", mask)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("folder", "split"), [("gone", "default"), ("", "other")])
