@@ -89,7 +89,7 @@ def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
     """Yields the lines of the overview: counts, one line a series, problems by reason.
 
     Args:
-        table: From index.build_index.
+        table: From catalog.build_index.
         lines: Series to show at most; 0 shows all.
     """
     rows = _group_by_series(table)
@@ -201,7 +201,7 @@ def _spacing(images: Sequence[Instance], distance_mm: float | None) -> str:
 def judge_geometry(instances: Sequence[Instance]) -> str:
     """Return what data_prep would make of all files of one series: "ok", "2 volumes", "gap", "ok, tilt" or "2-D".
 
-    It asks what data_prep asks (volumes.stack_series), with the default rule.
+    It asks what data_prep asks (find.stack_series), with the default rule.
     """
     images = [each for each in instances if not each.problem]
     stacks, leftovers = stack_series(instances, _RULE)

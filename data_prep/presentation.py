@@ -43,7 +43,7 @@ def choose_presentation(table: pa.Table, index: pa.Table, choice: str | None) ->
 
     Args:
         table: Planned images, with files; each is of the kind of its first file.
-        index: imaging.index.INDEX of the source.
+        index: catalog.INDEX of the source.
         choice: "presentation" or "processing" leaves the other kind out; "any" takes both; None takes what there is
             and refuses a mixture. Images whose header says nothing stay.
 

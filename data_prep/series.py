@@ -104,7 +104,7 @@ def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Fo
     """Returns what `find_series` finds, as tables.
 
     Args:
-        index: imaging.index.INDEX, one row a file.
+        index: catalog.INDEX, one row a file.
         series: Which series are taken.
         stack: How slices become volumes.
     """

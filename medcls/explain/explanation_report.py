@@ -43,7 +43,7 @@ def summarize(
 
     Args:
         rows: One for each image.
-        sanity: What `explanation_checks.check_sanity` found; None if it was not made.
+        sanity: What `map_checks.check_sanity` found; None if it was not made.
         patients: (n,) whose image each is.
         seed: Seed of the tests.
     """

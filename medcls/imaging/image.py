@@ -197,7 +197,7 @@ def check_header(file: DicomFile, module: PixelModule, *, options: ReadOptions =
         options: How it is to be read.
 
     Raises:
-        ImageRefusedError: those of dicom.check_single and dicom.check_display; burnt_in, malformed_element.
+        ImageRefusedError: those of frame.check_single and frame.check_display; burnt_in, malformed_element.
     """
     check_single(file.dataset, module, options.max_pixels)
     check_display(

@@ -118,7 +118,7 @@ def scan_file(path: Path, *, name: str) -> Instance:
 
     Returns:
         The kind is told by the content, and by the suffix where the content is nothing known. Texts are those of
-        readers.read_image, so that an id of the index is the id of the decoded image.
+        image.read_image, so that an id of the index is the id of the decoded image.
 
     Raises:
         ImageRefusedError: the disk failed, which is among its causes: nothing is known of the file.

@@ -157,7 +157,7 @@ def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None =
     """Returns the stored form of `image`.
 
     Args:
-        image: What readers.read_image returned; pixels (C, H, W), float32, [0, 1].
+        image: What image.read_image returned; pixels (C, H, W), float32, [0, 1].
         spec: The store's preprocessing.
         roi: (x, y, width, height) in pixels of the file; the rest is cut away first. Without one, the black
             margins that the burnt-in rule left are cut away.

@@ -185,7 +185,7 @@ def build_classifier(
         dropout: After the backbone's fully connected layers, or before the head of one without any.
         size: (D, H, W) of the volumes; only acnn3d's weights depend on it.
         options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling;
-            a VGG or ResNet above and width (models.slim.Slim).
+            a VGG or ResNet above and width (initialization.Slim).
         normalize: Of volumes; None = ImageNet's, of images.
         num_clinical: Columns C of the wide part; 0 = none.
         head: One of heads.HEADS.

@@ -123,7 +123,7 @@ def build_head(
 
     Args:
         name: "linear"; "mlp", a hidden layer with ReLU before it; or "svm", on L2-normalised features, whose numbers
-            training.svm finds.
+            svm.fit_svm finds.
         levels: Lengths of the parts of the feature vector, from input to output; several = deep supervision.
         num_logits: Outputs.
         dropout: Before the last layer of linear and mlp.

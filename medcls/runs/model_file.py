@@ -52,7 +52,7 @@ class ModelCard:
     """The metadata of a model file.
 
     Attributes:
-        architecture: Name for models.build_classifier, or of an autoencoder for models.build_autoencoder.
+        architecture: Name for classifier.build_classifier, or of an autoencoder for autoencoder.build_autoencoder.
         dropout: As trained.
         in_channels: Of the stored images: 1 or 3, of volumes any number.
         max_value: Largest stored value.
@@ -70,7 +70,7 @@ class ModelCard:
         seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
         clinical: How clinical columns are encoded; None where the model takes images alone.
-        options: Of the architecture, for models.build_classifier.
+        options: Of the architecture, for classifier.build_classifier.
         head: One of models.heads.HEADS.
         head_width: Its hidden units; 0 = none.
         positive_class: Of a binary task, as it was named at training; "" for other kinds, and in files from before it

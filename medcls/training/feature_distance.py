@@ -53,7 +53,7 @@ class FeatureDistance:
         rest: Variance along each of the F - Q other directions.
         threshold: Distance beyond which an image counts as far.
         false_alarms: Expected share of images like those of validation beyond it.
-        model_sha256: Of the tensors of the network (training.checkpoint.compute_digest).
+        model_sha256: Of the tensors of the network (model_file.compute_digest).
     """
 
     mean: Floats

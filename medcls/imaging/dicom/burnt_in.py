@@ -171,7 +171,7 @@ def find_hidden(
 
     Args:
         headers: Allow-listed attributes; {} for formats without a header, which nothing makes suspect.
-        regions: Ultrasound regions of image data (headers.read_ultrasound_regions), boxes in pixels.
+        regions: Ultrasound regions of image data (header.read_ultrasound_regions), boxes in pixels.
         shape: (H, W) of the image.
         rule: What to do.
 

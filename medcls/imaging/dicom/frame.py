@@ -39,7 +39,7 @@ class DicomFrame:
     """A decoded frame with its header; what follows is arithmetic.
 
     Attributes:
-        dataset: Header elements of part10.KEYWORDS.
+        dataset: Header elements of dicom_file.KEYWORDS.
         stored: The stored values.
         mask: (H, W), True where the pixel is padding; None when there is none.
         modality: Stored to modality values; None for colour and palette images.
@@ -82,10 +82,10 @@ def read_frame(
         path: A DICOM file with preamble.
         max_pixels: Limit of rows x columns x frames x samples.
         check: Further checks of the header.
-        allow_damaged: As of stored.read_stored.
+        allow_damaged: As of pixels.read_stored.
 
     Raises:
-        ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of part10 and stored.
+        ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of dicom_file and pixels.
 
     Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2.
     """
@@ -102,10 +102,10 @@ def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_
     """Return one frame decoded, with the padding and the modality transform that are its own.
 
     Args:
-        file: An open file whose pixel element holds this one frame (frames.split_frames).
+        file: An open file whose pixel element holds this one frame (multiframe.split_frames).
         module: Its image pixel module, frames = 1.
         frame: Which item of the per-frame functional groups is its.
-        allow_damaged: As of stored.read_stored.
+        allow_damaged: As of pixels.read_stored.
 
     Raises:
         ImageRefusedError: as of read_stored, and all_padding, not_finite, rescale, lut.
@@ -155,7 +155,7 @@ def check_display(
     Whoever decodes the image refuses it for the same reasons, in the same order; data_prep.index asks this alone.
 
     Raises:
-        ImageRefusedError: mosaic, those of stored.check_encoding, palette, unsupported_colour, rescale, lut,
+        ImageRefusedError: mosaic, those of pixels.check_encoding, palette, unsupported_colour, rescale, lut,
             supplemental_palette, presentation_conflict, window, no_window.
     """
     dataset, little_endian = file.dataset, file.syntax.is_little_endian

@@ -41,7 +41,7 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
     """Yield what an index of a source promises; one study at a time is held as objects.
 
     Args:
-        index: imaging.index.INDEX, one row a file.
+        index: catalog.INDEX, one row a file.
         series: Which series are taken.
         stack: How slices become volumes.
     """

@@ -28,7 +28,7 @@ _NEW: dict[str, Any] = {"parts": "join"}
 class StackRule:
     """What is done about slices that are not a regular stack; carried by the store, the run and the model file.
 
-    Its fields are the settings stack.*, described in config.StackConfig.
+    Its fields are the settings stack.*, described in preparation.StackConfig.
 
     Raises:
         ConfigError: a value that no command line could have given.

@@ -31,7 +31,7 @@ _LISTS = ("modality", "image_type", "not_image_type", "body_part", "plane")
 class SeriesRule:
     """Which series are taken; an empty field takes all. Words and patterns ignore upper and lower case.
 
-    Its fields are the settings series.*, described in config.SeriesConfig. Of several series of a study that per_study
+    Its fields are the settings series.* (preparation.SeriesConfig). Of several series of a study that per_study
     ranks alike the first by SeriesInstanceUID is taken; an unknown slice distance ranks last.
 
     Raises:

@@ -118,14 +118,14 @@ def read_volume(
         files: Of one stack, any order; or one enhanced multi-frame file.
         rule: What is repaired and what is refused.
         max_voxels: Limit of all pixels to decode and of the volume that they become.
-        allow_damaged: As of stored.read_stored.
+        allow_damaged: As of pixels.read_stored.
 
     Returns:
         Slices in order of their position along row x column, each with its own rescale and padding.
 
     Raises:
         ImageRefusedError: the reasons of build_stacks; several_series, several_volumes, duplicate_position,
-            mixed_units, not_finite, too_large, no_files, and those of dicom.decode_frame and frames.split_frames.
+            mixed_units, not_finite, too_large, no_files, and those of frame.decode_frame and multiframe.split_frames.
 
     Source: PS3.3 C.7.6.2 (plane), C.7.6.16 (functional groups); docs/decisions/0008-volumes.md.
     """
