@@ -64,7 +64,7 @@ class Evaluation:
     Attributes:
         predictions: Labels and scores of N rows, with the thresholds of the decision.
         patient_ids: (N,) patient of each row.
-        metrics: What `intervals.compute_intervals` answers; counts such as "n_images" may stand beside it.
+        metrics: What `intervals.measure_predictions` returns; counts such as "n_images" may stand beside it.
         split: Name of the split that was opened.
         store_name: Name of the store.
         source: What was evaluated if it was not a split of a store, in words.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from medcls.statistics.bounds import (
     Base,
@@ -20,7 +19,7 @@ from medcls.statistics.bounds import (
 from medcls.statistics.calibration import compute_confidence, expect_ece
 from medcls.statistics.definitions import name_metric
 from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
-from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.support import Basis, Support, find_support
 
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
@@ -31,18 +30,8 @@ SINGLE = "one patient only: there is nothing to resample"
 STILL = "it is the same in all resamples of the patients: no interval can be estimated"
 
 
-def compute_intervals(
-    kind: str,
-    y_true: ArrayLike,
-    y_score: ArrayLike,
-    *,
-    patient_ids: Sequence[str],
-    class_names: Sequence[str],
-    grades: bool = False,
-    thresholds: Sequence[float] = (),
-    replicates: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+def measure_predictions(
+    predictions: Predictions, patient_ids: Sequence[str], *, replicates: int = 2000, seed: int = 0, level: float = 0.95
 ) -> dict[str, dict[str, Any]]:
     """Return every metric as {"value", "low", "high"}, and "reason" if one of them is null.
 
@@ -52,33 +41,18 @@ def compute_intervals(
     (a class not drawn) in more than a tenth of the replicates, and if it does not vary. The calibration error has none.
 
     Args:
-        kind: As in `compute_metrics`, like the other arguments up to `thresholds`.
-        y_true: Labels of N rows.
-        y_score: Scores of N rows.
-        patient_ids: (N,) one for each row.
-        class_names: K names.
-        grades: The classes are ordered grades.
-        thresholds: Score from which class 1, or each label, is called; () = 0.5.
+        predictions: Checked predictions of N rows.
+        patient_ids: (N,) patient of each row.
         replicates: Number of bootstrap samples, > 0.
         seed: The same seed and rows give the same intervals.
         level: Nominal coverage, in (0, 1).
 
     Raises:
-        ValueError: An argument is out of range, or as in `compute_metrics`.
+        ValueError: An argument is out of range, or there is not one patient for each row.
 
     Source: patients as the unit: Field & Welsh 2007 (cluster bootstrap); limits: `bounds`; how often they hold the
         truth: docs/results/coverage.md.
     """
-    predictions = check_predictions(
-        kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
-    )
-    return measure_predictions(predictions, patient_ids, replicates=replicates, seed=seed, level=level)
-
-
-def measure_predictions(
-    predictions: Predictions, patient_ids: Sequence[str], *, replicates: int = 2000, seed: int = 0, level: float = 0.95
-) -> dict[str, dict[str, Any]]:
-    """Return what `compute_intervals` does, for predictions that are checked already."""
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     found = summarize(
         build_estimator(predictions),
@@ -146,7 +120,7 @@ def summarize(
     level: float = 0.95,
     explain: Callable[[str], str] = explain_plainly,
 ) -> dict[str, dict[str, Any]]:
-    """Return value and interval of everything that `estimate` answers, as `compute_intervals` describes them.
+    """Return value and interval of everything that `estimate` answers, as `measure_predictions` describes them.
 
     Args:
         estimate: Weights (R, N) to numbers (R,) by name; NaN = undefined.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +26,7 @@ from medcls.statistics.calibration import (
     compute_log_loss_rows,
     compute_slope_and_intercept,
 )
-from medcls.statistics.predictions import Floats, Integers, Predictions, check_predictions, ratio, weighted_mean
+from medcls.statistics.predictions import Floats, Integers, Predictions, ratio, weighted_mean
 from medcls.statistics.ranking import build_ranking, compute_areas
 
 Estimates = dict[str, Floats]
@@ -36,38 +36,21 @@ OF_PROBABILITIES = ("brier", "log_loss", "ece", "calibration_")
 OF_RANKS = ("auc", "average_precision")
 
 
-def compute_metrics(
-    kind: str,
-    y_true: ArrayLike,
-    y_score: ArrayLike,
-    *,
-    class_names: Sequence[str],
-    grades: bool = False,
-    thresholds: Sequence[float] = (),
-    weights: ArrayLike | None = None,
-) -> dict[str, float]:
-    """Every metric of the task by name; NaN where it is undefined for these rows.
+def compute_metrics(predictions: Predictions, *, weights: ArrayLike | None = None) -> dict[str, float]:
+    """Return every metric of the task by name; NaN if it is undefined for these rows.
 
-    The definitions stand in `definitions.DEFINITIONS`. A mean over classes is undefined as soon as one class
-    of the task has no row: a mean over the others would be another number under the same name.
+    `definitions.DEFINITIONS` defines them. A mean over classes is undefined if a class of the task has no row: a mean
+    over the others would be another number under the same name.
 
     Args:
-        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
-        y_true: (N,) class index or value; multilabel (N, K) of 0, 1, NaN (unknown, left out).
-        y_score: (N, 1) P(class 1) or predicted value, else (N, K) probabilities.
-        class_names: K names, in the order of the indices.
-        grades: The classes are ordered grades (regression: labels are their integers).
-        thresholds: Score from which class 1, or each label, is called; () = 0.5.
+        predictions: Checked predictions of N rows.
         weights: (N,) multiplicity of each row, >= 0: the same result as repeating rows; ones by default.
 
     Raises:
-        ValueError: A shape, label, score or weight is not as above; the message names the first rows.
+        ValueError: Weights are not as above.
 
     Source: own choice of names; each definition names its source in `definitions.DEFINITIONS`.
     """
-    predictions = check_predictions(
-        kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds
-    )
     rows = len(predictions.y_score)
     drawn = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
     if drawn.shape != (rows,) or not np.isfinite(drawn).all() or (drawn < 0).any():

@@ -29,6 +29,7 @@ from medcls.runs.checksums import finish_run
 from medcls.runs.lineage import Lineage, hash_seen, write_lineage
 from medcls.runs.model_file import ModelCard
 from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.predictions import check_predictions
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 from medcls.train.cached_features import cache_features, choose_features, describe_inputs, list_views
 from medcls.train.claim import hold_run, start_run
@@ -199,13 +200,14 @@ def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: flo
     )
     loss = float(loss_of(logits, data.val.targets))
     targets = data.val.targets.double().numpy()
-    metrics = compute_metrics(
+    predictions = check_predictions(
         data.task.kind,
         targets if data.task.kind == "multilabel" else targets[:, 0],
         compute_scores(data.task.output, logits).numpy(),
         class_names=data.task.class_names,
         grades=data.task.grades,
     )
+    metrics = compute_metrics(predictions)
     score = choose_score(job.task.metric, metrics, loss=loss, kind=job.task.kind)
     return score, {"val_loss": loss, "val_score": score, **{f"val_{k}": v for k, v in metrics.items()}}
 

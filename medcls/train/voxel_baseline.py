@@ -15,6 +15,7 @@ from medcls.data.store import Store
 from medcls.errors import DataError
 from medcls.files import BASELINE, BASELINE_WEIGHTS, read_json, sha256_file, write_bytes, write_json
 from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.predictions import check_predictions
 from medcls.train.training_data import TrainingData
 from medcls.train.voxels import VoxelModel, fit_voxels, shrink
 
@@ -42,13 +43,14 @@ def write_baseline(run: Path, data: TrainingData, *, metric: str, seed: int) -> 
     )
     write_bytes(run / BASELINE_WEIGHTS, save({"weight": model.weight, "bias": model.bias}))
     targets = val.targets.numpy().astype(np.float64)
-    metrics = compute_metrics(
+    predictions = check_predictions(
         data.task.kind,
         targets if data.task.kind == "multilabel" else targets[:, 0],
         model.predict(read_features(data.store, val.rows)),
         class_names=data.task.class_names,
         grades=data.task.grades,
     )
+    metrics = compute_metrics(predictions)
     known = {name: value for name, value in metrics.items() if np.isfinite(value)}
     content = {"name": NAME, "kind": model.kind, "weights_sha256": sha256_file(run / BASELINE_WEIGHTS)}
     write_json(run / BASELINE, content | model.facts | {"val": known})

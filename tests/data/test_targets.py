@@ -20,6 +20,7 @@ from medcls.data.targets import (
 )
 from medcls.errors import ConfigError, DataError
 from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.predictions import check_predictions
 
 
 def table(**columns: list[str | None]) -> pa.Table:
@@ -222,7 +223,7 @@ def test_quadratic_kappa_follows_the_order_of_the_task() -> None:
     task = build_task("ordinal", table(label=truth), order=["none", "mild", "moderate", "severe"])
     (true, _), (answered, _) = (encode_targets(task, table(label=rows)) for rows in (truth, answers))
     scores = np.eye(4)[answered[:, 0].astype(int)]
-    metrics = compute_metrics("ordinal", true[:, 0], scores, class_names=task.class_names)
+    metrics = compute_metrics(check_predictions("ordinal", true[:, 0], scores, class_names=task.class_names))
     ranks = {name: i for i, name in enumerate(["none", "mild", "moderate", "severe"])}
     expected = cohen_kappa_score([ranks[t] for t in truth], [ranks[a] for a in answers], weights="quadratic")
     assert metrics["quadratic_kappa"] == pytest.approx(expected, abs=1e-12)

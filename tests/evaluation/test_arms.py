@@ -16,7 +16,7 @@ from medcls.statistics import arms as arms_module
 from medcls.statistics import intervals
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.fold_tests import compute_5x2_f, compute_corrected_t
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.paired import adjust_holm
 from medcls.statistics.predictions import check_predictions
 
@@ -95,10 +95,7 @@ def test_scores_of_folds_are_never_pooled(make_arm: Callable[..., Folds]) -> Non
 
 def test_one_fold_has_the_interval_of_an_ordinary_evaluation(make_arm: Callable[..., Folds]) -> None:
     one = make_arm("binary", k=1)[0]
-    p = one.predictions
-    ordinary = compute_intervals(
-        "binary", p.y_true, p.y_score, patient_ids=one.patient_ids, class_names=("0", "1"), replicates=200, seed=3
-    )
+    ordinary = measure_predictions(one.predictions, one.patient_ids, replicates=200, seed=3)
     found = assess({"a": [one]}, design="holdout", seed=3)["arms"]["a"]["metrics"]
     ordinary["ece"] = ordinary["ece"] | {"reason": found["ece"]["reason"]}
     del ordinary["ece"]["calibrated"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, describe_few
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
 from medcls.statistics.thresholds import list_rules
 
@@ -116,10 +116,8 @@ def test_patients_have_the_numbers_of_joined_images(make_rows):
     score = rows.predictions.y_score.reshape(30, 2, 4)
     above = score[..., ::-1].cumsum(axis=-1)[..., ::-1][..., 1:].max(axis=1)
     joined = np.hstack([np.ones((30, 1)), above]) - np.hstack([above, np.zeros((30, 1))])
-    alone = compute_intervals(
-        "ordinal", true, joined, patient_ids=sorted(set(rows.patient_ids)), class_names=rows.predictions.class_names,
-        replicates=100,
-    )  # fmt: skip
+    one = check_predictions("ordinal", true, joined, class_names=rows.predictions.class_names)
+    alone = measure_predictions(one, sorted(set(rows.patient_ids)), replicates=100)
     assert (level["rule"], level["chosen"], level["n_units"]) == ("max", True, 30)
     assert level["metrics"]["mae"]["value"] == pytest.approx(alone["mae"]["value"])
     assert level["metrics"]["auc"]["value"] == pytest.approx(alone["auc"]["value"])

@@ -36,7 +36,7 @@ def test_a_question_ranks_as_the_metric_of_its_name(make_task, kind):
 
     task = make_task(kind)
     predictions = check(task)
-    found = compute_metrics(task.pop("kind"), task.pop("y_true"), task.pop("y_score"), **task)
+    found = compute_metrics(predictions)
     for question in list_questions(predictions):
         area, _ = compute_areas(build_ranking(question.positive, question.score), np.ones((1, len(question.score))))
         assert area[0] == pytest.approx(found[f"auc{question.metric_suffix}"])

@@ -7,7 +7,7 @@ import pytest
 
 from medcls.statistics.assessment import Rows, assess, choose_operating, read_decision
 from medcls.statistics.decision import build_decision, describe_calls, list_decisions
-from medcls.statistics.intervals import compute_intervals, measure_predictions
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
 from medcls.statistics.thresholds import NEVER, list_rules
 
@@ -30,15 +30,7 @@ def test_headline_rates_are_at_the_frozen_threshold_not_at_a_half():
         make_binary(true, score), points=[point("AD", 0.213)], chosen_on="val (9 images of 9 patients)"
     )
     one = decision.apply(make_binary(true, score))
-    found = compute_intervals(
-        "binary",
-        true,
-        score,
-        patient_ids=["a", "b", "c", "d"],
-        class_names=NAMES,
-        thresholds=one.thresholds,
-        replicates=2,
-    )
+    found = measure_predictions(one, ["a", "b", "c", "d"], replicates=2)
     assert (found["sensitivity"]["value"], found["specificity"]["value"]) == (1.0, 0.5)
     assert decision.describe() == (
         "Decision: AD if its score is at least 0.213 (Youden's rule, the largest sum of sensitivity and specificity, "
@@ -59,10 +51,7 @@ def test_headline_subgroups_points_and_confusion_agree(rule, make_task, make_pat
         Rows(one, patients), operating=operating, calibration={}, columns={"same": ["x"] * 59 + ["y"]},
         least_patients=1, replicates=50,
     )  # fmt: skip
-    headline = compute_intervals(
-        "binary", one.y_true, one.y_score, patient_ids=patients, class_names=one.class_names,
-        thresholds=one.thresholds, replicates=50,
-    )  # fmt: skip
+    headline = measure_predictions(one, patients, replicates=50)
     called = one.y_score[:, 0] >= decision.thresholds["ill"]
     assert headline["sensitivity"]["value"] == pytest.approx(called[one.y_true == 1].mean())
     assert np.array_equal(one.grade_predicted, called)
@@ -78,10 +67,7 @@ def test_each_label_has_its_own_threshold():
     decision = build_decision(labels, points=[point("a", 0.2), point("b", 0.85)])
     one = decision.apply(labels)
     assert one.called.tolist() == [[True, False], [False, True]]
-    found = compute_intervals(
-        "multilabel", one.y_true, one.y_score, patient_ids=["p", "q"], class_names=("a", "b"),
-        thresholds=one.thresholds, replicates=2,
-    )  # fmt: skip
+    found = measure_predictions(one, ["p", "q"], replicates=2)
     assert (found["recall_a"]["value"], found["specificity_b"]["value"]) == (1.0, 1.0)
 
 

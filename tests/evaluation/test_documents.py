@@ -8,7 +8,7 @@ import pytest
 from medcls.report.checklists import CLAIM, TRIPOD, fill_checklist
 from medcls.report.content import Evaluation
 from medcls.report.documents import describe_facts, write_documents
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import Rule
 
@@ -30,11 +30,11 @@ def make_evaluation(make_task, make_patients):
 
     def make(**change):
         task, patients = make_task("binary"), make_patients(60)
-        settings = {"patient_ids": patients, "class_names": task["class_names"]}
-        metrics = compute_intervals("binary", task["y_true"], task["y_score"], replicates=100, **settings)
+        one = check_predictions(**task)
+        metrics = measure_predictions(one, patients, replicates=100)
         metrics |= {"n_images": 60, "n_patients": 30}
         given = {"split": "test", "store_name": "knees", "certificate": {"on_leak": "refuse"}, "model": MODEL}
-        given = {"predictions": check_predictions(**task), "patient_ids": patients, "metrics": metrics} | given
+        given = {"predictions": one, "patient_ids": patients, "metrics": metrics} | given
         return Evaluation(**(given | change))
 
     return make

@@ -16,7 +16,7 @@ from benchmarks import coverage
 from medcls.statistics import intervals
 from medcls.statistics.bounds import Base, bound, bound_area, bound_by_variance, compute_wilson
 from medcls.statistics.definitions import find_definition
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import KINDS, check_predictions
 from medcls.statistics.support import find_support
@@ -29,8 +29,9 @@ def proportion_wilson(successes, rows):
 
 
 def compute(task, patients, **change):
-    task = {"replicates": 200} | dict(task) | change
-    return compute_intervals(task.pop("kind"), task.pop("y_true"), task.pop("y_score"), patient_ids=patients, **task)
+    task = dict(task) | change
+    sampling = {"replicates": 200} | {name: task.pop(name) for name in ("replicates", "seed", "level") if name in task}
+    return measure_predictions(check_predictions(**task), patients, **sampling)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,9 +232,8 @@ def test_calibration_error_has_no_interval_and_says_what_chance_makes_of_it():
             truth = np.repeat(generator.random(80) < 0.5, images)
             logit = 1.5 * (1.5 * (truth - 0.5) + np.sqrt(0.5) * (shared + generator.normal(size=80 * images)))
             ids = np.repeat(np.arange(80), images).astype(str)
-            entry = compute_intervals(
-                "binary", truth, 1 / (1 + np.exp(-logit)), patient_ids=ids, class_names=("a", "b"), replicates=1
-            )["ece"]
+            one = check_predictions("binary", truth, 1 / (1 + np.exp(-logit)), class_names=("a", "b"))
+            entry = measure_predictions(one, ids, replicates=1)["ece"]
             assert entry["low"] is None
             assert "calibrated model would show" in entry["reason"]
             found.append(entry["value"])
@@ -399,10 +399,13 @@ def test_the_nominal_95_percent_cover_93_to_97_percent():
         shared, own = np.repeat(generator.normal(size=150), 2), generator.normal(size=300)
         noise = (shared + own) / np.sqrt(2)
         logit = true - 0.5 + noise
-        settings = {"patient_ids": patients, "replicates": 500, "seed": trial}
+        drawn = {"replicates": 500, "seed": trial}
         score = 1 / (1 + np.exp(-logit))
-        classes = compute_intervals("binary", true, score, class_names=("a", "b"), **settings)
-        values = compute_intervals("regression", true, true + noise, class_names=(), **settings)
+        one, other = (
+            check_predictions("binary", true, score, class_names=("a", "b")),
+            check_predictions("regression", true, true + noise, class_names=()),
+        )
+        classes, values = measure_predictions(one, patients, **drawn), measure_predictions(other, patients, **drawn)
         mean_error = np.sqrt(2 / np.pi)
         covered["auc"] += classes["auc"]["low"] <= truth["auc"] <= classes["auc"]["high"]
         covered["accuracy"] += classes["accuracy"]["low"] <= truth["accuracy"] <= classes["accuracy"]["high"]

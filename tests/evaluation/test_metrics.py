@@ -14,12 +14,13 @@ from sklearn import metrics as reference
 import medcls.statistics
 from medcls.statistics.definitions import DEFINITIONS, GRADED_HEADLINES, HEADLINES, find_definition
 from medcls.statistics.metrics import compute_metrics
-from medcls.statistics.predictions import KINDS
+from medcls.statistics.predictions import KINDS, check_predictions
 
 
 def compute(task, **change):
     task = dict(task) | change
-    return compute_metrics(task.pop("kind"), task.pop("y_true"), task.pop("y_score"), **task)
+    weights = task.pop("weights", None)
+    return compute_metrics(check_predictions(**task), weights=weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)

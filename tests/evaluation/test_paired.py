@@ -105,9 +105,7 @@ def test_differences_are_those_of_the_metrics_and_turn_round(kind, make_task):
     there = compare_predictions(first, second, patients, replicates=200)
     back = compare_predictions(second, first, patients, replicates=200)
     json.dumps(there, allow_nan=False)
-    plain = [
-        compute_metrics(kind, p.y_true, p.y_score, class_names=p.class_names, grades=p.grades) for p in (first, second)
-    ]
+    plain = [compute_metrics(one) for one in (first, second)]
     for name, entry in there["metrics"].items():
         assert entry["difference"] == pytest.approx(plain[0][name] - plain[1][name])
         assert entry["difference"] == pytest.approx(-back["metrics"][name]["difference"])

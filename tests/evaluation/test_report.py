@@ -21,7 +21,7 @@ from medcls.report.gallery import Picture, choose_worst
 from medcls.report.report import write_report
 from medcls.report.slider import build_slider
 from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.number_text import format_number, format_threshold
 from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
@@ -82,12 +82,10 @@ def write(tmp_path_factory, make_task, make_patients):
         given = {"y_true": y_true, "patient_ids": patient_ids, "class_names": class_names, "grades": grades}
         task |= {"patient_ids": make_patients(60)} | {k: v for k, v in given.items() if v is not None}
         task |= {"y_score": change.pop("y_score", task["y_score"])}
-        settings = {name: task[name] for name in ("patient_ids", "class_names")}
-        metrics = compute_intervals(
-            kind, task["y_true"], task["y_score"], grades=task.get("grades", False), replicates=50, **settings
-        )
+        patients = task.pop("patient_ids")
+        one = check_predictions(**task)
+        metrics = measure_predictions(one, patients, replicates=50)
         metrics |= {"n_images": 60, "n_patients": 30} | change.pop("extra", {})
-        one, patients = check_predictions(**{k: v for k, v in task.items() if k != "patient_ids"}), task["patient_ids"]
         given = {"metrics": metrics, "split": "test", "store_name": "demo"} | change
         evaluation = Evaluation(predictions=one, patient_ids=patients, **given)
         path = write_report(tmp_path_factory.mktemp("report"), evaluation)

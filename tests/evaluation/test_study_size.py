@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import multivariate_normal, norm
 
 from medcls.statistics.bounds import bound_area, compute_wilson
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.study_size import (
@@ -76,20 +76,17 @@ def test_planned_half_width_is_what_evaluate_gives(metric: str, images: int) -> 
     ids = np.repeat(np.arange(patients), images).astype(str).tolist()
     latent = generator.normal(size=(1, patients, 1)) + generator.normal(size=(1, patients, images))
     assumed = Assumptions(metric, 0.8)
-    drawn = {"patient_ids": ids, "replicates": 2000}
     if metric == "quadratic_kappa":
         grade = generator.integers(3, size=patients)
         predicted = np.clip(np.round(grade[None, :, None] + 0.5 * latent), 0, 2).astype(int)
         study = _estimate_kappas(grade, predicted, grades=3)
         score = np.eye(3)[predicted.ravel()]
-        found = compute_intervals(
-            "multiclass", np.repeat(grade, images), score, class_names=("a", "b", "c"), grades=True, **drawn
-        )
+        one = check_predictions("multiclass", np.repeat(grade, images), score, class_names=("a", "b", "c"), grades=True)
     else:
         case = np.arange(patients) < (30 if metric == "auc" else patients - 2)
         score = 1 / (1 + np.exp(-(latent + 1.5 * case[None, :, None] * (metric == "auc") + 1.0 * (metric != "auc"))))
         true = np.repeat(case, images).astype(int)
-        found = compute_intervals("binary", true, score.ravel(), class_names=("no", "yes"), **drawn)
+        one = check_predictions("binary", true, score.ravel(), class_names=("no", "yes"))
         right = (score >= 0.5) == case[None, :, None]
         study = (
             _estimate_areas(case, score)
@@ -97,7 +94,7 @@ def test_planned_half_width_is_what_evaluate_gives(metric: str, images: int) -> 
             else _estimate_shares(right[:, case] if metric == "sensitivity" else right)
         )
     assert study is not None
-    given = found[metric]
+    given = measure_predictions(one, ids, replicates=2000)[metric]
     assert study.values[0] == pytest.approx(given["value"])
     assert half_width_of(study, assumed) == pytest.approx((given["high"] - given["low"]) / 2, rel=0.04)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.statistics.intervals import compute_intervals
+from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.subgroups import UNKNOWN, compute_subgroups, name_age_band
 
@@ -25,10 +25,8 @@ def test_a_group_has_the_numbers_of_its_rows_alone(make_task, make_patients):
     sex = ["F" if row < 30 else "M" for row in range(60)]
     groups = compute_subgroups(predictions, patients, {"sex": sex}, least_patients=5, replicates=100, seed=3)
     assert [(g["value"], g["n_images"], g["n_patients"]) for g in groups] == [("F", 30, 15), ("M", 30, 15)]
-    alone = compute_intervals(
-        "binary", task["y_true"][30:], task["y_score"][30:], patient_ids=patients[30:],
-        class_names=task["class_names"], replicates=100, seed=3,
-    )  # fmt: skip
+    half = check_predictions(**(task | {name: task[name][30:] for name in ("y_true", "y_score")}))
+    alone = measure_predictions(half, patients[30:], replicates=100, seed=3)
     assert groups[1]["metrics"] == {name: alone[name] for name in ("auc", "sensitivity", "specificity", "brier")}
 
 
