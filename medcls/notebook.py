@@ -24,7 +24,15 @@ from medcls.imaging.volume.spec import VolumeSpec
 from medcls.inputs import check_file
 from medcls.models.backbones import CLINICAL
 from medcls.predict.clinical_values import ClinicalTable
-from medcls.predict.predict import answer_arrays, answer_files, find_files, find_volume_cases, load_models, open_runs
+from medcls.predict.predict import (
+    answer_arrays,
+    answer_files,
+    find_files,
+    find_volume_cases,
+    load_models,
+    open_runs,
+    read_files,
+)
 from medcls.predict.prediction_table import OK, build_table, summarize
 from medcls.runs.checksums import open_store
 from medcls.runs.model_file import ModelCard
@@ -56,11 +64,10 @@ class LoadedModel:
             "out_of_domain": out_of_domain,
             "choices": None if choices is None else str(choices),
         }
-        job = self._build_job()
-        self._runs = open_runs(job)
+        self._runs = open_runs(self._build_job())
         self.cards = self._runs.cards
         # Now, not at the first image: a damaged model or a device that is not there is found where it is named.
-        load_models(job, self._runs, ClinicalTable())
+        load_models(self._runs, ClinicalTable())
 
     @property
     def card(self) -> ModelCard:
@@ -130,11 +137,11 @@ class LoadedModel:
                 raise UsageError(
                     f"{named[0]}=: an array has no path and no patient that its rows could name: predict files"
                 )
-            found = answer_arrays(job, self._runs, self._check_stored(images))
+            found = answer_arrays(self._runs, self._check_stored(images), batch_size=job.batch_size)
         else:
             for name, path in files.items():
                 check_file(path, name)
-            found = answer_files(job, self._runs)
+            found = answer_files(self._runs, read_files(job))
         if not any(case.state == OK for case in found.cases):
             say(f"notice: no image could be classified: {summarize(found.cases)}")
         return build_table(found.rows, task=self.card.task)

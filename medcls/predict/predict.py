@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medcls.config import PredictJob
+from medcls.config import DeidentifyConfig, PredictJob
 from medcls.console import put, say, show_progress
 from medcls.data.dataset import Batch
 from medcls.data.targets import describe_positive
@@ -91,19 +91,48 @@ class Ensemble:
 
 @dataclass(slots=True)
 class Runs:
-    """The runs of a job, with what was frozen for them.
+    """One or several runs that predict together, with what was frozen for them.
 
     Attributes:
+        folders: The runs' folders.
         cards: Cards of the models.
         models_sha256: Checksums of the model files; read before the networks are, so that they are theirs.
         choices: Operating points and recalibration; None if nothing was frozen.
+        out_of_domain: What happens to images unlike those of training: "refuse", "note" or "allow".
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "fp32", "bf16" or "fp16".
         ensemble: The networks, read when the first image needs them.
     """
 
+    folders: list[Path]
     cards: list[ModelCard]
     models_sha256: list[str]
     choices: Choices | None
+    out_of_domain: str = "refuse"
+    device: str = "auto"
+    precision: str = "auto"
     ensemble: Ensemble | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest:
+    """Which raw files are predicted, and what belongs to them.
+
+    Attributes:
+        source: A folder of images, or one image.
+        clinical_file: Clinical values, or None.
+        boxes: Regions, or None.
+        deidentify: How ids are shown.
+        batch_size: Images at once.
+        workers: Processes that decode; -1 = one a core, 0 = this process.
+    """
+
+    source: Path
+    clinical_file: Path | None
+    boxes: Path | None
+    deidentify: DeidentifyConfig
+    batch_size: int
+    workers: int
 
 
 @dataclass(slots=True)
@@ -139,7 +168,7 @@ def predict(job: PredictJob) -> None:
 
 def _predict_files(job: PredictJob, out: Path) -> None:
     form, runs = job.form, open_runs(job)
-    task, found = runs.cards[0].task, answer_files(job, runs)
+    task, found = runs.cards[0].task, answer_files(runs, read_files(job))
     if found.identity.kind == "hmac":
         path = out.with_name(f"{out.name}{MAP_SUFFIX}")
         write_identity_map(path, found.cases, found.identity)
@@ -157,33 +186,51 @@ def _predict_files(job: PredictJob, out: Path) -> None:
 
 def open_runs(job: PredictJob) -> Runs:
     """Return the cards of the runs and what was frozen for them; say what the positive class is."""
-    cards = read_cards(job)
+    cards = read_cards(job.runs, out_of_domain=job.out_of_domain)
     named = describe_positive(cards[0].task, recorded=bool(cards[0].positive_class))
     if named:
         say(named)
     models_sha256 = [sha256_file(run / MODEL) for run in job.runs]
+    choices = find_choices(job.runs, models_sha256, folder=Path(job.choices) if job.choices else None)
     return Runs(
-        cards, models_sha256, find_choices(job.runs, models_sha256, folder=Path(job.choices) if job.choices else None)
+        job.runs,
+        cards,
+        models_sha256,
+        choices,
+        out_of_domain=job.out_of_domain,
+        device=job.device,
+        precision=job.precision,
     )
 
 
-def answer_files(job: PredictJob, runs: Runs) -> Answers:
-    """Return the answers for every image or volume of job.source, and for every series and patient.
+def read_files(job: PredictJob) -> FileRequest:
+    """Return which files a job asks for."""
+    return FileRequest(
+        Path(job.source or ""),
+        Path(job.clinical_file) if job.clinical_file else None,
+        Path(job.boxes) if job.boxes else None,
+        job.deidentify,
+        job.batch_size,
+        job.workers,
+    )
+
+
+def answer_files(runs: Runs, request: FileRequest) -> Answers:
+    """Return the answers for every image or volume of the source, and for every series and patient.
 
     Raises:
         MissingInputError, ConfigError, DataError: as `predict`, but for files of which none could be classified.
     """
     cards = runs.cards
-    boxes = Path(job.boxes) if job.boxes else None
-    allow = job.out_of_domain != "refuse"
-    check_regions(boxes, cards, runs=job.runs, allow=allow)
+    boxes, allow = request.boxes, runs.out_of_domain != "refuse"
+    check_regions(boxes, cards, runs=runs.folders, allow=allow)
     regions = read_regions(boxes) if boxes else {}
-    table = read_clinical(Path(job.clinical_file) if job.clinical_file else None, cards)
-    root, files = find_files(Path(job.source or ""))
+    table = read_clinical(request.clinical_file, cards)
+    root, files = find_files(request.source)
     # out= may be inside the source: its lock, and what another command is writing there, are no files of it.
     files = [(path, skip) for path, skip in files if not _is_temporary(path)]
-    identity = find_identity(job, root, files)
-    spec, workers = cards[0].preprocess, job.workers if job.workers >= 0 else os.cpu_count() or 1
+    identity = find_identity(request.deidentify, root, files)
+    spec, workers = cards[0].preprocess, request.workers if request.workers >= 0 else os.cpu_count() or 1
     if isinstance(spec, VolumeSpec):
         cases = find_volume_cases(root, files, spec, workers=workers)
     else:
@@ -193,28 +240,28 @@ def answer_files(job: PredictJob, runs: Runs) -> Answers:
         cases = split_cases(cases, regions, path=boxes, trained=trained, allow=allow)
     images = [case for case in cases if case.state == OK]
     if images:
-        predict_cases(images, job, root=root, runs=runs, table=table)
+        predict_cases(images, runs, root=root, table=table, batch_size=request.batch_size, workers=workers)
     return complete_answers(cases, runs, identity)
 
 
-def answer_arrays(job: PredictJob, runs: Runs, images: NDArray[Any]) -> Answers:
+def answer_arrays(runs: Runs, images: NDArray[Any], *, batch_size: int) -> Answers:
     """Return the answers for stored arrays, named by their places from "0" on.
 
     An array has no header: whether its kind was in training is not known, which each row says (no_header); how far its
     features are from training is.
 
     Args:
-        job: Batch size, device, precision and out_of_domain.
         runs: The runs.
         images: (N, C, *spatial), as stored: after preprocessing, before the crop that the runs take.
+        batch_size: Images at once.
     """
     cases = [Case(str(place)) for place in range(len(images))]
-    ensemble = load_models(job, runs, ClinicalTable())
-    for start in range(0, len(images), job.batch_size):
-        pending = list(zip(cases[start : start + job.batch_size], images[start : start + job.batch_size], strict=True))
+    ensemble = load_models(runs, ClinicalTable())
+    for start in range(0, len(images), batch_size):
+        pending = list(zip(cases[start : start + batch_size], images[start : start + batch_size], strict=True))
         for case, pixels in pending:
             case.pixel_sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-        score(pending, ensemble, out_of_domain=job.out_of_domain)
+        score(pending, ensemble, out_of_domain=runs.out_of_domain)
     for case in cases:
         if not case.reason:
             case.reason = "no_header"
@@ -240,29 +287,29 @@ def _is_temporary(path: str) -> bool:
     return folder.startswith(PRIVATE) and (name.endswith(LOCK) or name.startswith(TEMPORARY))
 
 
-def find_identity(job: PredictJob, root: Path, files: list[tuple[str, str]]) -> Identity:
+def find_identity(config: DeidentifyConfig, root: Path, files: list[tuple[str, str]]) -> Identity:
     """Return how ids are shown; say if the key of pseudonyms cannot be checked."""
-    identity = read_identity(choose_identity(job.deidentify.kind, root, files), key_file=job.deidentify.key_file)
-    notice = describe_key(identity, key_file=job.deidentify.key_file)
+    identity = read_identity(choose_identity(config.kind, root, files), key_file=config.key_file)
+    notice = describe_key(identity, key_file=config.key_file)
     if notice:
         say(notice)
     return identity
 
 
-def read_cards(job: PredictJob) -> list[ModelCard]:
-    """Returns the cards of the runs, all of the same task and preprocessing and with a known domain."""
-    for run in job.runs:
+def read_cards(runs: Sequence[Path], *, out_of_domain: str) -> list[ModelCard]:
+    """Return the cards of the runs, all of the same task and preprocessing and with a known domain."""
+    for run in runs:
         check_run_folder(run)
-    cards = [read_card(run / MODEL) for run in job.runs]
-    for run, card in zip(job.runs, cards, strict=True):
+    cards = [read_card(run / MODEL) for run in runs]
+    for run, card in zip(runs, cards, strict=True):
         note_version(run / MODEL)
         different = [name for name in ("task", "preprocess") if getattr(card, name) != getattr(cards[0], name)]
         if different:
             raise ConfigError(
-                f"run={run} has another {' and '.join(different)} than run={job.runs[0]}: only runs of the same "
+                f"run={run} has another {' and '.join(different)} than run={runs[0]}: only runs of the same "
                 "classes and preprocessing are averaged"
             )
-        if card.domain is None and job.out_of_domain == "refuse":
+        if card.domain is None and out_of_domain == "refuse":
             raise DataError(
                 f"run={run} does not say which images it was trained on (an older version wrote it): train it again, "
                 "or say out_of_domain=allow"
@@ -341,10 +388,11 @@ def find_volume_cases(root: Path, files: Sequence[tuple[str, str]], spec: Volume
     return sorted(cases, key=lambda case: case.path)
 
 
-def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, runs: Runs, table: ClinicalTable) -> None:
-    """Decodes the files in limited workers and fills in scores, or refusals, batch by batch."""
-    ensemble, cards = load_models(job, runs, table), runs.cards
-    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
+def predict_cases(
+    cases: Sequence[Case], runs: Runs, *, root: Path, table: ClinicalTable, batch_size: int, workers: int
+) -> None:
+    """Decode the files in limited workers and fill in scores, or refusals, batch by batch."""
+    ensemble, cards = load_models(runs, table), runs.cards
     spec = cards[0].preprocess
     limits = VOLUME_LIMITS if spec.spatial_dims == 3 else Limits()
     tasks = (
@@ -361,26 +409,27 @@ def predict_cases(cases: Sequence[Case], job: PredictJob, *, root: Path, runs: R
             case.state = SKIPPED if outcome.reason in NO_IMAGE else REFUSED
             case.reason, case.detail = outcome.reason, outcome.detail
             continue
-        judge_image(case, outcome, cards=cards, refuse=job.out_of_domain == "refuse")
+        judge_image(case, outcome, cards=cards, refuse=runs.out_of_domain == "refuse")
         if case.state == OK:
             case.pixel_sha256 = hashlib.sha256(outcome.prepared.pixels.tobytes()).hexdigest()
             pending.append((case, outcome.prepared.pixels))
-        if len(pending) == job.batch_size:
-            score(pending, ensemble, out_of_domain=job.out_of_domain)
+        if len(pending) == batch_size:
+            score(pending, ensemble, out_of_domain=runs.out_of_domain)
             pending = []
     if pending:
-        score(pending, ensemble, out_of_domain=job.out_of_domain)
+        score(pending, ensemble, out_of_domain=runs.out_of_domain)
 
 
-def load_models(job: PredictJob, runs: Runs, table: ClinicalTable) -> Ensemble:
+def load_models(runs: Runs, table: ClinicalTable) -> Ensemble:
     """Return the networks of the runs on the chosen device, read once."""
     if runs.ensemble is not None:
         runs.ensemble.table = table
         return runs.ensemble
     cards = runs.cards
-    rules = choose_options(device=job.device, precision=job.precision, batch_size=job.batch_size).rules
-    models = [read_model(run / MODEL)[0].to(rules.device) for run in job.runs]
-    distances = [read_training_distance(run, card) for run, card in zip(job.runs, cards, strict=True)]
+    # Files come one by one, not from a loader: of the options only the rules apply.
+    rules = choose_options(device=runs.device, precision=runs.precision, batch_size=1).rules
+    models = [read_model(run / MODEL)[0].to(rules.device) for run in runs.folders]
+    distances = [read_training_distance(run, card) for run, card in zip(runs.folders, cards, strict=True)]
     runs.ensemble = Ensemble(models, cards, rules, table, distances)
     return runs.ensemble
 
