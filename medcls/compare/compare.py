@@ -15,7 +15,7 @@ from medcls.compare.comparison_executors import Executor, LocalExecutor, SlurmEx
 from medcls.compare.comparison_plan import ComparisonPlan, keep_plan, make_plan
 from medcls.compare.comparison_results import format_comparison, write_results
 from medcls.compare.comparison_runs import is_finished, run_works
-from medcls.config import CompareJob
+from medcls.config import CompareJob, FoldsConfig
 from medcls.console import put, say
 from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, ReadError
@@ -54,7 +54,7 @@ def compare(job: CompareJob) -> None:
         say(f"plan: {len(plan.works)} trainings of {len(plan.arms)} arms, {len(left)} to do: {out / 'plan.json'}")
         if job.plan_only:
             return
-        note_opening(job, out, plan, left=left)
+        note_opening(job.folds, out, plan, left=left, arms=job.chosen)
         executor, threads = build_executor(job, out)
         failed = run_works(left, out=out, store=plan.store, executor=executor, threads=threads)
         results = write_results(job, out, plan, arms=list_whole(out, plan), failed=failed)
@@ -85,15 +85,15 @@ def list_whole(out: Path, plan: ComparisonPlan) -> list[str]:
     return [arm for arm in plan.arms if arm not in lacking]
 
 
-def note_opening(job: CompareJob, out: Path, plan: ComparisonPlan, *, left: list[Work]) -> None:
-    """Says and writes down that the store's test rows are opened, where they are."""
-    if job.folds.over != "all" and job.folds.kind != "holdout":
+def note_opening(config: FoldsConfig, out: Path, plan: ComparisonPlan, *, left: list[Work], arms: list[str]) -> None:
+    """Say and write down that the store's test rows are opened, if they are."""
+    if config.over != "all" and config.kind != "holdout":
         return
     if not any(work.evaluated for work in left):
         return
-    what = "test rows as part of the folds" if job.folds.over == "all" else "test rows"
-    say(f"opening the {what} of {plan.store.name} (split {job.folds.split}): noted in {out / OPENED}")
-    line = {"store_sha256": plan.store.sha256, "split": job.folds.split, "folds": job.folds.kind, "arms": job.chosen}
+    what = "test rows as part of the folds" if config.over == "all" else "test rows"
+    say(f"opening the {what} of {plan.store.name} (split {config.split}): noted in {out / OPENED}")
+    line = {"store_sha256": plan.store.sha256, "split": config.split, "folds": config.kind, "arms": arms}
     append_json_line(out / OPENED, seal(line))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medcls.config import CompareJob
+from medcls.config import FoldsConfig
 from medcls.console import say
 from medcls.data.folds import (
     Fold,
@@ -54,13 +55,20 @@ class PlannedFold:
         return self.name + (f"-n{self.size}" if self.size else "")
 
 
-def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]:
-    """Returns the folds of all sizes, written as splits of the store, and the test share.
+def plan_folds(
+    config: FoldsConfig, store: Store, *, sizes: Sequence[int], seed: int
+) -> tuple[list[PlannedFold], float]:
+    """Return the folds of all sizes, written as splits of the store, and the test share.
 
     The test share is test images over the other images, on average over the folds before any is made smaller: it does
     not depend on which sizes are asked for together.
+
+    Args:
+        config: Which folds.
+        store: The store.
+        sizes: Training patients of each fold; 0 = all of them.
+        seed: Seed of the trainings.
     """
-    config = job.folds
     splits, certificate = read_split(store, config.split)
     strata = build_strata(store.read_labels(), label=_find_label(store, config.label))
     pairs = find_links(store, certificate)
@@ -89,7 +97,7 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
         "near_duplicates": certificate["near_duplicates"],
     }
     if config.kind != "holdout":
-        names = [f"{config.prefix}-{_name_fold(job, fold)}" for fold in folds]
+        names = [f"{config.prefix}-{_name_fold(config, fold)}" for fold in folds]
         folds = [
             keep_earlier(store, name, fold=fold, provenance=provenance, val=config.val)
             for name, fold in zip(names, folds, strict=True)
@@ -102,16 +110,17 @@ def plan_folds(job: CompareJob, store: Store) -> tuple[list[PlannedFold], float]
             )
     planned = []
     for fold in folds:
-        for size in job.sizes:
+        for size in sizes:
             part = shrink_training(fold, size or None, patients=patients, strata=strata, seed=config.seed)
             if config.on_missing == "refuse":
                 check_labels(part, strata)
             own = config.kind == "holdout" and not size
-            label = _name_fold(job, part)
+            label = _name_fold(config, part)
             name = config.split if own else f"{config.prefix}-{label}" + (f"-n{size}" if size else "")
             if not own:
                 write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance, patients=patients)
-            planned.append(_plan_fold(job, store, part, name=label, split=name))
+            drawn = seed + (0 if config.same_seed else part.repeat - 1)
+            planned.append(_plan_fold(store, part, name=label, split=name, seed=drawn))
     say(
         f"folds: {len(folds)} ({config.prefix}), {format_count(len({fold.split for fold in planned}), 'split')} in "
         f"{store.folder}"
@@ -131,12 +140,12 @@ def _find_label(store: Store, label: str | None) -> str | None:
     return label
 
 
-def _name_fold(job: CompareJob, fold: Fold) -> str:
+def _name_fold(config: FoldsConfig, fold: Fold) -> str:
     """A holdout has seeds, each with its own draw of a smaller training set."""
-    return f"s{fold.repeat}" if job.folds.kind == "holdout" else f"r{fold.repeat}f{fold.number}"
+    return f"s{fold.repeat}" if config.kind == "holdout" else f"r{fold.repeat}f{fold.number}"
 
 
-def _plan_fold(job: CompareJob, store: Store, fold: Fold, *, name: str, split: str) -> PlannedFold:
+def _plan_fold(store: Store, fold: Fold, *, name: str, split: str, seed: int) -> PlannedFold:
     splits, certificate = read_split(store, split)
     return PlannedFold(
         name=name,
@@ -145,6 +154,6 @@ def _plan_fold(job: CompareJob, store: Store, fold: Fold, *, name: str, split: s
         size=fold.size,
         split=split,
         split_sha256=certificate["split_sha256"],
-        seed=job.seed + (0 if job.folds.same_seed else fold.repeat - 1),
+        seed=seed,
         images={part: len(rows_of(splits, part)) for part in (TRAIN, VAL, TEST)},
     )

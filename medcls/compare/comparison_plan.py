@@ -78,8 +78,9 @@ def make_plan(job: CompareJob) -> ComparisonPlan:
             if arm in job.chosen:
                 raise
             say(f"notice: arm {arm} is left out: {error}")
-    folds, test_share = plan_folds(job, store)
-    check_metrics(job, arms, max(folds, key=lambda fold: fold.images[TRAIN]), store)
+    folds, test_share = plan_folds(job.folds, store, sizes=job.sizes, seed=job.seed)
+    asked = [name for name in (job.metric, *job.secondary) if name != "auto"]
+    check_metrics(asked, arms, max(folds, key=lambda fold: fold.images[TRAIN]), store)
     check_held_out({arm: steps[0] for arm, steps in arms.items() if arm in job.chosen}, folds, store)
     works: dict[str, Work] = {}
     for fold in folds:
@@ -94,8 +95,8 @@ def _join(known: Work, work: Work) -> Work:
     return replace(known, arms=tuple(dict.fromkeys((*known.arms, *work.arms))))
 
 
-def check_metrics(job: CompareJob, arms: Mapping[str, Sequence[Step]], fold: PlannedFold, store: Store) -> None:
-    """Compares the arms on made-up rows, so that no other class and no wrong metric is found after hours.
+def check_metrics(names: Sequence[str], arms: Mapping[str, Sequence[Step]], fold: PlannedFold, store: Store) -> None:
+    """Compare the arms on made-up rows, so that no other class and no wrong metric is found after hours.
 
     Raises:
         ConfigError: arms with other classes, or a metric that they do not share.
@@ -112,9 +113,8 @@ def check_metrics(job: CompareJob, arms: Mapping[str, Sequence[Step]], fold: Pla
         rows = make_up(task)
         ids = [str(number) for number in range(len(rows.y_true))]
         made[arm] = [FoldPredictions(fold.name, 1, 1, rows, ids, ids)]
-    asked = [name for name in (job.metric, *job.secondary) if name != "auto"]
     try:
-        assess_arms(made, design="holdout", metrics=asked, replicates=1)
+        assess_arms(made, design="holdout", metrics=names, replicates=1)
     except ValueError as error:
         raise ConfigError(f"the arms cannot be compared: {error}") from error
 

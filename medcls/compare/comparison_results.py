@@ -64,7 +64,7 @@ def write_results(
     patients_from = plan.store.patients_from
     say(f"statistics: bootstrap over {name_units('patients', patients_from)} …")
     read = {size: read_arms(out, plan, arms, size=size) for size in dict.fromkeys(fold.size for fold in plan.folds)}
-    metric, secondary = choose(job, read)
+    metric, secondary = choose(read, asked=job.metric, secondary=job.secondary)
     sizes = {}
     for size, folds in read.items():
         try:
@@ -168,14 +168,14 @@ def read_fold(
 
 
 def choose(
-    job: CompareJob, read: Mapping[int | None, Mapping[str, Sequence[FoldPredictions]]]
+    read: Mapping[int | None, Mapping[str, Sequence[FoldPredictions]]], *, asked: str, secondary: Sequence[str]
 ) -> tuple[str, list[str]]:
-    """Returns the metric that the comparison is about, and the others in which pairs are tested."""
+    """Return the metric that the comparison is about, and the others in which pairs are tested."""
     every = [folds[0].predictions for arms in read.values() for folds in arms.values()]
     graded = next((one for one in every if one.has_grades), None)
-    metric, secondary = choose_metrics(graded or every[0])
-    metric = metric if job.metric == "auto" else job.metric
-    chosen = list(job.secondary) or list(secondary)
+    metric, usual = choose_metrics(graded or every[0])
+    metric = metric if asked == "auto" else asked
+    chosen = list(secondary) or list(usual)
     return metric, [name for name in chosen if name != metric]
 
 
