@@ -24,13 +24,16 @@ def main(arguments: list[str]) -> int:
         weights_dir = find_weights_dir(Path(folder) if folder else None)
         check_choice("model", flat_name(pairs["model"]), list_options("model", conf_folder()))
         # torch takes seconds to import: a mistake does without it.
+        from medcls.models.families import choose_family
         from medcls.models.weights import find_weights
 
         file = find_weights(IMAGENET, architecture=pairs["model"], weights_dir=weights_dir)
+        licence = choose_family(pairs["model"]).licence
     except MedclsError as error:
         print(f"python -m medcls.fetch: {error}", file=sys.stderr)
         return error.exit_code
     print(f"{file.path} sha256 {file.sha256}")
+    print(f"licence of the weights: {licence}", file=sys.stderr)
     return 0
 
 

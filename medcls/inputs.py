@@ -96,9 +96,13 @@ def find_weights_dir(weights_dir: Path | None) -> Path | None:
     return folder
 
 
+INFLATED, SLICES = "inflated_", "slices_"
+"""Prefixes of the name of a network for images that is applied to volumes (models.families.VOLUME_FORMS)."""
+
+
 def flat_name(architecture: str) -> str:
     """Return the 2-D network whose weights a network for volumes starts from; other names stay as they are."""
-    return architecture.removeprefix("inflated_").removeprefix("slices_")
+    return architecture.removeprefix(INFLATED).removeprefix(SLICES)
 
 
 def locate_weights(weights: str) -> Path:

@@ -1,28 +1,20 @@
-"""Networks without their last layer, as stages from input to output: torchvision's, and small ones by name."""
+"""A network without its last layer, as a row of stages from input to output; and those that torchvision builds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torchvision
 from torch import Tensor, nn
 
-from medcls.config import nearest
-from medcls.errors import ConfigError
 from medcls.models.pooling import MaxPool3d
-from medcls.models.small import ANTONY, CBR, build_antony, build_cbr, build_vgg_m
 
 VGGS = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-OWN = (*CBR, *ANTONY, "vgg_m")
-"""Networks that torchvision has no ImageNet weights of: trained from scratch, or from a run."""
-ARCHITECTURES = (*VGGS, *RESNET, *OWN)
 CLINICAL = "clinical"
 """No image network at all: what a wide part says alone."""
-RESNET_3D = ("resnet10_3d", "resnet18_3d", "resnet34_3d", "resnet50_3d")
-VOLUME_ARCHITECTURES = ("acnn3d", "encoder3d", *RESNET_3D)
-_LEAST_SIZES = dict.fromkeys(VGGS, 32) | {"antony2017_class": 31, "antony2017_joint": 61, "vgg_m": 59}
 
 StateDict = dict[str, Tensor]
 
@@ -75,41 +67,42 @@ class Backbone(nn.Module):
         return features
 
 
-def least_size(name: str) -> int:
-    """Returns the shorter side, in pixels, of the smallest images that a network's strides and pools leave one of."""
-    return _LEAST_SIZES.get(name, 1)
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What the function of a family (families.Family) builds a network from.
 
-
-def build_backbone(
-    name: str, *, dropout: float = 0.0, change: Callable[[nn.Module], None] = lambda body: None
-) -> Backbone:
-    """Returns a randomly initialised backbone.
-
-    Args:
-        name: One of ARCHITECTURES, or CLINICAL.
-        dropout: After the fully connected layers of VGG (0.5 in the paper), VGG-M and Antony's networks, [0, 1);
-            ResNet and CBR have none inside.
-        change: What is done to the network before its stages are named, such as inflation to 3-D.
-
-    Raises:
-        ConfigError: unknown name.
-
-    Source: VGG, Simonyan and Zisserman, arXiv 1409.1556, table 1; ResNet, He et al., arXiv 1512.03385, table 1;
-    both as torchvision builds them; the others in their own modules.
+    Attributes:
+        name: Architecture, one of the family's names.
+        shape: (C, *spatial) of the stored images; only weights that depend on it read it.
+        dropout: Of the network's own fully connected layers, [0, 1); a network without any leaves it to the head.
+        change: Apply it to the body before its stages are named: it inflates layers to 3-D, or makes them slimmer.
+        options: What the architecture is told beside its name, by the names in Family.options.
     """
-    if name == CLINICAL:
-        return Backbone(_Blind(), num_features=1, stages={})
-    if name in VGGS:
-        return _build_vgg(name, dropout=dropout, change=change)
-    if name in RESNET:
-        return _build_resnet(name, change=change)
-    if name in OWN:
-        return _build_own(name, dropout=dropout, change=change)
-    known = (*ARCHITECTURES, CLINICAL)
-    raise ConfigError(
-        f"model.name={name}: expected one of {', '.join(known)}; for volumes {', '.join(VOLUME_ARCHITECTURES)}, "
-        f"or inflated_ or slices_ before one of the first{nearest(name, (*known, *VOLUME_ARCHITECTURES))}"
-    )
+
+    name: str
+    shape: tuple[int, ...] = (3,)
+    dropout: float = 0.0
+    change: Callable[[nn.Module], None] = lambda body: None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stage_by_child(body: nn.Module, num_features: int, plan: Blueprint) -> Backbone:
+    """Return a backbone in which every child of the body that has parameters is a stage of its name."""
+    plan.change(body)
+    stages = {name: [child] for name, child in body.named_children() if any(True for _ in child.parameters())}
+    return Backbone(body, num_features=num_features, stages=stages)
+
+
+def find_torchvision_url(name: str) -> str:
+    """Return the address of torchvision's weights IMAGENET1K_V1; the file's name ends in digits of its sha256."""
+    weights: Any = torchvision.models.get_model_weights(name)
+    url: str = weights.IMAGENET1K_V1.url
+    return url
+
+
+def build_blind(plan: Blueprint) -> Backbone:
+    """Return the backbone of a model without an image network: a zero for each image."""
+    return Backbone(_Blind(), num_features=1, stages={})
 
 
 class _Blind(nn.Module):
@@ -119,35 +112,27 @@ class _Blind(nn.Module):
         return images.new_zeros(len(images), 1)
 
 
-def count_dims(name: str) -> int:
-    """Returns the number of spatial axes that an architecture takes."""
-    return 3 if name.endswith("3d") or name.startswith(("inflated_", "slices_")) else 2
+def build_resnet(plan: Blueprint) -> Backbone:
+    """Return a ResNet of torchvision.
 
-
-def _build_resnet(name: str, *, change: Callable[[nn.Module], None]) -> Backbone:
-    body = torchvision.models.get_model(name, weights=None)
+    Source: He et al., arXiv 1512.03385, table 1.
+    """
+    body: Any = torchvision.models.get_model(plan.name, weights=None)
     body.fc = nn.Identity()
-    change(body)
+    plan.change(body)
     stages = {"stem": [body.conv1, body.bn1]}
     stages |= {layer: [getattr(body, layer)] for layer in ("layer1", "layer2", "layer3", "layer4")}
     return Backbone(body, num_features=body.inplanes, stages=stages)
 
 
-def _build_own(name: str, *, dropout: float, change: Callable[[nn.Module], None]) -> Backbone:
-    """Every child that learns is a stage."""
-    if name in CBR:
-        body, num_features = build_cbr(name)
-    else:
-        body, num_features = build_antony(name, dropout=dropout) if name in ANTONY else build_vgg_m(dropout=dropout)
-    change(body)
-    stages = {name: [child] for name, child in body.named_children() if any(True for _ in child.parameters())}
-    return Backbone(body, num_features=num_features, stages=stages)
+def build_vgg(plan: Blueprint) -> Backbone:
+    """Return a VGG of torchvision; the paper's dropout is 0.5.
 
-
-def _build_vgg(name: str, *, dropout: float, change: Callable[[nn.Module], None]) -> Backbone:
-    body = torchvision.models.get_model(name, weights=None, dropout=dropout)
+    Source: Simonyan and Zisserman, arXiv 1409.1556, table 1.
+    """
+    body: Any = torchvision.models.get_model(plan.name, weights=None, dropout=plan.dropout)
     body.classifier[6] = nn.Identity()
-    change(body)
+    plan.change(body)
     stages = {f"block{i}": block for i, block in enumerate(_split_at_pools(body.features), start=1)}
     stages |= {"fc6": [body.classifier[0]], "fc7": [body.classifier[3]]}
     return Backbone(body, num_features=body.classifier[3].out_features, stages=stages, optional=("classifier.",))

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.inputs import flat_name
-from medcls.models.autoencoder import CLASSIFIER_OF
-from medcls.models.backbones import CLINICAL, VOLUME_ARCHITECTURES, Backbone, build_backbone
-from medcls.models.from_2d import INFLATED, SLICED, build_inflated, build_slices
+from medcls.models.backbones import CLINICAL, Backbone
+from medcls.models.families import build_backbone, choose_family
 from medcls.models.heads import LinearHead, build_head, count_logits
-from medcls.models.initialization import Slim, make_slim
-from medcls.models.normalization import ColourNormalization, VolumeNormalization
-from medcls.models.volumetric import build_volume_backbone
-from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNormalization, VolumeNormalization
 
 
 def count_wide_outputs(output: str, num_classes: int) -> int:
@@ -66,16 +60,23 @@ class InputNormalization(nn.Module):
 
     Args:
         max_value: Largest stored integer: 255 or 65535.
+        mean: What becomes 0 in each channel, of values in [0, 1].
+        std: What becomes 1.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, max_value: int) -> None:
+    def __init__(
+        self,
+        max_value: int,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
         self.max_value = float(max_value)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns (N, 3, H, W) float32 of images (N, 1 or 3, H, W), integers in [0, max_value]."""
@@ -175,9 +176,7 @@ def build_classifier(
     """Returns a randomly initialised classifier.
 
     Args:
-        name: Architecture: one of backbones.ARCHITECTURES for images; of volumes one of VOLUME_ARCHITECTURES, or
-            "inflated_" or "slices_" before the name of a network for images; "clinical" has no image network, only a
-            bias.
+        name: Architecture, as families.build_backbone takes it; "clinical" has no image network, only a bias.
         kind: What the outputs are (data.targets.Task.output).
         num_classes: K.
         in_channels: Channels of what is stored; 1 or 3 where weights may be ImageNet's.
@@ -196,41 +195,19 @@ def build_classifier(
     """
     if name == CLINICAL and not num_clinical:
         raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
-    backbone = choose_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options or {})
-    backbone.options = dict(options or {})
+    backbone = build_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options)
     # Fully connected layers carry the dropout; a second one on the same features would double it.
     dropped = any(isinstance(module, nn.Dropout) for module in backbone.modules())
     head_dropout = 0.0 if dropped and head == "linear" else dropout
     num_logits = count_logits(kind, num_classes)
     top = build_head(head, backbone.levels, num_logits, dropout=head_dropout, width=head_width)
     wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
-    coloured = normalize is not None and flat_name(name) != name
-    chosen = ColourNormalization(normalize) if normalize is not None and coloured else normalize
+    family = choose_family(name)
+    chosen: nn.Module | None = normalize
+    if family.colour:
+        chosen = (
+            InputNormalization(max_value, family.mean, family.std)
+            if normalize is None
+            else ColourNormalization(normalize, family.mean, family.std)
+        )
     return Classifier(backbone, top, max_value=max_value, normalize=chosen, wide=wide)
-
-
-def choose_backbone(name: str, *, shape: Sequence[int], dropout: float, options: Mapping[str, Any]) -> Backbone:
-    """Returns a randomly initialised backbone of any architecture.
-
-    Args:
-        name: As for `build_classifier`.
-        shape: (C, *spatial) of what is stored.
-        dropout: Of VGG's fully connected layers.
-        options: As for `build_classifier`.
-
-    Raises:
-        ConfigError: unknown name, or another number of channels.
-    """
-    if name in VOLUME_ARCHITECTURES:
-        return build_volume_backbone(name, shape=shape, **options)
-    if name in CLASSIFIER_OF:
-        raise ConfigError(f"model.name={name} is an autoencoder: python -m medcls.pretrain trains it")
-    if shape[0] not in (1, 3) and name != CLINICAL:
-        raise ConfigError(f"the store has {shape[0]} channels: {name} takes 1 (grey) or 3 (colour)")
-    if name.startswith(INFLATED):
-        return build_inflated(name, dropout=dropout)
-    if name.startswith(SLICED):
-        return build_slices(name, dropout=dropout, **options)
-    if options:
-        return build_backbone(name, dropout=dropout, change=partial(make_slim, slim=Slim(**options)))
-    return build_backbone(name, dropout=dropout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcls.config import check_value
-from medcls.models.backbones import Backbone, StateDict, build_backbone
+from medcls.models.backbones import Backbone, Blueprint, StateDict
 from medcls.models.pooling import AdaptiveAveragePool, MaxPool3d
-
-INFLATED = "inflated_"
 
 
 class InflatedConv(nn.Conv3d):
@@ -43,18 +43,16 @@ class InflatedConv(nn.Conv3d):
         return (size / inside).view(-1, 1, 1).to(maps.dtype)
 
 
-def build_inflated(name: str, *, dropout: float = 0.0) -> Backbone:
-    """Returns the 3-D form of a VGG or ResNet, randomly initialised, of volumes (N, 3, D, H, W).
+def build_inflated(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Backbone:
+    """Return the 3-D form of a network for images, for volumes (N, 3, D, H, W).
 
     Args:
-        name: "inflated_" and one of backbones.ARCHITECTURES.
-        dropout: Of VGG's two fully connected layers, [0, 1).
-
-    Raises:
-        ConfigError: unknown name.
+        plan: Of the network for images, by its own name.
+        build: The function of its family.
     """
-    backbone = build_backbone(name.removeprefix(INFLATED), dropout=dropout, change=inflate_layers)
-    backbone.spatial_dims, backbone.convert = 3, inflate_state
+    backbone = build(replace(plan, change=inflate_layers))
+    backbone.spatial_dims, convert = 3, backbone.convert
+    backbone.convert = lambda state: inflate_state(convert(state))
     return backbone
 
 
@@ -91,7 +89,6 @@ def _spread(filters: Tensor) -> Tensor:
     return filters.unsqueeze(2).repeat(1, 1, size, 1, 1) / size
 
 
-SLICED = "slices_"
 _HIDDEN = 128
 
 
@@ -152,26 +149,23 @@ class SliceNetwork(nn.Module):
         return pooled
 
 
-def build_slices(
-    name: str, *, dropout: float = 0.0, planes: str = "axial", num_slices: int = 0, pooling: str = "mean"
-) -> Backbone:
-    """Returns a randomly initialised 2.5-D backbone of volumes (N, 3, D, H, W).
+def build_slices(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Backbone:
+    """Return the 2.5-D form of a network for images, for volumes (N, 3, D, H, W).
 
     Args:
-        name: "slices_" and one of backbones.ARCHITECTURES.
-        dropout: Of VGG's two fully connected layers, [0, 1).
-        planes: "axial", or "orthogonal" for the three middle planes.
-        num_slices: How many axial slices; 0 = all.
-        pooling: "mean" or "attention".
+        plan: Of the network for images, by its own name; its options are planes ("axial", or "orthogonal" for the three
+            middle planes), num_slices (axial ones; 0 = all) and pooling ("mean" or "attention").
+        build: The function of its family.
 
     Raises:
-        ConfigError: unknown name, planes or pooling.
+        ConfigError: unknown planes or pooling.
     """
+    planes, pooling = plan.options.get("planes", "axial"), plan.options.get("pooling", "mean")
     check_value("model.planes", planes)
     check_value("model.pooling", pooling)
-    flat = build_backbone(name.removeprefix(SLICED), dropout=dropout)
+    flat = build(replace(plan, options={}))
     attention = AttentionPool(flat.num_features) if pooling == "attention" else None
-    body = SliceNetwork(flat.body, attention, planes=planes, num_slices=num_slices)
+    body = SliceNetwork(flat.body, attention, planes=planes, num_slices=plan.options.get("num_slices", 0))
     stages: dict[str, Any] = {stage: list(modules) for stage, modules in flat.stages.items()}
     return Backbone(
         body,
@@ -179,7 +173,7 @@ def build_slices(
         stages=stages | ({} if attention is None else {"attention": [attention]}),
         spatial_dims=3,
         optional=(*(f"network.{name}" for name in flat.optional), "attention."),
-        convert=name_network,
+        convert=lambda state: name_network(flat.convert(state)),
     )
 
 

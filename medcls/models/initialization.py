@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG, ResNet
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
@@ -129,20 +128,6 @@ class Slim:
     width: float
 
 
-def make_slim(body: nn.Module, slim: Slim) -> None:
-    """Makes a VGG or ResNet of torchvision's slimmer above a stage.
-
-    Raises:
-        ConfigError: another network, or no stage above.
-    """
-    if isinstance(body, ResNet):
-        slim_resnet(body, slim)
-    elif isinstance(body, VGG):
-        slim_vgg(body, slim)
-    else:
-        raise ConfigError("model.init=hybrid: this network cannot be slimmer above a stage; take a VGG or ResNet")
-
-
 def check_slim(slim: Slim, stages: Sequence[str]) -> None:
     """Raises ConfigError where a network of these stages, without the head, has none above slim.above."""
     if slim.above not in stages[:-1]:
@@ -152,7 +137,7 @@ def check_slim(slim: Slim, stages: Sequence[str]) -> None:
         )
 
 
-def slim_resnet(body: Any, slim: Slim) -> None:
+def slim_resnet(slim: Slim, body: Any) -> None:
     """Replaces the layers of torchvision's ResNet above a stage by slimmer ones, randomly initialised as torchvision's.
 
     Source: Raghu et al., arXiv 1902.07208 (pretrained lower layers below a slimmer, randomly initialised top).
@@ -170,7 +155,7 @@ def slim_resnet(body: Any, slim: Slim) -> None:
         setattr(body, names[place], layer)
 
 
-def slim_vgg(body: Any, slim: Slim) -> None:
+def slim_vgg(slim: Slim, body: Any) -> None:
     """Replaces the layers of torchvision's VGG above a stage by slimmer ones, randomly initialised as torchvision's.
 
     Source: as slim_resnet.

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 NORMALIZATIONS = ("stored", "min_max", "z_score")
 _SPATIAL = (2, 3, 4)
 _LEAST_RANGE = 1e-6
@@ -69,21 +70,28 @@ class VolumeNormalization(nn.Module):
 
 
 class ColourNormalization(nn.Module):
-    """Stored volumes to the three channels that ImageNet's weights expect; grey is repeated.
+    """Stored volumes to the three channels that the weights of a network for images expect; grey is repeated.
 
-    z_score has ImageNet's mean 0 and deviation 1 already; values in [0, 1] are normalised as colours are.
+    z_score has mean 0 and deviation 1 already; values in [0, 1] are normalised as colours are.
 
     Args:
         inner: Stored values to float.
+        mean: What becomes 0, of each channel.
+        std: What becomes 1.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, inner: VolumeNormalization) -> None:
+    def __init__(
+        self,
+        inner: VolumeNormalization,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
         super().__init__()
         self.inner = inner
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1, 1), persistent=False)
 
     def forward(self, volumes: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import RESNET_3D, VOLUME_ARCHITECTURES, Backbone, StateDict
+from medcls.models.backbones import Backbone, Blueprint, StateDict
 from medcls.models.pooling import GlobalAveragePool, MaxPool3d
 
 # MedicalNet's own: blocks, layers, and how a shortcut changes its width (A: zeros, B: a convolution).
@@ -21,32 +20,11 @@ _RESNETS: dict[str, tuple[str, list[int], str]] = {
     "resnet34_3d": ("basic", [3, 4, 6, 3], "A"),
     "resnet50_3d": ("bottleneck", [3, 4, 6, 3], "B"),
 }
+RESNET_3D = tuple(_RESNETS)
 FILTERS = (8, 8, 8)
 _FULLY_CONNECTED = (2000, 500)
 ENCODER_CHANNELS = (16, 32, 64, 128)
 _GROUPS = 8
-
-
-def build_volume_backbone(name: str, *, shape: Sequence[int], all_levels: bool = False) -> Backbone:
-    """Returns a randomly initialised backbone.
-
-    Args:
-        name: One of VOLUME_ARCHITECTURES.
-        shape: (C, D, H, W) of a volume; only the weights of acnn3d depend on D, H and W.
-        all_levels: The features are those of every fully connected layer side by side, for deep supervision.
-
-    Raises:
-        ConfigError: unknown name, a volume that is too small, or all_levels of a network with one level.
-    """
-    if name == "acnn3d":
-        return _build_acnn(shape, all_levels=all_levels)
-    if all_levels:
-        raise ConfigError(f"model.supervision: {name} has no fully connected layers but the head; acnn3d has two")
-    if name == "encoder3d":
-        return _build_encoder(shape[0])
-    if name in RESNET_3D:
-        return _build_resnet(name, shape[0])
-    raise ConfigError(f"model.name={name}: expected one of {', '.join(VOLUME_ARCHITECTURES)}")
 
 
 def initialize_uniform(layer: nn.Conv3d | nn.Linear, *, pool_volume: int = 1) -> None:
@@ -111,13 +89,22 @@ class _FullyConnected(nn.Module):
         return torch.cat([first, second], dim=1) if self.all_levels else second
 
 
-def _build_acnn(shape: Sequence[int], *, all_levels: bool) -> Backbone:
-    """Source: Hosseini-Asl et al. 2016 (arXiv 1607.00455, 1607.00556) and their code."""
-    channels, *size = shape
+def build_acnn(plan: Blueprint) -> Backbone:
+    """Return acnn3d; the option all_levels makes the features those of both fully connected layers side by side.
+
+    Raises:
+        ConfigError: a volume that is too small.
+
+    Source: Hosseini-Asl et al. 2016 (arXiv 1607.00455, 1607.00556) and their code.
+    """
+    channels, *size = plan.shape
+    all_levels = bool(plan.options.get("all_levels"))
     for _ in FILTERS:
         size = [(length - 2) // 2 for length in size]
     if min(size) < 1:
-        raise ConfigError(f"model.name=acnn3d takes volumes of 22 voxels and more along each axis, these are {shape}")
+        raise ConfigError(
+            f"model.name=acnn3d takes volumes of 22 voxels and more along each axis, these are {plan.shape}"
+        )
     body = _FullyConnected(channels, FILTERS[-1] * math.prod(size), all_levels=all_levels)
     stages = {name: [body.get_submodule(name)] for name in ("conv1", "conv2", "conv3", "fc1", "fc2")}
     levels = _FULLY_CONNECTED if all_levels else _FULLY_CONNECTED[-1:]
@@ -155,8 +142,9 @@ class _Pooled(nn.Module):
         return volumes.mean(dim=(2, 3, 4))
 
 
-def _build_encoder(in_channels: int) -> Backbone:
-    widths = (in_channels, *ENCODER_CHANNELS)
+def build_encoder(plan: Blueprint) -> Backbone:
+    """Return encoder3d: four blocks that halve each axis, then the mean over all voxels."""
+    widths = (plan.shape[0], *ENCODER_CHANNELS)
     blocks = OrderedDict((f"block{i}", build_encoder_block(widths[i - 1], widths[i])) for i in range(1, len(widths)))
     stages = {name: [block] for name, block in blocks.items()}
     return Backbone(_Pooled(blocks), num_features=widths[-1], stages=stages, spatial_dims=3)
@@ -183,16 +171,19 @@ class PaddedShortcut(nn.Module):
         return torch.cat([taken, taken.new_zeros(len(taken), missing, *taken.shape[2:])], dim=1)
 
 
-def _build_resnet(name: str, in_channels: int) -> Backbone:
-    """Source: He et al., arXiv 1512.03385, in 3-D as in MedicalNet (Chen et al., arXiv 1904.00625), built by MONAI."""
+def build_resnet_3d(plan: Blueprint) -> Backbone:
+    """Return one of RESNET_3D, built by MONAI.
+
+    Source: He et al., arXiv 1512.03385, in 3-D as in MedicalNet (Chen et al., arXiv 1904.00625).
+    """
     from monai.networks.nets.resnet import ResNet
 
-    block, layers, shortcut = _RESNETS[name]
+    block, layers, shortcut = _RESNETS[plan.name]
     body: Any = ResNet(
         block=block,
         layers=layers,
         block_inplanes=[64, 128, 256, 512],
-        n_input_channels=in_channels,
+        n_input_channels=plan.shape[0],
         conv1_t_stride=2,
         shortcut_type=shortcut,
         bias_downsample=False,

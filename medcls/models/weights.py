@@ -7,10 +7,8 @@ import socket
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,11 +17,10 @@ from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError, WriteError
 from medcls.files import sha256_file
 from medcls.inputs import IMAGENET, check_weights, find_weights_dir, flat_name, locate_weights
+from medcls.models.families import find_family
 
 _TIMEOUT_SECONDS = 20.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Of a ResNet and of a VGG; also inside a network over slices.
 _LAST = tuple(f"{layer}.{kind}" for layer in ("fc", "classifier.6") for kind in ("weight", "bias"))
@@ -50,7 +47,7 @@ def find_weights(
 
     Args:
         weights: "imagenet", the folder of a finished run, or a path to .safetensors or a torchvision .pth file.
-        architecture: torchvision's name of the network, or "inflated_" or "slices_" before it.
+        architecture: Name of the network, a volume form's too.
         weights_dir: Offline folder, or None.
         sha256: Expected checksum, hexadecimal; None takes that of FILE.sha256 beside the file, where there is one.
 
@@ -91,15 +88,13 @@ def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
 
 
 def _imagenet_url(architecture: str) -> str:
-    try:
-        weights: Any = torchvision.models.get_model_weights(architecture)
-        url: str = weights.IMAGENET1K_V1.url
-    except (ValueError, AttributeError) as error:
+    family = find_family(architecture)
+    if family is None or family.url is None:
         raise ConfigError(
             f"model.weights=imagenet: torchvision has no ImageNet weights for {architecture}: train it from scratch "
             "(transfer=scratch), or start from another run (model.weights=DIR)"
-        ) from error
-    return url
+        )
+    return family.url(architecture)
 
 
 def _download(url: str, path: Path, *, folder: Path | None) -> Path:

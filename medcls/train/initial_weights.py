@@ -12,9 +12,9 @@ from medcls.config import ModelConfig
 from medcls.console import say
 from medcls.errors import ConfigError
 from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
-from medcls.models.backbones import CLINICAL, RESNET, VGGS, StateDict, build_backbone
+from medcls.models.backbones import CLINICAL, StateDict
 from medcls.models.classifier import Classifier
-from medcls.models.from_2d import SLICED
+from medcls.models.families import build_backbone, choose_family, find_form
 from medcls.models.initialization import Slim, choose_below, choose_shallower, draw_mean_variance, list_shallower
 from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
 from medcls.runs.checksums import note_version
@@ -55,10 +55,8 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
     takes = list_shallower(name) if init == "shallower" else [name]
     if not takes:
         raise ConfigError(f"model.init=shallower: there is no VGG shallower than model.name={name}; take vgg16")
-    if init == "hybrid" and name not in (*VGGS, *RESNET):
-        raise ConfigError(
-            f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGGS or ResNet"
-        )
+    if init == "hybrid" and (choose_family(name).slim is None or find_form(name) is not None):
+        raise ConfigError(f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGG or ResNet")
     file = find_weights(
         config.weights,
         architecture=takes[0],
@@ -92,11 +90,11 @@ def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
     """
     if model.init == "hybrid":
         return asdict(Slim(str(model.init_to), model.width))
-    if model.name in (*VGGS, *RESNET):
+    if (form := find_form(model.name)) is not None:
+        return {key: getattr(model, key) for key in form.options}
+    if choose_family(model.name).slim is not None:
         card = None if source is None or model.init == "shallower" else source.card
         return {} if card is None else dict(card.options)
-    if model.name.startswith(SLICED):
-        return {"planes": model.planes, "num_slices": model.num_slices, "pooling": model.pooling}
     return {"all_levels": True} if model.supervision else {}
 
 

@@ -8,10 +8,8 @@ from medcls.config import TrainJob
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
-from medcls.inputs import flat_name
-from medcls.models.backbones import CLINICAL, count_dims, least_size
 from medcls.models.classifier import Classifier, build_classifier
-from medcls.models.from_2d import SLICED
+from medcls.models.families import choose_family, count_dims, find_form
 from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, format_plan, plan_transfer, plan_wide
@@ -123,9 +121,9 @@ def warn_of_transfer(plans: list[StagePlan], origins: dict[str, str], *, kind: s
 
 
 def check_dims(name: str, shape: tuple[int, ...]) -> None:
-    """Raises DataError where a network for images meets a store of volumes, or the other way round."""
+    """Raise DataError if a network for images meets a store of volumes, or the other way round."""
     dims = count_dims(name)
-    if dims != len(shape) - 1 and name != CLINICAL:
+    if dims not in (0, len(shape) - 1):
         takes, holds = ("volumes", "images") if dims == 3 else ("images", "volumes")
         raise DataError(
             f"model.name={name} takes {takes}, the store holds {holds} {shape}: choose another model= or store="
@@ -151,10 +149,10 @@ def choose_normalization(kind: str, spec: Spec) -> str:
 
 
 def check_size(name: str, shape: tuple[int, ...]) -> None:
-    """Raises ConfigError where images (C, H, W) are too small for the network: a VGG halves them five times."""
-    # Of axial slices the depth may be any.
-    halved = shape[2:] if name.startswith(SLICED) else shape[1:]
-    least = least_size(flat_name(name))
+    """Raise ConfigError if images (C, H, W) are too small for the network: a VGG halves them five times."""
+    form = find_form(name)
+    halved = shape[2:] if form is not None and form.keeps_depth else shape[1:]
+    least = choose_family(name).least_size
     if min(halved) < least:
         size = " x ".join(map(str, shape[1:]))
         raise ConfigError(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from medcls.errors import ConfigError
 from medcls.explain.gradcam import explain_gradcam, find_layer
-from medcls.models.backbones import count_dims
 from medcls.models.classifier import build_classifier
+from medcls.models.families import count_dims
 
 Score = Callable[[Tensor], Tensor]
 

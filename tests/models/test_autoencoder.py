@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from medcls.errors import ConfigError
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder, take_encoder
+from medcls.models.families import build_backbone
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.pooling import list_nondeterministic
-from medcls.models.volumetric import build_volume_backbone
 
 
 def build(name: str, *, in_channels: int = 1, kind: str = "min_max") -> Autoencoder:
@@ -85,7 +85,7 @@ def test_the_network_sees_the_twin_and_is_asked_for_the_volume(name: str, kind: 
 @pytest.mark.parametrize("name", CLASSIFIER_OF)
 def test_the_encoder_is_the_classifiers_first_stages_by_name_and_nothing_else(name: str) -> None:
     model = build(name)
-    backbone = build_volume_backbone(CLASSIFIER_OF[name], shape=(1, 24, 24, 24))
+    backbone = build_backbone(CLASSIFIER_OF[name], shape=(1, 24, 24, 24))
     encoder = take_encoder(model.state_dict())
     missing, unexpected = backbone.body.load_state_dict(encoder, strict=False)
     assert unexpected == []

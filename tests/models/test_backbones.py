@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import ARCHITECTURES, OWN, RESNET, VGGS, Backbone, build_backbone, least_size
-from medcls.models.initialization import Slim, make_slim
+from medcls.models.backbones import RESNET, VGGS, Backbone
+from medcls.models.families import build_backbone, choose_family, list_names
+from medcls.models.initialization import Slim, slim_vgg
+
+ARCHITECTURES = list_names(2)
+OWN = [name for name in ARCHITECTURES if choose_family(name).url is None]
 
 
 def test_every_architecture_of_the_issue_is_known() -> None:
@@ -34,7 +36,7 @@ def test_stages_hold_every_parameter_and_buffer_once_and_in_order(name: str) -> 
 def test_any_size_gives_one_feature_vector_an_image(name: str) -> None:
     with torch.device("meta"):
         backbone = build_backbone(name).eval()
-        least = max(32, least_size(name))
+        least = max(32, choose_family(name).least_size)
         shapes = [tuple(backbone(torch.empty(2, 3, h, w)).shape) for h, w in ((least, least), (97, 64), (224, 224))]
     assert shapes == [(2, backbone.num_features)] * 3
 
@@ -91,9 +93,9 @@ def test_nearest_architecture_is_named() -> None:
         build_backbone("antony2017_clas")
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if least_size(name) > 1])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if choose_family(name).least_size > 1])
 def test_smaller_images_than_the_least_leave_no_pixel(name: str) -> None:
-    least = least_size(name)
+    least = choose_family(name).least_size
     with torch.device("meta"):
         body = build_backbone(name).eval().body
         convolutions = body[: list(dict(body.named_children())).index("average")] if name in OWN else body.features
@@ -196,7 +198,7 @@ def test_cbr_networks_are_those_of_the_paper(name: str) -> None:
 
 
 def build_slim(name: str, above: str, width: float = 0.5) -> Backbone:
-    return build_backbone(name, change=partial(make_slim, slim=Slim(above, width)))
+    return build_backbone(name, options={"above": above, "width": width})
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_new_layers_of_a_hybrid_start_as_torchvisions_do() -> None:
     torch.manual_seed(0)
     with torch.device("meta"):
         body = torchvision.models.vgg11_bn()
-    make_slim(body, Slim("block1", 0.125))  # what it makes has numbers, what it keeps has none
+    slim_vgg(Slim("block1", 0.125), body)  # what it makes has numbers, what it keeps has none
     new = [m for m in body.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not m.weight.is_meta]
     assert [m.weight.shape[0] for m in new] == [16, 32, 32, 64, 64, 64, 64, 512, 512]
     for layer in new:

@@ -9,10 +9,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import ARCHITECTURES, VOLUME_ARCHITECTURES, count_dims
 from medcls.models.classifier import Classifier, InputNormalization, build_classifier
-from medcls.models.normalization import ColourNormalization, VolumeNormalization
-from medcls.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from medcls.models.families import count_dims, list_names
+from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNormalization, VolumeNormalization
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_normalisation_is_no_part_of_the_weights(network: Classifier) -> None:
     assert not [name for name in network.state_dict() if name.startswith("normalize")]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", list_names(2))
 def test_stages_end_in_the_head_and_hold_every_parameter_once(build_meta: Callable[..., Classifier], name: str) -> None:
     model = build_meta(name)
     staged = [id(p) for stage in model.stages.values() for p in stage.parameters()]
@@ -83,7 +82,7 @@ def test_two_channels_are_refused() -> None:
         build_classifier("resnet18", kind="binary", num_classes=2, in_channels=2)
 
 
-VOLUME_NAMES = (*VOLUME_ARCHITECTURES, "inflated_resnet18", "inflated_vgg11", "slices_resnet18", "slices_vgg11_bn")
+VOLUME_NAMES = (*list_names(3), "inflated_resnet18", "inflated_vgg11", "slices_resnet18", "slices_vgg11_bn")
 
 
 @pytest.mark.parametrize("name", VOLUME_NAMES)

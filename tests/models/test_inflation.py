@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import Backbone, build_backbone
-from medcls.models.from_2d import InflatedConv, build_inflated, inflate_state
+from medcls.models.backbones import Backbone
+from medcls.models.families import build_backbone
+from medcls.models.from_2d import InflatedConv, inflate_state
 from medcls.models.weights import load_backbone
 
 NAMES = ("resnet18", "resnet50", "vgg11_bn", "vgg11")
@@ -27,7 +28,7 @@ def randomize(network: nn.Module) -> None:
 
 def pair(name: str) -> tuple[Backbone, Backbone]:
     torch.manual_seed(0)
-    flat, cubic = build_backbone(name), build_inflated(f"inflated_{name}")
+    flat, cubic = build_backbone(name), build_backbone(f"inflated_{name}")
     randomize(flat)
     state = cubic.convert(flat.body.state_dict())
     assert load_backbone(cubic.body, state, source="file") == []
@@ -83,7 +84,7 @@ def test_half_precision_stays_half_precision() -> None:
 @pytest.mark.parametrize("name", ["resnet34", "vgg13_bn"])
 def test_stages_hold_every_parameter_once_and_in_order(name: str) -> None:
     with torch.device("meta"):
-        flat, cubic = build_backbone(name), build_inflated(f"inflated_{name}")
+        flat, cubic = build_backbone(name), build_backbone(f"inflated_{name}")
     assert list(cubic.stages) == list(flat.stages)
     held = [id(p) for stage in cubic.stages.values() for p in stage.parameters()]
     assert held == [id(p) for p in cubic.parameters()]
@@ -93,7 +94,7 @@ def test_stages_hold_every_parameter_once_and_in_order(name: str) -> None:
 
 
 def test_convolutional_base_alone_is_enough_for_a_vgg() -> None:
-    flat, cubic = build_backbone("vgg11"), build_inflated("inflated_vgg11")
+    flat, cubic = build_backbone("vgg11"), build_backbone("inflated_vgg11")
     base = {name: value for name, value in flat.body.state_dict().items() if name.startswith("features.")}
     left = load_backbone(cubic.body, cubic.convert(base), source="file", optional=cubic.optional)
     assert left == ["classifier.0.bias", "classifier.0.weight", "classifier.3.bias", "classifier.3.weight"]
@@ -101,10 +102,10 @@ def test_convolutional_base_alone_is_enough_for_a_vgg() -> None:
 
 def test_dropout_reaches_the_fully_connected_layers() -> None:
     with torch.device("meta"):
-        cubic = build_inflated("inflated_vgg11", dropout=0.25)
+        cubic = build_backbone("inflated_vgg11", dropout=0.25)
     assert [m.p for m in cubic.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
 
 
 def test_unknown_network() -> None:
     with pytest.raises(ConfigError, match=r"model.name=resnet19: expected one of vgg11"):
-        build_inflated("inflated_resnet19")
+        build_backbone("inflated_resnet19")

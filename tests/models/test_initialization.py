@@ -6,15 +6,14 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from medcls.models.backbones import Backbone, build_backbone
+from medcls.models.backbones import Backbone
+from medcls.models.families import build_backbone
 from medcls.models.initialization import (
-    Slim,
     choose_below,
     choose_shallower,
     describe_origins,
     draw_mean_variance,
     list_shallower,
-    make_slim,
 )
 
 
@@ -79,8 +78,7 @@ def test_draws_are_a_pure_function_of_seed_and_name(pretrained: dict[str, Tensor
 )
 def test_what_stays_pretrained_fits_the_hybrid_and_ends_with_the_stage(name: str, stage: str, first: str) -> None:
     with torch.device("meta"):
-        backbone, hybrid = build_backbone(name), build_backbone(name)
-        make_slim(hybrid.body, Slim(stage, 0.5))
+        backbone, hybrid = build_backbone(name), build_backbone(name, options={"above": stage, "width": 0.5})
     state, shapes = backbone.body.state_dict(), hybrid.body.state_dict()
     taken = choose_below(backbone, state, stage=stage)
     assert all(value.shape == shapes[name].shape for name, value in taken.items())

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medcls.models.backbones import Backbone, build_backbone
-from medcls.models.from_2d import build_inflated
+from medcls.models.backbones import Backbone
+from medcls.models.families import build_backbone
 from medcls.models.recomputation import list_blocks, recompute_blocks
-from medcls.models.volumetric import build_volume_backbone
 
 BUILDERS: dict[str, Callable[[], Backbone]] = {
     "resnet18": lambda: build_backbone("resnet18"),
-    "inflated_resnet18": lambda: build_inflated("inflated_resnet18"),
-    "resnet10_3d": lambda: build_volume_backbone("resnet10_3d", shape=(3, 16, 16, 16)),
-    "encoder3d": lambda: build_volume_backbone("encoder3d", shape=(3, 16, 16, 16)),
-    "acnn3d": lambda: build_volume_backbone("acnn3d", shape=(3, 24, 24, 24)),
+    "inflated_resnet18": lambda: build_backbone("inflated_resnet18"),
+    "resnet10_3d": lambda: build_backbone("resnet10_3d", shape=(3, 16, 16, 16)),
+    "encoder3d": lambda: build_backbone("encoder3d", shape=(3, 16, 16, 16)),
+    "acnn3d": lambda: build_backbone("acnn3d", shape=(3, 24, 24, 24)),
 }
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import build_backbone
-from medcls.models.from_2d import AttentionPool, SliceNetwork, build_slices
+from medcls.models.families import build_backbone
+from medcls.models.from_2d import AttentionPool, SliceNetwork
 from medcls.models.weights import load_backbone
 
 
@@ -15,7 +15,7 @@ def volumes() -> torch.Tensor:
 
 
 def test_mean_of_slices_is_the_mean_of_the_features_of_a_2d_network(volumes: torch.Tensor) -> None:
-    flat, cubic = build_backbone("resnet18").eval(), build_slices("slices_resnet18").eval()
+    flat, cubic = build_backbone("resnet18").eval(), build_backbone("slices_resnet18").eval()
     assert load_backbone(cubic.body, cubic.convert(flat.body.state_dict()), source="f", optional=cubic.optional) == []
     with torch.inference_mode():
         expected = torch.stack([flat(volumes[:, :, k]) for k in range(6)]).mean(dim=0)
@@ -23,7 +23,10 @@ def test_mean_of_slices_is_the_mean_of_the_features_of_a_2d_network(volumes: tor
 
 
 def test_orthogonal_slices_are_the_middle_ones_of_the_three_axes(volumes: torch.Tensor) -> None:
-    flat, cubic = build_backbone("resnet18").eval(), build_slices("slices_resnet18", planes="orthogonal").eval()
+    flat, cubic = (
+        build_backbone("resnet18").eval(),
+        build_backbone("slices_resnet18", options={"planes": "orthogonal"}).eval(),
+    )
     load_backbone(cubic.body, cubic.convert(flat.body.state_dict()), source="f", optional=cubic.optional)
     middles = [volumes[:, :, 3], volumes[:, :, :, 16], volumes[..., 20]]
     with torch.inference_mode():
@@ -54,7 +57,7 @@ def test_attention_weights_sum_to_one_and_follow_their_slices(volumes: torch.Ten
 
 
 def test_attention_is_new_where_weights_come_from_imagenet(volumes: torch.Tensor) -> None:
-    cubic = build_slices("slices_resnet18", pooling="attention")
+    cubic = build_backbone("slices_resnet18", options={"pooling": "attention"})
     assert list(cubic.stages) == ["stem", "layer1", "layer2", "layer3", "layer4", "attention"]
     assert [id(p) for s in cubic.stages.values() for p in s.parameters()] == [id(p) for p in cubic.parameters()]
     state = cubic.convert(build_backbone("resnet18").body.state_dict())
@@ -72,4 +75,4 @@ def test_attention_is_new_where_weights_come_from_imagenet(volumes: torch.Tensor
 )
 def test_unknown_settings(settings: dict[str, str], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
-        build_slices("slices_resnet18", **settings)  # type: ignore[arg-type]
+        build_backbone("slices_resnet18", options=settings)

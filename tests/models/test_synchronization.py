@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from medcls.models.backbones import build_backbone
+from medcls.models.families import build_backbone
 from medcls.models.synchronization import synchronize_batchnorm
 
 

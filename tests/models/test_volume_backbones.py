@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from medcls.errors import ConfigError, DataError
 from medcls.files import sha256_file
-from medcls.models.backbones import RESNET_3D, VOLUME_ARCHITECTURES, Backbone
+from medcls.models.backbones import Backbone
+from medcls.models.families import build_backbone, list_names
 from medcls.models.pooling import list_nondeterministic
 from medcls.models.volumetric import (
+    RESNET_3D,
     PaddedShortcut,
     PooledConv,
-    build_volume_backbone,
     initialize_uniform,
 )
 from medcls.models.weights import WeightsFile, load_backbone, read_weights
@@ -23,10 +24,10 @@ from medcls.models.weights import WeightsFile, load_backbone, read_weights
 
 def build(name: str, shape: tuple[int, ...] = (1, 32, 33, 40), **settings: bool) -> Backbone:
     with torch.device("meta"):
-        return build_volume_backbone(name, shape=shape, **settings)
+        return build_backbone(name, shape=shape, options=settings)
 
 
-@pytest.mark.parametrize("name", VOLUME_ARCHITECTURES)
+@pytest.mark.parametrize("name", list_names(3))
 def test_stages_hold_every_parameter_and_buffer_once_and_in_order(name: str) -> None:
     backbone = build(name)
     stages = backbone.stages.values()
@@ -36,7 +37,7 @@ def test_stages_hold_every_parameter_and_buffer_once_and_in_order(name: str) -> 
     assert list_nondeterministic(backbone) == []
 
 
-@pytest.mark.parametrize("name", VOLUME_ARCHITECTURES)
+@pytest.mark.parametrize("name", list_names(3))
 @pytest.mark.parametrize("shape", [(1, 32, 33, 40), (2, 24, 64, 22)])
 def test_any_size_and_any_channels_give_one_feature_vector_a_volume(name: str, shape: tuple[int, ...]) -> None:
     backbone = build(name, shape)
@@ -53,13 +54,13 @@ def test_resnets_have_the_parameters_that_medicalnet_states(name: str, millions:
 @pytest.mark.parametrize("name", RESNET_3D)
 def test_weights_in_medicalnets_layout_reach_the_network(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    original = build_volume_backbone("resnet10_3d", shape=(1, 16, 16, 16))
+    original = build_backbone("resnet10_3d", shape=(1, 16, 16, 16))
     state = {f"module.{name}": value for name, value in original.body.state_dict().items()}
     state["module.conv_seg.0.weight"] = torch.zeros(2, 2)
     path = tmp_path / "resnet_10_23dataset.pth"
     torch.save({"state_dict": state, "epoch": 3}, path)
     given = read_weights(WeightsFile(path, sha256_file(path)))
-    network = build_volume_backbone(name, shape=(1, 16, 16, 16))
+    network = build_backbone(name, shape=(1, 16, 16, 16))
     if name != "resnet10_3d":
         with pytest.raises(DataError, match="is not for this architecture"):
             load_backbone(network.body, network.convert(given), source=path.name)
@@ -67,7 +68,7 @@ def test_weights_in_medicalnets_layout_reach_the_network(name: str, tmp_path: Pa
     assert load_backbone(network.body, network.convert(given), source=path.name) == []
     volumes = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(network.eval()(volumes), original.eval()(volumes))
-    other = build_volume_backbone(name, shape=(3, 16, 16, 16))
+    other = build_backbone(name, shape=(3, 16, 16, 16))
     with pytest.raises(DataError, match=r"1 of other shape \(conv1.weight\)"):
         load_backbone(other.body, other.convert(given), source=path.name)
 
@@ -123,7 +124,7 @@ def test_a_file_of_medicalnets_published_layout_is_taken_whole(name: str, segmen
     extra = {"module.conv_seg.0.weight": torch.ones(512, 32, 2, 2, 2), "module.conv_seg.0.bias": torch.ones(32)}
     path = tmp_path / "resnet_23dataset.pth"
     torch.save({"state_dict": state | (extra if segments else {}), "optimizer": {}, "epoch": 9}, path)
-    network = build_volume_backbone(name, shape=(1, 16, 16, 16))
+    network = build_backbone(name, shape=(1, 16, 16, 16))
     read = network.convert(read_weights(WeightsFile(path, sha256_file(path))))
     assert load_backbone(network.body, read, source=path.name) == []
     own = network.body.state_dict()
@@ -150,7 +151,7 @@ def test_shortcut_without_parameters_lets_the_gradient_through() -> None:
 
 def test_a_resnet_of_shortcuts_a_learns_through_them() -> None:
     """MONAI's own shortcut A is cut off from the gradient: with dead convolutions nothing would reach the input."""
-    network = build_volume_backbone("resnet18_3d", shape=(1, 16, 16, 16))
+    network = build_backbone("resnet18_3d", shape=(1, 16, 16, 16))
     for layer in ("layer2", "layer3", "layer4"):
         for module in network.stages[layer].modules():
             if isinstance(module, nn.Conv3d):
@@ -178,7 +179,7 @@ def papers_classifier(volumes: Tensor, body: nn.Module) -> Tensor:
 
 def test_acnn3d_is_the_papers_classifier() -> None:
     torch.manual_seed(0)
-    backbone = build_volume_backbone("acnn3d", shape=(1, 32, 24, 26))
+    backbone = build_backbone("acnn3d", shape=(1, 32, 24, 26))
     for name in ("conv1", "conv2", "conv3"):
         nn.init.normal_(backbone.body.get_submodule(name).get_submodule("conv").bias)  # type: ignore[arg-type]
     volumes = torch.rand(2, 1, 32, 24, 26)
@@ -200,8 +201,8 @@ def test_acnn3d_refuses_volumes_that_leave_nothing() -> None:
 
 def test_all_levels_are_both_fully_connected_layers_side_by_side() -> None:
     torch.manual_seed(0)
-    both = build_volume_backbone("acnn3d", shape=(1, 24, 24, 24), all_levels=True)
-    last = build_volume_backbone("acnn3d", shape=(1, 24, 24, 24))
+    both = build_backbone("acnn3d", shape=(1, 24, 24, 24), options={"all_levels": True})
+    last = build_backbone("acnn3d", shape=(1, 24, 24, 24))
     last.load_state_dict(both.state_dict())
     volumes = torch.rand(2, 1, 24, 24, 24)
     assert (both.levels, both.num_features) == ((2000, 500), 2500)
@@ -231,5 +232,5 @@ def test_full_border_is_the_transposed_view_of_valid() -> None:
 
 
 def test_unknown_network_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"model.name=resnet11_3d: expected one of acnn3d, .*resnet50_3d"):
-        build_volume_backbone("resnet11_3d", shape=(1, 32, 32, 32))
+    with pytest.raises(ConfigError, match=r"model.name=resnet11_3d: .*for volumes acnn3d, .*resnet50_3d"):
+        build_backbone("resnet11_3d", shape=(1, 32, 32, 32))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.inputs import WEIGHTS_VARIABLE
-from medcls.models.backbones import build_backbone
+from medcls.models.families import build_backbone
 from medcls.models.weights import WeightsFile, find_weights, load_backbone, read_weights
 
 OFFICIAL = "resnet18-f37072fd.pth"

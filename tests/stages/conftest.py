@@ -26,7 +26,9 @@ from medcls.data.store import Store
 from medcls.errors import MedclsError
 from medcls.evaluate import judged_rows
 from medcls.evaluate.evaluate import evaluate
-from medcls.models.backbones import Backbone
+from medcls.models import families
+from medcls.models.backbones import Backbone, Blueprint
+from medcls.models.families import Family
 from medcls.report.content import Evaluation
 from medcls.train.train import train
 
@@ -170,26 +172,27 @@ def volume_store(make_volume_store: Callable[..., Store]) -> Store:
 def tiny3d(monkeypatch: pytest.MonkeyPatch) -> None:
     """model.name=tiny3d is a network of one convolution, for tests of what lies around a 3-D network."""
 
-    def build(name: str, **settings: Any) -> Backbone:
+    def build(plan: Blueprint) -> Backbone:
         stage = nn.Sequential(nn.LazyConv3d(4, 3, stride=2), nn.ReLU())
         body = nn.Sequential(stage, nn.AdaptiveAvgPool3d(2), nn.Flatten())
         body(torch.zeros(1, 1, 16, 16, 16))
         return Backbone(body, num_features=32, stages={"stage": [stage]})
 
-    monkeypatch.setattr("medcls.models.classifier.build_backbone", build)
-    monkeypatch.setattr("medcls.train.network.count_dims", lambda name: 3)
+    tiny = Family(("tiny3d",), build, spatial_dims=3, colour=False)
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, tiny))
 
 
 @pytest.fixture(scope="session")
 def patch_tiny2d() -> Callable[[pytest.MonkeyPatch], None]:
     """Make every network of images one convolution with BatchNorm, as long as a patch lasts: patch_tiny2d(patch)."""
 
-    def build(name: str, **settings: Any) -> Backbone:
+    def build(plan: Blueprint) -> Backbone:
         stage = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU())
         body = nn.Sequential(stage, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         return Backbone(body, num_features=16, stages={"stage": [stage]})
 
-    return lambda patch: patch.setattr("medcls.models.classifier.build_backbone", build)
+    tiny = Family(tuple(families.list_names(2)), build)
+    return lambda patch: patch.setattr(families, "FAMILIES", (tiny, *families.FAMILIES))
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from medcls.config import TrainJob
 from medcls.errors import ConfigError
-from medcls.models.backbones import Backbone, build_backbone
+from medcls.models.backbones import Backbone
+from medcls.models.families import build_backbone
 from medcls.runs.model_file import read_card, read_model
 from medcls.train.initial_weights import find_source, load_source
 

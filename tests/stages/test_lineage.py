@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import read_json, sha256_file
-from medcls.models.backbones import build_backbone
+from medcls.models.families import build_backbone
 from medcls.runs.model_file import read_card, read_model
 
 Run = Callable[..., Path]

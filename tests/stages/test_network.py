@@ -16,7 +16,7 @@ from medcls.config import TrainJob
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.models.backbones import build_backbone
+from medcls.models.families import build_backbone
 from medcls.train.network import build_model, check_size
 
 Compose = Callable[..., TrainJob]

@@ -16,7 +16,7 @@ from medcls.data.splits import TEST, read_split, rows_of
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.models.backbones import count_dims
+from medcls.models.families import count_dims
 from medcls.runs.model_file import read_card, read_model
 from medcls.train import learner
 from medcls.train import train as stage

@@ -1,0 +1,60 @@
+"""A new network is one function and one row of a table: a made-up one goes through the commands from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from torch import nn
+
+from medcls.data.store import Store
+from medcls.models import families
+from medcls.models.backbones import Backbone, Blueprint, stage_by_child
+from medcls.models.classifier import build_classifier
+from medcls.models.families import Family
+from medcls.models.normalization import VolumeNormalization
+from medcls.predict.predict import predict
+from medcls.runs.model_file import read_card, read_model
+
+
+def build_dot(plan: Blueprint) -> Backbone:
+    """One convolution and the mean of its maps."""
+    body = nn.Sequential(nn.Conv2d(3, 5, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return stage_by_child(body, 5, plan)
+
+
+@pytest.fixture
+def with_dot(monkeypatch: pytest.MonkeyPatch) -> None:
+    dot = Family(("dot",), build_dot, least_size=3, mean=(0.25, 0.5, 0.75), std=(0.5, 0.25, 0.125))
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, dot))
+
+
+@pytest.mark.usefixtures("with_dot")
+def test_network_of_one_function_and_one_row_is_trained_evaluated_and_predicts(
+    run_train: Callable[..., Path], run_evaluate: Callable[..., Path], compose_job: Callable[..., Any],
+    store: Store, tmp_path: Path,
+) -> None:  # fmt: skip
+    run, out = run_train(tmp_path / "run", "model.name=dot"), tmp_path / "predictions.parquet"
+    model = read_model(run / "model.safetensors")[0]
+    assert read_card(run / "model.safetensors").architecture == "dot"
+    assert list(model.stages) == ["0", "head"]
+    assert model.normalize.mean.flatten().tolist() == [0.25, 0.5, 0.75]
+    evaluated = pq.read_table(run_evaluate(run, "split=val") / "predictions.parquet").to_pylist()
+    raw = store.folder.parent / "raw"
+    predict(compose_job("predict", f"run={run}", f"source={raw}", f"out={out}", "workers=0", "device=cpu"))
+    predicted = {row["image_id"]: row["logits"] for row in pq.read_table(out).to_pylist() if row["level"] == "image"}
+    expected = [row["logits"] for row in evaluated]
+    np.testing.assert_allclose([predicted[row["image_id"]] for row in evaluated], expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("with_dot")
+@pytest.mark.parametrize("form", ["inflated_", "slices_"])
+def test_network_of_one_row_has_its_forms_for_volumes(form: str) -> None:
+    normalize = VolumeNormalization("stored", (0.0, 255.0))
+    model = build_classifier(f"{form}dot", kind="binary", num_classes=2, size=(6, 8, 8), normalize=normalize)
+    assert model.backbone.spatial_dims == 3
+    assert model.normalize.std.flatten().tolist() == [0.5, 0.25, 0.125]
