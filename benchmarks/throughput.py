@@ -10,17 +10,18 @@ import numpy as np
 import torch
 
 from benchmarks.images import make_store, radiograph_preset
+from medcls.console import show_progress
 from medcls.data.augment import Augmentation
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.store import Store
 from medcls.models.classifier import build_classifier
 from medcls.models.transfer import apply_plan, build_parameter_groups, choose_first_epochs, plan_transfer
-from medcls.training.loop import train_one_epoch
+from medcls.training.loop import Keeper, train_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
-from medcls.training.state import Learner, StepRules
+from medcls.training.state import Learner, Progress, StepRules
 
 _ROUNDS = 3
 
@@ -67,7 +68,7 @@ def _build_loader(store: Store, batch_size: int) -> tuple[torch.utils.data.DataL
 
 
 def _train(learner: Learner, batches: Iterable[Batch], rules: StepRules) -> tuple[float, float]:
-    start = time.perf_counter()
-    result = train_one_epoch(learner, batches, rules)
-    seconds = time.perf_counter() - start
+    start, progress = time.perf_counter(), Progress()
+    train_epoch(learner, progress, batches, rules, Keeper(), show_progress(disable=True))
+    seconds, result = time.perf_counter() - start, progress.result
     return result.images / seconds, result.wait_seconds / seconds

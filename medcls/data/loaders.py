@@ -159,13 +159,13 @@ _SHORT_OF_ROOM = (
 
 
 class WorkerError(MedclsError):
-    """Loading processes die before anything is done: on this machine the same again would end alike."""
+    """A loading process died; if nothing is done before, the same again on this machine would end alike."""
 
     exit_code = 70
 
 
 def read_batches(
-    loader: DataLoader[Batch], sampler: EpochSampler, *, on_death: Callable[[str], None]
+    loader: DataLoader[Batch], sampler: EpochSampler, *, recover: Callable[[WorkerError], None]
 ) -> Iterator[Batch]:
     """Yields the batches of a loader; where a loading process dies it is started again at the batch that is due.
 
@@ -174,7 +174,7 @@ def read_batches(
     Args:
         loader: Over the sampler.
         sampler: Its `start` is where to begin.
-        on_death: Called with the reason, one line; it raises where there is to be no other start.
+        recover: Called with the reason of a death, one line; it raises if there is to be no other start.
     """
     start = done = sampler.start
     while True:
@@ -191,7 +191,7 @@ def read_batches(
         sampler.start = start
         if not reason:
             return
-        on_death(reason)
+        recover(WorkerError(reason))
 
 
 def describe_death(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from medcls.config import PretrainJob
 from medcls.console import say
+from medcls.data.dataset import Batch
 from medcls.data.limits import check_room
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.distributed import add_up, count_ranks, first_goes_ahead, get_part, is_first, join_ranks
@@ -29,16 +30,17 @@ from medcls.runs.checksums import finish_run
 from medcls.runs.lineage import hash_seen
 from medcls.runs.model_file import ModelCard
 from medcls.train.claim import hold_run, start_run
-from medcls.train.fitting import Feed, run_loop
 from medcls.train.learner import assemble_learner, choose_rules, start_schedule
 from medcls.train.network import choose_normalization
-from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
+from medcls.train.resume import check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.train.same_data import confirm_finished
 from medcls.train.training_data import look_at_data, read_domain, write_seen
+from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import move_model, predict_pieces
-from medcls.training.loop import NonFiniteError
+from medcls.training.loop import Feed, NonFiniteError, Plan, run_epochs
 from medcls.training.losses import Loss, build_reconstruction_loss
 from medcls.training.state import Best, Learner, Progress, StepRules
+from medcls.training.tracking import Tracker
 
 
 def pretrain(job: PretrainJob) -> str:
@@ -68,12 +70,13 @@ def _pretrain(job: PretrainJob, run: Path) -> None:
         write_seen(run, data)
         look_at_data(run, data)
         check_space(run, learner)
-    with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
-        fit(job, data, keeper=keeper, model=model, rules=rules)
+    progress = progress or Progress()
+    with keep_checkpoints(job, run, learner, progress, rules=rules, images=data.train, inputs=inputs) as keeper:
+        fit(job, data, keeper=keeper, model=model)
     if is_first():
-        take_best(job, model, keeper.progress.best)
+        take_best(job, model, progress.best)
         draw_reconstructions(run / RECONSTRUCTIONS, model, data.inputs[1], count=job.figures, rules=rules)
-        write_best(job, run, data=data, model=model, best=keeper.progress.best)
+        write_best(job, run, data=data, model=model, best=progress.best)
         delete_checkpoints(run)
 
 
@@ -124,14 +127,13 @@ def build_validation_sampler(job: PretrainJob, data: PretrainingData) -> EpochSa
     return EpochSampler(len(data.val), batch_size=size, part=get_part())
 
 
-def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoencoder, rules: StepRules) -> None:
-    """Trains all levels at once, or each for trainer.epochs with the best weights of those below it."""
-    learner, progress = keeper.learner, keeper.progress
+def fit(job: PretrainJob, data: PretrainingData, *, keeper: CheckpointManager, model: Autoencoder) -> None:
+    """Train all levels at once, or each for trainer.epochs with the best weights of those below it."""
+    learner, progress, rules = keeper.learner, keeper.progress, keeper.rules
     evaluated = learner.evaluated
     workers = choose_workers(job.workers, device=rules.device)
-    sampler = build_sampler(job, data)
+    sampler, held_out = build_sampler(job, data), build_validation_sampler(job, data)
     check_room(data.train, workers=workers, batch_size=sampler.batch_size, copies=2 if data.corruption else 1)
-    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
     levels = len(model.stages) if job.greedy else 1
 
     def set_modes(epoch: int) -> None:
@@ -140,7 +142,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoe
         if isinstance(evaluated, Autoencoder):
             evaluated.choose_level(level)
 
-    def on_epoch(epoch: int) -> None:
+    def after_epoch(epoch: int) -> None:
         # A level ends with its epochs, or with its patience; the next one starts from its best epoch.
         level, done = divmod(epoch, job.trainer.epochs)
         waited = job.trainer.patience is not None and epoch - progress.best.epoch >= job.trainer.patience
@@ -150,16 +152,19 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: Keeper, model: Autoe
                 job, learner.optimizer, batches=len(build_sampler(job, data)), rules=rules
             )
 
-    trainer = replace(job.trainer, epochs=levels * job.trainer.epochs)
-    run_loop(
-        keeper,
-        Feed(loader, sampler, data.train),
-        trainer,
-        rules=rules,
+    inputs = data.inputs
+    plan = Plan(
+        train=Feed(build_loader(inputs[0], sampler, workers=workers, device=rules.device), sampler),
+        val=Feed(build_loader(inputs[1], held_out, workers=workers, device=rules.device), held_out),
+        epochs=levels * job.trainer.epochs,
+        max_steps=job.trainer.max_steps,
+        patience=job.trainer.patience,
         set_modes=set_modes,
-        validate=partial(validate, job, data=data, rules=rules, keeper=keeper, loss=learner.loss, workers=workers),
-        on_epoch=on_epoch if job.greedy else lambda epoch: None,
+        validate=partial(validate, data=data, rules=rules, loss=learner.loss),
+        after_epoch=after_epoch,
     )
+    sink = Tracker(keeper.run, tensorboard=job.trainer.tensorboard) if is_first() else None
+    run_epochs(learner, progress, plan, rules=rules, keeper=keeper, sink=sink)
 
 
 def train_level(model: Autoencoder, level: int | None) -> None:
@@ -191,21 +196,12 @@ def describe_overflow(job: PretrainJob) -> str:
 
 @torch.inference_mode()
 def validate(
-    job: PretrainJob,
-    model: nn.Module,
-    *,
-    data: PretrainingData,
-    rules: StepRules,
-    keeper: Keeper,
-    loss: Loss,
-    workers: int,
+    model: nn.Module, batches: Iterable[Batch], *, data: PretrainingData, rules: StepRules, loss: Loss
 ) -> tuple[float, dict[str, float]]:
-    """Returns the negative mean loss over the validation volumes, which chooses the best epoch, and what to log."""
+    """Return the negative mean loss over the validation volumes, which chooses the best epoch, and what to log."""
     model.eval()
-    sampler = build_validation_sampler(job, data)
-    loader = build_loader(data.inputs[1], sampler, workers=workers, device=rules.device)
     total = 0.0
-    for batch, pairs in predict_pieces(model, keeper.look_between(loader, sampler), rules):
+    for batch, pairs in predict_pieces(model, batches, rules):
         total += float(loss(pairs, batch.targets)) * len(batch.images)
     mean = add_up(total)[0] / len(data.val)
     level = {} if getattr(model, "level", None) is None else {"level": float(model.level)}  # type: ignore[arg-type]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from medcls.config import TrainJob
 from medcls.console import say
 from medcls.data.crops import Crop
+from medcls.data.dataset import Batch
 from medcls.data.limits import check_room
 from medcls.data.loaders import EpochSampler, build_loader, choose_workers
 from medcls.data.splits import VAL
@@ -33,18 +35,18 @@ from medcls.statistics.predictions import check_predictions
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 from medcls.train.cached_features import cache_features, choose_features, describe_inputs, list_views
 from medcls.train.claim import hold_run, start_run
-from medcls.train.fitting import Feed, run_loop
 from medcls.train.learner import build_learner, build_sampler, choose_rules
 from medcls.train.network import build_model, choose_normalization
 from medcls.train.odds_ratios import write_odds
-from medcls.train.resume import Keeper, check_space, delete_checkpoints, keep_checkpoints, resume_training
+from medcls.train.resume import check_space, delete_checkpoints, keep_checkpoints, resume_training
 from medcls.train.same_data import confirm_finished
 from medcls.train.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
 from medcls.train.training_data import TrainingData, look_at_data, open_data, read_domain, write_seen
 from medcls.train.training_distance import write_training_distance
 from medcls.train.voxel_baseline import write_baseline
+from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import PredictOptions, predict_logits
-from medcls.training.loop import NonFiniteError
+from medcls.training.loop import Feed, NonFiniteError, Plan, run_epochs
 from medcls.training.losses import build_loss
 from medcls.training.state import Best, Progress, StepRules
 from medcls.training.tracking import Tracker
@@ -100,9 +102,10 @@ def _train(job: TrainJob, run: Path) -> None:
     if solver:
         best = solve(job, run, data=data, model=model, lineage=lineage, solver=solver)
     else:
-        with keep_checkpoints(job, run, learner, progress or Progress(), inputs=inputs) as keeper:
-            fit(job, data=data, keeper=keeper, set_modes=set_modes, rules=rules)
-        best = keeper.progress.best
+        progress = progress or Progress()
+        with keep_checkpoints(job, run, learner, progress, rules=rules, images=data.train, inputs=inputs) as keeper:
+            fit(job, data=data, keeper=keeper, set_modes=set_modes)
+        best = progress.best
     if is_first():
         distance = ""
         if best.state is not None and data.clinical is not None:
@@ -124,22 +127,24 @@ def _train(job: TrainJob, run: Path) -> None:
         delete_checkpoints(run)
 
 
-def fit(
-    job: TrainJob, *, data: TrainingData, keeper: Keeper, set_modes: Callable[[int], None], rules: StepRules
-) -> None:
-    """Runs the loop from where it stands to its end; one line of metrics.jsonl and of progress an epoch."""
-    sampler, workers = build_sampler(job, data), choose_loading(job, data, rules)
+def fit(job: TrainJob, *, data: TrainingData, keeper: CheckpointManager, set_modes: Callable[[int], None]) -> None:
+    """Run the loop from where it is to its end."""
+    rules, sampler, held_out = keeper.rules, build_sampler(job, data), build_validation_sampler(job, data)
+    workers = choose_loading(job, data, rules)
     # Validation takes twice as many images at once.
     check_room(data.train, workers=workers, batch_size=2 * sampler.batch_size)
-    loader = build_loader(data.inputs[0], sampler, workers=workers, device=rules.device)
-    run_loop(
-        keeper,
-        Feed(loader, sampler, data.train),
-        job.trainer,
-        rules=rules,
+    inputs = data.inputs
+    plan = Plan(
+        train=Feed(build_loader(inputs[0], sampler, workers=workers, device=rules.device), sampler),
+        val=Feed(build_loader(inputs[1], held_out, workers=workers, device=rules.device), held_out),
+        epochs=job.trainer.epochs,
+        max_steps=job.trainer.max_steps,
+        patience=job.trainer.patience,
         set_modes=set_modes,
-        validate=lambda evaluated: validate(job, evaluated, data=data, rules=rules, keeper=keeper),
+        validate=partial(validate, job, data=data, rules=rules),
     )
+    sink = Tracker(keeper.run, tensorboard=job.trainer.tensorboard) if is_first() else None
+    run_epochs(keeper.learner, keeper.progress, plan, rules=rules, keeper=keeper, sink=sink)
 
 
 def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
@@ -176,12 +181,10 @@ def build_validation_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
 
 
 def validate(
-    job: TrainJob, model: nn.Module, *, data: TrainingData, rules: StepRules, keeper: Keeper
+    job: TrainJob, model: nn.Module, batches: Iterable[Batch], *, data: TrainingData, rules: StepRules
 ) -> tuple[float, dict[str, float]]:
-    """Returns the score that chooses the best epoch and the validation metrics for the log."""
-    sampler = build_validation_sampler(job, data)
-    loader = build_loader(data.inputs[1], sampler, workers=choose_loading(job, data, rules), device=rules.device)
-    logits = torch.from_numpy(predict_logits(model, keeper.look_between(loader, sampler), rules, total=len(data.val)))
+    """Return the score that chooses the best epoch and the validation metrics for the log."""
+    logits = torch.from_numpy(predict_logits(model, batches, rules, total=len(data.val)))
     if not logits.isfinite().all():
         # A network that overflows here may recover; its epoch is logged and never kept.
         return math.nan, {"val_loss": math.nan, "val_score": math.nan}

@@ -1,23 +1,34 @@
-"""The loop: plain PyTorch, in the order scale, unscale, clip, step, update."""
+"""The loop: a step, an epoch, a run, in the order in which things happen. Training and pretraining both call it.
+
+It knows no command and no run folder. Signals, faults and revival are behind the two calls of `Keeper`. Of several
+processes each has its part of every batch, and all of them make every call of `distributed` in the same order.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from medcls import distributed
+from medcls.console import say, show_progress
 from medcls.data.dataset import Batch
+from medcls.data.loaders import EpochSampler, read_batches
 from medcls.errors import MedclsError
 from medcls.reproducibility import draw_seed
 from medcls.training.forward import run_forward
 from medcls.training.memory import cut_batch, explain_update, free_memory, halve_pieces
-from medcls.training.state import Best, EpochResult, Learner, Progress, StepRules
+from medcls.training.state import EpochResult, Learner, Progress, StepRules
+from medcls.training.tracking import Tracker
 
 
 class NonFiniteError(MedclsError):
@@ -26,49 +37,217 @@ class NonFiniteError(MedclsError):
     exit_code = 70
 
 
-def train_one_epoch(
-    learner: Learner,
-    batches: Iterable[Batch],
-    rules: StepRules,
-    *,
-    epoch: int = 0,
-    result: EpochResult | None = None,
-    max_steps: int | None = None,
-    on_step: Callable[[EpochResult], None] = lambda result: None,
-    on_fault: Callable[[list[Batch], float], None] = lambda group, loss: None,
-) -> EpochResult:
-    """Trains on every batch once and returns what happened; the model must be in training mode.
+class SkippedStepError(MedclsError):
+    """A step was left out because its loss or gradient was not finite; fp16 that looks for its scale is not meant.
+
+    Attributes:
+        group: This process's batches of the step.
+        loss: Mean loss over the images of all processes.
+        seed: What torch was seeded with before the step.
+    """
+
+    def __init__(self, group: list[Batch], *, loss: float, seed: int) -> None:
+        super().__init__("the loss or its gradient was not finite in a step")
+        self.group, self.loss, self.seed = group, loss, seed
+
+
+class Keeper:
+    """The two calls that keep a training safe. This one keeps nothing; `CheckpointManager` keeps a run."""
+
+    def checkpoint_if_due(self, *, validated: bool = False) -> None:
+        """Call it after every step, between batches of the validation, and with `validated` after it.
+
+        Raises:
+            PreemptedError: a signal asked the job to end; the checkpoint is written.
+        """
+
+    def recover(self, error: MedclsError) -> None:
+        """Return if the training may go on from where its progress is now; otherwise raise."""
+        if not isinstance(error, SkippedStepError):
+            raise error
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Batches, and the sampler that their loader takes the order from."""
+
+    loader: DataLoader[Batch]
+    sampler: EpochSampler
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does, besides its steps.
+
+    Attributes:
+        train: Training images.
+        val: Validation images.
+        epochs: Most epochs.
+        set_modes: Gets the number of an epoch; puts the model's stages into the modes they are trained in.
+        validate: Gets the evaluated network and its batches; returns the score to maximise and the metrics to log.
+        max_steps: Most steps, or None.
+        patience: Epochs without a better score that end the run, or None.
+        after_epoch: Gets the number of an epoch that is logged, before a checkpoint may be written.
+    """
+
+    train: Feed
+    val: Feed
+    epochs: int
+    set_modes: Callable[[int], None]
+    validate: Callable[[nn.Module, Iterable[Batch]], tuple[float, dict[str, float]]]
+    max_steps: int | None = None
+    patience: int | None = None
+    after_epoch: Callable[[int], None] = lambda epoch: None
+
+
+# --- a step
+
+
+def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[float, bool, int]:
+    """Take one optimizer step over the batches of `group`: scale, add up, unscale, clip, step, update.
+
+    Returns:
+        The mean loss over the images of all processes, whether the step was taken, and how many images those are. A
+        step whose loss or gradient is not finite in any process is skipped, and leaves no trace in the model.
+    """
+    model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
+    optimizer.zero_grad(set_to_none=True)
+    # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
+    buffers = [buffer.clone() for buffer in model.buffers()]
+
+    # Forward and backward. If the device has no room, again in pieces of half as many images, from here on.
+    while True:
+        try:
+            own_loss = accumulate_gradients(learner, group, rules)
+            break
+        except torch.OutOfMemoryError as error:
+            learner.piece = halve_pieces(group, learner.piece, error, least=count_least(model))
+        # Not within the handler: the error holds on to the maps of the pass that failed.
+        take_back(learner, buffers)
+        free_memory(rules.device)
+        torch.manual_seed(torch.initial_seed())
+
+    own = sum(len(batch.images) for batch in group)
+    loss_sum, images = distributed.add_up(own_loss * own, own)
+    loss, share, scale = loss_sum / images, own / images, scaler.get_scale()
+    finite, taken = math.isfinite(loss), False
+    if finite:
+        parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
+        with explain_update():
+            distributed.sum_gradients(parameters, share=share)
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(parameters, rules.clip_norm or math.inf)
+            # To an active scaler infinite gradients are the signal to lower the scale: its step() skips by itself.
+            finite = scaler.is_enabled() or bool(torch.isfinite(norm))
+            if finite:
+                scaler.step(optimizer)
+        scaler.update()
+        taken = finite and scaler.get_scale() >= scale
+    if not taken:
+        # A scaler that looks for its scale skips as it is meant to, unless even the smallest scale overflows.
+        learner.nonfinite += not finite or scale <= 1
+        take_back(learner, buffers)
+        return loss, False, int(images)
+
+    share_statistics(model, share=share)
+    learner.nonfinite = 0
+    learner.schedule.step()
+    if learner.average is not None:
+        learner.average.update_parameters(model)
+    return loss, True, int(images)
+
+
+def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules) -> float:
+    """Add up the gradients of a group, in pieces as `learner.piece` says; return its mean loss.
+
+    Stop at a loss that is not finite, unless other processes wait.
+    """
+    total = sum(len(batch.images) for batch in group)
+    least, waited_for = count_least(learner.model), waits_for_others(learner.model)
+    mean_loss = 0.0
+    for batch in [piece for whole in group for piece in cut_batch(whole, learner.piece, least=least)]:
+        logits = run_forward(learner.forward, batch, rules)  # under autocast
+        # The loss is computed in float32: log and exp of half precision lose rare classes.
+        loss = learner.loss(logits.float(), batch.targets.to(rules.device))
+        share = len(batch.images) / total
+        mean_loss += float(loss.detach()) * share
+        if not math.isfinite(mean_loss) and not waited_for:
+            break
+        learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+    return mean_loss
+
+
+def count_least(model: nn.Module) -> int:
+    """Return the images of the smallest piece a batch may be cut into; 2**31 = do not cut."""
+    if waits_for_others(model):
+        return 2**31
+    # A statistic needs two images.
+    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()) else 1
+
+
+def waits_for_others(model: nn.Module) -> bool:
+    """Return whether there is BatchNorm over all processes, each of which then has to make the same passes."""
+    return any(isinstance(module, nn.SyncBatchNorm) and module.training for module in model.modules())
+
+
+def take_back(learner: Learner, buffers: list[Tensor]) -> None:
+    """Undo the forward and backward passes of a step: drop the gradients, and put the buffers back."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def share_statistics(model: nn.Module, *, share: float) -> None:
+    """Replace BatchNorm's running statistics by their mean over processes, weighted by the images each has seen."""
+    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    statistics = [s for module in learning for s in (module.running_mean, module.running_var) if s is not None]
+    distributed.sum_tensors(statistics, share=share)
+
+
+def draw_step_seed(seed: int, *, epoch: int, step: int) -> int:
+    """Return the seed of what a step draws (dropout); each of several processes draws for its own images."""
+    rank = distributed.get_rank()
+    return draw_seed("step", seed, epoch, step, *([rank] if rank else []))
+
+
+# --- an epoch
+
+
+def train_epoch(
+    learner: Learner, progress: Progress, batches: Iterable[Batch], rules: StepRules, keeper: Keeper, bar: Any
+) -> None:
+    """Train on the batches that are left of an epoch; the model must be in training mode.
 
     Args:
         learner: What is trained.
-        batches: Of the epoch; of one that was broken off, those that are left.
-        rules: How.
-        epoch: Its number.
-        result: Of the part before it was broken off; it is continued.
-        max_steps: Ends the epoch after so many steps.
-        on_step: Called after each step, for progress; what it sees is whole, and may be kept.
-        on_fault: Called with this process's batches and the loss of a step that was not finite and should have been;
-            fp16 that looks for its scale is none.
+        progress: Where it is; its `result` counts on.
+        batches: Of this process.
+        rules: How a step is made.
+        keeper: Keeps the training safe.
+        bar: tqdm bar of images.
 
     Raises:
-        NonFiniteError: rules.max_nonfinite skipped steps in a row.
+        NonFiniteError: rules.max_nonfinite steps in a row were not finite.
     """
-    result = result or EpochResult()
+    result = progress.result
     start = time.perf_counter() - result.seconds
     iterator = iter(batches)
-    while max_steps is None or result.groups < max_steps:
+    while True:
         waiting = time.perf_counter()
         group = list(islice(iterator, rules.accumulate))
         result.wait_seconds += time.perf_counter() - waiting
         if not group:
-            break
-        torch.manual_seed(draw_step_seed(rules.seed, epoch=epoch, step=result.groups))
-        before = learner.nonfinite
+            return
+        seed = draw_step_seed(rules.seed, epoch=progress.epoch, step=result.groups)
+        torch.manual_seed(seed)
+        piece, nonfinite = learner.piece, learner.nonfinite
+
         loss, taken, images = train_step(learner, group, rules)
+
         result.images += images
         result.steps, result.skipped = result.steps + taken, result.skipped + (not taken)
-        if learner.nonfinite > before:
-            on_fault(group, loss)
+        if learner.nonfinite > nonfinite:
+            keeper.recover(SkippedStepError(group, loss=loss, seed=seed))
         if learner.nonfinite >= rules.max_nonfinite:
             raise NonFiniteError(
                 f"the loss or its gradient was not finite for {learner.nonfinite} steps in a row: lower "
@@ -77,179 +256,86 @@ def train_one_epoch(
         if math.isfinite(loss):
             result.loss_sum, result.loss_images = result.loss_sum + loss * images, result.loss_images + images
         result.seconds = time.perf_counter() - start
-        on_step(result)
-    return result
+        bar.update(images)
+        if learner.piece != piece:
+            say(
+                f"notice: out of memory in step {progress.total}: from here on at most {learner.piece} images go "
+                "through the network at once; every step is made of as many as before"
+            )
+        keeper.checkpoint_if_due()
 
 
-def draw_step_seed(seed: int, *, epoch: int, step: int) -> int:
-    """Returns the seed of what a step draws (dropout); each of several processes draws for its own images."""
-    rank = distributed.get_rank()
-    return draw_seed("step", seed, epoch, step, *([rank] if rank else []))
-
-
-def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[float, bool, int]:
-    """Takes one optimizer step over the batches of `group`, of which each of several processes has its part.
-
-    Returns:
-        The mean loss over the images of all processes, whether the step was taken, and how many images those are. It is
-        skipped, and leaves no trace in the model, where the loss or the gradient is not finite anywhere.
-    """
-    learner.optimizer.zero_grad(set_to_none=True)
-    # BatchNorm's running statistics follow every forward pass; one infinite activation would stay in them for ever.
-    buffers = [buffer.clone() for buffer in learner.model.buffers()]
-    own = sum(len(batch.images) for batch in group)
-    loss_sum, images = distributed.add_up(_accumulate_what_fits(learner, group, rules, buffers=buffers) * own, own)
-    loss, share = loss_sum / images, own / images
-    if not math.isfinite(loss):
-        learner.nonfinite += 1
-    if not (math.isfinite(loss) and _update(learner, rules, share=share)):
-        take_back(learner, buffers)
-        return loss, False, int(images)
-    share_statistics(learner.model, share=share)
-    learner.nonfinite = 0
-    learner.schedule.step()
-    if learner.average is not None:
-        learner.average.update_parameters(learner.model)
-    return loss, True, int(images)
-
-
-def take_back(learner: Learner, buffers: list[Tensor]) -> None:
-    """Undoes the forward and backward passes of a step: gradients go, and buffers are what they were before."""
-    learner.optimizer.zero_grad(set_to_none=True)
-    for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-
-
-def _accumulate_what_fits(learner: Learner, group: list[Batch], rules: StepRules, *, buffers: list[Tensor]) -> float:
-    """As `accumulate_gradients`; where the device has no room, again in pieces of half as many images, for good."""
-    normed = any(isinstance(module, _BatchNorm) and module.training for module in learner.model.modules())
-    # A statistic needs two images; and one over all processes needs every process to make the same passes.
-    least = (2**31 if waits_for_others(learner.model) else 2) if normed else 1
-    while True:
-        try:
-            return accumulate_gradients(learner, group, rules, least=least)
-        except torch.OutOfMemoryError as error:
-            learner.piece = halve_pieces(group, learner.piece, error, least=least)
-        # Not within the handler: the error holds on to the maps of the pass that failed.
-        take_back(learner, buffers)
-        free_memory(rules.device)
-        torch.manual_seed(torch.initial_seed())
-
-
-def waits_for_others(model: nn.Module) -> bool:
-    """Returns whether there is BatchNorm over all processes, each of which then has to make the same passes."""
-    return any(isinstance(module, nn.SyncBatchNorm) and module.training for module in model.modules())
-
-
-def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules, *, least: int = 1) -> float:
-    """Adds up the gradients of the group; returns its mean loss.
-
-    It stops at the first that is not finite, where no other process waits.
-
-    Args:
-        learner: Its batches are cut as its `piece` says.
-        group: Of one step.
-        rules: How.
-        least: Images of the smallest piece.
-    """
-    total = sum(len(batch.images) for batch in group)
-    mean_loss = 0.0
-    for batch in [piece for whole in group for piece in cut_batch(whole, learner.piece, least=least)]:
-        logits = run_forward(learner.forward, batch, rules)
-        # The loss is computed in float32: log and exp of half precision lose rare classes.
-        loss = learner.loss(logits.float(), batch.targets.to(rules.device))
-        share = len(batch.images) / total
-        mean_loss += float(loss.detach()) * share
-        if not math.isfinite(mean_loss) and not waits_for_others(learner.model):
-            break
-        learner.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-    return mean_loss
-
-
-def _update(learner: Learner, rules: StepRules, *, share: float) -> bool:
-    """Adds up over processes, unscales, clips, steps and updates the scale; returns whether parameters were changed."""
-    parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    scale = learner.scaler.get_scale()
-    with explain_update():
-        distributed.sum_gradients(parameters, share=share)
-        learner.scaler.unscale_(learner.optimizer)
-        if not _clip(learner, parameters, rules):
-            learner.nonfinite += 1
-            return False
-        learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    skipped = learner.scaler.get_scale() < scale
-    # The scaler meets infinities and skips, as it is meant to; it is a fault where even the smallest scale overflows.
-    learner.nonfinite += skipped and scale <= 1
-    return not skipped
-
-
-def _clip(learner: Learner, parameters: list[nn.Parameter], rules: StepRules) -> bool:
-    """Clips the gradient; returns whether it may be used.
-
-    With an active scaler infinite gradients are its signal to lower the scale: step() then skips by itself.
-    """
-    norm = nn.utils.clip_grad_norm_(parameters, rules.clip_norm or math.inf)
-    return learner.scaler.is_enabled() or bool(torch.isfinite(norm))
-
-
-def share_statistics(model: nn.Module, *, share: float) -> None:
-    """Replaces BatchNorm's running statistics by their mean over processes, weighted by the images each has seen."""
-    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    statistics = [s for module in learning for s in (module.running_mean, module.running_var) if s is not None]
-    distributed.sum_tensors(statistics, share=share)
+# --- a run
 
 
 def run_epochs(
-    learner: Learner,
-    *,
-    epochs: int,
-    rules: StepRules,
-    batches: Callable[[int, int], Iterable[Batch]],
-    set_train_mode: Callable[[int], None],
-    validate: Callable[[nn.Module], tuple[float, dict[str, float]]],
-    max_steps: int | None = None,
-    patience: int | None = None,
-    progress: Progress | None = None,
-    on_step: Callable[[EpochResult], None] = lambda result: None,
-    on_fault: Callable[[list[Batch], float], None] = lambda group, loss: None,
-) -> Iterator[tuple[int, EpochResult, dict[str, float], Best]]:
-    """Yields (epoch, what it did, validation metrics, best so far) after each epoch, 0 first.
-
-    While an epoch is yielded `progress` stands at the beginning of the next one.
+    learner: Learner, progress: Progress, plan: Plan, *, rules: StepRules, keeper: Keeper, sink: Tracker | None
+) -> None:
+    """Train from where `progress` is to the end, and leave the best epoch there.
 
     Args:
         learner: What is trained.
-        epochs: Largest number of epochs.
+        progress: Where it is.
+        plan: Data, end and validation.
         rules: How a step is made.
-        batches: (epoch, groups done) -> the batches that are left of it.
-        set_train_mode: Epoch -> nothing; puts the model's stages into the modes they are trained in then.
-        validate: Model -> (score to maximise, metrics to log).
-        max_steps: Ends the whole training after so many steps.
-        patience: Ends it after so many epochs without a better score.
-        progress: Where to go on; None begins.
-        on_step: As for `train_one_epoch`.
-        on_fault: As for `train_one_epoch`.
+        keeper: Keeps the training safe.
+        sink: Gets one row of each epoch, and is closed; None in processes that write nothing.
     """
-    at = progress or Progress()
-    while not at.is_over(epochs=epochs, max_steps=max_steps, patience=patience):
-        set_train_mode(at.epoch)
-        left = None if max_steps is None else max_steps - at.groups
-        train_one_epoch(
-            learner,
-            batches(at.epoch, at.result.groups),
-            rules,
-            epoch=at.epoch,
-            result=at.result,
-            max_steps=left,
-            on_step=on_step,
-            on_fault=on_fault,
-        )
-        score, metrics = validate(learner.evaluated)
+    train, total = plan.train, plan.train.sampler.num_samples
+    bar = show_progress(total=plan.epochs * total, unit="image", desc="train", mininterval=1.0)
+    while not progress.is_over(epochs=plan.epochs, max_steps=plan.max_steps, patience=plan.patience):
+        epoch, result = progress.epoch, progress.result
+        plan.set_modes(epoch)
+        # A resumed epoch begins in its middle.
+        train.sampler.epoch, train.sampler.start = epoch, result.groups * rules.accumulate
+        bar.update(epoch * total + result.images - bar.n)
+        batches: Iterator[Batch] = read_batches(train.loader, train.sampler, recover=keeper.recover)
+        if plan.max_steps is not None:
+            batches = islice(batches, max(0, plan.max_steps - progress.total) * rules.accumulate)
+        try:
+            train_epoch(learner, progress, batches, rules, keeper, bar)
+        except NonFiniteError as error:
+            # Now learner and progress are where a checkpoint was, or the run has ended here.
+            keeper.recover(error)
+            continue
+
+        score, metrics = plan.validate(learner.evaluated, read_validation(plan.val, keeper))
         # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
         own = (score, metrics.get("val_loss", math.nan)) if distributed.is_first() else (0.0, 0.0)
         score, loss = distributed.add_up(*own)
-        at.best.update(score, at.epoch, learner.evaluated, loss=loss)
-        epoch, result = at.epoch, at.result
-        at.epoch, at.result, at.groups = epoch + 1, EpochResult(), at.total
-        yield epoch, result, metrics, at.best
+        progress.best.update(score, epoch, learner.evaluated, loss=loss)
+        progress.epoch, progress.result, progress.groups = epoch + 1, EpochResult(), progress.total
+
+        if sink is not None:
+            sink.write(describe_epoch(epoch, result, learner) | metrics)
+            mark = " *" if progress.best.epoch == epoch else ""
+            shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
+            bar.write(f"epoch {epoch + 1}/{plan.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
+        plan.after_epoch(epoch)
+        keeper.checkpoint_if_due(validated=True)
+    bar.close()
+    if sink is not None:
+        sink.close()
+
+
+def read_validation(val: Feed, keeper: Keeper) -> Iterator[Batch]:
+    """Yield the batches of a validation; a signal ends it, and it is then made again from its beginning."""
+    for batch in read_batches(val.loader, val.sampler, recover=keeper.recover):
+        keeper.checkpoint_if_due()
+        yield batch
+
+
+def describe_epoch(epoch: int, result: EpochResult, learner: Learner) -> dict[str, Any]:
+    """Return what metrics.jsonl says of an epoch, besides its validation."""
+    return {
+        # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
+        "epoch": epoch + 1,
+        "lr": learner.last_rates,
+        "train_loss": result.loss,
+        "steps": result.steps,
+        "skipped_steps": result.skipped,
+        **({"images_at_once": learner.piece} if learner.piece else {}),
+        "images_per_second": result.images / result.seconds if result.seconds else None,
+        "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
+        "seconds": result.seconds,
+    }

@@ -15,7 +15,7 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import Dataset
 
 from medcls.data.dataset import Batch, Position
-from medcls.data.loaders import EpochSampler, build_loader, describe_death, read_batches
+from medcls.data.loaders import EpochSampler, WorkerError, build_loader, describe_death, read_batches
 
 # A process that is killed leaves its socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
@@ -41,7 +41,8 @@ def read(dataset: Dataset[Batch], deaths: list[str], *, workers: int = 2, start:
     sampler = EpochSampler(20, batch_size=3, seed=4, shuffle=True)
     sampler.start = start
     loader = build_loader(dataset, sampler, workers=workers, device="cpu")
-    batches = [batch.positions.tolist() for batch in read_batches(loader, sampler, on_death=deaths.append)]
+    recover = lambda error: deaths.append(str(error))
+    batches = [batch.positions.tolist() for batch in read_batches(loader, sampler, recover=recover)]
     assert sampler.start == start
     return batches
 
@@ -67,13 +68,13 @@ def test_whoever_is_asked_may_refuse_another_start(tmp_path: Path) -> None:
     class EnoughError(Exception):
         pass
 
-    def refuse(reason: str) -> None:
-        raise EnoughError(reason)
+    def refuse(error: WorkerError) -> None:
+        raise EnoughError from error
 
     sampler = EpochSampler(20, batch_size=3)
     loader = build_loader(Deadly(tmp_path / "x", position=7, times=9), sampler, workers=1, device="cpu")
     with pytest.raises(EnoughError):
-        list(read_batches(loader, sampler, on_death=refuse))
+        list(read_batches(loader, sampler, recover=refuse))
 
 
 def test_death_is_found_where_the_next_batch_is_asked_for(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_death_is_found_where_the_next_batch_is_asked_for(tmp_path: Path) -> Non
     loader = build_loader(Deadly(tmp_path / "x", position=6), sampler, workers=1, device="cpu")
     deaths: list[str] = []
     seen = []
-    for batch in read_batches(loader, sampler, on_death=deaths.append):
+    for batch in read_batches(loader, sampler, recover=lambda error: deaths.append(str(error))):
         seen += batch.positions.tolist()
         time.sleep(0.1)  # a step, during which the process dies
     assert seen == list(range(20))

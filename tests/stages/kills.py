@@ -48,8 +48,8 @@ from medcls.models import small as cbr
 from medcls.pretrain import __main__ as pretrain
 from medcls.pretrain import pretrain as pretrain_stage
 from medcls.train import __main__ as train
-from medcls.train import resume
 from medcls.train import train as train_stage
+from medcls.training import checkpoint_manager
 
 COMMANDS: dict[str, Callable[[Any], None]] = {
     "prepare": prepare.main,
@@ -78,11 +78,11 @@ PHASES = (
     (train_stage, "start_run", "first writes"),
     (pretrain_stage, "start_run", "first writes"),
     (train_stage, "cache_features", "features"),
-    (train_stage, "run_loop", "steps"),
-    (pretrain_stage, "run_loop", "steps"),
+    (train_stage, "run_epochs", "steps"),
+    (pretrain_stage, "run_epochs", "steps"),
     (train_stage, "validate", "validation"),
     (pretrain_stage, "validate", "validation"),
-    (resume, "write_checkpoint", "save"),
+    (checkpoint_manager, "write_checkpoint", "save"),
     (train_stage, "write_best", "last writes"),
     (pretrain_stage, "write_best", "last writes"),
     (evaluate_stage, "evaluate", "evaluation"),

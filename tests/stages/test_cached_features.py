@@ -16,7 +16,8 @@ from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.runs.model_file import read_card, read_model
-from medcls.train import cached_features, resume
+from medcls.train import cached_features
+from medcls.training.checkpoint_manager import CheckpointManager
 
 Run = Callable[..., Path]
 FROZEN = (
@@ -204,15 +205,15 @@ def test_a_training_on_features_is_resumed_to_the_bit(run_train: Run, tmp_path: 
     class KilledError(BaseException):
         pass
 
-    def look(self: resume.Keeper, **given: bool) -> None:
+    def look(self: CheckpointManager, **given: bool) -> None:
         looks.append(1)
         if len(looks) == 6:
             raise KilledError
         original(self, **given)
 
-    original = resume.Keeper.look
+    original = CheckpointManager.checkpoint_if_due
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume.Keeper, "look", look)
+        patch.setattr(CheckpointManager, "checkpoint_if_due", look)
         with pytest.raises(KilledError):
             run_train(tmp_path / "run", *settings)
     broken = run_train(tmp_path / "run", *settings)

@@ -25,6 +25,7 @@ from medcls.predict.predict import predict
 from medcls.pretrain.pretrain import pretrain
 from medcls.pretrain.pretraining_data import open_volumes
 from medcls.runs.model_file import find_card, read_any_card, read_autoencoder, read_card, read_model
+from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.preemption import PreemptedError
 
 Run = Callable[..., Path]
@@ -162,17 +163,15 @@ def test_broken_off_it_goes_on_to_the_same_model(
     settings: tuple[str, ...],
 ) -> None:
     whole = run_pretrain(tmp_path / "whole", *PAPER, *settings)
-    from medcls.train.resume import Keeper
+    original, steps = CheckpointManager.checkpoint_if_due, []
 
-    original, steps = Keeper.look, []
-
-    def stop(self: Keeper, *, validated: bool = False) -> None:
+    def stop(self: CheckpointManager, *, validated: bool = False) -> None:
         steps.append(validated)
         if len(steps) == 5:
             signal.raise_signal(signal.SIGTERM)
         original(self, validated=validated)
 
-    monkeypatch.setattr(Keeper, "look", stop)
+    monkeypatch.setattr(CheckpointManager, "checkpoint_if_due", stop)
     with pytest.raises(PreemptedError):
         run_pretrain(tmp_path / "broken", *PAPER, *settings)
     broken = run_pretrain(tmp_path / "broken", *PAPER, *settings)

@@ -22,8 +22,9 @@ from medcls.errors import ConfigError, MissingInputError, ReadError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.train import resume
 from medcls.train import train as stage
+from medcls.training.checkpoint_manager import CheckpointManager, find_checkpoint
 from medcls.training.checkpoints import name_checkpoint, write_checkpoint
-from medcls.training.preemption import PreemptedError
+from medcls.training.preemption import PreemptedError, Watch
 from tests.failing_disk import Disk
 
 Run = Callable[..., Path]
@@ -57,7 +58,7 @@ def whole(
 
 
 def break_off(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """Ends the process after so many looks of the keeper: steps, epochs, and batches of validation."""
+    """Ends the process after so many looks of the manager: steps, epochs, and batches of validation."""
     looks = iter(range(1, 1000))
 
     def count(look: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,8 +69,8 @@ def break_off(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
 
         return counted
 
-    monkeypatch.setattr(resume.Keeper, "look", count(resume.Keeper.look))
-    monkeypatch.setattr(resume.Watch, "step", count(resume.Watch.step))
+    monkeypatch.setattr(CheckpointManager, "checkpoint_if_due", count(CheckpointManager.checkpoint_if_due))
+    monkeypatch.setattr(Watch, "step", count(Watch.step))
 
 
 @tiny
@@ -134,7 +135,7 @@ def test_damaged_checkpoint_takes_the_place_of_none(tmp_path: Path, capsys: pyte
         write_checkpoint(folder, name_checkpoint(step, validated=False), tensors={}, state={}, keep=9)
     for step in (5, 7):
         (folder / name_checkpoint(step, validated=False) / "state.json").write_text("{ }")
-    found = resume._find_checkpoint(tmp_path)
+    found = find_checkpoint(tmp_path)
     assert found is not None
     assert found.path.name == name_checkpoint(3, validated=False)
     aside = [f"damaged-{name_checkpoint(step, validated=False)}" for step in (5, 7)]
@@ -148,15 +149,15 @@ def test_damaged_checkpoint_takes_the_place_of_none(tmp_path: Path, capsys: pyte
 @tiny
 def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Path, tmp_path: Path) -> None:
     looks = iter(range(1, 1000))
-    original = resume.Keeper.look
+    original = CheckpointManager.checkpoint_if_due
 
-    def look(self: resume.Keeper, *, validated: bool = False) -> None:
-        if next(looks) == 5:
+    def look(self: CheckpointManager, *, validated: bool = False) -> None:
+        if next(looks) == 6:
             signal.raise_signal(signal.SIGUSR1)
         original(self, validated=validated)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume.Keeper, "look", look)
+        patch.setattr(CheckpointManager, "checkpoint_if_due", look)
         with pytest.raises(PreemptedError, match=r"SIGUSR1: stopped after 4 steps, in epoch 2; run the same command"):
             run_train(tmp_path / "run", *SETTINGS, "checkpoint.minutes=1000")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000004"]

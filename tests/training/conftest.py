@@ -3,21 +3,67 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead, count_logits
+from medcls.training.loop import Feed, Keeper, Plan, run_epochs, train_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
-from medcls.training.state import Learner
+from medcls.training.state import EpochResult, Learner, Progress, StepRules
+from medcls.training.tracking import Tracker
+
+
+class Lines:
+    """A loader and its sampler in one: lists of batches, one of each epoch; the last one comes again."""
+
+    def __init__(self, *epochs: list[Batch]) -> None:
+        self.epochs, self.epoch, self.start, self.num_samples = epochs, 0, 0, 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.epochs[min(self.epoch, len(self.epochs) - 1)][self.start :])
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: list[Batch],
+    rules: StepRules,
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
+) -> EpochResult:
+    """Train on the batches, and return what happened."""
+    progress = progress or Progress()
+    train_epoch(learner, progress, batches, rules, keeper or Keeper(), show_progress(disable=True))
+    return progress.result
+
+
+def train_epochs(
+    learner: Learner,
+    batches: list[list[Batch]],
+    *,
+    rules: StepRules | None = None,
+    progress: Progress | None = None,
+    keeper: Keeper | None = None,
+    sink: Tracker | None = None,
+    **plan: Any,
+) -> Progress:
+    """Run the loop on lists of batches, one of each epoch, and return where it ends; `plan` has at least validate=."""
+    lines: Any = Lines(*batches)
+    progress, given = progress or Progress(), {"epochs": 9, "set_modes": lambda epoch: learner.model.train()} | plan
+    feed = Feed(lines, lines)
+    run_epochs(
+        learner, progress, Plan(feed, feed, **given), rules=rules or StepRules(), keeper=keeper or Keeper(), sink=sink
+    )
+    return progress
 
 
 @pytest.fixture

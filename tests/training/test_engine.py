@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ from torch.utils.data import Dataset
 from medcls.data.dataset import Batch, Position
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.training.forward import PredictOptions, move_images, move_model, predict_logits, predict_rows
-from medcls.training.loop import NonFiniteError, run_epochs, train_one_epoch, train_step
+from medcls.training.loop import Keeper, NonFiniteError, train_step
 from medcls.training.losses import build_loss
-from medcls.training.state import Best, Learner, StepRules
+from medcls.training.state import Best, Learner, Progress, StepRules
+from medcls.training.tracking import Tracker
+from tests.training.conftest import train_epochs, train_one_epoch
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Batch]
@@ -309,13 +313,13 @@ def test_skipped_steps_are_counted_and_training_goes_on(
     build_tiny: Tiny, make_batch: Make, build_learner: Build
 ) -> None:
     learner = build_learner(build_tiny().train(), loss=Poison({0, 1, 3, 4}))
-    seen: list[tuple[int, int]] = []
-    result = train_one_epoch(
-        learner,
-        [make_batch(4)] * 6,
-        StepRules(max_nonfinite=3),
-        on_step=lambda so_far: seen.append((so_far.steps, so_far.skipped)),
-    )
+    progress, seen = Progress(), []
+
+    class Look(Keeper):
+        def checkpoint_if_due(self, *, validated: bool = False) -> None:
+            seen.append((progress.result.steps, progress.result.skipped))
+
+    result = train_one_epoch(learner, [make_batch(4)] * 6, StepRules(max_nonfinite=3), progress, Look())
     assert seen == [(0, 1), (0, 2), (1, 2), (1, 3), (1, 4), (2, 4)]
     assert (result.images, learner.schedule.last_epoch) == (24, 2)
     assert math.isfinite(result.loss)
@@ -439,14 +443,19 @@ def test_layout_does_not_change_what_is_computed(build_tiny: Tiny, make_batch: M
 
 
 def run(
-    learner: Learner, batches: list[Batch], *, scores: list[float] | None = None, **settings: object
+    learner: Learner, batches: list[Batch], *, scores: list[float] | None = None, **settings: Any
 ) -> Iterator[tuple[int, int, int]]:
     """Yields (epoch, steps, best epoch) of a run whose validation scores are given."""
-    left = iter(scores or [0.0] * 100)
-    given = {"epochs": 9, "rules": CPU, "set_train_mode": lambda epoch: learner.model.train()} | settings
-    validate = lambda model: (next(left), {})
-    for epoch, result, _, best in run_epochs(learner, batches=lambda *_: batches, validate=validate, **given):  # type: ignore[arg-type]
-        yield epoch, result.steps, best.epoch
+    left, progress = iter(scores or [0.0] * 100), Progress()
+    seen: list[tuple[int, int, int]] = []
+
+    class Log(Tracker):
+        def write(self, row: dict[str, Any]) -> None:
+            seen.append((row["epoch"] - 1, row["steps"], progress.best.epoch))
+
+    validate = lambda model, batches: (next(left), {})
+    train_epochs(learner, [batches], validate=validate, progress=progress, sink=Log(Path("none")), **settings)
+    yield from seen
 
 
 def test_patience_ends_the_run_and_the_best_epoch_is_kept(
@@ -464,19 +473,11 @@ def test_best_weights_are_those_of_the_best_epoch(build_tiny: Tiny, make_batch: 
     states: list[dict[str, Tensor]] = []
     scores = iter([0.1, 0.9, 0.3])
 
-    def validate(evaluated: nn.Module) -> tuple[float, dict[str, float]]:
+    def validate(evaluated: nn.Module, batches: Iterable[Batch]) -> tuple[float, dict[str, float]]:
         states.append(weights_of(evaluated))
         return next(scores), {}
 
-    epochs = run_epochs(
-        build_learner(model, lr=0.1),
-        epochs=3,
-        rules=CPU,
-        batches=lambda *_: [make_batch()],
-        set_train_mode=lambda epoch: model.train(),
-        validate=validate,
-    )
-    *_, (_, _, _, best) = epochs
+    best = train_epochs(build_learner(model, lr=0.1), [[make_batch()]], epochs=3, validate=validate).best
     assert (best.epoch, best.score) == (1, 0.9)
     assert best.state is not None
     assert all(torch.equal(best.state[name], value) for name, value in states[1].items())
@@ -520,15 +521,14 @@ def test_training_mode_is_set_before_every_epoch(build_tiny: Tiny, make_batch: M
         model.train()
 
     model.backbone.register_forward_hook(lambda module, *_: modes.append(module.training))
-    epochs = run_epochs(
+    progress = train_epochs(
         build_learner(model),
+        [[make_batch()]],
         epochs=2,
-        rules=CPU,
-        batches=lambda *_: [make_batch()],
-        set_train_mode=set_mode,
-        validate=lambda evaluated: (float(predict_logits(evaluated, [make_batch()], CPU).mean()), {}),
+        set_modes=set_mode,
+        validate=lambda evaluated, _: (float(predict_logits(evaluated, [make_batch()], CPU).mean()), {}),
     )
-    assert len(list(epochs)) == 2
+    assert progress.epoch == 2
     assert modes == [True, False, True, False]
     assert asked == [0, 1]
 

@@ -19,9 +19,10 @@ from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
 from medcls.training.checkpoints import pack_training, unpack_training
 from medcls.training.forward import predict_logits
-from medcls.training.loop import train_one_epoch, train_step
+from medcls.training.loop import train_step
 from medcls.training.memory import MemoryLimitError, cut_batch
 from medcls.training.state import Learner, Progress, StepRules
+from tests.training.conftest import train_one_epoch
 
 Tiny = Callable[..., Classifier]
 Make = Callable[..., Batch]

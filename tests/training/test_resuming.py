@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from medcls.data.dataset import Batch
 from medcls.models.classifier import Classifier
 from medcls.training.checkpoints import name_checkpoint, pack_training, read_newest, unpack_training, write_checkpoint
 from medcls.training.forward import predict_logits
-from medcls.training.loop import run_epochs
+from medcls.training.loop import Keeper
 from medcls.training.optimizers import build_average
-from medcls.training.state import EpochResult, Learner, Progress, StepRules
+from medcls.training.state import Learner, Progress, StepRules
+from tests.training.conftest import train_epochs
 
 EPOCHS, BATCHES = 3, 4
 
@@ -48,25 +49,15 @@ def advance(
 ) -> None:
     held_out = batches[0][0]
 
-    def validate(model: torch.nn.Module) -> tuple[float, dict[str, float]]:
+    def validate(model: torch.nn.Module, _: Iterable[Batch]) -> tuple[float, dict[str, float]]:
         return -float(predict_logits(model, [held_out], rules).std()), {}
 
-    def on_step(result: EpochResult) -> None:
-        if progress.total == stop_at:
-            raise Stop
+    class StopAfter(Keeper):
+        def checkpoint_if_due(self, *, validated: bool = False) -> None:
+            if progress.total == stop_at and not validated:
+                raise Stop
 
-    epochs = run_epochs(
-        learner,
-        epochs=EPOCHS,
-        rules=rules,
-        batches=lambda epoch, groups: batches[epoch][groups * rules.accumulate :],
-        set_train_mode=lambda *_: learner.model.train(),
-        validate=validate,
-        progress=progress,
-        on_step=on_step,
-    )
-    for _ in epochs:
-        pass
+    train_epochs(learner, batches, epochs=EPOCHS, rules=rules, validate=validate, progress=progress, keeper=StopAfter())
 
 
 def all_bits(learner: Learner, progress: Progress) -> Iterator[tuple[str, bytes]]:
