@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from medcls import distributed
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
+from medcls.models.synchronization import share_statistics
 from medcls.training.forward import predict_logits
-from medcls.training.loop import draw_step_seed, share_statistics, train_step
+from medcls.training.loop import draw_step_seed, train_step
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler

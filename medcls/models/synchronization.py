@@ -1,10 +1,11 @@
-"""BatchNorm over the images of all processes of a training."""
+"""BatchNorm in several processes of a training: over the images of all, or with statistics that are shared."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from medcls import distributed
 from medcls.models.backbones import Backbone
 
 
@@ -27,3 +28,15 @@ def synchronize_batchnorm(backbone: Backbone) -> int:
                     made[child] = new
                     setattr(parent, name, new)
     return len(made)
+
+
+def waits_for_others(model: nn.Module) -> bool:
+    """Return whether there is BatchNorm over all processes, each of which then has to make the same passes."""
+    return any(isinstance(module, nn.SyncBatchNorm) and module.training for module in model.modules())
+
+
+def share_statistics(model: nn.Module, *, share: float) -> None:
+    """Replace BatchNorm's running statistics by their mean over processes, weighted by the images each has seen."""
+    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    statistics = [s for module in learning for s in (module.running_mean, module.running_var) if s is not None]
+    distributed.sum_tensors(statistics, share=share)

@@ -37,9 +37,9 @@ from medcls.train.same_data import confirm_finished
 from medcls.train.training_data import look_at_data, read_domain, write_seen
 from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import move_model, predict_pieces
-from medcls.training.loop import Feed, NonFiniteError, Plan, run_epochs
+from medcls.training.loop import NonFiniteError, run_epochs
 from medcls.training.losses import Loss, build_reconstruction_loss
-from medcls.training.state import Best, Learner, Progress, StepRules
+from medcls.training.state import Best, Feed, Learner, Plan, Progress, StepRules
 from medcls.training.tracking import Tracker
 
 

@@ -46,9 +46,9 @@ from medcls.train.training_distance import write_training_distance
 from medcls.train.voxel_baseline import write_baseline
 from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import PredictOptions, predict_logits
-from medcls.training.loop import Feed, NonFiniteError, Plan, run_epochs
+from medcls.training.loop import NonFiniteError, run_epochs
 from medcls.training.losses import build_loss
-from medcls.training.state import Best, Progress, StepRules
+from medcls.training.state import Best, Feed, Plan, Progress, StepRules
 from medcls.training.tracking import Tracker
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from medcls.data.dataset import Batch
-from medcls.training.loop import accumulate_gradients, take_back, waits_for_others
+from medcls.models.synchronization import waits_for_others
+from medcls.training.loop import accumulate_gradients, take_back
 from medcls.training.state import Learner, StepRules
 
 Place = tuple[str, str]

@@ -9,25 +9,23 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from medcls import distributed
 from medcls.console import say, show_progress
 from medcls.data.dataset import Batch
-from medcls.data.loaders import EpochSampler, read_batches
+from medcls.data.loaders import read_batches
 from medcls.errors import MedclsError
+from medcls.models.synchronization import share_statistics, waits_for_others
 from medcls.reproducibility import draw_seed
 from medcls.training.forward import run_forward
-from medcls.training.memory import cut_batch, explain_update, free_memory, halve_pieces
-from medcls.training.state import EpochResult, Learner, Progress, StepRules
+from medcls.training.memory import count_least, cut_batch, explain_update, free_memory, halve_pieces
+from medcls.training.state import EpochResult, Feed, Learner, Plan, Progress, StepRules
 from medcls.training.tracking import Tracker
 
 
@@ -65,39 +63,6 @@ class Keeper:
         """Return if the training may go on from where its progress is now; otherwise raise."""
         if not isinstance(error, SkippedStepError):
             raise error
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Batches, and the sampler that their loader takes the order from."""
-
-    loader: DataLoader[Batch]
-    sampler: EpochSampler
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run does, besides its steps.
-
-    Attributes:
-        train: Training images.
-        val: Validation images.
-        epochs: Most epochs.
-        set_modes: Gets the number of an epoch; puts the model's stages into the modes they are trained in.
-        validate: Gets the evaluated network and its batches; returns the score to maximise and the metrics to log.
-        max_steps: Most steps, or None.
-        patience: Epochs without a better score that end the run, or None.
-        after_epoch: Gets the number of an epoch that is logged, before a checkpoint may be written.
-    """
-
-    train: Feed
-    val: Feed
-    epochs: int
-    set_modes: Callable[[int], None]
-    validate: Callable[[nn.Module, Iterable[Batch]], tuple[float, dict[str, float]]]
-    max_steps: int | None = None
-    patience: int | None = None
-    after_epoch: Callable[[int], None] = lambda epoch: None
 
 
 # --- a step
@@ -177,31 +142,11 @@ def accumulate_gradients(learner: Learner, group: list[Batch], rules: StepRules)
     return mean_loss
 
 
-def count_least(model: nn.Module) -> int:
-    """Return the images of the smallest piece a batch may be cut into; 2**31 = do not cut."""
-    if waits_for_others(model):
-        return 2**31
-    # A statistic needs two images.
-    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()) else 1
-
-
-def waits_for_others(model: nn.Module) -> bool:
-    """Return whether there is BatchNorm over all processes, each of which then has to make the same passes."""
-    return any(isinstance(module, nn.SyncBatchNorm) and module.training for module in model.modules())
-
-
 def take_back(learner: Learner, buffers: list[Tensor]) -> None:
     """Undo the forward and backward passes of a step: drop the gradients, and put the buffers back."""
     learner.optimizer.zero_grad(set_to_none=True)
     for buffer, before in zip(learner.model.buffers(), buffers, strict=True):
         buffer.copy_(before)
-
-
-def share_statistics(model: nn.Module, *, share: float) -> None:
-    """Replace BatchNorm's running statistics by their mean over processes, weighted by the images each has seen."""
-    learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
-    statistics = [s for module in learning for s in (module.running_mean, module.running_var) if s is not None]
-    distributed.sum_tensors(statistics, share=share)
 
 
 def draw_step_seed(seed: int, *, epoch: int, step: int) -> int:

@@ -6,9 +6,12 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medcls.data.dataset import Batch
 from medcls.errors import MedclsError
+from medcls.models.synchronization import waits_for_others
 
 
 class MemoryLimitError(MedclsError):
@@ -30,6 +33,14 @@ def cut_batch(batch: Batch, size: int | None, *, least: int = 1) -> list[Batch]:
     if count == 1:
         return [batch]
     return [Batch(*columns) for columns in zip(*(torch.tensor_split(c, count) for c in batch), strict=True)]
+
+
+def count_least(model: nn.Module) -> int:
+    """Return the images of the smallest piece a batch may be cut into; 2**31 = do not cut."""
+    if waits_for_others(model):
+        return 2**31
+    # A statistic needs two images.
+    return 2 if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()) else 1
 
 
 def halve_pieces(group: list[Batch], size: int | None, error: torch.OutOfMemoryError, *, least: int = 1) -> int:

@@ -1,9 +1,9 @@
-"""The state of a training: what a step changes, its rules, the best epoch, the progress."""
+"""The state of a training: what a step changes, its rules, the plan of a run, the best epoch, the progress."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 
+from medcls.data.dataset import Batch
+from medcls.data.loaders import EpochSampler
 from medcls.training.losses import Loss
 
 
@@ -87,6 +90,39 @@ class StepRules:
     max_nonfinite: int = 5
     channels_last: bool = True
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Batches, and the sampler that their loader takes the order from."""
+
+    loader: DataLoader[Batch]
+    sampler: EpochSampler
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does, besides its steps.
+
+    Attributes:
+        train: Training images.
+        val: Validation images.
+        epochs: Most epochs.
+        set_modes: Gets the number of an epoch; puts the model's stages into the modes they are trained in.
+        validate: Gets the evaluated network and its batches; returns the score to maximise and the metrics to log.
+        max_steps: Most steps, or None.
+        patience: Epochs without a better score that end the run, or None.
+        after_epoch: Gets the number of an epoch that is logged, before a checkpoint may be written.
+    """
+
+    train: Feed
+    val: Feed
+    epochs: int
+    set_modes: Callable[[int], None]
+    validate: Callable[[nn.Module, Iterable[Batch]], tuple[float, dict[str, float]]]
+    max_steps: int | None = None
+    patience: int | None = None
+    after_epoch: Callable[[int], None] = lambda epoch: None
 
 
 @dataclass(slots=True)

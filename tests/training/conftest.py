@@ -15,11 +15,11 @@ from medcls.data.dataset import Batch
 from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead, count_logits
-from medcls.training.loop import Feed, Keeper, Plan, run_epochs, train_epoch
+from medcls.training.loop import Keeper, run_epochs, train_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
-from medcls.training.state import EpochResult, Learner, Progress, StepRules
+from medcls.training.state import EpochResult, Feed, Learner, Plan, Progress, StepRules
 from medcls.training.tracking import Tracker
 
 
