@@ -36,7 +36,9 @@ class NonFiniteError(MedclsError):
 
 
 class SkippedStepError(MedclsError):
-    """A step was left out because its loss or gradient was not finite; fp16 that looks for its scale is not meant.
+    """A step was left out because its loss or gradient was not finite, and fp16 was not just searching for its scale.
+
+    It is handed to `Keeper.recover`, not raised.
 
     Attributes:
         group: This process's batches of the step.
@@ -90,7 +92,7 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
         # Not within the handler: the error holds on to the maps of the pass that failed.
         take_back(learner, buffers)
         free_memory(rules.device)
-        torch.manual_seed(torch.initial_seed())
+        torch.manual_seed(torch.initial_seed())  # the same dropout again
 
     own = sum(len(batch.images) for batch in group)
     loss_sum, images = distributed.add_up(own_loss * own, own)
@@ -102,14 +104,14 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
             distributed.sum_gradients(parameters, share=share)
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(parameters, rules.clip_norm or math.inf)
-            # To an active scaler infinite gradients are the signal to lower the scale: its step() skips by itself.
+            # An active scaler takes infinite gradients as its signal to lower the scale: its step() skips by itself.
             finite = scaler.is_enabled() or bool(torch.isfinite(norm))
             if finite:
                 scaler.step(optimizer)
         scaler.update()
         taken = finite and scaler.get_scale() >= scale
     if not taken:
-        # A scaler that looks for its scale skips as it is meant to, unless even the smallest scale overflows.
+        # fp16 skips steps to find its scale; that is a fault only if even the smallest scale overflows.
         learner.nonfinite += not finite or scale <= 1
         take_back(learner, buffers)
         return loss, False, int(images)
@@ -234,13 +236,19 @@ def run_epochs(
         # A resumed epoch begins in its middle.
         train.sampler.epoch, train.sampler.start = epoch, result.groups * rules.accumulate
         bar.update(epoch * total + result.images - bar.n)
-        batches: Iterator[Batch] = read_batches(train.loader, train.sampler, recover=keeper.recover)
-        if plan.max_steps is not None:
-            batches = islice(batches, max(0, plan.max_steps - progress.total) * rules.accumulate)
+        left = None if plan.max_steps is None else max(0, plan.max_steps - progress.total) * rules.accumulate
         try:
-            train_epoch(learner, progress, batches, rules, keeper, bar)
+            # No name for the batches: loading processes end with the epoch, before those of the validation start.
+            train_epoch(
+                learner,
+                progress,
+                islice(read_batches(train.loader, train.sampler, recover=keeper.recover), left),
+                rules,
+                keeper,
+                bar,
+            )
         except NonFiniteError as error:
-            # Now learner and progress are where a checkpoint was, or the run has ended here.
+            # Puts learner and progress back to a checkpoint, or raises.
             keeper.recover(error)
             continue
 
@@ -252,7 +260,21 @@ def run_epochs(
         progress.epoch, progress.result, progress.groups = epoch + 1, EpochResult(), progress.total
 
         if sink is not None:
-            sink.write(describe_epoch(epoch, result, learner) | metrics)
+            row = {
+                # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
+                "epoch": epoch + 1,
+                "lr": learner.last_rates,
+                "train_loss": result.loss,
+                "steps": result.steps,
+                "skipped_steps": result.skipped,
+                "images_per_second": result.images / result.seconds if result.seconds else None,
+                "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
+                "seconds": result.seconds,
+                **metrics,
+            }
+            if learner.piece is not None:
+                row["images_at_once"] = learner.piece
+            sink.write(row)
             mark = " *" if progress.best.epoch == epoch else ""
             shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
             bar.write(f"epoch {epoch + 1}/{plan.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
@@ -268,19 +290,3 @@ def read_validation(val: Feed, keeper: Keeper) -> Iterator[Batch]:
     for batch in read_batches(val.loader, val.sampler, recover=keeper.recover):
         keeper.checkpoint_if_due()
         yield batch
-
-
-def describe_epoch(epoch: int, result: EpochResult, learner: Learner) -> dict[str, Any]:
-    """Return what metrics.jsonl says of an epoch, besides its validation."""
-    return {
-        # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
-        "epoch": epoch + 1,
-        "lr": learner.last_rates,
-        "train_loss": result.loss,
-        "steps": result.steps,
-        "skipped_steps": result.skipped,
-        **({"images_at_once": learner.piece} if learner.piece else {}),
-        "images_per_second": result.images / result.seconds if result.seconds else None,
-        "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
-        "seconds": result.seconds,
-    }

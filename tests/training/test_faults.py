@@ -80,6 +80,19 @@ def test_first_layer_is_named_and_nothing_is_changed(
     assert learner.nonfinite == 1
 
 
+def test_batch_is_cut_as_in_the_step_never_into_one_image_before_batchnorm(
+    build_tiny: Tiny, make_batch: Make, build_learner: Build
+) -> None:
+    model, sizes = build_tiny().train(), []
+    spoil_weight(model)
+    model.get_submodule(LAYER).register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    learner, group, rules = build_learner(model), [make_batch(5)], StepRules()
+    learner.piece = 2
+    loss = make_step(learner, group, rules)
+    assert find_layer(learner, group, rules, loss=loss, seed=7) == ("backward", f"{LAYER}.weight")
+    assert sizes == [3, 2, 3, 2]
+
+
 def test_loss_that_is_not_finite_of_finite_outputs_is_named(
     build_tiny: Tiny, make_batch: Make, build_learner: Build
 ) -> None:
