@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import signal
 import subprocess
 import sys
@@ -161,6 +162,30 @@ def test_signal_ends_after_the_step_with_a_checkpoint(run_train: Run, whole: Pat
         with pytest.raises(PreemptedError, match=r"SIGUSR1: stopped after 4 steps, in epoch 2; run the same command"):
             run_train(tmp_path / "run", *SETTINGS, "checkpoint.minutes=1000")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000004"]
+    run_train(tmp_path / "run", *SETTINGS)
+    assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
+
+
+@tiny
+def test_checkpoint_that_becomes_due_during_the_validation_is_written_there(
+    run_train: Run, whole: Path, tmp_path: Path
+) -> None:
+    looks = iter(range(1, 1000))
+    original = CheckpointManager.checkpoint_if_due
+
+    def look(self: CheckpointManager, *, validated: bool = False) -> None:
+        # Three steps of the first epoch, then its one batch of validation.
+        validating = next(looks) == 4
+        self.seconds = 0 if validating else math.inf
+        original(self, validated=validated)
+        if validating:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointManager, "checkpoint_if_due", look)
+        with pytest.raises(Killed):
+            run_train(tmp_path / "run", *SETTINGS)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000003"]
     run_train(tmp_path / "run", *SETTINGS)
     assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
 
