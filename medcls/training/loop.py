@@ -229,58 +229,57 @@ def run_epochs(
         sink: Gets one row of each epoch, and is closed; None in processes that write nothing.
     """
     train, total = plan.train, plan.train.sampler.num_samples
-    bar = show_progress(total=plan.epochs * total, unit="image", desc="train", mininterval=1.0)
-    while not progress.is_over(epochs=plan.epochs, max_steps=plan.max_steps, patience=plan.patience):
-        epoch, result = progress.epoch, progress.result
-        plan.set_modes(epoch)
-        # A resumed epoch begins in its middle.
-        train.sampler.epoch, train.sampler.start = epoch, result.groups * rules.accumulate
-        bar.update(epoch * total + result.images - bar.n)
-        left = None if plan.max_steps is None else max(0, plan.max_steps - progress.total) * rules.accumulate
-        try:
-            # No name for the batches: loading processes end with the epoch, before those of the validation start.
-            train_epoch(
-                learner,
-                progress,
-                islice(read_batches(train.loader, train.sampler, recover=keeper.recover), left),
-                rules,
-                keeper,
-                bar,
-            )
-        except NonFiniteError as error:
-            # Puts learner and progress back to a checkpoint, or raises.
-            keeper.recover(error)
-            continue
+    with show_progress(total=plan.epochs * total, unit="image", desc="train", mininterval=1.0) as bar:
+        while not progress.is_over(epochs=plan.epochs, max_steps=plan.max_steps, patience=plan.patience):
+            epoch, result = progress.epoch, progress.result
+            plan.set_modes(epoch)
+            # A resumed epoch begins in its middle.
+            train.sampler.epoch, train.sampler.start = epoch, result.groups * rules.accumulate
+            bar.update(epoch * total + result.images - bar.n)
+            left = None if plan.max_steps is None else max(0, plan.max_steps - progress.total) * rules.accumulate
+            try:
+                # No name for the batches: loading processes end with the epoch, before those of the validation start.
+                train_epoch(
+                    learner,
+                    progress,
+                    islice(read_batches(train.loader, train.sampler, recover=keeper.recover), left),
+                    rules,
+                    keeper,
+                    bar,
+                )
+            except NonFiniteError as error:
+                # Puts learner and progress back to a checkpoint, or raises.
+                keeper.recover(error)
+                continue
 
-        score, metrics = plan.validate(learner.evaluated, read_validation(plan.val, keeper))
-        # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
-        own = (score, metrics.get("val_loss", math.nan)) if distributed.is_first() else (0.0, 0.0)
-        score, loss = distributed.add_up(*own)
-        progress.best.update(score, epoch, learner.evaluated, loss=loss)
-        progress.epoch, progress.result, progress.groups = epoch + 1, EpochResult(), progress.total
+            score, metrics = plan.validate(learner.evaluated, read_validation(plan.val, keeper))
+            # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
+            own = (score, metrics.get("val_loss", math.nan)) if distributed.is_first() else (0.0, 0.0)
+            score, loss = distributed.add_up(*own)
+            progress.best.update(score, epoch, learner.evaluated, loss=loss)
+            progress.epoch, progress.result, progress.groups = epoch + 1, EpochResult(), progress.total
 
-        if sink is not None:
-            row = {
-                # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
-                "epoch": epoch + 1,
-                "lr": learner.last_rates,
-                "train_loss": result.loss,
-                "steps": result.steps,
-                "skipped_steps": result.skipped,
-                "images_per_second": result.images / result.seconds if result.seconds else None,
-                "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
-                "seconds": result.seconds,
-                **metrics,
-            }
-            if learner.piece is not None:
-                row["images_at_once"] = learner.piece
-            sink.write(row)
-            mark = " *" if progress.best.epoch == epoch else ""
-            shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
-            bar.write(f"epoch {epoch + 1}/{plan.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
-        plan.after_epoch(epoch)
-        keeper.checkpoint_if_due(validated=True)
-    bar.close()
+            if sink is not None:
+                row = {
+                    # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
+                    "epoch": epoch + 1,
+                    "lr": learner.last_rates,
+                    "train_loss": result.loss,
+                    "steps": result.steps,
+                    "skipped_steps": result.skipped,
+                    "images_per_second": result.images / result.seconds if result.seconds else None,
+                    "data_wait_share": result.wait_seconds / result.seconds if result.seconds else None,
+                    "seconds": result.seconds,
+                    **metrics,
+                }
+                if learner.piece is not None:
+                    row["images_at_once"] = learner.piece
+                sink.write(row)
+                mark = " *" if progress.best.epoch == epoch else ""
+                shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
+                bar.write(f"epoch {epoch + 1}/{plan.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
+            plan.after_epoch(epoch)
+            keeper.checkpoint_if_due(validated=True)
     if sink is not None:
         sink.close()
 
