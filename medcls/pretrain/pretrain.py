@@ -39,7 +39,7 @@ from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import move_model, predict_pieces
 from medcls.training.loop import NonFiniteError, run_epochs
 from medcls.training.losses import Loss, build_reconstruction_loss
-from medcls.training.state import Best, Feed, Learner, Plan, Progress, StepRules
+from medcls.training.state import Best, Feed, Learner, Progress, RunPlan, StepRules
 from medcls.training.tracking import Tracker
 
 
@@ -153,7 +153,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: CheckpointManager, m
             )
 
     inputs = data.inputs
-    plan = Plan(
+    plan = RunPlan(
         train=Feed(build_loader(inputs[0], sampler, workers=workers, device=rules.device), sampler),
         val=Feed(build_loader(inputs[1], held_out, workers=workers, device=rules.device), held_out),
         epochs=levels * job.trainer.epochs,

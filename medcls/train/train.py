@@ -48,7 +48,7 @@ from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import PredictOptions, predict_logits
 from medcls.training.loop import NonFiniteError, run_epochs
 from medcls.training.losses import build_loss
-from medcls.training.state import Best, Feed, Plan, Progress, StepRules
+from medcls.training.state import Best, Feed, Progress, RunPlan, StepRules
 from medcls.training.tracking import Tracker
 
 
@@ -134,7 +134,7 @@ def fit(job: TrainJob, *, data: TrainingData, keeper: CheckpointManager, set_mod
     # Validation takes twice as many images at once.
     check_room(data.train, workers=workers, batch_size=2 * sampler.batch_size)
     inputs = data.inputs
-    plan = Plan(
+    plan = RunPlan(
         train=Feed(build_loader(inputs[0], sampler, workers=workers, device=rules.device), sampler),
         val=Feed(build_loader(inputs[1], held_out, workers=workers, device=rules.device), held_out),
         epochs=job.trainer.epochs,

@@ -25,7 +25,7 @@ from medcls.models.synchronization import share_statistics, waits_for_others
 from medcls.reproducibility import draw_seed
 from medcls.training.forward import run_forward
 from medcls.training.memory import count_least, cut_batch, explain_update, free_memory, halve_pieces
-from medcls.training.state import EpochResult, Feed, Learner, Plan, Progress, StepRules
+from medcls.training.state import EpochResult, Feed, Learner, Progress, RunPlan, StepRules
 from medcls.training.tracking import Tracker
 
 
@@ -216,7 +216,7 @@ def train_epoch(
 
 
 def run_epochs(
-    learner: Learner, progress: Progress, plan: Plan, *, rules: StepRules, keeper: Keeper, sink: Tracker | None
+    learner: Learner, progress: Progress, plan: RunPlan, *, rules: StepRules, keeper: Keeper, sink: Tracker | None
 ) -> None:
     """Train from where `progress` is to the end, and leave the best epoch there.
 

@@ -101,7 +101,7 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """What a run does, besides its steps.
 
     Attributes:

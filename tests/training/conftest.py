@@ -19,7 +19,7 @@ from medcls.training.loop import Keeper, run_epochs, train_epoch
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
-from medcls.training.state import EpochResult, Feed, Learner, Plan, Progress, StepRules
+from medcls.training.state import EpochResult, Feed, Learner, Progress, RunPlan, StepRules
 from medcls.training.tracking import Tracker
 
 
@@ -61,7 +61,12 @@ def train_epochs(
     progress, given = progress or Progress(), {"epochs": 9, "set_modes": lambda epoch: learner.model.train()} | plan
     feed = Feed(lines, lines)
     run_epochs(
-        learner, progress, Plan(feed, feed, **given), rules=rules or StepRules(), keeper=keeper or Keeper(), sink=sink
+        learner,
+        progress,
+        RunPlan(feed, feed, **given),
+        rules=rules or StepRules(),
+        keeper=keeper or Keeper(),
+        sink=sink,
     )
     return progress
 
