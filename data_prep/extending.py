@@ -16,14 +16,13 @@ from medcls.console import say
 from medcls.data.columns import Codes
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import link_patients
-from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits, read_split
+from medcls.data.splits import OUT, Splits, read_split
 from medcls.data.store import Store
 from medcls.disk import find_disk_failure
 from medcls.errors import ConfigError, MedclsError, MissingInputError
 from medcls.files import DATASET, SPLITS
 from medcls.identity import format_count, name_units
 
-_OUT = SPLIT_NAMES.index(DROPPED)
 _DEFAULT = "default"
 # Stores beside this one that are looked at, the newest first.
 _MOST_STORES = 8
@@ -34,7 +33,7 @@ class Known:
     """Where an earlier split has the patients of a store.
 
     Attributes:
-        splits: (patients.texts,) split of each patient, the code of DROPPED for a new one.
+        splits: (patients.texts,) split of each patient, OUT for a new one.
         chain: Splits that are extended, the nearest first, as the certificate states them.
     """
 
@@ -47,11 +46,11 @@ class Known:
 
 
 def _most_held_out(of_row: Splits, owners: Codes) -> NDArray[np.int8]:
-    """Return the most held-out split among the rows of each owner, the code of DROPPED if it has none."""
+    """Return the most held-out split among the rows of each owner, OUT if it has none."""
     found = np.full(len(owners.texts), -1, np.int8)
-    kept = of_row != _OUT
+    kept = of_row != OUT
     np.maximum.at(found, owners.values[kept], of_row[kept])
-    return np.where(found < 0, np.int8(_OUT), found)
+    return np.where(found < 0, np.int8(OUT), found)
 
 
 def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Sequence[DuplicatePair]) -> Known:
@@ -81,24 +80,24 @@ def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Seq
             "so that none can be recognised: set deidentify and deidentify.key_file as that store had them"
         )
     by_id = _look_up(patients, old.codes("patient_id"), splits)
-    by_image = np.full(len(patients.texts), _OUT, np.int8)
+    by_image = np.full(len(patients.texts), OUT, np.int8)
     if old.spec == store.spec:
         by_image = _most_held_out(_find_identical(store, old, splits), patients)
-    found = np.where(by_id != _OUT, by_id, by_image)
+    found = np.where(by_id != OUT, by_id, by_image)
     linked = link_patients(patients, links)
     together = _most_held_out(found[patients.values], linked)
     first = np.unique(patients.values, return_index=True)[1]
-    found = np.where(found != _OUT, found, together[linked.values[first]])
-    count = int((by_id != _OUT).sum())
+    found = np.where(found != OUT, found, together[linked.values[first]])
+    count = int((by_id != OUT).sum())
     unit = name_units("patients", store.patients_from)
-    if not (found != _OUT).any():
+    if not (found != OUT).any():
         raise ConfigError(
             f"split.extends={config.extends}: none of the {len(patients.texts)} {unit} of this store is in it "
             f"({len(old.codes('patient_id').texts)} {name_units('patients', old.patients_from)}), "
             "by id or by image: check patient_id and "
             "deidentify.key_file, or remove split.extends"
         )
-    follow = int((found != _OUT).sum()) - count
+    follow = int((found != OUT).sum()) - count
     say(
         f"split {config.name} extends split {name} of store {old.name}: {count} {unit} stay where they were, "
         f"{follow} more follow an image that is the same, {len(found) - count - follow} are new and dealt"
@@ -134,17 +133,17 @@ def _locate(given: str, name: str) -> tuple[Path, str]:
 
 
 def _look_up(patients: Codes, old: Codes, splits: Splits) -> NDArray[np.int8]:
-    """Return the earlier split of each patient by its id, the code of DROPPED if it has none."""
-    known = np.append(_most_held_out(splits, old), np.int8(_OUT))
+    """Return the earlier split of each patient by its id, OUT if it has none."""
+    known = np.append(_most_held_out(splits, old), np.int8(OUT))
     return np.asarray(known[pc.fill_null(pc.index_in(patients.texts, value_set=old.texts), -1).to_numpy()])
 
 
 def _find_identical(store: Store, old: Store, splits: Splits) -> NDArray[np.int8]:
-    """Return for each image the earlier split of an identical one, the code of DROPPED if there is none."""
-    kept = np.flatnonzero(splits != _OUT)
+    """Return for each image the earlier split of an identical one, OUT if there is none."""
+    kept = np.flatnonzero(splits != OUT)
     before = old.read("pixel_sha256", rows=kept).column(0).combine_chunks()
     place = pc.fill_null(pc.index_in(store.read("pixel_sha256").column(0), value_set=before), -1).to_numpy()
-    return np.asarray(np.append(splits[kept], np.int8(_OUT))[place])
+    return np.asarray(np.append(splits[kept], np.int8(OUT))[place])
 
 
 def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse: str | None) -> None:
@@ -169,7 +168,7 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
             if failure := find_disk_failure(error):
                 say(f"notice: store {path} cannot be read ({failure.strerror}): its splits are not compared with these")
             continue
-        shared = (there != _OUT) & (here != _OUT)
+        shared = (there != OUT) & (here != OUT)
         moved = int((shared & (there != here)).sum())
         if moved:
             found.append((path, int(shared.sum()), moved))

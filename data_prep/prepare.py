@@ -53,7 +53,6 @@ from medcls.imaging.worker import VOLUME_LIMITS, Limits
 from medcls.inputs import check_source_folder
 from medcls.locks import lock_folder
 
-_BATCH = 65536
 _NAMES = "|".join(map(re.escape, (MANIFEST, LEDGER, LABELS, LABELLING, SPLITS)))
 _OURS = re.compile(rf"{_NAMES}|shard-\d{{5,}}\.npy|{PARTS}(-\d+-of-\d+)?|{re.escape(TEMPORARY)}.*")
 

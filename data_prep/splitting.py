@@ -28,6 +28,7 @@ from medcls.data.folds import link_patients
 from medcls.data.splits import (
     DROPPED,
     ORDER,
+    OUT,
     SPLIT_NAMES,
     TRAIN,
     Splits,
@@ -47,7 +48,6 @@ from medcls.identity import format_count
 
 RANDOM = "random by patient, stratified by label"
 _EARLIER = " as they were when it was made"
-_OUT = SPLIT_NAMES.index(DROPPED)
 
 
 def split_store(
@@ -102,7 +102,7 @@ def split_store(
     fractions = None if given else _fractions(config)
     dealt = RANDOM if patients_known else RANDOM.replace("patient", "image (patients unknown)")
     if given:
-        splits = np.where(listed, code_splits(code_column(labels.column("split"))), np.int8(_OUT))
+        splits = np.where(listed, code_splits(code_column(labels.column("split"))), np.int8(OUT))
         if cut:
             fractions = {name: share if name in cut else 0.0 for name, share in _fractions(config).items()}
             fractions["train"] = round(1 - sum(share for name, share in fractions.items() if name != TRAIN), 9)
@@ -163,7 +163,7 @@ def _can_merge(links: Sequence[DuplicatePair], splits: Splits, labels: pa.Table,
     """Whether merging the patients of same images can mend a leak: one was dealt, and not given by the user."""
     given = labels.column("split")
     dealt = {None, TRAIN} if cut else {None}
-    crossing = [p for p in links if splits[p.first] != splits[p.second] and _OUT not in splits[[p.first, p.second]]]
+    crossing = [p for p in links if splits[p.first] != splits[p.second] and OUT not in splits[[p.first, p.second]]]
     return any({given[p.first].as_py(), given[p.second].as_py()} <= dealt for p in crossing)
 
 
@@ -218,7 +218,7 @@ def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Spl
     if new or any(written.get(key) != value for key, value in expected.items()):
         return None
     splits, certificate = read_split(store, config.name)
-    out, unlisted = splits == _OUT, ~labels.column("listed").to_numpy()
+    out, unlisted = splits == OUT, ~labels.column("listed").to_numpy()
     names = read_names(store.folder / LABELS)
     same = set(names) == set(labels.column_names) - {"listed", "split"} and (
         read_columns(store.folder / LABELS, *names).combine_chunks().equals(labels.select(names).combine_chunks())
@@ -266,7 +266,7 @@ def _read_dealt(
     ):
         return None
     splits, _ = read_split(store, config.name)
-    return splits if ((splits != _OUT) == listed).all() else None
+    return splits if ((splits != OUT) == listed).all() else None
 
 
 def _deal(
@@ -286,7 +286,7 @@ def _deal(
     place = known.spread(patients, units)
     splits = assign_splits(units, strata, fractions=fractions, seed=config.seed, listed=listed, known=place)
     own = known.splits[patients.values]
-    return np.where(listed & (own != _OUT), own, splits)
+    return np.where(listed & (own != OUT), own, splits)
 
 
 def _cut(splits: Splits, *, patients: Codes, strata: Strata, fractions: dict[str, float], seed: int) -> Splits:
@@ -369,7 +369,7 @@ def _list_links(
 ) -> None:
     """Write the list of same images with their splits, and say how many patients they link inside one split."""
     where = write_same_images(same, store, labels, origin=origin, splits=splits)
-    inside = [pair for pair in same.links if splits[pair.first] == splits[pair.second] != _OUT]
+    inside = [pair for pair in same.links if splits[pair.first] == splits[pair.second] != OUT]
     if not inside:
         return
     number = len(np.unique(patients.values[[row for pair in inside for row in (pair.first, pair.second)]]))

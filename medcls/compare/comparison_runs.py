@@ -11,9 +11,10 @@ from typing import Any
 from medcls.compare.comparison_commands import Work, run_folder
 from medcls.compare.comparison_executors import Executor, Handle
 from medcls.compare.comparison_folds import PlannedFold
-from medcls.compare.comparison_task import PREEMPTED, ComparisonTask
+from medcls.compare.comparison_task import ComparisonTask
 from medcls.console import say
 from medcls.data.store import Store
+from medcls.entry import INTERRUPTED
 from medcls.evaluate.judged_rows import METRICS
 from medcls.evaluate.split_predictions import INPUTS
 from medcls.files import LABELS, MODEL, read_json, sha256_file
@@ -132,7 +133,7 @@ def run_works(
                 del running[work.name]
                 code = handle.result()
                 tries[work.name] += 1
-                if code == PREEMPTED and tries[work.name] < _TRIES:
+                if code == INTERRUPTED and tries[work.name] < _TRIES:
                     say(f"{work.name} was interrupted (exit code {code}): it starts again")
                     waiting.insert(0, work)
                     continue

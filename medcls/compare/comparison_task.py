@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from medcls.entry import INTERRUPTED
 from medcls.errors import DataError, MedclsError, MissingInputError, UsageError
 from medcls.files import parse_json, read_json, write_json
 from medcls.typed_fields import check_types
 
-PREEMPTED = 75  # of a training that goes on when it is started again
 EXIT_CODE = "exit_code"
 
 
@@ -99,7 +99,7 @@ def run_task(task: ComparisonTask, *, on_start: Callable[[subprocess.Popen[bytes
             if on_start:
                 on_start(process)
             code = process.wait()
-            if code in (0, PREEMPTED) and not was_there:
+            if code in (0, INTERRUPTED) and not was_there:
                 _add_seconds(task.seconds, command, time.monotonic() - started)
             if code:
                 return code

@@ -19,8 +19,8 @@ from scipy.sparse.csgraph import connected_components
 from medcls.data.columns import Codes
 from medcls.data.duplicates import DuplicatePair, find_store_duplicates
 from medcls.data.splits import (
-    DROPPED,
     MERGED,
+    OUT,
     SPLIT_NAMES,
     TEST,
     TRAIN,
@@ -40,7 +40,7 @@ from medcls.reproducibility import draw_seed
 
 # By how much the validation part of version 0.2.0's folds may differ from folds.val.
 _NEAR = 0.05
-_TRAIN, _VAL, _TEST, _OUT = (SPLIT_NAMES.index(name) for name in (TRAIN, VAL, TEST, DROPPED))
+_TRAIN, _VAL, _TEST = (SPLIT_NAMES.index(name) for name in (TRAIN, VAL, TEST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, A
         return fold
     splits, _ = read_split(store, name)
     train, found = ((splits == code).sum() for code in (_TRAIN, _VAL))
-    same = ((splits == _OUT) == (fold.splits == _OUT)).all() and abs(found / max(train + found, 1) - val) <= _NEAR
+    same = ((splits == OUT) == (fold.splits == OUT)).all() and abs(found / max(train + found, 1) - val) <= _NEAR
     return replace(fold, splits=splits, algorithm=EARLIER) if same else fold
 
 
@@ -199,7 +199,7 @@ def shrink_training(fold: Fold, size: int | None, *, patients: Codes, strata: St
     images = np.bincount(patients.values[train], minlength=len(patients.texts))
     kept = np.zeros(len(patients.texts), dtype=np.bool_)
     kept[order[np.cumsum(images[order]) <= size]] = True
-    splits = np.where(train & ~kept[patients.values], np.int8(_OUT), fold.splits)
+    splits = np.where(train & ~kept[patients.values], np.int8(OUT), fold.splits)
     return replace(fold, splits=splits, size=size)
 
 

@@ -27,11 +27,10 @@ from medcls.identity import format_count
 TRAIN, VAL, TEST, DROPPED = "train", "val", "test", "dropped"
 ORDER = (TRAIN, VAL, TEST)
 SPLIT_NAMES = (*ORDER, DROPPED)
+OUT = SPLIT_NAMES.index(DROPPED)
 # Key of a certificate: how many patients were merged into others, since they share images.
 MERGED = "merged_patients"
 _NAME = "split.name"
-_OUT = SPLIT_NAMES.index(DROPPED)
-
 Splits = NDArray[np.int8]
 
 
@@ -42,7 +41,7 @@ def code_splits(names: Codes) -> Splits:
         ValueError: a name that is none of SPLIT_NAMES.
     """
     known = list(SPLIT_NAMES)
-    of_name = np.array([*(known.index(str(name)) for name in names.texts.to_pylist()), _OUT], dtype=np.int8)
+    of_name = np.array([*(known.index(str(name)) for name in names.texts.to_pylist()), OUT], dtype=np.int8)
     return np.asarray(of_name[names.values])
 
 
@@ -60,7 +59,7 @@ def find_shared_patients(patients: Codes, splits: Splits) -> dict[str, list[str]
 def _splits_of_values(column: Codes, splits: Splits) -> NDArray[np.bool_]:
     """(different values, 3): whether a value stands in train, val, test."""
     seen = np.zeros((len(column.texts), len(ORDER)), dtype=np.bool_)
-    kept = splits != _OUT
+    kept = splits != OUT
     seen[column.values[kept], splits[kept]] = True
     return seen
 
@@ -89,7 +88,7 @@ def resolve_leaks(
         DataError: on_leak="refuse" and there is a leak; the message counts the patients and images.
     """
     shared = find_shared_patients(patients, splits)
-    kept = [d for d in duplicates if _OUT not in (splits[d.first], splits[d.second])]
+    kept = [d for d in duplicates if OUT not in (splits[d.first], splits[d.second])]
     crossing = [d for d in kept if splits[d.first] != splits[d.second]]
     names = name_images([row for d in crossing for row in (d.first, d.second)])
     found = {
@@ -108,16 +107,16 @@ def resolve_leaks(
     if on_leak == "refuse" and (shared or crossing):
         raise DataError(_describe_leak(found, remedy))
     result = _drop_leaks(splits, patients, crossing) if on_leak == "drop" else splits
-    return result, found | {"dropped": int((result == _OUT).sum() - (splits == _OUT).sum())}
+    return result, found | {"dropped": int((result == OUT).sum() - (splits == OUT).sum())}
 
 
 def _drop_leaks(splits: Splits, patients: Codes, crossing: Sequence[DuplicatePair]) -> Splits:
     seen = _splits_of_values(patients, splits)
     # The most held-out split of each patient; one of no split has no images that could leave it.
     last = np.where(seen, np.arange(len(ORDER)), 0).max(axis=1)
-    result = np.where(splits < last[patients.values], np.int8(_OUT), splits)
+    result = np.where(splits < last[patients.values], np.int8(OUT), splits)
     for pair in crossing:
-        result[min((pair.first, pair.second), key=lambda row: splits[row])] = _OUT
+        result[min((pair.first, pair.second), key=lambda row: splits[row])] = OUT
     return result
 
 
@@ -289,4 +288,4 @@ def _check_again(store: Store, splits: Splits, path: Path) -> None:
 
 def rows_of(splits: Splits, name: str) -> NDArray[np.int64]:
     """Returns the manifest rows of one split ("all": every row that is not dropped), ascending."""
-    return np.flatnonzero(splits != _OUT if name == "all" else splits == SPLIT_NAMES.index(name))
+    return np.flatnonzero(splits != OUT if name == "all" else splits == SPLIT_NAMES.index(name))

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes
-from medcls.data.splits import DROPPED, ORDER, SPLIT_NAMES, Splits
+from medcls.data.splits import ORDER, OUT, Splits
 from medcls.data.strata import Strata
 from medcls.reproducibility import draw_seed
 
-_OUT = SPLIT_NAMES.index(DROPPED)
 DEALING = "at random inside strata of label and number of images, version 2"
 EARLIER = "patients with most images to training first, version 0.2.0"
 """Algorithms of dealing as certificates name them; a certificate without a name is of version 0.2.0."""
@@ -41,12 +40,12 @@ def assign_splits(
         fractions: Split name -> share of the patients, summing to 1; a share of 0 gets nobody new.
         seed: Seed of all draws.
         listed: (N,) images that take part, None = all.
-        known: (patients.texts,) split of each patient that stays where it was, the code of DROPPED for new ones.
+        known: (patients.texts,) split of each patient that stays where it was, OUT for new ones.
     """
     shares = {name: fractions.get(name, 0.0) for name in ORDER}
-    stay = None if known is None else np.where(known == _OUT, -1, known).astype(np.int16)
+    stay = None if known is None else np.where(known == OUT, -1, known).astype(np.int16)
     places = assign_shares(patients, strata, shares=shares, seed=seed, listed=listed, known=stay)
-    return np.where(places < 0, _OUT, places).astype(np.int8)
+    return np.where(places < 0, OUT, places).astype(np.int8)
 
 
 def assign_shares(

@@ -14,7 +14,6 @@ from medcls.errors import DataError
 from medcls.explain.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
 
-KINDS = ("slic", "quickshift", "grid")
 # With intensities in [0, 1]: edges win over a regular shape (scikit-image's own example for grey images).
 _COMPACTNESS = 0.1
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medcls.files import write_bytes
+from medcls.report.content import INTENDED_USE
 from medcls.report.templates import load_template
-
-INTENDED_USE = "For research. Not a medical device: no diagnosis or treatment may rest on it."
 
 
 @dataclass(frozen=True, slots=True)

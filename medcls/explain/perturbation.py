@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from skimage.filters import gaussian
 from torch import Tensor
 
-BACKGROUNDS = ("blur", "mean", "black", "segment")
 Score = Callable[[Tensor], Tensor]
 """Images (N, C, *spatial) float32 to (N,) float; differentiable where a method asks for gradients."""
 

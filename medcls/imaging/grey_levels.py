@@ -25,7 +25,9 @@ class SourceValues:
         low: Smallest value outside padding.
         high: Largest value outside padding.
         levels: Distinct values among at most 65,536 pixels that lie evenly over the image: at least so many.
-        scaling: What turns them into [0, 1], a word of grey.SCALINGS.
+        scaling: What turns them into [0, 1]: "type" (the largest value of their integer type), "voi_lut" or "window"
+            (the file's), "own_range" (the image's smallest and largest value), "unit" (nothing: floats in [0, 1]),
+            "range" (image.range) or "windows_hu" (image.windows_hu).
     """
 
     low: float

@@ -17,8 +17,6 @@ from medcls.imaging.dicom.scan import scan_dicom
 from medcls.imaging.image import SUPPORTED_SUFFIXES, check_header
 from medcls.imaging.raster import PICTURE_FORMATS, READ_FORMATS, check_raster, find_format, measure_raster
 
-KINDS = ("dicom", "nifti", "raster", "other")
-
 _NIFTI_PARTS = {
     348: ((40, "8h"), (76, "8f"), (123, "B")),
     540: ((16, "8q"), (104, "8d"), (500, "i")),

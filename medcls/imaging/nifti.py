@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.dicom_file import BoundedReader, refusing_parser_errors
 from medcls.imaging.instance import NIFTI_MILLIMETRES
-from medcls.imaging.volume.geometry import compute_spacing
+from medcls.imaging.volume.geometry import FARTHEST_MM, compute_spacing
 from medcls.imaging.volume.volume import RawVolume
 
 _VERSIONS = {348: ("Nifti1Header", 344, b"n+1\0", b"ni1\0"), 540: ("Nifti2Header", 4, b"n+2\0", b"ni2\0")}
@@ -30,8 +30,6 @@ _HABITUAL_AXES = "LAS"
 """Where i, j and k grow to in NIfTI files that do not say it: what nibabel, FSL and SPM take."""
 
 _MAX_HEADER_BYTES = 1 << 24
-_FARTHEST_MM = 1e6
-"""As of stacks: no patient is a kilometre away."""
 
 _RESAMPLE = "resample the image to a grid at right angles (nibabel.processing.resample_to_output with voxel_sizes)"
 _CORRECT = "save the image with a correct header (nibabel: header.set_sform, header.set_zooms)"
@@ -250,7 +248,7 @@ def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str, *, scal
             "an Analyze file does not say where left is; image.analyze_axes=LAS says where i, j, k grow to",
         )
     spacing = np.abs(np.asarray(header["pixdim"][1:4], np.float64)) * scale
-    if not (np.isfinite(spacing).all() and spacing.min() > 1 / _FARTHEST_MM and spacing.max() < _FARTHEST_MM):
+    if not (np.isfinite(spacing).all() and spacing.min() > 1 / FARTHEST_MM and spacing.max() < FARTHEST_MM):
         raise ImageRefusedError("orientation", "an axis of the file has no length")
     linear = np.zeros((3, 3))
     for axis, letter in enumerate(axes):
@@ -310,7 +308,7 @@ def _check_form(header: Any, affine: Any, *, scale: float) -> NDArray[np.float64
     _check_axes(chosen, edges)
     if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
         raise ImageRefusedError("affine_conflict", f"pixdim and the affine give different voxel sizes: {_CORRECT}")
-    if edges.min() * scale < 1 / _FARTHEST_MM or np.abs(chosen[:3]).max() * scale > _FARTHEST_MM:
+    if edges.min() * scale < 1 / FARTHEST_MM or np.abs(chosen[:3]).max() * scale > FARTHEST_MM:
         raise ImageRefusedError("malformed_element", f"the affine's lengths are not a patient's: {_CORRECT}")
     return chosen
 

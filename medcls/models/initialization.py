@@ -15,7 +15,6 @@ from medcls.errors import ConfigError
 from medcls.models.backbones import VGGS, Backbone
 from medcls.reproducibility import make_generator
 
-INITS = ("full", "mean_var", "hybrid", "shallower")
 PRETRAINED, IN_PART, MEAN_VAR, RANDOM = "pretrained", "in part", "mean_var", "random"
 _FIRST_CONVOLUTIONS = 4
 
@@ -101,7 +100,7 @@ def describe_origins(backbone: Backbone, left: set[str], *, init: str) -> dict[s
     Args:
         backbone: The network.
         left: Parameters of its body that were left as they were: random.
-        init: One of INITS.
+        init: "full", "mean_var", "hybrid" or "shallower".
     """
     names = {id(parameter): name for name, parameter in backbone.body.named_parameters()}
     origins = {}

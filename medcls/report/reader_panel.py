@@ -7,12 +7,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from medcls.report.assessed_tables import Cell, Table
+from medcls.report.assessed_tables import MOST_ROWS, Cell, Table
 from medcls.report.drawing import MUTED, SERIES, Draw
 from medcls.statistics.number_text import Number, format_number, format_value
 
-MOST_ROWS = 120
-MOST_POINTS = 500
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CAPTION = (
     "Each reader by themselves, on the images that they read; nothing is said about readers in general. They are "

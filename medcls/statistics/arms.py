@@ -24,8 +24,6 @@ from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.shared_metrics import as_grades, build_shared_estimator, check_one_question
 from medcls.statistics.support import Basis, Support, find_support
 
-DESIGNS = ("kfold", "repeated", "5x2", "holdout")
-
 
 @dataclass(frozen=True, slots=True)
 class FoldPredictions:

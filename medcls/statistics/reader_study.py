@@ -16,15 +16,7 @@ from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
 from medcls.statistics.ranking import compute_curve, compute_roc
 from medcls.statistics.support import find_rate_support, name_sides
 
-MOST_ROWS = 120
 MOST_POINTS = 500
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
-CAPTION = (
-    "Each reader by themselves, on the images that they read; nothing is said about readers in general. They are "
-    "numbered; their names are not shown. The model's sensitivity is taken at the threshold, of those on these images, "
-    "that is at least as specific as the reader; it is chosen again in every resample. p: McNemar over patients, at "
-    "the model's own decision; Holm over the readers of one question."
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,7 +211,7 @@ def compute_display(
         grey_range: Modality values that become 0 and 1, instead of the file's VOI; MONOCHROME1 inverts them.
 
     Returns:
-        The values, and the word of grey.SCALINGS for what scaled them.
+        The values, and the word for what scaled them (grey_levels.SourceValues.scaling).
 
     Raises:
         ImageRefusedError: window, no_window, not_hounsfield, presentation_conflict, float_range, all_padding, palette,

@@ -17,10 +17,6 @@ from medcls.imaging.dicom.pixels import StoredFrame
 
 Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
-SCALINGS = ("type", "voi_lut", "window", "own_range", "unit", "range", "windows_hu")
-"""What turned grey values into [0, 1]: the largest value of their integer type, the file's VOI LUT or window, the
-image's own smallest and largest value, nothing (floats in [0, 1]), image.range, or image.windows_hu."""
-
 
 @dataclass(frozen=True, slots=True)
 class LookupTable:
@@ -157,7 +153,7 @@ def build_window(function: str, center: float, width: float) -> Display:
 def find_voi(
     source: Header, *, signed: bool, window_index: int, little_endian: bool, is_ct: bool
 ) -> tuple[Display, str] | None:
-    """Return the VOI transform that a header states and its word of SCALINGS; None if it states none.
+    """Return the VOI transform that a header states and its word (as SourceValues.scaling); None if it states none.
 
     Args:
         source: Dataset, or item of the frame VOI LUT macro.
@@ -195,7 +191,7 @@ def choose_display(
     little_endian: bool,
     is_ct: bool,
 ) -> tuple[Display, str]:
-    """Return the VOI transform that the file states, else a stated fall-back, and its word of SCALINGS.
+    """Return the VOI transform that the file states, else a stated fall-back, and its word (as SourceValues.scaling).
 
     Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused; deeper images
     map the smallest and largest unpadded value to 0 and 1, because their full range is mostly unused (16 bits stored

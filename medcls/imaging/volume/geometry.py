@@ -15,6 +15,9 @@ from medcls.errors import DataError, ImageRefusedError
 _ANGLE = 1e-3
 """Radians that direction cosines may be off for being rounded: 0.06 degrees, half a pixel across a large stack."""
 
+FARTHEST_MM = 1e6
+"""No patient is a kilometre away; numbers beyond make arithmetic overflow, not images."""
+
 SAME_MM = 1e-3
 _STRAY = 0.25
 """Distances of slices that differ by less than this fraction of their median are meant to be one distance."""

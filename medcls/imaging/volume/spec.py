@@ -23,7 +23,7 @@ WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0,
 HU_RANGE = (-1024, 3071)
 """What intensity="hounsfield" keeps: the range of a 12-bit CT with the usual intercept. Own choice."""
 
-_MAX_VOXELS = 1 << 28
+MAX_VOXELS = 1 << 28
 _NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None, "damaged": "refuse"}
 """Fields that version 0.2.0 did not have, with their defaults."""
 
@@ -81,8 +81,8 @@ class VolumeSpec:
         check_choice("image.intensity", self.intensity, VOLUME_INTENSITIES)
         check_choice("image.dtype", self.dtype, VOLUME_DTYPES)
         channels, *size = self.shape
-        if min(size) < 1 or channels * size[0] * size[1] * size[2] > _MAX_VOXELS:
-            raise ConfigError(f"image.size={size}: expected [depth, height, width], at most {_MAX_VOXELS} voxels")
+        if min(size) < 1 or channels * size[0] * size[1] * size[2] > MAX_VOXELS:
+            raise ConfigError(f"image.size={size}: expected [depth, height, width], at most {MAX_VOXELS} voxels")
         if self.spacing_mm is not None and not all(0 < each < 1000 for each in self.spacing_mm):
             raise ConfigError(f"image.spacing_mm={list(self.spacing_mm)}: expected [D, H, W] in mm, > 0")
         low, high = self.percentiles

@@ -11,7 +11,7 @@ from pydicom import uid
 from medcls.errors import ImageRefusedError
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.geometry import StackRule
+from medcls.imaging.volume.geometry import FARTHEST_MM, StackRule
 from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts, measure_step
 from medcls.imaging.volume.select import name_plane
 
@@ -48,9 +48,6 @@ _CINE = frozenset(
 
 PICTURES = frozenset({"not_grey", "cine", "multi_frame"})
 """Reasons of files that are pictures, whole and readable, and never slices."""
-
-_FARTHEST_MM = 1e6
-"""No patient is a kilometre away; numbers beyond make arithmetic overflow, not images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +184,7 @@ def _find_misplacement(instance: Instance) -> tuple[str, str] | None:
     ):
         if len(numbers) != count:
             return "quarantined", reason
-        if max(map(abs, numbers)) > _FARTHEST_MM or (reason == "no_spacing" and min(numbers) < 1 / _FARTHEST_MM):
+        if max(map(abs, numbers)) > FARTHEST_MM or (reason == "no_spacing" and min(numbers) < 1 / FARTHEST_MM):
             return "quarantined", "malformed_element"
     return None
 

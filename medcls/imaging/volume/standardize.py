@@ -21,14 +21,13 @@ from medcls.imaging.dicom.grey import build_window
 from medcls.imaging.preprocess import stretch_range
 from medcls.imaging.volume.geometry import compute_spacing
 from medcls.imaging.volume.resample import build_weights, resample_masked
-from medcls.imaging.volume.spec import HU_RANGE, VolumeSpec, read_spec
+from medcls.imaging.volume.spec import HU_RANGE, MAX_VOXELS, VolumeSpec, read_spec
 from medcls.imaging.volume.volume import RawVolume
 
 __all__ = ["PreparedVolume", "VolumeSpec", "preprocess_volume", "read_spec"]
 
 Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
-_MAX_VOXELS = 1 << 28
 _ALIGNED = 1e-4  # of a direction cosine: 0.006 degrees, 0.05 mm over a 500 mm field of view
 _ROUNDING = 1e-6  # of a voxel
 _LEAST_SHARE = 0.005  # of a plane
@@ -144,8 +143,8 @@ def to_patient_axes(raw: RawVolume) -> RawVolume:
     corners = np.array([[*(last * bits), 1] for bits in np.ndindex(2, 2, 2)]) @ raw.affine.T
     low, high = corners[:, :3].min(axis=0), corners[:, :3].max(axis=0)
     shape = np.floor((high - low)[::-1] / spacing + _ROUNDING).astype(int) + 1
-    if np.prod(shape, dtype=float) > _MAX_VOXELS:
-        raise ImageRefusedError("too_large", f"{shape.tolist()} voxels along the patient's axes; limit {_MAX_VOXELS}")
+    if np.prod(shape, dtype=float) > MAX_VOXELS:
+        raise ImageRefusedError("too_large", f"{shape.tolist()} voxels along the patient's axes; limit {MAX_VOXELS}")
     affine = np.eye(4)
     affine[:3, :3] = straight
     affine[:3, 3] = (low + high) / 2 - straight @ ((shape - 1) / 2)
