@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.instance import scan_file
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.volume.geometry import StackRule, compute_spacing
@@ -23,6 +22,7 @@ from medcls.imaging.volume.volume import RawVolume, read_volume
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import PLANTED
 from tests.imaging.fuzz_series import load_volumes
+from tests.imaging.modality import read_modality_values
 from tests.imaging.volume_mutations import MUTATIONS, mutate_nifti
 
 MAX_VOXELS = 1 << 28  # the default

@@ -17,8 +17,8 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import pixel_array
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.image import ReadOptions, read_image
+from tests.imaging.modality import read_modality_values
 
 Write = Callable[..., Path]
 

@@ -20,10 +20,10 @@ from pydicom.sequence import Sequence
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import frame
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.dicom.pixels import StoredFrame
 from medcls.imaging.image import ReadOptions, read_image
 from medcls.imaging.instance import scan_file
+from tests.imaging.modality import read_modality_values
 
 Write = Callable[..., Path]
 RNG = np.random.default_rng(0)

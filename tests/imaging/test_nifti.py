@@ -18,11 +18,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.standardize import to_canonical
 from medcls.imaging.volume.volume import read_volume
+from tests.imaging.modality import read_modality_values
 
 AFFINE = np.array([[-0.6, 0, 0, 30], [0, 0.8, 0, -20], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])
 Save = Callable[..., Path]

@@ -12,8 +12,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.image import ReadOptions, read_image
+from tests.imaging.modality import read_modality_values
 
 Write = Callable[..., Path]
 

@@ -21,8 +21,8 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.burnt_in import BurntInRule
-from medcls.imaging.dicom.frame import read_modality_values
 from medcls.imaging.image import SUPPORTED_SUFFIXES, RawImage, ReadOptions, is_dicom, read_image
+from tests.imaging.modality import read_modality_values
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7)).astype("u1")

@@ -52,23 +52,6 @@ class DicomFrame:
     little_endian: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ModalityImage:
-    """Grey values in the modality's own unit.
-
-    Attributes:
-        values: (H, W), float32, after the modality LUT or rescale: HU for CT.
-        mask: (H, W), True where the pixel is padding, whose value means nothing; None when there is none.
-        unit: RescaleType ("HU", "US" for unspecified ...), "" where absent.
-        headers: Allow-listed attributes by keyword.
-    """
-
-    values: NDArray[np.float32]
-    mask: NDArray[np.bool_] | None
-    unit: str
-    headers: dict[str, str]
-
-
 def read_frame(
     path: Path,
     *,
@@ -122,24 +105,6 @@ def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_
         modality=_read_modality(file, stored, frame) if grey else None,
         little_endian=file.syntax.is_little_endian,
     )
-
-
-def read_modality_values(path: Path, *, max_pixels: int = 1 << 28) -> ModalityImage:
-    """Grey values of a single-frame DICOM file in the modality's unit, with no window applied.
-
-    Raises:
-        ImageRefusedError: not_grey for colour images, not_finite, and the reasons of read_frame.
-
-    Source: PS3.3 C.11.1 (modality LUT), C.7.6.16.2.9 (enhanced files).
-    """
-    frame = read_frame(path, max_pixels=max_pixels)
-    with refusing_parser_errors():
-        if frame.modality is None:
-            raise ImageRefusedError("not_grey", f"{frame.stored.photometric} has no modality values")
-        values = map_values(frame.stored, frame.modality.apply)
-        if not np.isfinite(values if frame.mask is None else values[~frame.mask]).all():
-            raise ImageRefusedError("not_finite", "the rescale leads out of the range of float32")
-        return ModalityImage(values, frame.mask, frame.modality.unit, read_headers(frame.dataset))
 
 
 def check_display(
