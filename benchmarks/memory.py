@@ -23,6 +23,7 @@ from medcls.data.shards import shard_name
 from medcls.data.store import SCHEMA_VERSION, Store
 from medcls.files import LABELS, MANIFEST, sha256_file, write_json
 from medcls.imaging.preprocess import PreprocessSpec
+from medcls.records import to_json
 
 SIZES = (10_000, 100_000, 1_000_000)
 HASHED_SIZES = (10_000, 100_000)
@@ -81,7 +82,7 @@ def write_store(folder: Path, size: int, *, hashed: bool = False) -> Path:
     write_table(folder / LABELS, image_ids.append_column("label", labels))
     parts = {name: sha256_file(folder / name) for name in (MANIFEST, shard_name(0))}
     record = {
-        "preprocess": PreprocessSpec(height=8, width=8).to_json(),
+        "preprocess": to_json(PreprocessSpec(height=8, width=8)),
         "counts": {},
         "deidentify": {},
         "sha256": parts,

@@ -21,6 +21,7 @@ from medcls.data.store import SCHEMA_VERSION, Store
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.files import DATASET, LEDGER, MANIFEST, is_sealed, sha256_file, write_json
 from medcls.identity import PER_IMAGE, format_count
+from medcls.records import to_json
 
 _BATCH = 8192
 
@@ -129,7 +130,7 @@ def _describe(
     return {
         "schema_version": SCHEMA_VERSION,
         "medcls": medcls.__version__,
-        "preprocess": setting.spec.to_json(),
+        "preprocess": to_json(setting.spec),
         "counts": {
             "files": ledger.num_rows,
             "states": count_states(ledger),
@@ -196,7 +197,7 @@ def _check_reusable(store: Store, setting: ShardSetting) -> None:
     """A store is immutable: other pixels, another key or other columns need another store."""
     where = f"store={store.folder} is complete and immutable"
     if store.spec != setting.spec:
-        before, now = store.spec.to_json(), setting.spec.to_json()
+        before, now = to_json(store.spec), to_json(setting.spec)
         names = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         changed = [f"image.{k}: {before.get(k)} -> {now.get(k)}" for k in names]
         raise ConfigError(f"{where}, with other settings ({', '.join(changed)}): choose another store=")

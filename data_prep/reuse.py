@@ -23,6 +23,7 @@ from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LEDGER, MANIFEST
 from medcls.identity import Identity
 from medcls.imaging.decode import Spec
+from medcls.records import to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Earlier:
             raise type(error)(f"reuse={folder} is no complete store to copy from: leave reuse= out") from error
         expected = {
             "version": medcls.__version__,
-            "preprocessing": spec.to_json(),
+            "preprocessing": to_json(spec),
             "key": identity.fingerprint,
         }
         found = {

@@ -28,6 +28,7 @@ from medcls.identity import Identity
 from medcls.imaging.decode import DecodeTask, Spec, check_sizes, decode_image
 from medcls.imaging.preprocess import PreparedImage
 from medcls.imaging.worker import Limits, run_limited
+from medcls.records import to_json
 
 PARTS = "parts"
 # A few bad files are life; many mean a wrong folder or a wrong setting.
@@ -65,7 +66,7 @@ class ShardSetting:
         """Returns what decides the content of a shard besides its units."""
         return {
             "medcls": medcls.__version__,
-            "preprocess": self.spec.to_json(),
+            "preprocess": to_json(self.spec),
             "key_fingerprint": self.identity.fingerprint,
             "columns": list(self.columns),
         }

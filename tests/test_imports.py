@@ -15,7 +15,7 @@ MODULES = {
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 
-FOUNDATION = {"errors", "disk", "files", "locks", "identity", "distributed", "reproducibility", "typed_fields"}
+FOUNDATION = {"errors", "disk", "files", "locks", "identity", "distributed", "reproducibility", "records"}
 FOUNDATION |= {"console", "entry", "inputs"}
 """Single files at the bottom; they know one another's level, and errors, disk and files know only those before them."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, make_dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
@@ -111,8 +111,8 @@ def test_records_of_files_are_checked_by_the_settings_of_the_same_names() -> Non
     with pytest.raises(ConfigError, match=r"model\.dropout=2: expected >= 0 and <= 0\.95"):
         check_value("model.dropout", 2)
     with pytest.raises(ConfigError, match=r"stack\.gap=guess: expected one of refuse, resample"):
-        check_record("stack", type("Rule", (), {"gap": "guess"}))
-    check_settings(type("Rule", (), {"other": 1}), schema=SCHEMAS["show"])
+        check_record("stack", make_dataclass("Rule", [("gap", str)])("guess"))
+    check_settings(make_dataclass("Rule", [("other", int)])(1), schema=SCHEMAS["show"])
 
 
 def test_home_is_the_home_folder_in_paths_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,19 +101,6 @@ class ClinicalSpec:
             if each.missing:
                 terms.append(Term(f"{each.name}={MISSING}", each.name, MISSING, "the mean", 0.0))
         return terms
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ClinicalSpec:
-        """Returns what `to_json` wrote; raises KeyError or TypeError for anything else."""
-        levels, numbers = (
-            [Levels(**each) for each in content["levels"]],
-            [NumericColumn(**each) for each in content["numbers"]],
-        )
-        return cls(levels, numbers, content["unseen"])
 
 
 def read_texts(column: pa.ChunkedArray[Any], name: str) -> tuple[list[str], NDArray[np.int64]]:

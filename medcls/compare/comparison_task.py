@@ -16,14 +16,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medcls.entry import INTERRUPTED
 from medcls.errors import DataError, MedclsError, MissingInputError, UsageError
 from medcls.files import parse_json, read_json, write_json
-from medcls.typed_fields import check_types
+from medcls.records import from_json, to_json
 
 EXIT_CODE = "exit_code"
 
@@ -50,7 +50,7 @@ class ComparisonTask:
 
     def to_text(self) -> str:
         """Return the task as one argument of a command line."""
-        return json.dumps(asdict(self), default=str)
+        return json.dumps(to_json(self))
 
     @classmethod
     def from_text(cls, text: str) -> ComparisonTask:
@@ -60,13 +60,10 @@ class ComparisonTask:
             DataError: it is not the whole text, or not such a text.
         """
         try:
-            content = parse_json(text)
-            paths = {name: Path(content[name]) for name in ("log", "seconds")}
-            task = cls(**content | paths | {"makes": [Path(made) for made in content["makes"]]})
-            check_types(task)
+            task = from_json(cls, parse_json(text))
             if len(task.commands) != len(task.makes) or not all(task.commands):
                 raise ValueError(f"{len(task.commands)} commands, {len(task.makes)} files that they make")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, RecursionError, DataError) as error:
             raise DataError(
                 f"TASK is not a task of medcls.compare ({type(error).__name__}): run the same medcls.compare command "
                 "again, which submits it again"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from medcls.config.checks import check_choice, check_file_name, check_range
@@ -120,14 +120,14 @@ def check_settings(record: Any, group: str = "", *, schema: type | None = None) 
     """Check every single value of a record; rules between several fields are its own.
 
     Args:
-        record: Dataclass of the schema, or any object that has fields of the same names.
+        record: Dataclass of the schema, or another that has fields of the same names; its properties are its own.
         group: First part of the settings' names ("trainer"), "" for those of a command itself.
         schema: Dataclass that declares the settings; None for the record's own.
 
     Raises:
         ConfigError: a value is not one of its setting's choices or out of range.
     """
+    names = {f.name for f in fields(record)}
     for name, known in read_settings(schema or type(record)).items():
-        value = getattr(record, name, MISSING)
-        if value is not MISSING:
-            known.check(f"{group}.{name}" if group else name, value)
+        if name in names:
+            known.check(f"{group}.{name}" if group else name, getattr(record, name))

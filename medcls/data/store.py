@@ -35,7 +35,6 @@ from medcls.identity import PER_IMAGE
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import VolumeSpec, read_spec
 from medcls.inputs import check_store_folder
-from medcls.typed_fields import check_types
 
 SCHEMA_VERSION = 2
 PATIENTS_FROM = (PER_IMAGE, "labels", "pattern", "folders", "headers")
@@ -83,11 +82,11 @@ class Store:
 
     def _read_spec(self) -> PreprocessSpec | VolumeSpec:
         try:
-            spec = read_spec(self.info["preprocess"])
-            check_types(spec)
-        except (TypeError, AttributeError, DataError) as error:
-            raise DataError(f"{self.folder / DATASET}: preprocess is not a record of medcls ({error})") from error
-        return spec
+            return read_spec(self.info["preprocess"])
+        except DataError as error:
+            raise DataError(
+                f"{self.folder / DATASET}: {error}: prepare the store again, or use the version of medcls that wrote it"
+            ) from error
 
     def _check_parts(self) -> None:
         """Parts lie in the folder itself, and none of those that are read goes without a checksum."""

@@ -15,6 +15,7 @@ from medcls.config import nearest
 from medcls.data.columns import code_column
 from medcls.data.label_words import find_order, is_healthy, name_labels, propose_order, sort_key, spelling_key
 from medcls.errors import ConfigError, DataError
+from medcls.records import newer
 
 _LABEL = "label"
 _MOST_SHOWN = 20
@@ -41,9 +42,9 @@ class Task:
     kind: str
     class_names: list[str]
     columns: list[str]
-    mapping: dict[str, int] = field(default_factory=dict)
-    grades: bool = False
-    ordinal: str = "corn"
+    mapping: dict[str, int] = field(default_factory=dict, metadata=newer())
+    grades: bool = field(default=False, metadata=newer())
+    ordinal: str = field(default="corn", metadata=newer())
 
     @property
     def num_classes(self) -> int:

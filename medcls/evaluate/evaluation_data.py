@@ -18,6 +18,7 @@ from medcls.data.targets import describe_left_out, encode_targets, find_respelle
 from medcls.errors import DataError, MissingInputError
 from medcls.files import IMAGES, LABELS, MODEL, PATIENTS, sha256_file
 from medcls.identity import PER_IMAGE, describe_patients, format_count
+from medcls.records import to_json
 from medcls.runs.checksums import open_store
 from medcls.runs.folder import read_store_folder
 from medcls.runs.lineage import RUN, check_unseen, find_seen, list_incomparable, read_lineage
@@ -148,7 +149,7 @@ def refuse_in_sample(wanted: RowRequest, trained: NDArray[np.bool_]) -> None:
 
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:
     """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
-    trained, here = card.preprocess.to_json(), store.spec.to_json()
+    trained, here = to_json(card.preprocess), to_json(store.spec)
     names = {**trained, **here}
     changed = [f"{n}: {trained.get(n)} -> {here.get(n)}" for n in names if trained.get(n) != here.get(n)]
     if changed:

@@ -11,6 +11,7 @@ from medcls.errors import DataError
 from medcls.evaluate.split_predictions import SplitPredictions, list_openings
 from medcls.files import CONFIG, CONTACT_SHEET, METRICS_LOG, read_json_lines
 from medcls.identity import format_count
+from medcls.records import to_json
 
 _SHEET = "Training images by class, stored above and augmented below"
 
@@ -64,7 +65,7 @@ def list_sheets(parts: Sequence[SplitPredictions]) -> dict[str, Path]:
 
 def describe_model(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
     """Returns the metadata of the model file; of several the values that differ side by side: "vgg16 + vgg19"."""
-    cards = [part.card.to_json() for part in parts]
+    cards = [to_json(part.card) for part in parts]
     ancestors = [ancestor for card in cards for ancestor in card["ancestors"]]
     return _join(cards) | {"ancestors": ancestors, "training": _join([card["training"] for card in cards])}
 

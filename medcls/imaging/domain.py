@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from medcls.imaging.decode import DecodedImage
 from medcls.imaging.dicom.terms import name_body_part, name_intent, name_modality, name_photometric
 from medcls.imaging.grey_levels import loses_levels
+from medcls.records import newer
 
 _SPACING_FACTOR = 1.5
 
@@ -34,11 +35,11 @@ class Domain:
     modalities: list[str]
     photometrics: list[str]
     spacing_mm: list[float]
-    body_parts: list[str] = field(default_factory=list)
-    intents: list[str] | None = None
-    few_levels: bool | None = None
-    regions: str = ""
-    region_share: list[float] = field(default_factory=list)
+    body_parts: list[str] = field(default_factory=list, metadata=newer())
+    intents: list[str] | None = field(default=None, metadata=newer())
+    few_levels: bool | None = field(default=None, metadata=newer())
+    regions: str = field(default="", metadata=newer())
+    region_share: list[float] = field(default_factory=list, metadata=newer())
 
 
 def summarize_domain(

@@ -5,27 +5,23 @@ data_prep and predict both call `preprocess_image`, so a model sees at the bedsi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.config import check_record
-from medcls.config.checks import check_image, check_sides
-from medcls.errors import ConfigError, DataError, ImageRefusedError
+from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.burnt_in import Box, BurntInRule
 from medcls.imaging.image import RawImage, ReadOptions
-from medcls.typed_fields import check_types
+from medcls.records import newer
 
 __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preprocess_image", "stretch_range"]
 
 # Grey images saved as colour JPEG differ by a few levels between their channels; colour differs by far more.
 _GREY_TOLERANCE = 8 / 255
 _READ_SO = ("display", "range")
-_NEW: dict[str, Any] = {"range": None, "implausible_hu": "refuse", "damaged": "refuse"}
-"""Fields that version 0.2.0 did not have, with what was done then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,7 @@ class PreprocessSpec:
         burnt_in: What is done about text in the pixels.
         range: (low, high) for intensity="range": the grey values (samples of a picture, modality values of DICOM) that
             become black and white, instead of the file's VOI or the largest value of its type.
+        spatial_dims: Number of spatial axes; records of version 0.1.0 have none, and are 2-D.
     """
 
     height: int = 224
@@ -59,10 +56,11 @@ class PreprocessSpec:
     percentiles: tuple[float, float] = (0.5, 99.5)
     window_index: int = 0
     windows_hu: tuple[tuple[float, float], ...] = ()
-    burnt_in: BurntInRule = field(default_factory=BurntInRule)
-    range: tuple[float, float] | None = None
-    implausible_hu: str = "refuse"
-    damaged: str = "refuse"
+    burnt_in: BurntInRule = field(default_factory=BurntInRule, metadata=newer(before=BurntInRule("allow")))
+    range: tuple[float, float] | None = field(default=None, metadata=newer(omit=True))
+    implausible_hu: str = field(default="refuse", metadata=newer(omit=True))
+    damaged: str = field(default="refuse", metadata=newer(omit=True))
+    spatial_dims: Literal[2] = field(default=2, metadata=newer())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,60 +68,9 @@ class PreprocessSpec:
         return self.channels, self.height, self.width
 
     @property
-    def spatial_dims(self) -> int:
-        """Number of spatial axes: 2."""
-        return 2
-
-    @property
     def value_range(self) -> tuple[float, float]:
         """(lowest, highest) stored value: black and white."""
         return 0.0, float(np.iinfo(self.dtype).max)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that `from_json` reads.
-
-        What came after version 0.2.0 is left out at its default, so that records and checksums of then stay the same.
-        """
-        record = asdict(self) | {
-            "percentiles": list(self.percentiles),
-            "windows_hu": [list(w) for w in self.windows_hu],
-            "burnt_in": self.burnt_in.to_json(),
-            "spatial_dims": 2,
-        }
-        return {name: value for name, value in record.items() if name not in _NEW or value != _NEW[name]}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> PreprocessSpec:
-        """Returns the spec that `to_json` wrote.
-
-        A record of version 0.1.0 has neither spatial_dims nor a burnt-in rule: it is 2-D, and "allow" is what was done.
-
-        Raises:
-            DataError: an unknown or missing field (written by another version).
-        """
-        record: dict[str, Any] = {"burnt_in": BurntInRule("allow").to_json(), "spatial_dims": 2} | _NEW | content
-        try:
-            if record.pop("spatial_dims") != 2:
-                raise ValueError("spatial_dims is not 2")
-            absent = {f.name for f in fields(cls)} - set(record)
-            if absent:
-                raise KeyError(*sorted(absent))
-            low, high = record["percentiles"]
-            record["percentiles"] = (float(low), float(high))
-            record["windows_hu"] = tuple((float(c), float(w)) for c, w in record["windows_hu"])
-            if record["range"] is not None:
-                black, white = record["range"]
-                record["range"] = (float(black), float(white))
-            spec = cls(**record | {"burnt_in": BurntInRule.from_json(record["burnt_in"])})
-            check_types(spec)
-            check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
-            check_record("image", spec)
-            check_image(spec)
-            if not all(width > 1 for _, width in spec.windows_hu):
-                raise ValueError("a width of windows_hu is not above 1")
-            return spec
-        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-            raise DataError(f"preprocessing record: not of this version of medcls ({str(error)[:300]})") from error
 
     @property
     def read_options(self) -> ReadOptions:

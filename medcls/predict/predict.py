@@ -55,6 +55,7 @@ from medcls.predict.prediction_table import (
     write_rows,
 )
 from medcls.predict.region_file import check_regions, read_regions, split_cases
+from medcls.records import to_json
 from medcls.runs.checksums import note_version
 from medcls.runs.model_file import ModelCard, read_card, read_model
 from medcls.train.training_distance import read_training_distance
@@ -274,7 +275,7 @@ def complete_answers(cases: list[Case], runs: Runs, identity: Identity) -> Answe
     task = runs.cards[0].task
     origin = {
         "model_sha256": "+".join(runs.models_sha256),
-        "preprocess_sha256": sha256_json(runs.cards[0].preprocess.to_json()),
+        "preprocess_sha256": sha256_json(to_json(runs.cards[0].preprocess)),
     }
     everyone = complete_cases(cases, task=task, choices=runs.choices)
     for notice in (*describe_repeats(everyone), *describe_notes((case.notes for case in cases), settings=False)):

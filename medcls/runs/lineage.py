@@ -25,6 +25,7 @@ from medcls.errors import DataError
 from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
 from medcls.identity import format_count
 from medcls.inputs import IMAGENET
+from medcls.records import to_json
 from medcls.runs.model_file import ModelCard
 
 RUN, FILE = "run", "file"
@@ -84,7 +85,7 @@ def read_lineage(path: Path, card: ModelCard | None, *, sha256: str, weights: st
         "seed": card.training.get("seed"),
         "store_sha256": card.store_sha256,
         "split_sha256": card.split_sha256,
-        "preprocess_sha256": sha256_json(card.preprocess.to_json()),
+        "preprocess_sha256": sha256_json(to_json(card.preprocess)),
         "deidentify": card.deidentify,
         "seen": here,
     }
@@ -170,7 +171,7 @@ def _name(lineage: Lineage, sha256: str) -> str:
 
 def list_incomparable(store: Store, lineage: Lineage) -> list[str]:
     """Return one sentence, or none: models whose patients or images could be here without being found."""
-    preprocess = sha256_json(store.spec.to_json())
+    preprocess = sha256_json(to_json(store.spec))
     found = []
     for model in (model for model in lineage.models if model["weights"] != IMAGENET):
         name = _name(lineage, model["sha256"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,20 +25,20 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import ANCESTORS, IMAGES, PATIENTS, SEAL, open_seal, parse_json, seal
 from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.imaging.volume.spec import VolumeSpec, read_spec
+from medcls.imaging.volume.spec import VolumeSpec, check_spec
 from medcls.inputs import check_model_file
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
-from medcls.typed_fields import check_types
+from medcls.records import from_json, newer, to_json
 
-FORMAT = 1
+FORMAT: Final = 1
 _MOST_CHARACTERS = 8 << 20
 """Of a card's JSON: real ones have some thousands."""
 _DEEPEST = 12
 """Levels of a card's JSON; real ones have five."""
-# Beside the card's own fields.
-_FORMAT, _DIGEST = "format", "tensors_sha256"
+_DIGEST = "tensors_sha256"
+"""Key beside the card's own fields."""
 MOST_CLASSES = 10_000
 _METADATA = "medcls"
 _KNOWN_RUN = {"deidentify", "preprocess_sha256"}
@@ -76,6 +76,7 @@ class ModelCard:
         positive_class: Of a binary task, as it was named at training; "" for other kinds, and in files from before it
             was recorded, whose positive class is the second one.
         distance_sha256: Of the run's feature_distance.safetensors; "" where there is none.
+        format: Version of the layout of these fields.
     """
 
     architecture: str
@@ -88,39 +89,20 @@ class ModelCard:
     split_name: str
     split_sha256: str
     labels_sha256: str
-    ancestors: list[dict[str, Any]] = field(default_factory=list)
-    training: dict[str, Any] = field(default_factory=dict)
-    domain: Domain | None = None
-    crop: Crop | None = None
-    deidentify: dict[str, Any] = field(default_factory=dict)
-    seen_sha256: dict[str, str] = field(default_factory=dict)
-    normalize: str = "imagenet"
-    clinical: ClinicalSpec | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    head: str = "linear"
-    head_width: int = 0
-    positive_class: str = ""
-    distance_sha256: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return asdict(self) | {"preprocess": self.preprocess.to_json(), _FORMAT: FORMAT}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ModelCard:
-        """Returns the card that `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
-        rest = {key: value for key, value in content.items() if key not in (_FORMAT, _DIGEST)}
-        try:
-            preprocess = read_spec(content["preprocess"])
-        except DataError as error:
-            raise ValueError(str(error)) from error
-        domain = Domain(**content["domain"]) if content.get("domain") is not None else None
-        crop = Crop(**content["crop"]) if content.get("crop") is not None else None
-        clinical = ClinicalSpec.from_json(content["clinical"]) if content.get("clinical") else None
-        parts = {"task": Task(**content["task"]), "preprocess": preprocess, "domain": domain, "crop": crop}
-        card = cls(**rest | parts | {"clinical": clinical})
-        _check_card(card)
-        return card
+    ancestors: list[dict[str, Any]] = field(default_factory=list, metadata=newer())
+    training: dict[str, Any] = field(default_factory=dict, metadata=newer())
+    domain: Domain | None = field(default=None, metadata=newer())
+    crop: Crop | None = field(default=None, metadata=newer())
+    deidentify: dict[str, Any] = field(default_factory=dict, metadata=newer())
+    seen_sha256: dict[str, str] = field(default_factory=dict, metadata=newer())
+    normalize: str = field(default="imagenet", metadata=newer())
+    clinical: ClinicalSpec | None = field(default=None, metadata=newer())
+    options: dict[str, Any] = field(default_factory=dict, metadata=newer())
+    head: str = field(default="linear", metadata=newer())
+    head_width: int = field(default=0, metadata=newer())
+    positive_class: str = field(default="", metadata=newer())
+    distance_sha256: str = field(default="", metadata=newer())
+    format: Literal[1] = FORMAT
 
     def build(self) -> Classifier:
         """Returns the network with random weights."""
@@ -153,10 +135,10 @@ def _check_card(card: ModelCard) -> None:
     to be equal to them.
 
     Raises:
-        TypeError, ValueError, ConfigError: a value could not have been written by a training.
+        ValueError, ConfigError, DataError: a value could not have been written by a training.
     """
-    check_types(card)
     spec = card.preprocess
+    check_spec(spec)
     if (card.in_channels, card.max_value) != (spec.channels, int(spec.value_range[1])):
         raise ValueError(f"in_channels {card.in_channels}, max_value {card.max_value} are not those of preprocess")
     check_value("model.dropout", card.dropout)
@@ -204,7 +186,7 @@ def pack_model(state: dict[str, Tensor], card: ModelCard) -> tuple[bytes, str]:
     """Return the bytes of a model file and the checksum that its card carries; the same input gives the same bytes."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # Of the card, too: a flipped bit in it would swap classes or grey values without a word.
-    content = seal(card.to_json() | {_DIGEST: compute_digest(tensors)})
+    content = seal(to_json(card) | {_DIGEST: compute_digest(tensors)})
     # One entry alone: safetensors writes several in an order that changes from process to process.
     return save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True)}), content[SEAL]
 
@@ -254,20 +236,31 @@ def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         if len(text) > _MOST_CHARACTERS:
             raise ValueError(f"a card of {len(text)} characters")
         metadata = parse_json(text)
-        if metadata[_FORMAT] != FORMAT:
-            found = str(metadata[_FORMAT])[:20]
+        if metadata["format"] != FORMAT:
+            found = str(metadata["format"])[:20]
             raise DataError(f"{path}: format {found}, expected {FORMAT}: train again with this version")
         _check_depth(metadata, most=_DEEPEST)
         plain = open_seal(metadata, path, remedy="copy the model file again, or train again")
         if not isinstance(plain[_DIGEST], str):
             raise TypeError(f"{_DIGEST} is not a text")
-        return ModelCard.from_json(plain), metadata
+        card = _parse_card({name: value for name, value in plain.items() if name != _DIGEST})
+        return card, metadata
     except (
         *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError),
-        *(RecursionError, OverflowError, ConfigError),
+        *(RecursionError, OverflowError),
     ) as error:
         check_disk(path, error)
         raise DataError(f"{path} is no model file of medcls, or damaged ({_shorten(error)})") from error
+
+
+def _parse_card(content: dict[str, Any]) -> ModelCard:
+    """The checked card; raises ValueError for one that no training could have written."""
+    try:
+        card = from_json(ModelCard, content)
+        _check_card(card)
+    except (ConfigError, DataError) as error:
+        raise ValueError(str(error)) from error
+    return card
 
 
 def _check_depth(value: Any, *, most: int) -> None:

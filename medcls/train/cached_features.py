@@ -22,6 +22,7 @@ from medcls.identity import format_count
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
+from medcls.records import to_json
 from medcls.runs.model_file import compute_digest
 from medcls.train.network import choose_normalization
 from medcls.train.training_data import TrainingData
@@ -137,7 +138,7 @@ def describe_inputs(
         "options": model.backbone.options,
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
         "normalize": choose_normalization(config.normalize, data.store.spec),
-        "preprocess": data.store.spec.to_json(),
+        "preprocess": to_json(data.store.spec),
         "crop": asdict(crop),
         "store_sha256": data.store.sha256,
         "precision": rules.precision,

@@ -14,7 +14,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
+from medcls.records import from_json, to_json
 from medcls.training.state import Best, EpochResult, Learner, Progress
 
 TENSORS, STATE, COMPLETE = "tensors.safetensors", "state.json", "COMPLETE"
@@ -195,7 +196,7 @@ def pack_training(learner: Learner, progress: Progress) -> tuple[dict[str, Tenso
     return tensors, {
         "epoch": progress.epoch,
         "groups": progress.groups,
-        "result": asdict(progress.result),
+        "result": to_json(progress.result),
         "best": {
             "epoch": best.epoch,
             "score": best.score if math.isfinite(best.score) else None,
@@ -227,7 +228,7 @@ def unpack_training(learner: Learner, tensors: dict[str, Tensor], state: dict[st
         loss=math.nan if loss is None else loss,
         state=_strip(_BEST, tensors) or None,
     )
-    return Progress(state["epoch"], EpochResult(**state["result"]), state["groups"], best)
+    return Progress(state["epoch"], from_json(EpochResult, state["result"], name="result"), state["groups"], best)
 
 
 def _load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], saved: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from medcls.clinical.encode import MISSING, ClinicalSpec, Levels, NumericColumn, check_faults, encode_clinical
 from medcls.clinical.learn import build_clinical, check_columns, check_no_label
 from medcls.errors import ConfigError, DataError
+from medcls.records import from_json, to_json
 
 SEX = pa.table({"sex": ["F", "M", "F", "M", "F", "F"], "age_years": [40.0, 50.0, 60.0, 50.0, 40.0, 60.0]})
 THERE = ["image_id", "patient_id", "sex", "age_years", "site", "label_a"]
@@ -114,7 +115,7 @@ def test_unseen_levels_are_taken_for_missing_where_asked_for_and_known() -> None
 
 def test_the_spec_survives_json() -> None:
     spec = build(SEX, categorical=["sex"], numeric=["age_years"], unseen="missing")
-    assert ClinicalSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert from_json(ClinicalSpec, json.loads(json.dumps(to_json(spec)))) == spec
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=3, max_size=30))

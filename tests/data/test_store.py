@@ -17,6 +17,7 @@ from medcls.data.store import SCHEMA_VERSION, Store
 from medcls.errors import DataError, MissingInputError
 from medcls.files import sha256_file, write_json
 from medcls.imaging.volume.spec import VolumeSpec
+from medcls.records import to_json
 
 SHAPE = (1, 4, 6)
 
@@ -97,7 +98,10 @@ def test_a_store_that_is_not_there_or_half_written(tmp_path: Path) -> None:
     [
         ({"schema_version": 99}, f"schema_version 99, expected {SCHEMA_VERSION}"),
         ({"preprocess": None}, "no preprocess"),
-        ({"preprocess": {"height": 32}}, "not of this version"),
+        (
+            {"preprocess": {"height": 32}},
+            r"preprocess: no field width, .*: prepare the store again",
+        ),
         ({"sha256": None}, "no sha256"),
     ],
 )
@@ -138,7 +142,7 @@ def test_volumes_are_served_as_stored(intensity: str, dtype: str, tmp_path: Path
     write_table(tmp_path / "manifest.parquet", build_table(places, volumes=True))
     record = {
         "schema_version": SCHEMA_VERSION,
-        "preprocess": spec.to_json(),
+        "preprocess": to_json(spec),
         "counts": {},
         "deidentify": {},
         "sha256": {name: sha256_file(tmp_path / name) for name in ("manifest.parquet", shard_name(0), shard_name(1))},

@@ -17,6 +17,7 @@ from medcls.errors import ConfigError, DataError, ImageRefusedError
 from medcls.imaging.dicom.burnt_in import BurntInRule, check_burnt_in, find_text_risk, may_show_face
 from medcls.imaging.image import RawImage, ReadOptions, read_image
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
+from medcls.records import from_json, to_json
 
 Write = Callable[..., Path]
 US = {"SOPClassUID": uid.UltrasoundImageStorage, "Modality": "US"}
@@ -238,14 +239,23 @@ def test_hidden_text_takes_no_part_in_the_range_of_an_image(write_dicom: Write) 
 
 def test_the_rule_comes_back_from_json() -> None:
     rule = BurntInRule("ultrasound_regions", ((1, 2, 3, 4),), (0, 0, 9, 9))
-    assert BurntInRule.from_json(json.loads(json.dumps(rule.to_json()))) == rule
-    assert BurntInRule.from_json(BurntInRule().to_json()) == BurntInRule()
+    assert from_json(BurntInRule, json.loads(json.dumps(to_json(rule)))) == rule
+    assert from_json(BurntInRule, to_json(BurntInRule())) == BurntInRule()
 
 
-@pytest.mark.parametrize("change", [{"policy": "maybe"}, {"mask_boxes": [[1]]}, {"keep_box": [0, 0, 0, 1]}, {"new": 1}])
-def test_a_rule_of_another_version_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="not of this version"):
-        BurntInRule.from_json(BurntInRule().to_json() | change)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "maybe"}, "image.burnt_in=maybe: expected one of"),
+        ({"mask_boxes": [[1]]}, r"mask_boxes\[0\]: a list of 1, expected a list of 4"),
+        ({"keep_box": [0, 0, 0, 1]}, "image.keep_box"),
+        ({"keep_box": [0, 0, 1.5, 1]}, r"keep_box\[2\]: 1\.5, expected a whole number"),
+        ({"new": 1}, "unknown field 'new'"),
+    ],
+)
+def test_rule_of_another_version_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}"):
+        from_json(BurntInRule, to_json(BurntInRule()) | change)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -80,7 +82,7 @@ def test_repairs(distances: list[float], depth: int, note: str) -> None:
     geometry = fit(distances, every)
     assert (geometry.depth, geometry.notes) == (depth, (note,))
     assert geometry.spacing_mm[0] * (depth - 1) == pytest.approx(distances[-1])
-    assert reason([5 * each for each in distances], StackRule(**{**every.to_json(), "max_gap_mm": 4.0})) != ""
+    assert reason([5 * each for each in distances], replace(every, max_gap_mm=4.0)) != ""
 
 
 def test_tolerance_is_a_fraction_of_the_distance() -> None:

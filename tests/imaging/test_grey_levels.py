@@ -20,6 +20,7 @@ from medcls.imaging.decode import DecodedImage, DecodeTask, decode_image
 from medcls.imaging.grey_levels import SourceValues, check_hounsfield, count_levels, loses_levels, take_sample
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import read_spec
+from medcls.records import to_json
 
 Write = Callable[..., Path]
 SPEC = PreprocessSpec(height=32, width=32)
@@ -179,11 +180,11 @@ def test_plausible_values_pass(values: np.ndarray) -> None:
 
 
 def test_records_of_version_0_2_0_have_neither_field_and_read_as_before() -> None:
-    content = SPEC.to_json()
+    content = to_json(SPEC)
     assert not {"range", "implausible_hu"} & set(content)
     assert read_spec(content) == SPEC
     changed = replace(SPEC, intensity="range", range=(0.0, 4095.0), implausible_hu="allow")
-    assert read_spec(changed.to_json() | {"range": [0, 4095]}) == changed
+    assert read_spec(to_json(changed) | {"range": [0, 4095]}) == changed
 
 
 def test_jpeg_of_eight_bits_keeps_its_levels(tmp_path: Path) -> None:

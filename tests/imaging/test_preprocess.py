@@ -15,6 +15,8 @@ from medcls.errors import DataError, ImageRefusedError
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.image import RawImage
 from medcls.imaging.preprocess import PreprocessSpec, match_channels, preprocess_image
+from medcls.imaging.volume.spec import read_spec
+from medcls.records import from_json, to_json
 
 MakeRaw = Callable[..., RawImage]
 
@@ -214,14 +216,14 @@ def test_the_record_comes_back_from_json() -> None:
         channels=3,
         burnt_in=BurntInRule("ultrasound_regions", ((0, 0, 8, 2),), (0, 0, 16, 16)),
     )
-    assert PreprocessSpec.from_json(json.loads(json.dumps(given.to_json()))) == given
+    assert from_json(PreprocessSpec, json.loads(json.dumps(to_json(given)))) == given
     assert given.read_options.windows_hu == given.windows_hu
 
 
 def test_a_record_of_version_0_1_0_reads_as_what_was_done_then() -> None:
-    content = spec().to_json()
+    content = to_json(spec())
     del content["burnt_in"], content["spatial_dims"]
-    old = PreprocessSpec.from_json(content)
+    old = from_json(PreprocessSpec, content)
     assert old == spec(burnt_in=BurntInRule("allow"))
     assert (old.shape, old.spatial_dims) == ((1, 16, 16), 2)
     assert spec().burnt_in == BurntInRule("refuse")
@@ -231,15 +233,27 @@ def test_a_record_of_version_0_1_0_reads_as_what_was_done_then() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"windows_hu": None}, {"percentiles": [1]}, {"new_field": 1}, {"windows_hu": [[1]]}, {"burnt_in": {}}]
+    ("change", "message"),
+    [
+        ({"windows_hu": None}, r"\.windows_hu: null, expected a list$"),
+        ({"percentiles": [1]}, r"\.percentiles: a list of 1, expected a list of 2$"),
+        ({"percentiles": [99, 1]}, r": image\.percentiles=\[99\.0, 1\.0\]: "),
+        ({"new_field": 1}, ": unknown field 'new_field', expected height, "),
+        ({"windows_hu": [[1]]}, r"\.windows_hu\[0\]: a list of 1, expected a list of 2$"),
+        ({"windows_hu": [["40", "400"]]}, r"\.windows_hu\[0\]\[0\]: a text of 2 characters, expected a number$"),
+        ({"windows_hu": [[40, 1]]}, r": image\.windows_hu=\[\[40\.0, 1\.0\]\]: expected "),
+        ({"burnt_in": {}}, r"\.burnt_in: no field policy, mask_boxes, keep_box$"),
+        ({"height": 7}, r": image\.size=\[7, 16\]: "),
+        ({"channels": 2}, r": image\.channels=2: "),
+    ],
 )
-def test_the_record_of_another_version_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="not of this version"):
-        PreprocessSpec.from_json(spec().to_json() | change)
+def test_record_of_another_version_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^preprocess{message}"):
+        read_spec(to_json(spec()) | change)
 
 
 def test_a_record_that_lacks_a_field_is_refused() -> None:
-    content = spec().to_json()
+    content = to_json(spec())
     del content["fit"]
-    with pytest.raises(DataError, match="not of this version"):
-        PreprocessSpec.from_json(content)
+    with pytest.raises(DataError, match=r"^no field fit$"):
+        from_json(PreprocessSpec, content)

@@ -15,6 +15,7 @@ from medcls.config.schema import read_settings
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.select import Series, SeriesRule, name_plane, select_series, summarize_series
+from medcls.records import from_json, to_json
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 HEAD = Series(
@@ -159,10 +160,12 @@ def test_planes_are_told_by_the_normal(orientation: tuple[float, ...], plane: st
 
 def test_the_rule_survives_json_and_pickle() -> None:
     rule = SeriesRule(modality=("CT", "MR"), description="t1", plane=("axial",), max_slices=9, per_study="thinnest")
-    assert SeriesRule.from_json(rule.to_json()) == rule
+    assert from_json(SeriesRule, to_json(rule)) == rule
     assert pickle.loads(pickle.dumps(rule)) == rule
-    with pytest.raises(DataError, match="expected the fields"):
-        SeriesRule.from_json({"modality": []})
+    with pytest.raises(DataError, match=r"^no field description, "):
+        from_json(SeriesRule, {"modality": []})
+    with pytest.raises(DataError, match=r"^modality: a text of 2 characters, expected a list"):
+        from_json(SeriesRule, to_json(rule) | {"modality": "CT"})  # else the two modalities C and T
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, RTDoseStorage, U
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.stack import Leftover, Stack, StackRule, build_stacks
+from medcls.records import from_json, to_json
 
 RULE = StackRule()
 
@@ -203,9 +204,9 @@ def test_no_order_of_files_changes_anything(data: st.DataObject) -> None:
 
 def test_the_rule_travels() -> None:
     rule = StackRule(gap="resample", tilt="refuse", tolerance=0.02, min_slices=5)
-    assert StackRule.from_json(rule.to_json()) == rule
+    assert from_json(StackRule, to_json(rule)) == rule
     with pytest.raises(DataError, match="tolerance"):
-        StackRule.from_json({"gap": "refuse"})
+        from_json(StackRule, {"gap": "refuse"})
     for wrong in ({"gap": "fill"}, {"tilt": "resample"}, {"duplicate": "keep"}, {"tolerance": 0.5}, {"min_slices": 1}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             StackRule(**wrong)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from medcls.imaging.volume.resample import build_weights, resample, resample_mas
 from medcls.imaging.volume.spec import HU_RANGE, WINDOWS_HU, VolumeSpec, find_windows, read_spec
 from medcls.imaging.volume.standardize import crop_foreground, preprocess_volume, to_canonical, to_patient_axes
 from medcls.imaging.volume.volume import RawVolume
+from medcls.records import from_json, to_json
 
 CT = {"Modality": "CT"}
 # Canonical: d to superior (+z), h to posterior (+y), w to left (+x).
@@ -481,28 +482,43 @@ def test_the_record_comes_back_from_json() -> None:
         patient_axes=True,
         burnt_in=BurntInRule("allow"),
     )
-    assert read_spec(json.loads(json.dumps(given.to_json()))) == given
+    assert read_spec(json.loads(json.dumps(to_json(given)))) == given
     assert (given.shape, given.spatial_dims, given.channels) == ((1, 8, 9, 10), 3, 1)
     flat = PreprocessSpec(16, 24, channels=3)
-    assert read_spec(json.loads(json.dumps(flat.to_json()))) == flat
+    assert read_spec(json.loads(json.dumps(to_json(flat)))) == flat
     assert (flat.shape, flat.spatial_dims) == ((3, 16, 24), 2)
 
 
-@pytest.mark.parametrize("change", [{"depth": 0}, {"new": 1}, {"percentiles": [1]}, {"spacing_mm": [1]}, {"stack": 3}])
-def test_the_record_of_another_version_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="not of this version"):
-        read_spec(VolumeSpec().to_json() | change)
+def test_volume_has_one_channel_for_each_window_two_included() -> None:
+    given = VolumeSpec(8, 9, 10, intensity="window", windows_hu=((40.0, 400.0), (-600.0, 1500.0)))
+    assert read_spec(to_json(given)) == given
+    assert given.channels == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 0}, r"preprocess: image\.size=\[0, 128, 128\]: "),
+        ({"depth": 7}, r"preprocess: image\.size=\[7, 128, 128\]: expected whole numbers, 8 to 8192 pixels"),
+        ({"new": 1}, "preprocess: unknown field 'new', expected depth, "),
+        ({"percentiles": [1]}, r"preprocess\.percentiles: a list of 1, expected a list of 2"),
+        ({"spacing_mm": [1]}, r"preprocess\.spacing_mm: a list of 1, expected a list of 3$"),
+        ({"stack": 3}, r"preprocess\.stack: 3, expected an object"),
+        ({"spatial_dims": 4}, r"preprocess\.spatial_dims: 4, expected 2 or 3"),
+    ],
+)
+def test_record_of_another_version_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"^{message}"):
+        read_spec(to_json(VolumeSpec()) | change)
 
 
 def test_a_record_that_lacks_a_field_or_has_other_axes_is_refused() -> None:
-    content = VolumeSpec().to_json()
-    with pytest.raises(DataError, match="expected 2 or 3"):
-        read_spec(content | {"spatial_dims": 4})
-    for spec_class in (VolumeSpec, PreprocessSpec):
-        with pytest.raises(DataError, match="spatial_dims is not"):
-            spec_class.from_json(content | {"spatial_dims": 5})
+    content = to_json(VolumeSpec())
+    for spec_class, record, dims in ((VolumeSpec, content, 3), (PreprocessSpec, to_json(PreprocessSpec()), 2)):
+        with pytest.raises(DataError, match=f"^spatial_dims: 5, expected {dims}"):
+            from_json(spec_class, record | {"spatial_dims": 5})
     del content["fit"]
-    with pytest.raises(DataError, match="not of this version"):
+    with pytest.raises(DataError, match=r"^preprocess: no field fit$"):
         read_spec(content)
 
 
@@ -569,11 +585,11 @@ def test_a_crop_makes_the_foreground_larger_in_the_frame_and_is_part_of_the_reco
         preprocess_volume(raw, VolumeSpec(16, 16, 16, fit="stretch", crop_margin_mm=margin)) for margin in (None, 2.0)
     )
     assert (cropped.pixels > 128).sum() > 3 * (whole.pixels > 128).sum()
-    record = spec(crop_margin_mm=2.0).to_json()
-    assert VolumeSpec.from_json(record).crop_margin_mm == 2.0
+    record = to_json(spec(crop_margin_mm=2.0))
+    assert from_json(VolumeSpec, record).crop_margin_mm == 2.0
     for name in ("crop_margin_mm", "analyze_axes"):
         del record[name]  # as stores from before have it
-    assert VolumeSpec.from_json(record).crop_margin_mm is None
+    assert from_json(VolumeSpec, record).crop_margin_mm is None
 
 
 def test_padding_is_no_foreground_and_one_value_is_left_to_be_refused() -> None:

@@ -36,6 +36,7 @@ from medcls.predict import predict as stage
 from medcls.predict.__main__ import main
 from medcls.predict.predict import judge_distance
 from medcls.predict.prediction_table import COLUMNS, Case
+from medcls.records import to_json
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import ModelCard, read_card, read_model, read_state
 from medcls.training.feature_distance import read_distance, write_distance
@@ -147,7 +148,7 @@ def test_a_row_says_what_and_by_what(predict: Callable[..., Rows], trained: Path
     row = rows["images/p01L.png"]
     card = read_card(trained / MODEL)
     assert row["model_sha256"] == sha256_file(trained / MODEL)
-    assert row["preprocess_sha256"] == sha256_json(card.preprocess.to_json())
+    assert row["preprocess_sha256"] == sha256_json(to_json(card.preprocess))
     # A PNG names no patient, study or series.
     assert [row[name] for name in ("patient_id", "study_id", "series_id", "reason", "detail")] == [None] * 5
     scores = [row[f"score_{name}"] for name in ("0", "1", "2")]

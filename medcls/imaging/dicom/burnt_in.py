@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 
 from medcls.config import check_value
-from medcls.errors import ConfigError, DataError, ImageRefusedError
+from medcls.errors import ConfigError, ImageRefusedError
 
 Box = tuple[int, int, int, int]
 """(x, y, width, height), pixels of the file."""
@@ -93,32 +92,6 @@ class BurntInRule:
             whole = len(box) == 4 and all(isinstance(n, int) and not isinstance(n, bool) for n in box)
             if not whole or min(box[:2]) < 0 or min(box[2:]) < 1:
                 raise ConfigError(f"image.{name}: {list(box)} is no box; expected [x, y, width, height] in pixels")
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form that `from_json` reads."""
-        boxes, keep = [list(box) for box in self.mask_boxes], self.keep_box
-        return {"policy": self.policy, "mask_boxes": boxes, "keep_box": list(keep) if keep else None}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> BurntInRule:
-        """Returns the rule that `to_json` wrote.
-
-        Raises:
-            DataError: an unknown or missing field (written by another version).
-        """
-        try:
-            boxes, keep = [_to_box(box) for box in content["mask_boxes"]], content["keep_box"]
-            rule = cls(content["policy"], tuple(boxes), _to_box(keep) if keep else None)
-        except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise DataError(f"burnt-in record: not of this version of medcls ({error})") from error
-        if len(content) != 3:
-            raise DataError("burnt-in record: not of this version of medcls (unknown field)")
-        return rule
-
-
-def _to_box(numbers: Sequence[int]) -> Box:
-    x, y, width, height = numbers
-    return x, y, width, height
 
 
 def find_text_risk(headers: Mapping[str, str]) -> str:

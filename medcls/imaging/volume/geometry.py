@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.config import check_record
-from medcls.errors import DataError, ImageRefusedError
+from medcls.errors import ImageRefusedError
+from medcls.records import newer
 
 _ANGLE = 1e-3
 """Radians that direction cosines may be off for being rounded: 0.06 degrees, half a pixel across a large stack."""
@@ -23,8 +23,6 @@ _STRAY = 0.25
 """Distances of slices that differ by less than this fraction of their median are meant to be one distance."""
 
 _MAX_SLOPE = 1.0
-_NEW: dict[str, Any] = {"parts": "join"}
-"""Fields that version 0.2.0 did not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +43,10 @@ class StackRule:
     tolerance: float = 0.01
     max_gap_mm: float = 10.0
     min_slices: int = 3
-    parts: str = "join"
+    parts: str = field(default="join", metadata=newer(omit=True))
 
     def __post_init__(self) -> None:
         check_record("stack", self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that `from_json` reads; what came after version 0.2.0 is left out at its default."""
-        return {name: value for name, value in asdict(self).items() if name not in _NEW or value != _NEW[name]}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> StackRule:
-        """Returns the rule that `to_json` wrote.
-
-        Raises:
-            DataError: an unknown or missing field (written by another version).
-        """
-        known = {field.name for field in fields(cls)}
-        if set(_NEW | content) != known:
-            raise DataError(f"stack rule: expected the fields {', '.join(sorted(known))}")
-        return cls(**content)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,15 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from math import hypot
 from operator import mul
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from medcls.config import check_value
-from medcls.errors import ConfigError, DataError
+from medcls.errors import ConfigError
 from medcls.imaging.instance import Instance
 
 SeriesKey: TypeAlias = tuple[str, str, str]
@@ -24,7 +24,6 @@ _AXIS_COSINE = 0.8
 """A normal farther from an axis than this (37 degrees) is oblique, as in pixelmed's plane labels."""
 
 _SAME_MM = 1e-3
-_LISTS = ("modality", "image_type", "not_image_type", "body_part", "plane")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +58,6 @@ class SeriesRule:
             re.compile(self.description)
         except re.error as error:
             raise ConfigError(f"series.description={self.description}: no regular expression ({error})") from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the JSON form that `from_json` reads."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> SeriesRule:
-        """Returns the rule that `to_json` wrote.
-
-        Raises:
-            DataError: an unknown or missing field (written by another version).
-        """
-        known = {f.name for f in fields(cls)}
-        if set(content) != known:
-            raise DataError(f"series rule: expected the fields {', '.join(sorted(known))}")
-        return cls(**content | {name: tuple(content[name]) for name in _LISTS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from medcls.config import check_record
-from medcls.config.checks import VOLUME_DTYPES, VOLUME_INTENSITIES, check_choice, check_sides
+from medcls.config.checks import VOLUME_DTYPES, VOLUME_INTENSITIES, check_choice, check_image, check_sides
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.select import SeriesRule
 from medcls.imaging.volume.stack import StackRule
-from medcls.typed_fields import check_types
+from medcls.records import from_json, newer
 
 WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft_tissue": (50.0, 400.0)}
 """(centre, width) in HU by name. Source: Murphy et al., Windowing (CT), Radiopaedia.org rID-52108."""
@@ -24,8 +24,6 @@ HU_RANGE = (-1024, 3071)
 """What intensity="hounsfield" keeps: the range of a 12-bit CT with the usual intercept. Own choice."""
 
 MAX_VOXELS = 1 << 28
-_NEW: dict[str, Any] = {"implausible_hu": "refuse", "nifti_affine": "auto", "nifti_volume": None, "damaged": "refuse"}
-"""Fields that version 0.2.0 did not have, with their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,7 @@ class VolumeSpec:
         burnt_in: What is done about text in the pixels; volumes take no boxes and no ultrasound regions.
         stack: How the slices of a series become volumes.
         series: Which series of a study are taken.
+        spatial_dims: Number of spatial axes.
 
     Raises:
         ConfigError: values out of range or that contradict one another.
@@ -65,16 +64,17 @@ class VolumeSpec:
     dtype: str = "uint8"
     patient_axes: bool = False
     nifti_unit: str = ""
-    analyze_axes: str = ""
-    crop_margin_mm: float | None = None
+    analyze_axes: str = field(default="", metadata=newer())
+    crop_margin_mm: float | None = field(default=None, metadata=newer())
     max_voxels: int = 1 << 28
     burnt_in: BurntInRule = field(default_factory=BurntInRule)
     stack: StackRule = field(default_factory=StackRule)
     series: SeriesRule = field(default_factory=SeriesRule)
-    implausible_hu: str = "refuse"
-    nifti_affine: str = "auto"
-    nifti_volume: int | None = None
-    damaged: str = "refuse"
+    implausible_hu: str = field(default="refuse", metadata=newer(omit=True))
+    nifti_affine: str = field(default="auto", metadata=newer(omit=True))
+    nifti_volume: int | None = field(default=None, metadata=newer(omit=True))
+    damaged: str = field(default="refuse", metadata=newer(omit=True))
+    spatial_dims: Literal[3] = 3
 
     def __post_init__(self) -> None:
         check_record("image", self)
@@ -96,10 +96,7 @@ class VolumeSpec:
         """Values that are right alone and wrong together."""
         if (self.intensity == "window") != bool(self.windows_hu):
             raise ConfigError("image.windows_hu goes with image.intensity=window, and that needs at least one")
-        if not all(width > 1 for _, width in self.windows_hu):
-            raise ConfigError(
-                f"image.windows_hu={[list(w) for w in self.windows_hu]}: expected [[center, width > 1], …]"
-            )
+        check_windows(self.windows_hu)
         if (self.intensity == "hounsfield") != (self.dtype == "int16"):
             raise ConfigError("image.intensity=hounsfield and image.dtype=int16 go together, one alone does not")
         if self.fit == "stretch" and self.spacing_mm is not None:
@@ -119,70 +116,44 @@ class VolumeSpec:
         return self.shape[0]
 
     @property
-    def spatial_dims(self) -> int:
-        """Number of spatial axes: 3."""
-        return 3
-
-    @property
     def value_range(self) -> tuple[float, float]:
         """(lowest, highest) stored value."""
         if self.intensity == "hounsfield":
             return float(HU_RANGE[0]), float(HU_RANGE[1])
         return 0.0, 1.0 if self.dtype == "float16" else float(np.iinfo(self.dtype).max)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that `from_json` reads; what came after version 0.2.0 is left out at its default."""
-        record = asdict(self) | {
-            "spacing_mm": list(self.spacing_mm) if self.spacing_mm else None,
-            "percentiles": list(self.percentiles),
-            "windows_hu": [list(w) for w in self.windows_hu],
-            "burnt_in": self.burnt_in.to_json(),
-            "stack": self.stack.to_json(),
-            "series": self.series.to_json(),
-            "spatial_dims": 3,
-        }
-        return {name: value for name, value in record.items() if name not in _NEW or value != _NEW[name]}
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> VolumeSpec:
-        """Returns the spec that `to_json` wrote.
-
-        Raises:
-            DataError: an unknown or missing field (written by another version).
-        """
-        # Records of stores from before there were Analyze files and crops.
-        record: dict[str, Any] = {"analyze_axes": "", "crop_margin_mm": None} | _NEW | content
-        try:
-            if record.pop("spatial_dims") != 3:
-                raise ValueError("spatial_dims is not 3")
-            absent = {f.name for f in fields(cls)} - set(record)
-            if absent:
-                raise KeyError(*sorted(absent))
-            low, high = record["percentiles"]
-            record["percentiles"] = (float(low), float(high))
-            record["windows_hu"] = tuple((float(c), float(w)) for c, w in record["windows_hu"])
-            if record["spacing_mm"] is not None:
-                d, h, w = record["spacing_mm"]
-                record["spacing_mm"] = (float(d), float(h), float(w))
-            rules: dict[str, Any] = {"burnt_in": BurntInRule, "stack": StackRule, "series": SeriesRule}
-            spec = cls(**record | {name: rule.from_json(record[name]) for name, rule in rules.items()})
-            check_types(spec)
-            check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
-            return spec
-        except (KeyError, TypeError, ValueError, OverflowError, ConfigError) as error:
-            raise DataError(f"preprocessing record: not of this version of medcls ({str(error)[:300]})") from error
-
-
-def read_spec(content: dict[str, Any]) -> PreprocessSpec | VolumeSpec:
-    """Returns the spec that either kind's `to_json` wrote; a record without spatial_dims is 2-D (version 0.1.0).
+def read_spec(content: Any) -> PreprocessSpec | VolumeSpec:
+    """Return the spec that a store recorded; without spatial_dims it is 2-D (version 0.1.0).
 
     Raises:
-        DataError: neither 2 nor 3 spatial axes, or a record of another version.
+        DataError: a record of another version, or numbers that no setting could have given.
     """
-    dims = content.get("spatial_dims", 2)
-    if dims not in (2, 3):
-        raise DataError(f"preprocessing record with spatial_dims={dims}: expected 2 or 3")
-    return VolumeSpec.from_json(content) if dims == 3 else PreprocessSpec.from_json(content)
+    spec: PreprocessSpec | VolumeSpec = from_json(PreprocessSpec | VolumeSpec, content, name="preprocess")
+    check_spec(spec)
+    return spec
+
+
+def check_spec(spec: PreprocessSpec | VolumeSpec) -> None:
+    """Check the numbers of a spec from a file: the bounds are those of the settings.
+
+    Raises:
+        DataError: a value that no command line could have given.
+    """
+    try:
+        check_sides("image.size", spec.shape[1:], given=list(spec.shape[1:]))
+        if isinstance(spec, PreprocessSpec):
+            check_record("image", spec)
+            check_image(spec)
+            check_windows(spec.windows_hu)
+    except ConfigError as error:
+        raise DataError(f"preprocess: {error}") from error
+
+
+def check_windows(windows: Sequence[tuple[float, float]]) -> None:
+    """Raise ConfigError for a (centre, width) in HU whose width is not above 1."""
+    if not all(width > 1 for _, width in windows):
+        raise ConfigError(f"image.windows_hu={[list(w) for w in windows]}: expected [[center, width > 1], …]")
 
 
 def is_orientation(text: str) -> bool:
