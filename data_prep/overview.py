@@ -14,7 +14,7 @@ from medcls.imaging.catalog import instances_of
 from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.dicom.terms import name_body_part, name_modality
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.find import stack_series
+from medcls.imaging.volume.find import find_unnamed, stack_series
 from medcls.imaging.volume.parts import fit_slices
 from medcls.imaging.volume.select import SeriesKey, summarize_series
 from medcls.imaging.volume.stack import Stack, StackRule
@@ -94,7 +94,11 @@ def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
     """
     rows = _group_by_series(table)
     yield from _describe_counts(table, rows)
-    described = [(*names, *_describe_series(table.take(pa.array(rows[key])))) for key, names in _number_series(rows)]
+    unnamed = find_unnamed(table)
+    described = [
+        (*names, *_describe_series(table.take(pa.array(rows[key])), unnamed=unnamed.get(key, 0)))
+        for key, names in _number_series(rows)
+    ]
     if described:
         shown = described[: lines or None]
         yield ""
@@ -164,7 +168,7 @@ def _times(numbers: Iterable[float | str]) -> str:
     return " x ".join(str(number) for number in numbers)
 
 
-def _describe_series(table: pa.Table) -> tuple[str, ...]:
+def _describe_series(table: pa.Table, *, unnamed: int) -> tuple[str, ...]:
     """One line of the table, from modality to geometry."""
     instances = list(instances_of(table))
     images = [each for each in instances if not each.problem]
@@ -177,7 +181,7 @@ def _describe_series(table: pa.Table) -> tuple[str, ...]:
         _only(_times((each.rows, each.columns)) for each in images),
         _spacing(images, summary.distance_mm),
         _only(_SYNTAXES.get(each.transfer_syntax, "other") for each in instances),
-        judge_geometry(instances),
+        judge_geometry(instances, unnamed=unnamed),
         _judge_images(images),
     )
 
@@ -198,13 +202,17 @@ def _spacing(images: Sequence[Instance], distance_mm: float | None) -> str:
     return f"{pairs} x {distance_mm:.3g}" if distance_mm is not None and pairs != "-" else pairs
 
 
-def judge_geometry(instances: Sequence[Instance]) -> str:
+def judge_geometry(instances: Sequence[Instance], *, unnamed: int = 0) -> str:
     """Return what data_prep would make of all files of one series: "ok", "2 volumes", "gap", "ok, tilt" or "2-D".
 
     It asks what data_prep asks (find.stack_series), with the default rule.
+
+    Args:
+        instances: Of one series.
+        unnamed: Files that may be slices of it, of find.find_unnamed.
     """
     images = [each for each in instances if not each.problem]
-    stacks, leftovers = stack_series(instances, _RULE)
+    stacks, leftovers = stack_series(instances, _RULE, unnamed=unnamed)
     reasons = Counter(_WORDS.get(reason, reason) for _, _, reason, _ in leftovers if reason not in NO_IMAGE)
     if not images and not reasons:
         return "no image"

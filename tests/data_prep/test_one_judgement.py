@@ -133,6 +133,39 @@ def test_a_series_with_a_broken_slice_is_not_called_a_volume(tmp_path: Path) -> 
     assert set(found.refused_files["reason"].to_pylist()) == {"incomplete_series", "truncated"}
 
 
+@pytest.mark.parametrize(("suffix", "size"), [(".dcm", 0), (".dcm", 100), (".dcm", 330), ("", 0), ("", 330)])
+def test_a_series_beside_a_file_that_lost_its_header_is_not_called_a_volume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], compose_job: Callable[..., Any], suffix: str, size: int
+) -> None:
+    """A copy that was broken off leaves its last file empty or cut before it says of which series it is."""
+    names = [f"{number}{suffix}" for number in range(6)]
+    for number, name in enumerate(names):
+        write_slice(tmp_path / "whole" / name, z=2.5 * number)
+        write_slice(tmp_path / "short" / name, z=2.5 * number, study="1.2.826.99.2")
+    last = tmp_path / "short" / names[-1]
+    last.write_bytes(last.read_bytes()[:size])
+    # What marks that a copy is complete, a note, and a file of the system are no slices.
+    for name in ("COMPLETE", "7.txt", "note", ".8"):
+        (tmp_path / "whole" / name).write_bytes(b"see below" if name == "note" else b"")
+    index = build_index(tmp_path, list_files(tmp_path), workers=0)
+    found = find_volumes(index, series=SeriesRule(), stack=StackRule())
+    assert found.series.filter(found.series["chosen"])["files"].to_pylist() == [[f"whole/{name}" for name in names]]
+    reasons = dict(zip(found.refused_files["path"].to_pylist(), found.refused_files["reason"].to_pylist(), strict=True))
+    assert {reasons[f"short/{name}"] for name in names[:-1]} == {"incomplete_series"}
+    main(compose_job("index", f"source={tmp_path}", "workers=0"))
+    assert len(re.findall(r"incomplete_series$|incomplete_series +", capsys.readouterr().out, re.MULTILINE)) == 1
+
+
+def test_of_a_folder_of_several_series_those_beside_the_lost_file_are_refused(tmp_path: Path) -> None:
+    for number in range(5):
+        for series in "abc":
+            write_slice(tmp_path / f"{series}{number}.dcm", z=2.5 * number, study=f"1.2.826.99.{ord(series)}")
+    (tmp_path / "b4.dcm").write_bytes(b"")  # after b3 and before c0: nobody knows of which it was
+    index = build_index(tmp_path, list_files(tmp_path), workers=0)
+    found = find_volumes(index, series=SeriesRule(), stack=StackRule())
+    assert found.series.filter(found.series["chosen"])["files"].to_pylist() == [[f"a{n}.dcm" for n in range(5)]]
+
+
 def test_reports_in_a_series_do_not_break_its_volume(tmp_path: Path) -> None:
     for number in range(5):
         write_slice(tmp_path / f"{number}", z=2.5 * number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 from medcls.imaging.catalog import instances_of
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
+from medcls.imaging.source import SKIP_REASONS
 from medcls.imaging.volume.select import SeriesKey, SeriesRule, select_series, series_key, summarize_series
 from medcls.imaging.volume.stack import PICTURES, Leftover, Stack, StackRule, build_stacks, find_fault
 
@@ -45,7 +48,8 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
         series: Which series are taken.
         stack: How slices become volumes.
     """
-    taken, unchosen = _choose(index, series=series, stack=stack)
+    unnamed = find_unnamed(index)
+    taken, unchosen = _choose(index, series=series, stack=stack, unnamed=unnamed)
     for _, study in groupby(_by_series(index), key=lambda each: each[0][:2]):
         found: list[FoundSeries] = []
         small: list[Instance] = []
@@ -54,7 +58,7 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
             if key not in taken:
                 found.append(FoundSeries(first, [], [_leave_out(i, unchosen.get(key, "no_image")) for i in instances]))
                 continue
-            stacks, left = stack_series(instances, stack)
+            stacks, left = stack_series(instances, stack, unnamed=unnamed.get(key, 0))
             if not stacks and {reason for _, _, reason, _ in left} == {"too_few_slices"}:
                 small += instances
             # One of a study is one volume, also where its series holds several (two echoes).
@@ -116,28 +120,81 @@ def _without_suffix(path: str) -> str:
     return path[: -len(".img")]
 
 
-def _choose(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> tuple[set[SeriesKey], dict[SeriesKey, str]]:
+def _choose(
+    index: pa.Table, *, series: SeriesRule, stack: StackRule, unnamed: dict[SeriesKey, int]
+) -> tuple[set[SeriesKey], dict[SeriesKey, str]]:
     """The series that are taken, and a reason for each other; a preference chooses among those that make a volume."""
     candidates, unchosen = select_series(summarize_series(instances_of(index)), replace(series, per_study="all"))
     taken = {each.key for each in candidates}
     if series.per_study == "all":
         return taken, unchosen
-    whole = {key for key, instances in _by_series(index) if key in taken and stack_series(instances, stack)[0]}
+    whole = {
+        key
+        for key, instances in _by_series(index)
+        if key in taken and stack_series(instances, stack, unnamed=unnamed.get(key, 0))[0]
+    }
     chosen, left = select_series((each for each in candidates if each.key in whole), series)
     # Those that make none go on, so that each file gets its own reason.
     return {each.key for each in chosen} | (taken - whole), unchosen | left
 
 
-def stack_series(instances: Sequence[Instance], rule: StackRule) -> tuple[list[Stack], list[Leftover]]:
+def find_unnamed(index: pa.Table) -> dict[SeriesKey, int]:
+    """Return how many files that cannot be read, and do not say of which series they are, lie among slices of each.
+
+    A copy that was broken off leaves its last file empty or cut in its header: the volume without it looks whole. Such
+    a file may be a slice of the series of the files before and after it in its folder, in the order of their names.
+    """
+    kind, size = index["kind"], index["size_bytes"]
+    is_broken = pc.and_(pc.is_in(kind, pa.array(["dicom", "other"])), pc.not_equal(index["problem"], ""))
+    is_empty = pc.and_(pc.equal(kind, "other"), pc.and_(pc.equal(size, 0), pc.equal(index["problem"], "")))
+    nameless = index.filter(pc.and_(pc.equal(index["series_uid"], ""), pc.or_(is_broken, is_empty)))
+    lost = [each for each in instances_of(nameless) if _is_lost(each)]
+    if not lost:
+        return {}
+    folders = pc.replace_substring_regex(index["path"], "[^/]*$", "")
+    wanted = pa.array(sorted({each.path.rpartition("/")[0] + "/" * ("/" in each.path) for each in lost}), pa.string())
+    slices: dict[str, list[tuple[str, SeriesKey]]] = {}
+    for each in instances_of(index.filter(pc.and_(pc.is_in(folders, wanted), pc.equal(kind, "dicom")))):
+        if each.position and each.series_uid:
+            folder, _, name = each.path.rpartition("/")
+            slices.setdefault(folder, []).append((name, series_key(each)))
+    counts: Counter[SeriesKey] = Counter()
+    for each in lost:
+        folder, _, name = each.path.rpartition("/")
+        beside = slices.get(folder, [])
+        at = bisect_left(beside, (name, ("", "", "")))
+        near = beside[max(at - 1, 0) : at + 1]
+        # An empty file of another kind of name marks something: that a copy is complete, for one.
+        counts.update({key for other, key in near if each.kind == "dicom" or _are_alike(name, other)})
+    return dict(counts)
+
+
+def _are_alike(name: str, other: str) -> bool:
+    """Whether two files could be slices of one series by their names: a number in each, and one suffix, or a number."""
+    suffixes = {"" if suffix[1:].isdigit() else suffix for suffix in (PurePosixPath(n).suffix for n in (name, other))}
+    return len(suffixes) == 1 and any(map(str.isdigit, name))
+
+
+def stack_series(
+    instances: Sequence[Instance], rule: StackRule, *, unnamed: int = 0
+) -> tuple[list[Stack], list[Leftover]]:
     """Return the stacks of all files of a series, and what is in none.
 
     There is no stack if a slice cannot be read: without it a volume would be short, and look whole. data_prep, predict
     and the overview of an index ask this.
+
+    Args:
+        instances: Of one series.
+        rule: What is repaired and what is refused.
+        unnamed: Files among them that may be slices, of find_unnamed.
     """
     broken = [each for each in instances if _is_broken(each)]
-    if not broken:
-        return build_stacks(instances, rule)
+    stacks, others = ([], []) if broken else build_stacks(instances, rule)
+    if not broken and not (unnamed and stacks):
+        return stacks, others
     detail = f"{len(broken)} of its files cannot be read"
+    if unnamed:
+        detail = f"{unnamed} of the files among its slices cannot be read or are empty: copy them again, or remove them"
     left: list[Leftover] = []
     for each in instances:
         if _is_broken(each):
@@ -154,6 +211,11 @@ def stack_series(instances: Sequence[Instance], rule: StackRule) -> tuple[list[S
 def _is_broken(instance: Instance) -> bool:
     """Whether a file should have been a slice and cannot be read."""
     return bool(instance.problem) and not name_companion(instance.problem, instance.sop_class_uid)
+
+
+def _is_lost(instance: Instance) -> bool:
+    """Whether a file that names no series is empty or cannot be read, and is not one that is never read."""
+    return not instance.problem or (_is_broken(instance) and instance.problem not in SKIP_REASONS)
 
 
 def _leave_out(instance: Instance, reason: str) -> Leftover:
