@@ -18,6 +18,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,15 +95,24 @@ def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> It
                 temporary.parent.rmdir()
 
 
+VANISHED_TRIES = 50
+"""What is gone so often between making and opening it, over a second, was never made: no other command deletes it."""
+VANISHED_PAUSE_SECONDS = 0.02
+
+
 def _open_temporary(folder: Path, name: str, *, apart: bool) -> tuple[int, str]:
-    """A new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone."""
-    while True:
+    """A new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone.
+
+    Other commands may delete the folder or the file before it is locked, but not so often.
+    """
+    for left in reversed(range(VANISHED_TRIES)):
         try:
             place = make_private(folder) if apart else folder
             handle, temporary = tempfile.mkstemp(prefix=TEMPORARY, suffix=name, dir=place)
         except FileNotFoundError:
-            if not apart or not folder.is_dir():
+            if not apart or not folder.is_dir() or not left:
                 raise
+            time.sleep(VANISHED_PAUSE_SECONDS)
             continue  # another command has just removed the empty folder
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,6 +127,7 @@ def _open_temporary(folder: Path, name: str, *, apart: bool) -> tuple[int, str]:
         if os.fstat(handle).st_nlink:
             return handle, temporary
         os.close(handle)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def make_private(folder: Path) -> Path:

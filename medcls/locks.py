@@ -14,7 +14,16 @@ from pathlib import Path
 
 from medcls.disk import describe_unwritten
 from medcls.errors import BusyError, ConfigError, MedclsError, WriteError
-from medcls.files import HOLDER, LOCK, clear_private, make_private, read_json, write_json
+from medcls.files import (
+    HOLDER,
+    LOCK,
+    VANISHED_PAUSE_SECONDS,
+    VANISHED_TRIES,
+    clear_private,
+    make_private,
+    read_json,
+    write_json,
+)
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 0.2
@@ -141,11 +150,18 @@ def _hold(
         wait: Called if another process has it, before each further try; raises to give up.
         say: Called with a line if the file system has no locks.
     """
+    vanished = 0
     while True:
         try:
             descriptor, path = make()
-        except FileNotFoundError:
-            continue  # another process has just removed the empty folder, or the one around it
+        except FileNotFoundError as error:
+            # Another process has just removed the empty folder, or the one around it; or nobody can make one there, as
+            # below a mount point of autofs, in /proc, or in a working folder that was deleted.
+            vanished += 1
+            if vanished == VANISHED_TRIES:
+                raise describe_unwritten(error, str(target)) from error
+            time.sleep(VANISHED_PAUSE_SECONDS)
+            continue
         except OSError as error:
             raise describe_unwritten(error, str(target)) from error
         try:

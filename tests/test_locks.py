@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import os
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,6 +141,23 @@ def test_disk_that_fails_while_it_locks_ends_with_74(tmp_path: Path, monkeypatch
     for lock in (lock_folder(tmp_path / "run"), lock_file(tmp_path / "out.csv")):
         with pytest.raises(WriteError, match=r"cannot lock .*(run|out\.csv): Input/output error; free"), lock:
             pass
+
+
+@pytest.mark.parametrize("hold", [lock_folder, lock_file])
+def test_folder_that_nobody_can_make_ends_with_74_and_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: Callable[..., contextlib.AbstractContextManager[None]]
+) -> None:
+    """As below a mount point of autofs, in /proc, or in a working folder that was deleted: mkdir finds no place."""
+
+    def find_no_place(path: Path, *args: object, **kwargs: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", find_no_place)
+    with pytest.raises(WriteError, match=r"cannot write .*No such file or directory"), hold(tmp_path / "auto" / "x"):
+        pass
+    # The folder is there, and no other can be made in it.
+    with pytest.raises(WriteError, match="No such file"), atomic_file(tmp_path / "table", private=True):
+        pass
 
 
 def test_folder_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
