@@ -1,4 +1,4 @@
-"""The folders and files that a command reads: whether they are there, said before anything slow is imported."""
+"""Check that the folders and files of a command exist, before anything slow is imported."""
 
 from __future__ import annotations
 

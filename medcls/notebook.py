@@ -1,4 +1,4 @@
-"""The public face for notebooks and scripts: `medcls.load` and `medcls.open_store`, over what the commands call.
+"""Use from Python: `medcls.load` and `medcls.open_store`, over the functions that the commands call.
 
 Nothing here prints, writes a file or knows Hydra. What commands say goes to the log "medcls" (medcls.console).
 """

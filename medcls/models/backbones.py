@@ -1,4 +1,4 @@
-"""A network without its last layer, as a row of stages from input to output; and those that torchvision builds."""
+"""The class of networks without their last layer, as stages from input to output, and torchvision's networks."""
 
 from __future__ import annotations
 

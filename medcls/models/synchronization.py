@@ -1,4 +1,4 @@
-"""BatchNorm in several processes of a training: over the images of all, or with statistics that are shared."""
+"""BatchNorm in several processes: over the images of all, or with shared statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps a run safe while it trains: checkpoints when they are due, signals, and what may be done about faults."""
+"""Keep a run safe while it trains: checkpoints when due, signals, and recovery from faults."""
 
 from __future__ import annotations
 
