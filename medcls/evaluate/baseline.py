@@ -16,8 +16,8 @@ from medcls.files import sha256_file
 from medcls.runs.folder import read_store_folder
 from medcls.statistics.assessment import describe_rows
 from medcls.statistics.decision import Decision, build_decision
+from medcls.statistics.definitions import THRESHOLD, find_needs
 from medcls.statistics.intervals import measure_predictions
-from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS
 from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import Rule, choose_operating_points
@@ -62,9 +62,10 @@ def measure_baseline(
     metrics = measure_predictions(other, predictions.rows.patient_ids, **settings)
     compared = compare_predictions(one, other, predictions.rows.patients, **settings)
     if decision is None:
-        free = (*OF_RANKS, *OF_PROBABILITIES)
-        metrics = {name: entry for name, entry in metrics.items() if name.startswith(free)}
-        compared["metrics"] = {name: entry for name, entry in compared["metrics"].items() if name.startswith(free)}
+        metrics = {name: entry for name, entry in metrics.items() if find_needs(name) != THRESHOLD}
+        compared["metrics"] = {
+            name: entry for name, entry in compared["metrics"].items() if find_needs(name) != THRESHOLD
+        }
         compared.pop("mcnemar", None)
         said = (
             "Numbers that need a threshold are left out: the validation rows that choose the baseline's are not here."

@@ -18,7 +18,7 @@ from medcls.files import MODEL
 from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import read_model
-from medcls.statistics.aggregation import DECIDING
+from medcls.statistics.definitions import TASK_METRICS
 from medcls.statistics.intervals import summarize
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats
@@ -38,7 +38,7 @@ def measure_robustness(
     model = read_model(predictions.run / MODEL)[0].to(options.rules.device)
     dataset = predictions.opened.build_dataset(crop=predictions.card.crop)
     value_range = predictions.opened.store.spec.value_range
-    metric = DECIDING[predictions.rows.predictions.kind]
+    metric = TASK_METRICS[predictions.rows.predictions.kind].joining
     plain = predictions.rows.predictions.y_score
     measure = partial(_measure, predictions, metric=metric, replicates=min(replicates, MOST_REPLICATES), seed=seed)
     curves: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from medcls.report.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE,
 from medcls.report.content import Evaluation
 from medcls.report.odds_table import build_odds_tables, say_number
 from medcls.statistics.curves import name_question
-from medcls.statistics.definitions import DEFINITIONS, HEADLINES, HOW_INTERVALS
+from medcls.statistics.definitions import DEFINITIONS, HOW_INTERVALS, TASK_METRICS
 from medcls.statistics.exposure import Exposure
 from medcls.statistics.number_text import format_number, format_value
 from medcls.statistics.thresholds import Rule
@@ -141,7 +141,7 @@ def _find_best_epoch(training: Mapping[str, Any]) -> int | None:
 def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
     """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there, with their notes and reasons."""
     found = {}
-    for name in HEADLINES[evaluation.predictions.kind]:
+    for name in TASK_METRICS[evaluation.predictions.kind].headlines:
         entry = evaluation.metrics.get(name)
         if entry is None:
             continue

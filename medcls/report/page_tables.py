@@ -19,13 +19,6 @@ from medcls.statistics.exposure import UNSEEN
 from medcls.statistics.number_text import Number, format_number
 from medcls.statistics.predictions import Predictions
 
-PRINTED = frozenset(
-    {"auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "f1"}
-    | {"quadratic_kappa", "mae", "mse", "rmse", "r2", "pearson", "spearman", "brier", "log_loss", "ece"}
-)
-"""Metrics that the terminal shows."""
-CLASS_COLUMNS = ("auc", "auc_above", "average_precision", "recall", "specificity", "ppv", "npv", "f1")
-
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
@@ -63,7 +56,9 @@ def build_class_table(
 ) -> tuple[list[Definition], list[tuple[str, list[Number | None]]]]:
     """Columns and rows of the metrics of single classes; both empty where the task has none."""
     names = predictions.class_names
-    stems = [stem for stem in CLASS_COLUMNS if any(f"{stem}_{name}" in metrics for name in names)]
+    stems = [
+        stem for stem, row in DEFINITIONS.items() if row.by_class and any(f"{stem}_{name}" in metrics for name in names)
+    ]
     rows = [(name, [_find_number(stem, name, metrics) for stem in stems]) for name in names if stems]
     return [DEFINITIONS[stem] for stem in stems], rows
 
@@ -116,7 +111,7 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         lines[-1] += f"; positive class {metrics['positive_class']}"
     lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
     for name, entry in metrics.items():
-        if not isinstance(entry, dict) or name not in PRINTED:
+        if not isinstance(entry, dict) or name not in DEFINITIONS or not DEFINITIONS[name].printed:
             continue
         shown = f"{name} (mean of {labels} labels)" if labels else name
         why = str(entry.get("reason") or entry.get("note", "")).removeprefix("no interval: ")

@@ -24,7 +24,6 @@ from medcls.statistics.predictions import Integers, Predictions
 MOST_CURVES = 8  # more lines than colours cannot be told apart
 MOST_CLASSES_DRAWN = 20
 MOST_DECISIONS = 4
-RISING = {name for name, definition in DEFINITIONS.items() if definition.ideal == HIGH}
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +260,8 @@ def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[PanelPlan]:
     losses = [name for name in names if "loss" in name and "log_loss" not in name]
     validation = [name for name in names if name.startswith("val") and name not in losses]
     # All values of one scale in one figure, and none of single classes: those crowd the rest out.
-    headline = [name for name in validation if re.sub(r"^val(idation)?[._/]", "", name) in RISING] or validation
+    rising = {name for name, definition in DEFINITIONS.items() if definition.ideal == HIGH}
+    headline = [name for name in validation if re.sub(r"^val(idation)?[._/]", "", name) in rising] or validation
     rates = [name for name in names if name.startswith(("lr", "learning_rate"))]
     groups = [
         ("loss", "Loss", losses),

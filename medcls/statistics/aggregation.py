@@ -7,20 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from medcls.statistics.definitions import score_metric
+from medcls.statistics.definitions import TASK_METRICS, score_metric
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats, Integers, Predictions
 
 RULES = ("mean", "max", "noisy_or")
 NOISY_OR = "noisy-or, the chance that at least one image is positive if images are independent"
-DECIDING = {
-    "binary": "auc",
-    "multiclass": "auc",
-    "multilabel": "auc",
-    "ordinal": "quadratic_kappa",
-    "regression": "mae",
-}
-"""The metric that decides between the rules, by kind of task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +65,7 @@ def choose_aggregation(predictions: Predictions, units: Integers) -> dict[str, A
 
     The metric is the AUC, of ordered classes the quadratic kappa, of a number the mean absolute error.
     """
-    metric = DECIDING[predictions.kind]
+    metric = TASK_METRICS[predictions.kind].joining
     rules = RULES if predictions.kind != "regression" and predictions.probabilities else RULES[:2]
     values = {}
     for rule in rules:

@@ -10,11 +10,16 @@ import numpy as np
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.statistics.definitions import DEFINITIONS, choose_headlines, find_definition, name_metric
+from medcls.statistics.definitions import (
+    DEFINITIONS,
+    choose_headlines,
+    choose_task_metrics,
+    find_definition,
+    name_metric,
+)
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.number_text import format_value
 from medcls.statistics.predictions import Predictions, check_predictions
-from medcls.statistics.subgroups import SHOWN
 
 MET, NOT_MET, UNDECIDED = "met", "not met", "undecided"
 COMPARISON = "comparison"
@@ -213,7 +218,7 @@ def check_analysis(
     """
     example = _build_example(kind, class_names, grades=grades)
     names = list(build_estimator(example)(np.ones((1, len(example.y_score)))))
-    shown = SHOWN["ordinal"] if grades else SHOWN[kind]
+    shown = choose_task_metrics(kind, grades=grades).subgroups
     compared = [name for name in choose_headlines(example) if name in names]
     for one in analysis.criteria:
         known, what = (shown, "subgroups") if one.each else (names, f"kind={kind}")

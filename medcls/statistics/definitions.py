@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from medcls.statistics.predictions import Predictions
+from medcls.statistics.predictions import Floats, Predictions
 
 HIGH, LOW = "high", "low"
+RANKS, THRESHOLD, PROBABILITIES = "ranks", "threshold", "probabilities"
 HOW_INTERVALS = (
     "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
     "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences of AUCs; "
@@ -28,6 +30,16 @@ class Definition:
             share), "agreement" (-1 to 1), "error" (>= 0), "explained" (at most 1), "real", "mean" or a likelihood
             "ratio" of other metrics, or "none".
         over: The rows that it rests on: "all", "cases", "others", "called", "cleared", "either" (cases or called).
+        needs: What the scores of a classification must give: RANKS (any score), THRESHOLD (a decision) or
+            PROBABILITIES.
+        undefined: Why it has no value where nothing is known but its name.
+        unit_range: Whether the page draws it as a bar in [0, 1].
+        printed: Whether the terminal shows it.
+        by_class: Whether it is a column of the page's table of classes.
+        averaged: Whether the mean over several labels means anything.
+        build: Predictions -> function of weights (R, N) that returns the metric, (R,), NaN if undefined; None if
+            metrics.build_estimator computes it together with others.
+        kinds: Kinds of task for which `build` is called.
     """
 
     title: str
@@ -36,6 +48,14 @@ class Definition:
     ideal: str | float = HIGH
     scale: str = "real"
     over: tuple[str, ...] = ("all",)
+    needs: str = THRESHOLD
+    undefined: str = "undefined for these rows"
+    unit_range: bool = False
+    printed: bool = False
+    by_class: bool = False
+    averaged: bool = True
+    build: Callable[[Predictions], Callable[[Floats], Floats]] | None = None
+    kinds: tuple[str, ...] = ("binary", "multiclass", "ordinal")
 
 
 DEFINITIONS: dict[str, Definition] = {
@@ -48,6 +68,10 @@ DEFINITIONS: dict[str, Definition] = {
         "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
         scale="area",
         over=("cases", "others"),
+        needs=RANKS,
+        unit_range=True,
+        printed=True,
+        by_class=True,
     ),
     "auc_above": Definition(
         "AUC above a grade",
@@ -55,6 +79,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Hanley & McNeil 1982; mean over thresholds after Waegeman et al. 2008",
         scale="area",
         over=("cases", "others"),
+        needs=RANKS,
+        by_class=True,
     ),
     "average_precision": Definition(
         "Average precision",
@@ -62,18 +88,26 @@ DEFINITIONS: dict[str, Definition] = {
         "Manning, Raghavan & Schütze 2008, chapter 8",
         scale="precision",
         over=("cases", "others"),
+        needs=RANKS,
+        unit_range=True,
+        printed=True,
+        by_class=True,
     ),
     "accuracy": Definition(
         "Accuracy",
         "Share of right classes; several labels: mean over the labels, each at its threshold.",
         "—",
         scale="share",
+        unit_range=True,
+        printed=True,
     ),
     "balanced_accuracy": Definition(
         "Balanced accuracy",
         "Mean of the recalls of all classes; for one label the mean of sensitivity and specificity.",
         "Brodersen et al. 2010",
         scale="mean",
+        unit_range=True,
+        printed=True,
     ),
     "sensitivity": Definition(
         "Sensitivity",
@@ -81,6 +115,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
         scale="share",
         over=("cases",),
+        unit_range=True,
+        printed=True,
     ),
     "recall": Definition(
         "Recall",
@@ -88,6 +124,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
         scale="share",
         over=("cases",),
+        unit_range=True,
+        by_class=True,
     ),
     "specificity": Definition(
         "Specificity",
@@ -95,6 +133,9 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
         scale="share",
         over=("others",),
+        unit_range=True,
+        printed=True,
+        by_class=True,
     ),
     "ppv": Definition(
         "PPV",
@@ -102,6 +143,9 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
         scale="share",
         over=("called",),
+        undefined="a class is never predicted",
+        unit_range=True,
+        by_class=True,
     ),
     "npv": Definition(
         "NPV",
@@ -109,12 +153,17 @@ DEFINITIONS: dict[str, Definition] = {
         "Altman & Bland 1994",
         scale="share",
         over=("cleared",),
+        undefined="a class is always predicted",
+        unit_range=True,
+        by_class=True,
     ),
     "lr_positive": Definition(
         "LR+",
         "Sensitivity / (1 - specificity).",
         "Deeks & Altman 2004",
         scale="ratio",
+        undefined="no false positive: no finite ratio",
+        averaged=False,
     ),
     "lr_negative": Definition(
         "LR−",
@@ -122,6 +171,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Deeks & Altman 2004",
         LOW,
         scale="ratio",
+        undefined="no true negative: no finite ratio",
+        averaged=False,
     ),
     "f1": Definition(
         "F1",
@@ -129,6 +180,9 @@ DEFINITIONS: dict[str, Definition] = {
         "van Rijsbergen 1979",
         scale="precision",
         over=("either",),
+        unit_range=True,
+        printed=True,
+        by_class=True,
     ),
     "mcc": Definition(
         "MCC",
@@ -136,6 +190,7 @@ DEFINITIONS: dict[str, Definition] = {
         "Matthews 1975; Gorodkin 2004",
         scale="agreement",
         over=("cases", "others"),
+        undefined="all images have one true or one predicted class",
     ),
     "quadratic_kappa": Definition(
         "Quadratic kappa",
@@ -143,6 +198,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Cohen 1968",
         scale="agreement",
         over=("cases", "others"),
+        undefined="all images have one and the same true and predicted grade",
+        printed=True,
     ),
     "brier": Definition(
         "Brier score",
@@ -151,6 +208,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Brier 1950",
         LOW,
         scale="error",
+        needs=PROBABILITIES,
+        printed=True,
     ),
     "log_loss": Definition(
         "Log loss",
@@ -158,6 +217,8 @@ DEFINITIONS: dict[str, Definition] = {
         "Good 1952",
         LOW,
         scale="error",
+        needs=PROBABILITIES,
+        printed=True,
     ),
     "ece": Definition(
         "Calibration error (ECE)",
@@ -166,6 +227,9 @@ DEFINITIONS: dict[str, Definition] = {
         "Guo et al. 2017; Naeini et al. 2015",
         LOW,
         scale="none",
+        needs=PROBABILITIES,
+        unit_range=True,
+        printed=True,
     ),
     "calibration_slope": Definition(
         "Calibration slope",
@@ -174,6 +238,9 @@ DEFINITIONS: dict[str, Definition] = {
         1.0,
         scale="real",
         over=("cases", "others"),
+        needs=PROBABILITIES,
+        undefined="the two classes are separated completely: no finite slope",
+        averaged=False,
     ),
     "calibration_intercept": Definition(
         "Calibration intercept",
@@ -182,6 +249,8 @@ DEFINITIONS: dict[str, Definition] = {
         0.0,
         scale="real",
         over=("cases", "others"),
+        needs=PROBABILITIES,
+        averaged=False,
     ),
     "mae": Definition(
         "MAE",
@@ -189,6 +258,7 @@ DEFINITIONS: dict[str, Definition] = {
         "—",
         LOW,
         scale="error",
+        printed=True,
     ),
     "mse": Definition(
         "MSE",
@@ -196,6 +266,7 @@ DEFINITIONS: dict[str, Definition] = {
         "—",
         LOW,
         scale="error",
+        printed=True,
     ),
     "mae_value": Definition(
         "MAE of the value",
@@ -219,51 +290,126 @@ DEFINITIONS: dict[str, Definition] = {
         "—",
         LOW,
         scale="error",
+        printed=True,
     ),
     "r2": Definition(
         "R²",
         "1 - squared error / squared error of the mean; may be negative.",
         "Draper & Smith 1998",
         scale="explained",
+        undefined="the true values are all equal",
+        printed=True,
     ),
     "pearson": Definition(
         "Pearson r",
         "Linear correlation of true and predicted value.",
         "Pearson 1895",
         scale="agreement",
+        undefined="the true or the predicted values are all equal",
+        printed=True,
     ),
     "spearman": Definition(
         "Spearman ρ",
         "Correlation of the ranks, ties by midranks.",
         "Spearman 1904",
         scale="agreement",
+        undefined="the true or the predicted values are all equal",
+        printed=True,
     ),
 }
 
-HEADLINES: dict[str, tuple[str, ...]] = {
-    "binary": ("auc", "sensitivity", "specificity", "average_precision", "brier", "calibration_slope"),
-    "multiclass": ("auc", "balanced_accuracy", "accuracy", "f1", "brier", "ece"),
-    "ordinal": ("quadratic_kappa", "auc", "balanced_accuracy", "mae", "brier", "ece"),
-    "multilabel": ("auc", "average_precision", "balanced_accuracy", "f1", "brier", "ece"),
-    "regression": ("mae", "rmse", "r2", "pearson", "spearman"),
-}
-GRADED_HEADLINES = ("quadratic_kappa", "auc", "balanced_accuracy", "mae", "spearman", "r2")
 
-UNIT_RANGE = frozenset(
-    (
-        "auc",
-        "average_precision",
-        "accuracy",
-        "balanced_accuracy",
-        "sensitivity",
-        "recall",
-        "specificity",
-        "ppv",
-        "npv",
-        "f1",
-        "ece",
-    )
-)
+@dataclass(frozen=True, slots=True)
+class TaskMetrics:
+    """The metrics that count for a kind of task, by their names in DEFINITIONS.
+
+    Attributes:
+        epoch: Chooses the best epoch on the validation split (task.metric=auto).
+        joining: Decides between the rules that join images to patients, and measures robustness.
+        headlines: At the top of the page, in the order of their weight.
+        subgroups: Shown for each subgroup.
+        primary: What a comparison is about.
+        secondary: What it also tests.
+    """
+
+    epoch: str
+    joining: str
+    headlines: tuple[str, ...]
+    subgroups: tuple[str, ...]
+    primary: str
+    secondary: tuple[str, ...]
+
+
+_GRADED = ("accuracy", "balanced_accuracy", "mae", "mse", "mse_value", "auc_above")
+_GRADED_SUBGROUPS = ("quadratic_kappa", "auc", "balanced_accuracy", "mae")
+GRADED_REGRESSION = "graded regression"
+TASK_METRICS: dict[str, TaskMetrics] = {
+    "binary": TaskMetrics(
+        epoch="auc",
+        joining="auc",
+        headlines=("auc", "sensitivity", "specificity", "average_precision", "brier", "calibration_slope"),
+        subgroups=("auc", "sensitivity", "specificity", "brier"),
+        primary="auc",
+        secondary=("average_precision", "sensitivity", "specificity", "balanced_accuracy", "brier"),
+    ),
+    "multiclass": TaskMetrics(
+        epoch="auc",
+        joining="auc",
+        headlines=("auc", "balanced_accuracy", "accuracy", "f1", "brier", "ece"),
+        subgroups=("auc", "balanced_accuracy", "accuracy", "brier"),
+        primary="auc",
+        secondary=("balanced_accuracy", "accuracy", "f1", "brier"),
+    ),
+    "ordinal": TaskMetrics(
+        epoch="quadratic_kappa",
+        joining="quadratic_kappa",
+        headlines=("quadratic_kappa", "auc", "balanced_accuracy", "mae", "brier", "ece"),
+        subgroups=_GRADED_SUBGROUPS,
+        primary="quadratic_kappa",
+        secondary=_GRADED,
+    ),
+    "multilabel": TaskMetrics(
+        epoch="auc",
+        joining="auc",
+        headlines=("auc", "average_precision", "balanced_accuracy", "f1", "brier", "ece"),
+        subgroups=("auc", "balanced_accuracy", "brier"),
+        primary="auc",
+        secondary=("average_precision", "balanced_accuracy", "brier"),
+    ),
+    "regression": TaskMetrics(
+        epoch="mse",
+        joining="mae",
+        headlines=("mae", "rmse", "r2", "pearson", "spearman"),
+        subgroups=("mae", "r2", "spearman"),
+        primary="mae",
+        secondary=("rmse", "r2", "spearman"),
+    ),
+    GRADED_REGRESSION: TaskMetrics(
+        epoch="mse",
+        joining="mae",
+        headlines=("quadratic_kappa", "auc", "balanced_accuracy", "mae", "spearman", "r2"),
+        subgroups=_GRADED_SUBGROUPS,
+        primary="quadratic_kappa",
+        secondary=_GRADED,
+    ),
+}
+
+
+def choose_task_metrics(kind: str, *, grades: bool) -> TaskMetrics:
+    """Return the metrics that count for a kind of task; classes that are grades have those of an ordinal task.
+
+    Args:
+        kind: Kind of task.
+        grades: Whether the classes, or the values of a regression, are ordered grades.
+    """
+    graded = {"multiclass": "ordinal", "regression": GRADED_REGRESSION}
+    return TASK_METRICS[graded.get(kind, kind) if grades else kind]
+
+
+def find_needs(name: str) -> str:
+    """Return what a metric needs of the scores, also in its per-class form; THRESHOLD without a definition."""
+    definition = find_definition(name)
+    return THRESHOLD if definition is None else definition.needs
 
 
 def find_definition(name: str) -> Definition | None:
@@ -311,7 +457,5 @@ def find_stem(name: str) -> str:
 
 
 def choose_headlines(predictions: Predictions) -> tuple[str, ...]:
-    """Names of the headline numbers of this kind of task, in the order of their weight."""
-    graded_values = predictions.kind == "regression" and predictions.grades
-    graded_classes = predictions.kind == "multiclass" and predictions.grades
-    return GRADED_HEADLINES if graded_values else HEADLINES["ordinal" if graded_classes else predictions.kind]
+    """Return the names of the headline numbers of this kind of task, in the order of their weight."""
+    return choose_task_metrics(predictions.kind, grades=predictions.grades).headlines

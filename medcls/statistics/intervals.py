@@ -17,8 +17,8 @@ from medcls.statistics.bounds import (
     note_undercoverage,
 )
 from medcls.statistics.calibration import compute_confidence, expect_ece
-from medcls.statistics.definitions import name_metric
-from medcls.statistics.metrics import OF_PROBABILITIES, OF_RANKS, Estimates, Estimator, build_estimator
+from medcls.statistics.definitions import PROBABILITIES, RANKS, find_definition, find_needs, name_metric
+from medcls.statistics.metrics import Estimates, Estimator, build_estimator
 from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.support import Basis, Support, find_support
 
@@ -106,8 +106,8 @@ def _expect_errors(predictions: Predictions, patients: Integers, *, seed: int) -
 
 def explain_plainly(name: str) -> str:
     """Why a metric has no value where nothing is known but its name."""
-    reasons = [reason for stem, reason in _REASONS.items() if name.startswith(stem)]
-    return reasons[0] if reasons else "undefined for these rows"
+    definition = find_definition(name)
+    return "undefined for these rows" if definition is None else definition.undefined
 
 
 def summarize(
@@ -297,28 +297,14 @@ def correlate(drawn: Sequence[Floats]) -> Floats:
 
 def explain_undefined(name: str, predictions: Predictions) -> str:
     """Why this metric has no value for these rows, in one line."""
-    if not predictions.probabilities and name.startswith(OF_PROBABILITIES):
+    if not predictions.probabilities and find_needs(name) == PROBABILITIES:
         return "the scores are not probabilities in [0, 1]"
-    if not predictions.decides and not name.startswith(OF_RANKS):
+    if not predictions.decides and find_needs(name) != RANKS:
         return "no threshold is known"
     absent = find_absent_classes(predictions)
     if absent:
         return f"no image {', '.join(absent)}"
     return explain_plainly(name)
-
-
-_REASONS = {
-    "r2": "the true values are all equal",
-    "pearson": "the true or the predicted values are all equal",
-    "spearman": "the true or the predicted values are all equal",
-    "calibration_slope": "the two classes are separated completely: no finite slope",
-    "lr_positive": "no false positive: no finite ratio",
-    "lr_negative": "no true negative: no finite ratio",
-    "ppv": "a class is never predicted",
-    "npv": "a class is always predicted",
-    "mcc": "all images have one true or one predicted class",
-    "quadratic_kappa": "all images have one and the same true and predicted grade",
-}
 
 
 def find_absent_classes(predictions: Predictions) -> list[str]:

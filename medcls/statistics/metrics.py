@@ -26,14 +26,12 @@ from medcls.statistics.calibration import (
     compute_log_loss_rows,
     compute_slope_and_intercept,
 )
+from medcls.statistics.definitions import DEFINITIONS, PROBABILITIES, THRESHOLD, find_needs
 from medcls.statistics.predictions import Floats, Integers, Predictions, ratio, weighted_mean
 from medcls.statistics.ranking import build_ranking, compute_areas
 
 Estimates = dict[str, Floats]
 Estimator = Callable[[Floats], Estimates]
-# Metrics by the beginning of their names: of scores that are probabilities alone, and of the order of scores.
-OF_PROBABILITIES = ("brier", "log_loss", "ece", "calibration_")
-OF_RANKS = ("auc", "average_precision")
 
 
 def compute_metrics(predictions: Predictions, *, weights: ArrayLike | None = None) -> dict[str, float]:
@@ -67,15 +65,13 @@ def build_estimator(predictions: Predictions) -> Estimator:
     """
     if predictions.kind != "regression" and not (predictions.probabilities and predictions.decides):
         return _build_margins(predictions)
-    match predictions.kind:
-        case "binary":
-            return _build_binary(predictions)
-        case "multilabel":
-            return _build_multilabel(predictions)
-        case "regression":
-            return _build_regression(predictions)
-        case _:
-            return _build_multiclass(predictions)
+    estimate = _BUILDERS[predictions.kind](predictions)
+    own = {
+        name: row.build(predictions)
+        for name, row in DEFINITIONS.items()
+        if row.build is not None and predictions.kind in row.kinds
+    }
+    return (lambda weights: estimate(weights) | {name: one(weights) for name, one in own.items()}) if own else estimate
 
 
 def _build_margins(predictions: Predictions) -> Estimator:
@@ -86,7 +82,7 @@ def _build_margins(predictions: Predictions) -> Estimator:
         nothing = np.full(len(weights), np.nan)
         return {
             name: nothing
-            if name.startswith(OF_PROBABILITIES) or not (predictions.decides or name.startswith(OF_RANKS))
+            if (needs := find_needs(name)) == PROBABILITIES or (needs == THRESHOLD and not predictions.decides)
             else value
             for name, value in ranked(weights).items()
         }
@@ -160,9 +156,7 @@ def _build_multilabel(predictions: Predictions) -> Estimator:
     def estimate(weights: Floats) -> Estimates:
         by_label = [label(weights) for label in labels]
         means = {
-            name: np.mean([one[name] for one in by_label], axis=0)
-            for name in by_label[0]
-            if not name.startswith(_WITHOUT_MEAN)
+            name: np.mean([one[name] for one in by_label], axis=0) for name in by_label[0] if DEFINITIONS[name].averaged
         }
         return means | _by_class(predictions, by_label)
 
@@ -178,7 +172,6 @@ def _by_class(predictions: Predictions, by_label: list[Estimates]) -> Estimates:
 
 
 _CLASS_NAMES = {"sensitivity": "recall"}
-_WITHOUT_MEAN = ("lr_", "calibration_")  # their mean over labels would mean nothing
 
 
 def _build_multiclass(predictions: Predictions) -> Estimator:
@@ -261,3 +254,12 @@ def _build_graded_value(predictions: Predictions) -> Estimator:
         }
 
     return estimate
+
+
+_BUILDERS: dict[str, Callable[[Predictions], Estimator]] = {
+    "binary": _build_binary,
+    "multiclass": _build_multiclass,
+    "ordinal": _build_multiclass,
+    "multilabel": _build_multilabel,
+    "regression": _build_regression,
+}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from medcls.statistics.definitions import UNIT_RANGE
+from medcls.statistics.definitions import DEFINITIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Number:
 def format_number(name: str, entry: Mapping[str, Any]) -> Number:
     """One entry of metrics.json as text."""
     value, low, high = entry["value"], entry["low"], entry["high"]
-    bounded = name in UNIT_RANGE and low is not None
+    bounded = name in DEFINITIONS and DEFINITIONS[name].unit_range and low is not None
     return Number(
         text=format_value(value),
         interval="" if low is None else f"{format_value(low)} – {format_value(high)}",

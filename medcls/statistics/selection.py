@@ -7,21 +7,14 @@ from collections.abc import Mapping
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
-from medcls.statistics.definitions import HIGH, find_definition, score_metric
+from medcls.statistics.definitions import HIGH, TASK_METRICS, find_definition, score_metric
 
 LOSS = "loss"
-_DEFAULT = {
-    "binary": "auc",
-    "multiclass": "auc",
-    "multilabel": "auc",
-    "ordinal": "quadratic_kappa",
-    "regression": "mse",
-}
 
 
 def name_metric(metric: str, kind: str) -> str:
     """Returns the metric that "auto" stands for: auc; quadratic_kappa for ordinal; mse for regression."""
-    return _DEFAULT[kind] if metric == "auto" else metric
+    return TASK_METRICS[kind].epoch if metric == "auto" else metric
 
 
 def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind: str) -> float:

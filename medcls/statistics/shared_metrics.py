@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from medcls.statistics.definitions import choose_task_metrics
 from medcls.statistics.metrics import Estimates, Estimator, build_estimator, build_from_classes
 from medcls.statistics.predictions import Floats, Predictions
 
@@ -22,16 +23,6 @@ _OF_VALUES = {
     "auc": "auc_above",
 }
 """Metrics of a regression of grades that also the expected grade of a classification has, and their names here."""
-
-PRIMARY = {"binary": "auc", "multiclass": "auc", "multilabel": "auc", "regression": "mae"}
-SECONDARY = {
-    "binary": ("average_precision", "sensitivity", "specificity", "balanced_accuracy", "brier"),
-    "multiclass": ("balanced_accuracy", "accuracy", "f1", "brier"),
-    "multilabel": ("average_precision", "balanced_accuracy", "brier"),
-    "regression": ("rmse", "r2", "spearman"),
-}
-GRADED_PRIMARY = "quadratic_kappa"
-GRADED_SECONDARY = ("accuracy", "balanced_accuracy", "mae", "mse", "mse_value", "auc_above")
 
 
 def expect_grades(predictions: Predictions) -> Predictions:
@@ -85,10 +76,9 @@ def check_one_question(arms: Sequence[Predictions]) -> None:
 
 def choose_metrics(predictions: Predictions) -> tuple[str, tuple[str, ...]]:
     """The metric that a comparison of such tasks is about, and further ones."""
-    if predictions.has_grades:
-        recalls = tuple(f"recall_{name}" for name in predictions.class_names)
-        return GRADED_PRIMARY, (*GRADED_SECONDARY, *recalls)
-    return PRIMARY[predictions.kind], SECONDARY[predictions.kind]
+    chosen = choose_task_metrics(predictions.kind, grades=predictions.has_grades)
+    recalls = [f"recall_{name}" for name in predictions.class_names] if predictions.has_grades else []
+    return chosen.primary, (*chosen.secondary, *recalls)
 
 
 def as_grades(predictions: Predictions) -> Predictions:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medcls.statistics.definitions import choose_task_metrics
 from medcls.statistics.intervals import explain_undefined, number_patients, summarize
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Integers, Predictions
@@ -17,13 +18,6 @@ from medcls.statistics.support import find_support
 UNKNOWN = "not recorded"
 AGE_BANDS = (0, 18, 40, 60, 80)
 MOST_VALUES = 20
-SHOWN = {
-    "binary": ("auc", "sensitivity", "specificity", "brier"),
-    "multilabel": ("auc", "balanced_accuracy", "brier"),
-    "multiclass": ("auc", "balanced_accuracy", "accuracy", "brier"),
-    "ordinal": ("quadratic_kappa", "auc", "balanced_accuracy", "mae"),
-    "regression": ("mae", "r2", "spearman"),
-}
 
 
 def name_age_band(age_years: float | None) -> str | None:
@@ -107,7 +101,7 @@ def compute_subgroups(
 
 
 def _summarize(predictions: Predictions, patients: Integers, *, replicates: int, seed: int) -> dict[str, Any]:
-    names = SHOWN["ordinal"] if predictions.grades else SHOWN[predictions.kind]
+    names = choose_task_metrics(predictions.kind, grades=predictions.grades).subgroups
     found = summarize(
         build_estimator(predictions),
         patients,

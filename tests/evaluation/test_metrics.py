@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 import medcls.statistics
-from medcls.statistics.definitions import DEFINITIONS, GRADED_HEADLINES, HEADLINES, find_definition
+from medcls.statistics.definitions import DEFINITIONS, GRADED_REGRESSION, TASK_METRICS, find_definition
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.predictions import KINDS, check_predictions
 
@@ -148,7 +148,7 @@ def test_weights_that_are_no_multiplicities_are_refused(make_task, weights):
 def test_every_metric_is_defined_in_words_and_the_headlines_exist(make_task, kind):
     found = compute(make_task(kind))
     assert all(find_definition(name) for name in found)
-    headlines = GRADED_HEADLINES if kind == "regression" else HEADLINES[kind]
+    headlines = TASK_METRICS[GRADED_REGRESSION if kind == "regression" else kind].headlines
     assert set(headlines) <= found.keys()
     assert set(headlines) <= DEFINITIONS.keys()
 

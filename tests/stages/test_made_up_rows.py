@@ -1,7 +1,8 @@
-"""A new network is one function and one row of a table: a made-up one goes through the commands from end to end."""
+"""A new network or metric is one function and one row of a table: made-up ones go through the commands."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from medcls.models.families import Family
 from medcls.models.normalization import VolumeNormalization
 from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
+from medcls.statistics import definitions
+from medcls.statistics.definitions import RANKS, Definition
+from medcls.statistics.predictions import Floats, Predictions
 
 
 def build_dot(plan: Blueprint) -> Backbone:
@@ -58,3 +62,26 @@ def test_network_of_one_row_has_its_forms_for_volumes(form: str) -> None:
     model = build_classifier(f"{form}dot", kind="binary", num_classes=2, size=(6, 8, 8), normalize=normalize)
     assert model.backbone.spatial_dims == 3
     assert model.normalize.std.flatten().tolist() == [0.5, 0.25, 0.125]
+
+
+def build_worst_margin(predictions: Predictions) -> Callable[[Floats], Floats]:
+    """The score of the least certain row of each draw that has it: a metric that no library knows."""
+    certain = predictions.y_score.max(axis=1)
+    return lambda weights: np.where(weights > 0, certain, np.inf).min(axis=1)
+
+
+@pytest.mark.usefixtures("real_report")
+def test_metric_of_one_function_and_one_row_chooses_the_epoch_and_is_in_metrics_json_and_on_the_page(
+    run_train: Callable[..., Path], run_evaluate: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    row = Definition(
+        "Least certainty", "Highest score of the least certain image.", "made up", needs=RANKS, printed=True,
+        build=build_worst_margin, kinds=("multiclass",),
+    )  # fmt: skip
+    monkeypatch.setitem(definitions.DEFINITIONS, "least_certainty", row)
+    run = run_train(tmp_path / "run", "model=cbr_small", "task.metric=least_certainty")
+    folder = run_evaluate(run, "split=val")
+    scores = pq.read_table(folder / "predictions.parquet").column("y_score").to_pylist()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["least_certainty"]["value"] == pytest.approx(min(map(max, scores)))
+    assert "Least certainty" in (folder / "report.html").read_text()

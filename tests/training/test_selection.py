@@ -6,8 +6,14 @@ import pytest
 
 from medcls.errors import ConfigError
 from medcls.statistics import definitions
-from medcls.statistics.aggregation import DECIDING
-from medcls.statistics.definitions import DEFINITIONS, LOW, Definition, describe_direction
+from medcls.statistics.definitions import (
+    DEFINITIONS,
+    GRADED_REGRESSION,
+    LOW,
+    TASK_METRICS,
+    Definition,
+    describe_direction,
+)
 from medcls.statistics.predictions import KINDS
 from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
 
@@ -94,5 +100,5 @@ def test_new_error_metric_is_handled_by_its_row(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_metric_that_chooses_the_aggregation_is_known_for_every_kind() -> None:
-    assert set(DECIDING) == set(KINDS)
-    assert set(DECIDING.values()) <= set(DEFINITIONS)
+    assert {*TASK_METRICS} - {GRADED_REGRESSION} == set(KINDS)
+    assert {row.joining for row in TASK_METRICS.values()} <= set(DEFINITIONS)
