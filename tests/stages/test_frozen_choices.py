@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ import torch
 
 from medcls.compare import comparison_results
 from medcls.errors import ConfigError, DataError, UsageError
-from medcls.evaluate import evaluate as stage
 from medcls.evaluate import split_predictions
 from medcls.evaluate.evaluation_data import RowRequest
 from medcls.evaluate.split_predictions import SplitRequest
@@ -272,7 +272,7 @@ def test_a_run_of_another_split_is_refused_before_anything_is_opened(
     run_copy: Path, other_run: Path, run_evaluate: Run
 ) -> None:
     model, card = read_model(other_run / "model.safetensors")
-    finish_run(other_run, model.state_dict(), stage.replace(card, split_sha256="0" * 64))
+    finish_run(other_run, model.state_dict(), replace(card, split_sha256="0" * 64))
     with pytest.raises(DataError, match="is not the one this run was trained on"):
         run_evaluate(run_copy, f"against={other_run}", "split=test")
     assert not (run_copy / "evaluation" / "store-test").exists()

@@ -223,7 +223,8 @@ def test_dicom_series_and_patients_have_rows_of_their_own(
 ) -> None:
     raw, store, run = dicom
     # Another test may have had the rule chosen, on patients that a random key put into validation.
-    (run / "operating_points.json").unlink(missing_ok=True)
+    for name in ("operating_points.json", "calibration.json"):
+        (run / name).unlink(missing_ok=True)
     given = (f"deidentify.key_file={raw.parent / 'key.txt'}", "out_of_domain=allow")
     predict(run, raw, *given)
     rows = read_rows(tmp_path / "predictions.parquet")
