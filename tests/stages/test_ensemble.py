@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError, UsageError
-from medcls.evaluate import evaluate as stage
 from medcls.evaluate import judged_rows
 from medcls.evaluate.evaluate import evaluate
 from medcls.files import read_json, read_json_lines, sha256_file
@@ -187,7 +187,7 @@ def test_runs_of_another_split_task_or_store_are_refused(
         ({"split_sha256": "0" * 64}, "has another split than"),
         ({"store_sha256": "0" * 64}, "has another store than"),
     ):
-        finish_run(other, model.state_dict(), stage.replace(card, **change))
+        finish_run(other, model.state_dict(), replace(card, **change))
         with pytest.raises(ConfigError, match=part):
             fuse([run_copy, other], "split=test")
     ordinal = run_train(tmp_path / "ordinal", "task=ordinal")
