@@ -57,9 +57,7 @@ def assemble_store(
     for part in whole:
         refusals.add(part["refused"])
     if not len(plan):
-        raise DataError(
-            f"no image is left to decode: {'; '.join(refusals.shown) or 'every one was left out by a rule'}"
-        )
+        raise DataError(f"no image is left to decode: {'; '.join(refusals.shown) or 'a rule excluded every image'}")
     tables = [read_table(folder / part_names(n)["manifest"]) for n in numbers]
     # Parts that an earlier version left lack columns: what they would say is unknown.
     manifest = pa.concat_tables(tables, promote_options="default")

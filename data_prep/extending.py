@@ -77,7 +77,7 @@ def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Seq
         kinds = [f"{s.info['deidentify']['kind']}, key {s.info['deidentify']['key_fingerprint']}" for s in (old, store)]
         raise ConfigError(
             f"split.extends={config.extends}: its patients have other pseudonyms (found {kinds[0]}; here {kinds[1]}), "
-            "so that none can be recognised: set deidentify and deidentify.key_file as that store had them"
+            "so none can be recognised: set deidentify and deidentify.key_file as that store had them"
         )
     by_id = _look_up(patients, old.codes("patient_id"), splits)
     by_image = np.full(len(patients.texts), OUT, np.int8)
@@ -99,11 +99,11 @@ def read_known(store: Store, config: SplitConfig, *, patients: Codes, links: Seq
         )
     follow = int((found != OUT).sum()) - count
     say(
-        f"split {config.name} extends split {name} of store {old.name}: {count} {unit} stay where they were, "
-        f"{follow} more follow an image that is the same, {len(found) - count - follow} are new and dealt"
+        f"split {config.name} extends split {name} of store {old.name}: {count} {unit} keep their split, "
+        f"{follow} more follow an identical image, {len(found) - count - follow} are new and dealt"
     )
     if old.spec != store.spec:
-        say("notice: split.extends: the two stores were prepared differently, so that patients are known by id only")
+        say("notice: split.extends: the two stores were prepared differently, so patients can be matched only by id")
     link = {
         "store": old.name,
         "store_sha256": old.sha256,
@@ -181,5 +181,5 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
     say(
         f"notice: {format_count(number, ids)} {'is' if number == 1 else 'are'} also in store {path}, {moved} in "
         f"another of its splits{more}: a model of one store may have been trained on the held-out {held_out} of the "
-        f"other; set split.extends={path} with another split.name= to keep them where they were"
+        f"other; set split.extends={path} with another split.name= to keep them in the split they had"
     )

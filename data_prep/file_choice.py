@@ -81,7 +81,7 @@ def _compile(patterns: str) -> str:
 
 def leave_out(paths: Any) -> pa.Table:
     """Return LEFT_OUT of files that the patterns leave out."""
-    detail = "labelling.files or labelling.not_files leaves it out"
+    detail = "set labelling.files or labelling.not_files to leave it out"
     return pa.table([paths, pa.repeat("other_file", len(paths)), pa.repeat(detail, len(paths))], schema=LEFT_OUT)
 
 
@@ -107,7 +107,7 @@ def check_masks(paths: Column, *, source: str, below: int) -> None:
         common = [pattern for pattern, _ in patterns.most_common(_SHOWN)]
         raise DataError(
             f"source={source}: {masks} of {len(paths)} images have a name like {', '.join(common)}: they look like "
-            "masks of the others and would be trained on as images: set "
+            "masks of the other images and would be trained on as images: set "
             f"labelling.not_files='{'|'.join(common)}' to leave them out, or labelling.files='*' to take every file"
         )
 

@@ -34,10 +34,10 @@ _NAMES = ("value_low", "value_high", "value_levels", "value_scaling", "stored_le
 _COLUMNS = pa.schema([COLUMNS.field(name) for name in _NAMES])
 _CAUSES = {
     "type": "they were divided by the largest value of their type",
-    "voi_lut": "the VOI LUT of their header uses a small part of the bits that it states",
-    "window": "the window of their header shows few of them",
-    "own_range": "a few far-off pixels set the range of each image",
-    "range": "image.range is much wider than they are",
+    "voi_lut": "the VOI LUT in their header uses only a small part of its stated bits",
+    "window": "the window in their header covers few of them",
+    "own_range": "a few outlying pixels set the range of each image",
+    "range": "image.range is much wider than their values",
 }
 
 
@@ -115,7 +115,8 @@ def _say_dark(manifest: pa.Table, spec: Spec) -> None:
     say(
         f"notice: {dark.sum()} of {format_count(len(bright), 'image')} dark: in half of them the brightest pixel is "
         f"{np.median(bright[dark]):g} of {full:g} or less; their files hold grey values {_say_range(manifest)}. Set "
-        f"{_propose(manifest)} (all images alike) or image.intensity=minmax (each by itself) to use the whole range"
+        f"{_propose(manifest)} (the same for all images) or image.intensity=minmax (each image by its own range) to "
+        "use the whole range"
     )
 
 
@@ -125,9 +126,9 @@ def _describe(table: pa.Table, lost: NDArray[np.bool_], spec: Spec, *, of: str =
     stored, source = (int(np.median(few[name].to_numpy())) for name in ("stored_levels", "value_levels"))
     scaling: Any = Counter(few["value_scaling"].to_pylist()).most_common(1)[0][0]
     each = "percentile" if scaling == "own_range" else "minmax"
-    settings = [f"{_propose(few)} (all images alike)"]
+    settings = [f"{_propose(few)} (the same for all images)"]
     if scaling != "window":  # what a window has cut off does not come back by stretching
-        settings.append(f"image.intensity={each} (each image by itself)")
+        settings.append(f"image.intensity={each} (each image by its own range)")
     if spec.dtype == "uint8" and scaling in ("type", "voi_lut"):
         settings.append("image.dtype=uint16 (keeps every level)")
     return (

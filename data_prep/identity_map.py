@@ -44,7 +44,7 @@ def write_way_back(folder: Path, plan: Plan, identity: Identity) -> None:
     if identity.kind == "hmac":
         path = map_path(folder)
         write_identity_map(path, plan, identity)
-        say(f"pseudonyms: the way back to the patients is in {path} (mode 0600): keep it apart from the store")
+        say(f"pseudonyms: {path} (mode 0600) maps them back to the patients: keep it apart from the store")
 
 
 def name_column(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:

@@ -20,7 +20,7 @@ def main(job: IndexJob) -> None:
     source, out = Path(job.source), Path(job.out) if job.out else None
     check_source_folder(source)
     if out is not None and out.resolve().is_relative_to(source.resolve()):
-        raise ConfigError(f"out={out} lies inside source={source}: choose a file outside it")
+        raise ConfigError(f"out={out} is inside source={source}: choose a path outside it")
     from data_prep.overview import describe_folder
     from medcls.files import clear_private
     from medcls.imaging.catalog import build_index, write_index
@@ -38,7 +38,7 @@ def main(job: IndexJob) -> None:
         check_printed()
     else:
         rows = write_index(out, table.to_batches())
-        say(f"{out}: {format_count(rows, 'row')} with the real identifiers (mode 0600): keep it with the images")
+        say(f"{out}: {format_count(rows, 'row')} with the real identifiers (mode 0600): store it with the images")
 
 
 if __name__ == "__main__":

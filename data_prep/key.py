@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
     except MedclsError as error:
         print(f"python -m data_prep.key: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"key {path} (mode 0600, fingerprint {identity.fingerprint}): whoever holds it can map pseudonyms back;")
-    print("keep it apart from the data, and keep it: without it the same patient gets another pseudonym")
+    print(f"key {path} (mode 0600, fingerprint {identity.fingerprint}): anyone who has it can map pseudonyms back;")
+    print("keep it apart from the data, and do not lose it: without it the same patient gets another pseudonym")
     return 0
 
 

@@ -22,14 +22,14 @@ from medcls.identity import Identity, format_count
 _SHOWN = 8
 # By the reason of the ledger. Without a setting the file itself has to change.
 _SETTINGS = {
-    "not_grey": "image=photo stores colour, or convert the images to grey",
-    "burnt_in": "image.burnt_in=allow keeps them, after a look at the images",
+    "not_grey": "image=photo stores colour; or convert the images to grey",
+    "burnt_in": "look at the images; if none shows a name, image.burnt_in=allow keeps them",
     "gap": "stack.gap=resample keeps them",
     "jitter": "stack.jitter=resample keeps them",
     "mixed_spacing": "stack.mixed_spacing=resample keeps them",
     "duplicate_position": "stack.duplicate=drop keeps the first slice of each position",
     "tilt": "stack.tilt=shear keeps them",
-    "too_few_slices": "stack.min_slices sets how few are a volume",
+    "too_few_slices": "stack.min_slices sets the fewest slices of a volume",
     "too_large": "image.max_voxels or limits.memory_gib raises the limit",
     "out_of_memory": "limits.memory_gib raises the limit",
     "disk_failure": "repair the disk, or copy these files from elsewhere, and prepare another store=",
@@ -38,10 +38,10 @@ _SETTINGS = {
     "no_window": "image.windows_hu gives one",
     "no_patient": "patient_id in the labels file names the patient",
     "nifti_pair": "copy the missing file",
-    "corrupt_stream": "fetch the files again; image.damaged=allow keeps what the decoder makes of them",
+    "corrupt_stream": "fetch the files again; image.damaged=allow keeps whatever the decoder returns",
     "several_parts": "stack.parts=apart takes each stack as a volume",
-    "lateral_offset": "stack.tolerance=0.02 bears coarser positions; else convert the series to NIfTI (dcm2niix)",
-    "affine_conflict": "image.nifti_affine=sform or image.nifti_affine=qform takes one affine; else correct the header",
+    "lateral_offset": "stack.tolerance=0.02 tolerates coarser positions; or convert the series to NIfTI (dcm2niix)",
+    "affine_conflict": "image.nifti_affine=sform or image.nifti_affine=qform takes one affine; or correct the header",
     "time": "image.nifti_volume=0 takes the first volume of each file",
     "not_hounsfield": "image.nifti_unit=HU for NIfTI in HU, or image=mr_volume, which needs no unit",
     "implausible_hu": "image.implausible_hu=allow takes them",
@@ -49,12 +49,12 @@ _SETTINGS = {
     "window": "image.intensity=range with image.range=[low,high] replaces it",
     "mosaic": "convert it to NIfTI (dcm2niix), then image.nifti_volume=0",
     "cine": "name files of single frames, or convert the frame that you want",
-    "multi_frame": "image=ct_volume or image=mr_volume reads enhanced files; else convert the frame that you want",
+    "multi_frame": "image=ct_volume or image=mr_volume reads enhanced files; otherwise convert the frame that you want",
 }
 _NOTED = {
     "corrupt_stream": "parts of these images are the decoder's guess: image.damaged=refuse leaves them out",
     "first_picture": "the file holds several pictures, of which the first was read",
-    "bytes_behind_image": "bytes behind the end of the coded image were ignored",
+    "bytes_behind_image": "bytes after the end of the coded image were ignored",
 }
 _SKIPPED = {
     "not_in_labels": "no row of the labels file names them",
@@ -62,19 +62,19 @@ _SKIPPED = {
     "no_class": "no class folder of train is above them; a labels file can name them",
     "no_pixel_data": "reports, plans, raw data, bare headers",
     "not_an_image": "segmentations, doses, plans, raw data, presentation states",
-    "dicomdir": "directories of discs",
-    "localizer": "scouts by their ImageType",
-    "too_few_slices": "references and scouts beside a volume; stack.min_slices or series.min_slices sets how few",
+    "dicomdir": "DICOMDIR files of discs",
+    "localizer": "scouts, according to their ImageType",
+    "too_few_slices": "references and scouts beside a volume; stack.min_slices or series.min_slices sets the minimum",
     "leftover_stack": "slices in another plane or size than the volume of their series, and not a volume themselves",
     "sparse_stack": "slices farther apart than stack.max_gap_mm beside a denser volume; stack.parts=apart takes them",
     "not_grey": "colour pictures beside a volume (dose sheets, screen shots)",
-    "cine": "frames that are moments, beside a volume",
-    "multi_frame": "frames without places, beside a volume",
+    "cine": "frames that differ in time, beside a volume",
+    "multi_frame": "frames without positions, beside a volume",
     "no_orientation": "pictures without a place in the patient, beside a volume",
     "no_position": "pictures without a place in the patient, beside a volume",
     "no_spacing": "pictures of unknown size, beside a volume",
     "other_file": "labelling.files or labelling.not_files leaves them out",
-    "second_copy": "the folder around them holds the same files",
+    "second_copy": "the folder around them contains the same files",
 }
 
 

@@ -40,32 +40,32 @@ _SYNTAXES = {
 }
 _MEANINGS = {
     "animated": "several pictures in one file",
-    "axes": "an array that is no image",
+    "axes": "an array that is not an image",
     "burnt_in": "text in the pixels may name the patient: image.burnt_in",
-    "cine": "frames that are moments",
+    "cine": "frames that differ in time",
     "damaged": "a picture whose header cannot be read",
-    "dicomdir": "the directory of a disc",
+    "dicomdir": "the DICOMDIR of a disc",
     "empty_file": "no bytes",
-    "format_not_read": "a picture in a format that is not read (GIF, WebP, JPEG 2000 …): convert it to PNG or TIFF",
+    "format_not_read": "a picture in an unsupported format (GIF, WebP, JPEG 2000 …): convert it to PNG or TIFF",
     "hidden": "a name that begins with a dot",
     "mosaic": "many slices tiled into one picture (Siemens)",
-    "multi_frame": "several frames: image=ct_volume or mr_volume may take them",
+    "multi_frame": "several frames: try image=ct_volume or mr_volume",
     "no_file_meta": "DICOM without its file meta group: the transfer syntax is unknown",
     "missing_element": "DICOM without an element that pixels need",
     "no_pixel_data": "DICOM without an image: reports, plans, bare headers",
-    "no_transfer_syntax": "DICOM that does not say how it is written",
+    "no_transfer_syntax": "DICOM that does not state its transfer syntax",
     "no_window": "CT without a window: image.windows_hu, or as a volume",
     "not_an_image": "segmentations: labels drawn on other images",
-    "pixel_length": "fewer or more bytes of pixels than the header asks for",
+    "pixel_length": "fewer or more bytes of pixels than the header states",
     "special_file": "a pipe, socket or device",
     "symbolic_link": "a link, not followed",
     "system_file": "left by an operating system: __MACOSX, Thumbs.db, @eaDir",
     "truncated": "the file ends early",
     "unknown_format": "named like an image, but in no known format",
-    "unreadable": "no parser makes sense of it",
-    "unsupported_colour": "colours that are not read (CMYK …)",
+    "unreadable": "no parser can read it",
+    "unsupported_colour": "unsupported colours (CMYK …)",
     "unsupported_transfer_syntax": "a transfer syntax that is private or unknown",
-    "window": "a window that means nothing: image.intensity=range replaces it",
+    "window": "a window without meaning: image.intensity=range replaces it",
 }
 _NO_GEOMETRY = frozenset({"no_orientation", "no_position", "no_spacing"})
 _NO_VOLUME = _NO_GEOMETRY | {"too_few_slices", "colour"}
@@ -78,7 +78,7 @@ _WORDS = {
 }
 _RULE = StackRule()
 _ONLY_DECODING = (
-    "This is the judgement of data_prep as far as headers go. Only decoding can tell: damaged pixels, few grey levels, "
+    "These are the verdicts of data_prep from headers alone. Only decoding can find: damaged pixels, few grey levels, "
     "implausible HU, colour in a grey store, the frames of enhanced files."
 )
 _HEADINGS = ("patient", "study", "series", "modality", "body part", "plane", "images", "size", "spacing mm", "syntax")
@@ -264,7 +264,7 @@ def _align(table: Iterable[tuple[str, ...]]) -> Iterator[str]:
 def _describe_problems(table: pa.Table) -> Iterator[str]:
     for column, heading in (
         ("problem", "no images"),
-        ("image_problem", "not readable one by one as images (default settings)"),
+        ("image_problem", "not readable as single images (default settings)"),
     ):
         counts = Counter(str(problem) for problem in table.column(column).to_pylist() if problem)
         if counts:
@@ -277,7 +277,7 @@ def _describe_problems(table: pa.Table) -> Iterator[str]:
     mixture = describe_mixture(table.filter(images)["intent"])
     if mixture:
         yield ""
-        yield f"as a whole refused by data_prep (default settings): {mixture}"
+        yield f"refused as a whole by data_prep (default settings): {mixture}"
     if table.num_rows:
         yield ""
         yield _ONLY_DECODING

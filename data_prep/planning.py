@@ -222,7 +222,7 @@ def _check_file_rows(job: PrepareJob, choice: FileChoice, *, has_headers: bool) 
     """Settings of folders beside a labels file would be obeyed by nobody."""
     if job.labelling.layout != "auto":
         raise ConfigError(
-            f"labelling.layout={job.labelling.layout} reads labels from folders, and labels={job.labels} is given: "
+            f"labelling.layout={job.labelling.layout} reads labels from folders, but labels={job.labels} is set: "
             "remove one of the two"
         )
     if choice.is_set and not has_headers:
@@ -239,7 +239,7 @@ def _describe_cut(cut: list[str], job: PrepareJob) -> Iterator[str]:
         share = getattr(job.split, split)
         if share:
             yield (
-                f"notice: there is no folder of {split} with classes: split.{split}={share:g} of train is cut off for "
+                f"notice: no folder of {split} has classes: split.{split}={share:g} of train is cut off for "
                 f"it by {unit}; split.{split}=0 leaves train whole"
             )
 
@@ -286,8 +286,8 @@ def _say_alike(table: pa.Table) -> None:
     alike = len(patients) - pc.count_distinct(pc.utf8_lower(pc.utf8_trim_whitespace(patients))).as_py()
     if alike:
         say(
-            f"notice: {format_count(alike, 'patient id')} like another one but for upper and lower case or spaces; "
-            "each is a patient of its own: correct the labels file if they are not"
+            f"notice: {format_count(alike, 'patient id')} {'differs' if alike == 1 else 'differ'} from another one "
+            "only in case or spaces; each counts as a separate patient: correct the labels file if they are the same"
         )
 
 

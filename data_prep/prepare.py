@@ -79,7 +79,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
                 delete_partial(each)
         listing = list_source(source)
         if not listing.num_rows:
-            raise MissingInputError(f"source={source} holds no file: is the right folder mounted?")
+            raise MissingInputError(f"source={source} contains no files: is the right folder mounted?")
         refuse = job.image.unreadable == "quarantine"
         found = choose_identity("auto", source, listed_files(listing), refuse_unreadable=refuse)
         kind = found if job.deidentify.kind == "auto" else job.deidentify.kind
@@ -128,7 +128,7 @@ def _offer_quarantine(job: PrepareJob) -> Iterator[None]:
     except ReadError as error:
         if SOURCE_FILE not in str(error) or job.image.unreadable == "quarantine":
             raise
-        raise ReadError(f"{error}; image.unreadable=quarantine goes on without such files") from error
+        raise ReadError(f"{error}; set image.unreadable=quarantine to continue without such files") from error
 
 
 def _find_identity(job: PrepareJob, kind: str) -> Identity:
@@ -162,7 +162,7 @@ def _check_folders(job: PrepareJob) -> tuple[Path, Path]:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"store={folder} is a file: expected a folder, new or of an earlier call")
     if folder.resolve() == source.resolve() or folder.resolve().is_relative_to(source.resolve()):
-        raise ConfigError(f"store={folder} lies inside source={source}: choose a folder outside it")
+        raise ConfigError(f"store={folder} is inside source={source}: choose a folder outside it")
     return source, folder
 
 
@@ -175,7 +175,9 @@ def _check_columns(job: PrepareJob) -> None:
         )
     taken = [c for c in job.columns if c in (*COLUMNS.names, *VOLUME_COLUMNS.names, "path") or job.columns.count(c) > 1]
     if taken:
-        raise ConfigError(f"columns={job.columns}: {taken[0]} is there twice, or a name of the store's own: rename it")
+        raise ConfigError(
+            f"columns={job.columns}: {taken[0]} occurs twice, or is a name that the store itself uses: rename it"
+        )
 
 
 def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity) -> ShardSetting:
@@ -274,7 +276,7 @@ def _check_only_ours(folder: Path) -> None:
     """Anything unknown is somebody's and stops us, and so does a link: it would take our files elsewhere."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
-            raise ConfigError(f"store={folder} holds a link: remove it, or choose an empty folder")
+            raise ConfigError(f"store={folder} contains a link: remove it, or choose an empty folder")
     strangers = sum(not _OURS.fullmatch(path.name) for path in folder.iterdir())
     if strangers:
         # Names of files may be those of patients, where store= names the folder of the images by mistake.
@@ -300,8 +302,8 @@ def align_labels(plan: Plan, store: Store, identity: Identity) -> tuple[pa.Table
     moved = pc.sum(pc.not_equal(patients, stored.column("patient_id").combine_chunks())).as_py()
     if moved:
         raise DataError(
-            f"store={store.folder}: {format_count(moved, 'image')} with another patient_id "
-            "than before: choose another store="
+            f"store={store.folder}: {format_count(moved, 'image')} with a patient_id that has changed "
+            "since the store was made: choose a new store="
         )
     names = sorted(n for n in plan.table.column_names if is_label(n) or n.split("_")[0] == VOTES)
     labels = {name: plan.table.column(name).take(place) for name in ["split", *names]}

@@ -79,7 +79,7 @@ def _decode_one(
     identity = read_identity(kind, key_file=key_file)
     if identity.fingerprint != fingerprint:
         raise ConfigError(
-            "a Ray node has another de-identification key than this one: say deidentify.key_file=FILE, a file that "
+            "a Ray node has another de-identification key than this machine: set deidentify.key_file=FILE, a file that "
             "every node sees"
         )
     setting = replace(setting, identity=identity, workers=1)

@@ -75,7 +75,9 @@ class Earlier:
             store = Store(folder)
             store.verify()
         except (MissingInputError, DataError) as error:
-            raise type(error)(f"reuse={folder} is no complete store to copy from: leave reuse= out") from error
+            raise type(error)(
+                f"reuse={folder} is not a complete store: remove reuse=, or name a finished one"
+            ) from error
         expected = {
             "version": medcls.__version__,
             "preprocessing": to_json(spec),
@@ -88,7 +90,7 @@ class Earlier:
         }
         different = [name for name in expected if expected[name] != found[name]]
         if different:
-            raise ConfigError(f"reuse={folder} was made with another {' and '.join(different)}: leave reuse= out")
+            raise ConfigError(f"reuse={folder} was made with another {' and '.join(different)}: remove reuse=")
         self._folder, self._manifest = folder, read_table(folder / MANIFEST)
         self._columns = [n for n in self._manifest.column_names if n not in columns]
         ledger = read_table(folder / LEDGER)
@@ -112,7 +114,7 @@ class Earlier:
         """Returns the manifest row of an image that `find` found."""
         place = self._images.find(identity.name("image", unit.key))
         if place is None:
-            raise DataError(f"reuse={self._folder} has changed while it was read: run the same command again")
+            raise DataError(f"reuse={self._folder} changed while it was being read: run the same command again")
         return {name: self._cell(name, place) for name in self._columns} | describe_region(unit)
 
     def _cell(self, name: str, row: int) -> Any:

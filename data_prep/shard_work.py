@@ -96,14 +96,14 @@ def store_image(task: StoreTask) -> StoredImage:
         files = tuple(sha256_file(file) for file in task.decode.files)
     except (OSError, MissingInputError) as error:
         # A failing disk is found among the causes by the worker: it is no refusal.
-        raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
+        raise ImageRefusedError("cannot_open", "missing, or its permissions forbid reading it") from error
     if task.previous is not None and task.previous.file_sha256 == files:
         write_slot(task.slot, task.previous.read())
         return StoredImage(None, "", None, files, task.previous.notes)
     image = decode_image(task.decode)
     for keyword, indexed in zip(("PatientID", "SeriesInstanceUID"), task.header_ids, strict=True):
         if indexed and image.headers.get(keyword, "").strip() != indexed:
-            raise ImageRefusedError("changed_since_index", f"the header has another {keyword} than the index")
+            raise ImageRefusedError("changed_since_index", f"{keyword} in the header differs from the index")
     pixels = image.prepared.pixels
     write_slot(task.slot, pixels)
     dhash = None
@@ -158,8 +158,8 @@ class Refusals:
         self.shown += messages[: _SHOWN - len(self.shown)]
         if self.count > self.allowed:
             raise DataError(
-                f"more than {self.allowed} of {self.total} images are unreadable: {'; '.join(self.shown)}; mend or "
-                "remove them, or allow more by max_quarantined=0.2"
+                f"more than {self.allowed} of {self.total} images are unreadable: {'; '.join(self.shown)}; repair or "
+                "remove them, or set max_quarantined=0.2 to allow more"
             )
 
 

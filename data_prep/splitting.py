@@ -84,7 +84,7 @@ def split_store(
     given = labels.column("split").null_count < labels.num_rows
     if given and config.extends is not None:
         raise ConfigError(
-            f"split.extends={config.extends}: {origin.name} gives a split already ({giver}): remove one of the two"
+            f"split.extends={config.extends}: {origin.name} already gives a split ({giver}): remove one of the two"
         )
     patients = store.codes("patient_id")
     same = find_same_images(store, labels, patients=patients, config=config)
@@ -114,8 +114,8 @@ def split_store(
         if earlier is not None and (earlier != splits).any():
             splits, dealt = earlier, dealt + _EARLIER
             say(
-                f"notice: split {config.name} stays as it was dealt, for the runs that depend on it; today's labels "
-                "would be dealt differently: set split.name=NEW for that"
+                f"notice: split {config.name} is kept as it was made, for the runs that depend on it; today's labels "
+                "would give another one: set split.name=NEW for that"
             )
     write_same_images(same, store, labels, origin=origin, splits=splits)
     splits, found = resolve_leaks(
@@ -129,7 +129,7 @@ def split_store(
         + (
             ""
             if config.merge_linked or not _can_merge(links, splits, labels, cut=cut)
-            else ", set split.merge_linked=true if the images of different ids are of one patient"
+            else ", set split.merge_linked=true if the images under different ids belong to one patient"
         ),
     )
     empty = _check_classes(splits, strata, config=config, given=given)
@@ -227,7 +227,7 @@ def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Spl
         return None
     say(
         f"notice: split {config.name} was made by version 0.2.0, which dealt the patients with most images to training "
-        "first; it is kept for the runs that depend on it: set split.name=NEW for a split dealt at random"
+        "first; it is kept for the runs that depend on it: set split.name=NEW for a random split"
     )
     _say_split(config.name, certificate)
     return splits, certificate

@@ -71,12 +71,12 @@ def main(arguments: Sequence[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
         chosen = choose_code(list(codes.values()))
         ended = ", ".join(f"process {rank} with {code}" for rank, code in codes.items())
-        again = "; run the same command again to go on" if chosen == INTERRUPTED or chosen > 128 else ""
+        again = "; run the same command again to resume" if chosen == INTERRUPTED or chosen > 128 else ""
         say(f"{PROGRAM}: ended: {ended}{again}")
         return chosen
     except SignalException as error:
         # It has handed the signal on and waited for the processes, which keep where they stood.
-        say(f"{PROGRAM}: {error.sigval.name}: run the same command again to go on")
+        say(f"{PROGRAM}: {error.sigval.name}: run the same command again to resume")
         return INTERRUPTED
     except (RendezvousError, DistError) as error:
         raise PeerError(f"the machines have not found one another ({error}): run the same command again") from error

@@ -200,7 +200,7 @@ def test_out_of_range_names_field_value_and_range(
         (["trainer.activation_checkpointing=true", "trainer.compile=true"], "take one of them"),
         (["model.weights=null", "model.init=mean_var"], "model.init=mean_var needs model.weights="),
         (["task=ordinal", "task.label_smoothing=0.1"], "only task.kind=multiclass"),
-        (["model=clinical"], "takes no images: say clinical.categorical"),
+        (["model=clinical"], "takes no images: set clinical.categorical"),
         (["task=multilabel", "task.classes={a: 0, b: 1}"], "takes no classes"),
         (["task=binary", "task.classes={a: 0, b: 1, c: 2}"], "takes the indices 0 and 1"),
     ],

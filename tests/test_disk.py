@@ -204,7 +204,7 @@ def test_image_on_a_failing_disk_is_quarantined_if_that_is_set(
             path.rename(folder / path.name)
         arguments.append("patients=per_image")
     failing = Disk(raw, unreadable=lambda path: path.name == "p05L.png")
-    with failing, pytest.raises(ReadError, match=r"image\.unreadable=quarantine goes on without such files"):
+    with failing, pytest.raises(ReadError, match=r"set image\.unreadable=quarantine to continue without such files"):
         run_prepare(raw, tmp_path / "stopped", *arguments, labels=labels)
     failing = Disk(raw, unreadable=lambda path: path.name == "p05L.png")
     with failing:

@@ -176,7 +176,7 @@ def test_names_with_control_characters_are_bad_rows(
     raw = write_source(
         tmp_path / "raw", patients=2, rewrite=lambda rows: [row | {"site": "x", column: text} for row in rows]
     )
-    with pytest.raises(DataError, match=f"{column} holds a control character") as caught:
+    with pytest.raises(DataError, match=f"{column} contains a control character") as caught:
         run_prepare(raw, tmp_path / "store", "columns=[site]")
     assert text not in str(caught.value)
 

@@ -23,7 +23,7 @@ def claim_folder(folder: Path) -> None:
     readme = folder / README
     ours = readme.is_file() and readme.read_text(errors="replace").startswith("SYNTHETIC")
     if not ours and any(not file.name.startswith(TEMPORARY) for file in folder.iterdir()):
-        raise WriteError(f"out={folder}: holds files that are no demo set; choose an empty or new folder")
+        raise WriteError(f"out={folder}: contains files that are not a demo set: choose an empty or new folder")
 
 
 def same_readme(folder: Path, readme: str) -> bool:

@@ -135,12 +135,10 @@ def _check_patients(
 ) -> None:
     absent = [name for name in columns if name not in levels]
     if absent:
-        raise ConfigError(
-            f"columns={list(columns)}: no level of the folders is {absent[0]}: set labelling.layout=site/class"
-        )
+        raise ConfigError(f"columns={list(columns)}: no folder level is {absent[0]}: set labelling.layout=site/class")
     if "patient" in levels and rule.derives:
         raise ConfigError(
-            "labelling.layout names a patient level, and patients=per_image or patient_id.pattern would overrule it: "
+            "labelling.layout names a patient level, which patients=per_image or patient_id.pattern would override: "
             "remove one of the two"
         )
     if "patient" not in levels and rule.needs_column:
@@ -150,7 +148,7 @@ def _check_patients(
         raise ConfigError(
             f"the folders are read as labelling.layout={layout}, without labels=FILE.csv the patients are unknown and "
             "a guess would leak between splits: give patient_id.pattern=REGEX (one group, matched on the path), "
-            f"{advice}or patients=per_image where every image is another patient"
+            f"{advice}or patients=per_image if every image is from a different patient"
         )
 
 
@@ -242,24 +240,24 @@ def _leave_copy(source: Path, paths: Any, *, inside: str, base: Folder) -> tuple
     )
     if not same:
         raise DataError(
-            f"source={source}: a folder holds the split folders beside it a second time, with other files: remove one "
-            "of the two, or leave one out with labelling.not_files='FOLDER/FOLDER/*'"
+            f"source={source}: a folder contains a second copy of the split folders beside it, with other files: "
+            "remove one of the two, or exclude one with labelling.not_files='FOLDER/FOLDER/*'"
         )
-    return rest, _leave(copies, "second_copy", "the folder around it holds a file of this name and size")
+    return rest, _leave(copies, "second_copy", "the folder around it contains a file with the same name and size")
 
 
 def _check_classes(source: Path, read: FolderLabels, *, others: Sequence[Any], ignored: Callable[[str], bool]) -> None:
     classes = pc.unique(read.table["class"]).to_pylist()
     if any(map(CONTROL.search, classes)):
-        raise DataError(f"source={source} has a class folder whose name holds a control character: rename it")
+        raise DataError(f"source={source} has a class folder whose name contains a control character: rename it")
     every = pc.unique(parent_folders(pa.concat_arrays([_flat(each) for each in (read.table["path"], *others)])))
     used = _with_parents(every.to_pylist())
     empty = list(_find_empty(source, used, depth=find_level(read.layout, "class"), ignored=ignored))
     if empty:
         raise DataError(
             f"source={source}: {format_count(len(empty), 'folder')} {'holds' if len(empty) == 1 else 'hold'} no image "
-            f"where class folders are expected: {'; '.join(empty[:3])} in the order of names (upper and lower case "
-            "are alike): fill or remove them, or leave them out with labelling.not_files='FOLDER/*'"
+            f"where class folders are expected: {'; '.join(empty[:3])} in the order of names (ignoring "
+            "case): fill or remove them, or leave them out with labelling.not_files='FOLDER/*'"
         )
     if len(classes) < 2:
         deeper = pc.any(pc.greater(pc.count_substring(read.table["path"], "/"), read.layout.count("/") + 1)).as_py()

@@ -175,7 +175,10 @@ def join_series(
         DataError: as `join_files`; and volumes that are named in part, or by rows that differ.
     """
     if labels["roi_x"].null_count < labels.num_rows:
-        raise ConfigError("labels of volumes cannot have roi_x …, regions of a picture: remove these columns")
+        raise ConfigError(
+            "labels of volumes cannot have roi_x, roi_y, roi_w, roi_h, which are regions of an image: remove these "
+            "columns"
+        )
     if rule.patients == "per_image":
         labels = _replace(labels, patient_id=pa.nulls(labels.num_rows, pa.string()))
     bad = BadRows()
@@ -310,7 +313,7 @@ def _finish(
         checked = ", ".join(name for name in CHECKS if name in compare) or "nothing"
         raise DataError(
             f"labels and source do not fit: {bad.count} problems: {bad.describe()} (labels and headers are "
-            f"compared by: {checked}; compare=[…] leaves out what the headers only pretend to say)"
+            f"compared by: {checked}; if headers are unreliable, drop that check from compare=[…])"
         )
     return joined
 

@@ -176,7 +176,7 @@ def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
         if config.strict:
             raise DataError(
                 f"labelling.strict=true: {name} has one class in {len(spellings)} spellings: {', '.join(listed)}: "
-                "spell it alike everywhere, or set labelling.strict=false"
+                "spell it the same everywhere, or set labelling.strict=false"
             )
         say(
             f"notice: {name}: {', '.join(listed[:-1])} and {listed[-1]} are read as one class, {kept}; "

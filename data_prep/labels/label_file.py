@@ -170,13 +170,15 @@ def _read_header(
         )
     if "patient_id" in header and rule.derives:
         raise ConfigError(
-            f"labels={path} has patient_id, and patients=per_image or patient_id.pattern would overrule it: "
-            "leave the setting out, or rename the column"
+            f"labels={path} has patient_id, which patients=per_image or patient_id.pattern would override: "
+            "remove the setting, or rename the column"
         )
     taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or (n in readers and n in columns)]
     taken += [name for name in columns if is_label(name) or name.split("_")[0] == VOTES]
     if taken:
-        raise ConfigError(f"columns={list(columns)}: {taken[0]} is read anyway, or a name of our own: leave it out")
+        raise ConfigError(
+            f"columns={list(columns)}: {taken[0]} is always read, or is a name that medcls itself uses: remove it"
+        )
     key, spelling = _read_key(path, header, rule=rule)
     labels = [name for name in header if is_label(name) or name in readers]
     needed = [*(["patient_id"] if rule.needs_column else []), *columns]
@@ -221,15 +223,15 @@ def _read_key(path: Path, header: Sequence[str], *, rule: PatientRule) -> tuple[
         listed = " and ".join(name for _, name in found)
         patient = any(key == "dicom_patient_id" for key, _ in found)
         raise DataError(
-            f"labels={path}: {listed} all name images, expected one of them: keep {found[0][1]}, the most exact"
-            + (", and call PatientID patient_id where it says whose image it is" if patient else "")
+            f"labels={path}: {listed} all name images, expected one of them: keep {found[0][1]}, the most specific"
+            + (", and rename PatientID to patient_id if it says whose image it is" if patient else "")
             + "; remove or rename the others"
         )
     key, spelling = found[0] if found else ("", "")
     if key not in ("path", "") and rule.derives:
         raise ConfigError(
             f"labels={path} names images by {spelling}; patients=per_image and patient_id.pattern work on path: "
-            "leave the setting out, and patient_id or the header's PatientID says whose images they are"
+            "remove the setting; patient_id or the header's PatientID then says whose images they are"
         )
     if key not in ("path", "") and not rule.headers:
         raise DataError(
@@ -254,17 +256,19 @@ def _read_batches(lines: Iterator[tuple[int, list[str]]], *, layout: _Layout, ba
 def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]:
     """One row of the table. Raises ValueError that says what is wrong with it."""
     if len(cells) != len(layout.header):
-        raise ValueError(f"{len(cells)} cells where the header has {len(layout.header)}; quote cells that hold commas")
+        raise ValueError(
+            f"{len(cells)} cells, but the header has {len(layout.header)}: quote cells that contain commas"
+        )
     record = dict(zip(layout.header, cells, strict=True))
     name = _parse_name(record[layout.spelling], layout)
     labels = {label: record[label] or None for label in layout.labels}
     for label, value in labels.items():
         if value is not None and _NO_VALUE.fullmatch(value):
-            raise ValueError(f"{label}={value!r}: leave it blank where it is unknown")
+            raise ValueError(f"{label}={value!r}: leave it blank if it is unknown")
     patient = _parse_patient(record.get("patient_id"), name, layout.rule)
     for column, value in {"patient_id": patient, **{c: record[c] for c in (*layout.labels, *layout.columns)}}.items():
         if value and CONTROL.search(value):
-            raise ValueError(f"{column} holds a control character or a line break")
+            raise ValueError(f"{column} contains a control character or a line break")
     return {
         "number": number,
         layout.key: name,
@@ -287,7 +291,7 @@ def _parse_name(text: str, layout: _Layout) -> str:
         return text
     parts = text.replace("\\", "/").split("/")
     if not parts[0] or ".." in parts or _DRIVE.match(text):
-        raise ValueError("path leaves the source folder; expected a path relative to source")
+        raise ValueError("path leads out of the source folder; expected a path relative to source")
     return "/".join(part for part in parts if part not in ("", ".")) or "."
 
 

@@ -84,9 +84,9 @@ def _is_missing(root: Path, path: str) -> bool:
     except OSError:  # a name too long for any file
         return True
     if not file.is_relative_to(root):
-        raise ValueError("path is a link that leaves the source folder")
+        raise ValueError("path is a link that leads out of the source folder")
     if file != root / path:
-        raise ValueError("path is or passes a symbolic link; expected the file itself")
+        raise ValueError("path is or contains a symbolic link; expected the file itself")
     return missing
 
 
@@ -97,7 +97,7 @@ def check_together(table: pa.Table, *, key: str, labels: Sequence[str], bad: Bad
     """What one row alone cannot show: images named twice, a split for some of the rows."""
     for number, other, differ in _find_twice(table, key, labels):
         how = (
-            "another label: keep the right row (of two readers: a column each, labelling.readers)"
+            "another label: keep the right row (for two readers: give each a column, and set labelling.readers)"
             if differ
             else "the same label: keep one row"
         )

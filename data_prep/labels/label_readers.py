@@ -73,7 +73,7 @@ def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list
     twice = [stem for stem in found if stem in names]
     if twice:
         raise DataError(
-            f"labelling.readers={list(readers)} makes the column {twice[0]}, which the file has too: rename that "
+            f"labelling.readers={list(readers)} makes the column {twice[0]}, which the file also has: rename that "
             "column, or remove labelling.readers"
         )
     return found

@@ -55,12 +55,14 @@ class PatientRule:
 
     def __post_init__(self) -> None:
         if self.pattern is not None and self.patients != "declared":
-            raise ConfigError(f"patient_id.pattern with patients={self.patients}: leave one of the two out")
+            raise ConfigError(f"patient_id.pattern with patients={self.patients}: remove one of the two")
         if self.pattern is not None:
             try:
                 groups = re.compile(self.pattern).groups
             except re.error as error:
-                raise ConfigError(f"patient_id.pattern={self.pattern!r} is no regular expression: {error}") from error
+                raise ConfigError(
+                    f"patient_id.pattern={self.pattern!r} is not a regular expression: {error}"
+                ) from error
             if groups < 1:
                 raise ConfigError(f"patient_id.pattern={self.pattern!r}: expected one group, as in '^([0-9]+)'")
 

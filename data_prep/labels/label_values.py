@@ -49,7 +49,7 @@ def read_label_values(
     ends = [] if of_readers else guess_readers([name for name in labels.column_names if is_label(name)])
     if ends:
         say(
-            f"notice: the label columns that end in {', '.join(ends)} are read as findings of their own; if they are "
+            f"notice: the label columns that end in {', '.join(ends)} are read as separate findings; if they are "
             f"readers of one finding, set labelling.readers=[{','.join(ends)}]"
         )
     read = {name for names in of_readers.values() for name in names}

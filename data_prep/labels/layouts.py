@@ -142,14 +142,14 @@ class _Here:
         train = {folder for folder in folders if find_split(folder[0]) == "train"}
         if not train:
             raise DataError(
-                f"source={self.source}: the first-level folders are splits, and none is train: add a train folder, or "
+                f"source={self.source}: the first-level folders are splits, but none is train: add a train folder, or "
                 "give labels=FILE.csv"
             )
         direct = sum(folders[folder] for folder in train if len(folder) == 1)
         if direct:
             raise DataError(
-                f"source={self.source}: {format_count(direct, 'image')} directly in the train folder, so no folder is "
-                "their class: give labels=FILE.csv, or move them into class folders"
+                f"source={self.source}: {format_count(direct, 'image')} directly in the train folder, so no folder "
+                "names their class: give labels=FILE.csv, or move them into class folders"
             )
         inner: dict[Folder, int] = defaultdict(int)
         for folder in train:
@@ -191,14 +191,14 @@ class _Here:
             self._refuse("the same folder names recur on a deeper level", readings, hint=hint)
         if _are_parts(firsts):
             raise DataError(
-                f"source={self.source}: the {len(firsts)} first-level folders look like parts of one collection and "
+                f"source={self.source}: the {len(firsts)} first-level folders look like parts of one collection, "
                 f"not like classes: give labels=FILE.csv, or set labelling.layout={self.around}{before}class if each "
                 "folder is a class"
             )
         images = sum(folders.values())
         if len(firsts) > 20 and images < _FEWEST_IMAGES * len(firsts):
             raise DataError(
-                f"source={self.source}: {len(firsts)} folders hold {images} images: they look like patients and not "
+                f"source={self.source}: {len(firsts)} folders hold {images} images: they look like patients, not "
                 "like classes: give labels=FILE.csv with a class for each, or set "
                 f"labelling.layout={self.around}{before}class if each folder is a class"
             )
@@ -206,7 +206,7 @@ class _Here:
 
     def _refuse(self, found: str, readings: Iterable[tuple[str, str]], *, hint: str = "") -> NoReturn:
         listed = "; ".join(f"set labelling.layout={self.around}{layout} if {what}" for what, layout in readings)
-        raise DataError(f"source={self.source}: {found}, so what the classes are is ambiguous: {listed}{hint}")
+        raise DataError(f"source={self.source}: {found}, so the classes are ambiguous: {listed}{hint}")
 
 
 def _find_vocabulary(folders: Iterable[Folder], level: int) -> dict[str, int]:

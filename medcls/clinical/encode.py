@@ -110,7 +110,7 @@ def read_texts(column: pa.ChunkedArray[Any], name: str) -> tuple[list[str], NDAr
         ConfigError: a column of fractions.
     """
     if pa.types.is_floating(column.type):
-        raise ConfigError(f"clinical: {name} is a number: give it as clinical.numeric")
+        raise ConfigError(f"clinical: {name} is a number: move it to clinical.numeric")
     coded = pa.types.is_string(column.type) or pa.types.is_dictionary(column.type)
     codes = code_column(column if coded else column.cast(pa.string()))
     texts = [str(text).strip() or MISSING for text in codes.texts.to_pylist()]
@@ -184,7 +184,7 @@ def _encode_number(spec: NumericColumn, column: pa.ChunkedArray[Any], *, faults:
     values = read_numbers(column)
     missing = np.isnan(values)
     for row in np.flatnonzero(np.isinf(values)).tolist():
-        faults.setdefault(row, f"{spec.name} is no number")
+        faults.setdefault(row, f"{spec.name} is not a number")
     if not spec.missing:
         for row in np.flatnonzero(missing).tolist():
             faults.setdefault(row, f"{spec.name} is missing, and training had none missing")
@@ -206,5 +206,5 @@ def check_faults(faults: Faults, *, where: str, rows: int) -> None:
         more = f" and {len(reasons) - 5} more" if len(reasons) > 5 else ""
         raise DataError(
             f"clinical: {len(faults)} of {rows} rows of {where} have no values: {'; '.join(reasons[:5])}{more}: "
-            "fill them in, or train without these columns (clinical.unseen=missing takes levels not seen for missing)"
+            "fill them in, or train without these columns (clinical.unseen=missing reads new levels as missing)"
         )

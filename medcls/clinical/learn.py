@@ -31,16 +31,20 @@ def check_columns(names: Sequence[str], *, there: Sequence[str]) -> None:
     """
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"clinical: {name} is asked for twice")
+            raise ConfigError(f"clinical: {name} is listed twice: name each column once")
         if name in _IDENTIFIERS:
-            raise ConfigError(f"clinical: {name} tells patients or images apart: it is no clinical value")
+            raise ConfigError(
+                f"clinical: {name} identifies patients or images, so it is not a clinical value: remove it"
+            )
         if name == "label" or name.startswith("label_"):
-            raise ConfigError(f"clinical: {name} is a label: a network that is told it learns nothing else")
+            raise ConfigError(
+                f"clinical: {name} is a label, and a network that is given it learns nothing else: remove it"
+            )
         if name not in there:
             known = [each for each in there if each not in _IDENTIFIERS]
             raise ConfigError(
                 f"clinical: the store has no column {name}; it has {', '.join(known)}{nearest(name, known)}; "
-                f"data_prep keeps further ones by columns=[{name}]"
+                f"prepare the store with columns=[{name}] to keep it"
             )
 
 
@@ -88,11 +92,11 @@ def _find_levels(column: pa.ChunkedArray[Any], name: str, *, patients: int, refe
     known = sorted(set(found) - {MISSING})
     if len(found) < 2 or not known:
         what = "missing" if MISSING in found else "the same"
-        raise DataError(f"clinical: {name} is {what} in every training row: leave it out")
+        raise DataError(f"clinical: {name} is {what} in every training row: remove it")
     if 2 * len(found) > patients:
         raise DataError(
-            f"clinical: {name} has {len(found)} levels for {patients} patients in training: it tells patients apart; "
-            "leave it out, join levels, or give it as clinical.numeric"
+            f"clinical: {name} has {len(found)} levels for {patients} patients in training: it identifies patients: "
+            "remove it, merge levels, or move it to clinical.numeric"
         )
     if reference is not None and str(reference) not in known:
         raise ConfigError(f"clinical.reference: {name} has no level {reference} in training; it has {', '.join(known)}")
@@ -104,12 +108,12 @@ def _measure(column: pa.ChunkedArray[Any], name: str) -> NumericColumn:
     values = read_numbers(column)
     if np.isinf(values).any():
         raise DataError(
-            f"clinical: {name} is no number in {int(np.isinf(values).sum())} training rows: correct them, or "
-            "give it as clinical.categorical"
+            f"clinical: {name} is not a number in {int(np.isinf(values).sum())} training rows: correct them, or "
+            "move it to clinical.categorical"
         )
     known = values[~np.isnan(values)]
     if not len(known) or known.min() == known.max():
-        raise DataError(f"clinical: {name} has no two different values in training: leave it out")
+        raise DataError(f"clinical: {name} has only one value in training: remove it")
     return NumericColumn(name, float(known.mean()), float(known.std()), len(known) < len(values))
 
 
@@ -126,7 +130,7 @@ def check_no_label(spec: ClinicalSpec, table: pa.Table, targets: NDArray[np.floa
         told = [name for name in (each.name for each in spec.levels) if _names(table.column(name), name, target, known)]
         told += [each.name for each in spec.numbers if _follows(table.column(each.name), target, known)]
         if told:
-            raise DataError(f"clinical: {told[0]} says the label of every training image: leave it out")
+            raise DataError(f"clinical: {told[0]} determines the label of every training image: remove it")
 
 
 def _names(column: pa.ChunkedArray[Any], name: str, target: NDArray[np.float64], known: NDArray[np.bool_]) -> bool:

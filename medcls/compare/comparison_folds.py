@@ -105,8 +105,8 @@ def plan_folds(
         if any(fold.algorithm == EARLIER for fold in folds):
             say(
                 f"notice: the store has folds {config.prefix} of version 0.2.0, which dealt the patients with most "
-                "images to training first; they are kept for the runs that depend on them: set folds.name=NEW for "
-                "folds dealt at random"
+                "images to training first; they are kept for the runs that depend on them: set folds.name=NEW "
+                "for random folds"
             )
     planned = []
     for fold in folds:

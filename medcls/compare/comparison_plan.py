@@ -199,6 +199,6 @@ def _check_same(out: Path, known: Mapping[str, Any], work: Work) -> None:
     changed = sorted(name for name, sha in work.inputs.items() if known["inputs"].get(name, sha) != sha)
     if changed:
         raise ConfigError(
-            f"out={out} holds {work.name} on other {', '.join(changed)} than there are now: restore them, or choose "
+            f"out={out} holds {work.name} on other {', '.join(changed)} than those found now: restore them, or choose "
             "another out="
         )

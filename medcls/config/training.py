@@ -30,8 +30,7 @@ class TrainJob:
     weights_dir: str | None = setting(
         None,
         "Folder with files of ImageNet weights, for machines without a network; null takes $MEDCLS_WEIGHTS_DIR, "
-        "torch's "
-        "cache, or a download.",
+        "torch's cache, or a download.",
         kind=PATH,
         common=True,
     )
@@ -58,7 +57,7 @@ class TrainJob:
         check_range("trainer.batch_size", self.trainer.batch_size, low=2)
         self._check_views()
         if self.model.name == "clinical" and not self.clinical.columns:
-            raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
+            raise ConfigError("model=clinical takes no images: set clinical.categorical=[…] or clinical.numeric=[…]")
         if self.model.head == "svm":
             self._check_svm()
         if self.transfer.kind == "scratch" and self.model.weights is not None:
@@ -105,7 +104,7 @@ class TrainJob:
                 "transfer.views=K, and leave transfer.features out"
             )
         if self.clinical.columns:
-            raise ConfigError("model.head=svm takes images alone: leave clinical.* out, or take linear or mlp")
+            raise ConfigError("model.head=svm takes only images: remove clinical.*, or set model.head=linear or mlp")
         names = ("loss", "label_smoothing", "class_weights", "sampler")
         changed = [name for name in names if getattr(self.task, name) != getattr(TaskConfig(), name)]
         if changed:

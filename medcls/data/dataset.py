@@ -26,7 +26,7 @@ class Batch(NamedTuple):
         images: (N, C, *spatial), the store's integer dtype.
         targets: (N, T), float32; NaN = unknown. In training (N, K) shares where the dataset has soft targets.
         positions: (N,), int64: places in the dataset.
-        clinical: (N, C), float32; C = 0 where the model takes images alone.
+        clinical: (N, C), float32; C = 0 where the model takes only images.
     """
 
     images: Tensor

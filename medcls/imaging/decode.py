@@ -102,7 +102,7 @@ def check_sizes(task: DecodeTask) -> None:
     try:
         largest = max((file.stat().st_size for file in task.files), default=0)
     except OSError as error:
-        raise ImageRefusedError("cannot_open", "gone, or its permissions forbid it") from error
+        raise ImageRefusedError("cannot_open", "missing, or its permissions forbid reading it") from error
     if largest > task.most_bytes:
         raise ImageRefusedError("too_large", f"a file of {largest} bytes; the limit is {task.most_bytes}")
 

@@ -134,7 +134,7 @@ def add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> 
     if clinical is None and wide is None:
         return logits
     if clinical is None or wide is None:
-        needs = "takes images alone" if wide is None else "has a wide part"
+        needs = "takes only images" if wide is None else "takes clinical columns"
         raise ValueError(f"clinical columns {'are missing' if clinical is None else 'given'}: this model {needs}")
     added: Tensor = wide(clinical)
     # With deep supervision every layer's answer has the clinical columns added.

@@ -56,11 +56,11 @@ def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTabl
     """
     needed = list(dict.fromkeys(name for card in cards if card.clinical for name in card.clinical.columns))
     if path is not None and not needed:
-        raise ConfigError(f"clinical_file={path}: no run takes clinical columns; leave it out")
+        raise ConfigError(f"clinical_file={path}: no run takes clinical columns: remove it")
     header, records = read_csv(path, setting="clinical_file") if path else ([], [])
     absent = [name for name in needed if name not in header and name not in describe_headers({})]
     if absent:
-        where = f"clinical_file={path} lacks" if path else "say clinical_file=FILE.csv with path or patient_id and"
+        where = f"clinical_file={path} lacks" if path else "set clinical_file=FILE.csv with path or patient_id and"
         raise ConfigError(f"the run takes {', '.join(needed)} beside the image: {where} {', '.join(absent)}")
     if path is None:
         return ClinicalTable()
@@ -71,7 +71,9 @@ def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTabl
     for number, record in enumerate(records, start=2):
         name = record[key].replace("\\", "/").removeprefix("./") if key == "path" else record[key]
         if name in rows:
-            raise DataError(f"clinical_file={path}, line {number}: its {key} stands in an earlier line, too")
+            raise DataError(
+                f"clinical_file={path}, line {number}: its {key} repeats that of an earlier line: keep one row"
+            )
         rows[name] = {column: record[column] for column in needed if record.get(column)}
     return ClinicalTable(key, rows)
 
@@ -93,7 +95,9 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if any(line)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         check_disk(path, error)
-        raise DataError(f"{setting}={path} is not CSV in UTF-8 ({type(error).__name__}): save it as such") from error
+        raise DataError(
+            f"{setting}={path} is not CSV in UTF-8 ({type(error).__name__}): save it as CSV UTF-8"
+        ) from error
     if any("\0" in cell for line in lines for cell in line):
         raise DataError(f"{setting}={path} has NUL bytes: save it as CSV in UTF-8")
     header = lines[0] if lines else []
@@ -103,7 +107,7 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
         raise DataError(f"{setting}={path}: columns {', '.join(twice)} have the name of another column: rename them")
     if wrong:
         raise DataError(
-            f"{setting}={path}, line {wrong[0]}: expected {len(header)} cells; quote those that hold commas"
+            f"{setting}={path}, line {wrong[0]}: expected {len(header)} cells; quote those that contain commas"
         )
     return header, [dict(zip(header, line, strict=True)) for line in lines[1:]]
 

@@ -173,7 +173,7 @@ def _predict_files(job: PredictJob, out: Path) -> None:
     if found.identity.kind == "hmac":
         path = out.with_name(f"{out.name}{MAP_SUFFIX}")
         write_identity_map(path, found.cases, found.identity)
-        say(f"pseudonyms: the way back to files and patients is in {path} (mode 0600): keep it apart from {out.name}")
+        say(f"pseudonyms: {path} (mode 0600) maps them back to files and patients: keep it apart from {out.name}")
     write_rows(out, found.rows, task=task, form=form)
     write_columns(out, found.rows, task=task, intended_use=INTENDED_USE)
     positive = f"; positive class {task.positive}" if task.positive else ""
@@ -312,8 +312,8 @@ def read_cards(runs: Sequence[Path], *, out_of_domain: str) -> list[ModelCard]:
             )
         if card.domain is None and out_of_domain == "refuse":
             raise DataError(
-                f"run={run} does not say which images it was trained on (an older version wrote it): train it again, "
-                "or say out_of_domain=allow"
+                f"run={run} does not record which images it was trained on (an older version wrote it): train it "
+                "again, or set out_of_domain=allow"
             )
     return cards
 
@@ -335,7 +335,7 @@ def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: 
     remedy = f"set the out= of python -m medcls.evaluate run={evaluated} split=val"
     missing = next((file.name for file in name_files(folder, "") if not file.is_file()), "") if folder else ""
     if missing:
-        raise MissingInputError(f"choices={folder}: no {missing} in it: {remedy}")
+        raise MissingInputError(f"choices={folder}: it contains no {missing}: {remedy}")
     choices = read_choices(place, model_sha256=join_checksums(models_sha256)) if place else None
     if choices is None and folder:
         raise ConfigError(f"choices={folder}: frozen for other models than run={evaluated}: {remedy}")
@@ -464,7 +464,7 @@ def judge_distance(case: Case, distance: float, *, false_alarms: float, out_of_d
     refuse = out_of_domain == "refuse" and false_alarms <= MOST_FALSE_ALARMS
     case.state = REFUSED if refuse else OK
     case.reason = case.reason or "far_from_training"
-    found = f"its features are {distance:.2f} times as far from the training images as nearly all images of validation"
+    found = f"its features are {distance:.2f} times as far from the training images as nearly all validation images"
     case.detail = "; ".join(filter(None, [case.detail, found]))
 
 

@@ -60,7 +60,8 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
     rows = {name: rows_of(splits, name) for name in (TRAIN, VAL)}
     if not all(len(chosen) for chosen in rows.values()):
         raise DataError(
-            f"split {job.split.name}: {len(rows[TRAIN])} train and {len(rows[VAL])} val volumes: both needed"
+            f"split {job.split.name}: {len(rows[TRAIN])} train and {len(rows[VAL])} val volumes: expected both; "
+            f"prepare the store with both, or choose another split.name="
         )
     patch = build_patch(job.patch, store)
     shape = store.shape if patch is None else patch.shape(store.shape)

@@ -74,17 +74,17 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
     if not (run / SETTINGS).is_file():
         strangers = [name for name in _list_names(run) if name not in OURS]
         raise ConfigError(
-            f"run={run} holds {list_some(strangers) or 'a broken run'} and no run: choose an empty folder"
+            f"run={run} holds {list_some(strangers) or 'a broken run'} but not a run: choose an empty folder"
         )
     # A setting that an older version did not have was as its default is.
     before = _fill(read_settings(run), _list_defaults(type(job)))
     finished = (run / MODEL).is_file()
     changed = sorted(_changes(_leave_out_places(before), _leave_out_places(settings)))
     if finished and changed and all(change.startswith(_LENGTH) for change in changed):
-        onward = f"model.weights={run} transfer.val_seen=allow goes on from its weights, "
+        onward = f"model.weights={run} transfer.val_seen=allow starts from its weights, "
         raise ConfigError(
-            f"run={run} is finished ({'; '.join(changed)}): a longer training is another, whose schedule ends later: "
-            f"{onward if isinstance(job, TrainJob) else ''}with another run="
+            f"run={run} is finished ({'; '.join(changed)}): a longer training needs a run of its own, since its "
+            f"schedule ends later: {onward if isinstance(job, TrainJob) else ''}with another run="
         )
     if changed:
         state = "a finished" if finished else "an unfinished"

@@ -53,7 +53,7 @@ def encode_rows(spec: ClinicalSpec | None, store: Store, rows: Rows, *, where: s
     absent = [name for name in spec.columns if name not in store.column_names]
     if absent:
         raise DataError(
-            f"store={store.folder} has no column {', '.join(absent)}, which the model takes beside the image: "
+            f"store={store.folder} has no column {', '.join(absent)}, which the model takes in addition to images: "
             f"prepare it with columns=[{','.join(absent)}]"
         )
     values, faults = encode_clinical(spec, store.read(*spec.columns, rows=rows))
@@ -74,7 +74,7 @@ def start_wide(model: Classifier, task: Task, train: StoreDataset, *, l2: float)
     """
     head, wide = model.head, model.wide
     if wide is None:
-        raise ValueError("this model has no wide part")
+        raise ValueError("this model takes no clinical columns")
     targets, clinical = (part.double().numpy() for part in (train.targets, train.clinical))
     weight, bias = _fit_alone(task.output, targets, clinical, names=task.class_names, l2=l2)
     if task.output == "joint":

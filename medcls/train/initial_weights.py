@@ -80,7 +80,9 @@ def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> 
             f"model.init={model.init}: {advice}, or take other weights"
         )
     if model.init in ("hybrid", "shallower") and card.options:
-        raise ConfigError(f"model.init={model.init}: model.weights={model.weights} is a hybrid itself; take init=full")
+        raise ConfigError(
+            f"model.init={model.init}: model.weights={model.weights} is itself a hybrid: set model.init=full"
+        )
 
 
 def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def load_source(
         DataError: the file is damaged, or not for this architecture.
     """
     if config.name == CLINICAL:
-        say("no image network: the clinical columns alone (model=clinical)")
+        say("no image network: only the clinical columns (model=clinical)")
         return [], no_lineage()
     if source is None:
         say(f"weights: none; {config.name} starts from random numbers (model.weights=null)")
@@ -130,9 +132,9 @@ def load_source(
         left = load_part(config, model, state, source=source)
     how = {
         "full": "",
-        "mean_var": "; each tensor drawn anew with its mean and variance",
+        "mean_var": "; each tensor redrawn with its mean and variance",
         "hybrid": f"; up to {config.init_to}, above it new and {config.width:g} times as wide",
-        "shallower": f"; of a {source.architecture} the first four convolutions, fc6 and fc7",
+        "shallower": f"; the first four convolutions, fc6 and fc7 of a {source.architecture}",
     }
     say(f"weights: {file.path} (sha256 {file.sha256[:12]}…){how[init]}")
     if left and init in ("full", "mean_var"):

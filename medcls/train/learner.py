@@ -69,11 +69,13 @@ def build_learner(
     """
     if job.trainer.sync_batchnorm and count_ranks() > 1:
         if rules.device == "cpu":
-            raise ConfigError("trainer.sync_batchnorm=true: torch has it on GPUs only; leave it out with device=cpu")
+            raise ConfigError("trainer.sync_batchnorm=true: torch has it only on GPUs: remove it, or set device=cuda")
         synchronize_batchnorm(model.backbone)
     move_model(model, rules)
     if job.trainer.activation_checkpointing and not recompute_blocks(model.backbone.stages):
-        raise ConfigError(f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to compute again")
+        raise ConfigError(
+            f"trainer.activation_checkpointing=true: {job.model.name} has no blocks to recompute: remove it"
+        )
     groups = build_parameter_groups(model, plans, lr=job.optimizer.lr, weight_decay=job.optimizer.weight_decay)
     groups += build_wide_group(model, lr=job.optimizer.lr, lr_scale=job.clinical.lr_scale, l2=job.clinical.l2)
     trained = FeatureClassifier(model) if cached else model

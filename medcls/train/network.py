@@ -86,11 +86,11 @@ def check_lineage(data: TrainingData, lineage: Lineage, *, split_name: str, val_
     """
     own = [model for model in lineage.models if model["weights"] == RUN and _is_of_split(model, data)]
     remedy = (
-        f"they are in val or test of split.name={split_name} (biased transfer); make a split with them in train or "
-        "in none, or start from other weights"
+        f"they are in val or test of split.name={split_name} (biased transfer); make a split with them in train or in "
+        "no part, or start from other weights"
     )
     if own and val_seen == "allow":
-        say(f"notice: val is no unseen split for this run: its ancestor {own[0]['run']} was selected on it")
+        say(f"notice: val is not held out for this run: its ancestor {own[0]['run']} was selected on it")
         lineage = without_seen(lineage, [model["sha256"] for model in own])
     elif own:
         remedy += "; transfer.val_seen=allow takes the val of an ancestor's own split"
@@ -114,7 +114,7 @@ def warn_of_transfer(plans: list[StagePlan], origins: dict[str, str], *, kind: s
     """
     bare = [plan.name for plan in plans if plan.first_epoch != 0 and origins[plan.name] != PRETRAINED]
     if bare:
-        say(f"notice: transfer={kind} keeps random numbers in stages that are frozen: {', '.join(bare)}")
+        say(f"notice: transfer={kind} freezes stages that hold random numbers: {', '.join(bare)}")
     late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= epochs]
     if late:
         say(f"notice: trainer.epochs={epochs} ends before {', '.join(late)} are trained")
@@ -141,7 +141,10 @@ def choose_normalization(kind: str, spec: Spec) -> str:
     """
     if spec.spatial_dims == 2:
         if kind != "auto":
-            raise ConfigError(f"model.normalize={kind}: images are normalised as ImageNet's (auto); volumes may choose")
+            raise ConfigError(
+                f"model.normalize={kind}: images are always normalised like ImageNet's (auto); only volumes can "
+                "choose: set model.normalize=auto"
+            )
         return "imagenet"
     if kind != "auto":
         return kind
@@ -156,8 +159,8 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
     if min(halved) < least:
         size = " x ".join(map(str, shape[1:]))
         raise ConfigError(
-            f"model.name={name} takes images of {least} pixels and more, these have {size}: "
-            "prepare the store with a larger image.size (or raise crop.size), or take a ResNet"
+            f"model.name={name} takes images of at least {least} pixels, these have {size}: "
+            "prepare the store with a larger image.size (or raise crop.size), or set model=resnet50"
         )
 
 

@@ -23,10 +23,10 @@ from medcls.training.forward import PredictOptions, predict_rows
 REPLICATES = 1000
 _FORMAT = 1
 _LIMITS = (
-    "Adjusted for the other columns and for what the image says, as this network says it, times one fitted factor. "
-    "Intervals over patients leave out that another training would give another network. On training patients a "
-    "network that knows them by heart leaves nothing to the columns; on validation patients its epoch was chosen. "
-    "Associations, no effects."
+    "Adjusted for the other columns and for the image, as scored by this network, times one fitted factor. "
+    "The intervals over patients do not cover the variation between trainings. On training patients a "
+    "network that memorised them leaves the columns nothing to explain; its epoch was chosen on the validation "
+    "patients. Associations, not effects."
 )
 
 

@@ -48,7 +48,8 @@ def resume_training(
         return None
     if checkpoint.state["inputs"] != inputs:
         raise ConfigError(
-            f"run={run} was begun with other data or weights than there are now: restore them, or choose another run="
+            f"run={run} was started with other data or weights than those found now: restore them, or choose another "
+            f"run="
         )
     progress = unpack_training(learner, checkpoint.tensors, checkpoint.state)
     if not distributed.is_first():
@@ -74,7 +75,7 @@ def check_space(run: Path, learner: Learner) -> None:
     free = shutil.disk_usage(run).free
     if free < needed:
         raise WriteError(
-            f"run={run}: {free / 1e9:.2f} GB are free and two checkpoints take {needed / 1e9:.2f} GB: free space, or "
+            f"run={run}: {free / 1e9:.2f} GB are free, but two checkpoints take {needed / 1e9:.2f} GB: free space, or "
             "choose another folder"
         )
 

@@ -61,4 +61,7 @@ def check_places(job: TrainJob | PretrainJob, run: Path) -> None:
         known[f"model.weights={weights}"] = there or weights == before.get("model", {}).get("weights")
     missing = [name for name, found in known.items() if not found]
     if missing:
-        raise MissingInputError(f"{missing[0]} is not there, and run={run} had it elsewhere: say where it lies now")
+        raise MissingInputError(
+            f"{missing[0]} does not exist; run={run} used it at another path: set store= or model.weights= to the "
+            "current one"
+        )

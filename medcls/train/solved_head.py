@@ -47,8 +47,8 @@ def find_solver(model: ModelConfig, task: TaskConfig, *, clinical: bool, cached:
     if model.head == "svm":
         if soft:
             raise ConfigError(
-                "model.head=svm takes one class for each image, and the store has votes of readers or labels that are "
-                "half and half: set model.head=linear, or prepare it with labelling.readers_rule=majority"
+                "model.head=svm takes one class for each image, and the store has votes of readers or labels of "
+                "one half: set model.head=linear, or prepare it with labelling.readers_rule=majority"
             )
         if count_ranks() > 1:
             raise ConfigError(
@@ -104,13 +104,13 @@ def solve_logistic(
         say(f"head: C {row['C']:<10.4g} held-out loss {row['loss']:.4f}{' *' if row['C'] == head.strength else ''}")
     if known:
         say(
-            "notice: the network was trained on these training patients before: C is chosen on features that know "
-            "them, and is likely too weak a penalty"
+            "notice: the network was already trained on these training patients: C is chosen on features that have "
+            "seen them, so its penalty is probably too weak"
         )
     if not head.converged:
         say(f"notice: the head with C={head.strength:.4g} did not converge in {MAX_LOGISTIC_ITERATIONS} iterations")
     if head.strength in (STRENGTHS[0], STRENGTHS[-1]):
-        say(f"notice: C={head.strength:.4g} is an end of the search")
+        say(f"notice: C={head.strength:.4g} is at the edge of the search range")
     return {
         "C": head.strength,
         "table": head.table,
@@ -140,8 +140,8 @@ def solve_svm(data: TrainingData, model: Classifier, lineage: Lineage, *, seed: 
     apart = read_validation(data) if known else None
     if known:
         say(
-            "notice: the network was trained on these training patients before: C is chosen on features that know "
-            "them, and the map to probabilities is fitted on the validation rows"
+            "notice: the network was already trained on these training patients: C is chosen on features that have "
+            "seen them, and the map to probabilities is fitted on the validation rows"
         )
     svm = fit_svm(features, np.tile(targets, views), folds=np.tile(folds, views), costs=costs, apart=apart)
     fill_head(model.head, svm)
@@ -238,6 +238,6 @@ def describe_svm(svm: Svm) -> None:
     if not svm.converged:
         say(f"notice: the svm with C={svm.cost:g} did not converge in {MAX_ITERATIONS} iterations")
     if svm.cost in (svm.table[0]["C"], svm.table[-1]["C"]):
-        say(f"notice: C={svm.cost:g} is an end of the search")
+        say(f"notice: C={svm.cost:g} is at the edge of the search range")
     if not svm.ranks:
-        say("notice: decision values of patients that were held out do not follow the classes; probabilities are flat")
+        say("notice: decision values of held-out patients do not follow the classes; probabilities are constant")

@@ -149,7 +149,7 @@ def score_folds(decisions: Floats, targets: Integers, *, folds: Integers) -> flo
             areas.append(float(compute_auc(ranking, once)[0]))
     defined = [area for area in areas if np.isfinite(area)]
     if not defined:
-        raise DataError("model.head=svm: no fold of the training patients has two classes: more patients of each class")
+        raise DataError("model.head=svm: no fold of the training patients has two classes: add patients of each class")
     return float(np.mean(defined))
 
 

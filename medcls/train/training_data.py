@@ -88,7 +88,10 @@ def open_data(job: TrainJob) -> TrainingData:
     labels = store.read_labels()
     train_rows, val_rows = rows_of(splits, TRAIN), rows_of(splits, VAL)
     if not len(train_rows) or not len(val_rows):
-        raise DataError(f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: both needed")
+        raise DataError(
+            f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: expected both; prepare "
+            "the store with both, or choose another split.name="
+        )
     task = read_task(job.task, labels.take(train_rows))
     crop = build_crop(job.crop, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
@@ -158,7 +161,9 @@ def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> Non
     wrong = np.setdiff1d(targets[:, 0] if task.grades else [], np.arange(task.num_classes))
     if len(wrong):
         known = f"0 to {task.num_classes - 1}"
-        raise DataError(f"{split}: grade {wrong[0]:g} is none of those in training ({known}); correct labels or splits")
+        raise DataError(
+            f"{split}: grade {wrong[0]:g} does not occur in training ({known}): correct the labels or the split"
+        )
 
 
 def select_labelled(
@@ -180,10 +185,14 @@ def select_labelled(
         between = int(((shares > 0) & (shares < 1)).any(axis=1).sum())
         say(
             f"{split}: {format_count(between, 'image')} with soft targets (votes of readers, uncertain labels), "
-            f"{int((usable & ~known).sum())} of them no label; class weights, validation and metrics use labels only"
+            f"{int((usable & ~known).sum())} of them without a label; class weights, validation and metrics use only "
+            f"labels"
         )
     elif split == TRAIN and has_votes(task, labels):
-        say(f"{split}: votes of readers are not used, only the label of most of them: task.kind={task.kind} takes one")
+        say(
+            f"{split}: only the majority label of the readers is used, not their votes: task.kind={task.kind} takes "
+            "one label"
+        )
     return rows[usable], targets[usable], None if soft is None else soft[usable]
 
 
@@ -203,7 +212,7 @@ def look_at_data(run: Path, data: TrainingData) -> None:
     """Writes the cheapest check there is: what the network will see, by class, plain and augmented."""
     groups = [] if data.task.kind == "multilabel" else data.task.class_names
     path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
-    say(f"look at {path}: training images by class, each with its augmented twin below")
+    say(f"look at {path}: training images by class, each above its augmented version")
 
 
 def write_seen(run: Path, data: TrainingData) -> None:

@@ -53,7 +53,7 @@ def write_training_distance(
     digest = compute_digest({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     distance = fit_distance(features[TRAIN], features[VAL], model_sha256=digest)
     if distance is None:
-        say("notice: too few images to say how far others are from them: predict judges kinds of images only")
+        say("notice: too few images to measure how far others are from them: predict judges only the kind of image")
         return ""
     write_distance(run / FEATURE_DISTANCE, distance)
     return sha256_file(run / FEATURE_DISTANCE)
@@ -100,7 +100,7 @@ def read_training_distance(run: Path, card: ModelCard) -> FeatureDistance | None
         return None
     path = run / FEATURE_DISTANCE
     if not path.is_file():
-        say(f"notice: {path} is missing: how far images are from training is not known; copy it beside {MODEL}")
+        say(f"notice: {path} is missing, so distances from the training images are unknown: copy it beside {MODEL}")
         return None
     if sha256_file(path) != card.distance_sha256:
         raise DataError(f"{path} has changed since the training ended: restore it, or train the run again")

@@ -168,5 +168,5 @@ def read_distance(path: Path) -> FeatureDistance:
         raise DataError(f"{path} is not a file of feature distances, or damaged: train the run again") from error
     sizes = distance.components.shape
     if distance.mean.shape != sizes[1:] or distance.variances.shape != sizes[:1] or not distance.threshold > 0:
-        raise DataError(f"{path} is damaged: its tensors do not fit one another; train the run again")
+        raise DataError(f"{path} is damaged: its tensors do not fit together: train the run again")
     return distance

@@ -75,7 +75,7 @@ class FeatureCache:
         if len(wrong):
             raise DataError(
                 f"{self.folder / _VALUES}: row {wrong[0]} has changed since it was computed: run the same command "
-                "again, it computes that row anew"
+                "again, which recomputes that row"
             )
         return chosen
 

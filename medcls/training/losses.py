@@ -197,7 +197,9 @@ def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: in
         counts = np.stack([np.nansum(targets == 0, axis=0), np.nansum(targets == 1, axis=0)], axis=1)
         return torch.as_tensor(counts.sum(axis=1, keepdims=True) / (2 * np.maximum(counts, 1)), dtype=torch.float32)
     if kind not in ("binary", "multiclass", "joint"):
-        raise ConfigError(f"task.class_weights=balanced: task.kind={kind} has none; task.sampler=balanced may do")
+        raise ConfigError(
+            f"task.class_weights=balanced: task.kind={kind} has none: set task.sampler=balanced instead, or remove it"
+        )
     size = 2 if kind == "binary" else num_classes
     known = targets[~np.isnan(targets[:, 0]), 0]
     counts = np.bincount(known.astype(np.int64), minlength=size)

@@ -53,8 +53,9 @@ def halve_pieces(group: list[Batch], size: int | None, error: torch.OutOfMemoryE
     half = -(-largest // 2)
     if _count_largest(group, half, least=least) == largest:
         raise MemoryLimitError(
-            f"no room for {largest} image{'s'[: largest > 1]} at once, and no fewer go ({_read_reason(error)}): set "
-            "trainer.activation_checkpointing=true, precision=bf16 or fp16, or take smaller images (crop.size)"
+            f"no room for {largest} image{'s'[: largest > 1]} at once, and fewer are not possible "
+            f"({_read_reason(error)}): set "
+            "trainer.activation_checkpointing=true, precision=bf16 or fp16, or use smaller images (crop.size)"
         ) from error
     return half
 
@@ -70,8 +71,8 @@ def explain_update() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryLimitError(
-            f"no room for the optimizer beside the weights and their gradients ({_read_reason(error)}): take "
-            "optimizer=sgd, train fewer stages (transfer=partial, frozen), or a smaller network"
+            f"no room for the optimizer beside the weights and their gradients ({_read_reason(error)}): set "
+            "optimizer=sgd, train fewer stages (transfer=partial or frozen), or choose a smaller network"
         ) from error
 
 

@@ -100,7 +100,10 @@ def build_schedule(
         ConfigError: the warm-up is longer than the training.
     """
     if warmup_epochs >= epochs and warmup_epochs > 1:
-        raise ConfigError(f"schedule.warmup_epochs={warmup_epochs}: trainer.epochs={epochs} ends before it")
+        raise ConfigError(
+            f"schedule.warmup_epochs={warmup_epochs}: trainer.epochs={epochs} ends before the warm-up: lower it, or "
+            "raise trainer.epochs"
+        )
     total = min(steps_per_epoch * epochs, max_steps or steps_per_epoch * epochs)
 
     def factor(step: int) -> float:

@@ -18,13 +18,13 @@ def choose_device(device: str) -> str:
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ConfigError("device=cuda: torch sees no CUDA device here; device=auto takes the CPU")
+        raise ConfigError("device=cuda: torch finds no CUDA device here: set device=auto to use the CPU")
     chosen = ("cuda" if available else "cpu") if device == "auto" else device
     processes = count_local_ranks()
     if chosen == "cuda" and processes > max(1, torch.cuda.device_count()):
         gpus = torch.cuda.device_count()
         raise ConfigError(
-            f"{processes} processes on a machine of {gpus} GPUs: take --nproc-per-node={gpus}, or device=cpu"
+            f"{processes} processes on a machine of {gpus} GPUs: set --nproc-per-node={gpus}, or device=cpu"
         )
     return chosen
 

@@ -85,7 +85,7 @@ class Watch:
         while not self._ended.wait(0.2):
             now = time.monotonic()
             if self.signal and now - self._asked > self._grace:
-                self._end(f"{self.signal} came {self._grace:g} s ago and the step at work does not end")
+                self._end(f"{self.signal} came {self._grace:g} s ago and the current step has not ended")
             elif self._hang is not None and now - self._last > self._hang:
                 self._end(f"no step for {self._hang:g} s")
 

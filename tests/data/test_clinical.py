@@ -142,8 +142,8 @@ REFUSED: list[tuple[dict[str, list[Any]], dict[str, Any], str]] = [
     ({"x": ["a", "a"]}, {"categorical": ["x"]}, "x is the same in every training row"),
     ({"x": [None, ""]}, {"categorical": ["x"]}, "x is missing in every training row"),
     ({"x": ["a", "b", "c"]}, {"categorical": ["x"], "patients": 5}, "3 levels for 5 patients"),
-    ({"x": [1.0, 1.0, None]}, {"numeric": ["x"]}, "no two different values"),
-    ({"x": ["1", "2", "two"]}, {"numeric": ["x"]}, "no number in 1 training rows"),
+    ({"x": [1.0, 1.0, None]}, {"numeric": ["x"]}, "only one value"),
+    ({"x": ["1", "2", "two"]}, {"numeric": ["x"]}, "not a number in 1 training rows"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_columns_that_say_nothing_or_too_much_are_refused(
 
 
 def test_choices_that_contradict_the_columns_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"age_years is a number: give it as clinical\.numeric"):
+    with pytest.raises(ConfigError, match=r"age_years is a number: move it to clinical\.numeric"):
         build(SEX, categorical=["age_years"])
     with pytest.raises(ConfigError, match="sex has no level X in training; it has F, M"):
         build(SEX, categorical=["sex"], reference={"sex": "X"})
@@ -167,7 +167,7 @@ def test_choices_that_contradict_the_columns_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("patient_id", "tells patients or images apart"),
+        ("patient_id", "identifies patients or images"),
         ("label_a", "is a label"),
         ("sitee", r"no column sitee.*nearest: site.*columns=\[sitee\]"),
     ],

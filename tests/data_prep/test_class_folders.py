@@ -273,7 +273,7 @@ def test_second_copy_of_all_folders_is_left_out_where_the_files_are_the_same(tmp
         (path, "second_copy") for path in twice
     }
     (tmp_path / twice[0]).write_bytes(b"another image")
-    with pytest.raises(DataError, match=r"second time, with other files: remove one"):
+    with pytest.raises(DataError, match=r"second copy of the split folders beside it, with other files: remove one"):
         read(tmp_path, [*once, *twice])
 
 

@@ -228,7 +228,7 @@ def test_a_complete_set_is_reused_and_another_one_replaced(tmp_path: Path, monke
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("mine")
-    with pytest.raises(WriteError, match="holds files that are no demo set"):
+    with pytest.raises(WriteError, match="contains files that are not a demo set"):
         demo.write_demo(tmp_path, num_images=2)
     assert [file.name for file in tmp_path.iterdir()] == ["labels.csv"]
     assert (tmp_path / "labels.csv").read_text() == "mine"

@@ -197,7 +197,7 @@ def test_an_interrupted_set_is_redone_and_a_complete_one_reused(
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("mine")
-    with pytest.raises(WriteError, match="holds files that are no demo set"):
+    with pytest.raises(WriteError, match="contains files that are not a demo set"):
         demo3d.write_demo3d(tmp_path, num_source=1, num_target=1)
     assert [file.name for file in tmp_path.iterdir()] == ["labels.csv"]
 

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_refused(
     extends, new = f"split.extends={old.folder}", tmp_path / "stores" / "new"
     rows = read_labels_csv(raw / "labels.csv")
     write_labels(raw / "given.csv", [row | {"split": "train"} for row in rows])
-    with pytest.raises(ConfigError, match=r"split\.extends=.*gives a split already \(labels file\)"):
+    with pytest.raises(ConfigError, match=r"split\.extends=.*already gives a split \(labels file\)"):
         run_prepare(raw, new, extends, labels="given.csv")
     write_labels(raw / "strange.csv", [row | {"patient_id": f"x{row['patient_id']}"} for row in rows[40:]])
     with pytest.raises(ConfigError, match=r"none of the 10 patients of this store is in it \(20 patients\)"):

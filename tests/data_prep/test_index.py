@@ -79,7 +79,7 @@ def test_the_overview_says_what_is_there(
     ]
     assert "1 truncated the file ends early" in lines
     assert "10 no_window CT without a window: image.windows_hu, or as a volume" in lines
-    assert lines[-1].startswith("This is the judgement of data_prep as far as headers go.")
+    assert lines[-1].startswith("These are the verdicts of data_prep from headers alone.")
 
 
 def test_no_identifier_is_printed(

@@ -166,7 +166,7 @@ def test_readers_are_guessed_and_their_blanks_are_not_offered_as_votes(capsys: p
     columns = table(label_r1=["1", None, "0"], label_r2=["1", "0", "0"])
     read_label_values(columns, LabellingConfig())
     said = capsys.readouterr().err
-    assert "label columns that end in r1, r2 are read as findings of their own" in said
+    assert "label columns that end in r1, r2 are read as separate findings" in said
     assert "set labelling.readers=[r1,r2]" in said
     read_label_values(columns, LabellingConfig(readers=["r1", "r2"]))
     said = capsys.readouterr().err

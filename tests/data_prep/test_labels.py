@@ -164,17 +164,17 @@ def test_a_byte_order_mark_is_no_part_of_the_header(source: Path) -> None:
 
 BAD_ROWS = [
     ("", "P1", "x", "path is blank"),
-    ("../a.png", "P1", "x", "path leaves the source folder"),
-    ("sub/../../a.png", "P1", "x", "path leaves the source folder"),
-    ("/etc/passwd", "P1", "x", "path leaves the source folder"),
-    ("\\\\server\\share\\a.png", "P1", "x", "path leaves the source folder"),
-    ("C:\\a.png", "P1", "x", "path leaves the source folder"),
+    ("../a.png", "P1", "x", "path leads out of the source folder"),
+    ("sub/../../a.png", "P1", "x", "path leads out of the source folder"),
+    ("/etc/passwd", "P1", "x", "path leads out of the source folder"),
+    ("\\\\server\\share\\a.png", "P1", "x", "path leads out of the source folder"),
+    ("C:\\a.png", "P1", "x", "path leads out of the source folder"),
     ("sub", "P1", "x", "its file does not exist"),
     ("A.png", "P1", "x", "its file does not exist"),
     ("a.png\0", "P1", "x", ""),
     ("a.png", "", "x", "patient_id is blank"),
     ("a.png", "nan", "x", "patient_id is blank"),
-    ("a.png", "P1", "NaN", "label='NaN': leave it blank where it is unknown"),
+    ("a.png", "P1", "NaN", "label='NaN': leave it blank if it is unknown"),
     ("a.png", "P1", "None", "label='None'"),
     ("a.png", "P1", "inf", "label='inf'"),
 ]
@@ -229,7 +229,7 @@ def test_all_bad_rows_are_reported_at_once(source: Path) -> None:
     message = str(error.value)
     assert "6 bad rows of 6" in message
     assert [f"row {number}: " in message for number in range(2, 8)] == [True] * 6
-    assert "3 cells where the header has 4" in message
+    assert "3 cells, but the header has 4" in message
     assert f"relative to source={source}" in message
     assert "\n" not in message
 
@@ -338,9 +338,9 @@ def test_links_out_of_the_source_and_inside_it_are_refused(source: Path) -> None
     with pytest.raises(DataError) as error:
         read(source, f"{HEADER}\nout.png,P1,x\nin.png,P1,x\nfolder/c d.png,P1,x\n")
     message = str(error.value)
-    assert "row 2: path is a link that leaves the source folder" in message
-    assert "row 3: path is or passes a symbolic link" in message
-    assert "row 4: path is or passes a symbolic link" in message
+    assert "row 2: path is a link that leads out of the source folder" in message
+    assert "row 3: path is or contains a symbolic link" in message
+    assert "row 4: path is or contains a symbolic link" in message
 
 
 def test_a_source_that_is_reached_by_a_link_is_fine(source: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_labels_file_that_is_missing_or_a_folder(source: Path) -> None:
 
 def test_a_rule_never_overrules_declared_patients(source: Path) -> None:
     for rule in (PatientRule("per_image"), PatientRule(pattern="^(.)")):
-        with pytest.raises(ConfigError, match=r"has patient_id, and .* would overrule it"):
+        with pytest.raises(ConfigError, match=r"has patient_id, which .* would override"):
             read(source, f"{HEADER}\na.png,P1,x\n", rule=rule)
 
 
@@ -413,9 +413,9 @@ def test_a_pattern_that_does_not_match_is_a_bad_row(source: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "patients", "part"),
     [
-        ("(", "declared", "is no regular expression"),
+        ("(", "declared", "is not a regular expression"),
         ("[0-9]+", "declared", "expected one group"),
-        ("([0-9]+)", "per_image", "leave one of the two out"),
+        ("([0-9]+)", "per_image", "remove one of the two"),
     ],
 )
 def test_a_wrong_rule_is_refused(pattern: str, patients: str, part: str) -> None:
@@ -456,7 +456,7 @@ AMBIGUOUS = [
     ("path,SeriesInstanceUID", "path and SeriesInstanceUID all name images, expected one of them: keep path"),
     ("StudyInstanceUID,series_uid", "series_uid and StudyInstanceUID all name images"),
     ("series_uid,SeriesInstanceUID", "series_uid and SeriesInstanceUID all name images"),
-    ("path,PatientID", "keep path, the most exact, and call PatientID patient_id where it says whose image it is"),
+    ("path,PatientID", "keep path, the most specific, and rename PatientID to patient_id if it says whose image it is"),
 ]
 
 
@@ -482,7 +482,7 @@ def test_headers_may_name_the_patient(source: Path) -> None:
 
 @pytest.mark.parametrize("name", ["path", "patient_id", "PatientID", "StudyInstanceUID", "number", "label", "roi_w"])
 def test_a_column_of_our_own_is_no_further_column(name: str, source: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is read anyway, or a name of our own"):
+    with pytest.raises(ConfigError, match=f"{name} is always read, or is a name that medcls itself uses"):
         read(source, f"{HEADER}\na.png,P1,x\n", columns=(name,))
 
 

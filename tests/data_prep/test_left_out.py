@@ -101,7 +101,7 @@ def test_corrupt_stream_is_left_out_or_kept_and_said(
     assert list_said(capsys) == [
         "quarantined: 1 image (well 1): corrupt_stream: the decoder had to guess pixels: Corrupt JPEG data: 14 "
         "extraneous bytes before marker 0xd9; e.g. row 11 of ledger.parquet (counted from 0); fetch the files again; "
-        "image.damaged=allow keeps what the decoder makes of them",
+        "image.damaged=allow keeps whatever the decoder returns",
         skipped,
         twice,
     ]

@@ -198,7 +198,7 @@ def test_columns_cannot_undo_the_pseudonyms(columns: str, source: Path, run_prep
 def test_columns_need_a_labels_file(source: Path, run_prepare: Prepare, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs labels=FILE\.csv"):
         run_prepare(source, tmp_path / "store", "columns=[view]", labels=None)
-    with pytest.raises(ConfigError, match=r"no level of the folders is site: .* labelling\.layout=site/class"):
+    with pytest.raises(ConfigError, match=r"no folder level is site: .* labelling\.layout=site/class"):
         run_prepare(source, tmp_path / "store", "columns=[site]", "patients=per_image", labels=None)
 
 
@@ -219,7 +219,7 @@ def test_other_patients_need_another_store(
     rows = read_labels_csv(raw / "labels.csv")
     rows[0]["patient_id"] = rows[1]["patient_id"] = "somebody"
     write_labels(raw / "labels.csv", rows)
-    with pytest.raises(DataError, match="2 images with another patient_id than before"):
+    with pytest.raises(DataError, match="2 images with a patient_id that has changed since the store was made"):
         run_prepare(raw, fresh_store.folder)
 
 
@@ -571,12 +571,12 @@ def test_patient_ids_that_differ_in_case_alone_are_said(
         return rows
 
     run_prepare(write_source(tmp_path / "raw", rewrite=rewrite), tmp_path / "store", "split.on_leak=report")
-    assert "1 patient id like another one but for upper and lower case" in capfd.readouterr().err
+    assert "1 patient id differs from another one only in case or spaces" in capfd.readouterr().err
 
 
 def test_an_empty_source_is_named_first(tmp_path: Path, run_prepare: Prepare) -> None:
     (tmp_path / "raw").mkdir()
-    with pytest.raises(MissingInputError, match="holds no file: is the right folder mounted"):
+    with pytest.raises(MissingInputError, match="contains no files: is the right folder mounted"):
         run_prepare(tmp_path / "raw", tmp_path / "store", labels=None)
 
 

@@ -133,6 +133,6 @@ def test_the_overview_refuses_a_mixture_in_the_words_of_data_prep(exposures: Pat
     table = build_index(exposures, list_files(exposures), workers=0)
     said = "\n".join(describe_folder(table, lines=0))
     expected = describe_mixture(pa.chunked_array([["processing"] * 12 + ["presentation"] * 12]))
-    assert f"as a whole refused by data_prep (default settings): {expected}" in said
+    assert f"refused as a whole by data_prep (default settings): {expected}" in said
     one = table.filter(pc.equal(table["intent"], "presentation"))
-    assert "as a whole refused" not in "\n".join(describe_folder(one, lines=0))
+    assert "refused as a whole" not in "\n".join(describe_folder(one, lines=0))

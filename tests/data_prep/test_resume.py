@@ -204,7 +204,7 @@ def test_only_what_changed_is_decoded_again(
 def test_reuse_of_another_kind_of_store_is_refused(
     small_store: Store, source: Path, tmp_path: Path, run_prepare: Prepare
 ) -> None:
-    with pytest.raises(ConfigError, match="was made with another preprocessing: leave reuse= out"):
+    with pytest.raises(ConfigError, match="was made with another preprocessing: remove reuse="):
         run_prepare(source, tmp_path / "new", f"reuse={small_store.folder}", "image.fit=stretch")
 
 

@@ -195,9 +195,8 @@ def test_links_inside_one_split_are_listed_with_the_way_to_merge(
             leaks.append(str(error))
     assert leaks
     assert inside
-    assert all(
-        "set split.merge_linked=true if the images of different ids are of one patient" in message for message in leaks
-    )
+    remedy = "set split.merge_linked=true if the images under different ids belong to one patient"
+    assert all(remedy in message for message in leaks)
     for said, lines in inside:
         assert "1 pair of images of 2 different patients looks the same inside one split" in said
         assert "set split.merge_linked=true with another split.name=" in said

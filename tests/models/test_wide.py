@@ -73,9 +73,9 @@ def test_half_precision_keeps_the_unit_of_a_number() -> None:
 
 def test_columns_that_are_missing_or_too_many_are_an_error() -> None:
     images, clinical = draw()
-    with pytest.raises(ValueError, match="clinical columns are missing: this model has a wide part"):
+    with pytest.raises(ValueError, match="clinical columns are missing: this model takes clinical columns"):
         build()(images)
-    with pytest.raises(ValueError, match="clinical columns given: this model takes images alone"):
+    with pytest.raises(ValueError, match="clinical columns given: this model takes only images"):
         build(columns=0)(images, clinical)
 
 

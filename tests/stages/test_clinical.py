@@ -198,9 +198,9 @@ def test_two_runs_with_and_without_columns_are_compared(
 @pytest.mark.parametrize(
     ("argument", "part"),
     [
-        ("clinical.categorical=[patient_id]", "tells patients or images apart"),
+        ("clinical.categorical=[patient_id]", "identifies patients or images"),
         ("clinical.categorical=[sexx]", "nearest: sex"),
-        ("clinical.categorical=[modality]", "modality is missing in every training row: leave it out"),
+        ("clinical.categorical=[modality]", "modality is missing in every training row: remove it"),
     ],
 )
 def test_columns_that_cannot_be_used_stop_before_the_run_is_begun(

@@ -91,7 +91,7 @@ def test_a_blank_cell_leaves_the_header_its_word(card: ModelCard, write_table: A
     ("text", "part"),
     [
         ("sex,age_years\nM,60\n", "no column path or patient_id"),
-        ("path,sex\na,M\na,F\n", "line 3: its path stands in an earlier line, too"),
+        ("path,sex\na,M\na,F\n", "line 3: its path repeats that of an earlier line"),
         ("path,sex\na,M,60\n", "line 2: expected 2 cells"),
         ("path,sex,sex\na,M,F\n", "columns 2, 3 have the name of another column"),
         ("", "no column path or patient_id"),
@@ -108,7 +108,7 @@ def test_a_table_must_be_there_have_the_columns_and_be_needed(
     with pytest.raises(MissingInputError, match="no such file"):
         read_clinical(tmp_path / "none.csv", [card])
     site = replace(card, clinical=ClinicalSpec([Levels("site", "a", ["b"])], []))
-    with pytest.raises(ConfigError, match=r"takes site beside the image: say clinical_file=FILE\.csv with path"):
+    with pytest.raises(ConfigError, match=r"takes site beside the image: set clinical_file=FILE\.csv with path"):
         read_clinical(None, [card, site][1:])
     with pytest.raises(ConfigError, match=r"takes sex, age_years, site beside the image: .*csv lacks site"):
         read_clinical(write_table("path,sex\na,M\n"), [card, site])

@@ -285,7 +285,7 @@ def test_runs_on_other_data_are_not_taken_for_finished(
     plan = ("plan_only=true", "common=[model.weights=null,device=cpu]")
     run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
     weights.write_bytes(b"other")
-    with pytest.raises(ConfigError, match=r"holds file-r1f1 on other weights than there are now"):
+    with pytest.raises(ConfigError, match=r"holds file-r1f1 on other weights than those found now"):
         run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
     weights.write_bytes(b"some")
     labels = other_store.folder / "labels.parquet"

@@ -227,7 +227,7 @@ def test_second_death_keeps_the_steps_and_asks_for_another_start(
     settings = (*SETTINGS, "augment=none", "workers=1", "checkpoint.minutes=1000")
     whole = run_train(tmp_path / "whole", *settings)
     kill_workers(monkeypatch, tmp_path, epoch=1, times=4)
-    with pytest.raises(PreemptedError, match=r"after 3 steps .* for the second time: look whether /dev/shm") as caught:
+    with pytest.raises(PreemptedError, match=r"after 3 steps .* for the second time: check whether /dev/shm") as caught:
         run_train(tmp_path / "run", *settings)
     assert caught.value.exit_code == 75
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000000003"]

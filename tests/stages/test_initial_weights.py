@@ -83,7 +83,9 @@ def test_a_hybrid_is_handed_on_as_it_is(
     states = [backbone_of(run).state_dict() for run in (child, hybrid)]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert read_card(child / "model.safetensors").options == {"above": "layer2", "width": 0.25}
-    with pytest.raises(ConfigError, match=r"model.init=hybrid: model.weights=.* is a hybrid itself; take init=full"):
+    with pytest.raises(
+        ConfigError, match=r"model.init=hybrid: model.weights=.* is itself a hybrid: set model.init=full"
+    ):
         run_train(tmp_path / "again", f"model.weights={hybrid}", *HYBRID)
 
 
@@ -101,8 +103,8 @@ def test_drawn_weights_are_no_pretrained_ones_and_the_same_tomorrow(
     assert not torch.equal(first[name], pretrained[name])
     assert float(first[name].std()) == pytest.approx(float(pretrained[name].std()), rel=0.01)
     said = capsys.readouterr().err
-    assert "each tensor drawn anew with its mean and variance" in said
-    assert "notice: transfer=frozen keeps random numbers in stages that are frozen: stem, layer1" in said
+    assert "each tensor redrawn with its mean and variance" in said
+    assert "notice: transfer=frozen freezes stages that hold random numbers: stem, layer1" in said
     assert "layer4     mean_var" in said
 
 
@@ -138,7 +140,7 @@ def test_a_deeper_vgg_starts_from_the_first_layers_of_network_a(
 def test_no_deeper_network_and_no_other_one_starts_from_a_shallower(compose_train: Compose, tmp_path: Path) -> None:
     for name in ("vgg11", "resnet18", "vgg_m"):
         settings = [f"model={name}", "model.weights=imagenet", "model.init=shallower"]
-        with pytest.raises(ConfigError, match=f"there is no VGG shallower than model.name={name}"):
+        with pytest.raises(ConfigError, match=f"no VGG is shallower than model.name={name}"):
             find_source(compose_train(tmp_path, *settings).model)
 
 

@@ -82,7 +82,7 @@ def test_random_numbers_that_stay_are_said(
     _, _, lineage = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))  # type: ignore[arg-type]
     said = capsys.readouterr().err
     assert "weights: none; resnet18 starts from random numbers" in said
-    assert "notice: transfer=frozen keeps random numbers in stages that are frozen" in said
+    assert "notice: transfer=frozen freezes stages that hold random numbers" in said
     assert said.splitlines()[-2].startswith("head")
     assert lineage.models == []
 
@@ -96,7 +96,7 @@ def test_network_fits_store_and_task(compose_train: Compose, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("name", "shape"), [("vgg11", (1, 31, 200)), ("vgg16_bn", (3, 64, 16))])
 def test_images_too_small_for_a_vgg_are_refused(name: str, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=f"model.name={name} takes images of 32 pixels and more"):
+    with pytest.raises(ConfigError, match=f"model.name={name} takes images of at least 32 pixels"):
         check_size(name, shape)
     check_size("resnet18", shape)
     check_size(name, (1, 32, 32))

@@ -359,7 +359,7 @@ def test_a_run_from_before_domains_were_recorded(
     predict: Callable[..., Rows], run_copy: Path, few: Path, trained: Path
 ) -> None:
     rewrite_card(run_copy, domain=None)
-    with pytest.raises(DataError, match=r"does not say which images it was trained on.*out_of_domain=allow"):
+    with pytest.raises(DataError, match=r"does not record which images it was trained on.*out_of_domain=allow"):
         predict(run_copy, few)
     allowed = predict(run_copy, few, "out_of_domain=allow")
     assert [row["logits"] for row in allowed] == [row["logits"] for row in predict(trained, few)]
@@ -585,7 +585,7 @@ def test_missing_distance_is_said_and_a_changed_one_is_refused(
         predict(certain, few)
     path.unlink()
     assert {row["training_distance"] for row in predict(certain, few)} == {None}
-    assert "is missing: how far images are from training is not known" in capsys.readouterr().err
+    assert "is missing, so distances from the training images are unknown" in capsys.readouterr().err
 
 
 def test_outputs_that_are_not_finite_cost_their_row(

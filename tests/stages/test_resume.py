@@ -195,7 +195,7 @@ def test_too_little_space_is_found_before_the_first_step(
 ) -> None:
     usage = resume.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
-    with pytest.raises(WriteError, match=r"0.01 GB are free and two checkpoints take 0.36 GB"):
+    with pytest.raises(WriteError, match=r"0.01 GB are free, but two checkpoints take 0.36 GB"):
         run_train(tmp_path / "run")
 
 
@@ -216,7 +216,7 @@ def test_other_labels_than_at_the_beginning_are_refused(
         compression="none",
     )
     certify(store)
-    with pytest.raises(ConfigError, match="was begun with other data or weights than there are now"):
+    with pytest.raises(ConfigError, match="was started with other data or weights than those found now"):
         run_train(tmp_path / "run", f"store={store}", *SETTINGS)
 
 
@@ -289,7 +289,7 @@ def test_store_and_weights_that_have_moved_are_the_same_by_content(
     # Finished, it is known by content too; but not where nothing is there to compare.
     run_train(run, *SETTINGS, *moved)
     run_train(run, *SETTINGS, f"store={store.rename(tmp_path / 'third')}", *moved[1:])
-    with pytest.raises(MissingInputError, match=r"store=.*/fourth is not there, and run=.* had it elsewhere"):
+    with pytest.raises(MissingInputError, match=r"store=.*/fourth does not exist; run=.* used it at another path"):
         run_train(run, *SETTINGS, f"store={tmp_path / 'fourth'}", *moved[1:])
     with pytest.raises(MissingInputError, match=r"model.weights=.*/nowhere is not there"):
         run_train(run, *SETTINGS, f"store={tmp_path / 'third'}", f"model.weights={tmp_path / 'nowhere'}", *allow)
@@ -300,7 +300,7 @@ def test_other_store_in_the_middle_is_refused(
     run_train: Run, tmp_path: Path, store: Store, make_store: Callable[..., Store]
 ) -> None:
     break_in_two(run_train, tmp_path / "run")
-    with pytest.raises(ConfigError, match="begun with other data or weights"):
+    with pytest.raises(ConfigError, match="started with other data or weights"):
         run_train(tmp_path / "run", *SETTINGS, f"store={make_store('split.seed=5').folder}")
 
 

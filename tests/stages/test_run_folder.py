@@ -84,7 +84,7 @@ def test_finished_run_is_not_made_longer_and_the_way_on_is_named(job: TrainJob) 
     run = finish(job)
     longer = replace(job, trainer=TrainerConfig(epochs=20))
     named = (
-        rf"run={run} is finished \(trainer.epochs: 10 -> 20\): .* model.weights={run} transfer.val_seen=allow goes on"
+        rf"run={run} is finished \(trainer.epochs: 10 -> 20\): .* model.weights={run} transfer.val_seen=allow starts"
     )
     with pytest.raises(ConfigError, match=named):
         claim_run(longer)
@@ -106,7 +106,7 @@ def test_folder_of_somebody_else_is_left_alone(job: TrainJob, name: str) -> None
     run = Path(str(job.run))
     run.mkdir()
     (run / name).write_text("mine")
-    with pytest.raises(ConfigError, match="no run: choose an empty folder"):
+    with pytest.raises(ConfigError, match="not a run: choose an empty folder"):
         claim_run(job)
     assert (run / name).read_text() == "mine"
 

@@ -106,13 +106,13 @@ def test_ordinal_training_takes_the_label_of_most_readers_and_says_so(
     assert not data.train.targets.isnan().any()
     assert torch.equal(data.train.soft, data.train.targets)
     said = capsys.readouterr().err
-    assert "train: votes of readers are not used, only the label of most of them: task.kind=ordinal" in said
+    assert "train: only the majority label of the readers is used, not their votes: task.kind=ordinal" in said
 
 
 @pytest.mark.parametrize("grade", [3.0, 1.5, -1.0])
 def test_grade_that_training_does_not_know_is_refused(grade: float) -> None:
     targets = np.array([[0.0], [grade], [2.0]])
-    with pytest.raises(DataError, match=f"val: grade {grade:g} is none of those in training \\(0 to 2\\)"):
+    with pytest.raises(DataError, match=f"val: grade {grade:g} does not occur in training \\(0 to 2\\)"):
         check_grades(GRADES, targets, split="val")
     check_grades(GRADES, targets[[0, 2]], split="val")
     check_grades(Task("regression", [], ["label"]), targets, split="val")
@@ -128,5 +128,5 @@ def test_missing_split_and_empty_split(
         open_data(compose_train(tmp_path / "run", "split.name=fold1"))
     raw = write_source(tmp_path / "raw", patients=12)
     whole = run_prepare(raw, tmp_path / "whole", "split.test=0.5", "split.val=0")
-    with pytest.raises(DataError, match="12 train and 0 val images: both needed"):
+    with pytest.raises(DataError, match="12 train and 0 val images: expected both; prepare the store with both"):
         open_data(compose_train(tmp_path / "run", f"store={whole.folder}"))

@@ -88,7 +88,9 @@ def test_activation_checkpointing_gives_the_same_model_file(
 
 def test_a_vgg_names_its_pooling_and_has_nothing_to_compute_again(run_train: Train, tmp_path: Path) -> None:
     settings = ["model=vgg11", "augment=none", "trainer.epochs=1"]
-    with pytest.raises(ConfigError, match=r"activation_checkpointing=true: vgg11 has no blocks to compute again"):
+    with pytest.raises(
+        ConfigError, match=r"activation_checkpointing=true: vgg11 has no blocks to recompute: remove it"
+    ):
         run_train(tmp_path / "first", *settings, "trainer.activation_checkpointing=true")
     run = run_train(tmp_path / "second", *settings)
     assert read_json(run / ENVIRONMENT)["not_deterministic_on_cuda"] == ["AdaptiveAvgPool2d"]
@@ -105,5 +107,5 @@ def test_a_vgg_needs_32_voxels_along_each_axis_that_it_halves() -> None:
     check_size("slices_vgg11", (1, 5, 32, 32))
     check_size("inflated_resnet18", (1, 8, 8, 8))
     for name, shape in (("slices_vgg11", (1, 64, 31, 40)), ("inflated_vgg11", (1, 16, 64, 64))):
-        with pytest.raises(ConfigError, match=f"model.name={name} takes images of 32 pixels and more"):
+        with pytest.raises(ConfigError, match=f"model.name={name} takes images of at least 32 pixels"):
             check_size(name, shape)

@@ -76,7 +76,7 @@ def test_what_values_mean_decides_their_normalisation(make_volume_store: Callabl
     assert choose_normalization("auto", hounsfield.spec) == "stored"
     assert choose_normalization("z_score", hounsfield.spec) == "z_score"
     assert choose_normalization("auto", store.spec) == "imagenet"
-    with pytest.raises(ConfigError, match="normalize=z_score: images are normalised as ImageNet's"):
+    with pytest.raises(ConfigError, match="normalize=z_score: images are always normalised like ImageNet's"):
         choose_normalization("z_score", store.spec)
 
 

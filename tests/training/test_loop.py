@@ -391,7 +391,7 @@ def test_clinical_columns_reach_a_model_that_takes_them(build_tiny: Tiny, make_b
             return clinical.sum(dim=1, keepdim=True)
 
     np.testing.assert_array_equal(predict_logits(Sum(), [batch], CPU)[:, 0], [1.0, 5.0, 9.0, 13.0])
-    with pytest.raises(ValueError, match="takes images alone"):
+    with pytest.raises(ValueError, match="takes only images"):
         predict_logits(build_tiny(), [batch], CPU)
 
 

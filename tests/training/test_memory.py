@@ -112,7 +112,7 @@ def test_no_piece_of_a_network_with_batchnorm_has_one_image(
 ) -> None:
     model = build_tiny().train()
     seen = limit(model, 2)
-    with pytest.raises(MemoryLimitError, match="no room for 3 images at once, and no fewer go"):
+    with pytest.raises(MemoryLimitError, match="no room for 3 images at once, and fewer are not possible"):
         train_step(build_learner(model), [make_batch(5)], CPU)
     assert seen == [5, 3]
     seen.clear()
@@ -135,7 +135,7 @@ def test_statistics_over_processes_are_not_cut(build_tiny: Tiny, make_batch: Mak
     model = build_tiny().train()
     model.backbone.body.layer1 = nn.SyncBatchNorm(8)
     limit(model, 4, at="backbone.body.layer0")
-    with pytest.raises(MemoryLimitError, match="no room for 8 images at once, and no fewer go"):
+    with pytest.raises(MemoryLimitError, match="no room for 8 images at once, and fewer are not possible"):
         train_step(build_learner(model), [make_batch(8)], CPU)
 
 
@@ -159,5 +159,5 @@ def test_no_room_for_the_update_says_what_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nmore lines")
 
     monkeypatch.setattr(learner.optimizer, "step", step)
-    with pytest.raises(MemoryLimitError, match=r"no room for the optimizer .*MiB\.\): take optimizer=sgd"):
+    with pytest.raises(MemoryLimitError, match=r"no room for the optimizer .*MiB\.\): set optimizer=sgd"):
         train_step(learner, [make_batch(4)], CPU)

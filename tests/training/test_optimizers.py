@@ -97,7 +97,10 @@ def test_short_trainings_are_not_all_warmup() -> None:
 
 
 def test_warmup_longer_than_the_training_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"schedule.warmup_epochs=5: trainer.epochs=4 ends before it"):
+    with pytest.raises(
+        ConfigError,
+        match=r"schedule.warmup_epochs=5: trainer.epochs=4 ends before the warm-up: lower it, or raise trainer.epochs",
+    ):
         build(warmup_epochs=5)
 
 

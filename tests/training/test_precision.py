@@ -35,7 +35,7 @@ def test_what_is_asked_for_is_taken(precision: str) -> None:
 
 def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="device=cuda: torch sees no CUDA device here"):
+    with pytest.raises(ConfigError, match="device=cuda: torch finds no CUDA device here"):
         choose_device("cuda")
 
 

@@ -134,7 +134,9 @@ def check_burnt_in(headers: Mapping[str, str], rule: BurntInRule) -> None:
     """
     risk = find_text_risk(headers)
     if risk and rule.policy != "allow":
-        raise ImageRefusedError("burnt_in", f"{risk}; image.burnt_in=allow after a look at the images")
+        raise ImageRefusedError(
+            "burnt_in", f"{risk}; look at the images; if none shows a name, set image.burnt_in=allow"
+        )
 
 
 def find_hidden(

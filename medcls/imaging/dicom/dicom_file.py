@@ -260,7 +260,7 @@ def read_file_meta(stream: BinaryIO) -> tuple[uid.UID, str]:
         stop_when=lambda tag, vr, length: tag >> 16 != 2,
     )
     if meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
-        raise ImageRefusedError("dicomdir", "the directory of a disc, no image")
+        raise ImageRefusedError("dicomdir", "the DICOMDIR of a disc, not an image")
     name = meta.get("TransferSyntaxUID")
     if not name:
         raise ImageRefusedError("no_transfer_syntax", "the file meta group has no TransferSyntaxUID")

@@ -51,7 +51,7 @@ def describe_frames(dataset: Header, instance: Instance) -> list[Instance]:
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not groups:
         timed = any(keyword in dataset for keyword in ("FrameTime", "FrameTimeVector", "CineRate"))
-        what = "are moments, not slices" if timed else "have no functional groups"
+        what = "differ in time: they are not slices" if timed else "have no functional groups"
         raise ImageRefusedError("cine" if timed else "multi_frame", f"the {instance.frames} frames {what}")
     if len(groups) != instance.frames:
         raise ImageRefusedError("frame_count", f"{len(groups)} functional groups of {instance.frames} frames")
@@ -149,7 +149,7 @@ def _group_fragments(file: DicomFile, frames: int) -> list[list[bytes]]:
     else:
         starts = [i for i, each in enumerate(fragments) if each[:3] in (b"\xff\xd8\xff", b"\xff\x4f\xff")]
     if len(starts) != frames or starts[0] != 0:
-        raise ImageRefusedError("frame_count", f"{len(fragments)} fragments cannot be told to {frames} frames")
+        raise ImageRefusedError("frame_count", f"{len(fragments)} fragments cannot be assigned to {frames} frames")
     return [fragments[start:end] for start, end in zip(starts, [*starts[1:], len(fragments)], strict=True)]
 
 

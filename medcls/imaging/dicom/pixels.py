@@ -239,7 +239,7 @@ def check_native_length(file: DicomFile, frame_bytes: int, *, frames: int = 1) -
         return
     most = expected + min(_MOST_PADDING, frame_bytes - 1)
     if not expected < length <= most or any(file.read_native(start=expected)):
-        raise ImageRefusedError("pixel_length", f"{length} bytes of pixels, the header asks for {expected}")
+        raise ImageRefusedError("pixel_length", f"{length} bytes of pixels, the header states {expected}")
 
 
 def _arrange(raw: NDArray[Any], module: PixelModule) -> NDArray[Any]:

@@ -57,7 +57,7 @@ class SeriesRule:
         try:
             re.compile(self.description)
         except re.error as error:
-            raise ConfigError(f"series.description={self.description}: no regular expression ({error})") from error
+            raise ConfigError(f"series.description={self.description}: not a regular expression ({error})") from error
 
 
 @dataclass(frozen=True, slots=True)
