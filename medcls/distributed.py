@@ -162,7 +162,7 @@ def gather_rows(rows: Tensor, positions: Tensor, *, total: int) -> Tensor:
         whole, counts = _sum(whole), _sum(counts)
     if not bool((counts == 1).all()):
         wrong = int((counts != 1).sum())
-        raise DisagreementError(f"{wrong} of {total} rows were evaluated not at all or twice: report this, please")
+        raise DisagreementError(f"{wrong} of {total} rows were evaluated twice or not at all: please report this bug")
     return whole
 
 
@@ -176,7 +176,7 @@ def check_same(content: str, *, what: str) -> None:
     mean = _sum(digest.clone()) / count_ranks()
     if any_rank(not torch.equal(mean, digest))[0]:
         raise DisagreementError(
-            f"the processes have different {what}: each machine needs the same store, weights and version of medcls"
+            f"the processes have different {what}: give each machine the same store, weights and version of medcls"
         )
 
 

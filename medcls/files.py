@@ -274,7 +274,7 @@ def open_seal(content: dict[str, Any], path: Path, *, remedy: str) -> dict[str, 
         DataError: the content is not the one that was written.
     """
     if not content:
-        raise DataError(f"{path} is an empty object, which nothing writes: {remedy}")
+        raise DataError(f"{path} is an empty object, so it is damaged: {remedy}")
     # Where a byte of the key itself was damaged, the checksum of all others is there under another name.
     key = SEAL if SEAL in content else next((name for name in content if _is_seal(content, name)), None)
     plain = {name: value for name, value in content.items() if name != SEAL}
@@ -339,7 +339,7 @@ def parse_json(text: str) -> Any:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return content
 
 

@@ -186,7 +186,7 @@ WRONG = [
     ("+trainer.extra=1", ConfigError, "trainer.extra is not a setting"),
     ("~trainer.epochs=3", None, ""),
     ("train", UsageError, "'train' is not key=value"),
-    ("task.classes={benign: ?, malignant: 1}", ConfigError, "task.classes: replace each ? by 0 or 1, or leave its"),
+    ("task.classes={benign: ?, malignant: 1}", ConfigError, "task.classes: replace each ? by 0 or 1, or remove its"),
     ("=x", UsageError, "'=x' is not key=value"),
     ("/etc=x", ConfigError, "/etc is not a setting"),
     ("..=x", ConfigError, ".. is not a setting"),

@@ -102,7 +102,7 @@ OUT_OF_RANGE = [
     ("train", "transfer.layer_decay=0", ["transfer.layer_decay=0", "> 0 and <= 1"]),
     ("train", "transfer.kind=frozn", ["frozn", "nearest: frozen"]),
     ("train", "transfer=partial", ["transfer.train_from=STAGE"]),
-    ("train", "transfer.train_from=layer4", ["transfer.train_from=layer4", "take partial or gradual"]),
+    ("train", "transfer.train_from=layer4", ["transfer.train_from=layer4", "set transfer=partial or gradual"]),
     ("train", "transfer.thaw_every=0", ["transfer.thaw_every=0", ">= 1"]),
     ("train", "model.init=meanvar", ["model.init=meanvar", "nearest: mean_var"]),
     ("train", "model.init=hybrid", ["model.init=hybrid with model.init_to=None", "model.init_to=layer2"]),
@@ -176,7 +176,7 @@ OUT_OF_RANGE = [
     ("evaluate", "views=dense scales=[4]", ["scales=4", ">= 8"]),
     ("evaluate", "views=multicrop crops_per_side=1", ["crops_per_side=1", ">= 2"]),
     ("evaluate", "views=dense crops_per_side=3", ["crops_per_side=3", "only views=multicrop"]),
-    ("evaluate", "views=dense robustness=true", ["robustness", "leave views out"]),
+    ("evaluate", "views=dense robustness=true", ["robustness", "remove views="]),
     ("show", "per_class=0", ["per_class=0", ">= 1"]),
 ]
 

@@ -131,7 +131,7 @@ def test_model_file_on_a_failing_disk_is_not_called_damaged(
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"x" * 100)
     monkeypatch.setattr(checkpoint, "safe_open", fail)
-    with pytest.raises(DataError, match="is no model file of medcls, or damaged"):
+    with pytest.raises(DataError, match="is not a model file of medcls, or is damaged"):
         read_card(path)
     with Disk(tmp_path, unreadable=lambda _: True), pytest.raises(ReadError, match=f"cannot read {path}"):
         read_card(path)

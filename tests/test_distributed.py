@@ -54,8 +54,8 @@ def test_sums_and_decisions_are_of_both(seen: list[dict[str, Any]]) -> None:
 def test_rows_are_gathered_by_position_each_exactly_once(seen: list[dict[str, Any]]) -> None:
     for each in seen:
         assert each["gathered"] == torch.arange(10.0).view(5, 2).tolist()
-        assert "5 of 5 rows were evaluated not at all or twice" in each["twice"]
-        assert "3 of 5 rows were evaluated not at all or twice" in each["missing"]
+        assert "5 of 5 rows were evaluated twice or not at all" in each["twice"]
+        assert "3 of 5 rows were evaluated twice or not at all" in each["missing"]
 
 
 def test_different_content_is_an_error_in_both(seen: list[dict[str, Any]]) -> None:

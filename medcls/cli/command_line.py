@@ -172,7 +172,7 @@ def _one_line(error: BaseException) -> str:
 
 def _take_place(name: str, program: str) -> None:
     if count_ranks() > 1 and name not in SEVERAL_PROCESSES:
-        raise UsageError(f"{program} is one process: start it without torchrun and medcls.launch")
+        raise UsageError(f"{program} is one process: start it without torchrun or medcls.launch")
     if not is_first():
         # The first shows a bar; tqdm reads this when it is imported.
         os.environ["TQDM_DISABLE"] = "1"
@@ -199,4 +199,6 @@ def check_printed() -> None:
         raise SystemExit(WriteError.exit_code)
     if lost is not None:
         reason = getattr(lost, "strerror", None) or type(lost).__name__
-        raise WriteError(f"cannot write standard output, the only place of the result ({reason}): lead it elsewhere")
+        raise WriteError(
+            f"cannot write standard output, the only output of the result ({reason}): redirect it elsewhere"
+        )

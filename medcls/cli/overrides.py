@@ -44,7 +44,8 @@ def check_hydra_key(key: str, value: str) -> None:
         raise ConfigError(f"{key}={value}: expected one of {', '.join(_GROUPS[key])}")
     if not _KEYS.fullmatch(key) or "{" in value:
         raise ConfigError(
-            f"{key} is not settable here: of Hydra, hydra/launcher, hydra.launcher.NAME and hydra.sweep are"
+            f"{key} cannot be set here: of Hydra's settings, only hydra/launcher, hydra.launcher.NAME and hydra.sweep "
+            f"can"
         )
 
 
@@ -53,7 +54,8 @@ def check_no_resolver(argument: str) -> None:
     if re.search(r"\$\{[^}]*:", argument):
         key, _, value = argument.partition("=")
         raise ConfigError(
-            f"{key}={value}: resolvers (oc.env …) are off, saved settings would hold what they read; ${{key}} of "
+            f"{key}={value}: resolvers (oc.env …) are off, since saved settings would contain what they read; "
+            f"${{key}} of "
             "another setting works, and a shell fills in $VARIABLE before"
         )
 
@@ -136,7 +138,7 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
     check_no_resolver(argument)
     bare = key.lstrip("+~")
     if "@" in bare:
-        raise UsageError(f"{key}: groups have one place each: leave @… out")
+        raise UsageError(f"{key}: a group cannot be placed elsewhere: remove @…")
     if re.match(r"hydra\b", bare):
         check_hydra_key(bare, value)
         return argument
@@ -149,10 +151,10 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
     if bare in NAMED.values():
         own = [f"; this one has {group}=" for group in groups if group in NAMED.values()]
         owner = next(name for name, group in NAMED.items() if group == bare)
-        raise ConfigError(f"{argument}: {bare}= is of medcls.{owner}, not of this command{''.join(own)}")
+        raise ConfigError(f"{argument}: {bare}= belongs to medcls.{owner}, not to this command{''.join(own)}")
     form = find_form(bare, schema)
     if bare == "task.classes" and re.search(r":\s*\?\s*[,}]", value):
-        raise ConfigError("task.classes: replace each ? by 0 or 1, or leave its label out")
+        raise ConfigError("task.classes: replace each ? by 0 or 1, or remove its label")
     argument = argument if sweeping and "," in value else quote_value(key, value, form)
     # Hydra refuses new keys inside a dictionary ({NC: 0, AD: 1}) unless told to add them.
     return f"++{argument}" if form.is_open and not key.startswith("+") else argument

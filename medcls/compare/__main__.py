@@ -17,7 +17,7 @@ def main(job: CompareJob) -> None:
     if job.out is None:
         raise UsageError("out=DIR is missing: name the folder for runs, logs and results")
     if not job.arms:
-        raise UsageError("no arms: say comparison=NAME, or arms.NAME=[overrides of medcls.train]")
+        raise UsageError("no arms: set comparison=NAME, or arms.NAME=[overrides of medcls.train]")
     check_store_folder(Path(job.store))
     from medcls.compare.comparison_commands import check_arms
 

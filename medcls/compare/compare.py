@@ -64,7 +64,8 @@ def compare(job: CompareJob) -> None:
     if failed:
         where = "; ".join(f"{arm} in {one['work']}: see {out / one['log']}" for arm, one in failed.items())
         raise ArmsFailedError(
-            f"{len(failed)} of {len(job.chosen)} arms failed ({where}); run it again when repaired",
+            f"{len(failed)} of {len(job.chosen)} arms failed ({where}): correct the cause, then run the same command "
+            f"again",
             [one["exit_code"] for one in failed.values()],
         )
 

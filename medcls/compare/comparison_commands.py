@@ -75,7 +75,9 @@ def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
     """
     steps = [_plan_step(job, arm, number, store) for number in range(1, len(job.steps(arm)) + 1)]
     if steps[-1].foreign is not None:
-        raise ConfigError(f"arms.{arm}: its last step says store=: only steps before the last train on another store")
+        raise ConfigError(
+            f"arms.{arm}: its last step sets store=, but only earlier steps may train on another store: remove it"
+        )
     return steps
 
 
@@ -103,8 +105,8 @@ def _compose_step(job: CompareJob, arm: str, number: int) -> tuple[dict[str, str
     own = merge_overrides([], overrides)
     if number > 1 and "model.weights" in own:
         raise ConfigError(
-            f"arms.{arm}: step {number} says {own['model.weights']}, and starts from the step before: "
-            "only the first step takes weights"
+            f"arms.{arm}: step {number} sets {own['model.weights']}, but it starts from the step before: "
+            "set weights only in the first step"
         )
     foreign = chosen["store"].partition("=")[2] if "store" in chosen else None
     if foreign is not None and not job.stores.get(foreign):
@@ -116,8 +118,8 @@ def _compose_step(job: CompareJob, arm: str, number: int) -> tuple[dict[str, str
     weights = find_own_weights(composed) if number == 1 else None
     if weights is not None and not weights.is_file():
         raise MissingInputError(
-            f"arms.{arm}: model.weights={composed.model.weights} is no finished run and no file: make it first, or "
-            "name another one for all arms by 'extra=[model.weights=RUN]'"
+            f"arms.{arm}: model.weights={composed.model.weights} is neither a finished run nor a file: train it first, "
+            "or set another one for all arms with 'extra=[model.weights=RUN]'"
         )
     return chosen, foreign, composed
 

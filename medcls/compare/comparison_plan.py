@@ -141,7 +141,7 @@ def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], stor
         if path is None or card is None:
             continue
         seen = read_lineage(path, card, sha256=step.inputs["weights"], weights=str(step.job.model.weights))
-        remedy = "the folds hold them out; start from a run on other patients"
+        remedy = "the folds hold them out: start from a run on other patients"
         try:
             notices += check_unseen(store, np.unique(np.concatenate(parts)), seen, remedy=remedy)
         except DataError as error:

@@ -39,8 +39,8 @@ NO_COST: dict[str, Any] = {
     "train_images_per_second": None,
 }
 _NOTE = (
-    f"{VOXELS} is no network: the regression on coarse voxels that every training on volumes fits beside its network, "
-    "on the same rows; its time is in theirs"
+    f"{VOXELS} is not a network, but the regression on coarse voxels that every training on volumes fits beside its "
+    "network, on the same rows; its time is in theirs"
 )
 
 

@@ -150,7 +150,7 @@ class CompareJob:
         if not self.sizes or len(set(self.sizes)) != len(self.sizes):
             raise ConfigError(f"sizes={self.sizes}: expected different numbers of training images, 0 for all of them")
         if self.slurm and self.executor != "slurm":
-            raise ConfigError("slurm.… is set: executor=slurm takes it")
+            raise ConfigError("slurm.* needs executor=slurm: set it, or remove slurm.*")
         for name, arm in self.arms.items():
             _check_arm(str(name), arm)
         for name in self.only if self.arms else ():
@@ -183,4 +183,4 @@ def _check_arm(name: str, arm: Any) -> None:
         raise ConfigError(f"arms.{name}={arm}: expected [overrides] or {{steps: [[overrides], [overrides]]}}")
     for override in (override for step in steps or [] for override in step):
         if not isinstance(override, str) or "=" not in override:
-            raise ConfigError(f"arms.{name}: {override!r} is no key=value in quotes or of one word")
+            raise ConfigError(f"arms.{name}: {override!r} is not key=value: write it in quotes or without spaces")

@@ -113,8 +113,7 @@ class EvaluateJob:
     decision: str | None = setting(
         None,
         "Operating point that calls images positive: youden, sensitivity_0.95 and the like, or half (0.5); null "
-        "keeps what "
-        "is frozen, at first youden.",
+        "keeps what is frozen, at first youden.",
         kind=NAME,
         common=True,
     )
@@ -200,7 +199,7 @@ class EvaluateJob:
         self._check_views()
         self._check_scores()
         if len(self.runs) > 1 and (self.against or self.robustness or self.shortcuts):
-            raise ConfigError(f"run={self.run}: against, robustness and shortcuts are measured of one run: name one")
+            raise ConfigError(f"run={self.run}: against, robustness and shortcuts take a single run: set run=DIR")
         # What a reader or a test of two runs rests on is never drawn from a handful of resamples.
         check_range("replicates", self.replicates, low=100 if self.report or self.against else 1)
         if any(value >= 1 for value in self.prevalences):
@@ -236,7 +235,7 @@ class EvaluateJob:
         if self.crops_per_side != 5 and self.views not in ("multicrop", "both"):
             raise ConfigError(f"crops_per_side={self.crops_per_side}: only views=multicrop and both have crops")
         if (self.robustness or self.shortcuts) and (self.views != "center" or self.scales or self.flips):
-            raise ConfigError("robustness and shortcuts are measured on the middle of each image: leave views out")
+            raise ConfigError("robustness and shortcuts are measured on the center of each image: remove views=")
 
 
 FORMATS = ("parquet", "csv", "json", "jsonl")
@@ -266,8 +265,7 @@ class PredictJob:
     choices: str | None = setting(
         None,
         "Folder of the choices frozen for these runs together, out= of medcls.evaluate run=[DIR,DIR]; null takes "
-        "those of "
-        "a single run.",
+        "those of a single run.",
         kind=PATH,
     )
     format: str | None = setting(None, "Format of out=; null goes by its suffix.", choices=FORMATS)
@@ -306,7 +304,7 @@ class PredictJob:
             raise ConfigError(f"out={self.out}: its suffix is not the name of a format: choose one of {listed}")
         if self.format not in (None, suffix):
             raise ConfigError(
-                f"format={self.format} with out={self.out}: set out= to a .{self.format} file, or leave format out"
+                f"format={self.format} with out={self.out}: set out= to a .{self.format} file, or remove format="
             )
         return suffix
 

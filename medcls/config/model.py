@@ -84,8 +84,8 @@ class ModelConfig:
             raise ConfigError(f"model.init={self.init} needs model.weights=: imagenet, a run's folder or a file")
         if (self.init == "hybrid") != (self.init_to is not None):
             raise ConfigError(
-                f"model.init={self.init} with model.init_to={self.init_to}: model.init=hybrid, and it alone, takes the "
-                "last stage that stays pretrained (model.init_to=layer2)"
+                f"model.init={self.init} with model.init_to={self.init_to}: model.init=hybrid needs the last stage "
+                "that stays pretrained (model.init_to=layer2), and no other init takes one"
             )
 
     def _check_effects(self) -> None:
@@ -105,7 +105,7 @@ class ModelConfig:
         if self.name != "acnn3d" or len(self.supervision) != 2:
             raise ConfigError(
                 f"model.supervision={self.supervision}: expected [FC1, FC2], the weights of the two heads of acnn3d; "
-                f"[] trains the last alone (model.name={self.name})"
+                f"[] trains only the last (model.name={self.name})"
             )
         check_range("model.supervision, the last", self.supervision[-1], low=0, open_low=True)
 
@@ -117,8 +117,7 @@ class TransferConfig:
     kind: str = setting(
         "finetune",
         "Parts that are trained: all from random weights, only the head, the upper stages, all stages, or one more "
-        "stage "
-        "at a time; transfer=NAME also sets what suits it.",
+        "stage at a time; transfer=NAME also sets what suits it.",
         choices=("scratch", "frozen", "partial", "finetune", "gradual"),
     )
     layer_decay: float = setting(
@@ -136,8 +135,7 @@ class TransferConfig:
     train_from: str | None = setting(
         None,
         "Lowest stage that transfer=partial or gradual trains: layer1 to layer4 of a resnet, block1 to block5 or fc6 "
-        "of a "
-        "vgg.",
+        "of a vgg.",
         kind=NAME,
     )
     thaw_every: int = setting(1, "Epochs after which transfer=gradual trains a further stage.", low=1, unit="epochs")
@@ -161,10 +159,14 @@ class TransferConfig:
     def __post_init__(self) -> None:
         check_settings(self, "transfer")
         if self.kind == "partial" and self.train_from is None:
-            raise ConfigError("transfer=partial: say transfer.train_from=STAGE (resnet: layer4; vgg: block5, fc6 …)")
+            raise ConfigError("transfer=partial: set transfer.train_from=STAGE (resnet: layer4; vgg: block5, fc6 …)")
         if self.kind not in ("partial", "gradual") and self.train_from is not None:
             raise ConfigError(
-                f"transfer.train_from={self.train_from}: transfer={self.kind} has none; take partial or gradual"
+                f"transfer.train_from={self.train_from}: transfer={self.kind} has none: set transfer=partial or "
+                f"gradual, or remove it"
             )
         if self.views is not None and self.features == "live":
-            raise ConfigError(f"transfer.views={self.views}: transfer.features=live makes every epoch anew")
+            raise ConfigError(
+                f"transfer.views={self.views}: transfer.features=live recomputes them in every epoch: remove one of "
+                "the two"
+            )

@@ -64,8 +64,7 @@ class ImageConfig:
     intensity: str = setting(
         "display",
         "How grey values are scaled: as displayed (DICOM window), between the two values of image.range, over each "
-        "image's "
-        "own range or percentiles, through image.windows_hu, or as whole Hounsfield units.",
+        "image's own range or percentiles, through image.windows_hu, or as whole Hounsfield units.",
         choices=tuple(dict.fromkeys((*IMAGE_INTENSITIES, *VOLUME_INTENSITIES))),
         common=True,
     )
@@ -440,7 +439,10 @@ class PrepareJob:
         if self.image.kind == "image":
             for name, given, default in (("series", self.series, SeriesConfig()), ("stack", self.stack, StackConfig())):
                 if given != default:
-                    raise ConfigError(f"{name}.*: rules of volumes, and image.kind=image: image=ct_volume or mr_volume")
+                    raise ConfigError(
+                        f"{name}.*: only for volumes, but image.kind=image: set image=ct_volume or mr_volume, or "
+                        "remove them"
+                    )
 
 
 @dataclass(slots=True)

@@ -79,8 +79,7 @@ class PretrainJob:
     stacking: str = setting(
         "auto",
         "Whether levels are trained one after the other, each for trainer.epochs, or together; auto follows the "
-        "paper of "
-        "the model, else trains together.",
+        "paper of the model, else trains together.",
         choices=("auto", "greedy", "joint"),
         common=True,
     )
@@ -106,17 +105,17 @@ class PretrainJob:
     def __post_init__(self) -> None:
         check_settings(self)
         if self.trainer.sync_batchnorm:
-            raise ConfigError("trainer.sync_batchnorm=true: the autoencoders have no BatchNorm; leave it out")
+            raise ConfigError("trainer.sync_batchnorm=true: the autoencoders have no BatchNorm: remove it")
         if self.model.weights is not None:
             raise ConfigError(f"model.weights={self.model.weights}: an autoencoder starts from random numbers (null)")
         if self.model.dropout:
             raise ConfigError(
-                f"model.dropout={self.model.dropout}: an autoencoder has none; corruption=noise is near it"
+                f"model.dropout={self.model.dropout}: an autoencoder has none: set corruption=noise instead"
             )
         if self.greedy and self.trainer.max_steps is not None:
             raise ConfigError(
-                f"trainer.max_steps={self.trainer.max_steps} with stacking=greedy: it would end below the last level; "
-                "lower trainer.epochs, which every level has"
+                f"trainer.max_steps={self.trainer.max_steps} with stacking=greedy: training would end before the last "
+                "level: lower trainer.epochs, which counts for each level"
             )
 
     @property

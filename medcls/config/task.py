@@ -45,8 +45,7 @@ class TaskConfig:
     classes: dict[Any, int] = setting(
         {},
         "Class index of each label, as '{NC: 0, MCI: 1, AD: 1}'; labels that are not named are left out; {} takes "
-        "each label "
-        "as a class.",
+        "each label as a class.",
     )
     order: list[Any] = setting(
         [], "Labels from least to most severe, if grades are words; [] goes by the numbers in the labels.", kind=NAMES
@@ -104,9 +103,9 @@ class TaskConfig:
         if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
             raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
         if self.order and (self.kind in ("binary", "multilabel") or (self.kind == "regression" and not self.grades)):
-            raise ConfigError(f"task.order={self.order}: task.kind={self.kind} has no ordered classes; leave it out")
+            raise ConfigError(f"task.order={self.order}: task.kind={self.kind} has no ordered classes: remove it")
         if self.order and self.classes:
-            raise ConfigError("task.order and task.classes both say which class comes first: leave one out")
+            raise ConfigError("task.order and task.classes both set the order of classes: remove one")
         if self.positive is not None and self.kind != "binary":
             raise ConfigError(f"task.positive={self.positive}: only task.kind=binary has it, this is {self.kind}")
         if self.classes:
@@ -148,7 +147,7 @@ class CropConfig:
         check_settings(self, "crop")
         if not self.scales:
             if self.size is not None:
-                raise ConfigError(f"crop.size={self.size} without crop.scales: say crop.scales=[256,256] or [256,512]")
+                raise ConfigError(f"crop.size={self.size} without crop.scales: set crop.scales=[256,256] or [256,512]")
             return
         check_crop(self.size, self.scales)
 

@@ -63,7 +63,7 @@ class TrainJob:
         if self.transfer.kind == "scratch" and self.model.weights is not None:
             raise ConfigError(
                 f"transfer=scratch with model.weights={self.model.weights}: scratch starts from random weights; "
-                "leave model.weights out, or take transfer=finetune"
+                "remove model.weights, or set transfer=finetune"
             )
 
     @property
@@ -82,12 +82,12 @@ class TrainJob:
         views = self.transfer.views
         if views is not None and not self.varies:
             raise ConfigError(
-                f"transfer.views={views}: without augmentation and random crops there is one view only; leave it out"
+                f"transfer.views={views}: without augmentation and random crops there is only one view: remove it"
             )
         if self.transfer.features == "cached" and self.varies and views is None:
             raise ConfigError(
-                "transfer.features=cached with augmentation or random crops: say how many views of each image are kept "
-                "(transfer.views=10), or augment=none crop=none"
+                "transfer.features=cached with augmentation or random crops: set how many views of each image are kept "
+                "(transfer.views=10), or set augment=none crop=none"
             )
 
     def _check_svm(self) -> None:
@@ -95,13 +95,13 @@ class TrainJob:
             raise ConfigError(f"model.head=svm with task.kind={self.task.kind}: only binary and multiclass have it")
         if self.transfer.kind != "frozen":
             raise ConfigError(
-                f"model.head=svm with transfer={self.transfer.kind}: it is solved on features that stand still; train "
-                "another head first, then model.weights=RUN transfer=frozen model.head=svm transfer.val_seen=allow"
+                f"model.head=svm with transfer={self.transfer.kind}: it is solved on fixed features: train another "
+                "head first, then set model.weights=RUN transfer=frozen model.head=svm transfer.val_seen=allow"
             )
         if self.transfer.features == "live" or (self.varies and self.transfer.views is None):
             raise ConfigError(
-                "model.head=svm is solved on fixed views of the images: say augment=none crop=none, or "
-                "transfer.views=K, and leave transfer.features out"
+                "model.head=svm is solved on fixed views of the images: set augment=none crop=none, or "
+                "transfer.views=K, and remove transfer.features"
             )
         if self.clinical.columns:
             raise ConfigError("model.head=svm takes only images: remove clinical.*, or set model.head=linear or mlp")
@@ -110,5 +110,5 @@ class TrainJob:
         if changed:
             raise ConfigError(
                 f"task.{changed[0]}={getattr(self.task, changed[0])} has no effect on model.head=svm, which has a "
-                "squared hinge loss and balanced classes: leave it out"
+                "squared hinge loss and balanced classes: remove it"
             )

@@ -103,7 +103,7 @@ class VolumeAugmentation:
         if any(result.shape != shape for result in results):
             raise ConfigError(f"augment {names} turns {shape} into {results[0].shape}: expected the same shape")
         if not np.array_equal(results[0], results[2]):
-            raise ConfigError(f"augment {names}: one of them draws from a generator of its own; leave it out")
+            raise ConfigError(f"augment {names}: one of them uses its own random generator: remove it")
 
 
 def _build_transform(name: str, arguments: Any) -> Any:

@@ -46,7 +46,7 @@ class Crop:
         if min(stored[1:]) < self.scale_max:
             raise ConfigError(
                 f"crop.scales=[{self.scale_min},{self.scale_max}]: the store has images of {stored[1]} x {stored[2]}, "
-                "and none is enlarged: prepare it with a larger image.size, or lower crop.scales"
+                "which are never enlarged: prepare it with a larger image.size, or lower crop.scales"
             )
 
     def take_center(self, image: NDArray[Any]) -> NDArray[Any]:

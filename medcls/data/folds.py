@@ -210,8 +210,8 @@ def check_labels(fold: Fold, strata: Strata) -> None:
     if missing:
         listed = "; ".join(f"{name} has no image of {', '.join(labels)}" for name, labels in missing.items())
         raise DataError(
-            f"fold {fold.name}: {listed}: more patients, a larger size or folds.val, fewer folds, another folds.seed, "
-            "or folds.on_missing=report where no arm needs these labels"
+            f"fold {fold.name}: {listed}: add patients, raise the size or folds.val, lower folds.k, change folds.seed, "
+            "or set folds.on_missing=report if no arm needs these labels"
         )
 
 

@@ -79,7 +79,7 @@ def check_loading(workers: int, *, batch_bytes: int, shared_free: int | None, me
         )
         advice = f"fewer workers=, workers=0, a smaller trainer.batch_size, or {other}"
         if free < smallest:
-            raise ConfigError(f"{line}: take {advice}")
+            raise ConfigError(f"{line}: use {advice}")
         notices.append(f"{line}; if a loading process dies: {advice}")
     return "; ".join(notices)
 

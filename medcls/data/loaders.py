@@ -60,7 +60,7 @@ class EpochSampler(Sampler[list[Position]]):
         if num_samples // max(1, len(self)) < part[1] > 1:
             raise ConfigError(
                 f"{num_samples} images in batches of {batch_size} over {part[1]} processes: each needs an image of "
-                "every batch; raise trainer.batch_size, or start fewer processes"
+                "every batch: raise trainer.batch_size, or start fewer processes"
             )
 
     def __len__(self) -> int:

@@ -186,7 +186,7 @@ def write_split_once(
         same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
         if not same_policy or not same:
             raise ConfigError(
-                f"split.name={name} is in the store already, made otherwise (other labels, settings or version): "
+                f"split.name={name} is already in the store, made with other labels, settings or version: "
                 f"choose another {setting}="
                 + (f"; split.extends={certificate_file} leaves patients where they are" if setting == _NAME else "")
             )
@@ -232,16 +232,16 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
     if not path.is_file() or not path.with_suffix(".json").is_file():
         names = sorted(p.stem for p in path.parent.glob("*.parquet"))
-        raise MissingInputError(f"split.name={name}: store has {', '.join(names) or 'none'}; data_prep makes them")
+        raise MissingInputError(f"split.name={name}: store has {', '.join(names) or 'none'}; make it with data_prep")
     certificate = read_certificate(path)
     if certificate.get("split_sha256") != sha256_file(path):
         raise DataError(
             f"{path} has changed since its certificate was written: restore it, or remove both and run data_prep again"
         )
     if certificate.get("store_sha256") != store.sha256:
-        raise DataError(f"{path} was made for another store: make the split again by data_prep")
+        raise DataError(f"{path} was made for another store: make the split again with data_prep")
     if not store.has_images_of(path):
-        raise DataError(f"{path}: its images are not the store's; make the split again by data_prep")
+        raise DataError(f"{path}: its images are not the store's: make the split again with data_prep")
     splits = code_splits(read_codes(path, "split"))
     if certificate.get("on_leak") != "report":
         _check_again(store, splits, path)
@@ -282,7 +282,7 @@ def _check_again(store: Store, splits: Splits, path: Path) -> None:
         if shared:
             raise DataError(
                 f"{path}: {len(shared)} values of {name} are in several splits, which must be disjoint by patient: "
-                "make the split again by data_prep"
+                "make the split again with data_prep"
             )
 
 

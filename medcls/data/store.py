@@ -184,7 +184,7 @@ class Store:
         path = self.folder / LABELS
         names = [name for name in read_names(path) if name != "image_id"]
         if not self.has_images_of(path):
-            raise DataError(f"{path}: its rows are not the store's images; write it again by data_prep")
+            raise DataError(f"{path}: its rows are not the store's images: write it again with data_prep")
         return read_columns(path, *names, coded=True)
 
     def has_images_of(self, path: Path) -> bool:
@@ -217,7 +217,7 @@ class Store:
     def _open(self, shard: int) -> NDArray[Any]:
         path = self.folder / shard_name(shard)
         if path.name not in self.info["sha256"]:
-            raise DataError(f"{path} is no part that {DATASET} lists: prepare the store again")
+            raise DataError(f"{path} is not a part that {DATASET} lists: prepare the store again")
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:

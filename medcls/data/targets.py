@@ -126,7 +126,7 @@ def build_task(
     _check_found("task.classes", list(mapping), found)
     if positive is not None and mapping.get(_as_written(positive, found)) != 1:
         raise ConfigError(
-            f"task.positive={positive} contradicts task.classes, where class 1 is the positive one: correct either"
+            f"task.positive={positive} contradicts task.classes, whose class 1 is the positive one: correct either"
         )
     names = ["+".join(sorted((k for k, i in mapping.items() if i == n), key=sort_key)) for n in range(_count(mapping))]
     if len(names) < 2:
@@ -318,9 +318,9 @@ def describe_left_out(task: Task, labels: pa.Table, out: NDArray[np.bool_]) -> s
         blank &= code_column(labels.column(name)).values < 0
     none, other = int((out & blank).sum()), int((out & ~blank).sum())
     if none and other:
-        why = f"{none} have no label of this task, and the label of {other} is no class of the task"
+        why = f"{none} have no label of this task, and the label of {other} is not a class of the task"
     else:
-        why = "they have no label of this task" if none else "their label is no class of the task"
+        why = "they have no label of this task" if none else "their label is not a class of the task"
     return f"{none + other} of {len(out)} images are left out: {why}"
 
 
@@ -372,4 +372,6 @@ def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: st
         absent = [n for i, n in enumerate(task.class_names) if i not in found]
         what = "classes without an image"
     if absent:
-        raise DataError(f"{what} in the {split} split: {', '.join(absent)}; more patients, or other classes or splits")
+        raise DataError(
+            f"{what} in the {split} split: {', '.join(absent)}; add patients, or change the classes or splits"
+        )

@@ -68,10 +68,11 @@ def measure_baseline(
         }
         compared.pop("mcnemar", None)
         said = (
-            "Numbers that need a threshold are left out: the validation rows that choose the baseline's are not here."
+            "Numbers that need a threshold are left out: the validation rows, on which its threshold is chosen, are "
+            "not in this store."
         )
     else:
-        said = f"{NAME.capitalize()} decides by the network's rule at a threshold of its own. {decision.describe()}"
+        said = f"{NAME.capitalize()} uses the network's rule, with its own threshold. {decision.describe()}"
         said = said if decision.thresholds else ""
     comparison = {"first": "network", "second": NAME, "note": said, **compared}
     sha256 = sha256_file(predictions.folder / BASELINE_PREDICTIONS)

@@ -103,7 +103,8 @@ def _evaluate(job: EvaluateJob) -> None:
     request, out = read_request(job), Path(job.out) if job.out else None
     if len(job.runs) > 1 and out is None:
         raise UsageError(
-            f"out=DIR is missing: the results of {len(job.runs)} runs together belong to none of them: set their folder"
+            f"out=DIR is missing: the joint results of {len(job.runs)} runs belong to no single one: set a folder for "
+            f"them"
         )
     members = open_members(job.runs, request.rows)
     first = members[0]
@@ -224,7 +225,10 @@ def check_sees_images(members: Sequence[Member]) -> None:
     """
     blind = [member.run for member in members if member.card.architecture == CLINICAL]
     if blind:
-        raise ConfigError(f"robustness and shortcuts are of images, and run={blind[0]} looks at none (model=clinical)")
+        raise ConfigError(
+            f"robustness and shortcuts need images, which run={blind[0]} does not take (model=clinical): remove these "
+            "settings"
+        )
 
 
 def measure_references(
@@ -276,7 +280,7 @@ def open_other(
         raise UsageError(f"against={run} is run= itself: name another run")
     card = read_run_card(run)
     if not card.task.asks_the_same(like.card.task):
-        raise ConfigError(f"against={run} has another task than run={like.run}: only runs of one task compare")
+        raise ConfigError(f"against={run} has another task than run={like.run}: compare only runs of the same task")
     theirs = open_rows(request.rows, run, card)
     if values_of(theirs, "image_id") != values_of(like.opened, "image_id"):
         raise DataError(f"split={request.rows.split}: run={like.run} and against={run} have different images in it")

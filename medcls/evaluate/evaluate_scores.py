@@ -281,8 +281,8 @@ def check_apart(chosen: ScoreTable, table: ScoreTable) -> None:
         shared = set(chosen.rows.patient_ids) & set(table.rows.patient_ids)
         if shared:
             raise DataError(
-                f"predictions= and choices= share {len(shared)} of {len(set(table.rows.patient_ids))} patients: what "
-                "is chosen on a patient cannot be judged on the same one: remove them from choices="
+                f"predictions= and choices= share {len(shared)} of {len(set(table.rows.patient_ids))} patients: "
+                "thresholds cannot be chosen and evaluated on the same patients: remove them from choices="
             )
     if chosen.rows.predictions.probabilities and not table.rows.predictions.probabilities:
         raise DataError(
@@ -398,7 +398,7 @@ def list_notes(table: ScoreTable, chosen: Chosen, *, threshold: float | None, ag
     if not table.rows.predictions.probabilities and table.form.kind != "regression":
         notes.append(
             f"{format_count(table.outside, 'score')} outside [0, 1]: all are taken as margins, which rank images; "
-            "calibration, which needs probabilities, is not measured"
+            "calibration is not measured, since it needs probabilities"
         )
     if table.normalized:
         notes.append(
@@ -407,7 +407,7 @@ def list_notes(table: ScoreTable, chosen: Chosen, *, threshold: float | None, ag
     if not table.patients_known:
         notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
     if against:
-        notes.append("the thresholds of predictions= are used for against=, too")
+        notes.append("the thresholds of predictions= are also used for against=")
     # The first stands on the terminal below the numbers.
     for note in notes[1:]:
         say(f"notice: {note}")

@@ -74,11 +74,13 @@ def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
     """Open the store and the split that the run remembers, or the other store asked for, and check both."""
     folder = Path(wanted.store) if wanted.store else read_store_folder(run)
     if wanted.store is None and not folder.is_dir():
-        raise MissingInputError(f"the run's store {folder} (sha256 {card.store_sha256}) is gone: say store=DIR")
+        raise MissingInputError(
+            f"the run's store {folder} (sha256 {card.store_sha256}) does not exist: set store=DIR to its current path"
+        )
     store = open_store(folder)
     external = store.sha256 != card.store_sha256
     if external and wanted.store is None:
-        raise DataError(f"store {folder} has changed since this run was trained: restore it, or say store={folder}")
+        raise DataError(f"store {folder} has changed since this run was trained: restore it, or set store={folder}")
     check_same_preprocessing(store, card)
     notes = [*list_lineage_notes(card), *list_patient_notes(store, card)]
     certificate: dict[str, Any] = {}
@@ -154,8 +156,8 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
     changed = [f"{n}: {trained.get(n)} -> {here.get(n)}" for n in names if trained.get(n) != here.get(n)]
     if changed:
         raise DataError(
-            f"store={store.folder} was preprocessed otherwise than the model's ({'; '.join(changed)}): prepare it with "
-            "the same image settings"
+            f"store={store.folder} was preprocessed differently from the model's ({'; '.join(changed)}): prepare it "
+            "with the same image settings"
         )
 
 
@@ -166,13 +168,13 @@ def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -
     if trained == ALL and here == NONE:
         typical = describe_share(card.domain.region_share if card.domain else [])
         raise DataError(
-            f"store={store.folder} holds whole images, the run was trained on regions{typical}: prepare it with roi_x, "
-            "roi_y, roi_w and roi_h in its labels file"
+            f"store={store.folder} contains whole images, but the run was trained on regions{typical}: prepare it "
+            "with roi_x, roi_y, roi_w and roi_h in its labels file"
         )
     if trained == NONE and here == ALL:
         raise DataError(
-            f"store={store.folder} holds regions{describe_share(share)}, the run was trained on whole images: prepare "
-            "it without roi_x, roi_y, roi_w and roi_h"
+            f"store={store.folder} contains regions{describe_share(share)}, but the run was trained on whole images: "
+            "prepare it without roi_x, roi_y, roi_w and roi_h"
         )
 
 
@@ -188,14 +190,17 @@ def check_external(
     sha256 = sha256_file(run / MODEL)
     lineage = read_lineage(run / MODEL, card, sha256=sha256, weights=RUN)
     if not lineage.models[-1]["seen"]:
-        raise MissingInputError(f"run={run} lacks {PATIENTS} or {IMAGES}, which say whom it was trained on: restore it")
+        raise MissingInputError(
+            f"run={run} lacks {PATIENTS} or {IMAGES}, which list the patients and images it was trained on: restore "
+            "them"
+        )
     seen = find_seen(lineage, store, rows)
     if seen.any() and in_sample == "allow":
         said = (
             f"external store {store.name}: {int(seen.sum())} of {format_count(len(seen), 'image')} not new to the run"
         )
         return seen, [said, *list_incomparable(store, lineage)]
-    remedy = "leave them out of the external store, or set in_sample=allow to have every figure marked as in-sample"
+    remedy = "remove them from the external store, or set in_sample=allow to have every figure marked as in-sample"
     notes = check_unseen(store, rows, lineage, remedy=remedy, own=sha256)
     unknown = PER_IMAGE in (store.patients_from, card.training.get("patients_from"))
     what = "no image of it was trained or selected on; patients unknown"
@@ -207,7 +212,7 @@ def list_patient_notes(store: Store, card: ModelCard) -> list[str]:
     """Return what a reader has to know if the patients of the store or of the training data are unknown."""
     notes = [describe_patients(store.patients_from)] if store.patients_from in (PER_IMAGE, "") else []
     if store.patients_from != PER_IMAGE == card.training.get("patients_from"):
-        notes.append("patients of the training data are unknown: that none of them is here cannot be shown")
+        notes.append("patients of the training data are unknown, so overlap with them cannot be ruled out")
     return notes
 
 
@@ -216,4 +221,4 @@ def list_lineage_notes(card: ModelCard) -> list[str]:
     own = (card.store_sha256, card.split_sha256)
     if not any((model.get("store_sha256"), model.get("split_sha256")) == own for model in card.ancestors):
         return []
-    return ["val is no unseen split for this run: a model that its weights come from was selected on it, too"]
+    return ["val is not held out for this run: a model that its weights come from was also selected on it"]

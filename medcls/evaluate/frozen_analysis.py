@@ -18,7 +18,7 @@ from medcls.statistics.analysis import Analysis, judge_analysis, parse_analysis
 FROZEN = "analysis.json"
 _FORMAT = 1
 _MOST_BYTES = 100_000
-_TWICE = "a key is there twice"
+_TWICE = "a key occurs twice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def freeze_analysis(
     if frozen is not None and evaluated:
         raise ConfigError(
             f"{setting} differs from the plan that was frozen in {where} (sha256 {frozen.sha256[:12]}…) before the "
-            "rows were opened: use that file, or leave analysis= out"
+            "rows were opened: use that file, or remove analysis="
         )
     before = "unknown" if openings is None else openings
     write_json(
@@ -97,7 +97,7 @@ def _describe(before: Any) -> tuple[str, ...]:
         return ("whether the plan was written before these scores were seen is unknown",)
     if before:
         times = f"{before} time{'s' if before != 1 else ''}"
-        return (f"the plan was frozen after test rows had been opened {times}: it is not a decision beforehand",)
+        return (f"the plan was frozen after test rows had been opened {times}, so it was not decided beforehand",)
     return ()
 
 

@@ -34,7 +34,7 @@ from medcls.statistics.thresholds import Rule, list_rules
 
 _FORMAT = 1
 _ANEW = "remove both files and evaluate again, which notes that choices were made later"
-_EARLIER = "version 0.2.0 chose the map, whatever the number of patients"
+_EARLIER = "version 0.2.0 chose it for any number of patients"
 # Where nothing is asked for and nothing is frozen yet.
 _DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1, "decision": None}
 
@@ -104,13 +104,13 @@ def freeze_choices(
         if openings:
             raise ConfigError(
                 f"{files[0]} was frozen with other settings ({'; '.join(changed)}) and a test "
-                "split has been opened since: leave the option out, or train another run"
+                "split has been opened since: remove the option, or train another run"
             )
         kept = before.operating["settings"]
     settings = _complete(_DEFAULTS | kept | dict(asked), members[0].card.task)
     validation = _predict_validation(request, members)
     if validation is None:
-        return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not here"])
+        return Choices({}, {}, ["no operating points: the run's own store, on which they are chosen, is not available"])
     choices = _choose(validation, settings=settings, openings=openings, seed=seed)
     for file, content in zip(files, (choices.operating, choices.calibration), strict=True):
         write_json(file, content)
@@ -156,7 +156,7 @@ def read_choices(run: Path, *, model_sha256: str, views: str = "") -> Choices | 
         return None
     if not _fit(parts):
         gone = [file for file in files if file not in parts]
-        fault = f"{gone[0]} is missing" if gone else f"{files[0]} and {files[1].name} are not from one choice"
+        fault = f"{gone[0]} is missing" if gone else f"{files[0]} and {files[1].name} were not written together"
         raise DataError(f"{fault}: restore both from one copy, or {_ANEW}")
     operating, calibration = parts.values()
     try:

@@ -87,7 +87,7 @@ class ViewPlan:
         whole = "densely on the whole image, the class map averaged"
         what = {CENTER: "the middle", DENSE: whole, MULTICROP: grid, BOTH: f"{whole}, and {grid}"}[self.kind]
         scales = f"at shortest side {', '.join(map(str, self.scales))}"
-        return f"views of each image: {what}; {scales}{', mirrored too' if self.flips else ''}; scores averaged"
+        return f"views of each image: {what}; {scales}{', also mirrored' if self.flips else ''}; scores averaged"
 
 
 def plan_views(
@@ -116,8 +116,8 @@ def plan_views(
     scales = tuple(sorted(set(wanted.scales))) or (usual,)
     if scales[-1] > min(stored[1:]):
         raise ConfigError(
-            f"scales={list(scales)}: the store has images of {stored[1]} x {stored[2]}, and none is enlarged: lower "
-            "scales, or prepare a store with a larger image.size and train on crops of it (crop=vgg_fixed)"
+            f"scales={list(scales)}: the store has images of {stored[1]} x {stored[2]}, which are never enlarged: "
+            "lower scales, or prepare a store with a larger image.size and train on crops of it (crop=vgg_fixed)"
         )
     if any(side < trained for side, trained in zip(scale_sides(stored[1:], scales[0]), shape[1:], strict=True)):
         raise ConfigError(

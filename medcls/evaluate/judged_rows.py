@@ -228,7 +228,7 @@ def describe_baseline(baseline: Mapping[str, Any]) -> str:
     name, entry = next(iter(baseline["comparison"]["metrics"].items()))
     found = baseline["metrics"][name]
     value, difference = (_format(each, key) for each, key in ((found, "value"), (entry, "difference")))
-    return f"baseline, {baseline['name']}: {name} {value}; the network's less that {difference}"
+    return f"baseline, {baseline['name']}: {name} {value}; network minus baseline {difference}"
 
 
 def _format(entry: Mapping[str, Any], key: str) -> str:

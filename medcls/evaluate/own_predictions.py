@@ -19,10 +19,10 @@ COLUMNS_SUFFIX = ".columns.json"
 EVALUATED = {
     "image_id": "name of the image, as in the store",
     "patient_id": "patient of the image, as in the store",
-    TRUE: "truth: the class, counted from 0, or the value; of several labels 0, 1 or NaN (unknown) for each",
-    "logits": "the network's outputs; of several runs those whose scores are the mean of theirs",
+    TRUE: "truth: the class, counted from 0, or the value; for several labels, 0, 1 or NaN (unknown) for each",
+    "logits": "the network's outputs; for several runs, those that give the mean of their scores",
     SCORES: "scores: of the positive class, of each class or label, or the predicted value",
-    "positive_class": "the class that y_true 1, y_score and the threshold are about",
+    "positive_class": "the class that y_true 1, y_score and the threshold refer to",
 }
 """Columns of predictions.parquet."""
 
@@ -148,7 +148,9 @@ def _translate_predicted(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable
     if not any(name == "score" or name.startswith("score_") for name in columns):
         columns["score"] = columns["predicted"]
     if not any(name in ("truth", "label", TRUE) or name.startswith(("label_", "truth_")) for name in columns):
-        raise DataError(f"{file.setting}: predict knows no truth: add a column truth, or label_NAME for several labels")
+        raise DataError(
+            f"{file.setting}: predict writes no truth: add a column truth, or label_NAME for several labels"
+        )
     rules, thresholds = set(columns[RULE]), dict[str, float]()
     for name in columns:
         if name == THRESHOLD or name.startswith(f"{THRESHOLD}_"):

@@ -58,7 +58,7 @@ def read_readers(path: Path, rows: Rows, *, image_ids: Sequence[str], labels: Ma
     if one.kind == "regression" and not one.grades:
         raise DataError(f"{file.setting}: a regression has no yes-or-no question: remove readers=")
     if READER not in file.columns:
-        raise DataError(f"{file.setting}: no column {READER}: name the column that tells the readers apart so")
+        raise DataError(f"{file.setting}: no column {READER}: give the column that names the readers this name")
     key, level = _find_key(file, rows, image_ids)
     columns, ordered = _find_answers(file, one)
     faults = Faults(file)

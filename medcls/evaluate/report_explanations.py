@@ -34,24 +34,24 @@ def read_explanations(predictions: SplitPredictions, *, store: str | None) -> tu
         DataError: an explanations.json is no JSON, or another one than explain writes.
     """
     if predictions.members:
-        return [], ["Explanations are of one run: see the reports of the runs that were averaged."]
+        return [], ["Explanations exist only for single runs: see the reports of the runs that were averaged."]
     folder = predictions.log.parent
     paths = sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))
     found = {path.parent: read_json(path, remedy="restore it, or explain again") for path in paths}
     own = {path: content for path, content in found.items() if _is_of(content, predictions)}
     rows = {image_id: row for row, image_id in enumerate(values_of(predictions.opened, "image_id"))}
     notes = [
-        f"{path.name} was made of another model or store and is left out: explain again."
+        f"{path.name} was made from another model or store and is left out: explain again."
         for path in found
         if path not in own
     ]
     if own and predictions.plan.name:
-        notes.append("Explained is the middle of each image, not the views that were evaluated.")
+        notes.append("The explanations cover the center of each image, not the evaluated views.")
     if not own:
         rest = f" store={hide_folders(store)}" if store else ""
         rest += f" split={predictions.key['split']} method=gradcam"
         notes.append(
-            "None was made of this model on this split. To get them: "
+            "None were made for this model on this split. To get them: "
             f"python -m medcls.explain run={hide_folders(str(predictions.run))}{rest}; then evaluate again."
         )
     try:

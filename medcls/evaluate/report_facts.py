@@ -48,7 +48,8 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
     """Returns what store and settings say for the checklists: "deidentification", "imbalance", "ensembling"."""
     kinds = {
         "hmac": "patient, study and file names replaced by keyed pseudonyms (HMAC)",
-        "declared": "ids and file names as they were given, not replaced; no header is kept but the manifest's columns",
+        "declared": "ids and file names as they were given, not replaced; of the headers only the columns of the "
+        "manifest are kept",
     }
     kind = str(predictions.opened.store.info["deidentify"]["kind"])
     tasks = [read_settings(part.run)["task"] for part in predictions.parts]
@@ -107,7 +108,7 @@ def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
         said.append(f"Dealt {certificate.get('algorithm') or ''} with seed {certificate.get('seed')}: {shares}.")
     if certificate.get("extends"):
         number = format_count(len(certificate["extends"]), "earlier split")
-        said.append(f"Patients of {number} stay where they were.")
+        said.append(f"Patients of {number} keep their split.")
     if certificate.get("merged_patients"):
         number = format_count(certificate["merged_patients"], "patient id")
         said.append(f"{number} with images of another patient id counted as that patient.")

@@ -68,7 +68,9 @@ def explain(job: ExplainJob) -> None:
 def _explain(job: ExplainJob, run: Path) -> None:
     model, card = read_model(run / MODEL)
     if card.architecture == CLINICAL:
-        raise ConfigError(f"run={run} looks at no image (model=clinical): {ODDS_RATIOS} in it says what its columns do")
+        raise ConfigError(
+            f"run={run} takes no images (model=clinical), so it has no maps: see {ODDS_RATIOS} in the run"
+        )
     device = choose_device(job.device)
     method = Method(job, device, choose_precision(job.precision, device=device))
     freeze(model, device)
@@ -264,11 +266,13 @@ def check_folder(folder: Path) -> None:
     paths = list(folder.iterdir()) if folder.is_dir() else []
     links = sorted(path.name for path in paths if path.is_symlink())
     if links:
-        raise ConfigError(f"out={folder} holds {links[0]}, a link: what it leads to would be cleared; remove it")
+        raise ConfigError(f"out={folder} holds {links[0]}, a link, whose target would be cleared: remove it")
     names = [path.name for path in paths]
     strangers = sorted(name for name in names if name not in (*_OURS, HOLDER) and not name.startswith(TEMPORARY))
     if strangers:
-        raise ConfigError(f"out={folder} holds {strangers[0]}, which is no explanation: choose an empty or new folder")
+        raise ConfigError(
+            f"out={folder} holds {strangers[0]}, which is not an explanation: choose an empty or new folder"
+        )
 
 
 def clear(folder: Path) -> None:

@@ -77,22 +77,22 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
     if summary["n_blank"]:
         sentences.append(
             f"{summary['n_blank']} of {summary['n_images']} maps are BLANK, the same everywhere: they mark nothing and "
-            "take no part in the curves. Choose another method= or stage=."
+            "are left out of the curves. Choose another method= or stage=."
         )
     if "chance" not in summary and summary["n_blank"] < summary["n_images"]:
-        sentences.append("Curves were left out (curves=false): whether what the maps mark matters was not measured.")
+        sentences.append("No curves (curves=false): whether the marked parts matter was not measured.")
     for name, better, verb in (("deletion", "lower", "hiding"), ("insertion", "higher", "showing")):
         if "chance" not in summary:
             continue
         own, rival = mean[f"{name}_auc"], mean[f"{name}_auc_random"]
         sentences.append(
-            f"{verb.capitalize()} what the maps mark first gives an area of {own:.3f} under the score's curve; the "
+            f"{verb.capitalize()} the marked parts first gives an area of {own:.3f} under the score's curve; the "
             f"same maps moved to random places give {rival:.3f}; {better} is better. {_judge(summary['chance'][name])}"
         )
     if summary["n_boxes"]:
         sentences.append(
-            f"In {format_count(summary['n_boxes'], 'image')} the place of the sign is known: the strongest point lies "
-            f"in it in {_share(mean['pointing'])} of them (a blind guess: {_share(mean['box_share'])}), and the "
+            f"In {format_count(summary['n_boxes'], 'image')} the position of the sign is known: the strongest point "
+            f"is inside it in {_share(mean['pointing'])} of them (a blind guess: {_share(mean['box_share'])}), and the "
             f"overlap (IoU) of as many marked pixels with it is {_number(mean['iou'])}."
         )
     if "r2" in mean:
@@ -102,8 +102,8 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
         )
     if "held" in summary:
         sentences.append(
-            f"The network also takes {', '.join(summary['held'])}: the maps are of what the image adds, with "
-            "each image's own values of these columns held fixed."
+            f"The network also takes {', '.join(summary['held'])}: the maps show what the image adds, with "
+            "each image's values in these columns held fixed."
         )
     return sentences
 
@@ -116,7 +116,7 @@ def _judge(tested: Mapping[str, Any]) -> str:
         return f"Undecided: {where}, too few for a test; explain images of {LEAST_PATIENTS} patients or more (worst=)."
     test = f"(p {p_value:.3f}, sign flips over {where})"
     if tested["verdict"] == "undecided":
-        return f"Undecided: chance may make this difference {test}."
+        return f"Undecided: this difference may be chance {test}."
     return f"The maps {'beat chance' if tested['verdict'] == 'beat chance' else 'are WORSE than chance'} {test}."
 
 
@@ -124,7 +124,8 @@ def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
     """Returns the verdict of the weight-randomisation check as a sentence."""
     if sanity is None:
         return (
-            "The weight-randomisation check was not made (sanity_images=0): whether the maps show the network is open."
+            "The weight-randomisation check was not made (sanity_images=0): whether the maps depend on the trained "
+            "weights is unknown."
         )
     last = sanity["levels"][-1]
     # A constant map has no ranks: the mean is of the other images alone.
@@ -140,7 +141,8 @@ def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
         return f"Passed the weight-randomisation check: with all weights shuffled the maps change ({alike}; {limit})."
     if sanity["verdict"] == "failed":
         return (
-            f"FAILED the weight-randomisation check: with all weights shuffled the maps stay alike ({alike}; {limit}). "
+            f"FAILED the weight-randomisation check: with all weights shuffled the maps stay similar ({alike}; "
+            f"{limit}). "
             "They show the image, not what the network has learnt: do not use them."
         )
     return "The weight-randomisation check is undecided: the scrambled network's maps are constant."

@@ -145,7 +145,7 @@ def explain_lime(
     """
     count = int(regions.max()) + 1
     if count < 2:
-        raise DataError("LIME found one superpixel: ask for more (num_superpixels=…), or take superpixels=grid")
+        raise DataError("LIME found one superpixel: raise num_superpixels, or set superpixels=grid")
     masks = draw_masks(settings, count, make_generator("lime", *seed))
     shown = (mask[regions] for mask in masks)
     answers = score_masked(score, image, background=background, masks=shown, batch_size=settings.batch_size)

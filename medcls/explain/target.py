@@ -73,7 +73,7 @@ def choose_target(task: Task, scores: NDArray, *, target: str = AUTO) -> Target:
     names = task.class_names
     if task.kind == "regression":
         if target != AUTO:
-            raise ConfigError(f"target={target}: task.kind=regression has one value; leave target out")
+            raise ConfigError(f"target={target}: task.kind=regression has one value: remove target")
         return Target(task.kind, -1, "predicted value")
     if target != AUTO and target not in names:
         raise ConfigError(f"target={target}: expected auto or one of {', '.join(names)}{nearest(target, names)}")
@@ -90,7 +90,7 @@ def _choose_grade(names: list[str], target: str) -> Target:
     if target == AUTO:
         return Target("ordinal", -1, "expected grade")
     if target == names[0]:
-        raise ConfigError(f"target={target}: every image has this grade or a higher one; choose a higher grade")
+        raise ConfigError(f"target={target}: every image has this grade or a higher one: choose a higher grade")
     return Target("ordinal", names.index(target), f"probability of {target} or higher")
 
 

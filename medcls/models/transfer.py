@@ -69,7 +69,7 @@ def choose_first_epochs(
     if kind not in KINDS:
         raise ConfigError(f"transfer.kind={kind}: expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
     if kind == "partial" and train_from is None:
-        raise ConfigError(f"transfer=partial: say transfer.train_from=STAGE, one of {', '.join(stages)}")
+        raise ConfigError(f"transfer=partial: set transfer.train_from=STAGE, one of {', '.join(stages)}")
     if train_from is not None and train_from not in stages:
         raise ConfigError(
             f"transfer.train_from={train_from}: this network has the stages {', '.join(stages)}"

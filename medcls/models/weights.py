@@ -65,7 +65,7 @@ def find_weights(
     expected = sha256 or _pinned(path) or _expected_prefix(path)
     if expected and not found.startswith(expected.lower()):
         raise DataError(
-            f"{path}: sha256 {found}, expected {expected}: the file is damaged or another one; fetch it again"
+            f"{path}: sha256 {found}, expected {expected}: the file is damaged or a different one: fetch it again"
         )
     return WeightsFile(path, found)
 
@@ -108,7 +108,7 @@ def _download(url: str, path: Path, *, folder: Path | None) -> Path:
         place = folder or path.parent
         if isinstance(error, OSError) and error.errno in _FULL:
             raise WriteError(
-                f"cannot write {path}: {error.strerror}; free the disk, or set TORCH_HOME to another folder"
+                f"cannot write {path}: {error.strerror}; free space, or set TORCH_HOME to another folder"
             ) from error
         raise MissingInputError(
             f"model.weights=imagenet: {path.name} is neither in {place} nor can it be downloaded ({_reason(error)}): "

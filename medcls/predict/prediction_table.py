@@ -241,7 +241,7 @@ COLUMNS = {
     "reason": "one fixed word: why there is no score, or what is unusual about an image that has one",
     "detail": "what was found and what was expected",
     "predicted": "the class that the rule chooses; the labels chosen, joined by ;; or the predicted value",
-    "positive_class": "the class that score, threshold, sensitivity and PPV are about",
+    "positive_class": "the class that score, threshold, sensitivity and PPV refer to",
     "grade": "the grade that the predicted value is rounded to",
     "rule": "the run's rule for calling a class, as evaluate uses it",
     "threshold": "a score of at least this calls the class, or the label that the column is named by",

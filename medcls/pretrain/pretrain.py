@@ -90,7 +90,8 @@ def build_model(job: PretrainJob, data: PretrainingData) -> Autoencoder:
     kind = choose_normalization(job.model.normalize, spec)
     if job.is_paper and kind == "z_score":
         raise ConfigError(
-            f"model.normalize={kind}: {job.model.name} ends in a ReLU, which gives no values below zero; take min_max"
+            f"model.normalize={kind}: {job.model.name} ends in a ReLU, which gives no values below zero: set "
+            f"model.normalize=min_max"
         )
     normalize = VolumeNormalization(kind, spec.value_range)
     model = build_autoencoder(job.model.name, in_channels=spec.channels, normalize=normalize)

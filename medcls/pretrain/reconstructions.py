@@ -54,7 +54,7 @@ def draw_reconstructions(
     if not ok:
         raise RuntimeError(f"{path.name} could not be encoded")
     write_bytes(path, png.tobytes())
-    say(f"look at {path}: held-out volumes, what the autoencoder saw of them, and what it made of it")
+    say(f"look at {path}: held-out volumes, their inputs to the autoencoder, and its reconstructions")
 
 
 def _draw_block(columns: list[Tensor]) -> NDArray[np.uint8]:

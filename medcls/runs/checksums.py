@@ -42,8 +42,8 @@ def open_store(folder: Path) -> Store:
     store.verify()
     if not is_sealed(folder / DATASET) or not store.read_labelling():
         _say_once(
-            f"notice: store={folder} lacks checksums of dataset.json or its labels (version 0.2.0 wrote none), so that "
-            "damage there is not noticed: run its data_prep command again, which adds them and decodes nothing"
+            f"notice: store={folder} lacks checksums of dataset.json or its labels (version 0.2.0 wrote none), so "
+            "damage there would go unnoticed: run its data_prep command again, which adds them and decodes nothing"
         )
     return store
 
@@ -88,13 +88,13 @@ def note_version(model: Path) -> None:
     checksum = read_card_checksum(model)
     if not checksum:
         _say_once(
-            f"notice: {model} lacks a checksum of its card (version 0.2.0 wrote none), so that damage to its classes "
-            "and settings is not noticed: compare it with a copy, or train again"
+            f"notice: {model} lacks a checksum of its card (version 0.2.0 wrote none), so damage to its classes and "
+            "settings would go unnoticed: compare it with a copy, or train again"
         )
     elif (model.parent / ENVIRONMENT).is_file() and not (model.parent / CHECKSUMS).is_file():
         _say_once(
-            f"notice: run={model.parent} has no {CHECKSUMS}, so that damage to its files beside the model is not "
-            "noticed: copy that file, too"
+            f"notice: run={model.parent} has no {CHECKSUMS}, so damage to the files beside its model would go "
+            "unnoticed: copy that file as well"
         )
 
 

@@ -68,5 +68,5 @@ def read_store_folder(run: Path) -> Path:
     """
     store = read_settings(run).get("store")
     if not isinstance(store, str):
-        raise DataError(f"{run / SETTINGS} names no store: say store=DIR")
+        raise DataError(f"{run / SETTINGS} names no store: set store=DIR")
     return Path(store)

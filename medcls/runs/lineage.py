@@ -181,5 +181,5 @@ def list_incomparable(store: Store, lineage: Lineage) -> list[str]:
         if model["deidentify"] != store.info["deidentify"]:
             found.append(f"patients of {name}, whose store has other pseudonym keys, or declared ids")
         if model["preprocess_sha256"] != preprocess:
-            found.append(f"images of {name}, whose store was prepared otherwise")
+            found.append(f"images of {name}, whose store was prepared differently")
     return [f"not comparable with store={store.folder}: {'; '.join(found)}"] if found else []

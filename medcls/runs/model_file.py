@@ -175,7 +175,7 @@ def _check_task(card: ModelCard) -> None:
     if card.positive_class not in ("", task.positive):
         raise ValueError("positive_class is not the second class")
     if any(not 0 <= place < classes for place in task.mapping.values()):
-        raise ValueError("task.mapping names a class that there is not")
+        raise ValueError("task.mapping names a class that does not exist")
     if task.kind == "multilabel" and len(task.columns) != classes:
         raise ValueError(f"{len(task.columns)} columns of {classes} labels")
     if task.grades and not classes:
@@ -210,7 +210,7 @@ def read_card(path: Path) -> ModelCard:
     card = read_any_card(path)
     if card.task.kind == RECONSTRUCTION:
         start = f"python -m medcls.train model={CLASSIFIER_OF[card.architecture]} model.weights={path.parent}"
-        raise DataError(f"{path.parent} holds an autoencoder, which knows no classes: {start} starts from it")
+        raise DataError(f"{path.parent} holds an autoencoder, which has no classes: {start} starts from it")
     return card
 
 
@@ -250,7 +250,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         *(RecursionError, OverflowError),
     ) as error:
         check_disk(path, error)
-        raise DataError(f"{path} is no model file of medcls, or damaged ({_shorten(error)})") from error
+        raise DataError(f"{path} is not a model file of medcls, or is damaged ({_shorten(error)})") from error
 
 
 def _parse_card(content: dict[str, Any]) -> ModelCard:
@@ -349,7 +349,7 @@ def _fill(build: Callable[[], Network], state: dict[str, Tensor], *, path: Path,
         model = build()
         model.load_state_dict(state)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise DataError(f"{path} describes no network of this version ({_shorten(error)})") from error
+        raise DataError(f"{path} does not describe a network of this version ({_shorten(error)})") from error
     except (RuntimeError, OverflowError, ZeroDivisionError, AssertionError) as error:
         raise DataError(f"{path}: its weights are not those of {wanted}: {_shorten(error)}") from error
     return model

@@ -120,7 +120,7 @@ def test_a_generator_of_its_own_is_found_out(monkeypatch: pytest.MonkeyPatch) ->
 
     state = np.random.default_rng(0)
     monkeypatch.setattr(monai.transforms.RandFlip, "__call__", lambda self, image: image + state.random())
-    with pytest.raises(ConfigError, match="draws from a generator of its own"):
+    with pytest.raises(ConfigError, match="uses its own random generator"):
         build({"RandFlip": {}})
 
 

@@ -163,7 +163,7 @@ def test_a_fold_becomes_a_certified_split_and_is_written_once(fresh_store: Store
     assert splits.tolist() == folds[0].splits.tolist()
     assert written["on_leak"] == "refuse"
     assert sum(written["images"].values()) == 48
-    with pytest.raises(ConfigError, match=r"split.name=cv is in the store already, made otherwise .*folds\.name="):
+    with pytest.raises(ConfigError, match=r"split.name=cv is already in the store, made with other .*folds\.name="):
         write_fold(fresh_store, "cv", fold=folds[1], strata=strata, pairs=pairs, provenance=provenance)
 
 

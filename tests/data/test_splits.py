@@ -135,7 +135,7 @@ def test_a_written_split_is_read_and_checked(small_store: Store) -> None:
 
 
 def test_an_unknown_split_lists_those_there_are(small_store: Store) -> None:
-    with pytest.raises(MissingInputError, match=r"split\.name=second: store has default; data_prep makes them"):
+    with pytest.raises(MissingInputError, match=r"split\.name=second: store has default; make it with data_prep"):
         read_split(small_store, "second")
 
 

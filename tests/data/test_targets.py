@@ -159,7 +159,7 @@ NOT_BINARY: list[tuple[list[str], dict[str, Any], str]] = [
     (
         ["AD", "CN"],
         {"positive": "AD", "classes": {"AD": 0, "CN": 1}},
-        "task.positive=AD contradicts task.classes, where class 1 is the positive",
+        "task.positive=AD contradicts task.classes, whose class 1 is the positive",
     ),
     (
         ["nevus", "melanoma", "bcc"],
@@ -201,8 +201,12 @@ def test_left_out_images_without_a_label_are_not_said_to_have_one() -> None:
     task = build_task("multiclass", table(label=["a", "b"]))
     said = {
         (None, None, "a"): "2 of 3 images are left out: they have no label of this task",
-        ("c", "b", "a"): "1 of 3 images are left out: their label is no class of the task",
-        (None, "c", "a"): "2 of 3 images are left out: 1 have no label of this task, and the label of 1 is no class of",
+        ("c", "b", "a"): "1 of 3 images are left out: their label is not a class of the task",
+        (
+            None,
+            "c",
+            "a",
+        ): "2 of 3 images are left out: 1 have no label of this task, and the label of 1 is not a class of",
     }
     for rows, line in said.items():
         labels = table(label=[*rows])

@@ -59,7 +59,7 @@ def test_known_patients_stay_and_new_ones_fill_the_shares(
         "patients_known_by_image": 0,
     }
     said = capsys.readouterr().err
-    assert "split default extends split default of store old: 20 patients stay where they were" in said
+    assert "split default extends split default of store old: 20 patients keep their split" in said
     assert "another of its splits" not in said
 
 

@@ -143,7 +143,7 @@ def test_new_labels_are_taken_without_decoding(
 def test_a_split_of_one_name_never_changes(fresh_store: Store, source: Path, run_prepare: Prepare) -> None:
     before = digests(fresh_store.folder)
     for change in ("split.seed=1", "split.on_leak=drop", "split.near_duplicate_bits=10"):
-        with pytest.raises(ConfigError, match=r"split\.name=default is in the store already"):
+        with pytest.raises(ConfigError, match=r"split\.name=default is already in the store"):
             run_prepare(source, fresh_store.folder, change)
     assert digests(fresh_store.folder) == before
 

@@ -289,7 +289,7 @@ def test_corrected_label_keeps_the_split_and_its_certificate_counts_anew(
         assert {**certificate["images"], **certificate["patients"]} == {**first["images"], **first["patients"]}
     for change in ("split.seed=1", "split.test=0.3", "split.on_leak=report"):
         with pytest.raises(
-            ConfigError, match=r"already, made otherwise .*default\.json leaves patients where they are"
+            ConfigError, match=r"already in the store, made with other .*default\.json leaves patients where they are"
         ):
             run_prepare(raw, tmp_path / "store", change)
     # Dealt anew under another name, and as before with the labels of before.
@@ -309,7 +309,7 @@ def test_image_that_gains_or_loses_its_label_row_is_refused_under_the_same_name(
     store = run_prepare(raw, tmp_path / "store")
     before = (store.folder / "splits" / "default.parquet").read_bytes()
     write_labels(raw / "labels.csv", rows[1:])
-    with pytest.raises(ConfigError, match=r"split\.name=default is in the store already, made otherwise"):
+    with pytest.raises(ConfigError, match=r"split\.name=default is already in the store, made with other"):
         run_prepare(raw, tmp_path / "store")
     assert (store.folder / "splits" / "default.parquet").read_bytes() == before
 
@@ -360,6 +360,6 @@ def test_a_split_of_version_0_2_0_from_other_settings_or_labels_is_refused(
     rows = read_labels_csv(raw / "labels.csv")
     if change == "labels":
         write_labels(raw / "labels.csv", [row | {"label": "mild"} for row in rows[:2]] + rows[2:])
-    with pytest.raises(ConfigError, match=r"split\.name=default is in the store already, made otherwise"):
+    with pytest.raises(ConfigError, match=r"split\.name=default is already in the store, made with other"):
         run_prepare(raw, tmp_path / "store", *([] if change == "labels" else [change]))
     assert (store.folder / "splits" / "default.parquet").read_bytes() == before

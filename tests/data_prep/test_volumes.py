@@ -223,7 +223,7 @@ def test_two_halves_that_cannot_be_joined_are_one_refusal(make: Prepare, tmp_pat
 
 
 def test_rules_of_volumes_are_refused_for_images(make: Prepare) -> None:
-    with pytest.raises(ConfigError, match=r"series\.\*: rules of volumes"):
+    with pytest.raises(ConfigError, match=r"series\.\*: only for volumes"):
         make("image=xray", "image.size=32", "series.modality=[CT]")
 
 

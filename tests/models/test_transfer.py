@@ -174,7 +174,7 @@ def test_partial_from_the_head_is_frozen_and_from_the_input_finetuned(build_meta
 def test_unknown_stage_names_the_nearest_and_the_others(build_meta: Build) -> None:
     with pytest.raises(ConfigError, match=r"transfer.train_from=layer5: .* stem, layer1, .* head \(nearest: layer"):
         plan(build_meta("resnet18"), "partial", train_from="layer5")
-    with pytest.raises(ConfigError, match=r"transfer=partial: say transfer.train_from=STAGE, one of block1, "):
+    with pytest.raises(ConfigError, match=r"transfer=partial: set transfer.train_from=STAGE, one of block1, "):
         plan(build_meta("vgg11"), "partial")
 
 

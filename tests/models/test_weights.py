@@ -93,7 +93,7 @@ def test_hash_in_any_file_name_is_checked(folder: Path) -> None:
     right.write_bytes(b"right")
     assert find(None, str(right)).path == right
     right.write_bytes(b"wrong")
-    with pytest.raises(DataError, match="damaged or another one"):
+    with pytest.raises(DataError, match="damaged or a different one"):
         find(None, str(right))
 
 

@@ -296,10 +296,10 @@ def test_the_folder_of_the_features_is_no_run(run_train: Run, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["transfer.views=2", "augment=none"], "one view only"),
+        (["transfer.views=2", "augment=none"], "only one view"),
         (["transfer.features=cached", "augment=none", "crop.scales=[32,32]", "crop.size=24"], "transfer.views=10"),
         (["transfer.features=cached", "augment=radiograph"], "transfer.views=10"),
-        (["transfer.features=live", "transfer.views=2"], "makes every epoch anew"),
+        (["transfer.features=live", "transfer.views=2"], "recomputes them in every epoch: remove one of the two"),
         (["transfer.features=cache"], "nearest: cached"),
         (["transfer.views=0"], ">= 1"),
     ],

@@ -259,9 +259,9 @@ def test_a_run_that_looks_at_no_image_has_nothing_to_explain_or_to_blur(
     train_wide: Run, run_evaluate: Run, compose_job: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = train_wide(tmp_path / "run", *BINARY, "model=clinical")
-    with pytest.raises(ConfigError, match="looks at no image"):
+    with pytest.raises(ConfigError, match="takes no images"):
         explain(compose_job("explain", f"run={run}", "device=cpu"))
-    with pytest.raises(ConfigError, match="looks at none"):
+    with pytest.raises(ConfigError, match="does not take"):
         run_evaluate(run, "robustness=true")
 
 

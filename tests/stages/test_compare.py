@@ -292,7 +292,7 @@ def test_runs_on_other_data_are_not_taken_for_finished(
     table = pq.read_table(labels)
     pq.write_table(table.append_column("label_more", table.column("label")), labels)
     certify(other_store.folder)
-    with pytest.raises(ConfigError, match=r"holds _shared-first-.* on other labels than there are now"):
+    with pytest.raises(ConfigError, match=r"holds _shared-first-.* on other labels than those found now"):
         run_compare(f"stores.first={other_store.folder}", *plan, arms=arms)
 
 
@@ -320,7 +320,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
         (("arms.a=[modle=resnet18]",), ConfigError, r"arms\.a: modle is not a setting"),
         (("arms.a=[seed=3]",), ConfigError, r"arms\.a: seed=3: the comparison sets seed= itself"),
         (("arms.a=[run=x]",), ConfigError, r"the comparison sets run= itself"),
-        (("arms.a=[model]",), ConfigError, r"arms\.a: 'model' is no key=value"),
+        (("arms.a=[model]",), ConfigError, r"arms\.a: 'model' is not key=value"),
         (("arms._a=[model=vgg11]",), ConfigError, r"expected a name"),
         (("++arms.a={steps: []}",), ConfigError, r"expected \[overrides\] or \{steps"),
         (("arms.voxels=[model=vgg11]",), ConfigError, r"that is the name of the baseline beside arms on volumes"),
@@ -329,7 +329,11 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
             DataError,
             r"arms\.a: model\.name=encoder3d takes volumes, the store holds images",
         ),
-        (("arms.a=[model.weights=nowhere]",), MissingInputError, r"arms\.a: model\.weights=nowhere is no finished run"),
+        (
+            ("arms.a=[model.weights=nowhere]",),
+            MissingInputError,
+            r"arms\.a: model\.weights=nowhere is neither a finished run",
+        ),
     ):
         with pytest.raises(kind, match=message):
             run_compare(arms=arms)
@@ -343,9 +347,9 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
         run_compare(arms=("arms.one=[task=multiclass]", "arms.two=['task=binary','task.classes={0: 0, 1: 1, 2: 1}']"))
     with pytest.raises(ConfigError, match="only=nubmer: expected one of classes, number"):
         run_compare("only=[nubmer]")
-    with pytest.raises(ConfigError, match="its last step says store="):
+    with pytest.raises(ConfigError, match="its last step sets store="):
         run_compare(f"stores.first={other_store.folder}", arms=("arms.a=[store=first]",))
-    with pytest.raises(ConfigError, match=r"step 2 says model\.weights=x, and starts from the step before"):
+    with pytest.raises(ConfigError, match=r"step 2 sets model\.weights=x, but it starts from the step before"):
         run_compare(
             f"stores.first={other_store.folder}", arms=("++arms.a={steps: [['store=first'], ['model.weights=x']]}",)
         )
@@ -359,7 +363,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(
 def test_folds_of_other_arguments_take_other_names_or_are_refused(run_compare: Compare) -> None:
     run_compare("plan_only=true")
     run_compare("plan_only=true", "folds.seed=1", out="other")
-    with pytest.raises(ConfigError, match=r"split\.name=kfold2-s0-r1f1 is in the store already.*folds\.name="):
+    with pytest.raises(ConfigError, match=r"split\.name=kfold2-s0-r1f1 is already in the store.*folds\.name="):
         run_compare("plan_only=true", "folds.val=0.5", out="third")
     run_compare("plan_only=true", "folds.val=0.5", "folds.name=mine", out="third")
 
@@ -372,7 +376,7 @@ def test_folds_of_other_arguments_take_other_names_or_are_refused(run_compare: C
         (["folds.kind=holdout", "folds.over=all"], "takes the store's own split"),
         (["folds.kind=kfolds"], "nearest: kfold"),
         (["sizes=[10,10]"], "different numbers"),
-        (["slurm.timeout_min=5"], "executor=slurm takes it"),
+        (["slurm.timeout_min=5"], "needs executor=slurm"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(arguments: list[str], message: str) -> None:

@@ -103,7 +103,7 @@ def test_other_labels_are_left_out_and_the_baseline_is_compared_with_every_arm(
     assert Counter(tested.values()) == {0: 6, 1: 6}, "of 18 patients that are not in the store's test split"
     assert {LABELS[int(patients[image][-2:]) % 3]: true for image, true in tested.items()} == {"NC": 0, "AD": 1}
     assert re.search(
-        r"train: \d of \d images are left out: their label is no class of the task", capsys.readouterr().err
+        r"train: \d of \d images are left out: their label is not a class of the task", capsys.readouterr().err
     )
 
     assert set(found["arms"]) == {"scratch", "dsa_frozen", "voxels"}

@@ -176,7 +176,7 @@ def test_views_and_runs_are_averaged_together(run_copy: Path, other: Path, fuse:
 def test_the_page_is_written_for_several_runs(run_copy: Path, other: Path, fuse: Run) -> None:
     page = (fuse([run_copy, other]) / "report.html").read_text()
     assert "scores of 2 runs averaged" in page
-    assert "Explanations are of one run" in page
+    assert "Explanations exist only for single runs" in page
 
 
 def test_runs_of_another_split_task_or_store_are_refused(
@@ -205,7 +205,7 @@ def test_what_makes_no_sense_of_several_runs_is_refused(
     with pytest.raises(UsageError, match="names a run twice"):
         fuse([run_copy, run_copy])
     for argument in (f"against={other}", "robustness=true", "shortcuts=[side]"):
-        with pytest.raises(ConfigError, match="are measured of one run"):
+        with pytest.raises(ConfigError, match="take a single run"):
             compose_job("evaluate", pair, argument)
     with pytest.raises(ConfigError, match="is a run: choose a new folder"):
         fuse([run_copy, other], f"out={run_copy}")

@@ -425,7 +425,7 @@ def test_other_preprocessing_is_refused_and_named(
     run_copy: Path, run_evaluate: Run, other_store: Callable[..., Path]
 ) -> None:
     external = other_store("image.size=40", "image.fit=stretch")
-    with pytest.raises(DataError, match="preprocessed otherwise") as caught:
+    with pytest.raises(DataError, match="preprocessed differently") as caught:
         run_evaluate(run_copy, f"store={external}", "split=all")
     assert "height: 32 -> 40; width: 32 -> 40; fit: pad -> stretch" in str(caught.value)
 
@@ -503,7 +503,9 @@ def test_store_made_anew(
 
 def test_store_that_is_gone_names_its_checksum(run_copy: Path, run_evaluate: Run, tmp_path: Path, store: Store) -> None:
     remember(run_copy, tmp_path / "gone")
-    with pytest.raises(MissingInputError, match=f"{store.sha256}\\) is gone: say store=DIR") as caught:
+    with pytest.raises(
+        MissingInputError, match=f"{store.sha256}\\) does not exist: set store=DIR to its current path"
+    ) as caught:
         run_evaluate(run_copy, "split=test")
     assert caught.value.exit_code == 66
 

@@ -171,7 +171,7 @@ def test_a_table_of_predict_with_a_truth_gives_the_numbers_of_the_run(
     out = tmp_path / f"predictions.{suffix}"
     raw = store.folder.parent / "raw"
     predict(compose_job("predict", f"run={run}", f"source={raw}", f"out={out}", "workers=0", "device=cpu"))
-    with pytest.raises(DataError, match="predict knows no truth: add a column truth"):
+    with pytest.raises(DataError, match="predict writes no truth: add a column truth"):
         run_scores(out, "patients=per_image")
     truth = {row["image_id"]: row for row in pq.read_table(folder / "predictions.parquet").to_pylist()}
     rows = pq.read_table(out) if suffix == "parquet" else pyarrow.csv.read_csv(out)

@@ -275,7 +275,7 @@ def test_verdict_of_the_curves_is_of_a_test_over_patients() -> None:
     mixed = summarize(
         explained_rows([0.1, -0.1, 0.2, -0.1, 0.1, -0.1, 0.05, -0.1]), None, patients=patients_of(8), seed=0
     )
-    assert "Undecided: chance may make this difference" in write_sentences(mixed)[1]
+    assert "Undecided: this difference may be chance" in write_sentences(mixed)[1]
     one = summarize(explained_rows([0.1] * 8), None, patients=["one"] * 8, seed=0)
     assert "Undecided: 8 images of 1 patient, too few for a test" in write_sentences(one)[1]
 
@@ -300,4 +300,4 @@ def test_curves_can_be_left_out_and_the_time_is_said_beforehand(
     assert not list((folder / "figures").glob("*.png"))
     printed = capsys.readouterr()
     assert "2 images explained in about " in printed.err + printed.out
-    assert "Curves were left out (curves=false)" in printed.out
+    assert "No curves (curves=false)" in printed.out

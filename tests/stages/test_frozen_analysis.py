@@ -102,7 +102,7 @@ def test_another_plan_is_refused_once_the_scores_were_evaluated(
         (None, MissingInputError, "no such file"),
         ("metrics: [\n", ConfigError, "not YAML of plain data in line 2"),
         ("metrics: !!python/object/apply:os.system [ls]\n", ConfigError, "not YAML of plain data in line 1"),
-        ("primary: auc\nprimary: brier\n", ConfigError, "a key is there twice"),
+        ("primary: auc\nprimary: brier\n", ConfigError, "a key occurs twice"),
         ("metrics:\n" + "# long\n" * 20_000, ConfigError, "expected a short YAML file"),
     ],
 )
@@ -147,7 +147,7 @@ def test_a_plan_that_comes_after_the_opening_says_so(run_copy: Path, run_evaluat
     plan = write(tmp_path / "plan.yaml", "metrics: [{metric: accuracy, at_least: 0.1}]\n")
     judged = read_json(run_evaluate(run_copy, "split=test", f"analysis={plan}") / "metrics.json")["analysis"]
     assert judged["notes"] == [
-        "the plan was frozen after test rows had been opened 1 time: it is not a decision beforehand"
+        "the plan was frozen after test rows had been opened 1 time, so it was not decided beforehand"
     ]
 
 

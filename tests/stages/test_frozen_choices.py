@@ -150,7 +150,7 @@ def test_a_map_that_version_0_2_0_chose_is_not_applied(run_copy: Path, run_evalu
     write_json(run_copy / "calibration.json", frozen | {"chosen": {"method": "isotonic", "log_loss": {}}})
     folder = run_evaluate(run_copy, "split=test")
     assert read_json(folder / "metrics.json")["recalibration"]["chosen"]["method"] == "none"
-    assert "no recalibration is applied: version 0.2.0 chose the map" in (folder / "report.html").read_text()
+    assert "no recalibration is applied: version 0.2.0 chose it" in (folder / "report.html").read_text()
 
 
 def test_points_of_version_0_2_0_are_decided_by_the_default(run_train: Run, run_evaluate: Run, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_frozen_choice_without_its_other_file_is_refused_after_test_was_opened(
     assert not (run_copy / name).exists()
     content = read_json(run_copy / other)
     write_json(run_copy / name, content | {"settings": content["settings"] | {"alpha": 0.3}})
-    with pytest.raises(DataError, match=r"operating_points\.json and calibration\.json are not from one choice: "):
+    with pytest.raises(DataError, match=r"operating_points\.json and calibration\.json were not written together: "):
         run_evaluate(run_copy, "split=test")
     (run_copy / name).write_bytes(frozen[name])
     run_evaluate(run_copy, "split=test")

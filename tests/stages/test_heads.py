@@ -202,7 +202,7 @@ def test_a_fine_tuned_run_gives_its_features_to_an_svm(
         run_train(tmp_path / "refused", *SVM, f"model.weights={tuned}")
     run = run_train(tmp_path / "svm", *SVM, f"model.weights={tuned}", "transfer.val_seen=allow")
     err = capsys.readouterr().err
-    assert "val is no unseen split for this run: its ancestor tuned was selected on it" in err
+    assert "val is not held out for this run: its ancestor tuned was selected on it" in err
     assert "the map to probabilities is fitted on the validation rows" in err
     (row,) = read_json_lines(run / "metrics.jsonl")
     assert '"fitted_on": "val"' in json.dumps(row)
@@ -214,7 +214,7 @@ def test_a_fine_tuned_run_gives_its_features_to_an_svm(
     card = read_card(run / "model.safetensors")
     assert card.ancestors
     (note,) = list_lineage_notes(card)
-    assert "val is no unseen split" in note
+    assert "val is not held out" in note
     assert list_lineage_notes(read_card(tuned / "model.safetensors")) == []
 
 

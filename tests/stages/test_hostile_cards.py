@@ -67,7 +67,7 @@ FORGED: dict[str, dict[str, Any]] = {
     "a volume of 2^60 voxels": {"preprocess.spatial_dims": 3},
     "channels that the store did not have": {"in_channels": 3},
     "grey values that the store did not have": {"max_value": 65535},
-    "a class that there is not": {"task.mapping": {"0": 0, "1": 99}},
+    "a class that does not exist": {"task.mapping": {"0": 0, "1": 99}},
     "a binary task of three classes": {"task.kind": "binary"},
     "columns of other labels": {"task.kind": "multilabel"},
     "three spacings": {"domain.spacing_mm": [1.0, 2.0, 3.0]},
@@ -100,7 +100,7 @@ def test_card_as_it_was_written_is_read(small: tuple[dict[str, Any], dict[str, T
 def test_card_that_is_not_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(save({}, metadata={"medcls": text}))
-    with pytest.raises(DataError, match="is no model file of medcls, or damaged"):
+    with pytest.raises(DataError, match="is not a model file of medcls, or is damaged"):
         read_card(path)
 
 

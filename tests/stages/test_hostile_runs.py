@@ -105,7 +105,7 @@ def test_a_lying_model_file_is_bad_data(name: str, tmp_path: Path) -> None:
 
 def test_a_pickle_under_the_name_of_a_model_runs_nothing(run_copy: Path, run_evaluate: Run, tmp_path: Path) -> None:
     (run_copy / "model.safetensors").write_bytes(pickle.dumps(Payload(tmp_path / "mark")))
-    with pytest.raises(DataError, match="no model file of medcls"):
+    with pytest.raises(DataError, match="not a model file of medcls"):
         run_evaluate(run_copy)
     assert not (tmp_path / "mark").exists()
 
@@ -281,7 +281,7 @@ def test_a_shard_without_a_checksum_is_not_opened(copy_store: Callable[..., Path
     info = read_json(folder / DATASET)
     info["sha256"].pop("shard-00000.npy")
     write_json(folder / DATASET, info)
-    with pytest.raises(DataError, match="is no part that"):
+    with pytest.raises(DataError, match="is not a part that"):
         Store(folder).image(0)
 
 

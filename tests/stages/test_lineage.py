@@ -190,7 +190,7 @@ def test_evaluation_elsewhere_asks_for_the_ancestors_too(
 ) -> None:
     run = Path(shutil.copytree(chain / "c", tmp_path / "c"))
     for name in "ab":
-        with pytest.raises(DataError, match=rf"9 patients of .* by its ancestor {name} \(sha256 .*: leave them out of"):
+        with pytest.raises(DataError, match=rf"9 patients of .* by its ancestor {name} \(sha256 .*: remove them from"):
             run_evaluate(run, f"store={hospitals[name].folder}", "split=all")
     folder = run_evaluate(run, f"store={hospitals['a'].folder}", "split=test")
     assert read_json(folder / "metrics.json")["n_patients"] == 3

@@ -252,7 +252,7 @@ def test_what_it_has_seen_may_not_be_held_out_later(
 
 
 def test_what_asks_for_classes_refuses_it_in_one_line(modern: Path, compose_job: Callable[..., Any]) -> None:
-    message = r"holds an autoencoder, which knows no classes: python -m medcls.train model=encoder3d model.weights="
+    message = r"holds an autoencoder, which has no classes: python -m medcls.train model=encoder3d model.weights="
     for function, job in (
         (evaluate, compose_job("evaluate", f"run={modern}")),
         (predict, compose_job("predict", f"run={modern}", f"source={modern}", f"out={modern}/p.parquet")),

@@ -159,7 +159,9 @@ def test_file_of_regions_with_a_fault_is_refused_by_its_row(
 def test_other_store_of_whole_images_is_refused_for_a_run_of_regions(
     reader: Path, trained: Path, films: Store, store: Store, run_evaluate: Callable[..., Path]
 ) -> None:
-    with pytest.raises(DataError, match=r"holds whole images, the run was trained on regions.* prepare it with roi_x"):
+    with pytest.raises(
+        DataError, match=r"contains whole images, but the run was trained on regions.* prepare it with roi_x"
+    ):
         run_evaluate(reader, f"store={store.folder}", "split=all")
     with pytest.raises(DataError, match=r"holds regions .* the run was trained on whole images: prepare it without"):
         run_evaluate(trained, f"store={films.folder}", "split=all")

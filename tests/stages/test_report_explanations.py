@@ -117,7 +117,7 @@ def test_explanations_of_another_model_or_store_are_left_out_and_named(
     write_json(path, read_json(path) | {what: "0" * 64})
     found, notes = read(explained_copy)
     assert found == []
-    assert notes[0].startswith("explanation-gradcam was made of another model or store")
+    assert notes[0].startswith("explanation-gradcam was made from another model or store")
     assert "python -m medcls.explain" in notes[1]
 
 
@@ -128,5 +128,5 @@ def test_report_holds_them_without_an_image_id(
     assert page.count("Grad-CAM over the image of row") == SHOWN
     found = read_json(folder_of(explained_copy) / "explanations.json")["found"]
     assert all(sentence in page for sentence in found)
-    assert "None was made of this model" not in page
+    assert "None were made for this model" not in page
     assert not [name for name in store.column("image_id") if name in page]

@@ -291,7 +291,7 @@ def test_store_and_weights_that_have_moved_are_the_same_by_content(
     run_train(run, *SETTINGS, f"store={store.rename(tmp_path / 'third')}", *moved[1:])
     with pytest.raises(MissingInputError, match=r"store=.*/fourth does not exist; run=.* used it at another path"):
         run_train(run, *SETTINGS, f"store={tmp_path / 'fourth'}", *moved[1:])
-    with pytest.raises(MissingInputError, match=r"model.weights=.*/nowhere is not there"):
+    with pytest.raises(MissingInputError, match=r"model.weights=.*/nowhere does not exist"):
         run_train(run, *SETTINGS, f"store={tmp_path / 'third'}", f"model.weights={tmp_path / 'nowhere'}", *allow)
 
 

@@ -195,7 +195,7 @@ def test_a_baseline_decides_by_the_networks_rule_at_its_own_threshold(
     assert baseline["metrics"]["auc"]["value"] == 1.0
     assert baseline["metrics"]["specificity"]["value"] == 1.0
     assert baseline["comparison"]["metrics"]["specificity"]["second"] == 1.0
-    assert "at a threshold of its own. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
+    assert "with its own threshold. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
     assert "chosen on val (" in baseline["comparison"]["note"]
     # Without the rows that choose it only numbers that need no threshold are left.
     monkeypatch.setattr(baseline_file, "choose_decision", lambda *given: None)

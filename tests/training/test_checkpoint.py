@@ -128,7 +128,7 @@ def test_missing_file_means_an_unfinished_run(tmp_path: Path) -> None:
 
 def test_truncated_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match="no model file of medcls, or damaged"):
+    with pytest.raises(DataError, match="not a model file of medcls, or is damaged"):
         read_model(path)
 
 
@@ -136,7 +136,7 @@ def test_weights_that_are_no_model_of_medcls(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(2)}, tmp_path / "plain.safetensors")
     save_file({"fc.weight": torch.zeros(2)}, tmp_path / "other.safetensors", {"format": "pt"})
     for name in ("plain", "other"):
-        with pytest.raises(DataError, match="no model file of medcls"):
+        with pytest.raises(DataError, match="not a model file of medcls"):
             read_card(tmp_path / f"{name}.safetensors")
 
 
@@ -155,7 +155,7 @@ def delete_digest(card: dict[str, Any]) -> None:
 @pytest.mark.parametrize("change", [delete_task, add_field, delete_digest])
 def test_card_of_another_make_is_refused(path: Path, change: Change) -> None:
     rewrite(path, change)
-    with pytest.raises(DataError, match="no model file of medcls, or damaged"):
+    with pytest.raises(DataError, match="not a model file of medcls, or is damaged"):
         read_card(path)
 
 

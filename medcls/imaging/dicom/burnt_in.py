@@ -91,7 +91,7 @@ class BurntInRule:
         for name, box in [("mask_boxes", b) for b in self.mask_boxes] + [("keep_box", self.keep_box or (0, 0, 1, 1))]:
             whole = len(box) == 4 and all(isinstance(n, int) and not isinstance(n, bool) for n in box)
             if not whole or min(box[:2]) < 0 or min(box[2:]) < 1:
-                raise ConfigError(f"image.{name}: {list(box)} is no box; expected [x, y, width, height] in pixels")
+                raise ConfigError(f"image.{name}: {list(box)}: expected [x, y, width, height] in pixels")
 
 
 def find_text_risk(headers: Mapping[str, str]) -> str:
