@@ -308,7 +308,7 @@ def test_ready_made_binary_tasks_have_no_healthy_positive_class(path: Path, comp
         (["task=multiclass", "task.positive=a"], "only task.kind=binary has it"),
         (["task=binary", "task.order=[a,b]"], "task.kind=binary has no ordered classes"),
         (["task=regression", "task.order=[a,b]"], "task.kind=regression has no ordered classes"),
-        (["task=ordinal", "task.order=[a,b]", "task.classes={a: 0, b: 1}"], "leave one out"),
+        (["task=ordinal", "task.order=[a,b]", "task.classes={a: 0, b: 1}"], ": remove one"),
     ],
 )
 def test_order_and_positive_class_where_they_mean_nothing_are_refused(

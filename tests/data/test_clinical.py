@@ -179,7 +179,7 @@ def test_ids_labels_and_unknown_columns_are_refused(name: str, part: str) -> Non
 
 
 def test_a_column_is_asked_for_once() -> None:
-    with pytest.raises(ConfigError, match="sex is asked for twice"):
+    with pytest.raises(ConfigError, match="sex is listed twice"):
         check_columns(["sex", "sex"], there=THERE)
 
 
@@ -189,13 +189,13 @@ def test_a_column_that_is_the_label_is_refused_and_one_that_tells_much_is_not() 
     near = build(table, categorical=["near"])
     check_no_label(near, table, grade)
     for choice in ({"categorical": ["near", "same"]}, {"numeric": ["twice"]}):
-        with pytest.raises(DataError, match="says the label of every training image"):
+        with pytest.raises(DataError, match="determines the label of every training image"):
             check_no_label(build(table, **choice), table, grade)
 
 
 def test_one_of_several_labels_is_enough_to_be_refused_unknown_ones_aside() -> None:
     table = pa.table({"x": ["a", "b", "a", "b"]})
     labels = np.array([[0, 1], [0, 0], [1, np.nan], [1, 0]])
-    with pytest.raises(DataError, match="x says the label"):
+    with pytest.raises(DataError, match="x determines the label"):
         check_no_label(build(table, categorical=["x"]), table, labels)
     check_no_label(build(table, categorical=["x"]), table, labels[:, :1])

@@ -324,7 +324,7 @@ def test_patient_with_images_of_several_classes_is_no_notice(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("layout", "rule", "error", "part"),
     [
-        ("class/patient", EACH, ConfigError, "would overrule it"),
+        ("class/patient", EACH, ConfigError, "would override"),
         ("split/class", EACH, DataError, r"2 folders of the split level are not named train"),
         ("class/*/*", EACH, DataError, r"does not fit the folders of 4 of 8 images"),
     ],

@@ -127,7 +127,7 @@ def test_mistakes_are_named(folder: Path, compose_job: Callable[..., Any]) -> No
         run(compose_job)
     with pytest.raises(MissingInputError, match="is not a folder"):
         run(compose_job, f"source={folder / 'gone'}")
-    with pytest.raises(ConfigError, match="lies inside source"):
+    with pytest.raises(ConfigError, match="is inside source"):
         run(compose_job, f"source={folder}", f"out={folder / 'index.parquet'}")
     with pytest.raises(ConfigError, match="lines=-1"):
         run(compose_job, f"source={folder}", "lines=-1")

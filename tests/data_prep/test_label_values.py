@@ -277,7 +277,7 @@ def test_readers_without_a_column_or_beside_a_label_are_refused() -> None:
         read_readers("majority", readers=["r9", "r8"])
     with pytest.raises(DataError, match="there is no column label_r4"):
         read_readers("majority", readers=["r1", "r4"])
-    with pytest.raises(DataError, match="makes the column label, which the file has too"):
+    with pytest.raises(DataError, match="makes the column label, which the file also has"):
         read_readers("majority", READERS | {"label": ["OA"] * 6})
 
 

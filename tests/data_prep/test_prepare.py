@@ -275,7 +275,7 @@ def test_source_and_store_are_needed_and_apart(source: Path, tmp_path: Path, com
     with pytest.raises(MissingInputError, match="nowhere is not a folder"):
         stage.prepare(compose_job("prepare", f"source={tmp_path}/nowhere", f"store={tmp_path}/s"))
     for store in (source, source / "store"):
-        with pytest.raises(ConfigError, match="lies inside source="):
+        with pytest.raises(ConfigError, match="is inside source="):
             stage.prepare(compose_job("prepare", f"source={source}", f"store={store}"))
 
 

@@ -281,7 +281,7 @@ def test_corrected_label_keeps_the_split_and_its_certificate_counts_anew(
     for _ in range(2):
         capsys.readouterr()
         run_prepare(raw, tmp_path / "store")
-        assert "notice: split default stays as it was dealt" in capsys.readouterr().err
+        assert "notice: split default is kept as it was made" in capsys.readouterr().err
         assert (store.folder / "splits" / "default.parquet").read_bytes() == before
         certificate = certificate_of(store)
         assert certificate["source"] == f"{first['source']} as they were when it was made"

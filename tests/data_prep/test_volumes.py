@@ -345,7 +345,7 @@ def test_what_the_series_rule_leaves_out_has_its_reason(make: Prepare) -> None:
         ("image.dtype=int16", "hounsfield"),
         ("stack.gap=guess", "gap=guess: expected one of refuse, resample"),
         ("series.per_study=best", "per_study=best"),
-        ("series.description=(", "no regular expression"),
+        ("series.description=(", "not a regular expression"),
     ],
 )
 def test_wrong_settings_are_named(argument: str, part: str, make: Prepare) -> None:

@@ -173,7 +173,7 @@ def test_the_rule_survives_json_and_pickle() -> None:
     [
         ({"plane": ("axal",)}, "series.plane=axal: expected one of axial"),
         ({"per_study": "best"}, "series.per_study=best: expected one of all, most_slices"),
-        ({"description": "t1("}, "no regular expression"),
+        ({"description": "t1("}, "not a regular expression"),
         ({"min_slices": 0}, "expected 1 <= min <= max"),
         ({"min_slices": 5, "max_slices": 4}, "expected 1 <= min <= max"),
     ],

@@ -114,7 +114,7 @@ def test_other_labels_are_left_out_and_the_baseline_is_compared_with_every_arm(
     fold = found["arms"]["voxels"]["folds"][0]["metrics"]
     assert fold["auc"] == pytest.approx(baselines[0]["metrics"]["auc"]["value"])
     page = (out / "report.html").read_text()
-    assert "voxels is no network" in page
+    assert "voxels is not a network" in page
 
 
 def test_an_autoencoder_of_the_same_patients_is_refused_before_anything_runs(

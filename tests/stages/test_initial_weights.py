@@ -134,7 +134,7 @@ def test_a_deeper_vgg_starts_from_the_first_layers_of_network_a(
     taken = {"features.0", "features.5", "features.10", "features.12"}
     assert set(left) == {name for name in body if name.rsplit(".", 1)[0] not in taken}
     assert lineage.models[0]["file"] == "vgg11-imagenet-features.safetensors"
-    assert "; of a vgg11 the first four convolutions, fc6 and fc7" in capsys.readouterr().err
+    assert "; the first four convolutions, fc6 and fc7 of a vgg11" in capsys.readouterr().err
 
 
 def test_no_deeper_network_and_no_other_one_starts_from_a_shallower(compose_train: Compose, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_a_classifier_is_no_autoencoder(volume_store: Store, run_train: Run, tmp
     ("settings", "message"),
     [
         (["model=encoder3d"], r"model.name=encoder3d: expected one of autoencoder3d_hosseini, autoencoder3d"),
-        ([*PAPER, "model.normalize=z_score"], r"ends in a ReLU, .*; take min_max"),
+        ([*PAPER, "model.normalize=z_score"], r"ends in a ReLU, .*: set model.normalize=min_max"),
         (["patch.size=[17,8,8]"], r"patch.size=\[17, 8, 8\]: the store holds volumes"),
     ],
 )

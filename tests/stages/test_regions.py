@@ -163,5 +163,7 @@ def test_other_store_of_whole_images_is_refused_for_a_run_of_regions(
         DataError, match=r"contains whole images, but the run was trained on regions.* prepare it with roi_x"
     ):
         run_evaluate(reader, f"store={store.folder}", "split=all")
-    with pytest.raises(DataError, match=r"holds regions .* the run was trained on whole images: prepare it without"):
+    with pytest.raises(
+        DataError, match=r"contains regions .* but the run was trained on whole images: prepare it without"
+    ):
         run_evaluate(trained, f"store={films.folder}", "split=all")

@@ -130,7 +130,7 @@ REFUSED = [
         "views=dense scales=[33]",
         CROP,
         (1, 32, 32),
-        r"scales=\[33\]: the store has images of 32 x 32, and none is enlarged",
+        r"scales=\[33\]: the store has images of 32 x 32, which are never enlarged",
     ),
     ("views=dense scales=[20]", CROP, (1, 32, 32), r"scales=\[20\]: the model was trained on 24 x 24 pixels"),
     ("views=dense scales=[28]", None, (1, 32, 48), r"trained on 32 x 48 pixels: scales may not be smaller"),
