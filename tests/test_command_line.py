@@ -330,9 +330,9 @@ def test_help_and_cfg_import_nothing_heavy(flag: str, part: str) -> None:
         (
             "pretrain",
             "experiment=ad_cae",
-            "experiment= is of medcls.train, not of this command; this one has pretraining=",
+            "experiment= belongs to medcls.train, not to this command; this one has pretraining=",
         ),
-        ("train", "pretraining=ad_cae", "is of medcls.pretrain, not of this command; this one has experiment="),
+        ("train", "pretraining=ad_cae", "belongs to medcls.pretrain, not to this command; this one has experiment="),
         ("evaluate", "comparison=ad_dsa3dcnn", "belongs to medcls.compare, not to this command"),
         ("pretrain", "pretraining=ad_cea", "expected one of ad_cae, demo3d (nearest: ad_cae)"),
         ("evaluate", "optimizer=sgd", "optimizer is not a setting of this command"),
