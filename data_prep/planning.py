@@ -251,7 +251,7 @@ def _say_several(table: pa.Table) -> None:
     if several:
         say(
             f"notice: {format_count(several, 'row')} of the labels file with several volumes each, all under the "
-            "label of the row: series.description, series.per_study or labelling.files choose among them"
+            "label of their row: series.description, series.per_study or labelling.files choose among them"
         )
 
 

@@ -194,7 +194,7 @@ def build_classifier(
         ConfigError: unknown name or task, another number of channels, or "clinical" without columns.
     """
     if name == CLINICAL and not num_clinical:
-        raise ConfigError("model=clinical takes no images: say clinical.categorical=[…] or clinical.numeric=[…]")
+        raise ConfigError("model=clinical takes no images: set clinical.categorical=[…] or clinical.numeric=[…]")
     backbone = build_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options)
     # Fully connected layers carry the dropout; a second one on the same features would double it.
     dropped = any(isinstance(module, nn.Dropout) for module in backbone.modules())

@@ -69,7 +69,7 @@ class ModelCard:
         deidentify: The store's: {"kind": …, "key_fingerprint": …}; {} in files from before it was recorded.
         seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
-        clinical: How clinical columns are encoded; None where the model takes images alone.
+        clinical: How clinical columns are encoded; None where the model takes only images.
         options: Of the architecture, for classifier.build_classifier.
         head: One of models.heads.HEADS.
         head_width: Its hidden units; 0 = none.

@@ -54,7 +54,7 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
         return None
     takes = list_shallower(name) if init == "shallower" else [name]
     if not takes:
-        raise ConfigError(f"model.init=shallower: there is no VGG shallower than model.name={name}; take vgg16")
+        raise ConfigError(f"model.init=shallower: no VGG is shallower than model.name={name}: set model=vgg16 or vgg19")
     if init == "hybrid" and (choose_family(name).slim is None or find_form(name) is not None):
         raise ConfigError(f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGG or ResNet")
     file = find_weights(

@@ -36,8 +36,8 @@ _LOWER = 0.1
 # Of one run: the first ones say what there is to say.
 _MOST_FAULTS = 5
 _ADVICE = (
-    "look whether /dev/shm, memory or open files (ulimit -n) ran out (docs/operations.md, Sizing); fewer workers=, or "
-    "workers=0, take less"
+    "check whether /dev/shm, memory or open files (ulimit -n) ran out (docs/operations.md, Sizing), or lower workers= "
+    "(workers=0 needs least)"
 )
 
 
@@ -94,7 +94,7 @@ class CheckpointManager(Keeper):
             distributed.wait()
             raise PreemptedError(
                 f"{self.watch.signal or 'a signal to another process'}: stopped after {self.progress.total} steps, in "
-                f"epoch {self.progress.epoch + 1}; run the same command again to go on"
+                f"epoch {self.progress.epoch + 1}; run the same command again to resume"
             )
 
     def recover(self, error: MedclsError) -> None:
@@ -169,13 +169,13 @@ class CheckpointManager(Keeper):
         line = f"a loading process died after {self.progress.total} steps ({death})"
         if not self.revived:
             self.revived = True
-            say(f"notice: {line}: all are started again at the same batch, once; {_ADVICE}")
+            say(f"notice: {line}: all are restarted at the same batch, once; {_ADVICE}")
             return
         if self.progress.total == self.begun:
             raise WorkerError(f"{line}, twice without a step between: {_ADVICE}")
         if distributed.count_ranks() == 1:
             self._write(validated=False)
-        raise PreemptedError(f"{line}, for the second time: {_ADVICE}; then run the same command again to go on")
+        raise PreemptedError(f"{line}, for the second time: {_ADVICE}; then run the same command again to resume")
 
     def _write(self, *, validated: bool) -> None:
         self.written = time.monotonic()
@@ -203,7 +203,7 @@ def find_checkpoint(run: Path, *, accept: Callable[[dict[str, Any]], bool] = lam
     distributed.check_same(name, what="checkpoints")
     for path, reason in damaged.items() if distributed.is_first() else ():
         aside = set_aside(path)
-        say(f"notice: a checkpoint is damaged and set aside as {aside.name} ({reason}); {name} is taken")
+        say(f"notice: a checkpoint is damaged and set aside as {aside.name} ({reason}); {name} is used")
     if found and distributed.is_first():
         delete_newer(found.path)
     return found
