@@ -95,15 +95,20 @@ class VolumeSpec:
     def _check_pairs(self) -> None:
         """Values that are right alone and wrong together."""
         if (self.intensity == "window") != bool(self.windows_hu):
-            raise ConfigError("image.windows_hu goes with image.intensity=window, and that needs at least one")
+            raise ConfigError(
+                "image.windows_hu and image.intensity=window go together: set both, with at least one window, or "
+                "neither"
+            )
         check_windows(self.windows_hu)
         if (self.intensity == "hounsfield") != (self.dtype == "int16"):
-            raise ConfigError("image.intensity=hounsfield and image.dtype=int16 go together, one alone does not")
+            raise ConfigError("image.intensity=hounsfield and image.dtype=int16 go together: set both, or neither")
         if self.fit == "stretch" and self.spacing_mm is not None:
-            raise ConfigError("image.fit=stretch contradicts image.spacing_mm; take pad or crop")
+            raise ConfigError("image.fit=stretch contradicts image.spacing_mm: set image.fit=pad or crop")
         rule = self.burnt_in
         if rule.policy == "ultrasound_regions" or rule.mask_boxes or rule.keep_box:
-            raise ConfigError("image.burnt_in: volumes take refuse or allow, and no mask_boxes or keep_box")
+            raise ConfigError(
+                "image.burnt_in: volumes take only refuse or allow: remove image.mask_boxes and image.keep_box"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
