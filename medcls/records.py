@@ -200,7 +200,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)[:20] if isinstance(value, float) or abs(value) < 10**20 else "a number of many digits"
     if isinstance(value, str):
-        return f"a text of {len(value)} characters"
+        return f"a text of {len(value)} character{'s' * (len(value) != 1)}"
     return f"a list of {len(value)}" if isinstance(value, list) else "an object"
 
 

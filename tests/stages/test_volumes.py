@@ -198,7 +198,7 @@ def test_a_baseline_decides_by_the_networks_rule_at_its_own_threshold(
     assert "with its own threshold. Decision: 1+2 if its score is at least 0.9999" in baseline["comparison"]["note"]
     assert "chosen on val (" in baseline["comparison"]["note"]
     # Without the rows that choose it only numbers that need no threshold are left.
-    monkeypatch.setattr(baseline_file, "choose_decision", lambda *given: None)
+    monkeypatch.setattr(baseline_file, "choose_decision", lambda *given, **named: None)
     baseline = read_json(run_evaluate(run, "split=test") / "metrics.json")["baseline"]
     assert set(baseline["metrics"]) & {"auc", "sensitivity", "accuracy"} == {"auc"}
     assert "sensitivity" not in baseline["comparison"]["metrics"]
