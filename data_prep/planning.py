@@ -16,8 +16,7 @@ from data_prep.file_choice import FileChoice, check_companions, check_masks, lea
 from data_prep.labels.class_folders import FolderLabels, read_class_folder_table
 from data_prep.labels.joining import find_companions, find_named, find_served, join_files, join_series
 from data_prep.labels.label_file import read_label_table
-from data_prep.labels.label_paths import with_folders
-from data_prep.labels.label_rows import PatientRule
+from data_prep.labels.label_rows import PatientRule, with_folders
 from data_prep.labels.label_values import read_label_values
 from data_prep.ledger import LEFT_OUT, LOST, describe_refusal
 from data_prep.plan import Plan, plan_images, rows_per_shard

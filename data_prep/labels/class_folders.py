@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_prep.labels.label_paths import parent_folders
-from data_prep.labels.label_rows import CHUNK_ROWS, CONTROL, Column, PatientRule, build_schema
+from data_prep.labels.label_rows import CHUNK_ROWS, CONTROL, Column, PatientRule, build_schema, parent_folders
 from data_prep.labels.layouts import Folder, find_split, guess_layout
 from data_prep.ledger import LEFT_OUT
 from medcls.config import SPLITS

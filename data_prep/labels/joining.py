@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from data_prep.file_choice import FileChoice, are_numbered, describe_several, find_differing_parts
 from data_prep.labels.contradictions import CHECKS, find_contradictions, find_split
-from data_prep.labels.label_paths import parent_folders
-from data_prep.labels.label_rows import KEYS, OWN_COLUMNS, BadRows, Column, PatientRule, is_label, name_place
+from data_prep.labels.label_rows import (
+    KEYS,
+    OWN_COLUMNS,
+    BadRows,
+    Column,
+    PatientRule,
+    is_label,
+    name_place,
+    parent_folders,
+)
 from medcls.errors import ConfigError, DataError
 from medcls.identity import format_count
 from medcls.imaging.companions import name_companion

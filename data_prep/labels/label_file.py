@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_prep.labels.label_paths import check_paths, check_together, with_folders
 from data_prep.labels.label_readers import guess_readers
 from data_prep.labels.label_rows import (
     CHUNK_ROWS,
@@ -27,7 +26,10 @@ from data_prep.labels.label_rows import (
     Column,
     PatientRule,
     build_schema,
+    check_paths,
+    check_together,
     is_label,
+    with_folders,
 )
 from data_prep.labels.layouts import SPLIT_WORDS
 from medcls.console import say

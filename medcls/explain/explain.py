@@ -35,10 +35,9 @@ from medcls.explain.map_checks import (
     read_boxes,
     summarize_areas,
 )
-from medcls.explain.method import LEGENDS, Explained, Method, freeze
+from medcls.explain.method import LEGENDS, Explained, Method, choose_target, freeze
 from medcls.explain.overlay import write_nifti, write_overlay
 from medcls.explain.page import MapPicture
-from medcls.explain.target import choose_target
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.inputs import check_run_folder
 from medcls.models.backbones import CLINICAL

@@ -25,10 +25,9 @@ from medcls.explain.faithfulness import (
     point_game,
     roll_map,
 )
-from medcls.explain.method import Explained, Method
+from medcls.explain.method import Explained, Method, Target
 from medcls.explain.perturbation import build_background
 from medcls.explain.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
-from medcls.explain.target import Target
 from medcls.identity import format_count
 from medcls.inputs import check_file
 from medcls.models.classifier import Classifier

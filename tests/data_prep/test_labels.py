@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_prep.labels import label_file, label_paths, label_rows
+from data_prep.labels import label_file, label_rows
 from data_prep.labels.label_file import PatientRule, read_label_table, with_folders
 from data_prep.labels.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
@@ -502,7 +502,7 @@ def test_pieces_of_a_long_file_make_one_table(source: Path, monkeypatch: pytest.
     bad = text + "a.png,P1,x,3,0,1,1\nb.png,,x,,,,\n"
     with pytest.raises(DataError) as whole:
         read(source, bad)
-    for module in (label_file, label_paths, label_rows):
+    for module in (label_file, label_rows):
         monkeypatch.setattr(module, "CHUNK_ROWS", 7)
     assert read(source, text) == rows
     assert [row.number for row in rows] == list(range(2, 102))

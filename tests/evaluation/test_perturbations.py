@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.evaluate.perturbations import PERTURBATIONS, perturb
+from medcls.evaluate.robustness import PERTURBATIONS, perturb
 
 
 @pytest.fixture(params=[np.uint8, np.uint16])

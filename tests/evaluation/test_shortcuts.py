@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from medcls.statistics import site_prediction
-from medcls.statistics.site_prediction import _solve_ridge, compute_shortcut
+from medcls.evaluate import shortcuts
+from medcls.evaluate.shortcuts import _solve_ridge, compute_shortcut
 
 ROWS = 240
 PATIENTS = [f"p{row // 2}" for row in range(ROWS)]
@@ -38,7 +38,7 @@ def test_noise_tells_no_site(monkeypatch):
 
     40 permutations tell p below 0.1 as often as the 200 of a report: with a probability of 4 / 41, there 20 / 201.
     """
-    monkeypatch.setattr(site_prediction, "PERMUTATIONS", 40)
+    monkeypatch.setattr(shortcuts, "PERMUTATIONS", 40)
     areas, chances = [], []
     for seed in range(100):
         generator = np.random.default_rng(seed)

@@ -17,8 +17,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.explain.explain import explain, file_name
 from medcls.explain.explanation_report import describe_sanity, summarize, write_sentences
 from medcls.explain.map_checks import Subject, check_sanity, judge_sanity, read_boxes
-from medcls.explain.method import Explained
-from medcls.explain.target import Target, choose_target
+from medcls.explain.method import Explained, Target, choose_target
 from medcls.files import read_json, read_json_lines
 from medcls.models.classifier import build_classifier
 

@@ -20,7 +20,7 @@ from medcls.data.manifest import column_list, read_table
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate import baseline as baseline_file
-from medcls.evaluate.perturbations import PERTURBATIONS
+from medcls.evaluate.robustness import PERTURBATIONS
 from medcls.explain.explain import explain
 from medcls.files import read_json, sha256_file, write_json
 from medcls.predict.predict import predict
