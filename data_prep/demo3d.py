@@ -18,14 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
+from data_prep.demo.demo_set import README, Row, claim_folder, parse_command, same_readme, to_csv
 from data_prep.demo.head_series import build_slices
 from data_prep.demo.head_set import DOMAINS, Head, draw_head
 from medcls.disk import describe_unwritten
 from medcls.errors import MedclsError, UsageError
 from medcls.files import TEMPORARY, write_bytes
 
-Row = dict[str, object]
 FORMAT_VERSION = 1  # part of README.txt: a set of another version is written anew
 _OWN_SERIES = re.compile(rf"({re.escape(TEMPORARY)})?head-[st]\d{{4,}}")
 _USAGE = "python -m data_prep.demo3d out=DIR [num_source=120 num_target=150 seed=0]"

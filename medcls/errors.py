@@ -75,3 +75,12 @@ class ImageRefusedError(DataError):
     def __reduce__(self) -> tuple[type[ImageRefusedError], tuple[str, str]]:
         """Keeps both fields when the error crosses from a worker process."""
         return type(self), (self.reason, self.detail)
+
+
+def locate(error: BaseException) -> str:
+    """Return the type and place of an error: its message may carry a patient's name, so that stays out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{place}"

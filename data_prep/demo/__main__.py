@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.demo.demo_set import README, claim_folder, parse_command, same_readme, to_csv
+from data_prep.demo.demo_set import README, Row, claim_folder, parse_command, same_readme, to_csv
 from data_prep.demo.film import build_dicom, draw_exposure, patient_id
 from data_prep.demo.knees import SIDES, Knee, draw_grades, draw_knee, draw_sex
 from data_prep.demo.phantom import signal_box
@@ -28,7 +28,6 @@ from medcls.errors import MedclsError, UsageError
 from medcls.files import TEMPORARY, write_bytes
 from medcls.reproducibility import make_generator
 
-Row = dict[str, object]
 FORMAT_VERSION = 1  # part of README.txt: a set of another version is written anew
 _OWN_FILE = re.compile(rf"({re.escape(TEMPORARY)}.*)?\d{{6,}}-[LR]\.dcm")
 _USAGE = "python -m data_prep.demo out=DIR [num_images=600 seed=0]"

@@ -1,16 +1,21 @@
-"""Parts that both demo sets share: the output folder, its tables, the command line."""
+"""Parts that both demo sets share: the output folder, its tables, the heads of its files, the command line."""
 
 from __future__ import annotations
 
 import csv
 import io
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medcls.errors import UsageError, WriteError
 from medcls.files import TEMPORARY
 
 README = "README.txt"
+Row = dict[str, object]
 
 
 def claim_folder(folder: Path) -> None:
@@ -31,13 +36,28 @@ def same_readme(folder: Path, readme: str) -> bool:
     return (folder / README).is_file() and (folder / README).read_text() == readme
 
 
-def to_csv(rows: Sequence[dict[str, object]]) -> bytes:
+def to_csv(rows: Sequence[Row]) -> bytes:
     """Returns rows of the same columns as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def describe_file(sop_class: str, instance: str) -> FileMetaDataset:
+    """Return file meta information without a library version, which would change the bytes."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(instance)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(derive_uid("medcls/demo"))
+    meta.ImplementationVersionName = "MEDCLS_DEMO"
+    return meta
+
+
+def derive_uid(*parts: str) -> str:
+    """Return a UID under 2.25 (PS3.5 B.2), the same for the same parts."""
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, '/'.join(parts)).int}"
 
 
 def parse_command(arguments: Sequence[str], *, names: Sequence[str], usage: str) -> tuple[Path, dict[str, int]]:

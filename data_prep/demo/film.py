@@ -6,23 +6,22 @@ syntax are drawn on their own, so a classifier that scores has read the joint.
 
 from __future__ import annotations
 
-import uuid
 from dataclasses import dataclass
 
 import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
-    UID,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
 )
 
+from data_prep.demo.demo_set import derive_uid, describe_file
 from data_prep.demo.knees import SIDES, Knee, draw_sex
 from data_prep.demo.phantom import Floats, render
 from medcls.reproducibility import make_generator
@@ -129,7 +128,8 @@ def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Datase
     if exposure.inverted:
         pixels, center = _MAXIMUM - pixels, _MAXIMUM - center
     dataset = Dataset()
-    dataset.file_meta = _file_meta(knee)
+    instance = _uid(knee, "instance", knee.side)
+    dataset.file_meta = describe_file(DigitalXRayImageStorageForPresentation, instance)
     for describe in (_describe_patient, _describe_anatomy, _describe_detector):
         dataset.update(describe(knee))
     dataset.PatientSex, dataset.PatientAge = draw_sex(knee.seed, knee.patient), f"{age_years:03d}Y"
@@ -155,21 +155,9 @@ def _compress_jpeg2000(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
 
 
-def _file_meta(knee: Knee) -> FileMetaDataset:
-    """File meta information without a library version, which would change the bytes."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = UID(_uid(knee, "instance", knee.side))
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'medcls/demo').int}")
-    meta.ImplementationVersionName = "MEDCLS_DEMO"
-    return meta
-
-
 def _uid(knee: Knee, *parts: str) -> str:
-    """A UID under 2.25 (PS3.5 B.2), the same for the same seed and patient."""
-    name = "/".join(("medcls/demo", str(knee.seed), str(knee.patient), *parts))
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, name).int}"
+    """Return a UID that is the same for the same seed and patient."""
+    return derive_uid("medcls/demo", str(knee.seed), str(knee.patient), *parts)
 
 
 def _describe_patient(knee: Knee) -> Dataset:

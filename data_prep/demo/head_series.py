@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import uuid
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.dataset import Dataset
+from pydicom.uid import MRImageStorage
 
+from data_prep.demo.demo_set import derive_uid, describe_file
 from data_prep.demo.head_phantom import SCANNERS, Scanner, place_voxels, scan
 from data_prep.demo.head_set import Head
 
@@ -35,26 +35,15 @@ def build_slices(head: Head) -> Iterator[bytes]:
         common.SmallestImagePixelValue, common.LargestImagePixelValue = int(plane.min()), int(plane.max())
         common.PixelData = plane.astype("<u2").tobytes()
         common["PixelData"].VR = "OW"
-        common.file_meta = _file_meta(common.SOPInstanceUID)
+        common.file_meta = describe_file(MRImageStorage, common.SOPInstanceUID)
         file = io.BytesIO()
         common.save_as(file, enforce_file_format=True)
         yield file.getvalue()
 
 
-def _file_meta(instance: str) -> FileMetaDataset:
-    """File meta information without a library version, which would change the bytes."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, UID(instance)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, 'medcls/demo').int}")
-    meta.ImplementationVersionName = "MEDCLS_DEMO"
-    return meta
-
-
 def _uid(head: Head, *parts: str) -> str:
-    """A UID under 2.25 (PS3.5 B.2), the same for the same seed and patient."""
-    name = "/".join(("medcls/demo3d", str(head.seed), head.patient_id, *parts))
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_URL, name).int}"
+    """Return a UID that is the same for the same seed and patient."""
+    return derive_uid("medcls/demo3d", str(head.seed), head.patient_id, *parts)
 
 
 def _describe_patient(head: Head) -> Dataset:

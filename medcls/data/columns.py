@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medcls.disk import check_disk
+from medcls.data.manifest import refuse_parquet
 from medcls.errors import DataError, MissingInputError
 
 _BATCH = 1 << 14
@@ -168,6 +168,4 @@ def _open(path: Path, *names: str, coded: bool = False) -> Iterator[pq.ParquetFi
             yield file
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         # KeyError: a column to be coded that is not there.
-        check_disk(path, error)
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} is not a whole parquet file ({reason}): make it again") from error
+        raise refuse_parquet(path, error) from error

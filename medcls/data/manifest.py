@@ -130,13 +130,21 @@ def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
         names = table.column_names
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        check_disk(path, error)
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} is not a whole parquet file ({reason}): make it again") from error
+        raise refuse_parquet(path, error) from error
     missing = [name for name in columns if name not in names]
     if missing:
         raise DataError(f"{path}: missing columns {', '.join(missing)}; it has {', '.join(names)}")
     return table
+
+
+def refuse_parquet(path: Path, error: Exception) -> DataError:
+    """Return what is wrong with a parquet file that cannot be read.
+
+    Raises:
+        ReadError: The disk has failed, not the file.
+    """
+    check_disk(path, error)
+    return DataError(f"{path} is not a whole parquet file ({' '.join(str(error).split())[:200]}): make it again")
 
 
 def column_list(table: pa.Table, name: str) -> list[Any]:

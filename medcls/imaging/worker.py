@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from medcls.disk import READ_PAUSES, SOURCE_FILE, advise, describe_failure, find_disk_failure, is_out_of_memory
-from medcls.errors import ImageRefusedError, MedclsError, ReadError
+from medcls.errors import ImageRefusedError, MedclsError, ReadError, locate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -299,11 +299,11 @@ def _try_once(function: Callable[[Item], Result], item: Item) -> Result | Medcls
             return failure
         if is_out_of_memory(error):
             return ImageRefusedError("out_of_memory", _MEMORY)
-        return ImageRefusedError("failed", _describe(error))
+        return ImageRefusedError("failed", locate(error))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # pyo3's PanicException derives from BaseException alone; so does SystemExit
-        return ImageRefusedError("panic", _describe(error))
+        return ImageRefusedError("panic", locate(error))
 
 
 def _find_read_error(error: Exception) -> ReadError | None:
@@ -321,15 +321,6 @@ def _deliver(outcome: Result | MedclsError) -> Result | ImageRefusedError:
     if isinstance(outcome, MedclsError) and not isinstance(outcome, ImageRefusedError):
         raise outcome
     return outcome
-
-
-def _describe(error: BaseException) -> str:
-    """Type and place of an error: its message may carry a patient's name, so that stays out."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
-    return f"{type(error).__name__}{place}"
 
 
 def _refusal_of_loss(error: BaseException, limits: Limits) -> ImageRefusedError:

@@ -9,7 +9,7 @@ from typing import Any
 from medcls.identity import format_count
 from medcls.statistics.aggregation import NOISY_OR
 from medcls.statistics.definitions import DEFINITIONS, find_definition
-from medcls.statistics.number_text import Number, format_number, format_threshold, format_value
+from medcls.statistics.number_text import Number, format_number, format_p, format_threshold, format_value
 from medcls.statistics.thresholds import YOUDEN, Rule
 
 Cell = Number | str | None
@@ -264,7 +264,7 @@ def build_shortcut_table(metrics: Mapping[str, Any]) -> list[Table]:
         cells: list[Cell] = [values]
         for side in ("features", "labels"):
             # Results of 0.2.0 have no p value.
-            cells += [format_number("auc", found[side]), _p(found[side].get("p_value"))]
+            cells += [format_number("auc", found[side]), format_p(found[side].get("p_value"))]
         rows.append((name, cells))
     caption = (
         "AUC on held-out patients, one value against the rest, mean of five folds; 0.5 is chance, p is of an AUC this "
@@ -292,7 +292,12 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
         tables.append(Table("AUC by DeLong", caption, ["Question", "Difference", "p", "p (Holm)"], areas))
     if "mcnemar" in compared:
         found = compared["mcnemar"]
-        cells: list[Cell] = [str(found["only_first"]), str(found["only_second"]), _p(found["p_value"]), found["method"]]
+        cells: list[Cell] = [
+            str(found["only_first"]),
+            str(found["only_second"]),
+            format_p(found["p_value"]),
+            found["method"],
+        ]
         columns = ["Right or wrong", f"only {one} right", f"only {two} right", "p", "Test"]
         tables.append(
             Table("McNemar", "Images on which one run alone has the class right.", columns, [("images", cells)])
@@ -305,10 +310,4 @@ def _difference(name: str, entry: Mapping[str, Any]) -> list[Cell]:
     number = format_number(
         "difference", {"value": entry["difference"], **{k: entry.get(k) for k in ("low", "high", "reason", "note")}}
     )
-    return [*both, number, _p(entry["p_value"]), _p(entry["p_holm"])]
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return [*both, number, format_p(entry["p_value"]), format_p(entry["p_holm"])]

@@ -15,7 +15,7 @@ from medcls.report.drawing import draw_arms, draw_folds, draw_learning_curves
 from medcls.report.panels import Panel, PanelPlan, write_panel
 from medcls.report.templates import load_template
 from medcls.statistics.definitions import find_definition, name_metric
-from medcls.statistics.number_text import Number, format_number, format_value
+from medcls.statistics.number_text import Number, format_number, format_p, format_value
 
 Results = Mapping[str, Any]
 ALL = "all"
@@ -227,13 +227,6 @@ def _difference(pair: Mapping[str, Any]) -> Number:
 
 def _signed(value: float | None) -> str:
     return f"+{format_value(value)}" if value is not None and value > 0 else format_value(value)
-
-
-def format_p(value: float | None) -> str:
-    """Three decimals; "< 0.001" below them, "—" for None."""
-    if value is None:
-        return "—"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def build_fold_table(results: Results, size: str) -> Table:

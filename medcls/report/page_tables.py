@@ -16,7 +16,7 @@ from medcls.statistics.definitions import (
     describe_direction,
 )
 from medcls.statistics.exposure import UNSEEN
-from medcls.statistics.number_text import Number, format_number
+from medcls.statistics.number_text import Number, format_number, format_p
 from medcls.statistics.predictions import Predictions
 
 
@@ -142,14 +142,10 @@ def format_comparison(compared: Mapping[str, Any], *, patients_from: str = "") -
             continue
         low, high = entry["low"], entry["high"]
         interval = "no interval" if low is None else f"[{low:+.3f}, {high:+.3f}]"
-        p_value = "" if entry["p_holm"] is None else f"  p {_format_p(entry['p_holm'])}"
+        p_value = "" if entry["p_holm"] is None else f"  p {format_p(entry['p_holm'])}"
         note = f" ({entry['note']})" if "note" in entry else ""
         lines.append(f"  {name:28s} {entry['difference']:+.3f}  {interval}{p_value}{note}")
     return "\n".join(lines)
-
-
-def _format_p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _build_row(name: str, entry: Mapping[str, Any]) -> MetricRow:

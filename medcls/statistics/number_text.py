@@ -52,3 +52,10 @@ def format_threshold(value: float) -> str:
     distance = min(abs(value), abs(1 - value))
     decimals = 3 if distance in (0, 1) or not 0 < value < 1 else max(3, 1 + math.ceil(-math.log10(distance)))
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def format_p(value: float | None) -> str:
+    """Return a p-value with three decimals: "< 0.001" below them, "—" for None."""
+    if value is None:
+        return "—"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

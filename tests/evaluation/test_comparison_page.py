@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medcls.report.comparison_page import build_curves, format_p, write_comparison_page
+from medcls.report.comparison_page import build_curves, write_comparison_page
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import name_metric
+from medcls.statistics.number_text import format_p
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.shared_metrics import choose_metrics
 

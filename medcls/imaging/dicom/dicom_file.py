@@ -24,7 +24,7 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
 from medcls.disk import SOURCE_FILE, read_again
-from medcls.errors import ImageRefusedError, MedclsError
+from medcls.errors import ImageRefusedError, MedclsError, locate
 from medcls.imaging.dicom.fast_header import (
     ITEM,
     PIXEL_TAGS,
@@ -190,9 +190,9 @@ def refusing_parser_errors() -> Iterator[None]:
         except RecursionError as error:
             raise ImageRefusedError("nested_too_deep", "sequences nested too deep to be meant") from error
         except (struct.error, EOFError) as error:
-            raise ImageRefusedError("truncated", f"an element ends early: {_describe(error)}") from error
+            raise ImageRefusedError("truncated", f"an element ends early: {locate(error)}") from error
         except Exception as error:
-            raise ImageRefusedError("unreadable", _describe(error)) from error
+            raise ImageRefusedError("unreadable", locate(error)) from error
 
 
 @contextmanager
@@ -208,15 +208,6 @@ def _silence_parsers() -> Iterator[None]:
     finally:
         _LOGGER.disabled = was_disabled
         _SILENT.set(False)
-
-
-def _describe(error: Exception) -> str:
-    """Type and place of a parser's error, without its message."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
-    return f"{type(error).__name__}{place}"
 
 
 class BoundedReader(io.BufferedReader):
