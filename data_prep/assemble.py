@@ -29,7 +29,7 @@ _BATCH = 8192
 def assemble_store(
     plan: Plan, setting: ShardSetting, *, listing: pa.Table, max_quarantined: float, few_levels: str = "refuse"
 ) -> None:
-    """Writes manifest, ledger and dataset.json of a store whose shards are all decoded, and removes the parts.
+    """Write manifest, ledger and dataset.json of a store whose shards are all decoded, and remove the parts.
 
     Args:
         plan: All units.
@@ -111,7 +111,7 @@ def _rest(rest: pa.Table, plan: Plan, setting: ShardSetting, schema: pa.Schema) 
 
 
 def _one_array(column: Any) -> Any:
-    """A chunked column as one array."""
+    """Return a chunked column as one array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
@@ -123,7 +123,7 @@ def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
 def _describe(
     manifest: pa.Table, ledger: pa.Table, setting: ShardSetting, shards: dict[str, str], *, patients_from: str
 ) -> dict[str, Any]:
-    """The content of dataset.json."""
+    """Return the content of dataset.json."""
     folder, identity = setting.folder, setting.identity
     return {
         "schema_version": SCHEMA_VERSION,
@@ -145,7 +145,7 @@ def _describe(
 
 
 def _count_faces(manifest: pa.Table) -> dict[str, int]:
-    """A head that is not skull-stripped can be rendered as a face: whoever shares the store has to know."""
+    """Return a head that is not skull-stripped can be rendered as a face: whoever shares the store has to know."""
     if "may_show_face" not in manifest.column_names:
         return {}
     return {"may_show_face": pc.sum(manifest.column("may_show_face")).as_py() or 0}
@@ -167,7 +167,7 @@ _PATHS_AT_ONCE = 65536
 
 
 def reopen(plan: Plan, setting: ShardSetting) -> Store:
-    """Returns a complete store, if it is of these settings and files; it is immutable.
+    """Return a complete store, if it is of these settings and files; it is immutable.
 
     Raises:
         ConfigError: other settings, another key or columns that it lacks.

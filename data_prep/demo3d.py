@@ -69,7 +69,7 @@ def write_demo3d(folder: Path, *, num_source: int = 120, num_target: int = 150, 
 
 
 def _write_domain(folder: Path, heads: list[Head]) -> None:
-    """Writes the series of one domain and, last, its labels."""
+    """Write the series of one domain and, last, its labels."""
     for head in tqdm(heads, desc=f"synthetic heads, {heads[0].domain}", file=sys.stderr):
         _write_series(folder / "images" / head.patient_id, head)
     write_bytes(folder / "labels-truth.csv", to_csv([_truth(head) for head in heads]))
@@ -77,7 +77,7 @@ def _write_domain(folder: Path, heads: list[Head]) -> None:
 
 
 def _write_series(folder: Path, head: Head) -> None:
-    """Writes the slices of one head; a folder of its name is whole."""
+    """Write the slices of one head; a folder of its name is whole."""
     temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
     temporary.mkdir(parents=True)
     for number, content in enumerate(build_slices(head)):
@@ -86,7 +86,7 @@ def _write_series(folder: Path, head: Head) -> None:
 
 
 def _label(head: Head) -> Row:
-    """The row of labels.csv; the source domain keeps its diagnoses to itself."""
+    """Return the row of labels.csv; the source domain keeps its diagnoses to itself."""
     return {
         "path": f"images/{head.patient_id}", "patient_id": head.patient_id,
         "label": head.diagnosis if head.domain == "target" else "",
@@ -95,18 +95,18 @@ def _label(head: Head) -> Row:
 
 
 def _truth(head: Head) -> Row:
-    """What was drawn, for tests; training never reads it."""
+    """Return what was drawn, for tests; training never reads it."""
     signs: Row = {name: f"{getattr(head, name):.3f}" for name in ("ventricles", "hippocampus", "cortex_mm", "sulci")}
     return {"patient_id": head.patient_id, "diagnosis": head.diagnosis} | signs
 
 
 def _is_complete(folder: Path, number: int) -> bool:
-    """Whether a domain lies there whole."""
+    """Return whether a domain lies there whole."""
     return (folder / "labels.csv").is_file() and sum(1 for _ in (folder / "images").glob("head-*")) == number
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier demo set left, the labels first; refuses a folder with anything else in it."""
+    """Remove what an earlier demo set left, the labels first; refuses a folder with anything else in it."""
     claim_folder(folder)
     for domain in DOMAINS:
         for name in ("labels.csv", "labels-truth.csv"):

@@ -18,7 +18,7 @@ _BATCH = 8192
 
 
 def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
-    """Writes a CSV of mode 0600, one row an image and file; it belongs outside the store."""
+    """Write a CSV of mode 0600, one row an image and file; it belongs outside the store."""
     with atomic_file(path, private=True) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text)
@@ -34,13 +34,13 @@ def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
 
 
 def map_path(folder: Path) -> Path:
-    """Returns where the map of a store lies: beside it, and never inside."""
+    """Return where the map of a store lies: beside it, and never inside."""
     folder = folder.resolve()
     return folder.parent / f"{folder.name}.identity-map.csv"
 
 
 def write_way_back(folder: Path, plan: Plan, identity: Identity) -> None:
-    """Writes the identity map beside the store, and never inside it."""
+    """Write the identity map beside the store, and never inside it."""
     if identity.kind == "hmac":
         path = map_path(folder)
         write_identity_map(path, plan, identity)
@@ -48,7 +48,7 @@ def write_way_back(folder: Path, plan: Plan, identity: Identity) -> None:
 
 
 def name_column(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:
-    """Returns a column of ids or paths as outputs show it; pseudonyms are made piece by piece."""
+    """Return a column of ids or paths as outputs show it; pseudonyms are made piece by piece."""
     if identity.kind == "declared":
         return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]

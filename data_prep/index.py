@@ -14,7 +14,7 @@ from medcls.inputs import check_source_folder
 
 
 def main(job: IndexJob) -> None:
-    """Prints the overview of a source folder, and writes its index where `out` says."""
+    """Print the overview of a source folder, and write its index where `out` says."""
     if job.source is None:
         raise UsageError("source=DIR is missing: python -m data_prep.index source=DIR")
     source, out = Path(job.source), Path(job.out) if job.out else None

@@ -13,7 +13,7 @@ from medcls.identity import write_key
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the key and prints its fingerprint; returns the exit code."""
+    """Write the key and print its fingerprint; returns the exit code."""
     try:
         if len(arguments) != 1 or not arguments[0].startswith("out=") or arguments[0] == "out=":
             raise UsageError("expected out=FILE")

@@ -67,12 +67,12 @@ def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
 
 
 def build_entries(entries: Sequence[Entry]) -> pa.Table:
-    """Returns the entries as a table, in their order."""
+    """Return the entries as a table, in their order."""
     return pa.Table.from_pylist([asdict(entry) for entry in entries], schema=ENTRIES)
 
 
 def build_ledger(entries: pa.Table) -> pa.Table:
-    """Returns one row a path, sorted by path; a file is quarantined where any image of it is.
+    """Return one row a path, sorted by path; a file is quarantined where any image of it is.
 
     Args:
         entries: Table of ENTRIES; a file with several regions has several rows.

@@ -112,7 +112,7 @@ def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[
 
 
 def _name_row(row: Mapping[str, Any], reason: str, ledger: pa.Table) -> str:
-    """The row of the ledger that an image without a line of a labels file is found in."""
+    """Return the row of the ledger that an image without a line of a labels file is found in."""
     place = row.get("ledger", pc.index(ledger["reason"], reason).as_py())
     return f"row {place} of {LEDGER} (counted from 0)"
 

@@ -32,7 +32,7 @@ class StoredImage:
 
 
 def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
-    """Returns the manifest row of a stored image; ids as `identity` writes them, no free text, no dates.
+    """Return the manifest row of a stored image; ids as `identity` writes them, no free text, no dates.
 
     Args:
         unit: What was planned.
@@ -92,7 +92,7 @@ def describe_region(unit: Unit) -> dict[str, int | None]:
 
 
 def declared_sha256(unit: Unit, identity: Identity) -> str:
-    """Returns a (keyed) checksum of what the labels file says of an image: equal where nothing of it has changed."""
+    """Return a (keyed) checksum of what the labels file says of an image: equal where nothing of it has changed."""
     return identity.pseudonym("declared", sha256_json(unit.declared))
 
 

@@ -86,7 +86,7 @@ _RIGHT = frozenset({"images"})
 
 
 def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
-    """Yields the lines of the overview: counts, one line a series, problems by reason.
+    """Yield the lines of the overview: counts, one line a series, problems by reason.
 
     Args:
         table: From catalog.build_index.
@@ -112,7 +112,7 @@ def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
 
 
 def _group_by_series(table: pa.Table) -> dict[SeriesKey, array[int]]:
-    """The row numbers of every series with an identifier or an image."""
+    """Return the row numbers of every series with an identifier or an image."""
     rows: dict[SeriesKey, array[int]] = {}
     names = ("kind", "problem", "patient_id", "study_uid", "series_uid")
     number = 0
@@ -156,7 +156,7 @@ def _describe_counts(table: pa.Table, rows: Iterable[SeriesKey]) -> Iterator[str
 
 
 def _sizes(table: pa.Table, kind: str) -> str:
-    """The most frequent sizes of files without series."""
+    """Return the most frequent sizes of files without series."""
     chosen = table.filter(pc.equal(table.column("kind"), kind)).select(["rows", "columns", "frames"])
     sizes = Counter(zip(*chosen.to_pydict().values(), strict=True))
     known = [(size, count) for size, count in sizes.most_common() if size[0]]
@@ -169,7 +169,7 @@ def _times(numbers: Iterable[float | str]) -> str:
 
 
 def _describe_series(table: pa.Table, *, unnamed: int) -> tuple[str, ...]:
-    """One line of the table, from modality to geometry."""
+    """Return one line of the table, from modality to geometry."""
     instances = list(instances_of(table))
     images = [each for each in instances if not each.problem]
     summary = summarize_series(instances)[0]
@@ -187,7 +187,7 @@ def _describe_series(table: pa.Table, *, unnamed: int) -> tuple[str, ...]:
 
 
 def _name(text: str, name: Callable[[str], str]) -> str:
-    """A term of the standard; free text in its place may name somebody."""
+    """Return a term of the standard; free text in its place may name somebody."""
     return name(text) or ("(text)" if text else "-")
 
 
@@ -227,7 +227,7 @@ def judge_geometry(instances: Sequence[Instance], *, unnamed: int = 0) -> str:
 
 
 def _judge_images(images: Sequence[Instance]) -> str:
-    """What becomes of the files of a series one by one, as images: "ok", "burnt_in", "ok (5), cine (1)"."""
+    """Return what becomes of the files of a series one by one, as images: "ok", "burnt_in", "ok (5), cine (1)"."""
     counts = Counter(each.image_problem or "ok" for each in images)
     if len(counts) < 2:
         return next(iter(counts), "-")

@@ -110,11 +110,11 @@ class Plan:
         return -(-len(self) // self.rows_per_shard)
 
     def count(self, number: int) -> int:
-        """Returns how many units a shard has."""
+        """Return how many units a shard has."""
         return min(self.rows_per_shard, len(self) - number * self.rows_per_shard)
 
     def shard(self, number: int, *, source: Path, setting: dict[str, Any]) -> ShardPlan:
-        """Returns one shard's units, bound to their files as they are now and to the settings."""
+        """Return one shard's units, bound to their files as they are now and to the settings."""
         rows = self.table.slice(number * self.rows_per_shard, self.rows_per_shard)
         units = list(_units(rows, self.columns))
         stamps = [_stamp(source / path) for unit in units for path in unit.files]
@@ -123,13 +123,13 @@ class Plan:
 
 
 def rows_per_shard(shape: Sequence[int], dtype: str, *, most: int) -> int:
-    """Returns how many images a shard holds: at most `most`, and at most 256 MiB of pixels."""
+    """Return how many images a shard holds: at most `most`, and at most 256 MiB of pixels."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     return max(1, min(most, SHARD_BYTES // nbytes))
 
 
 def plan_images(labels: pa.Table) -> pa.Table:
-    """Returns the label table with the columns key and files: a unit for every file or region."""
+    """Return the label table with the columns key and files: a unit for every file or region."""
     path = labels.column("path")
     corners = [pc.cast(labels.column(name), pa.string()) for name in ROI]
     region = pc.binary_join_element_wise(*corners, ",")
@@ -141,7 +141,7 @@ def plan_images(labels: pa.Table) -> pa.Table:
 
 
 def _list_each(paths: Any) -> Any:
-    """Each path as a list of one."""
+    """Return each path as a list of one."""
     offsets: Any = pa.array(np.arange(len(paths) + 1, dtype=np.int64))
     return pa.LargeListArray.from_arrays(offsets, paths)
 

@@ -41,7 +41,7 @@ _LISTING = pa.schema([("path", pa.string()), ("skip", pa.string())])
 
 
 def list_source(source: Path) -> pa.Table:
-    """Returns path and skip ("" or a reason) of every file under `source`, sorted by path."""
+    """Return path and skip ("" or a reason) of every file under `source`, sorted by path."""
     return pa.Table.from_batches(_list_batches(source), schema=_LISTING)
 
 
@@ -52,13 +52,13 @@ def _list_batches(source: Path) -> Iterator[pa.RecordBatch]:
 
 
 def listed_files(listing: pa.Table) -> Iterator[tuple[str, str]]:
-    """Yields (path, skip) of a listing, one batch at a time as Python objects."""
+    """Yield (path, skip) of a listing, one batch at a time as Python objects."""
     for batch in listing.to_batches(max_chunksize=_BATCH):
         yield from zip(batch.column("path").to_pylist(), batch.column("skip").to_pylist(), strict=True)
 
 
 def build_spec(job: PrepareJob) -> Spec:
-    """Returns the preprocessing that the groups image, series and stack describe.
+    """Return the preprocessing that the groups image, series and stack describe.
 
     Raises:
         ConfigError: values out of range or that contradict one another.
@@ -80,14 +80,14 @@ def build_spec(job: PrepareJob) -> Spec:
 
 
 def _freeze(value: Any) -> Any:
-    """Lists as tuples: a specification never changes."""
+    """Return lists as tuples: a specification never changes."""
     return tuple(map(_freeze, value)) if isinstance(value, list) else value
 
 
 def build_plan(
     job: PrepareJob, *, source: Path, listing: pa.Table, identity: Identity, has_dicom: bool = False
 ) -> Plan:
-    """Returns what is to be decoded, in the order of the labels file or of the paths.
+    """Return what is to be decoded, in the order of the labels file or of the paths.
 
     Where the source has DICOM files or volumes are asked for, the headers of all files are read first: labels can
     then name series, studies and patients, and what contradicts the headers is refused before hours of decoding.
@@ -176,7 +176,7 @@ def build_plan(
 
 
 def _name_origin(job: PrepareJob, labels: pa.Table) -> str:
-    """What tells patients apart; ids that neither labels nor folders give come from the headers."""
+    """Return what tells patients apart; ids that neither labels nor folders give come from the headers."""
     if job.patients == PER_IMAGE:
         return PER_IMAGE
     if job.patient_id.pattern is not None:
@@ -199,7 +199,7 @@ def _describe_lost(labels: pa.Table, lost: pa.Table, identity: Identity) -> pa.T
 def _read_folders(
     job: PrepareJob, *, source: Path, images: pa.ChunkedArray[Any], left_out: pa.Table, rule: PatientRule
 ) -> FolderLabels:
-    """What the folders say, said in a line each."""
+    """Return what the folders say, said in a line each."""
     choice = FileChoice.of(job.labelling)
     read = read_class_folder_table(
         source,
@@ -313,7 +313,7 @@ def _read_labels(job: PrepareJob, *, source: Path, listing: pa.Table, rule: Pati
 
 
 def _images(source: Path, listing: pa.Table) -> pa.ChunkedArray[Any]:
-    """The paths of the files that are images by name or content, hidden ones and links apart."""
+    """Return the paths of the files that are images by name or content, hidden ones and links apart."""
     seen = listing.filter(pc.equal(listing.column("skip"), "")).column("path")
     worth = [pa.array([is_image(source / path.as_py()) for path in chunk], pa.bool_()) for chunk in seen.chunks]
     return seen.filter(pa.chunked_array(worth, pa.bool_()))
@@ -326,5 +326,5 @@ def _images_of(index: pa.Table, *, volumes: bool) -> pa.ChunkedArray[Any]:
 
 
 def _kinds(volumes: bool) -> list[str]:
-    """The kinds of files that may be images of the job."""
+    """Return the kinds of files that may be images of the job."""
     return ["dicom", "nifti"] if volumes else ["dicom", "raster"]

@@ -58,7 +58,7 @@ _OURS = re.compile(rf"{_NAMES}|shard-\d{{5,}}\.npy|{PARTS}(-\d+-of-\d+)?|{re.esc
 
 
 def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
-    """Runs the whole stage and returns the store; a complete store with the same pixels is reused.
+    """Run the whole stage and return the store; a complete store with the same pixels is reused.
 
     Args:
         job: What to do. With shard.count above 1 only this job's shards are decoded, and None comes back.
@@ -140,7 +140,7 @@ def _find_identity(job: PrepareJob, kind: str) -> Identity:
 
 
 def describe_store(store: Store) -> str:
-    """Returns what is in a store and what became of the files, for the terminal."""
+    """Return what is in a store and what became of the files, for the terminal."""
     states = ", ".join(f"{count} {state}" for state, count in store.info["counts"]["states"].items())
     lines = [f"store {store.folder}: {format_count(len(store), 'image')}; files: {states}"]
     faces = store.info["counts"].get("may_show_face", 0)
@@ -200,14 +200,14 @@ def _setting(job: PrepareJob, *, source: Path, folder: Path, identity: Identity)
 
 
 def _limits(job: PrepareJob) -> Limits:
-    """What the job says, else what the kind of image needs."""
+    """Return what the job says, else what the kind of image needs."""
     usual, given = VOLUME_LIMITS if job.image.kind == "volume" else Limits(), job.limits
     memory = usual.memory_bytes if given.memory_gib is None else int(given.memory_gib * (1 << 30))
     return Limits(memory, usual.seconds if given.seconds is None else given.seconds)
 
 
 def _make(job: PrepareJob, plan: Plan, setting: ShardSetting, *, listing: pa.Table, decode: bool) -> Store:
-    """A store of all shards: those that earlier runs have left whole are not decoded again."""
+    """Return a store of all shards: those that earlier runs have left whole are not decoded again."""
     _clear_rubbish(setting.folder)
     if decode:
         _decode(job, plan, setting, numbers=range(plan.shards))
@@ -218,7 +218,7 @@ def _make(job: PrepareJob, plan: Plan, setting: ShardSetting, *, listing: pa.Tab
 
 
 def _decode_share(job: PrepareJob, plan: Plan, setting: ShardSetting) -> None:
-    """Decodes every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
+    """Decode every shard.count-th shard, under a lock of its own: the same job twice would write the same files."""
     index, count = job.shard.index, job.shard.count
     _check_only_ours(setting.folder)
     with lock_folder(setting.folder / f"{PARTS}-{index}-of-{count}", say=say):
@@ -231,7 +231,7 @@ def _decode_share(job: PrepareJob, plan: Plan, setting: ShardSetting) -> None:
 
 
 def _decode(job: PrepareJob, plan: Plan, setting: ShardSetting, *, numbers: range) -> None:
-    """Decodes those of the shards that are not whole yet."""
+    """Decode those of the shards that are not whole yet."""
     refusals = Refusals.of(job.max_quarantined, len(plan), plan.early)
     missing = []
     for number in numbers:
@@ -263,7 +263,7 @@ def _shard(plan: Plan, setting: ShardSetting, number: int) -> ShardPlan:
 
 
 def _clear_rubbish(folder: Path) -> None:
-    """Removes half-written files of an interrupted run; parts and shards stay."""
+    """Remove half-written files of an interrupted run; parts and shards stay."""
     folder.mkdir(parents=True, exist_ok=True)
     _check_only_ours(folder)
     for path in folder.iterdir():

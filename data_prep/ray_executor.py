@@ -23,7 +23,7 @@ _AHEAD = 256
 def decode_on_ray(
     shards: Iterator[ShardPlan], setting: ShardSetting, *, job: PrepareJob, refusals: Refusals, total: int
 ) -> None:
-    """Decodes the shards on the cluster that RAY_ADDRESS names, or on a local one of `workers` processes.
+    """Decode the shards on the cluster that RAY_ADDRESS names, or on a local one of `workers` processes.
 
     The store and the source must lie where every node sees them. The key of the pseudonyms does not travel: each
     task reads it from deidentify.key_file, or from its node's environment.

@@ -36,7 +36,7 @@ class Previous:
     notes: dict[str, str]
 
     def read(self) -> NDArray[Any]:
-        """Returns the stored pixels, (C, *spatial)."""
+        """Return the stored pixels, (C, *spatial)."""
         pixels: NDArray[Any] = np.load(self.shard, mmap_mode="r", allow_pickle=False)[self.row]
         return pixels
 
@@ -49,7 +49,7 @@ class Lookup:
         self._order = pc.sort_indices(self._values).to_numpy()
 
     def find(self, value: str) -> int | None:
-        """Returns the row that holds `value`, None where there is none."""
+        """Return the row that holds `value`, None where there is none."""
         place = bisect_left(self._order, value, key=lambda row: self._values[row].as_py())
         if place == len(self._order) or self._values[self._order[place]].as_py() != value:
             return None
@@ -99,7 +99,7 @@ class Earlier:
         self._ledger = ledger.select(["file_sha256", "reason", "detail"])
 
     def find(self, unit: Unit, identity: Identity) -> Previous | None:
-        """Returns where the image is stored; None where it is not, or the labels file says something else of it."""
+        """Return where the image is stored; None where it is not, or the labels file says something else of it."""
         row = self._images.find(identity.name("image", unit.key))
         if row is None or self._cell("declared_sha256", row) != declared_sha256(unit, identity):
             return None
@@ -111,7 +111,7 @@ class Earlier:
         return Previous(shard, self._cell("row", row), checksums, notes)
 
     def row(self, unit: Unit, identity: Identity) -> dict[str, Any]:
-        """Returns the manifest row of an image that `find` found."""
+        """Return the manifest row of an image that `find` found."""
         place = self._images.find(identity.name("image", unit.key))
         if place is None:
             raise DataError(f"reuse={self._folder} changed while it was being read: run the same command again")

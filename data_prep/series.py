@@ -74,11 +74,11 @@ class FoundVolumes:
         return self._lost.table()
 
     def add(self, first: Instance, paths: tuple[str, ...], *, key: str = "", chosen: bool = False) -> None:
-        """Adds a volume, or files that became none."""
+        """Add a volume, or files that became none."""
         self._series.add(_describe(first, paths, key=key, chosen=chosen))
 
     def leave(self, first: Instance, leftovers: list[Leftover]) -> None:
-        """Adds the files of a series that are in no volume, with their state and reason."""
+        """Add the files of a series that are in no volume, with their state and reason."""
         for path, state, reason, detail in leftovers:
             rows = self._skipped if state == SKIPPED else self._refused
             rows.add({"path": path, "reason": reason, "detail": detail})
@@ -101,7 +101,7 @@ def _describe(first: Instance, paths: tuple[str, ...], *, key: str, chosen: bool
 
 
 def find_volumes(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> FoundVolumes:
-    """Returns what `find_series` finds, as tables.
+    """Return what `find_series` finds, as tables.
 
     Args:
         index: catalog.INDEX, one row a file.

@@ -63,7 +63,7 @@ class ShardSetting:
     refuse_unreadable: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what decides the content of a shard besides its units."""
+        """Return what decides the content of a shard besides its units."""
         return {
             "medcls": medcls.__version__,
             "preprocess": to_json(self.spec),
@@ -133,7 +133,7 @@ class Refusals:
 
     @classmethod
     def of(cls, max_quarantined: float, total: int, early: Sequence[str] = ()) -> Refusals:
-        """Returns the counter for a share of the images; one bad file is allowed unless the share is 0.
+        """Return the counter for a share of the images; one bad file is allowed unless the share is 0.
 
         Args:
             max_quarantined: The share.
@@ -149,7 +149,7 @@ class Refusals:
         return refusals
 
     def add(self, messages: Sequence[str]) -> None:
-        """Counts these.
+        """Count these.
 
         Raises:
             DataError: more than allowed; the first of them are named.
@@ -164,7 +164,7 @@ class Refusals:
 
 
 def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals: Refusals, total: int) -> None:
-    """Decodes shards one after another, all by one pool of workers, and writes each one's part when it is whole.
+    """Decode shards one after another, all by one pool of workers, and write each one's part when it is whole.
 
     Args:
         plans: The shards to decode.
@@ -213,7 +213,7 @@ def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals
 
 
 def build_tasks(plan: ShardPlan, shard: ShardFile, setting: ShardSetting) -> Iterator[StoreTask]:
-    """Yields a task for each unit of a shard."""
+    """Yield a task for each unit of a shard."""
     earlier = setting.earlier
     for index, unit in enumerate(plan.units):
         files = tuple(setting.source / path for path in unit.files)
@@ -268,7 +268,7 @@ class _Part:
         return build_row(unit, stored, place=place, identity=self.setting.identity)
 
     def write(self) -> None:
-        """Writes the part; its JSON file is last."""
+        """Write the part; its JSON file is last."""
         names = part_names(self.plan.number)
         folder = self.setting.folder
         volumes = self.setting.spec.spatial_dims == 3
@@ -288,13 +288,13 @@ class _Part:
 
 
 def part_names(number: int) -> dict[str, str]:
-    """Returns the names of a shard's part inside the store, by what they hold."""
+    """Return the names of a shard's part inside the store, by what they hold."""
     stem = f"{PARTS}/{number:05d}"
     return {"json": f"{stem}.json", "manifest": f"{stem}.manifest.parquet", "ledger": f"{stem}.ledger.parquet"}
 
 
 def read_part(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
-    """Returns the JSON of a whole part of this very plan; None where it must be decoded (again).
+    """Return the JSON of a whole part of this very plan; None where it must be decoded (again).
 
     Raises:
         ReadError: the disk fails: a part that cannot be read is not decoded again over it.

@@ -12,7 +12,7 @@ from medcls.inputs import check_store_folder
 
 
 def main(job: ShowJob) -> None:
-    """Writes the sheet of all labelled images of a store."""
+    """Write the sheet of all labelled images of a store."""
     if job.store is None:
         raise UsageError("store=DIR is missing: python -m data_prep.show store=DIR")
     check_store_folder(Path(job.store))

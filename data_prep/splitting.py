@@ -160,7 +160,7 @@ def split_store(
 
 
 def _can_merge(links: Sequence[DuplicatePair], splits: Splits, labels: pa.Table, *, cut: Sequence[str]) -> bool:
-    """Whether merging the patients of same images can mend a leak: one was dealt, and not given by the user."""
+    """Return whether merging the patients of same images can mend a leak: one was dealt, and not given by the user."""
     given = labels.column("split")
     dealt = {None, TRAIN} if cut else {None}
     crossing = [p for p in links if splits[p.first] != splits[p.second] and OUT not in splits[[p.first, p.second]]]

@@ -38,33 +38,33 @@ class DisagreementError(MedclsError):
 
 
 def count_ranks() -> int:
-    """Returns the number of processes, 1 without torchrun."""
+    """Return the number of processes, 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def count_local_ranks() -> int:
-    """Returns how many of them run on this machine."""
+    """Return how many of them run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if count_ranks() > 1 else 1
 
 
 def get_rank() -> int:
-    """Returns this process's number, 0 … count_ranks() - 1."""
+    """Return this process's number, 0 … count_ranks() - 1."""
     return int(os.environ.get("RANK", "0")) if count_ranks() > 1 else 0
 
 
 def get_part() -> tuple[int, int]:
-    """Returns (rank, ranks): which part of every batch is this process's."""
+    """Return (rank, rank): which part of every batch is this process's."""
     return get_rank(), count_ranks()
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes files and says what happens."""
+    """Return whether this process is the one that writes files and say what happens."""
     return get_rank() == 0
 
 
 @contextlib.contextmanager
 def join_ranks() -> Iterator[None]:
-    """Joins the processes while the block runs: gloo for tensors on the CPU, NCCL for those on GPUs, each its own."""
+    """Join the processes while the block runs: gloo for tensors on the CPU, NCCL for those on GPUs, each its own."""
     if count_ranks() == 1:
         yield
         return
@@ -98,12 +98,12 @@ def first_goes_ahead() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Returns when every process has come here."""
+    """Return when every process has come here."""
     any_rank(False)
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """Returns for each flag whether it is set in any process."""
+    """Return for each flag whether it is set in any process."""
     if count_ranks() == 1:
         return flags
     import torch
@@ -113,7 +113,7 @@ def any_rank(*flags: bool) -> tuple[bool, ...]:
 
 
 def add_up(*values: float) -> tuple[float, ...]:
-    """Returns the sums of the values over the processes; in one process the values themselves, to the bit."""
+    """Return the sums of the values over the processes; in one process the values themselves, to the bit."""
     if count_ranks() == 1:
         return values
     import torch
@@ -122,7 +122,7 @@ def add_up(*values: float) -> tuple[float, ...]:
 
 
 def sum_tensors(tensors: Sequence[Tensor], *, share: float) -> None:
-    """Replaces each tensor by the sum over processes of share times it: by a mean where the shares make one.
+    """Replace each tensor by the sum over processes of share times it: by a mean where the shares make one.
 
     Args:
         tensors: The same shapes in the same order in each process, in float32 or another float; changed in place.
@@ -141,12 +141,12 @@ def sum_tensors(tensors: Sequence[Tensor], *, share: float) -> None:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], *, share: float) -> None:
-    """Replaces the gradients by the sum over processes of share times them; parameters without one are left out."""
+    """Replace the gradients by the sum over processes of share times them; parameters without one are left out."""
     sum_tensors([parameter.grad for parameter in parameters if parameter.grad is not None], share=share)
 
 
 def gather_rows(rows: Tensor, positions: Tensor, *, total: int) -> Tensor:
-    """Returns all rows (total, …) from those (N, …) of each process, by their positions.
+    """Return all rows (total, …) from those (N, …) of each process, by their positions.
 
     Raises:
         DisagreementError: a position has no row, or several.
@@ -167,7 +167,7 @@ def gather_rows(rows: Tensor, positions: Tensor, *, total: int) -> Tensor:
 
 
 def check_same(content: str, *, what: str) -> None:
-    """Raises DisagreementError where `content` differs between the processes."""
+    """Raise DisagreementError where `content` differs between the processes."""
     if count_ranks() == 1:
         return
     import torch

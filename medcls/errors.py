@@ -73,7 +73,7 @@ class ImageRefusedError(DataError):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[ImageRefusedError], tuple[str, str]]:
-        """Keeps both fields when the error crosses from a worker process."""
+        """Keep both fields when the error crosses from a worker process."""
         return type(self), (self.reason, self.detail)
 
 

@@ -15,7 +15,7 @@ from medcls.inputs import IMAGENET, find_weights_dir, flat_name
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the path of the weights and their sha256; returns the exit code (66: not here and not to be had)."""
+    """Print the path of the weights and their sha256; returns the exit code (66: not here and not to be had)."""
     try:
         pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         if len(pairs) != len(arguments) or not {"model"} <= set(pairs) <= {"model", "weights_dir"}:

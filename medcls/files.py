@@ -58,7 +58,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, private: bool = False, apart: bool = False) -> Iterator[BinaryIO]:
-    """Yields a binary file that becomes `path` when the block ends without an error.
+    """Yield a binary file that becomes `path` when the block ends without an error.
 
     Args:
         path: Of the file; its folder is made.
@@ -101,7 +101,7 @@ VANISHED_PAUSE_SECONDS = 0.02
 
 
 def _open_temporary(folder: Path, name: str, *, apart: bool) -> tuple[int, str]:
-    """A new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone.
+    """Return a new file, locked as long as it is written: `delete_partial` knows by that whether its process is gone.
 
     Other commands may delete the folder or the file before it is locked, but not so often.
     """
@@ -184,7 +184,7 @@ def delete_partial(folder: Path) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether another process, or another part of this one, holds a lock on the file."""
+    """Return whether another process, or another part of this one, holds a lock on the file."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # a link, a pipe or a file of somebody else: nobody who locks would have made it
@@ -221,7 +221,7 @@ def _umask() -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
+    """Make a rename inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -230,7 +230,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False, apart: bool = False) -> None:
-    """Writes `content` to `path` as `atomic_file` does."""
+    """Write `content` to `path` as `atomic_file` does."""
     with atomic_file(path, private=private, apart=apart) as file:
         file.write(content)
 
@@ -356,7 +356,7 @@ def _check_regular(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a JSON-lines file; [] where there is none.
+    """Return the objects of a JSON-lines file; [] where there is none.
 
     A last line that is broken off was never written: `append_json_line` syncs whole lines and removes it.
 
@@ -379,7 +379,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _is_whole_object(text: str) -> bool:
-    """Whether a last line without its end holds a whole object: what a kill broke off does not."""
+    """Return whether a last line without its end holds a whole object: what a kill broke off does not."""
     try:
         json.JSONDecoder().raw_decode(text)
     except ValueError:
@@ -388,7 +388,7 @@ def _is_whole_object(text: str) -> bool:
 
 
 def append_json_line(path: Path, content: dict[str, Any]) -> None:
-    """Appends one JSON line and syncs it to disk; a link is not followed: it would write into another file.
+    """Append one JSON line and syncs it to disk; a link is not followed: it would write into another file.
 
     A last line that a kill or a full disk broke off was never written: it is removed first.
 
@@ -431,7 +431,7 @@ def _cut_broken_line(descriptor: int) -> int:
 
 
 def sha256_file(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file's bytes.
+    """Return the hexadecimal SHA-256 of a file's bytes.
 
     Raises:
         MissingInputError: no such file, or a pipe or device, which would never end.
@@ -446,6 +446,6 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(content: Any) -> str:
-    """Returns the hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
+    """Return the hexadecimal SHA-256 of a value's canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

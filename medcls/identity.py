@@ -28,7 +28,7 @@ _FORMULA_STARTS = tuple("=+-@\t\r\n'＝＋－＠")
 
 
 def guard_cell(text: str) -> str:
-    """Returns a cell of a CSV file that no spreadsheet runs: one that begins like a formula gets a ' before it.
+    """Return a cell of a CSV file that no spreadsheet runs: one that begins like a formula gets a ' before it.
 
     So does one that begins with a ', so that taking one off at the front always gives the text back.
 
@@ -55,16 +55,16 @@ class Identity:
         return self.pseudonym("fingerprint", "medcls")[:16] if self.kind == "hmac" else None
 
     def pseudonym(self, domain: str, value: str) -> str:
-        """Returns the keyed pseudonym of `value`; equal values in two domains ("patient", "study") differ."""
+        """Return the keyed pseudonym of `value`; equal values in two domains ("patient", "study") differ."""
         message = f"{domain}\x1f{value}".encode()
         return hmac.new(self.key, message, hashlib.sha256).hexdigest()[:32]
 
     def name(self, domain: str, value: str) -> str:
-        """Returns the id that outputs carry for `value`; "" stays "" (unknown)."""
+        """Return the id that outputs carry for `value`; "" stays "" (unknown)."""
         return value if self.kind == "declared" or not value else self.pseudonym(domain, value)
 
     def age_years(self, age_years: float | None) -> float | None:
-        """Returns the age; under pseudonyms ages over 89 are merged into 90 (45 CFR 164.514(b)(2)(i)(C))."""
+        """Return the age; under pseudonyms ages over 89 are merged into 90 (45 CFR 164.514(b)(2)(i)(C))."""
         if age_years is None or self.kind == "declared":
             return age_years
         return min(age_years, AGE_CAP_YEARS)
@@ -114,7 +114,7 @@ def describe_patients(patients_from: str) -> str:
 
 
 def read_identity(kind: str, *, key_file: str | None) -> Identity:
-    """Returns the identity rule of a configuration; the key comes from key_file or the environment.
+    """Return the identity rule of a configuration; the key comes from key_file or the environment.
 
     Raises:
         ConfigError: hmac without a key, or a key that is too short.
@@ -163,7 +163,7 @@ def _read_key(path: Path) -> str:
 
 
 def _compute_check(digits: str) -> str:
-    """A flipped bit would give every patient another pseudonym: nobody would be recognised again."""
+    """Return a flipped bit would give every patient another pseudonym: nobody would be recognised again."""
     return _CHECK + hashlib.sha256(f"medcls key {digits.lower()}".encode()).hexdigest()[:16]
 
 
@@ -189,7 +189,7 @@ def _parse_key(text: str) -> bytes:
 
 
 def write_key(path: Path) -> Identity:
-    """Writes a new random key that only its owner can read (mode 0600), and returns its identity rule.
+    """Write a new random key that only its owner can read (mode 0600), and return its identity rule.
 
     Raises:
         ConfigError: the file is there already; a lost key loses the way back to the patients.

@@ -40,7 +40,7 @@ processes are never restarted here: the same command again goes on. Exit codes a
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Starts the processes, waits for them, and returns the exit code that says what to do.
+    """Start the processes, wait for them, and return the exit code that says what to do.
 
     Args:
         arguments: torchrun's options, then train or pretrain (train may be left out), then key=value.
@@ -114,7 +114,7 @@ def check_command(arguments: Sequence[str]) -> None:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Returns torchrun's options, with the module of the command that they start.
+    """Return torchrun's options, with the module of the command that they start.
 
     Raises:
         UsageError: no training is named, or an option that torchrun does not have.
@@ -141,7 +141,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def choose_code(codes: Sequence[int]) -> int:
-    """Returns the exit code of a training whose processes ended with `codes`, of which negative ones are signals.
+    """Return the exit code of a training whose processes ended with `codes`, of which negative ones are signals.
 
     What a user can mend comes before what follows from it in the other processes; then a signal, as 128 + n, which
     most often is the kernel's for memory; then 75. The agent itself ends processes with SIGTERM, which says nothing.

@@ -199,7 +199,7 @@ def _notice_no_locks(descriptor: int, target: Path, error: OSError, say: Callabl
 
 
 def _is_same(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name."""
+    """Return whether an open file is still the one of this name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False

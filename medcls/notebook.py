@@ -219,7 +219,7 @@ class LoadedModel:
 
 
 def _find_run(path: Path) -> Path:
-    """The run's folder, of which the model file may be named instead."""
+    """Return the run's folder, of which the model file may be named instead."""
     if path.is_file() and path.name != MODEL:
         raise ConfigError(f"run={path}: expected a run folder, or {MODEL} in one")
     return path.parent if path.is_file() else path

@@ -162,7 +162,7 @@ def _read_union(hint: Any, value: Any, place: str) -> Any:
 
 
 def _choose(kinds: list[Any], content: dict[str, Any], place: str) -> Any:
-    """The dataclass whose Literal field has the value that is found."""
+    """Return the dataclass whose Literal field has the value that is found."""
     tag = next(name for name, hint in _hints(kinds[0]).items() if get_origin(hint) is Literal)
     for kind in kinds:
         if (_fill_absent(kind) | content).get(tag) in get_args(_hints(kind)[tag]):
@@ -178,7 +178,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fill_absent(kind: Any) -> dict[str, Any]:
-    """The fields that a record may lack, with what is meant then."""
+    """Return the fields that a record may lack, with what is meant then."""
     newer = {f: f.metadata[_METADATA].before for f in fields(kind) if _METADATA in f.metadata}
     return {f.name: _default(f) if before is MISSING else before for f, before in newer.items()}
 
@@ -194,7 +194,7 @@ def _expect(fits: bool, hint: Any, value: Any, place: str) -> Any:
 
 
 def _describe(value: Any) -> str:
-    """What was found; of texts only the length, as they may be anybody's."""
+    """Return what was found; of texts only the length, as they may be anybody's."""
     if isinstance(value, bool | None):
         return "null" if value is None else str(value).lower()
     if isinstance(value, int | float):

@@ -27,18 +27,18 @@ _RECORDED_PACKAGES = (
 
 
 def draw_seed(*parts: object) -> int:
-    """Returns a 64-bit integer that is a pure function of `parts`, the same on every machine."""
+    """Return a 64-bit integer that is a pure function of `parts`, the same on every machine."""
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def make_generator(*parts: object) -> np.random.Generator:
-    """Returns a numpy generator whose stream is a pure function of `parts` (Philox, counter-based)."""
+    """Return a numpy generator whose stream is a pure function of `parts` (Philox, counter-based)."""
     return np.random.Generator(np.random.Philox(draw_seed(*parts)))
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds Python's, numpy's and torch's global generators and asks torch for deterministic kernels.
+    """Seed Python's, numpy's and torch's global generators and ask torch for deterministic kernels.
 
     Operations that CUDA has no deterministic kernel for warn instead of failing (VGG ends in one).
     """
@@ -56,7 +56,7 @@ def seed_everything(seed: int) -> None:
 
 
 def describe_environment(*, device: str, precision: str) -> dict[str, Any]:
-    """Returns versions, processor, threads and git commit: what has to be equal for the same bits again."""
+    """Return versions, processor, threads and git commit: what has to be equal for the same bits again."""
     import torch
 
     return describe_software() | {
@@ -95,7 +95,7 @@ def _processor() -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of a checkout, with "+changes" where the working tree differs; None in a wheel."""
+    """Return the commit of a checkout, with "+changes" where the working tree differs; None in a wheel."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None

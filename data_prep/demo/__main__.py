@@ -68,7 +68,7 @@ def write_demo(folder: Path, *, num_images: int = 600, seed: int = 0) -> Path:
 
 
 def _write_film(folder: Path, index: int, seed: int) -> tuple[Row, Row]:
-    """Writes one film; its rows of labels.csv and of labels-truth.csv."""
+    """Write one film; its rows of labels.csv and of labels-truth.csv."""
     patient, side = index // 2, SIDES[index % 2]
     knee, age_years = draw_knee(seed, patient=patient, side=side), _age_years(seed, patient)
     film = io.BytesIO()
@@ -86,7 +86,7 @@ def _age_years(seed: int, patient: int) -> int:
 
 
 def _truth(knee: Knee) -> Row:
-    """What was drawn, for tests of explanations; training never reads it."""
+    """Return what was drawn, for tests of explanations; training never reads it."""
     box_y, box_x, box_h, box_w = signal_box(knee)
     medial, lateral = knee.joint_space_mm
     return {
@@ -97,14 +97,14 @@ def _truth(knee: Knee) -> Row:
 
 
 def _is_complete(folder: Path, readme: str, num_images: int) -> bool:
-    """Whether the same demo set lies there whole."""
+    """Return whether the same demo set lies there whole."""
     if not (folder / "labels.csv").is_file() or not same_readme(folder, readme):
         return False
     return sum(1 for _ in (folder / "images").glob("*.dcm")) == num_images
 
 
 def _clear(folder: Path) -> None:
-    """Removes what an earlier demo set left, labels.csv first; refuses a folder with anything else in it."""
+    """Remove what an earlier demo set left, labels.csv first; refuses a folder with anything else in it."""
     claim_folder(folder)
     for name in ("labels.csv", "labels-truth.csv"):
         (folder / name).unlink(missing_ok=True)

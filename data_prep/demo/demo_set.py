@@ -19,7 +19,7 @@ Row = dict[str, object]
 
 
 def claim_folder(folder: Path) -> None:
-    """Makes the folder; one that holds an earlier demo set may be written over.
+    """Make the folder; one that holds an earlier demo set may be written over.
 
     Raises:
         WriteError: it holds anything else.
@@ -32,12 +32,12 @@ def claim_folder(folder: Path) -> None:
 
 
 def same_readme(folder: Path, readme: str) -> bool:
-    """Returns whether the set there was made from the same settings."""
+    """Return whether the set there was made from the same settings."""
     return (folder / README).is_file() and (folder / README).read_text() == readme
 
 
 def to_csv(rows: Sequence[Row]) -> bytes:
-    """Returns rows of the same columns as CSV."""
+    """Return rows of the same columns as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -61,7 +61,7 @@ def derive_uid(*parts: str) -> str:
 
 
 def parse_command(arguments: Sequence[str], *, names: Sequence[str], usage: str) -> tuple[Path, dict[str, int]]:
-    """Returns the folder and the whole numbers of a command line.
+    """Return the folder and the whole numbers of a command line.
 
     Args:
         arguments: out=DIR and NAME=NUMBER.

@@ -52,7 +52,7 @@ class FilmExposure:
 
 
 def draw_exposure(knee: Knee) -> FilmExposure:
-    """The exposure of one film: a pure function of its seed, patient and side, blind to the grade."""
+    """Return the exposure of one film: a pure function of its seed, patient and side, blind to the grade."""
     rng = make_generator("demo film", knee.seed, knee.patient, knee.side)
     edges = rng.integers(2, 14, 4) * (rng.random(4) < 0.2)
     mean, deviation = rng.uniform(1500, 2300), rng.uniform(420, 650)
@@ -74,7 +74,7 @@ def draw_exposure(knee: Knee) -> FilmExposure:
 
 
 def expose(knee: Knee, exposure: FilmExposure) -> NDArray[np.uint16]:
-    """The film as displayed: (H, W) uint16, 0 to 4095, bone bright; mean and contrast are those drawn.
+    """Return the film as displayed: (H, W) uint16, 0 to 4095, bone bright; mean and contrast are those drawn.
 
     Source: own choice; quantum noise of the log signal grows as exp(attenuation / 2) / sqrt(dose).
     """
@@ -120,7 +120,7 @@ def _put_marker(film: Floats, side: str, rng: np.random.Generator) -> None:
 
 
 def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Dataset:
-    """One film as a DICOM data set, encoded in the transfer syntax of the exposure.
+    """Return one film as a DICOM data set, encoded in the transfer syntax of the exposure.
 
     Source: DICOM PS3.3 A.26 (digital X-ray image), C.8.11 (DX modules).
     """
@@ -148,7 +148,7 @@ def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Datase
 
 
 def _compress_jpeg2000(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
-    """Encodes with the library that decodes: pydicom's own encoder would need another one."""
+    """Encode with the library that decodes: pydicom's own encoder would need another one."""
     stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, bitspersample=_BITS)
     dataset.PixelData = encapsulate([bytes(stream)])
     dataset["PixelData"].VR = "OB"
@@ -178,7 +178,7 @@ def _describe_patient(knee: Knee) -> Dataset:
 
 
 def _describe_anatomy(knee: Knee) -> Dataset:
-    """What the film shows, and from where."""
+    """Return what the film shows, and from where."""
     part = Dataset()
     part.BodyPartExamined, part.ImageLaterality = "KNEE", knee.side
     part.AnatomicRegionSequence = [_code("72696002", "Knee")]
@@ -191,7 +191,7 @@ def _describe_anatomy(knee: Knee) -> Dataset:
 
 
 def _code(value: str, meaning: str) -> Dataset:
-    """One SNOMED CT code item."""
+    """Return one SNOMED CT code item."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
     return item
@@ -216,5 +216,5 @@ def _describe_detector(knee: Knee) -> Dataset:
 
 
 def patient_id(patient: int) -> str:
-    """The identifier of a patient of the demo set."""
+    """Return the identifier of a patient of the demo set."""
     return f"demo-{patient:04d}"

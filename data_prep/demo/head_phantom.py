@@ -68,7 +68,7 @@ def place_voxels(scanner: Scanner) -> NDArray[np.float64]:
 
 
 def scan(head: Head) -> NDArray[np.uint16]:
-    """The volume (slices, rows, columns) that the head's own scanner stores, 12 bits.
+    """Return the volume (slices, rows, columns) that the head's own scanner stores, 12 bits.
 
     Source: own choice; noise is Rician (Gudbjartsson and Patz 1995), the bias field the exponential of a smooth field.
     """
@@ -108,7 +108,7 @@ class _Drawing:
         self.signal = np.zeros_like(x)
 
     def part(self, voxels: tuple[NDArray[np.intp], ...]) -> _Drawing:
-        """A canvas of these voxels alone."""
+        """Return a canvas of these voxels alone."""
         x, y, z = (grid[voxels] for grid in (self.x, self.y, self.z))
         part = _Drawing(x, y, z, tissues=self.tissues, edge_mm=self.edge_mm)
         part.signal = self.signal[voxels]
@@ -184,7 +184,7 @@ def _draw_inside(drawing: _Drawing, head: Head) -> None:
 
 
 def _coordinates(head: Head, scanner: Scanner) -> tuple[Floats, Floats, Floats]:
-    """Where each voxel lies in the anatomy, x, y and z in mm: pose, size and a smooth warp taken back."""
+    """Return where each voxel lies in the anatomy, x, y and z in mm: pose, size and a smooth warp taken back."""
     turns = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(head.turn_deg)):
         one, two = (axis + 1) % 3, (axis + 2) % 3
@@ -206,7 +206,7 @@ def _coordinates(head: Head, scanner: Scanner) -> tuple[Floats, Floats, Floats]:
 
 
 def _smooth_field(rng: np.random.Generator, scanner: Scanner, *, nodes: int) -> Floats:
-    """A smooth field over the patient, whatever the scanner's grid, of unit deviation at its nodes.
+    """Return a smooth field over the patient, whatever the scanner's grid, of unit deviation at its nodes.
 
     Cosine interpolation of independent draws at nodes over x, y, z of +-_REACH_MM.
     """

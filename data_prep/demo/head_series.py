@@ -18,7 +18,7 @@ _DATE, _TIME = "20000101", "120000"
 
 
 def build_slices(head: Head) -> Iterator[bytes]:
-    """Yields the files of a head's series, in order.
+    """Yield the files of a head's series, in order.
 
     Source: DICOM PS3.3 A.4 (MR image), C.8.3 (MR modules), C.7.6.2 (image plane).
     """
@@ -64,7 +64,7 @@ def _describe_patient(head: Head) -> Dataset:
 
 
 def _describe_scan(scanner: Scanner) -> Dataset:
-    """How the slices were taken, and where they lie."""
+    """Return how the slices were taken, and where they lie."""
     part = Dataset()
     part.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
     part.DerivationDescription = "Synthetic: drawn, not acquired"
@@ -94,5 +94,5 @@ def _describe_pixels(scanner: Scanner, volume: NDArray[np.uint16]) -> Dataset:
 
 
 def _decimal(value: float) -> str:
-    """A decimal string (PS3.5 6.2, DS) of at most 16 characters."""
+    """Return a decimal string (PS3.5 6.2, DS) of at most 16 characters."""
     return f"{value:.10g}"

@@ -61,7 +61,7 @@ class Head:
 
 
 def draw_head(seed: int, *, domain: str, number: int) -> Head:
-    """One head with all that its volume will show: the patient's anatomy, and the changes of the diagnosis.
+    """Return one head with all that its volume will show: the patient's anatomy, and the changes of the diagnosis.
 
     The diagnosis acts through a severity with noise, age adds to it, and each sign has noise of its own, so that
     diagnoses overlap. Nothing else (site, sex, size, pose) looks at the diagnosis.
@@ -91,7 +91,7 @@ def draw_head(seed: int, *, domain: str, number: int) -> Head:
 
 
 def draw_diagnosis(seed: int, *, domain: str, number: int) -> str:
-    """The diagnosis of a patient: every three in a row have one of each, in an order of their own."""
+    """Return the diagnosis of a patient: every three in a row have one of each, in an order of their own."""
     block, place = divmod(number, len(DIAGNOSES))
     order = make_generator("demo diagnoses", seed, domain, block).permutation(len(DIAGNOSES))
     return DIAGNOSES[int(order[place])]

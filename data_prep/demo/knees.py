@@ -64,7 +64,7 @@ def draw_grades(seed: int, patient: int) -> tuple[int, int]:
 
 
 def draw_knee(seed: int, *, patient: int, side: str) -> Knee:
-    """One knee with all that its film will show: the patient's anatomy, and the changes of its grade.
+    """Return one knee with all that its film will show: the patient's anatomy, and the changes of its grade.
 
     The grade acts through a severity with noise, and each sign has noise of its own, so neighbouring grades
     overlap. Nothing else (size, position, detector) looks at the grade.

@@ -35,7 +35,7 @@ _PATELLA = ((-21, -44), (-15, -58), (1, -62), (17, -58), (22, -44), (17, -31), (
 
 
 def signal_box(knee: Knee) -> tuple[int, int, int, int]:
-    """The (y, x, height, width) box in pixels that holds the joint space and the marginal osteophytes.
+    """Return the (y, x, height, width) box in pixels that holds the joint space and the marginal osteophytes.
 
     The signs of the grade lie in it, so explanations can be tested on it; only the femur's tilt reaches out.
     """
@@ -121,14 +121,14 @@ def _shapes(knee: Knee, own: np.random.Generator) -> list[NDArray[np.float64]]:
 
 
 def _grow_spurs(points: NDArray[np.float64], spurs: tuple[float, ...], *, margin_y: float, lip: float) -> None:
-    """Pulls the medial and the lateral margin outwards and (lip) up or down, in place."""
+    """Pull the medial and the lateral margin outwards and (lip) up or down, in place."""
     for sign, spur in zip((-1, 1), spurs, strict=True):
         distance = np.linalg.norm(points - np.array((sign * 41.0, margin_y)), axis=1)
         points[np.argmin(distance)] += spur * np.array((sign, lip))
 
 
 def _smooth(points: NDArray[np.float64], steps: int = 8) -> NDArray[np.float64]:
-    """A closed Catmull-Rom curve through the points."""
+    """Return a closed Catmull-Rom curve through the points."""
     before, after, second = (np.roll(points, shift, axis=0) for shift in (1, -1, -2))
     t = np.linspace(0.0, 1.0, steps, endpoint=False)[:, None, None]
     curve = points + 0.5 * t * (
@@ -164,7 +164,7 @@ def _trabeculae(knee: Knee) -> Floats:
 def _add_bone(
     film: Floats, knee: Knee, outline: NDArray[np.float64], *, texture: Floats, core: float, y: Floats
 ) -> None:
-    """Adds one bone in place: core, cortex (thick along the shaft, thin at the joint) and trabeculae."""
+    """Add one bone in place: core, cortex (thick along the shaft, thin at the joint) and trabeculae."""
     points = _to_pixels(knee, outline)
     low = np.clip(np.floor(points.min(axis=0)) - 2, 0, None).astype(int)
     high = np.clip(np.ceil(points.max(axis=0)) + 3, 0, knee.shape[::-1]).astype(int)
@@ -185,7 +185,7 @@ def _add_bone(
 
 
 def _sclerosis(knee: Knee, x: Floats, y: Floats, bones: tuple[NDArray[np.float64], ...]) -> Floats:
-    """The bright subchondral plate of any knee, and its thickening with the grade."""
+    """Return the bright subchondral plate of any knee, and its thickening with the grade."""
     medial = 1 / (1 + np.exp(np.clip(x / 4, -30, 30)))
     inner = np.exp(-(((x / 38) ** 2) ** 4))
     extra = knee.sclerosis[0] * medial + knee.sclerosis[1] * (1 - medial)

@@ -97,7 +97,7 @@ def read_class_folder_table(
 
 
 def _extract(folders: Any, layout: str) -> dict[str, Any]:
-    """What each image's folder says of the levels, null where the layout does not fit it."""
+    """Return what each image's folder says of the levels, null where the layout does not fit it."""
     coded: Any = pc.dictionary_encode(_flat(folders))
     found = pc.extract_regex(coded.dictionary, compile_layout(layout))
     return {name: pc.struct_field(found, name).take(coded.indices) for name in LEVELS if find_level(layout, name) >= 0}
@@ -204,7 +204,7 @@ def _read_splits(source: Path, read: FolderLabels, *, guessed: bool) -> FolderLa
 
 
 def _find_classes(table: pa.Table, split: str) -> set[str]:
-    """The classes of a split; upper and lower case and spaces make no other class."""
+    """Return the classes of a split; upper and lower case and spaces make no other class."""
     names = pc.unique(table.filter(pc.equal(table["split"], split))["class"].drop_null()).to_pylist()
     return {str(name).strip().casefold() for name in names}
 
@@ -336,7 +336,7 @@ def _build(table: pa.Table, rule: PatientRule, columns: Sequence[str]) -> pa.Tab
 
 
 def _find_patients(paths: Any, rule: PatientRule) -> Any:
-    """The patient of each path, null where only its header can say."""
+    """Return the patient of each path, null where only its header can say."""
     if rule.pattern is None:
         return paths if rule.derives else pa.nulls(len(paths), pa.string())
     starts = range(0, len(paths), CHUNK_ROWS)

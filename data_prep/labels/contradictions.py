@@ -22,7 +22,7 @@ _AGE_TOLERANCE_YEARS = 1.0
 def find_contradictions(
     joined: pa.Table, *, compare: Collection[str], show: Callable[[str], str], bad: BadRows
 ) -> None:
-    """Adds every contradiction to `bad`, by line and path, never by the value that identifies.
+    """Add every contradiction to `bad`, by line and path, never by the value that identifies.
 
     A renaming (one patient_id for each PatientID) is none: research ids rename. One patient_id over two PatientIDs
     merges patients, two over one split them, and either may put one patient on both sides of a split.
@@ -63,7 +63,7 @@ def find_contradictions(
 
 
 def find_split(rows: pa.Table, one: str, several: str) -> list[tuple[int, int]]:
-    """Returns, for each value of column `one` that meets two of `several`, the first two rows that differ.
+    """Return, for each value of column `one` that meets two of `several`, the first two rows that differ.
 
     Rows are numbered by the column at, in ascending order within a value of `one`.
     """
@@ -92,7 +92,7 @@ def _other_side(joined: Any, header: Any) -> Any:
 
 
 def _differ(declared: Any, header: Any, codes: tuple[str, ...]) -> Any:
-    """Where both say one of the codes, and not the same; blanks, B (both) and free text say nothing."""
+    """Return where both say one of the codes, and not the same; blanks, B (both) and free text say nothing."""
     said = pc.is_in(header, value_set=pa.array(codes))
     return pc.fill_null(pc.and_(said, pc.not_equal(declared, header)), False)
 
@@ -106,7 +106,7 @@ def _other_age(joined: Any, header: Any) -> Any:
 
 
 def parse_ages(texts: Any) -> Any:
-    """Returns the years of DICOM ages such as "057Y" or "006M", null where one is none.
+    """Return the years of DICOM ages such as "057Y" or "006M", null where one is none.
 
     Source: PS3.5 6.2, value representation AS.
     """

@@ -31,7 +31,7 @@ Rows = NDArray[np.int64]
 
 
 def match_values(wanted: Column, present: Column) -> tuple[Rows, Rows]:
-    """Returns (rows of `wanted`, rows of `present`) of all equal values, sorted by the first, then the second."""
+    """Return (rows of `wanted`, rows of `present`) of all equal values, sorted by the first, then the second."""
     left = pa.table({"value": wanted, "label": np.arange(len(wanted))})
     right = pa.table({"value": pc.cast(present, pa.string()), "image": np.arange(len(present))})
     pairs = left.join(right, "value", join_type="inner", use_threads=False).select(["label", "image"])
@@ -40,7 +40,7 @@ def match_values(wanted: Column, present: Column) -> tuple[Rows, Rows]:
 
 
 def match_paths(wanted: Column, files: Column) -> tuple[Rows, Rows]:
-    """Returns (rows of `wanted`, rows of `files`) where a wanted path is the file or a folder above it.
+    """Return (rows of `wanted`, rows of `files`) where a wanted path is the file or a folder above it.
 
     Args:
         wanted: Paths with /, each once.
@@ -64,7 +64,7 @@ def match_paths(wanted: Column, files: Column) -> tuple[Rows, Rows]:
 
 
 def _rows_in(values: Any, known: Any) -> Rows:
-    """The row of each value in `known`, -1 where it is not there."""
+    """Return the row of each value in `known`, -1 where it is not there."""
     rows: Rows = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy().astype(np.int64)
     return rows
 
@@ -101,7 +101,7 @@ def join_files(
     show: Callable[[str], str] = str,
     compare: Collection[str] = CHECKS,
 ) -> pa.Table:
-    """Returns the labels of a 2-D store: the columns of `labels`, a row for each image file (or region of one).
+    """Return the labels of a 2-D store: the columns of `labels`, a row for each image file (or region of one).
 
     A row that names a series, study or patient stands for every file of it that can be an image.
 
@@ -159,7 +159,7 @@ def join_series(
     compare: Collection[str] = CHECKS,
     choice: FileChoice = _NO_CHOICE,
 ) -> pa.Table:
-    """Returns the labels of a store of volumes: the columns of `labels`, key and files, a row for each volume.
+    """Return the labels of a store of volumes: the columns of `labels`, key and files, a row for each volume.
 
     A path is a file or a folder with all below. Several rows may name one volume (a row a slice) where they agree
     and together name all its files.
@@ -282,7 +282,7 @@ def _check_one_file_each(
 def _add_differing(
     labels: pa.Table, label_rows: Rows, series_rows: Rows, *, show: Callable[[str], str], bad: BadRows
 ) -> None:
-    """Finds volumes whose label rows do not say the same."""
+    """Find volumes whose label rows do not say the same."""
     _, counts = np.unique(series_rows, return_counts=True)
     several = np.repeat(counts > 1, counts)
     if not several.any():
@@ -297,7 +297,7 @@ def _add_differing(
 
 
 def _add_same_key(joined: pa.Table, keys: Any, *, show: Callable[[str], str], bad: BadRows) -> None:
-    """Finds volumes that nothing tells apart: two of them would be one image of the store."""
+    """Find volumes that nothing tells apart: two of them would be one image of the store."""
     rows = np.arange(joined.num_rows)
     for ends in find_split(pa.table({"at": rows, "key": keys, "row": rows}), "key", "row"):
         first, other = (name_place(joined, at, show) for at in ends)
@@ -307,7 +307,7 @@ def _add_same_key(joined: pa.Table, keys: Any, *, show: Callable[[str], str], ba
 def _finish(
     joined: pa.Table, headers: pa.Table, *, show: Callable[[str], str], compare: Collection[str], bad: BadRows
 ) -> pa.Table:
-    """The joined table with all that the headers say, once nothing is bad."""
+    """Return the joined table with all that the headers say, once nothing is bad."""
     ids: dict[str, Any] = {
         name: pc.if_else(pc.equal(headers[header], pa.scalar("")), pa.scalar(None, pa.string()), headers[header])
         for name, header in _HEADER_OF.items()
@@ -327,7 +327,7 @@ def _finish(
 
 
 def _used_key(labels: pa.Table) -> str:
-    """The column that names the images: the one that is filled."""
+    """Return the column that names the images: the one that is filled."""
     return next((key for key in KEYS if labels[key].null_count < labels.num_rows), "path")
 
 
@@ -336,7 +336,7 @@ def _match(labels: pa.Table, images: pa.Table, *, key: str) -> tuple[Rows, Rows]
 
 
 def _headers(images: pa.Table, rows: Rows) -> pa.Table:
-    """What the headers of the images say, trimmed, "" where they do not."""
+    """Return what the headers of the images say, trimmed, "" where they do not."""
     known = {name: column for name, column in _HEADERS.items() if column in images.column_names}
     return pa.table({name: _trim(images[column].take(rows)) for name, column in known.items()})
 
@@ -352,7 +352,7 @@ def _replace(table: pa.Table, **columns: Any) -> pa.Table:
 
 
 def _add_unmatched(labels: pa.Table, label_rows: Rows, *, key: str, show: Callable[[str], str], bad: BadRows) -> None:
-    """Finds lines that name nothing; a class folder may hold files that are no image."""
+    """Find lines that name nothing; a class folder may hold files that are no image."""
     alone = np.ones(labels.num_rows, dtype=bool)
     alone[label_rows] = False
     spelled = KEYS[key][-1]

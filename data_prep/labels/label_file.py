@@ -219,7 +219,7 @@ def _ask_for_header(header: Sequence[str]) -> str:
 
 
 def _read_key(path: Path, header: Sequence[str], *, rule: PatientRule) -> tuple[str, str]:
-    """The column that names the images, and its spelling in this file; blank where there is none."""
+    """Return the column that names the images, and its spelling in this file; blank where there is none."""
     found = [(key, name) for key, spelled in KEYS.items() for name in spelled if name in header]
     if len(found) > 1:
         listed = " and ".join(name for _, name in found)
@@ -256,7 +256,7 @@ def _read_batches(lines: Iterator[tuple[int, list[str]]], *, layout: _Layout, ba
 
 
 def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]:
-    """One row of the table. Raises ValueError that says what is wrong with it."""
+    """Return one row of the table. Raises ValueError that says what is wrong with it."""
     if len(cells) != len(layout.header):
         raise ValueError(
             f"{len(cells)} cells, but the header has {len(layout.header)}: quote cells that contain commas"
@@ -286,7 +286,7 @@ def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]
 
 
 def _parse_name(text: str, layout: _Layout) -> str:
-    """What names the images: a path with / and without detours, or an id as it is."""
+    """Return what names the images: a path with / and without detours, or an id as it is."""
     if not text or (layout.key != "path" and _NO_VALUE.fullmatch(text)):
         raise ValueError(f"{layout.spelling} is blank")
     if layout.key != "path":
@@ -298,7 +298,7 @@ def _parse_name(text: str, layout: _Layout) -> str:
 
 
 def _parse_patient(declared: str | None, path: str, rule: PatientRule) -> str | None:
-    """The patient id; None where only the header can say. A column that is there is filled in every row."""
+    """Return the patient id; None where only the header can say. A column that is there is filled in every row."""
     if declared is None and not rule.derives:
         return None
     patient = rule.find(path, declared or "")
@@ -309,7 +309,7 @@ def _parse_patient(declared: str | None, path: str, rule: PatientRule) -> str | 
 
 
 def _parse_code(record: dict[str, str], name: str, words: Counter[tuple[str, str]]) -> str | None:
-    """The code in a column, for a code or a word for it; a wrong value is not shown, since it may be a name."""
+    """Return the code in a column, for a code or a word for it; a wrong value is not shown, since it may be a name."""
     value = record.get(name, "")
     if not value:
         return None

@@ -141,7 +141,7 @@ def combine_readers(
 
 
 def _half_classes(column: LabelColumn) -> list[str]:
-    """The two classes that an undecided row is half of each."""
+    """Return the two classes that an undecided row is half of each."""
     return [column.spell_flag(flag) for flag in FLAGS] if column.undecided.any() else []
 
 

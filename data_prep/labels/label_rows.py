@@ -82,7 +82,7 @@ class PatientRule:
         return not self.derives and not self.headers
 
     def find(self, path: str, declared: str) -> str:
-        """Returns the patient id of one image; "" where the pattern does not match."""
+        """Return the patient id of one image; "" where the pattern does not match."""
         if self.patients == "per_image":
             return path
         if self.pattern is None:
@@ -100,20 +100,20 @@ class BadRows:
     shown: list[str] = field(default_factory=list)
 
     def add(self, problem: str, *, missing: bool = False) -> None:
-        """Counts a problem; `missing`: a file is not there."""
+        """Count a problem; `missing`: a file is not there."""
         self.count += 1
         self.missing += missing
         if len(self.shown) < _SHOWN:
             self.shown.append(problem)
 
     def describe(self) -> str:
-        """Returns the first ten, and how many more there are."""
+        """Return the first ten, and how many more there are."""
         more = self.count - len(self.shown)
         return "; ".join(self.shown) + (f"; and {more} more" if more else "")
 
 
 def build_schema(labels: Iterable[str], columns: Iterable[str] = ()) -> pa.Schema:
-    """Returns the columns of a table of labels, for its label and further columns."""
+    """Return the columns of a table of labels, for its label and further columns."""
     texts = [*KEYS, "patient_id", *labels]
     fields: list[tuple[str, pa.DataType]] = [("number", pa.int64())]
     fields += [*((name, pa.string()) for name in texts), *_AFTER, *((name, pa.string()) for name in columns)]
@@ -121,19 +121,19 @@ def build_schema(labels: Iterable[str], columns: Iterable[str] = ()) -> pa.Schem
 
 
 def is_label(name: str) -> bool:
-    """Returns whether a column holds labels."""
+    """Return whether a column holds labels."""
     return name == "label" or name.startswith("label_")
 
 
 def name_place(table: pa.Table, at: int, show: Callable[[str], str]) -> str:
-    """Returns what a message calls a row of a table of labels: its line, and its path as far as that may be shown."""
+    """Return what a message calls a row of a table of labels: its line, and its path as far as that may be shown."""
     number, path = table["number"][at].as_py(), table["path"][at].as_py()
     shown = show(path) if path else ""
     return (f"row {number} ({shown})" if shown else f"row {number}") if number else shown
 
 
 def with_folders(files: Column) -> pa.ChunkedArray[Any]:
-    """Returns `files` (relative paths with /) and every folder that one of them lies in."""
+    """Return `files` (relative paths with /) and every folder that one of them lies in."""
     level: Any = files
     levels: list[Any] = []
     while len(level := pc.unique(parent_folders(level.filter(pc.match_substring(level, "/"))))):
@@ -143,7 +143,7 @@ def with_folders(files: Column) -> pa.ChunkedArray[Any]:
 
 
 def parent_folders(paths: Any) -> Any:
-    """Returns the folder of each path of an Arrow array, "" for the source itself."""
+    """Return the folder of each path of an Arrow array, "" for the source itself."""
     return pc.replace_substring_regex(paths, pattern=r"/?[^/]*\z", replacement="")
 
 
@@ -154,7 +154,7 @@ def check_paths(
     listed: Column | None,
     bad: BadRows,
 ) -> None:
-    """Finds rows whose path is no file of the source."""
+    """Find rows whose path is no file of the source."""
     is_plain = _look_up(root) if listed is None else _never
     suspects = table.select(["number", "path"])
     if listed is not None:
@@ -174,7 +174,7 @@ def _never(path: str) -> bool:
 
 
 def _look_up(root: Path) -> Callable[[str], bool]:
-    """A check whether a path is a file that no link leads to; it looks at a folder once, not once a file."""
+    """Return a check whether a path is a file that no link leads to; it looks at a folder once, not once a file."""
 
     @functools.lru_cache(maxsize=4096)
     def is_folder(folder: str) -> bool:
@@ -191,7 +191,7 @@ def _look_up(root: Path) -> Callable[[str], bool]:
 
 
 def _is_missing(root: Path, path: str) -> bool:
-    """Whether the file is missing; raises ValueError where a link leads to it.
+    """Return whether the file is missing; raises ValueError where a link leads to it.
 
     A link out of the source reads somebody else's files; one inside gives a file two names.
     """

@@ -96,7 +96,7 @@ def _finish(
 
 
 def _number_patients(labels: pa.Table) -> NDArray[np.int64] | None:
-    """A number for the patient of each row; None if the labels do not name one in every row."""
+    """Return a number for the patient of each row; None if the labels do not name one in every row."""
     for name in ("patient_id", "dicom_patient_id"):
         if name in labels.column_names:
             codes = code_column(labels.column(name)).values

@@ -84,7 +84,7 @@ def guess_layout(images: Mapping[str, int], *, source: str) -> Reading:
 
 
 def _is_wrapper(folders: Mapping[Folder, int]) -> bool:
-    """Whether one folder holds all others and splits are further down: how archives unpack."""
+    """Return whether one folder holds all others and splits are further down: how archives unpack."""
     tops = {folder[:1] for folder in folders}
     if len(tops) != 1 or any(len(folder) < 2 for folder in folders):
         return False
@@ -96,7 +96,7 @@ def _is_wrapper(folders: Mapping[Folder, int]) -> bool:
 
 
 def _find_copy(folders: Mapping[Folder, int]) -> str | None:
-    """The folder that holds the split folders beside it a second time, or None."""
+    """Return the folder that holds the split folders beside it a second time, or None."""
     tops = {folder[0] for folder in folders if folder}
     others = [top for top in tops if not find_split(top)]
     if len(others) != 1 or len(tops) < 2:
@@ -113,7 +113,7 @@ class _Here:
     around: str
 
     def read(self, folders: Mapping[Folder, int]) -> str:
-        """The layout of these folders, or a refusal."""
+        """Return the layout of these folders, or a refusal."""
         outside = folders.get((), 0)
         if outside:
             raise DataError(
@@ -174,7 +174,7 @@ class _Here:
         )
 
     def _read_classes(self, folders: Mapping[Folder, int], *, before: str) -> str:
-        """The first level as classes, where no deeper level could be the classes instead."""
+        """Return the first level as classes, where no deeper level could be the classes instead."""
         firsts = {folder[0] for folder in folders}
         depth = max(map(len, folders), default=0)
         recurring = {level: names for level in range(1, depth) if (names := _find_vocabulary(folders, level))}
@@ -224,14 +224,14 @@ def _find_vocabulary(folders: Iterable[Folder], level: int) -> dict[str, int]:
 
 
 def _are_parts(names: Iterable[str]) -> bool:
-    """Whether names differ in their numbers only and have a word of parts, as part_1 and part_2 do."""
+    """Return whether names differ in their numbers only and have a word of parts, as part_1 and part_2 do."""
     listed = list(names)
     bare = {re.sub(r"\d+", " ", name.casefold()) for name in listed}
     return len(bare) == 1 < len(listed) and not _PARTS.isdisjoint(re.split(r"[\W_]+", bare.pop()))
 
 
 def _list_names(names: Iterable[str], *, most: int, level: int) -> str:
-    """The names, if they are few enough to be a vocabulary; many, and those as "Doe, John", may be persons."""
+    """Return the names, if they are few enough to be a vocabulary; many, and those as "Doe, John", may be persons."""
     listed = sorted(names)
     if len(listed) <= min(most, _SHOWN) and not any(re.search(r"[\s^,]", name) for name in listed):
         return ", ".join(listed)

@@ -35,7 +35,7 @@ SEVERAL_PROCESSES = ("train", "pretrain")
 
 
 def compose_job(name: str, arguments: Sequence[str]) -> Any:
-    """Returns the checked job of a command line, such as ["model=vgg11"] of "train", without running it.
+    """Return the checked job of a command line, such as ["model=vgg11"] of "train", without running it.
 
     Raises:
         UsageError, ConfigError: as the command itself.
@@ -50,7 +50,7 @@ def compose_job(name: str, arguments: Sequence[str]) -> Any:
 
 
 def run_command(name: str, main: Callable[[Any], None], *, program: str, default: str = "") -> NoReturn:
-    """Composes conf/<name>.yaml with the command line, hands `main` the checked plain object, and exits.
+    """Compose conf/<name>.yaml with the command line, hand `main` the checked plain object, and exits.
 
     Args:
         name: Key of config.SCHEMAS and stem of the primary configuration file.
@@ -102,7 +102,7 @@ def _run(name: str, main: Callable[[Any], None], *, program: str, default: str) 
 
 
 def _run_job(main: Callable[[Any], None], cfg: DictConfig, *, program: str, given: Sequence[str]) -> None:
-    """Runs one job of a sweep; a signal ends all, an error this one."""
+    """Run one job of a sweep; a signal ends all, an error this one."""
     job = describe_job(given)
     say(f"{program}: {job}")
     try:
@@ -116,7 +116,7 @@ def _run_job(main: Callable[[Any], None], cfg: DictConfig, *, program: str, give
 
 
 def _explain(program: str, error: BaseException) -> int:
-    """Says what went wrong in one line, and returns the exit code that it means."""
+    """Say what went wrong in one line, and return the exit code that it means."""
     match error:
         case JobFailedError():
             return error.exit_code
@@ -179,7 +179,7 @@ def _take_place(name: str, program: str) -> None:
 
 
 def _say(program: str, message: str, code: int, *, by_all: bool = True) -> int:
-    """Says why the command ends, as the first of several processes or, with its number, as any of them."""
+    """Say why the command ends, as the first of several processes or, with its number, as any of them."""
     if by_all or is_first():
         who = program if is_first() else f"{program} (process {get_rank()})"
         print(make_printable(f"{who}: {message}".replace("\n", "\\n")), file=sys.stderr, flush=True)

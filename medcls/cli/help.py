@@ -187,7 +187,7 @@ def _format_topic(topic: str, name: str, conf: Path, rows: Sequence[Row], groups
 
 
 def _format_groups(schema: type, rows: Sequence[Row]) -> list[str]:
-    """Every setting, one block a group."""
+    """Return every setting, one block a group."""
     parts = []
     for group in dict.fromkeys(row.group for row in rows):
         title = "Settings: change with key=value" if not group else f"{group}: {describe_group(schema, group)}"
@@ -201,7 +201,7 @@ def _format_row(row: Row) -> str:
 
 
 def _format_line(head: str, text: str) -> str:
-    """One entry in two columns; a head that is too long has a line of its own."""
+    """Return one entry in two columns; a head that is too long has a line of its own."""
     indent = " " * _INDENT
     if not text:
         return indent + head
@@ -254,7 +254,7 @@ def format_reference(conf: Path) -> str:
 
 
 def _format_cells(row: Row, defaults: dict[str, str]) -> str:
-    """One line of a table; a default that differs between commands is named for each."""
+    """Return one line of a table; a default that differs between commands is named for each."""
     first, *_ = defaults.values()
     other = [f"{name}: `{default}`" for name, default in defaults.items() if default != first]
     default = f"`{first}`" + (f" ({', '.join(other)})" if other else "")

@@ -27,14 +27,14 @@ _KEYS = re.compile(r"hydra\.(verbose|sweep\.(dir|subdir)|sweeper\.max_batch_size
 
 
 def check_flag(flag: str) -> None:
-    """Raises UsageError for a flag that is none of FLAGS, such as Hydra's --config-dir and --experimental-rerun."""
+    """Raise UsageError for a flag that is none of FLAGS, such as Hydra's --config-dir and --experimental-rerun."""
     name = flag.split("=", 1)[0]
     if name not in FLAGS:
         raise UsageError(f"{name}: expected one of {', '.join(sorted(FLAGS))}; settings are given as key=value")
 
 
 def check_hydra_key(key: str, value: str) -> None:
-    """Raises ConfigError for a setting of Hydra itself that is no plain choice of launcher or sweep."""
+    """Raise ConfigError for a setting of Hydra itself that is no plain choice of launcher or sweep."""
     if key in _GROUPS and value in _GROUPS[key]:
         package = _PACKAGES.get(value)
         if package and not any(distributions(name=package)):
@@ -50,7 +50,7 @@ def check_hydra_key(key: str, value: str) -> None:
 
 
 def check_no_resolver(argument: str) -> None:
-    """Raises ConfigError where a value calls a resolver: ${key} names a setting, ${oc.env:X} would save a secret."""
+    """Raise ConfigError where a value calls a resolver: ${key} names a setting, ${oc.env:X} would save a secret."""
     if re.search(r"\$\{[^}]*:", argument):
         key, _, value = argument.partition("=")
         raise ConfigError(
@@ -61,7 +61,7 @@ def check_no_resolver(argument: str) -> None:
 
 
 def check_options(group: str, value: str, options: Iterable[str]) -> bool:
-    """Returns whether a group's value is a list, sweep or mapping that is Hydra's to read; no option is a path.
+    """Return whether a group's value is a list, sweep or mapping that is Hydra's to read; no option is a path.
 
     Raises:
         ConfigError: it names a file elsewhere (experiment=[../../mine]).
@@ -107,7 +107,7 @@ def _quote(value: str) -> str:
 
 
 def prepare_overrides(arguments: Iterable[str], *, schema: type, conf: Path) -> list[str]:
-    """Returns the arguments with paths quoted, after checking every key and group option.
+    """Return the arguments with paths quoted, after checking every key and group option.
 
     Raises:
         UsageError: an argument is neither a flag nor key=value.
@@ -161,13 +161,13 @@ def _prepare_one(argument: str, *, schema: type, conf: Path, sweeping: bool) -> 
 
 
 def list_groups(schema: type, *, conf: Path) -> list[str]:
-    """Returns the groups of a command: folders of conf/ with the name of a setting, and that of its whole studies."""
+    """Return the groups of a command: folders of conf/ with the name of a setting, and that of its whole studies."""
     names = {f.name for f in fields(schema)} | {NAMED[name] for name in NAMED if SCHEMAS[name] is schema}
     return sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name in names)
 
 
 def list_options(group: str, conf: Path) -> list[str]:
-    """Returns the options of a group, by name."""
+    """Return the options of a group, by name."""
     return sorted(path.stem for path in (conf / group).glob("*.yaml"))
 
 

@@ -25,13 +25,13 @@ class JobFailedError(MedclsError):
 
 
 def is_sweep(arguments: Sequence[str]) -> bool:
-    """Returns whether a command line asks for several jobs."""
+    """Return whether a command line asks for several jobs."""
     return bool({"-m", "--multirun"} & set(arguments))
 
 
 @contextlib.contextmanager
 def keep_tidy(arguments: Sequence[str]) -> Iterator[list[str]]:
-    """Yields overrides that keep Hydra's own file of a sweep (multirun.yaml) out of the working folder.
+    """Yield overrides that keep Hydra's own file of a sweep (multirun.yaml) out of the working folder.
 
     submitit's launchers exchange files with their jobs in the sweep's folder, which every node has to see.
     """
@@ -44,7 +44,7 @@ def keep_tidy(arguments: Sequence[str]) -> Iterator[list[str]]:
 
 
 def describe_job(given: Sequence[str]) -> str:
-    """Returns "job 2 (seed=2, run='runs/2')" of the job at work: its number from 1 on, what was swept, and its run."""
+    """Return "job 2 (seed=2, run='runs/2')" of the job at work: its number from 1 on, what was swept, and its run."""
     hydra, parser = HydraConfig.get(), OverridesParser.create()
     overrides = [parser.parse_override(text) for text in given if "=" in text]
     shown = {override.key_or_group for override in overrides if override.is_sweep_override()} | {"run"}

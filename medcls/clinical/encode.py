@@ -104,7 +104,7 @@ class ClinicalSpec:
 
 
 def read_texts(column: pa.ChunkedArray[Any], name: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Returns the different texts, MISSING for blanks, and for each row (N,) the place of its own.
+    """Return the different texts, MISSING for blanks, and for each row (N,) the place of its own.
 
     Raises:
         ConfigError: a column of fractions.
@@ -119,7 +119,7 @@ def read_texts(column: pa.ChunkedArray[Any], name: str) -> tuple[list[str], NDAr
 
 
 def read_numbers(column: pa.ChunkedArray[Any]) -> NDArray[np.float64]:
-    """Returns the numbers (N,): NaN where there is none, infinite where the text is no number."""
+    """Return the numbers (N,): NaN where there is none, infinite where the text is no number."""
     if pa.types.is_string(column.type) or pa.types.is_dictionary(column.type):
         codes = code_column(column)
         parsed = [_parse(str(text).strip()) for text in codes.texts.to_pylist()]
@@ -138,7 +138,7 @@ def _parse(text: str) -> float:
 
 
 def encode_clinical(spec: ClinicalSpec, table: pa.Table) -> tuple[NDArray[np.float32], Faults]:
-    """Returns the design matrix of some rows, and why rows have none.
+    """Return the design matrix of some rows, and why rows have none.
 
     Args:
         spec: Of the model.
@@ -194,7 +194,7 @@ def _encode_number(spec: NumericColumn, column: pa.ChunkedArray[Any], *, faults:
 
 
 def check_faults(faults: Faults, *, where: str, rows: int) -> None:
-    """Raises DataError where rows cannot be encoded, with their number and each reason once.
+    """Raise DataError where rows cannot be encoded, with their number and each reason once.
 
     Args:
         faults: From `encode_clinical`.

@@ -23,7 +23,7 @@ _ONE = 1 - 1e-9  # correlation with the label
 
 
 def check_columns(names: Sequence[str], *, there: Sequence[str]) -> None:
-    """Raises ConfigError where a column is asked for twice, names a patient, image or label, or is not there.
+    """Raise ConfigError where a column is asked for twice, name a patient, image or label, or is not there.
 
     Args:
         names: Asked for.
@@ -57,7 +57,7 @@ def build_clinical(
     reference: Mapping[str, Any] | None = None,
     unseen: str = "refuse",
 ) -> ClinicalSpec:
-    """Returns how the columns are encoded.
+    """Return how the columns are encoded.
 
     Args:
         table: The training rows of these columns.
@@ -118,7 +118,7 @@ def _measure(column: pa.ChunkedArray[Any], name: str) -> NumericColumn:
 
 
 def check_no_label(spec: ClinicalSpec, table: pa.Table, targets: NDArray[np.float64]) -> None:
-    """Raises DataError where a column says the label itself: each level one class and each class one level.
+    """Raise DataError where a column says the label itself: each level one class and each class one level.
 
     Args:
         spec: Of the columns.

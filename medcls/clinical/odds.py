@@ -38,7 +38,7 @@ class Contrast:
 
 
 def list_contrasts(output: str, targets: Floats, image: Floats, *, class_names: Sequence[str]) -> list[Contrast]:
-    """The comparisons of a task.
+    """Return the comparisons of a task.
 
     Args:
         output: What the network's outputs are (data.targets.Task.output).
@@ -73,7 +73,7 @@ def list_contrasts(output: str, targets: Floats, image: Floats, *, class_names: 
 
 
 def _either(target: Floats, k: int) -> Integers:
-    """The rows of the first class and of class k."""
+    """Return the rows of the first class and of class k."""
     return np.flatnonzero((target == 0) | (target == k))
 
 
@@ -84,7 +84,7 @@ def _plain(name: str, rows: Integers, outcome: Any, image: Floats) -> Contrast:
 def fit_contrast(
     contrast: Contrast, clinical: Floats, *, weights: Floats, l2: float, linear: bool = False
 ) -> tuple[Floats, Floats]:
-    """The intercepts (R, S) and the coefficients of the columns (R, C); NaN where they have no maximum.
+    """Return the intercepts (R, S) and the coefficients of the columns (R, C); NaN where they have no maximum.
 
     What the image says is held fixed, but for one factor on it, which is drawn towards 1: on patients that a network
     did not learn from its logits are too extreme, and a fixed offset would bend the coefficients.
@@ -163,7 +163,7 @@ def compute_ratios(
 
 
 def _split(contrast: Contrast, *, linear: bool) -> list[Integers]:
-    """The rows of each outcome; of a value all."""
+    """Return the rows of each outcome; of a value all."""
     if linear:
         return [contrast.rows]
     return [contrast.rows[contrast.outcome == outcome] for outcome in (0, 1)]
@@ -179,7 +179,7 @@ def _exponentiate(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_own(output: str, weight: Floats) -> list[Floats]:
-    """The coefficients (C,) of each contrast in a model's wide part, in the order of `list_contrasts`.
+    """Return the coefficients (C,) of each contrast in a model's wide part, in the order of `list_contrasts`.
 
     Args:
         output: What the network's outputs are.

@@ -11,7 +11,7 @@ from medcls.inputs import check_store_folder
 
 
 def main(job: CompareJob) -> None:
-    """Runs every arm on every fold and compares them."""
+    """Run every arm on every fold and compare them."""
     if job.store is None:
         raise UsageError("store=DIR is missing: name the store that data_prep wrote")
     if job.out is None:

@@ -40,7 +40,7 @@ class ArmsFailedError(MedclsError):
 
 
 def compare(job: CompareJob) -> None:
-    """Runs what is not finished, compares the arms that are, and prints the table and the report's path.
+    """Run what is not finished, compare the arms that are, and print the table and the report's path.
 
     Raises:
         ArmsFailedError: an arm failed; what the others gave is written before.
@@ -71,7 +71,7 @@ def compare(job: CompareJob) -> None:
 
 
 def list_unfinished(out: Path, plan: ComparisonPlan) -> list[Work]:
-    """Returns the works that have to run, in order."""
+    """Return the works that have to run, in order."""
     folds = {fold.folder: fold for fold in plan.folds}
     return [
         work for work in plan.works if not is_finished(out, work, store=plan.store, fold=folds.get(work.fold or ""))
@@ -79,7 +79,7 @@ def list_unfinished(out: Path, plan: ComparisonPlan) -> list[Work]:
 
 
 def list_whole(out: Path, plan: ComparisonPlan) -> list[str]:
-    """Returns the arms that are finished, and says which are left out: only= runs some, and compares all that are."""
+    """Return the arms that are finished, and say which are left out: only= runs some, and compare all that are."""
     lacking = {arm for work in list_unfinished(out, plan) for arm in work.arms}
     if lacking:
         say(f"notice: not finished, and left out of the results: {', '.join(a for a in plan.arms if a in lacking)}")
@@ -99,7 +99,7 @@ def note_opening(config: FoldsConfig, out: Path, plan: ComparisonPlan, *, left: 
 
 
 def build_executor(job: CompareJob, out: Path) -> tuple[Executor, int]:
-    """Returns where the works run, and the threads of each process."""
+    """Return where the works run, and the threads of each process."""
     if job.executor == "slurm":
         options: dict[str, Any] = job.slurm
         threads = job.threads or int(options.get("cpus_per_task") or 1)

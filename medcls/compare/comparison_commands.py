@@ -66,7 +66,7 @@ class Work:
 
 
 def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
-    """Returns the steps of an arm, each composed, so that no mistake is found after hours.
+    """Return the steps of an arm, each composed, so that no mistake is found after hours.
 
     Raises:
         ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
@@ -96,7 +96,7 @@ def check_arms(job: CompareJob) -> None:
 
 
 def _compose_step(job: CompareJob, arm: str, number: int) -> tuple[dict[str, str], str | None, TrainJob]:
-    """The overrides by key, NAME of stores.NAME or None, and what medcls.train makes of the overrides."""
+    """Return the overrides by key, NAME of stores.NAME or None, and what medcls.train makes of the overrides."""
     overrides = job.steps(arm)[number - 1]
     chosen = merge_overrides(job.shared, overrides)
     for key in _OURS:
@@ -143,7 +143,7 @@ def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
 
 
 def find_own_weights(job: TrainJob) -> Path | None:
-    """Returns the file of weights that a training starts from, there or not; None for ImageNet's or none."""
+    """Return the file of weights that a training starts from, there or not; None for ImageNet's or none."""
     return None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
 
 
@@ -152,18 +152,18 @@ def _own_split(chosen: dict[str, str]) -> str:
 
 
 def merge_overrides(common: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
-    """Returns key -> override; a later one goes over an earlier one, as Hydra does not allow for groups."""
+    """Return key -> override; a later one goes over an earlier one, as Hydra does not allow for groups."""
     return {text.partition("=")[0].lstrip("+~"): text for text in (*common, *overrides)}
 
 
 def choose_settings(chosen: dict[str, str], *, weights: str) -> list[str]:
-    """Returns the overrides of a training but for store and split; `weights` of the step before go over all others."""
+    """Return the overrides of a training but for store and split; `weights` of the step before go over all others."""
     last = {"model.weights": f"model.weights={weights}"} if weights else {}
     return [text for key, text in (chosen | last).items() if key not in ("store", "split.name")]
 
 
 def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]) -> list[Work]:
-    """Returns the works of one arm on one fold: its steps, each starting from the one before."""
+    """Return the works of one arm on one fold: its steps, each starting from the one before."""
     out, works, shared, before = Path(job.out or ""), [], True, ""
     for number, step in enumerate(steps, start=1):
         # A step on another store sees nothing of the folds: all folds of a seed start from the same run.
@@ -198,12 +198,12 @@ def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]
 
 
 def _evaluate(run: Path, step: Step) -> list[str]:
-    """The numbers of metrics.json come without intervals: those of a comparison are over all folds together."""
+    """Return the numbers of metrics.json come without intervals: those of a comparison are over all folds together."""
     kept = [step.chosen[key] for key in _SHARED if key in step.chosen]
     what = [f"run={run}", f"store={step.folder}", "split=test", "report=false", "replicates=1"]
     return [_PYTHON, "-m", "medcls.evaluate", *what, *kept]
 
 
 def run_folder(out: Path, name: str) -> Path:
-    """Returns the run folder of a work: all lie beside one another, and share the features that they cache."""
+    """Return the run folder of a work: all lie beside one another, and share the features that they cache."""
     return out.resolve() / "runs" / name

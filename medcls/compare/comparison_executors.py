@@ -33,10 +33,10 @@ class Handle(Protocol):
     """A started task; concurrent.futures.Future is such."""
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return whether it has ended."""
 
     def result(self) -> int:
-        """The exit code of its last command."""
+        """Return the exit code of its last command."""
 
 
 class Executor(Protocol):
@@ -45,10 +45,10 @@ class Executor(Protocol):
     slots: int
 
     def start(self, task: ComparisonTask) -> Handle:
-        """Returns at once."""
+        """Return at once."""
 
     def stop(self) -> None:
-        """Ends what still runs, where it would not outlive this process anyway."""
+        """End what still runs, where it would not outlive this process anyway."""
 
 
 class LocalExecutor:
@@ -60,11 +60,11 @@ class LocalExecutor:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, task: ComparisonTask) -> Handle:
-        """Returns at once; the task runs as soon as a slot is free."""
+        """Return at once; the task runs as soon as a slot is free."""
         return self._pool.submit(run_task, task, on_start=self._processes.append)
 
     def stop(self) -> None:
-        """Ends all processes and waits for them; a training that was broken off starts again next time."""
+        """End all processes and wait for them; a training that was broken off starts again next time."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             if process.poll() is None:
@@ -146,11 +146,11 @@ class SlurmExecutor:
         return _QueuedJob(job_id, self._folder / name)
 
     def stop(self) -> None:
-        """Leaves the jobs in the queue: the same command finds them again."""
+        """Leave the jobs in the queue: the same command finds them again."""
 
 
 def is_queued(job_id: str) -> bool:
-    """Returns whether Slurm has the job waiting or running; yes where it does not answer.
+    """Return whether Slurm has the job waiting or running; yes where it does not answer.
 
     From squeue: sacct, which submitit asks, lags behind and needs accounting that small clusters do not have.
     """
@@ -202,5 +202,5 @@ class _StartedJob:
 
 
 def _is_there(path: Path) -> bool:
-    """A listing is fresh where a network file system still remembers that there was no such file."""
+    """Return a listing is fresh where a network file system still remembers that there was no such file."""
     return path.parent.is_dir() and path in path.parent.iterdir()

@@ -141,7 +141,7 @@ def _find_label(store: Store, label: str | None) -> str | None:
 
 
 def _name_fold(config: FoldsConfig, fold: Fold) -> str:
-    """A holdout has seeds, each with its own draw of a smaller training set."""
+    """Return a holdout has seeds, each with its own draw of a smaller training set."""
     return f"s{fold.repeat}" if config.kind == "holdout" else f"r{fold.repeat}f{fold.number}"
 
 

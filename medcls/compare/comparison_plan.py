@@ -48,7 +48,7 @@ class ComparisonPlan:
     test_share: float
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what plan.json keeps."""
+        """Return what plan.json keeps."""
         return {
             "format": FORMAT,
             "store": str(self.store.folder.resolve()),
@@ -59,7 +59,7 @@ class ComparisonPlan:
 
 
 def make_plan(job: CompareJob) -> ComparisonPlan:
-    """Checks every arm, writes the folds into the store, and returns what is to be done.
+    """Check every arm, write the folds into the store, and return what is to be done.
 
     Arms that only= leaves out are planned, too: what they have finished is compared.
 
@@ -91,7 +91,7 @@ def make_plan(job: CompareJob) -> ComparisonPlan:
 
 
 def _join(known: Work, work: Work) -> Work:
-    """A step that several arms share is done once."""
+    """Return a step that several arms share is done once."""
     return replace(known, arms=tuple(dict.fromkeys((*known.arms, *work.arms))))
 
 
@@ -120,7 +120,7 @@ def check_metrics(names: Sequence[str], arms: Mapping[str, Sequence[Step]], fold
 
 
 def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], store: Store) -> None:
-    """Compares whom the run that an arm starts from has seen with the val and test rows of all folds.
+    """Compare whom the run that an arm starts from has seen with the val and test rows of all folds.
 
     Every training does so for its own fold; here it is found before any of them runs. An arm that says
     transfer.val_seen=allow is left to them.
@@ -151,7 +151,7 @@ def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], stor
 
 
 def make_up(task: Task) -> Predictions:
-    """Returns predictions of a task on rows without a patient: each class several times."""
+    """Return predictions of a task on rows without a patient: each class several times."""
     true = np.tile(np.arange(max(2, task.num_classes), dtype=np.float64), 3)
     score = 0.1 + 0.8 * (true[:, None] == np.arange(task.num_classes))
     if task.kind == "multilabel":
@@ -164,7 +164,7 @@ def make_up(task: Task) -> Predictions:
 
 
 def keep_plan(out: Path, plan: ComparisonPlan) -> None:
-    """Writes plan.json, after checking that what was planned there before is planned in the same way.
+    """Write plan.json, after checking that what was planned there before is planned in the same way.
 
     Arms, folds and sizes may join; none may change, since finished runs are kept. Where store and results lie may.
 

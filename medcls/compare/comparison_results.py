@@ -47,7 +47,7 @@ _NOTE = (
 def write_results(
     job: CompareJob, out: Path, plan: ComparisonPlan, *, arms: Sequence[str], failed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what comparison.json holds; {} where no arm is whole.
+    """Return what comparison.json holds; {} where no arm is whole.
 
     Args:
         job: Of the comparison.
@@ -118,7 +118,7 @@ def write_results(
 def read_arms(
     out: Path, plan: ComparisonPlan, arms: Sequence[str], *, size: int | None
 ) -> dict[str, list[FoldPredictions]]:
-    """Returns what each arm says about the folds of one size, and the baseline of voxels beside them.
+    """Return what each arm says about the folds of one size, and the baseline of voxels beside them.
 
     Every training of an arm that keeps it fits the baseline on the fold's rows: of equal tasks it is the same one, so
     the first such arm's is taken. Stores of images have none.
@@ -133,14 +133,14 @@ def read_arms(
 
 
 def find_work(plan: ComparisonPlan, arm: str, fold: PlannedFold) -> Work:
-    """Returns the work of an arm that predicts the test rows of a fold."""
+    """Return the work of an arm that predicts the test rows of a fold."""
     return next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
 
 
 def read_fold(
     out: Path, arm: str, fold: PlannedFold, plan: ComparisonPlan, *, file: str = PREDICTIONS
 ) -> FoldPredictions:
-    """Returns what an arm, or the baseline in its runs, says about the test rows of a fold."""
+    """Return what an arm, or the baseline in its runs, say about the test rows of a fold."""
     work = find_work(plan, arm, fold)
     task = read_run_card(run_folder(out, work.name)).task
     names = ("image_id", "patient_id", "y_true", "y_score")
@@ -180,7 +180,7 @@ def choose(
 
 
 def measure_cost(out: Path, arm: str, plan: ComparisonPlan, *, size: int | None) -> dict[str, Any]:
-    """Returns the wall times of an arm's works of one size, all folds together, and how fast it trained.
+    """Return the wall times of an arm's works of one size, all folds together, and how fast it trained.
 
     "train_seconds" and "evaluate_seconds" count whole processes, start included; "shared_seconds" those of steps on
     another store, which serve all folds and arms that start from them. None where a time was not kept.
@@ -209,7 +209,7 @@ def _sum_seconds(out: Path, works: Sequence[Work], command: str) -> float | None
 
 
 def format_comparison(results: Mapping[str, Any]) -> str:
-    """Returns the arms with intervals and cost, and all pairs, as lines of text."""
+    """Return the arms with intervals and cost, and all pairs, as lines of text."""
     metric = results["metric"]
     over = name_units("patients", str(results.get("patients_from", "")))
     over += " and seeds" if results["design"]["kind"] == "holdout" else ""
@@ -234,7 +234,7 @@ def _format(entry: Mapping[str, Any]) -> str:
 
 
 def format_pair(pair: Mapping[str, Any]) -> str:
-    """Returns "+0.031; corrected resampled t test p 0.021 (Holm 0.063); bootstrap p 0.004 (Holm 0.012)"."""
+    """Return "+0.031; corrected resampled t test p 0.021 (Holm 0.063); bootstrap p 0.004 (Holm 0.012)"."""
     if pair["difference"] is None:
         return "undefined"
     parts = [f"{pair['difference']:+.3f}"]

@@ -25,7 +25,7 @@ _PAUSE_SECONDS = 0.2
 
 
 def describe_progress(name: str, seconds: Sequence[float], *, left: int, slots: int) -> str:
-    """Returns "3/20 finetune-r1f2 in 41 s; about 12 min left".
+    """Return "3/20 finetune-r1f2 in 41 s; about 12 min left".
 
     Args:
         name: Of the work that has ended.
@@ -39,19 +39,19 @@ def describe_progress(name: str, seconds: Sequence[float], *, left: int, slots: 
 
 
 def describe_seconds(seconds: float) -> str:
-    """Returns "41 s", "12 min" or "3.5 h"."""
+    """Return "41 s", "12 min" or "3.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def evaluation_folder(out: Path, work: Work, store: Store) -> Path:
-    """Returns where the evaluation of a work puts its predictions."""
+    """Return where the evaluation of a work puts its predictions."""
     return run_folder(out, work.name) / "evaluation" / f"{store.name}-test"
 
 
 def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None) -> bool:
-    """Returns whether a work has its model and, where it is evaluated, predictions of this very model, fold and labels.
+    """Return whether a work has its model and, where it is evaluated, predictions of this very model, fold and labels.
 
     Args:
         out: Of the comparison.
@@ -80,7 +80,7 @@ def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None
 
 
 def build_task(out: Path, work: Work, *, store: Store, threads: int) -> ComparisonTask:
-    """Returns the task of a work, with its log and number of threads; a model that is there is only evaluated."""
+    """Return the task of a work, with its log and number of threads; a model that is there is only evaluated."""
     run = run_folder(out, work.name)
     makes = [run / MODEL, evaluation_folder(out, work, store) / METRICS][: len(work.commands)]
     done = 1 if work.evaluated and makes[0].is_file() else 0
@@ -95,19 +95,19 @@ def build_task(out: Path, work: Work, *, store: Store, threads: int) -> Comparis
 
 
 def log_of(out: Path, name: str) -> Path:
-    """Returns the log of a work."""
+    """Return the log of a work."""
     return out / "logs" / f"{name}.log"
 
 
 def seconds_of(out: Path, name: str) -> Path:
-    """Returns the file with a work's wall times."""
+    """Return the file with a work's wall times."""
     return out / "logs" / f"{name}.json"
 
 
 def run_works(
     works: Sequence[Work], *, out: Path, store: Store, executor: Executor, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Runs the works that are left, and returns the arms that failed: name -> {"work", "exit_code", "log"}.
+    """Run the works that are left, and return the arms that failed: name -> {"work", "exit_code", "log"}.
 
     Args:
         works: Those that are not finished, in the order in which they start.
@@ -152,12 +152,12 @@ def run_works(
 
 
 def _drop_failed(waiting: Sequence[Work], failed: dict[str, dict[str, Any]]) -> list[Work]:
-    """A work is left out when all arms that need it have failed."""
+    """Return a work is left out when all arms that need it have failed."""
     return [work for work in waiting if not set(work.arms) <= failed.keys()]
 
 
 def _note_failure(work: Work, code: int, *, out: Path, failed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Says what the log says last, and returns the arms that end with it; its lines go into no result."""
+    """Say what the log says last, and return the arms that end with it; its lines go into no result."""
     log = log_of(out, work.name)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     tail = [line.rpartition("\r")[2] for line in lines if line.strip()][-_TAIL:]

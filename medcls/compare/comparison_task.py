@@ -72,7 +72,7 @@ class ComparisonTask:
 
 
 def run_task(task: ComparisonTask, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
-    """Returns the exit code of the first command that fails, or 0.
+    """Return the exit code of the first command that fails, or 0.
 
     Args:
         task: To run.

@@ -105,7 +105,7 @@ NAMED = {"train": "experiment", "pretrain": "pretraining", "compare": "compariso
 
 
 def register_schemas() -> None:
-    """Makes each schema known to Hydra as `<name>_schema`, the first entry of conf/<name>.yaml's defaults."""
+    """Make each schema known to Hydra as `<name>_schema`, the first entry of conf/<name>.yaml's defaults."""
     # Inside: who only reads a job's classes, as a notebook does, needs no Hydra.
     from hydra.core.config_store import ConfigStore
 
@@ -114,7 +114,7 @@ def register_schemas() -> None:
 
 
 def conf_folder() -> Path:
-    """Returns conf/: beside the package in a checkout, inside it in a wheel.
+    """Return conf/: beside the package in a checkout, inside it in a wheel.
 
     Raises:
         ConfigError: neither is there.
@@ -158,7 +158,7 @@ def _find_group(group: str) -> type:
 
 
 def load(cfg: DictConfig) -> Any:
-    """Returns the plain, checked dataclass (TrainJob, PrepareJob, …) of a composed configuration.
+    """Return the plain, checked dataclass (TrainJob, PrepareJob, …) of a composed configuration.
 
     Raises:
         ConfigError: a value is out of range or contradicts another.

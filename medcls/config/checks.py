@@ -20,13 +20,13 @@ AFFINES = ("auto", "sform", "qform", "refuse")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns " (nearest: x)" for the known name most like `name`, or "" where none is near."""
+    """Return " (nearest: x)" for the known name most like `name`, or "" where none is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (nearest: {matches[0]})" if matches else ""
 
 
 def check_choice(name: str, value: object, known: Iterable[object]) -> None:
-    """Raises ConfigError where `value` is not one of `known`, with the nearest of them."""
+    """Raise ConfigError where `value` is not one of `known`, with the nearest of them."""
     known = list(known)
     if value not in known:
         listed = [str(each) or "''" for each in known]
@@ -36,7 +36,7 @@ def check_choice(name: str, value: object, known: Iterable[object]) -> None:
 def check_range(
     name: str, value: float, *, low: float | None = None, high: float | None = None, open_low: bool = False
 ) -> None:
-    """Raises ConfigError where `value` is not finite or lies outside [low, high] ((low, high] if open_low)."""
+    """Raise ConfigError where `value` is not finite or lies outside [low, high] ((low, high] if open_low)."""
     below = low is not None and (value < low or (open_low and value == low))
     above = high is not None and value > high
     if below or above or not math.isfinite(value):
@@ -87,14 +87,14 @@ def check_image(image: Any) -> None:
 
 
 def check_percentiles(name: str, values: Sequence[float]) -> None:
-    """Raises ConfigError where two percentiles are not ascending within 0 to 100."""
+    """Raise ConfigError where two percentiles are not ascending within 0 to 100."""
     low, high = values if len(values) == 2 else (1.0, 0.0)
     if not 0 <= low < high <= 100:
         raise ConfigError(f"{name}={list(values)}: expected [low, high] within 0 to 100")
 
 
 def check_grey_range(image: Any) -> None:
-    """Raises ConfigError where image.range and image.intensity do not go together, or the range is none."""
+    """Raise ConfigError where image.range and image.intensity do not go together, or the range is none."""
     if (image.intensity == "range") != (image.range is not None):
         raise ConfigError(
             "image.intensity=range and image.range=[low,high] go together: set both (the grey values that become "
@@ -110,7 +110,7 @@ def check_grey_range(image: Any) -> None:
 
 
 def check_crop(size: int | None, scales: Sequence[int]) -> None:
-    """Raises ConfigError where no square of `size` can be cut out of images whose shortest side is within `scales`."""
+    """Raise ConfigError where no square of `size` can be cut out of images whose shortest side is within `scales`."""
     if len(scales) != 2 or scales[0] > scales[1]:
         raise ConfigError(f"crop.scales={list(scales)}: expected [smallest, largest] shortest side in pixels")
     low, high = SIDES
@@ -123,6 +123,6 @@ def check_crop(size: int | None, scales: Sequence[int]) -> None:
 
 
 def check_file_name(name: str, value: str) -> None:
-    """Raises ConfigError where `value` cannot be a plain file name."""
+    """Raise ConfigError where `value` cannot be a plain file name."""
     if not value or value != Path(value).name or value.startswith("."):
         raise ConfigError(f"{name}={value}: expected a plain name without / and leading dots")

@@ -162,7 +162,7 @@ class CompareJob:
         return [*self.common, *self.extra]
 
     def steps(self, arm: str) -> list[list[str]]:
-        """The overrides of each training of an arm, in order."""
+        """Return the overrides of each training of an arm, in order."""
         given = self.arms[arm]
         return [list(given)] if isinstance(given, list) else [list(step) for step in given["steps"]]
 

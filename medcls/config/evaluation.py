@@ -16,7 +16,7 @@ from medcls.errors import ConfigError
 
 
 def _list_runs(typed: Any) -> list[Path]:
-    """The command line hands over run=[A,B] as it was typed: paths need no quoting there."""
+    """Return the command line hands over run=[A,B] as it was typed: paths need no quoting there."""
     if isinstance(typed, str) and typed.startswith("[") and typed.endswith("]"):
         typed = typed[1:-1].split(",")
     if not isinstance(typed, list):

@@ -52,7 +52,7 @@ class Augmentation:
             self._check(shape, dtype)
 
     def __call__(self, image: NDArray[Any], key: int) -> NDArray[Any]:
-        """Returns the augmented image.
+        """Return the augmented image.
 
         Args:
             image: (C, H, W).
@@ -120,7 +120,7 @@ def _build_transform(name: str, arguments: Any) -> A.BasicTransform:
 
 
 def _with_certainty(transform: A.BasicTransform) -> A.BasicTransform:
-    """A copy that is applied every time: a rare transform must fail in the dry run, too."""
+    """Return a copy that is applied every time: a rare transform must fail in the dry run, too."""
     certain = copy.copy(transform)
     certain.p = 1.0
     return certain
@@ -136,7 +136,7 @@ Augment: TypeAlias = Augmentation | VolumeAugmentation
 def build_augmentation(
     transforms: Mapping[str, Any], *, shape: tuple[int, ...], dtype: str, value_range: tuple[float, float]
 ) -> Augment:
-    """Returns the augmentation of stored images (C, H, W) by albumentations, or of volumes (C, D, H, W) by MONAI.
+    """Return the augmentation of stored images (C, H, W) by albumentations, or of volumes (C, D, H, W) by MONAI.
 
     Raises:
         ConfigError: as the classes say.

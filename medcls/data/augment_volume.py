@@ -50,7 +50,7 @@ class VolumeAugmentation:
             self._check(shape, dtype)
 
     def __call__(self, image: NDArray[Any], key: int) -> NDArray[Any]:
-        """Returns the augmented volume.
+        """Return the augmented volume.
 
         Args:
             image: (C, D, H, W).
@@ -139,7 +139,7 @@ def _is_transform(library: Any, name: str) -> bool:
 
 
 def _with_certainty(transform: Any) -> Any:
-    """A copy that is applied every time: a rare transform must fail in the dry run, too."""
+    """Return a copy that is applied every time: a rare transform must fail in the dry run, too."""
     certain = copy.deepcopy(transform)
     certain.prob = 1.0
     return certain

@@ -36,11 +36,11 @@ class Codes:
     texts: pa.StringArray
 
     def text(self, code: int) -> str:
-        """Returns the string of a code."""
+        """Return the string of a code."""
         return str(self.texts[code].as_py())
 
     def count(self, chosen: NDArray[np.bool_]) -> int:
-        """Returns how many different strings the chosen rows (N,) have."""
+        """Return how many different strings the chosen rows (N,) have."""
         seen = np.zeros(len(self.texts) + 1, dtype=np.bool_)
         seen[self.values[chosen]] = True
         return int(seen[:-1].sum())
@@ -60,14 +60,14 @@ class Words:
 
 
 def read_names(path: Path) -> list[str]:
-    """Returns the names of a parquet file's columns; raises as read_columns does."""
+    """Return the names of a parquet file's columns; raises as read_columns does."""
     with _open(path) as file:
         names: list[str] = file.schema_arrow.names
     return names
 
 
 def read_columns(path: Path, *names: str, coded: bool = False) -> pa.Table:
-    """Returns the named columns of a parquet file.
+    """Return the named columns of a parquet file.
 
     Args:
         path: The file.
@@ -85,12 +85,12 @@ def read_columns(path: Path, *names: str, coded: bool = False) -> pa.Table:
 
 
 def read_codes(path: Path, name: str) -> Codes:
-    """Returns a column of strings that repeat, coded; raises as read_columns does."""
+    """Return a column of strings that repeat, coded; raises as read_columns does."""
     return code_column(read_columns(path, name, coded=True).column(name))
 
 
 def code_column(column: pa.ChunkedArray[Any]) -> Codes:
-    """Returns a column of strings, or of strings in a dictionary, coded."""
+    """Return a column of strings, or of strings in a dictionary, coded."""
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     array: Any = coded.unify_dictionaries().combine_chunks()
     values = array.indices.fill_null(-1).to_numpy()
@@ -101,7 +101,7 @@ def code_column(column: pa.ChunkedArray[Any]) -> Codes:
 
 
 def read_words(path: Path, name: str) -> Words:
-    """Returns a column of 256-bit values, 64 hexadecimal digits or 32 bytes each; raises as read_columns does."""
+    """Return a column of 256-bit values, 64 hexadecimal digits or 32 bytes each; raises as read_columns does."""
     count, start = 0, 0
     with _open(path, name) as file:
         rows = np.empty(file.metadata.num_rows, np.int64)
@@ -126,7 +126,7 @@ def _parse_words(column: pa.Array[Any]) -> NDArray[np.uint64]:
 
 
 def find_repeats(values: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the rows whose value another row has too, ascending, and a code of each one's value."""
+    """Return the rows whose value another row has too, ascending, and a code of each one's value."""
     # Values that stand alone, most of all, are known by their first word: 8 bytes of 32 are sorted.
     first = np.sort(values.words[:, 0])
     repeated = np.unique(first[1:][first[1:] == first[:-1]])
@@ -139,7 +139,7 @@ def find_repeats(values: Words) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def compute_checksum(path: Path, name: str) -> str:
-    """Returns the SHA-256 of a string column's values and their order, whatever the file's row groups.
+    """Return the SHA-256 of a string column's values and their order, whatever the file's row groups.
 
     Raises:
         MissingInputError, DataError: as read_columns.

@@ -21,7 +21,7 @@ _EPOCH = 0
 def write_contact_sheet(
     path: Path, dataset: StoreDataset, *, class_names: Sequence[str] = (), per_class: int = 8
 ) -> Path:
-    """Writes a PNG with a row of stored images (of volumes: middle slices) and one of augmented twins for each class.
+    """Write a PNG with a row of stored images (of volumes: middle slices) and one of augmented twins for each class.
 
     Args:
         path: Of the PNG.

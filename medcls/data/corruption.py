@@ -49,7 +49,7 @@ class Corruption:
             raise ConfigError(f"corruption.kind={self.kind}: expected one of {', '.join(KINDS)}")
 
     def __call__(self, volume: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        """Returns the corrupted volume; all channels in the same places.
+        """Return the corrupted volume; all channels in the same places.
 
         Args:
             volume: (C, D, H, W), as stored; it is left as it is.
@@ -120,13 +120,13 @@ class CorruptedDataset(Dataset[Batch]):
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
-        """Returns one whole batch."""
+        """Return one whole batch."""
         batch = self.volumes.__getitems__(positions)
         twins = [self.corrupt(v, *at) for v, at in zip(batch.images.numpy(), positions, strict=True)]
         return batch._replace(images=torch.cat([batch.images, torch.from_numpy(np.stack(twins))], dim=1))
 
     def corrupt(self, volume: NDArray[Any], epoch: int, position: int) -> NDArray[Any]:
-        """Returns the corrupted twin of the volume (C, D, H, W) at a position, as an epoch sees it."""
+        """Return the corrupted twin of the volume (C, D, H, W) at a position, as an epoch sees it."""
         image_id = self._image_ids[position].as_py()
         key = (self.seed, epoch) if self.varies else (self.seed, "fixed")
         return self.corruption(volume, make_generator("corruption", *key, image_id))

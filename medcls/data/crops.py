@@ -36,11 +36,11 @@ class Crop:
         return (self.scale_min + self.scale_max) // 2
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns (C, H, W) of what is cut out of stored images (C, H, W)."""
+        """Return (C, H, W) of what is cut out of stored images (C, H, W)."""
         return (stored[0], self.size, self.size) if self.size else (stored[0], *scale_sides(stored[1:], self.scale))
 
     def check(self, stored: tuple[int, ...]) -> None:
-        """Raises ConfigError where stored images (C, H, W) are smaller than the largest scale: none is enlarged."""
+        """Raise ConfigError where stored images (C, H, W) are smaller than the largest scale: none is enlarged."""
         if len(stored) != 3:
             raise ConfigError(f"crop.scales: the store holds volumes {stored}; only images are rescaled and cropped")
         if min(stored[1:]) < self.scale_max:
@@ -50,7 +50,7 @@ class Crop:
             )
 
     def take_center(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Returns the middle of an image (C, H, W) at the scale Q, `shape` large, of the same dtype."""
+        """Return the middle of an image (C, H, W) at the scale Q, `shape` large, of the same dtype."""
         scaled = rescale(image, self.scale)
         if self.size is None:
             return scaled
@@ -58,7 +58,7 @@ class Crop:
         return scaled[:, top : top + self.size, left : left + self.size]
 
     def take_random(self, image: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        """Returns a part of an image (C, H, W), `shape` large, of the same dtype, at a random scale and place.
+        """Return a part of an image (C, H, W), `shape` large, of the same dtype, at a random scale and place.
 
         Args:
             image: As stored.
@@ -71,7 +71,7 @@ class Crop:
         return scaled[:, top : top + self.size, left : left + self.size]
 
     def place_box(self, box: Box, stored: tuple[int, ...]) -> Box | None:
-        """Returns a box (y, x, height, width) of stored pixels in pixels of `take_center`; None where it lies outside.
+        """Return a box (y, x, height, width) of stored pixels in pixels of `take_center`; None where it lies outside.
 
         Args:
             box: Whole pixels; it is widened to whole pixels.
@@ -90,13 +90,13 @@ class Crop:
 
 
 def scale_sides(sides: tuple[int, ...], scale: int) -> tuple[int, ...]:
-    """Returns (H, W) with `scale` as the shorter one, proportions kept to the pixel."""
+    """Return (H, W) with `scale` as the shorter one, proportions kept to the pixel."""
     shortest = min(sides)
     return tuple((2 * side * scale + shortest) // (2 * shortest) for side in sides)
 
 
 def rescale(image: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Returns an image (C, H, W), uint8 or uint16, shrunk by area until its shortest side has `scale` pixels.
+    """Return an image (C, H, W), uint8 or uint16, shrunk by area until its shortest side has `scale` pixels.
 
     Raises:
         ValueError: the image is smaller.
@@ -121,11 +121,11 @@ class Patch:
     size: tuple[int, int, int]
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns (C, D, H, W) of what is cut out of stored volumes."""
+        """Return (C, D, H, W) of what is cut out of stored volumes."""
         return (stored[0], *self.size)
 
     def check(self, stored: tuple[int, ...]) -> None:
-        """Raises ConfigError where the store holds images, or volumes smaller than the box."""
+        """Raise ConfigError where the store holds images, or volumes smaller than the box."""
         if len(stored) != 4 or any(part > whole for part, whole in zip(self.size, stored[1:], strict=True)):
             holds = f"volumes {stored}" if len(stored) == 4 else f"images {stored}"
             raise ConfigError(
@@ -133,11 +133,11 @@ class Patch:
             )
 
     def take_center(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Returns the middle of a volume, a view."""
+        """Return the middle of a volume, a view."""
         return self._take(image, [(side - part) // 2 for side, part in zip(image.shape[1:], self.size, strict=True)])
 
     def take_random(self, image: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        """Returns a box of a volume, a view; every place is as likely.
+        """Return a box of a volume, a view; every place is as likely.
 
         Args:
             image: As stored.

@@ -86,7 +86,7 @@ class StoreDataset(Dataset[Batch]):
         return self.soft is not self.targets
 
     def view(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
-        """Returns what the network sees of one stored image (C, *spatial): cropped, augmented."""
+        """Return what the network sees of one stored image (C, *spatial): cropped, augmented."""
         if self.augmentation is None or self._image_ids is None:
             return self.crop.take_center(image) if self.crop is not None else image
         image_id = self._image_ids[position].as_py()
@@ -96,14 +96,14 @@ class StoreDataset(Dataset[Batch]):
         return self.augmentation(image, draw_seed(self.seed, epoch, image_id))
 
     def read_image(self, epoch: int, position: int) -> NDArray[Any]:
-        """Returns the image at a position as an epoch sees it, (C, *spatial)."""
+        """Return the image at a position as an epoch sees it, (C, *spatial)."""
         return self.view(self.store.image(int(self.rows[position])), epoch=epoch, position=position)
 
     def __getitem__(self, position: Position) -> Batch:
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
-        """Returns one whole batch: one copy out of the memory map, and one message from a worker instead of N."""
+        """Return one whole batch: one copy out of the memory map, and one message from a worker instead of N."""
         places = np.array([position for _, position in positions], dtype=np.int64)
         stored = self.store.images(self.rows[places])
         images = stored if self.crop is None else np.empty((len(stored), *self.shape), dtype=stored.dtype)

@@ -47,13 +47,13 @@ class DuplicatePair:
 
 
 def hash_pixels(pixels: NDArray[Any]) -> str:
-    """Returns the hexadecimal SHA-256 of an image's shape, dtype and pixels."""
+    """Return the hexadecimal SHA-256 of an image's shape, dtype and pixels."""
     head = f"{pixels.shape}{pixels.dtype.str}".encode()
     return hashlib.sha256(head + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def compute_dhash(pixels: NDArray[Any]) -> bytes:
-    """Returns the 256-bit difference hash of an image.
+    """Return the 256-bit difference hash of an image.
 
     Args:
         pixels: (C, H, W), any real dtype, without padding.
@@ -69,7 +69,7 @@ def compute_dhash(pixels: NDArray[Any]) -> bytes:
 
 
 def compute_thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
-    """Returns a unit vector of fine structure; the product of two is their correlation.
+    """Return a unit vector of fine structure; the product of two is their correlation.
 
     Exposure, contrast and gamma change the coarse grey values of a copy and anatomy shares them between patients;
     so a Gaussian of 3 pixels is subtracted at 64 x 64.
@@ -193,7 +193,7 @@ def _near_pairs(hashes: Words, counts: Differ, *, max_bits: int) -> Iterator[tup
 def _compare(
     first: NDArray[np.uint64], second: NDArray[np.uint64], scratch: tuple[NDArray[Any], ...], max_bits: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places (i, j) within max_bits of words (4, n) and (4, m): two words rule most pairs out, exactly."""
+    """Return places (i, j) within max_bits of words (4, n) and (4, m): two words rule most pairs out, exactly."""
     unlike, bits, more = (array[: first.shape[1], : second.shape[1]] for array in scratch)
     for word, out in zip(_TELLING, (bits, more), strict=True):
         np.bitwise_xor(first[word][:, None], second[word], out=unlike)

@@ -68,7 +68,7 @@ class Fold:
 
 
 def link_patients(patients: Codes, pairs: Sequence[DuplicatePair]) -> Codes:
-    """Returns the patients with those that share an image as one, under the first of their ids.
+    """Return the patients with those that share an image as one, under the first of their ids.
 
     Args:
         patients: patient_id of each image.
@@ -86,7 +86,7 @@ def link_patients(patients: Codes, pairs: Sequence[DuplicatePair]) -> Codes:
 
 
 def find_links(store: Store, certificate: dict[str, Any]) -> list[DuplicatePair]:
-    """Returns the pairs of images of different patients that are the same; searched for only where some are known.
+    """Return the pairs of images of different patients that are the same; searched for only where some are known.
 
     Args:
         store: The images.
@@ -113,7 +113,7 @@ def make_folds(
     val: float = 0.1,
     seed: int = 0,
 ) -> list[Fold]:
-    """Returns `repeats` partitions of the pool into k folds, each stratified by label.
+    """Return `repeats` partitions of the pool into k folds, each stratified by label.
 
     Args:
         patients: Of each image, linked ones as one.
@@ -176,7 +176,7 @@ def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, A
 
 
 def shrink_training(fold: Fold, size: int | None, *, patients: Codes, strata: Strata, seed: int = 0) -> Fold:
-    """Returns the fold with at most `size` training images: whole patients, and a smaller size within a larger.
+    """Return the fold with at most `size` training images: whole patients, and a smaller size within a larger.
 
     Args:
         fold: With all training images.
@@ -204,7 +204,7 @@ def shrink_training(fold: Fold, size: int | None, *, patients: Codes, strata: St
 
 
 def check_labels(fold: Fold, strata: Strata) -> None:
-    """Raises DataError where the training, validation or test part of a fold lacks a label that another part has."""
+    """Raise DataError where the training, validation or test part of a fold lacks a label that another part has."""
     empty = [name for name in (TRAIN, VAL, TEST) if not (fold.splits == SPLIT_NAMES.index(name)).any()]
     missing = {name: ["any label"] for name in empty} | find_missing(fold.splits, strata, wanted=(TRAIN, VAL, TEST))
     if missing:
@@ -225,7 +225,7 @@ def write_fold(
     provenance: dict[str, Any],
     patients: Codes | None = None,
 ) -> None:
-    """Writes a fold as a split of the store with its certificate, after one more check for leaks.
+    """Write a fold as a split of the store with its certificate, after one more check for leaks.
 
     Args:
         store: The images.

@@ -24,7 +24,7 @@ _UNLIMITED = 2**60
 
 
 def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: int = 1) -> None:
-    """Says where loading processes may run out of shared memory or memory.
+    """Say where loading processes may run out of shared memory or memory.
 
     Args:
         images: That they read.
@@ -48,7 +48,7 @@ def check_room(images: StoreDataset, *, workers: int, batch_size: int, copies: i
 
 
 def check_loading(workers: int, *, batch_bytes: int, shared_free: int | None, memory_free: int | None) -> str:
-    """Returns a notice where loading processes may run out of room, "" where they have enough.
+    """Return a notice where loading processes may run out of room, "" where they have enough.
 
     Args:
         workers: Loading processes of all trainings here.
@@ -85,7 +85,7 @@ def check_loading(workers: int, *, batch_bytes: int, shared_free: int | None, me
 
 
 def read_shared_free(folder: Path = SHARED_MEMORY) -> int | None:
-    """Returns the bytes that are free where processes share tensors; None where there is no such folder."""
+    """Return the bytes that are free where processes share tensors; None where there is no such folder."""
     try:
         found = os.statvfs(folder)
     except OSError:
@@ -94,7 +94,7 @@ def read_shared_free(folder: Path = SHARED_MEMORY) -> int | None:
 
 
 def read_memory_free(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Returns the bytes of memory that this process may still get; None where nothing is known.
+    """Return the bytes of memory that this process may still get; None where nothing is known.
 
     The smallest of what the kernel calls available and what is left below the limit of each control group that the
     process is in. Pages of files that a group can give back count as free.
@@ -113,7 +113,7 @@ def read_memory_free(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs
 
 
 def _list_groups(proc: Path, mount: Path, controller: str) -> list[Path]:
-    """The folders of the groups from this process's own to the root.
+    """Return the folders of the groups from this process's own to the root.
 
     A container without a namespace of its own sees the host's path, which is not there: then the mount is its group.
     """

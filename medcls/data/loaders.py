@@ -80,7 +80,7 @@ class EpochSampler(Sampler[list[Position]]):
 
 
 def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns a weight for each sample that gives every class the same chance to be drawn.
+    """Return a weight for each sample that gives every class the same chance to be drawn.
 
     Args:
         targets: (N, 1) class indices (NaN: a row between classes, which has the mean chance of the others), or (N, K)
@@ -101,7 +101,7 @@ def balance_weights(targets: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def choose_workers(workers: int, *, device: str) -> int:
-    """Returns the number of loading processes of this process; -1 = none on the CPU, up to 8 beside each GPU."""
+    """Return the number of loading processes of this process; -1 = none on the CPU, up to 8 beside each GPU."""
     if workers >= 0:
         return workers
     cores = (os.cpu_count() or 1) // count_local_ranks()
@@ -111,7 +111,7 @@ def choose_workers(workers: int, *, device: str) -> int:
 def build_loader(
     dataset: Dataset[Batch], batches: EpochSampler | Sequence[list[Position]], *, workers: int, device: str
 ) -> DataLoader[Batch]:
-    """Returns a loader of whole batches.
+    """Return a loader of whole batches.
 
     Args:
         dataset: What to read: its __getitems__ makes a batch of positions.
@@ -167,7 +167,7 @@ class WorkerError(MedclsError):
 def read_batches(
     loader: DataLoader[Batch], sampler: EpochSampler, *, recover: Callable[[WorkerError], None]
 ) -> Iterator[Batch]:
-    """Yields the batches of a loader; where a loading process dies it is started again at the batch that is due.
+    """Yield the batches of a loader; where a loading process dies it is started again at the batch that is due.
 
     The sampler's order is a function of its epoch, so the batches are those of an undisturbed epoch, to the bit.
 
@@ -195,7 +195,7 @@ def read_batches(
 
 
 def describe_death(error: Exception) -> str:
-    """Returns what happened to a loading process, in one line; "" where the error is another one.
+    """Return what happened to a loading process, in one line; "" where the error is another one.
 
     What a dataset raises in its process arrives as "Caught … in DataLoader worker process"; connections to a process
     that is gone break by themselves.
@@ -213,7 +213,7 @@ def describe_death(error: Exception) -> str:
 
 
 def _watch_children(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """Yields what the loader does.
+    """Yield what the loader does.
 
     Torch's handler raises wherever the main thread is when a child ends: in the middle of a step, or of a checkpoint.
     Here it is in force while a batch is waited for; what ended meanwhile is found first of all.

@@ -76,7 +76,7 @@ VOLUME_COLUMNS = pa.schema(_VOLUME_FIELDS)
 
 
 def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = (), volumes: bool = False) -> pa.Table:
-    """Returns the manifest of `rows`, in their order, with the string columns `extra` appended."""
+    """Return the manifest of `rows`, in their order, with the string columns `extra` appended."""
     schema = pa.schema([*COLUMNS, *(VOLUME_COLUMNS if volumes else ())])
     for name in extra:
         schema = schema.append(pa.field(name, pa.string()))
@@ -112,7 +112,7 @@ class _HashingWriter(io.RawIOBase):
 
 
 def read_table(path: Path, *, columns: Sequence[str] = ()) -> pa.Table:
-    """Returns a parquet file's table.
+    """Return a parquet file's table.
 
     Args:
         path: The file.
@@ -148,6 +148,6 @@ def refuse_parquet(path: Path, error: Exception) -> DataError:
 
 
 def column_list(table: pa.Table, name: str) -> list[Any]:
-    """Returns a column as Python values (None where null)."""
+    """Return a column as Python values (None where null)."""
     values: list[Any] = table.column(name).to_pylist()
     return values

@@ -20,7 +20,7 @@ _PACK_BYTES = 1 << 24
 
 
 def shard_name(shard: int) -> str:
-    """Returns the file name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{shard:05d}.npy"
 
 
@@ -34,7 +34,7 @@ class Slot:
 
 
 def write_slot(slot: Slot, image: NDArray[Any]) -> None:
-    """Writes the image (C, *spatial) into its slot; called in worker processes, in any order.
+    """Write the image (C, *spatial) into its slot; called in worker processes, in any order.
 
     Raises:
         ValueError: another size.
@@ -76,7 +76,7 @@ class ShardFile:
         self._start = 0
 
     def create(self) -> None:
-        """Makes the file at its full size, so that a full disk is met now and not after hours.
+        """Make the file at its full size, so that a full disk is met now and not after hours.
 
         Raises:
             WriteError: no space left, or the folder is read-only.
@@ -90,11 +90,11 @@ class ShardFile:
             raise _no_space(self.path.parent, error) from error
 
     def slot(self, index: int) -> Slot:
-        """Returns the place of the index-th planned image."""
+        """Return the place of the index-th planned image."""
         return Slot(self._temporary, self._start + index * self._nbytes, self._nbytes)
 
     def finish(self, kept: Sequence[int]) -> None:
-        """Closes the gaps of images that were refused, and gives the file its name; nothing kept makes no file.
+        """Close the gaps of images that were refused, and give the file its name; nothing kept makes no file.
 
         Args:
             kept: The planned images that were written, ascending; the i-th of them becomes row i.

@@ -35,7 +35,7 @@ Splits = NDArray[np.int8]
 
 
 def code_splits(names: Codes) -> Splits:
-    """Returns the codes of split names; null becomes DROPPED.
+    """Return the codes of split names; null becomes DROPPED.
 
     Raises:
         ValueError: a name that is none of SPLIT_NAMES.
@@ -46,7 +46,7 @@ def code_splits(names: Codes) -> Splits:
 
 
 def find_shared_patients(patients: Codes, splits: Splits) -> dict[str, list[str]]:
-    """Returns the patients (or other values) that stand in more than one split, with those splits."""
+    """Return the patients (or other values) that stand in more than one split, with those splits."""
     seen = _splits_of_values(patients, splits)
     several = np.flatnonzero(seen.sum(axis=1) > 1)
     where = [
@@ -148,7 +148,7 @@ def count_leaks(found: Mapping[str, Any]) -> str:
 
 
 def _count_ends(splits: Iterable[Sequence[str]]) -> str:
-    """How many leaks there are between which splits; ids of patients and images may be names and paths."""
+    """Return how many leaks there are between which splits; ids of patients and images may be names and paths."""
     counts = Counter(" and ".join(sorted(names, key=ORDER.index)) for names in splits)
     return ", ".join(f"{count} in {where}" for where, count in sorted(counts.items()))
 
@@ -222,7 +222,7 @@ def _write_certificate(store: Store, path: Path, certificate: dict[str, Any]) ->
 
 
 def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
-    """Returns the split of each image and the certificate, after checking both against the store again.
+    """Return the split of each image and the certificate, after checking both against the store again.
 
     Raises:
         MissingInputError: no split of that name; the message lists those there are.
@@ -287,5 +287,5 @@ def _check_again(store: Store, splits: Splits, path: Path) -> None:
 
 
 def rows_of(splits: Splits, name: str) -> NDArray[np.int64]:
-    """Returns the manifest rows of one split ("all": every row that is not dropped), ascending."""
+    """Return the manifest rows of one split ("all": every row that is not dropped), ascending."""
     return np.flatnonzero(splits != OUT if name == "all" else splits == SPLIT_NAMES.index(name))

@@ -128,7 +128,7 @@ class Store:
         return read_names(self.folder / MANIFEST)
 
     def read(self, *names: str, rows: Rows | None = None, coded: bool = False) -> pa.Table:
-        """Returns columns of the manifest, read from disk at each call.
+        """Return columns of the manifest, read from disk at each call.
 
         Args:
             names: Of the columns.
@@ -139,15 +139,15 @@ class Store:
         return table if rows is None else table.take(pa.array(rows, pa.int64()))
 
     def column(self, name: str, rows: Rows | None = None) -> list[Any]:
-        """Returns a column of the manifest as Python values (None where null): for some rows, not for millions."""
+        """Return a column of the manifest as Python values (None where null): for some rows, not for millions."""
         return column_list(self.read(name, rows=rows), name)
 
     def codes(self, name: str) -> Codes:
-        """Returns a column of strings that repeat, such as patient_id, coded."""
+        """Return a column of strings that repeat, such as patient_id, coded."""
         return read_codes(self.folder / MANIFEST, name)
 
     def words(self, name: str) -> Words:
-        """Returns pixel_sha256 or pixel_dhash as 64-bit words."""
+        """Return pixel_sha256 or pixel_dhash as 64-bit words."""
         return read_words(self.folder / MANIFEST, name)
 
     @functools.cached_property
@@ -188,16 +188,16 @@ class Store:
         return read_columns(path, *names, coded=True)
 
     def has_images_of(self, path: Path) -> bool:
-        """Returns whether a parquet file has the store's image_ids in the store's order."""
+        """Return whether a parquet file has the store's image_ids in the store's order."""
         return compute_checksum(path, "image_id") == self.images_checksum
 
     def image(self, index: int) -> NDArray[Any]:
-        """Returns one stored image, (C, *spatial), read-only view of the memory map."""
+        """Return one stored image, (C, *spatial), read-only view of the memory map."""
         view: NDArray[Any] = self._map(int(self._shard[index]))[self._row[index]]
         return view
 
     def images(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Returns stored images, (N, C, *spatial), copied in one go for each shard."""
+        """Return stored images, (N, C, *spatial), copied in one go for each shard."""
         shards, rows = self._shard[indices], self._row[indices]
         first = int(shards[0]) if len(shards) else 0
         if (shards == first).all():

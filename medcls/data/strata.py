@@ -32,13 +32,13 @@ class Strata:
     codes: NDArray[np.int32]
 
     def count(self, splits: Splits) -> NDArray[np.int64]:
-        """Returns (len(SPLIT_NAMES), len(names)): the images of each label in each split."""
+        """Return (len(SPLIT_NAMES), len(names)): the images of each label in each split."""
         size = len(self.names)
         pairs = splits[self.rows].astype(np.int64) * size + self.codes
         return np.bincount(pairs, minlength=len(SPLIT_NAMES) * size).reshape(len(SPLIT_NAMES), size)
 
     def restrict(self, listed: NDArray[np.bool_]) -> Strata:
-        """Returns the pairs of the listed images (N,) alone."""
+        """Return the pairs of the listed images (N,) alone."""
         kept = listed[self.rows]
         return Strata(self.names, self.rows[kept], self.codes[kept])
 
@@ -71,7 +71,7 @@ def read_measurements(labels: Codes) -> NDArray[np.float64] | None:
 
 
 def build_strata(labels: pa.Table, *, label: str | None = None) -> Strata:
-    """Returns the strata of label columns: of one column its values, of several label_NAME columns the positive ones.
+    """Return the strata of label columns: of one column its values, of several label_NAME columns the positive ones.
 
     Args:
         labels: Columns of labels.parquet, strings, null = unknown.
@@ -103,14 +103,14 @@ def _name_stratum(name: str, value: str) -> str:
 
 
 def find_missing(splits: Splits, strata: Strata, *, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the labels that some split has and a wanted split lacks, by split; bins of numbers do not count."""
+    """Return the labels that some split has and a wanted split lacks, by split; bins of numbers do not count."""
     counts = _count_by_name(splits, strata)
     every = {label for name in ORDER for label in counts[name] if not label.startswith(BIN)}
     return {name: sorted(every - counts[name].keys()) for name in wanted if every - counts[name].keys()}
 
 
 def describe_split(splits: Splits, strata: Strata, *, patients: Codes) -> dict[str, Any]:
-    """Returns the images, patients and labels of each split that has any, as a certificate states them."""
+    """Return the images, patients and labels of each split that has any, as a certificate states them."""
     used = [(name, splits == code) for code, name in enumerate(SPLIT_NAMES) if (splits == code).any()]
     return {
         "images": {name: int(chosen.sum()) for name, chosen in used},

@@ -65,7 +65,7 @@ class Task:
         return {"softmax": "multiclass", "joint": "joint"}.get(self.ordinal, self.kind)
 
     def asks_the_same(self, other: Task) -> bool:
-        """Returns whether predictions of the two compare: the same classes, however the network answers."""
+        """Return whether predictions of the two compare: the same classes, however the network answers."""
         return self == replace(other, ordinal=self.ordinal)
 
 
@@ -135,7 +135,7 @@ def build_task(
 
 
 def _order_binary(found: Sequence[str], positive: str | None) -> list[str]:
-    """The negative label, then the positive one."""
+    """Return the negative label, then the positive one."""
     if len(found) == 1:
         raise DataError(f"the training split has one class only ({found[0]}): expected at least two")
     if positive is not None and positive not in found:
@@ -157,7 +157,7 @@ def _order_binary(found: Sequence[str], positive: str | None) -> list[str]:
 
 
 def _order_grades(found: Sequence[str]) -> list[str]:
-    """The labels from least to most, if they tell."""
+    """Return the labels from least to most, if they tell."""
     order = find_order(found)
     if order is None:
         proposal = propose_order(found)
@@ -258,7 +258,7 @@ def _number(text: str, column: str) -> float:
 
 
 def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Returns the targets of label rows and which rows have one.
+    """Return the targets of label rows and which rows have one.
 
     Args:
         task: The task.
@@ -361,7 +361,7 @@ def describe_positive(task: Task, *, recorded: bool) -> str:
 
 
 def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
-    """Raises DataError where a class (or either side of a label) has no image in a split that training needs."""
+    """Raise DataError where a class (or either side of a label) has no image in a split that training needs."""
     if task.kind == "regression":
         return
     if task.kind == "multilabel":

@@ -14,7 +14,7 @@ from medcls.errors import ConfigError
 
 
 def check_arguments(name: str, arguments: Any, constructor: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the arguments with lists as tuples.
+    """Return the arguments with lists as tuples.
 
     Args:
         name: Of the transform.

@@ -66,7 +66,7 @@ def encode_shares(task: Task, labels: pa.Table) -> NDArray[np.float64] | None:
 
 
 def _share(task: Task, column: str, votes: dict[str, float]) -> NDArray[np.float64]:
-    """The share of each class, (K,) or (no, yes); NaN where no vote is for a class of the task."""
+    """Return the share of each class, (K,) or (no, yes); NaN where no vote is for a class of the task."""
     alone = Task("multilabel", [column], [column]) if task.output == "multilabel" else task
     places, known = encode_targets(alone, pa.table({column: list(votes)}))
     weights = np.array(list(votes.values()))[known]

@@ -69,7 +69,7 @@ def open_members(runs: Sequence[Path], wanted: RowRequest) -> list[Member]:
 
 
 def read_run_card(run: Path) -> ModelCard:
-    """Returns the card of a finished run."""
+    """Return the card of a finished run."""
     check_run_folder(run)
     card = read_card(run / MODEL)
     check_run(run)
@@ -77,7 +77,7 @@ def read_run_card(run: Path) -> ModelCard:
 
 
 def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> None:
-    """Raises ConfigError where two runs may not be averaged; of other folds, one's test images trained the other."""
+    """Raise ConfigError where two runs may not be averaged; of other folds, one's test images trained the other."""
     changed = list(
         dict.fromkeys(name for field, name in _ALIKE.items() if getattr(card, field) != getattr(like, field))
     )
@@ -105,7 +105,7 @@ def predict_members(
 
 
 def check_out(folder: Path, members: list[Member]) -> None:
-    """Raises ConfigError where out= is a run, or holds what other runs together have answered or chosen."""
+    """Raise ConfigError where out= is a run, or holds what other runs together have answered or chosen."""
     if (folder / MODEL).exists():
         raise ConfigError(f"out={folder} is a run: choose a new folder for the results of several")
     check_folder(folder, members[0].opened.store)
@@ -114,7 +114,7 @@ def check_out(folder: Path, members: list[Member]) -> None:
 
 
 def identify(members: list[Member]) -> str:
-    """Returns the checksum of the model file, or of several, in whichever order they were named."""
+    """Return the checksum of the model file, or of several, in whichever order they were named."""
     return join_checksums([sha256_file(member.run / MODEL) for member in members])
 
 
@@ -124,7 +124,7 @@ def join_checksums(models_sha256: Sequence[str]) -> str:
 
 
 def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredictions:
-    """Returns the predictions whose scores are the mean of the runs', kept in a folder where one is given.
+    """Return the predictions whose scores are the mean of the runs', kept in a folder where one is given.
 
     Raises:
         DataError: the runs have different images or targets (labels were changed between them).

@@ -87,7 +87,7 @@ class PageSettings:
 
 
 def evaluate(job: EvaluateJob) -> None:
-    """Evaluates one run, or several together, on one split and prints the metrics and the report's path.
+    """Evaluate one run, or several together, on one split and print the metrics and the report's path.
 
     What has to be chosen (thresholds, recalibration, how images become patients) is chosen on the validation split
     and written into the run (of several: into out=) before another split is opened.

@@ -248,7 +248,7 @@ def set_threshold(chosen: Chosen, table: ScoreTable, threshold: float | None) ->
 
 
 def use_own(table: ScoreTable, chosen: Chosen) -> bool:
-    """Whether the thresholds are those that medcls wrote with the scores: nothing was chosen anew."""
+    """Return whether the thresholds are those that medcls wrote with the scores: nothing was chosen anew."""
     decides = table.form.kind in ("binary", "multilabel") and chosen.table is None
     return decides and len(table.thresholds) == len(table.rows.predictions.y_score[0])
 

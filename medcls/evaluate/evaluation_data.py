@@ -66,7 +66,7 @@ class Opened:
     clinical: NDArray[np.float32] | None = None
 
     def build_dataset(self, *, crop: Crop | None) -> StoreDataset:
-        """Returns the rows as a model takes them that was trained on crops such as this."""
+        """Return the rows as a model takes them that was trained on crops such as this."""
         return StoreDataset(self.store, self.rows, targets=self.targets, crop=crop, clinical=self.clinical)
 
 
@@ -150,7 +150,7 @@ def refuse_in_sample(wanted: RowRequest, trained: NDArray[np.bool_]) -> None:
 
 
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:
-    """Raises DataError where the store's pixels were made otherwise than those the model was trained on."""
+    """Raise DataError where the store's pixels were made otherwise than those the model was trained on."""
     trained, here = to_json(card.preprocess), to_json(store.spec)
     names = {**trained, **here}
     changed = [f"{n}: {trained.get(n)} -> {here.get(n)}" for n in names if trained.get(n) != here.get(n)]
@@ -162,7 +162,7 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
 
 
 def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -> None:
-    """Raises DataError if the model was trained on regions and the store holds whole images, or the other way round."""
+    """Raise DataError if the model was trained on regions and the store holds whole images, or the other way round."""
     trained = card.domain.regions if card.domain else ""
     here, share = summarize_regions(store, rows) if len(rows) else ("", [])
     if trained == ALL and here == NONE:
@@ -217,7 +217,7 @@ def list_patient_notes(store: Store, card: ModelCard) -> list[str]:
 
 
 def list_lineage_notes(card: ModelCard) -> list[str]:
-    """Returns what a reader has to know where an ancestor had this run's own split (transfer.val_seen=allow)."""
+    """Return what a reader has to know where an ancestor had this run's own split (transfer.val_seen=allow)."""
     own = (card.store_sha256, card.split_sha256)
     if not any((model.get("store_sha256"), model.get("split_sha256")) == own for model in card.ancestors):
         return []

@@ -129,12 +129,12 @@ def name_views(wanted: ViewRequest, members: list[Member]) -> str:
 
 
 def _list_changes(frozen: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What differs from the frozen settings; version 0.2.0 froze no decision, which then is the default."""
+    """Return what differs from the frozen settings; version 0.2.0 froze no decision, which then is the default."""
     return [f"{name}: {frozen.get(name)} -> {value}" for name, value in asked.items() if frozen.get(name) != value]
 
 
 def name_files(run: Path, views: str) -> tuple[Path, Path]:
-    """Returns where operating points and calibration lie: scores of other views are others, and so are thresholds.
+    """Return where operating points and calibration lie: scores of other views are others, and so are thresholds.
 
     Args:
         run: Folder.
@@ -187,7 +187,7 @@ def _read_unfinished(files: tuple[Path, Path], *, model_sha256: str, openings: i
 
 
 def _read_parts(files: tuple[Path, Path], model_sha256: str) -> dict[Path, dict[str, Any]]:
-    """The frozen files that are there and belong to this model."""
+    """Return the frozen files that are there and belong to this model."""
     parts = {file: read_json(file, remedy=f"restore it, or {_ANEW}") for file in files if file.is_file()}
     for file, part in parts.items():
         places = {"chosen_on": ("model_sha256", "test_openings_before"), "settings": ()}
@@ -199,7 +199,7 @@ def _read_parts(files: tuple[Path, Path], model_sha256: str) -> dict[Path, dict[
 
 
 def _fit(parts: dict[Path, dict[str, Any]]) -> bool:
-    """Whether there are two files, from one choice."""
+    """Return whether there are two files, from one choice."""
     first, *others = parts.values()
     return len(others) == 1 and all(first[name] == others[0][name] for name in ("settings", "chosen_on"))
 
@@ -223,7 +223,7 @@ def _list_rules(settings: dict[str, Any]) -> tuple[Rule, ...]:
 
 
 def _complete(settings: dict[str, Any], task: Task) -> dict[str, Any]:
-    """The settings with the decision named: a later version may have another default."""
+    """Return the settings with the decision named: a later version may have another default."""
     known = list_decisions(task.kind, _list_rules(settings), grades=task.grades)
     decision = settings["decision"] or known[0]
     check_choice("decision", decision, known)

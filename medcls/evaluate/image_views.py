@@ -73,14 +73,14 @@ class ViewPlan:
         return "-".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what the results follow from; {} for the plain evaluation, whose key has no views."""
+        """Return what the results follow from; {} for the plain evaluation, whose key has no views."""
         if not self.name:
             return {}
         names = ("kind", "scales", "flips", "crops_per_side")
         return {"views": {name: getattr(self, name) for name in names} | {"scales": list(self.scales)}}
 
     def describe(self) -> str:
-        """Returns what a report says of it; "" for the plain evaluation."""
+        """Return what a report says of it; "" for the plain evaluation."""
         if not self.name:
             return ""
         grid = f"{self.crops_per_side} x {self.crops_per_side} crops"
@@ -151,7 +151,7 @@ class Pass:
 
 
 def build_passes(plan: ViewPlan, model: Classifier, *, output: str) -> list[Pass]:
-    """Returns the passes over the images whose scores are averaged: one for each scale, and for both forms of it.
+    """Return the passes over the images whose scores are averaged: one for each scale, and for both forms of it.
 
     Args:
         plan: Of the views.

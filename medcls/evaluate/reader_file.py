@@ -130,13 +130,13 @@ def measure_readers(
 
 
 def _move(reading: Readings, rows: Integers) -> Readings:
-    """The same answers for other rows; those of patients that were left out (-1) are left out, too."""
+    """Return the same answers for other rows; those of patients that were left out (-1) are left out, too."""
     kept = rows >= 0
     return replace(reading, rows=rows[kept], answers=reading.answers[kept])
 
 
 def _find_key(file: ScoreFile, rows: Rows, image_ids: Sequence[str]) -> tuple[str, str]:
-    """The column that names the rows, and the level that it names."""
+    """Return the column that names the rows, and the level that it names."""
     image = next((name for name in ("image_id", "image") if name in file.columns), None)
     patient = next((name for name in ("patient_id", "patient") if name in file.columns), None)
     if image and image_ids:
@@ -157,7 +157,7 @@ def _index_rows(rows: Rows, image_ids: Sequence[str], level: str, *, by_image: b
 
 
 def _find_answers(file: ScoreFile, one: Predictions) -> tuple[list[str], bool]:
-    """The columns of the answers, and whether they are ordered grades of suspicion."""
+    """Return the columns of the answers, and whether they are ordered grades of suspicion."""
     if one.kind == "multilabel":
         columns = [f"{DECISION}_{name}" for name in one.class_names]
         missing = [column for column in columns if column not in file.columns]
@@ -171,7 +171,7 @@ def _find_answers(file: ScoreFile, one: Predictions) -> tuple[list[str], bool]:
 
 
 def _choose_parser(one: Predictions, labels: Mapping[str, int], *, ordered: bool) -> tuple[Callable[[str], Any], str]:
-    """What reads a cell (None = wrong), and what is expected."""
+    """Return what reads a cell (None = wrong), and what is expected."""
     if ordered:
         return read_number, "a number"
     if one.kind == "multilabel":

@@ -84,7 +84,7 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
 
 
 def _shrink(path: Path, row: dict[str, Any]) -> bytes:
-    """The picture of a row as PNG, at most WIDTH wide; empty where there is none."""
+    """Return the picture of a row as PNG, at most WIDTH wide; empty where there is none."""
     if not path.is_file() or path.is_symlink():
         return b""
     # Version 0.2.0 kept no checksums of pictures.

@@ -28,7 +28,7 @@ AGE = "age"
 def read_subgroup_columns(
     predictions: SplitPredictions, names: Sequence[str]
 ) -> tuple[dict[str, list[Any]], list[str]]:
-    """Returns the value of each row by column, and the columns asked for that the store does not have.
+    """Return the value of each row by column, and the columns asked for that the store does not have.
 
     "age" stands for bands of age_years.
     """
@@ -45,7 +45,7 @@ def read_subgroup_columns(
 
 
 def describe_study(predictions: SplitPredictions) -> dict[str, str]:
-    """Returns what store and settings say for the checklists: "deidentification", "imbalance", "ensembling"."""
+    """Return what store and settings say for the checklists: "deidentification", "imbalance", "ensembling"."""
     kinds = {
         "hmac": "patient, study and file names replaced by keyed pseudonyms (HMAC)",
         "declared": "ids and file names as they were given, not replaced; of the headers only the columns of the "
@@ -171,7 +171,7 @@ def describe_readers(name: str, readers: Mapping[str, Any]) -> str:
 
 
 def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, Any]]:
-    """Returns the steps from files to evaluated images: title, counts, and what was left out before the next."""
+    """Return the steps from files to evaluated images: title, count, and what was left out before the next."""
     opened = predictions.opened
     store = opened.store
     patients = read_patients(store, opened.certificate)
@@ -205,7 +205,7 @@ def _count(patients: Codes, rows: NDArray[np.int64], *, known: bool) -> dict[str
 
 
 def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
-    """Returns images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
+    """Return images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
     opened = predictions.opened
     patients = read_patients(opened.store, opened.certificate)
     if not opened.certificate:
@@ -224,7 +224,7 @@ def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -
 
 
 def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[Picture]:
-    """Returns the pictures of the chosen rows, small and without any identifier."""
+    """Return the pictures of the chosen rows, small and without any identifier."""
     opened = predictions.opened
     images = [opened.store.image(int(opened.rows[one.row])) for one in worst]
     bounds = opened.store.spec.value_range
@@ -232,7 +232,7 @@ def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[
 
 
 def encode_thumbnail(image: NDArray[Any], value_range: tuple[float, float], *, size: int = THUMBNAIL) -> bytes:
-    """Returns a JPEG, at most `size` pixels high and wide, of what `draw_pixels` shows of a stored image."""
+    """Return a JPEG, at most `size` pixels high and wide, of what `draw_pixels` shows of a stored image."""
     picture = np.ascontiguousarray(draw_pixels(image, value_range)[..., ::-1])
     scale = size / max(picture.shape[:2])
     shape = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))

@@ -17,7 +17,7 @@ _SHEET = "Training images by class, stored above and augmented below"
 
 
 def name_runs(parts: Sequence[SplitPredictions]) -> list[str]:
-    """Returns the folders' own names, with a number where two are the same."""
+    """Return the folders' own names, with a number where two are the same."""
     names = [part.run.resolve().name for part in parts]
     if len(set(names)) == len(names):
         return names
@@ -52,19 +52,19 @@ def _read_config(path: Path) -> str:
 
 
 def read_history(parts: Sequence[SplitPredictions]) -> list[dict[str, Any]]:
-    """Returns the rows of metrics.jsonl; [] of several runs, whose curves are in their own reports."""
+    """Return the rows of metrics.jsonl; [] of several runs, whose curves are in their own reports."""
     return read_json_lines(parts[0].run / METRICS_LOG) if len(parts) == 1 else []
 
 
 def list_sheets(parts: Sequence[SplitPredictions]) -> dict[str, Path]:
-    """Returns title and file of each run's contact sheet, where it has one."""
+    """Return title and file of each run's contact sheet, where it has one."""
     titles = [_SHEET] if len(parts) == 1 else [f"{_SHEET} ({name})" for name in name_runs(parts)]
     sheets = {title: part.run / CONTACT_SHEET for title, part in zip(titles, parts, strict=True)}
     return {title: path for title, path in sheets.items() if path.is_file()}
 
 
 def describe_model(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
-    """Returns the metadata of the model file; of several the values that differ side by side: "vgg16 + vgg19"."""
+    """Return the metadata of the model file; of several the values that differ side by side: "vgg16 + vgg19"."""
     cards = [to_json(part.card) for part in parts]
     ancestors = [ancestor for card in cards for ancestor in card["ancestors"]]
     return _join(cards) | {"ancestors": ancestors, "training": _join([card["training"] for card in cards])}
@@ -78,7 +78,7 @@ def _join(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def describe_ensemble(parts: Sequence[SplitPredictions]) -> list[str]:
-    """Returns which runs were averaged and which views of each image; [] for one run and the plain middle."""
+    """Return which runs were averaged and which views of each image; [] for one run and the plain middle."""
     lines = []
     if len(parts) > 1:
         named = [
@@ -105,7 +105,7 @@ def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> list[
 
 
 def _list_openings(part: SplitPredictions) -> list[str]:
-    """One line for several openings; none for one, or of rows that cannot judge the run."""
+    """Return one line for several openings; none for one, or of rows that cannot judge the run."""
     lines = list_openings(part.run, part.opened, split=part.key["split"])
     if len(lines) < 2 or not part.opened.exposure.has_unseen:
         return []
@@ -118,7 +118,7 @@ def _list_openings(part: SplitPredictions) -> list[str]:
 
 
 def list_runs(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
-    """Returns what metrics.json says of several runs under "runs", and of other views under "views"; else {}."""
+    """Return what metrics.json says of several runs under "runs", and of other views under "views"; else {}."""
     rows = [
         {"name": name, "model_sha256": part.key["model_sha256"], "openings": part.openings, **part.plan.to_json()}
         for name, part in zip(name_runs(parts), parts, strict=True)

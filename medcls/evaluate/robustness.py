@@ -44,7 +44,7 @@ PERTURBATIONS: dict[str, tuple[str, tuple[float, ...]]] = {
 def measure_robustness(
     predictions: SplitPredictions, options: PredictOptions, *, replicates: int, seed: int
 ) -> dict[str, Any]:
-    """Returns the metric, and for each perturbation its unit and a point with interval for each strength.
+    """Return the metric, and for each perturbation its unit and a point with interval for each strength.
 
     The images are those of the opened split, predicted once more for each of the thirty points.
     """
@@ -86,7 +86,7 @@ def _worsen(
 def _measure(
     predictions: SplitPredictions, score: Floats, *, metric: str, replicates: int, seed: int
 ) -> dict[str, Any]:
-    """The metric of other scores of the same rows."""
+    """Return the metric of other scores of the same rows."""
     changed = replace(predictions.rows.predictions, y_score=score)
     found = summarize(
         build_estimator(changed),
@@ -101,7 +101,7 @@ def _measure(
 def perturb(
     image: NDArray[Any], name: str, *, strength: float, seed: int, value_range: tuple[float, float]
 ) -> NDArray[Any]:
-    """The perturbed image, same shape and dtype.
+    """Return the perturbed image, same shape and dtype.
 
     Signs (of the grey shift and the rotation) and noise are drawn from the seed.
 

@@ -160,7 +160,7 @@ def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[list[str]],
 
 
 def _unfold(table: pa.Table) -> pa.Table:
-    """Lists of medcls's own tables as columns: y_true.0, y_score.0, y_score.1 …; logits are left out."""
+    """Return lists of medcls's own tables as columns: y_true.0, y_score.0, y_score.1 …; logits are left out."""
     lists = {"y_true", "y_score"}
     own = lists <= set(table.column_names) and all(pa.types.is_nested(table[name].type) for name in lists)
     if not own and not {"level", "state", "rule"} <= set(table.column_names):

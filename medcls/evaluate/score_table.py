@@ -147,7 +147,7 @@ def read_scores(
 
 
 def _add_known(wanted: Wanted, task: Mapping[str, Any]) -> Wanted:
-    """What the command line says, and of the rest what a table that medcls wrote says itself."""
+    """Return what the command line says, and of the rest what a table that medcls wrote says itself."""
     if not task or wanted.kind not in ("auto", task["task"]):
         return wanted
     grades = wanted.grades or (bool(task.get("grades")) and task["task"] == "regression")
@@ -240,7 +240,7 @@ def _form_binary(
 
 
 def _name_classes(file: ScoreFile, wanted: Wanted, *, named: list[str], found: list[str]) -> tuple[str, str]:
-    """The negative and the positive class."""
+    """Return the negative and the positive class."""
     if wanted.classes:
         if len(wanted.classes) != 2:
             raise ConfigError(f"classes={list(wanted.classes)}: kind=binary has two, the negative and the positive one")

@@ -120,7 +120,7 @@ class _Fold:
 
 
 def _prepare_folds(columns: Floats, patients: Integers, *, seed: int) -> list[_Fold]:
-    """The folds by patient; a model has not seen the patients that it scores."""
+    """Return the folds by patient; a model has not seen the patients that it scores."""
     fold = (np.random.default_rng(seed).permutation(int(patients.max()) + 1) % FOLDS)[patients]
     places = [(np.flatnonzero(fold == held), np.flatnonzero(fold != held)) for held in range(FOLDS)]
     return [_Fold(held, others, _solve_ridge(columns[others], columns[held])) for held, others in places]
@@ -162,7 +162,7 @@ def _measure(
 
 
 def _rank(folds: Sequence[_Fold], target: Integers) -> list[list[Ranking]]:
-    """The ranking of the held-out rows of each fold, for each value against the rest."""
+    """Return the ranking of the held-out rows of each fold, for each value against the rest."""
     indicators = np.eye(int(target.max()) + 1)[target]
     score = np.zeros(indicators.shape)
     for fold in folds:

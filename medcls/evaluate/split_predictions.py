@@ -160,7 +160,7 @@ def predict_split(
 
 
 def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:
-    """Returns the checksums and settings that predictions follow from."""
+    """Return the checksums and settings that predictions follow from."""
     return {
         "model_sha256": sha256_file(run / MODEL),
         "store_sha256": opened.store.sha256,
@@ -173,7 +173,7 @@ def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewP
 
 
 def build_rows(card: ModelCard, opened: Opened, logits: NDArray[np.float64]) -> Rows:
-    """Returns scores and truth of the opened rows, checked, and whose they are."""
+    """Return scores and truth of the opened rows, checked, and whose they are."""
     task = card.task
     predictions = check_predictions(
         task.kind,
@@ -192,12 +192,12 @@ def name_patients(opened: Opened) -> list[Any]:
 
 
 def values_of(opened: Opened, column: str) -> list[Any]:
-    """Returns the values of a manifest column at the opened rows (None where null)."""
+    """Return the values of a manifest column at the opened rows (None where null)."""
     return opened.store.column(column, opened.rows)
 
 
 def check_folder(folder: Path, store: Store) -> None:
-    """Raises ConfigError where the folder holds the results of another store, which may have the same name."""
+    """Raise ConfigError where the folder holds the results of another store, which may have the same name."""
     if (folder / INPUTS).is_file() and read_json(folder / INPUTS).get("store_sha256") != store.sha256:
         raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
@@ -205,7 +205,7 @@ def check_folder(folder: Path, store: Store) -> None:
 def predict_views(
     request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan, log: Path, use: str = EVALUATED
 ) -> NDArray[np.float64]:
-    """Returns the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
+    """Return the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
 
     Args:
         request: What is asked for.
@@ -279,7 +279,7 @@ def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, An
 
 
 def _read_opened(path: Path, *, sha256: str) -> pa.ChunkedArray[Any]:
-    """The checksums of the pixels of rows that were opened, as `log_opening` wrote them."""
+    """Return the checksums of the pixels of rows that were opened, as `log_opening` wrote them."""
     column = read_table(path, columns=(PIXELS,)).column(PIXELS)
     if sha256_json(sorted(map(str, column.to_pylist()))) != sha256:
         raise DataError(f"{path} has changed since it was written: restore it from a copy of the run")
@@ -293,12 +293,12 @@ def count_test_openings(run: Path, model_sha256: str) -> int:
 
 
 def _is_unseen(line: dict[str, Any]) -> bool:
-    """Whether rows that can judge the run were opened; version 0.2.0 knew by the split's name."""
+    """Return whether rows that can judge the run were opened; version 0.2.0 knew by the split's name."""
     return bool(line.get("unseen", line["key"]["split"] in TESTS))
 
 
 def _read_openings(log: Path) -> list[dict[str, Any]]:
-    """The lines of a log, checked: one that cannot be counted is not a log without openings."""
+    """Return the lines of a log, checked: one that cannot be counted is not a log without openings."""
     lines = [open_seal(line, log, remedy="restore it from a copy of the run") for line in read_json_lines(log)]
     names = {"model_sha256", "store_sha256", "split"}
     if not all(isinstance(line.get("key"), dict) and names <= set(line["key"]) for line in lines):
@@ -312,7 +312,7 @@ def _read_openings(log: Path) -> list[dict[str, Any]]:
 
 
 def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | None:
-    """Returns the logits there where they are whole and were made from the very same inputs; else None."""
+    """Return the logits there where they are whole and were made from the very same inputs; else None."""
     if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
         return None
     if read_json(folder / INPUTS) != key | {_OF_PREDICTIONS: sha256_file(folder / PREDICTIONS)}:
@@ -339,7 +339,7 @@ def compute_logits(opened: Opened, passed: Pass, options: PredictOptions, *, spl
 def write_predictions(
     folder: Path, opened: Opened, *, rows: Rows, logits: NDArray[np.float64], key: dict[str, Any]
 ) -> None:
-    """Writes one row an image (image_id, patient_id, y_true, logits, y_score), and what they were made from."""
+    """Write one row an image (image_id, patient_id, y_true, logits, y_score), and what they were made from."""
     columns = {
         "image_id": values_of(opened, "image_id"),
         "patient_id": list(rows.patient_ids),

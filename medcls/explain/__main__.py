@@ -11,7 +11,7 @@ from medcls.inputs import check_file, check_run_folder, check_store_folder
 
 
 def main(job: ExplainJob) -> None:
-    """Explains the images of one split by one method."""
+    """Explain the images of one split by one method."""
     if job.run is None:
         raise UsageError("run=DIR is missing: python -m medcls.explain run=DIR method=gradcam worst=20")
     check_run_folder(Path(job.run))

@@ -51,7 +51,7 @@ _PICKED = 5
 
 
 def explain(job: ExplainJob) -> None:
-    """Explains the images and prints what was found and where it is.
+    """Explain the images and print what was found and where it is.
 
     Raises:
         ConfigError, DataError, MissingInputError: as the message says.
@@ -122,7 +122,7 @@ def _explain(job: ExplainJob, run: Path) -> None:
 def build_content(
     method: Method, predictions: SplitPredictions, *, summary: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Returns what explanations.json holds."""
+    """Return what explanations.json holds."""
     return {
         "settings": asdict(method.job),
         "method": METHODS[method.job.method][0],
@@ -205,7 +205,7 @@ def choose_subjects(
 
 
 def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
-    """The store's affine goes to DICOM's patient axes (LPS); NIfTI's go to the right and the front (RAS)."""
+    """Return the store's affine goes to DICOM's patient axes (LPS); NIfTI's go to the right and the front (RAS)."""
     if "affine" not in store.column_names:
         return None
     affine: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.reshape(store.column("affine", [row])[0], (4, 4))
@@ -213,7 +213,7 @@ def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
 
 
 def describe(subject: Subject, explained: Explained, curves: list[Curves], score: float) -> dict[str, Any]:
-    """Returns the JSON row of one image."""
+    """Return the JSON row of one image."""
     row: dict[str, Any] = {
         "image_id": subject.image_id,
         "row": subject.row,
@@ -226,7 +226,7 @@ def describe(subject: Subject, explained: Explained, curves: list[Curves], score
 
 
 def pick(subjects: list[Subject], explained: list[Explained]) -> list[str]:
-    """Returns the images that together show most of where the model looks (SP-LIME), over the cells of the grid."""
+    """Return the images that together show most of where the model looks (SP-LIME), over the cells of the grid."""
     weights = np.stack([each.weights for each in explained if each.weights is not None])
     return [subjects[i].image_id for i in pick_submodular(weights, _PICKED)]
 
@@ -253,13 +253,13 @@ def write_files(folder: Path, method: Method, subject: Subject, explained: Expla
 
 
 def file_name(image_id: str) -> str:
-    """Returns the id where it is a plain file name; else its plain part and a checksum (declared ids may hold a /)."""
+    """Return the id where it is a plain file name; else its plain part and a checksum (declared ids may hold a /)."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).lstrip(".")
     return plain if plain == image_id else f"{plain[:80]}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ConfigError where the folder holds something that no explanation wrote."""
+    """Raise ConfigError where the folder holds something that no explanation wrote."""
     if folder.is_file():
         raise ConfigError(f"out={folder} is a file: choose a folder")
     paths = list(folder.iterdir()) if folder.is_dir() else []
@@ -275,7 +275,7 @@ def check_folder(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what an earlier explanation left: pictures of other images would look like this one's."""
+    """Remove what an earlier explanation left: pictures of other images would look like this one's."""
     for pattern in (EXPLANATIONS, "maps/*.npy", "maps/*.nii.gz", "images/*.png", "figures/*.png"):
         for path in folder.glob(pattern):
             path.unlink()

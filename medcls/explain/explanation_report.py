@@ -109,7 +109,7 @@ def write_sentences(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _judge(tested: Mapping[str, Any]) -> str:
-    """The verdict of a test against chance as a sentence."""
+    """Return the verdict of a test against chance as a sentence."""
     images, patients, p_value = tested["images"], tested["patients"], tested["p_value"]
     where = f"{format_count(images, 'image')} of {format_count(patients, 'patient')}"
     if p_value is None:
@@ -121,7 +121,7 @@ def _judge(tested: Mapping[str, Any]) -> str:
 
 
 def describe_sanity(sanity: Mapping[str, Any] | None) -> str:
-    """Returns the verdict of the weight-randomisation check as a sentence."""
+    """Return the verdict of the weight-randomisation check as a sentence."""
     if sanity is None:
         return (
             "The weight-randomisation check was not made (sanity_images=0): whether the maps depend on the trained "
@@ -158,7 +158,7 @@ def write_explanation_page(
     notes: Sequence[str],
     store: str,
 ) -> Path:
-    """Writes explanation.html and the PNG of its curves, and returns the page's path."""
+    """Write explanation.html and the PNG of its curves, and return the page's path."""
     sanity = summary["sanity"]
     failed = sanity is None or sanity["verdict"] != "passed"
     drawn = [each for each in curves if each]
@@ -189,7 +189,7 @@ def list_settings(job: ExplainJob) -> list[tuple[str, str]]:
 
 
 def build_levels(sanity: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
-    """Returns the rows of the randomisation table."""
+    """Return the rows of the randomisation table."""
     levels = sanity["levels"] if sanity is not None else []
     return [
         (", ".join(level["scrambled"]), _number(level["rank_correlation"]), _number(level["structural_similarity"]))
@@ -198,7 +198,7 @@ def build_levels(sanity: Mapping[str, Any] | None) -> list[tuple[str, str, str]]
 
 
 def build_cards(summary: Mapping[str, Any]) -> list[Card]:
-    """Returns the headline numbers."""
+    """Return the headline numbers."""
     mean, sanity = summary["mean"], summary["sanity"]
     cards = [
         Card("Weight-randomisation check", sanity["verdict"] if sanity else "not made", "maps must change with it")
@@ -224,7 +224,7 @@ def build_cards(summary: Mapping[str, Any]) -> list[Card]:
 
 
 def draw_curves(folder: Path, curves: Sequence[Sequence[Curves]], *, kind: str) -> tuple[str, str, str]:
-    """Returns title, data URI and caption of the mean curves of the maps and of the same maps at random places."""
+    """Return title, data URI and caption of the mean curves of the maps and of the same maps at random places."""
     shares = curves[0][0].shares
 
     def mean_curve(chosen: Sequence[Curves]) -> NDArray[np.float64]:
@@ -244,7 +244,7 @@ def draw_curves(folder: Path, curves: Sequence[Sequence[Curves]], *, kind: str) 
 
 
 def describe_row(row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what stands under a picture."""
+    """Return what stands under a picture."""
     lines = [("truth", row["true"]), ("prediction", row["predicted"]), (row["target"], _number(row["score"]))]
     titles = {"r2": "R² of the fit", "stability": "stability", "completeness_gap": "completeness gap"}
     titles |= {"pointing": "pointing game", "iou": "overlap (IoU)"}

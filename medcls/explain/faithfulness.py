@@ -19,7 +19,7 @@ _FLIPS = 20_000
 
 
 def point_game(heat: Heat, region: NDArray[np.bool_]) -> float | None:
-    """Returns 1 where the map's largest value lies in the region, 0 where not; None for a constant map.
+    """Return 1 where the map's largest value lies in the region, 0 where not; None for a constant map.
 
     Of several largest values (a superpixel has one value) the share that lies inside: the hit to be expected of a
     point drawn among them.
@@ -36,7 +36,7 @@ def point_game(heat: Heat, region: NDArray[np.bool_]) -> float | None:
 
 
 def compute_iou(heat: Heat, region: NDArray[np.bool_]) -> float | None:
-    """Returns the intersection over union of the region and as many of the map's largest positive pixels.
+    """Return the intersection over union of the region and as many of the map's largest positive pixels.
 
     None for a map without positive values.
 
@@ -131,7 +131,7 @@ def _order(heat: Heat) -> NDArray[np.int64]:
 
 
 def roll_map(heat: Heat, *, seed: tuple[object, ...]) -> Heat:
-    """Returns the map moved cyclically to a random place: as smooth and as large, but marking something else.
+    """Return the map moved cyclically to a random place: as smooth and as large, but marking something else.
 
     A map of independent random pixels would be no fair rival: hiding single pixels hurts a network in another way.
 

@@ -53,7 +53,7 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def explain_gradcam(score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False) -> NDArray[np.float32]:
-    """Returns the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear).
+    """Return the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear).
 
     Args:
         score: Differentiable: a logit, before softmax; it runs `layer` once.
@@ -83,7 +83,7 @@ def _weigh_plus(features: Tensor, slopes: Tensor, axes: tuple[int, ...]) -> Tens
 
 
 def _run(score: Score, image: NDArray[Any], layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The layer's output (1, K, *spatial), and the score's gradient by it."""
+    """Return the layer's output (1, K, *spatial), and the score's gradient by it."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _run(score: Score, image: NDArray[Any], layer: nn.Module) -> tuple[Tensor, T
 def explain_integrated_gradients(
     score: Score, image: NDArray[Any], *, background: NDArray[np.float32], steps: int = 64, batch_size: int = 64
 ) -> tuple[NDArray[np.float32], float]:
-    """Returns the map (*spatial), summed over the channels, and how far its sum misses the change of the score.
+    """Return the map (*spatial), summed over the channels, and how far its sum misses the change of the score.
 
     The second value is the completeness gap |sum - (f(image) - f(background))|, in units of the score; more steps make
     it smaller.

@@ -19,7 +19,7 @@ _COMPACTNESS = 0.1
 
 
 def cut_superpixels(image: NDArray[Any], *, kind: str = "slic", count: int = 50) -> NDArray[np.int64]:
-    """Returns the region of each pixel, (*spatial), numbers 0 to S - 1 without a gap; S is near `count`.
+    """Return the region of each pixel, (*spatial), numbers 0 to S - 1 without a gap; S is near `count`.
 
     Args:
         image: (C, H, W) or (C, D, H, W), any real dtype; its own range is taken for [0, 1].
@@ -55,7 +55,7 @@ def _scale(image: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _cut_grid(shape: tuple[int, ...], count: int) -> NDArray[np.int64]:
-    """Blocks as near to cubes as the shape allows: their edge is the root of the pixels each may have."""
+    """Return blocks as near to cubes as the shape allows: their edge is the root of the pixels each may have."""
     edge = (np.prod(shape) / count) ** (1 / len(shape))
     cuts = [max(1, round(length / edge)) for length in shape]
     blocks = [np.arange(length) * number // length for length, number in zip(shape, cuts, strict=True)]
@@ -115,7 +115,7 @@ class LocalModel:
     prediction: float
 
     def paint(self, regions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Returns the map (*spatial): each region in the colour of its weight."""
+        """Return the map (*spatial): each region in the colour of its weight."""
         return self.weights[regions].astype(np.float32)
 
 
@@ -128,7 +128,7 @@ def explain_lime(
     settings: LimeSettings,
     seed: tuple[object, ...],
 ) -> LocalModel:
-    """Returns the local linear model of `score` around `image`.
+    """Return the local linear model of `score` around `image`.
 
     Args:
         score: What is explained, best a probability or a value.
@@ -154,7 +154,7 @@ def explain_lime(
 
 
 def draw_masks(settings: LimeSettings, count: int, generator: np.random.Generator) -> NDArray[np.bool_]:
-    """Returns which regions each sample shows, (N, S) bool; the first row shows all."""
+    """Return which regions each sample shows, (N, S) bool; the first row shows all."""
     draws = generator.random((settings.num_samples, count))
     if settings.sampling == "coin":
         masks = draws < 0.5
@@ -166,7 +166,7 @@ def draw_masks(settings: LimeSettings, count: int, generator: np.random.Generato
 
 
 def weigh_masks(masks: NDArray[np.bool_], *, width: float, distance: str) -> Floats:
-    """Returns the kernel's weight of each mask, (N,), in (0, 1]; 1 for all shown."""
+    """Return the kernel's weight of each mask, (N,), in (0, 1]; 1 for all shown."""
     share = masks.mean(axis=1)
     far = 1 - np.sqrt(share) if distance == "cosine" else np.sqrt(1 - share)
     weights: Floats = np.exp(-((far / width) ** 2))
@@ -176,7 +176,7 @@ def weigh_masks(masks: NDArray[np.bool_], *, width: float, distance: str) -> Flo
 def fit_local_model(
     masks: NDArray[np.bool_], scores: Floats, closeness: Floats, *, num_features: int | None, ridge: float
 ) -> LocalModel:
-    """Returns the weighted linear fit of the scores on at most num_features regions.
+    """Return the weighted linear fit of the scores on at most num_features regions.
 
     Args:
         masks: (N, S); the first row shows all.
@@ -226,7 +226,7 @@ def select_features(X: Floats, y: Floats, count: int) -> NDArray[np.int64]:
 
 
 def pick_submodular(weights: Floats, budget: int) -> list[int]:
-    """Returns the images that together show most of what the model looks at, the most telling one first.
+    """Return the images that together show most of what the model looks at, the most telling one first.
 
     Args:
         weights: (n, S): of n images over the same S features (the cells of one grid).

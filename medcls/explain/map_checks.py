@@ -65,7 +65,7 @@ class Subject:
 
 
 def read_boxes(path: Path, store: Store) -> dict[str, Box]:
-    """Returns where the sign is, in stored pixels, by image_id.
+    """Return where the sign is, in stored pixels, by image_id.
 
     Args:
         path: CSV with image_id (or path, where ids are as declared) and box_y, box_x, box_h, box_w in file pixels.
@@ -110,7 +110,7 @@ def _read_frames(store: Store) -> list[tuple[int, ...]]:
 
 
 def _place_box(row: dict[str, Any], frame: tuple[int, ...]) -> Box:
-    """The file's pixels to the frame's, widened to whole pixels."""
+    """Return the file's pixels to the frame's, widened to whole pixels."""
     source_height, source_width, y, x, height, width = frame
     zoom_y, zoom_x = height / source_height, width / source_width
     top, left = int(np.floor(y + row["box_y"] * zoom_y)), int(np.floor(x + row["box_x"] * zoom_x))
@@ -120,7 +120,7 @@ def _place_box(row: dict[str, Any], frame: tuple[int, ...]) -> Box:
 
 
 def measure_place(heat: NDArray[np.float32], box: Box) -> dict[str, float | None]:
-    """Returns the pointing game, the overlap, and the share of the image that the box takes: a blind guess's hits."""
+    """Return the pointing game, the overlap, and the share of the image that the box takes: a blind guess's hits."""
     y, x, height, width = box
     region = np.zeros(heat.shape, dtype=bool)
     region[y : y + height, x : x + width] = True
@@ -183,7 +183,7 @@ def estimate_time(method: Method, model: Classifier, subjects: Sequence[Subject]
 def check_sanity(
     method: Method, model: Classifier, subjects: Sequence[Subject], explained: Sequence[Explained]
 ) -> dict[str, Any]:
-    """Returns how alike the maps stay while the network is scrambled from its output down, and the verdict.
+    """Return how alike the maps stay while the network is scrambled from its output down, and the verdict.
 
     The verdict: "failed" from a mean |rank correlation| of SANITY_LIMIT with the wholly scrambled network's maps;
     "undecided" where all of these maps are constant.
@@ -209,7 +209,7 @@ def check_sanity(
 
 
 def judge_sanity(levels: Sequence[dict[str, Any]]) -> str:
-    """Returns "passed", "failed" or "undecided" from the last level."""
+    """Return "passed", "failed" or "undecided" from the last level."""
     alike = levels[-1]["rank_correlation"]
     if alike is None:
         return "undecided"
@@ -217,6 +217,6 @@ def judge_sanity(levels: Sequence[dict[str, Any]]) -> str:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Returns the mean of the defined values; None where there is none."""
+    """Return the mean of the defined values; None where there is none."""
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None

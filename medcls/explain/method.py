@@ -51,7 +51,7 @@ class Target:
     clinical: tuple[float, ...] = ()
 
     def score(self, logits: Tensor) -> Tensor:
-        """Returns what readers are shown, (N,) float64: a probability, a value, or an expected grade."""
+        """Return what readers are shown, (N,) float64: a probability, a value, or an expected grade."""
         scores = compute_scores(self.output or self.kind, logits)
         if self.kind == "ordinal":
             # P(y >= k) for each k from 1 up; their sum is the expected grade.
@@ -62,7 +62,7 @@ class Target:
         return scores[:, max(self.index, 0)]
 
     def slope(self, logits: Tensor) -> Tensor:
-        """Returns what gradients are taken of, (N,): before softmax or sigmoid, which flatten where a score is sure."""
+        """Return what gradients are taken of, (N,): before softmax or sigmoid, which flatten where a score is sure."""
         if self.kind == "ordinal":
             score = self.score(logits)
             return score if self.index < 0 else torch.logit(score, eps=1e-12)
@@ -72,7 +72,7 @@ class Target:
 
 
 def choose_target(task: Task, scores: NDArray, *, target: str = AUTO) -> Target:  # type: ignore[type-arg]
-    """Returns what is explained of one image.
+    """Return what is explained of one image.
 
     Args:
         task: Of the run.
@@ -109,7 +109,7 @@ def _choose_grade(names: list[str], target: str) -> Target:
 
 
 def build_score(model: nn.Module, target: Target, *, device: str, precision: str, slope: bool = False) -> Score:
-    """Returns images (N, C, *spatial) float32 -> (N,): the target's slope or score by this network."""
+    """Return images (N, C, *spatial) float32 -> (N,): the target's slope or score by this network."""
     held = torch.tensor([target.clinical], device=device) if target.clinical else None
 
     def score(images: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Method:
         return "blur" if self.background == "segment" else self.background
 
     def score(self, model: Classifier, target: Target, *, slope: bool = False) -> Score:
-        """Returns the function of images that is explained."""
+        """Return the function of images that is explained."""
         return build_score(model, target, device=self.device, precision=self.precision, slope=slope)
 
     def score_image(self, model: Classifier, image: NDArray[Any], *, target: Target) -> float:
@@ -184,7 +184,7 @@ class Method:
         return 3 if job.method.startswith("gradcam") else 3 * job.steps
 
     def explain(self, model: Classifier, image: NDArray[Any], *, target: Target, name: str) -> Explained:
-        """Returns the map of one image, (C, *spatial); `name` seeds LIME's masks.
+        """Return the map of one image, (C, *spatial); `name` seeds LIME's masks.
 
         Raises:
             ConfigError: a stage without convolutions, or superpixels that volumes do not have.
@@ -243,7 +243,7 @@ class Method:
 
 
 def freeze(model: Classifier, device: str) -> Classifier:
-    """Returns the network in evaluation mode on its device, its weights without gradients."""
+    """Return the network in evaluation mode on its device, its weights without gradients."""
     model.eval().requires_grad_(False)
     if device == "cuda":
         torch.backends.cudnn.benchmark = False

@@ -23,7 +23,7 @@ _TOP = 99.5
 def write_overlay(
     path: Path, image: NDArray[Any], heat: NDArray[np.float32], *, title: str, legend: str, box: Box | None = None
 ) -> None:
-    """Writes a PNG: left the image, right the image under the map, with a colour bar.
+    """Write a PNG: left the image, right the image under the map, with a colour bar.
 
     Of a volume the slice with the largest absolute value is shown. The more a pixel is marked, the less transparent it
     is; maps with negative values are drawn in red (for) and blue (against), others from dark to bright.
@@ -81,7 +81,7 @@ def _outline(box: Box) -> Rectangle:
 
 
 def write_nifti(path: Path, heat: NDArray[np.float32], *, affine: NDArray[np.float64]) -> None:
-    """Writes the map as .nii.gz; the same map gives the same bytes.
+    """Write the map as .nii.gz; the same map gives the same bytes.
 
     Args:
         path: Ends in .nii.gz.

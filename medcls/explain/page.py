@@ -79,7 +79,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> Path:
-    """Writes the page and returns its path: no script, nothing from the network, light and dark, printable.
+    """Write the page and return its path: no script, nothing from the network, light and dark, printable.
 
     Args:
         path: Of explanation.html.

@@ -23,7 +23,7 @@ _BLUR = 0.1
 def build_background(
     image: NDArray[Any], *, kind: str, regions: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Returns what stands where the image is hidden, (C, *spatial) float32.
+    """Return what stands where the image is hidden, (C, *spatial) float32.
 
     Args:
         image: (C, *spatial).
@@ -61,7 +61,7 @@ def score_masked(
     masks: Iterable[NDArray[np.bool_]],
     batch_size: int = 64,
 ) -> NDArray[np.float64]:
-    """Returns the score of the image under each mask, (n,).
+    """Return the score of the image under each mask, (n,).
 
     Args:
         score: What is explained.
@@ -82,7 +82,7 @@ def score_masked(
 def explain_occlusion(
     score: Score, image: NDArray[Any], *, background: NDArray[np.float32], window: float = 0.15, batch_size: int = 64
 ) -> NDArray[np.float32]:
-    """Returns the map (*spatial): the mean fall of the score over the windows that hide each pixel.
+    """Return the map (*spatial): the mean fall of the score over the windows that hide each pixel.
 
     Args:
         score: What is explained.
@@ -113,7 +113,7 @@ def count_windows(shape: Sequence[int], window: float) -> int:
 
 
 def _place(length: int, side: int) -> list[int]:
-    """Starts half a side apart; the last window ends with the image."""
+    """Start half a side apart; the last window ends with the image."""
     return sorted({*range(0, length - side, max(1, side // 2)), length - side})
 
 

@@ -33,14 +33,14 @@ Network = TypeVar("Network", bound=Staged)
 
 
 def plan_cascade(names: Sequence[str]) -> list[list[str]]:
-    """Returns the stages that are scrambled at each level: the last one, the upper half, all; from output to input."""
+    """Return the stages that are scrambled at each level: the last one, the upper half, all; from output to input."""
     upwards = list(reversed(names))
     depths = sorted({1, (len(upwards) + 1) // 2, len(upwards)})
     return [upwards[:depth] for depth in depths]
 
 
 def scramble(model: Network, stages: Sequence[str], *, seed: tuple[object, ...]) -> Network:
-    """Returns a copy of `model` in which the numbers of each tensor of some stages are shuffled.
+    """Return a copy of `model` in which the numbers of each tensor of some stages are shuffled.
 
     Shuffled, not drawn anew: means and spreads stay, so that the scores stay in a usual range.
 
@@ -62,7 +62,7 @@ def scramble(model: Network, stages: Sequence[str], *, seed: tuple[object, ...])
 
 
 def correlate_ranks(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
-    """Returns Spearman's rank correlation of two arrays of one shape; None where one is constant.
+    """Return Spearman's rank correlation of two arrays of one shape; None where one is constant.
 
     Source: Spearman 1904; ties take their mean rank.
     """
@@ -78,7 +78,7 @@ def _rank(values: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def compare_structure(first: Heat, second: Heat) -> float | None:
-    """Returns the structural similarity of two maps, each stretched to [0, 1]; None where one is constant.
+    """Return the structural similarity of two maps, each stretched to [0, 1]; None where one is constant.
 
     Source: Wang et al., IEEE TIP 13 (2004), as in scikit-image; window of 7 pixels, or less in small maps.
     """

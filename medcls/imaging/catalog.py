@@ -47,7 +47,7 @@ _LISTS = tuple(name for name in _NAMES if pa.types.is_list(INDEX.field(name).typ
 def build_index(
     source: Path, files: Iterable[tuple[str, str]], *, workers: int, refuse_unreadable: bool = False
 ) -> pa.Table:
-    """Returns one row (INDEX) for every file, sorted by path; the same for any number of workers.
+    """Return one row (INDEX) for every file, sorted by path; the same for any number of workers.
 
     Args:
         source: The folder.
@@ -66,7 +66,7 @@ def build_index(
 def scan_batches(
     source: Path, files: Iterable[tuple[str, str]], *, workers: int, refuse_unreadable: bool = False
 ) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of `build_index` in batches of BATCH_ROWS, for indices that memory does not hold."""
+    """Yield the rows of `build_index` in batches of BATCH_ROWS, for indices that memory does not hold."""
     pending: list[tuple[str, str]] = []
 
     def note(items: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -96,13 +96,13 @@ def scan_batches(
 
 
 def _scan_item(source: Path, item: tuple[str, str]) -> Instance:
-    """One row; runs in a worker."""
+    """Return one row; runs in a worker."""
     path, skip = item
     return Instance(path=path, kind="other", problem=skip) if skip else scan_file(source / path, name=path)
 
 
 def _stand_in(source: Path, path: str, refusal: ImageRefusedError) -> Instance:
-    """The row of a file that its worker did not survive."""
+    """Return the row of a file that its worker did not survive."""
     try:
         size = (source / path).lstat().st_size
     except OSError:  # a disk that fails may not even give that
@@ -115,7 +115,7 @@ def _build_batch(instances: list[Instance]) -> pa.RecordBatch:
 
 
 def instances_of(table: pa.Table) -> Iterator[Instance]:
-    """Yields the rows of an index, or of a slice, filter or take of one, as Instances."""
+    """Yield the rows of an index, or of a slice, filter or take of one, as Instances."""
     for batch in table.select(_NAMES).to_batches(max_chunksize=BATCH_ROWS):
         columns = batch.to_pydict()
         for name in _LISTS:
@@ -125,7 +125,7 @@ def instances_of(table: pa.Table) -> Iterator[Instance]:
 
 
 def write_index(path: Path, batches: Iterable[pa.RecordBatch]) -> int:
-    """Writes an index as Parquet that only its owner can read (mode 0600: the identifiers are real).
+    """Write an index as Parquet that only its owner can read (mode 0600: the identifiers are real).
 
     Returns:
         The number of rows; one batch at a time is in memory.
@@ -174,7 +174,7 @@ class _Checksum:
 
 
 def read_index(path: Path, *, source: Path) -> pa.Table:
-    """Returns the index in a file, after comparing it with the names and sizes of the files that are there now.
+    """Return the index in a file, after comparing it with the names and sizes of the files that are there now.
 
     Raises:
         MissingInputError: no such file.

@@ -108,7 +108,7 @@ def check_sizes(task: DecodeTask) -> None:
 
 
 def _measure_stored(prepared: PreparedImage | PreparedVolume) -> dict[str, Any]:
-    """What the stored pixels use of their range, the frame's padding apart."""
+    """Return what the stored pixels use of their range, the frame's padding apart."""
     half = len(prepared.valid_extent) // 2
     places = zip(prepared.valid_extent[:half], prepared.valid_extent[half:], strict=True)
     valid = prepared.pixels[(slice(None), *(slice(start, start + size) for start, size in places))]
@@ -140,7 +140,7 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
 
 
 def _measure_source(raw: RawVolume, spec: VolumeSpec) -> SourceValues | None:
-    """The values of a volume outside padding."""
+    """Return the values of a volume outside padding."""
     sample = take_sample(raw.values, raw.mask)
     if not sample.size:
         return None

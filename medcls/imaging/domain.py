@@ -52,7 +52,7 @@ def summarize_domain(
     few_levels: bool | None = None,
     regions: tuple[str, list[float]] = ("", []),
 ) -> Domain:
-    """Returns the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
+    """Return the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
     known = [spacing for spacing in spacings_mm if spacing is not None]
     return Domain(
         modalities=_names(modalities, name_modality),
@@ -67,7 +67,7 @@ def summarize_domain(
 
 
 def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
-    """Returns what training never saw of an image: fixed reason word -> what was found and what training had.
+    """Return what training never saw of an image: fixed reason word -> what was found and what training had.
 
     A spacing is unseen beyond 1.5 times the training range, either way; an unknown one, or one where training
     knew none, is not judged. Nor is a body part that the image or all of training does not name: many devices leave
@@ -112,7 +112,7 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
 
 
 def _names(texts: Iterable[str | None], name: Callable[[str], str]) -> list[str]:
-    """Each term once; those of older stores and model files may be a header's own words yet."""
+    """Return each term once; those of older stores and model files may be a header's own words yet."""
     return sorted({name(text or "") for text in texts})
 
 

@@ -143,7 +143,7 @@ def _read_other(path: Path, options: ReadOptions) -> RawImage:
 
 
 def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
-    """A single-frame DICOM file."""
+    """Return a single-frame DICOM file."""
     frame = read_frame(
         path,
         max_pixels=options.max_pixels,
@@ -174,7 +174,7 @@ def _read_dicom(path: Path, options: ReadOptions) -> RawImage:
 
 
 def _measure(frame: DicomFrame, scaling: str, *, check_hu: bool) -> SourceValues | None:
-    """The grey values outside padding and hidden parts, those of a CT checked; of colours the samples."""
+    """Return the grey values outside padding and hidden parts, those of a CT checked; of colours the samples."""
     stored, modality = frame.stored.values, frame.modality
     seen = stored if frame.mask is None else stored[~frame.mask]
     if seen.size == 0:

@@ -108,7 +108,7 @@ class Instance:
 
 
 def scan_file(path: Path, *, name: str) -> Instance:
-    """What a file's header says; nothing is decoded, and a bad file is an Instance with its problem.
+    """Return what a file's header says; nothing is decoded, and a bad file is an Instance with its problem.
 
     Args:
         path: The file; links, pipes, sockets and devices are not opened.
@@ -141,7 +141,7 @@ def scan_file(path: Path, *, name: str) -> Instance:
 
 
 def _scan_stream(stream: BinaryIO, found: dict[str, Any], *, suffixes: list[str]) -> None:
-    """Fills found; what is known before a refusal stays."""
+    """Fill found; what is known before a refusal stays."""
     start = stream.read(_START_BYTES)
     stream.seek(0)
     head = start[128:132] == b"DICM" or _starts_with_group(start, 2)
@@ -176,7 +176,7 @@ def _find_image_problem(file: DicomFile) -> str:
 
 
 def _find_raster_problem(stream: BinaryIO, picture: str) -> str:
-    """Why a picture cannot be read, as far as its header says."""
+    """Return why a picture cannot be read, as far as its header says."""
     try:
         check_raster(stream, picture)
     except ImageRefusedError as error:
@@ -201,12 +201,12 @@ def _explain_unknown(start: bytes, found: dict[str, Any], suffixes: list[str]) -
 
 
 def _starts_with_group(start: bytes, group: int) -> bool:
-    """Whether a dataset begins here: a low element of the group, in explicit or implicit little endian."""
+    """Return whether a dataset begins here: a low element of the group, in explicit or implicit little endian."""
     return len(start) >= 8 and start[:2] == bytes((group, 0)) and start[3:4] == b"\0"
 
 
 def _nifti_header(start: bytes) -> bytes:
-    """The inflated header where a file starts as NIfTI-1 or -2 do, plain or in gzip; b"" elsewhere."""
+    """Return the inflated header where a file starts as NIfTI-1 or -2 do, plain or in gzip; b"" elsewhere."""
     if start.startswith(b"\x1f\x8b"):
         try:
             start = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, _START_BYTES)

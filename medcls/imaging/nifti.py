@@ -102,14 +102,14 @@ def read_nifti(
 
 
 def _open(files: ExitStack, path: Path) -> IO[bytes]:
-    """The content of a file, inflated where it is in gzip."""
+    """Return the content of a file, inflated where it is in gzip."""
     raw = files.enter_context(BoundedReader(path))
     compressed = raw.peek(2)[:2] == b"\x1f\x8b"
     return cast(IO[bytes], gzip.GzipFile(fileobj=raw) if compressed else raw)
 
 
 def _read_header(stream: IO[bytes], *, pair: bool) -> Any:
-    """The header object of nibabel, unchecked: its own checks repair in silence or print what they find."""
+    """Return the header object of nibabel, unchecked: its own checks repair in silence or print what they find."""
     import nibabel  # here and not above: 40 ms of every worker's start, for those who have NIfTI
 
     start = stream.read(4)

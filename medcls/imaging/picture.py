@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def draw_pixels(image: NDArray[Any], value_range: tuple[float, float]) -> NDArray[np.uint8]:
-    """Returns (H, W, 1) grey or (H, W, 3) RGB of a stored image; of a volume its middle axial slice.
+    """Return (H, W, 1) grey or (H, W, 3) RGB of a stored image; of a volume its middle axial slice.
 
     An axial slice shows no face, which a profile or a rendering of a head would. Of several windows the first is
     shown; three channels are colours.

@@ -101,7 +101,7 @@ class PreparedImage:
 
 
 def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None = None) -> PreparedImage:
-    """Returns the stored form of `image`.
+    """Return the stored form of `image`.
 
     Args:
         image: What image.read_image returned; pixels (C, H, W), float32, [0, 1].
@@ -147,7 +147,7 @@ def _rescale(pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, spec: 
 def stretch_range(
     pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, *, limits: tuple[float, float]
 ) -> NDArray[np.float32]:
-    """Returns pixels (C, *spatial) scaled so that percentiles `limits` of what is not masked become 0 and 1, clipped.
+    """Return pixels (C, *spatial) scaled so that percentiles `limits` of what is not masked become 0 and 1, clipped.
 
     Raises:
         ImageRefusedError: all_padding, or flat where there is no range.
@@ -163,7 +163,7 @@ def stretch_range(
 
 
 def match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
-    """Returns (channels, H, W): grey is repeated; colour becomes grey only where it is grey already.
+    """Return (channels, H, W): grey is repeated; colour becomes grey only where it is grey already.
 
     Raises:
         ImageRefusedError: real colour, and the store is grey.
@@ -181,7 +181,7 @@ def match_channels(pixels: NDArray[np.float32], channels: int) -> NDArray[np.flo
 def _fit(
     pixels: NDArray[np.float32], aspect: float, spec: PreprocessSpec
 ) -> tuple[NDArray[np.float32], Box, tuple[float, float]]:
-    """Resizes into the frame; returns (C, height, width), the valid extent, and the zoom of rows and columns."""
+    """Resize into the frame; returns (C, height, width), the valid extent, and the zoom of rows and columns."""
     rows, columns = pixels.shape[1:]
     fill = (spec.height / (rows * aspect), spec.width / columns)
     scale = {"pad": min(fill), "crop": max(fill)}.get(spec.fit)

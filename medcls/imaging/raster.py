@@ -169,7 +169,7 @@ def _open_picture(stream: BinaryIO, kind: str) -> Image.Image:
 
 
 def _check_picture(stream: BinaryIO, image: Image.Image, kind: str, max_pixels: int) -> None:
-    """Refuses by the header alone; Pillow reads some of it only when it is asked for."""
+    """Refuse by the header alone; Pillow reads some of it only when it is asked for."""
     count = image.width * image.height * len(image.getbands())
     if count > max_pixels:
         raise ImageRefusedError("too_large", f"{count} samples; the limit is {max_pixels}")
@@ -186,7 +186,7 @@ def _check_picture(stream: BinaryIO, image: Image.Image, kind: str, max_pixels: 
 def _read_picture(
     stream: BinaryIO, kind: str, max_pixels: int, *, allow_damaged: bool
 ) -> tuple[NDArray[Any], dict[str, str]]:
-    """Samples (H, W, C) of a picture and notes; Pillow reads the header, and the pixels where it keeps every bit."""
+    """Return samples (H, W, C) of a picture and notes; Pillow reads the pixels too where it keeps every bit."""
     with _open_picture(stream, kind) as image:
         _check_picture(stream, image, kind, max_pixels)
         try:
@@ -203,7 +203,7 @@ def _read_picture(
 
 
 def _find_damage(stream: BinaryIO, image: Image.Image, kind: str) -> str:
-    """What a codec says against pixels that were decoded all the same; "" if nothing, or if it never could."""
+    """Return what a codec says against pixels that were decoded all the same; "" if nothing, or if it never could."""
     if kind == "JPEG":
         stream.seek(0)
         return find_jpeg_damage(stream.read())
@@ -228,7 +228,7 @@ def _read_segments(stream: BinaryIO, tags: dict[int, Any]) -> Iterator[bytes]:
 
 
 def _check_deflate(coded: bytes) -> None:
-    """Refuses a strip with a wrong checksum, which libtiff does not compare if there is more than the strip holds."""
+    """Refuse a strip with a wrong checksum, which libtiff does not compare if there is more than the strip holds."""
     inflater = zlib.decompressobj()
     try:
         while coded and inflater.decompress(coded, _PIECE_BYTES):
@@ -278,13 +278,13 @@ _CHECKS = {"JPEG": _check_jpeg, "PNG": _check_png, "TIFF": _check_tiff, "BMP": _
 
 
 def _decode_jpeg(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
-    """A JPEG by Pillow, which refuses what ends early."""
+    """Return a JPEG by Pillow, which refuses what ends early."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     return _orient(np.asarray(image), orientation)
 
 
 def _decode_png(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
-    """A PNG by libpng, since Pillow cuts 16-bit colours to 8 bits."""
+    """Return a PNG by libpng, since Pillow cuts 16-bit colours to 8 bits."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     keyed = image.mode == "P" or "transparency" in image.info
     image.load()  # checks that no chunk is missing or damaged
@@ -297,7 +297,7 @@ def _decode_png(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
 
 
 def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
-    """A TIFF by libtiff, raw, because Pillow loses bits of 16-bit colours and inverts only some negatives."""
+    """Return a TIFF by libtiff, raw, because Pillow loses bits of 16-bit colours and inverts only some negatives."""
     tags = dict(image.getexif())
     photometric = int(tags.get(_PHOTOMETRIC, -1))
     orientation = int(tags.get(_ORIENTATION, 1))
@@ -317,7 +317,7 @@ def _decode_tiff(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
 
 
 def _decode_bmp(stream: BinaryIO, image: Image.Image) -> NDArray[Any]:
-    """A BMP by Pillow; 5 and 6 bits a colour become 8, rows come from the top down."""
+    """Return a BMP by Pillow; 5 and 6 bits a colour become 8, rows come from the top down."""
     image.load()
     samples = np.asarray(image)
     if image.mode in ("L", "P") and int(samples.max()) >= (colours := _count_colours(stream)):
@@ -376,7 +376,7 @@ def _check_npy(stream: BinaryIO, max_pixels: int) -> tuple[tuple[int, ...], bool
 
 
 def _read_npy(stream: BinaryIO, max_pixels: int) -> NDArray[Any]:
-    """Samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
+    """Return samples (H, W, C) of a .npy file with axes (H, W), (H, W, C) or (C, H, W), C 1 or 3."""
     shape, fortran, dtype, first = _check_npy(stream, max_pixels)
     count = int(np.prod(shape, dtype=object))
     data = stream.read(count * dtype.itemsize)

@@ -21,7 +21,7 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 
 
 def list_files(source: Path) -> Iterator[tuple[str, str]]:
-    """Yields (relative path with /, skip reason or "") for every file under `source`, in sorted order.
+    """Yield (relative path with /, skip reason or "") for every file under `source`, in sorted order.
 
     Links are listed and not followed: one that leaves the source would read somebody else's files. Pipes, sockets
     and devices are listed and never opened: they may not end. No more than the open folders is held in memory.
@@ -70,7 +70,7 @@ def _list_folder(source: Path, folder: str) -> Iterator[tuple[str, os.DirEntry[s
 
 
 def _skip_reason(name: str, entry: os.DirEntry[str]) -> str:
-    """Why a file is not to be read, "" where it is."""
+    """Return why a file is not to be read, "" where it is."""
     if entry.is_symlink():
         return "symbolic_link"
     if not entry.is_file(follow_symlinks=False):
@@ -94,7 +94,7 @@ def is_image(path: Path) -> bool:
 def choose_identity(
     kind: str, source: Path, files: Iterable[tuple[str, str]], *, refuse_unreadable: bool = False
 ) -> str:
-    """Returns "hmac" or "declared" for deidentify=auto, and any other kind as it is.
+    """Return "hmac" or "declared" for deidentify=auto, and any other kind as it is.
 
     auto: pseudonyms wherever a DICOM file is met, since its ids are real until somebody says otherwise.
 

@@ -144,7 +144,7 @@ class _Crew(Generic[Item, Result]):
         self._pool.join()
 
     def run(self, items: Iterator[Item]) -> Iterator[Result | ImageRefusedError]:
-        """Yields the outcome of every item in order."""
+        """Yield the outcome of every item in order."""
         pending: deque[tuple[list[Item], ProcessFuture[_Outcomes[Result]]]] = deque()
         size = 1
         while True:
@@ -182,7 +182,7 @@ class _Crew(Generic[Item, Result]):
         return outcomes
 
     def _run_alone(self, item: Item) -> Result | MedclsError:
-        """The outcome of one item with a pool to itself."""
+        """Return the outcome of one item with a pool to itself."""
         while True:
             try:
                 future = self._schedule([item])
@@ -251,7 +251,7 @@ def _wait(futures: Iterable[ProcessFuture[Any]]) -> None:
 def _run_chunk(
     function: Callable[[Item], Result], chunk: list[Item], *, seconds: float, refuse_unreadable: bool
 ) -> _Outcomes[Result]:
-    """The outcomes of a chunk and the seconds of wall clock they took; runs in the worker."""
+    """Return the outcomes of a chunk and the seconds of wall clock they took; runs in the worker."""
     start = time.perf_counter()
     outcomes = []
     for item in chunk:
@@ -262,7 +262,7 @@ def _run_chunk(
 
 
 def _limit_processor_time(seconds: float) -> None:
-    """Lets the kernel end this process after so many seconds of processor time from now; 0 ends the limit.
+    """Let the kernel end this process after so many seconds of processor time from now; 0 ends the limit.
 
     No handler is set: a decoder that never comes back to Python would not let it run.
     """
@@ -307,7 +307,7 @@ def _try_once(function: Callable[[Item], Result], item: Item) -> Result | Medcls
 
 
 def _find_read_error(error: Exception) -> ReadError | None:
-    """The end of the command if the disk failed, whatever a reader made of it; the message names no path."""
+    """Return the end of the command if the disk failed, whatever a reader made of it; the message names no path."""
     failure = find_disk_failure(error)
     if failure is None:
         return None
@@ -317,14 +317,14 @@ def _find_read_error(error: Exception) -> ReadError | None:
 
 
 def _deliver(outcome: Result | MedclsError) -> Result | ImageRefusedError:
-    """Hands on results and refusals; an error that concerns the whole run is raised."""
+    """Hand on results and refusals; an error that concerns the whole run is raised."""
     if isinstance(outcome, MedclsError) and not isinstance(outcome, ImageRefusedError):
         raise outcome
     return outcome
 
 
 def _refusal_of_loss(error: BaseException, limits: Limits) -> ImageRefusedError:
-    """The refusal for an item whose worker did not come back with it."""
+    """Return the refusal for an item whose worker did not come back with it."""
     if isinstance(error, TimeoutError):
         return ImageRefusedError("timeout", f"not done after {limits.wall_seconds:g} s of wall clock")
     if not isinstance(error, ProcessExpired):
@@ -357,7 +357,7 @@ def _limit_this_process(memory_bytes: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc hand the pages of one image to the next: fetching fresh ones is up to half the time of a CT slice."""
+    """Let glibc hand the pages of one image to the next: fetching fresh ones is up to half the time of a CT slice."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

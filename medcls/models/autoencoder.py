@@ -53,20 +53,20 @@ class Level(nn.Module):
         self.decoder = nn.Sequential(double, unit)
 
     def code(self, maps: Tensor) -> Tensor:
-        """Returns the code (N, C', …) of maps (N, C, D, H, W)."""
+        """Return the code (N, C', …) of maps (N, C, D, H, W)."""
         code: Tensor = self.encode(maps)
         return code
 
     def down(self, code: Tensor) -> Tensor:
-        """Returns the maps under the next level: the code itself, which is smaller already."""
+        """Return the maps under the next level: the code itself, which is smaller already."""
         return code
 
     def up(self, maps: Tensor, size: Sequence[int]) -> Tensor:
-        """Returns a code from the maps under the next level; `size` is that of the maps under this one."""
+        """Return a code from the maps under the next level; `size` is that of the maps under this one."""
         return maps
 
     def decode(self, code: Tensor, size: Sequence[int]) -> Tensor:
-        """Returns the maps of a size that the code stands for."""
+        """Return the maps of a size that the code stands for."""
         maps: Tensor = self.decoder(code)
         # Halving has rounded up.
         return maps[:, :, : size[0], : size[1], : size[2]]
@@ -89,20 +89,20 @@ class PaperLevel(nn.Module):
         initialize_uniform(self.decoder)
 
     def code(self, maps: Tensor) -> Tensor:
-        """Returns the hidden maps (N, C', D + 2, H + 2, W + 2)."""
+        """Return the hidden maps (N, C', D + 2, H + 2, W + 2)."""
         return self.encode.hidden(maps)
 
     def down(self, code: Tensor) -> Tensor:
-        """Returns the hidden maps after 2^3 max-pooling."""
+        """Return the hidden maps after 2^3 max-pooling."""
         maps: Tensor = self.encode.pool(code)
         return maps
 
     def up(self, maps: Tensor, size: Sequence[int]) -> Tensor:
-        """Returns pooled maps with every voxel repeated; own choice, where the paper never goes back through a pool."""
+        """Return pooled maps with every voxel repeated; own choice, where the paper never goes back through a pool."""
         return repeat_to(maps, [length + 2 for length in size])
 
     def decode(self, code: Tensor, size: Sequence[int]) -> Tensor:
-        """Returns the maps of a size that the hidden maps stand for."""
+        """Return the maps of a size that the hidden maps stand for."""
         maps: Tensor = self.decoder(code).relu()
         return maps
 
@@ -134,11 +134,11 @@ class Autoencoder(nn.Module):
         return dict(self.levels.items())
 
     def choose_level(self, level: int | None) -> None:
-        """Makes `forward` reconstruct the maps under one level (0 at the input) by it alone; None = volumes by all."""
+        """Make `forward` reconstruct the maps under one level (0 at the input) by it alone; None = volumes by all."""
         self.level = level
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Returns reconstructions and what they should be, (N, 2, C', *spatial).
+        """Return reconstructions and what they should be, (N, 2, C', *spatial).
 
         Args:
             volumes: (N, C, D, H, W) as stored; or (N, 2 C, D, H, W), the volumes and their corrupted twins, which the
@@ -156,7 +156,7 @@ class Autoencoder(nn.Module):
 
 
 def _reconstruct(levels: Sequence[Level], maps: Tensor, *, recompute: bool) -> Tensor:
-    """What the levels make of the maps (N, C, D, H, W) under the first of them."""
+    """Return what the levels make of the maps (N, C, D, H, W) under the first of them."""
     # Activation checkpointing; no BatchNorm here could count a batch twice.
     run = partial(checkpoint, use_reentrant=False) if recompute else _call
     sizes = []
@@ -175,7 +175,7 @@ def _call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def build_autoencoder(name: str, *, in_channels: int, normalize: nn.Module) -> Autoencoder:
-    """Returns a randomly initialised autoencoder.
+    """Return a randomly initialised autoencoder.
 
     Args:
         name: "autoencoder3d" or "autoencoder3d_hosseini".
@@ -202,6 +202,6 @@ def build_autoencoder(name: str, *, in_channels: int, normalize: nn.Module) -> A
 
 
 def take_encoder(state: StateDict) -> StateDict:
-    """Returns the encoder's weights in an autoencoder's state, by the names of the classifier's stages."""
+    """Return the encoder's weights in an autoencoder's state, by the names of the classifier's stages."""
     names = {name: name.removeprefix(_LEVELS).split(".", 2) for name in state}
     return {f"{stage}.{rest}": state[name] for name, (stage, part, rest) in names.items() if part == _ENCODE}

@@ -62,7 +62,7 @@ class Backbone(nn.Module):
         return self._stages
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns features (N, num_features) of normalised images (N, C, *spatial)."""
+        """Return features (N, num_features) of normalised images (N, C, *spatial)."""
         features: Tensor = self.body(images)
         return features
 

@@ -16,7 +16,7 @@ from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNorma
 
 
 def count_wide_outputs(output: str, num_classes: int) -> int:
-    """Returns how many rows of weights the wide part has.
+    """Return how many rows of weights the wide part has.
 
     Args:
         output: What the network's outputs are (data.targets.Task.output).
@@ -45,7 +45,7 @@ class WidePart(nn.Module):
         self.weight = nn.Parameter(torch.zeros(num_outputs, num_columns))
 
     def forward(self, clinical: Tensor) -> Tensor:
-        """Returns what is added to the logits, (N, num_outputs) float32, of design rows (N, C)."""
+        """Return what is added to the logits, (N, num_outputs) float32, of design rows (N, C)."""
         # A product and a sum: autocast leaves them in float32, a matrix product it does not.
         added: Tensor = (clinical[:, None] * self.weight).sum(dim=2)
         return added
@@ -79,7 +79,7 @@ class InputNormalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns (N, 3, H, W) float32 of images (N, 1 or 3, H, W), integers in [0, max_value]."""
+        """Return (N, 3, H, W) float32 of images (N, 1 or 3, H, W), integers in [0, max_value]."""
         scaled = images.to(torch.float32) / self.max_value
         normalised: Tensor = (scaled - self.mean) / self.std
         return normalised
@@ -117,7 +117,7 @@ class Classifier(nn.Module):
         return {**self.backbone.stages, "head": self.head}
 
     def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
-        """Returns logits (N, L).
+        """Return logits (N, L).
 
         Args:
             images: (N, C, H, W), or volumes (N, C, D, H, W), as stored.
@@ -130,7 +130,7 @@ class Classifier(nn.Module):
 
 
 def add_wide(wide: WidePart | None, logits: Tensor, clinical: Tensor | None) -> Tensor:
-    """Returns logits (N, L) with what clinical columns (N, C) add to them; raises ValueError as `Classifier` does."""
+    """Return logits (N, L) with what clinical columns (N, C) add to them; raises ValueError as `Classifier` does."""
     if clinical is None and wide is None:
         return logits
     if clinical is None or wide is None:
@@ -154,7 +154,7 @@ class FeatureClassifier(nn.Module):
         self.wide = classifier.wide
 
     def forward(self, features: Tensor, clinical: Tensor | None = None) -> Tensor:
-        """Returns logits (N, L) of features (N, num_features), and of clinical columns as `Classifier` takes them."""
+        """Return logits (N, L) of features (N, num_features), and of clinical columns as `Classifier` takes them."""
         return add_wide(self.wide, self.head(features), clinical)
 
 
@@ -173,7 +173,7 @@ def build_classifier(
     head: str = "linear",
     head_width: int = 0,
 ) -> Classifier:
-    """Returns a randomly initialised classifier.
+    """Return a randomly initialised classifier.
 
     Args:
         name: Architecture, as families.build_backbone takes it; "clinical" has no image network, only a bias.

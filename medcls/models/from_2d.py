@@ -29,7 +29,7 @@ class InflatedConv(nn.Conv3d):
         super().__init__(flat.in_channels, flat.out_channels, kernel, stride=stride, padding=padding, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Returns (N, C', D', H', W') of (N, C, D, H, W)."""
+        """Return (N, C', D', H', W') of (N, C, D, H, W)."""
         maps = F.conv3d(input, self.weight, None, self.stride, self.padding)
         if int(self.padding[0]):
             maps = maps * self._restore(maps, input.shape[2])
@@ -57,7 +57,7 @@ def build_inflated(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> B
 
 
 def inflate_layers(module: nn.Module) -> None:
-    """Replaces the 2-D layers in a network by their 3-D forms, whose weights are new."""
+    """Replace the 2-D layers in a network by their 3-D forms, whose weights are new."""
     for name, layer in module.named_children():
         inflated = _inflate(layer)
         if inflated is None:
@@ -80,7 +80,7 @@ def _inflate(layer: nn.Module) -> nn.Module | None:
 
 
 def inflate_state(state: StateDict) -> StateDict:
-    """Returns the weights of a 2-D network with square filters (O, I, k, k) as (O, I, k, k, k), divided by k."""
+    """Return the weights of a 2-D network with square filters (O, I, k, k) as (O, I, k, k, k), divided by k."""
     return {name: _spread(value) if value.ndim == 4 else value for name, value in state.items()}
 
 
@@ -107,12 +107,12 @@ class AttentionPool(nn.Module):
         self.score = nn.Linear(_HIDDEN, 1, bias=False)
 
     def weigh(self, features: Tensor) -> Tensor:
-        """Returns the weights (N, S, 1) of slices."""
+        """Return the weights (N, S, 1) of slices."""
         weights: Tensor = self.score(self.hidden(features).tanh()).softmax(dim=1)
         return weights
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (N, F) of (N, S, F)."""
+        """Return (N, F) of (N, S, F)."""
         return (self.weigh(features) * features).sum(dim=1)
 
 
@@ -132,7 +132,7 @@ class SliceNetwork(nn.Module):
         self.planes, self.num_slices = planes, num_slices
 
     def cut(self, volumes: Tensor) -> list[Tensor]:
-        """Returns slices (N, S, 3, rows, columns), those of one size together."""
+        """Return slices (N, S, 3, rows, columns), those of one size together."""
         if self.planes == "orthogonal":
             return [volumes.select(axis, volumes.shape[axis] // 2).unsqueeze(1) for axis in (2, 3, 4)]
         depth = volumes.shape[2]
@@ -142,7 +142,7 @@ class SliceNetwork(nn.Module):
         return [volumes[:, :, places].movedim(2, 1)]
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Returns features (N, F) of normalised volumes (N, 3, D, H, W)."""
+        """Return features (N, F) of normalised volumes (N, 3, D, H, W)."""
         parts = [self.network(s.flatten(0, 1)).unflatten(0, s.shape[:2]) for s in self.cut(volumes)]
         features = torch.cat(parts, dim=1)
         pooled: Tensor = features.mean(dim=1) if self.attention is None else self.attention(features)
@@ -178,5 +178,5 @@ def build_slices(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Bac
 
 
 def name_network(state: StateDict) -> StateDict:
-    """Returns the weights of a 2-D network by their names inside a SliceNetwork."""
+    """Return the weights of a 2-D network by their names inside a SliceNetwork."""
     return {f"network.{name}": value for name, value in state.items()}

@@ -15,7 +15,7 @@ HEADS = ("linear", "mlp", "svm")
 
 
 def count_logits(kind: str, num_classes: int) -> int:
-    """Returns the outputs a task's head has.
+    """Return the outputs a task's head has.
 
     Args:
         kind: What the outputs are (data.targets.Task.output): "binary", "multiclass", "multilabel", "ordinal" (CORN),
@@ -81,7 +81,7 @@ class LinearHead(nn.Module):
         return isinstance(self.before, nn.Identity)
 
     def set_unit(self, targets: Tensor) -> None:
-        """Makes the outputs start at the mean of the targets, in units of their standard deviation (regression).
+        """Make the outputs start at the mean of the targets, in units of their standard deviation (regression).
 
         Args:
             targets: (N, 1) of the training rows, without NaN.
@@ -91,7 +91,7 @@ class LinearHead(nn.Module):
         self.scale.fill_(spread if spread > 0 else 1.0)
 
     def set_grade(self, targets: Tensor) -> None:
-        """Makes the last output, the value of a joint head, start at the mean grade.
+        """Make the last output, the value of a joint head, start at the mean grade.
 
         Args:
             targets: (N, 1) of the training rows.
@@ -101,7 +101,7 @@ class LinearHead(nn.Module):
                 linear.bias[-1] = targets.mean()
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns logits (N, num_logits), float32, of features; those of all layers side by side while training."""
+        """Return logits (N, num_logits), float32, of features; those of all layers side by side while training."""
         parts = list(zip(self.layers, self.dropout(self.before(features)).split(self.sizes, dim=1), strict=True))
         answers = [linear(part).float() for linear, part in (parts if self.training else parts[-1:])]
         # In half precision a unit would be lost: bfloat16 knows no number between 128 and 129 (months of bone age).
@@ -112,14 +112,14 @@ class UnitNorm(nn.Module):
     """Features divided by their L2 norm; those that are all zero stay so."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Returns (N, F) float32 of features (N, F)."""
+        """Return (N, F) float32 of features (N, F)."""
         return F.normalize(features.float())
 
 
 def build_head(
     name: str, levels: Sequence[int], num_logits: int, *, dropout: float = 0.0, width: int = 0
 ) -> LinearHead:
-    """Returns a head with random weights.
+    """Return a head with random weights.
 
     Args:
         name: "linear"; "mlp", a hidden layer with ReLU before it; or "svm", on L2-normalised features, whose numbers
@@ -148,7 +148,7 @@ def build_head(
 
 
 def compute_scores(kind: str, logits: Tensor) -> Tensor:
-    """Returns what the metrics take, float64.
+    """Return what the metrics take, float64.
 
     Args:
         kind: What the outputs are, as for `count_logits`.
@@ -174,7 +174,7 @@ def compute_scores(kind: str, logits: Tensor) -> Tensor:
 
 
 def average_logits(kind: str, logits: Tensor) -> Tensor:
-    """Returns the logits whose scores are the mean of several views' or runs' scores, (N, L) float64.
+    """Return the logits whose scores are the mean of several views' or runs' scores, (N, L) float64.
 
     The link is inverted within logarithms, so that nothing is lost where a probability is next to 0 or 1.
 

@@ -20,7 +20,7 @@ _FIRST_CONVOLUTIONS = 4
 
 
 def draw_mean_variance(state: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Returns tensors of the same names and shapes, drawn from normal distributions: the scale of weights, no features.
+    """Return tensors of the same names and shapes, drawn from normal distributions: the scale of weights, no features.
 
     Each tensor of weights (filters, biases, BatchNorm's scale and shift) is drawn i.i.d. with its own mean and standard
     deviation in `state`. BatchNorm's running statistics describe the answers of filters that are no more: they start
@@ -46,7 +46,7 @@ def _draw(name: str, value: Tensor, seed: int) -> Tensor:
 
 
 def choose_below(backbone: Backbone, state: dict[str, Tensor], *, stage: str) -> dict[str, Tensor]:
-    """Returns the tensors of the stages up to and including one, by their names in the backbone's body."""
+    """Return the tensors of the stages up to and including one, by their names in the backbone's body."""
     names = list(backbone.stages)
     kept = {id(module) for name in names[: names.index(stage) + 1] for module in backbone.stages[name].modules()}
     prefixes = tuple(f"{name}." for name, module in backbone.body.named_modules() if name and id(module) in kept)
@@ -54,12 +54,12 @@ def choose_below(backbone: Backbone, state: dict[str, Tensor], *, stage: str) ->
 
 
 def list_shallower(name: str) -> list[str]:
-    """Returns the VGGs with fewer layers than one, and BatchNorm as it has; [] for any other network."""
+    """Return the VGGs with fewer layers than one, and BatchNorm as it has; [] for any other network."""
     return [n for n in VGGS if name in VGGS and n.endswith("_bn") == name.endswith("_bn") and n < name]
 
 
 def choose_shallower(shallow: Backbone, deep: Backbone, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns what a deeper VGG takes over from a shallower one, by the deeper one's names.
+    """Return what a deeper VGG takes over from a shallower one, by the deeper one's names.
 
     These are the first four convolutions of the shallower network, each at its own place in its own block, where the
     channels agree (from vgg11 the second convolution of blocks 1 and 2 stays new), and fc6 and fc7.
@@ -95,7 +95,7 @@ def _list_convolutions(backbone: Backbone) -> Iterator[tuple[tuple[int, int], in
 
 
 def describe_origins(backbone: Backbone, left: set[str], *, init: str) -> dict[str, str]:
-    """Returns where the numbers of each stage come from.
+    """Return where the numbers of each stage come from.
 
     Args:
         backbone: The network.
@@ -128,7 +128,7 @@ class Slim:
 
 
 def check_slim(slim: Slim, stages: Sequence[str]) -> None:
-    """Raises ConfigError where a network of these stages, without the head, has none above slim.above."""
+    """Raise ConfigError where a network of these stages, without the head, has none above slim.above."""
     if slim.above not in stages[:-1]:
         raise ConfigError(
             f"model.init_to={slim.above}: this network can be slimmer above {', '.join(stages[:-1])}"
@@ -137,7 +137,7 @@ def check_slim(slim: Slim, stages: Sequence[str]) -> None:
 
 
 def slim_resnet(slim: Slim, body: Any) -> None:
-    """Replaces the layers of torchvision's ResNet above a stage by slimmer ones, randomly initialised as torchvision's.
+    """Replace the layers of torchvision's ResNet above a stage by slimmer ones, randomly initialised as torchvision's.
 
     Source: Raghu et al., arXiv 1902.07208 (pretrained lower layers below a slimmer, randomly initialised top).
     """
@@ -155,7 +155,7 @@ def slim_resnet(slim: Slim, body: Any) -> None:
 
 
 def slim_vgg(slim: Slim, body: Any) -> None:
-    """Replaces the layers of torchvision's VGG above a stage by slimmer ones, randomly initialised as torchvision's.
+    """Replace the layers of torchvision's VGG above a stage by slimmer ones, randomly initialised as torchvision's.
 
     Source: as slim_resnet.
     """

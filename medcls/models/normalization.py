@@ -42,7 +42,7 @@ class VolumeNormalization(nn.Module):
         self.low, self.high = value_range
 
     def forward(self, volumes: Tensor, like: Tensor | None = None) -> Tensor:
-        """Returns (N, C, D, H, W) float32 of stored volumes (N, C, D, H, W).
+        """Return (N, C, D, H, W) float32 of stored volumes (N, C, D, H, W).
 
         Args:
             volumes: As stored.
@@ -58,7 +58,7 @@ class VolumeNormalization(nn.Module):
         return (volumes.float() - self.low) / (self.high - self.low)
 
     def _measure(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """What becomes 0 and how much becomes 1, (N, C, 1, 1, 1) each."""
+        """Return what becomes 0 and how much becomes 1, (N, C, 1, 1, 1) each."""
         if self.kind == "min_max":
             low = scaled.amin(dim=_SPATIAL, keepdim=True)
             return low, scaled.amax(dim=_SPATIAL, keepdim=True) - low
@@ -95,7 +95,7 @@ class ColourNormalization(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1, 1), persistent=False)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Returns (N, 3, D, H, W) float32 of stored volumes (N, 1 or 3, D, H, W)."""
+        """Return (N, 3, D, H, W) float32 of stored volumes (N, 1 or 3, D, H, W)."""
         normalised: Tensor = self.inner(volumes)
         if self.inner.kind == "z_score":
             return normalised.expand(-1, 3, -1, -1, -1)

@@ -33,7 +33,7 @@ class MaxPool3d(nn.Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (N, C, D', H', W') of (N, C, D, H, W), D' = (D + 2 padding - kernel_size) // stride + 1."""
+        """Return (N, C, D', H', W') of (N, C, D, H, W), D' = (D + 2 padding - kernel_size) // stride + 1."""
         if not maps.is_cuda:
             # The CPU's own is deterministic, and four times as fast as slices.
             return F.max_pool3d(maps, self.kernel_size, self.stride, self.padding)
@@ -41,7 +41,7 @@ class MaxPool3d(nn.Module):
 
 
 def max_of_slices(maps: Tensor, kernel_size: int, *, stride: int, padding: int) -> Tensor:
-    """Returns what MaxPool3d does; equal largest values of a window share its gradient."""
+    """Return what MaxPool3d does; equal largest values of a window share its gradient."""
     if padding:
         maps = F.pad(maps, [padding] * 6, value=-math.inf)
     for axis in (2, 3, 4):
@@ -56,7 +56,7 @@ class GlobalAveragePool(nn.Module):
     """The mean over all spatial axes, which stay with length 1."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (N, C, 1, …) of (N, C, *spatial)."""
+        """Return (N, C, 1, …) of (N, C, *spatial)."""
         return maps.mean(dim=tuple(range(2, maps.ndim)), keepdim=True)
 
 
@@ -72,7 +72,7 @@ class AdaptiveAveragePool(nn.Module):
         self.size = tuple(size)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (N, C, *size) of (N, C, *spatial)."""
+        """Return (N, C, *size) of (N, C, *spatial)."""
         for axis, parts in enumerate(self.size, start=2):
             weights = window_weights(maps.shape[axis], parts).to(maps)
             maps = torch.movedim(torch.movedim(maps, axis, -1) @ weights.T, -1, axis)
@@ -80,7 +80,7 @@ class AdaptiveAveragePool(nn.Module):
 
 
 def window_weights(length: int, parts: int) -> Tensor:
-    """Returns the matrix (parts, length) of adaptive average pooling along one axis.
+    """Return the matrix (parts, length) of adaptive average pooling along one axis.
 
     Window i goes from floor(i length / parts) to ceil((i + 1) length / parts).
     """
@@ -92,7 +92,7 @@ def window_weights(length: int, parts: int) -> Tensor:
 
 
 def repeat_to(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Returns maps (N, C, D, H, W) with every voxel twice along each axis, the last once more where a size is odd."""
+    """Return maps (N, C, D, H, W) with every voxel twice along each axis, the last once more where a size is odd."""
     for axis, length in enumerate(size, start=2):
         last = maps.narrow(axis, maps.shape[axis] - 1, 1)
         maps = maps.repeat_interleave(2, dim=axis)
@@ -101,7 +101,7 @@ def repeat_to(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def list_nondeterministic(model: nn.Module) -> list[str]:
-    """Returns the kinds of layers whose backward pass is not deterministic on CUDA, for the environment record."""
+    """Return the kinds of layers whose backward pass is not deterministic on CUDA, for the environment record."""
     return sorted({type(module).__name__ for module in model.modules() if _adds_with_atomics(module)})
 
 

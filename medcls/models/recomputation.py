@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_blocks(stages: Mapping[str, nn.Module]) -> int:
-    """Makes the blocks of a network's stages compute twice instead of keeping their maps; returns how many there are.
+    """Make the blocks of a network's stages compute twice instead of keeping their maps; returns how many there are.
 
     A block is a module with layers inside: a residual block, or a convolution with its pool. The layers of a VGG stand
     alone, so it has none.
@@ -36,7 +36,7 @@ def recompute_blocks(stages: Mapping[str, nn.Module]) -> int:
 
 
 def list_blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Returns the modules with layers inside; of a Sequential those within it."""
+    """Return the modules with layers inside; of a Sequential those within it."""
     found: list[nn.Module] = []
     for module in modules:
         if isinstance(module, nn.Sequential):

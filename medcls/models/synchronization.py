@@ -10,7 +10,7 @@ from medcls.models.backbones import Backbone
 
 
 def synchronize_batchnorm(backbone: Backbone) -> int:
-    """Replaces every BatchNorm by one that sees the batch parts of all processes; returns how many there were.
+    """Replace every BatchNorm by one that sees the batch parts of all processes; returns how many there were.
 
     The parameters and statistics are the same tensors under the same names. It computes on GPUs only
     (torch.nn.SyncBatchNorm).

@@ -36,7 +36,7 @@ class StagePlan:
     first_epoch: int | None = 0
 
     def is_trained(self, epoch: int) -> bool:
-        """Returns whether the stage is trained in an epoch, 0 the first: a pure function of it."""
+        """Return whether the stage is trained in an epoch, 0 the first: a pure function of it."""
         return self.first_epoch is not None and epoch >= self.first_epoch
 
 
@@ -48,7 +48,7 @@ def choose_first_epochs(
     thaw_every: int = 1,
     fresh: Collection[str] = (),
 ) -> dict[str, int | None]:
-    """Returns the epoch from which on each stage is trained; None = never.
+    """Return the epoch from which on each stage is trained; None = never.
 
     Args:
         stages: From input to output; the last is the head.
@@ -90,7 +90,7 @@ def plan_transfer(
     batchnorm: str,
     unsettled: Collection[str] = (),
 ) -> list[StagePlan]:
-    """Returns the plan for each stage, from input to output.
+    """Return the plan for each stage, from input to output.
 
     Args:
         model: What has the stages.
@@ -116,14 +116,14 @@ def plan_transfer(
 
 
 def apply_plan(model: Classifier, plans: Sequence[StagePlan], *, epoch: int = 0) -> None:
-    """Sets requires_grad of every parameter as planned for an epoch."""
+    """Set requires_grad of every parameter as planned for an epoch."""
     for plan in plans:
         for parameter in model.stages[plan.name].parameters():
             parameter.requires_grad_(plan.is_trained(epoch))
 
 
 def set_train_mode(model: Classifier, plans: Sequence[StagePlan], *, epoch: int) -> None:
-    """Puts the stages trained in an epoch into training mode and the others into evaluation mode, BatchNorm as planned.
+    """Put the stages trained in an epoch into training mode and the others into evaluation mode, BatchNorm as planned.
 
     A pure function of the epoch, whatever ran before: a run that starts in an epoch is in the same state as one that
     has come to it. A frozen stage also loses its dropout: its features are then those it will have at test time. Its
@@ -148,7 +148,7 @@ def set_train_mode(model: Classifier, plans: Sequence[StagePlan], *, epoch: int)
 def build_parameter_groups(
     model: Classifier | Autoencoder, plans: Sequence[StagePlan], *, lr: float, weight_decay: float
 ) -> list[dict[str, object]]:
-    """Returns optimizer groups: one for each stage that is ever trained, biases and norms apart without weight decay.
+    """Return optimizer groups: one for each stage that is ever trained, biases and norms apart without weight decay.
 
     A stage that thaws later has its groups from the start: the optimizer's state has one form in all epochs, and the
     schedule is one. Each group carries "stage" and "lr_scale" beside torch's own keys.
@@ -169,14 +169,14 @@ def build_parameter_groups(
 
 
 def plan_wide(model: Classifier, *, lr_scale: float) -> list[StagePlan]:
-    """Returns the plan of the wide part, which is trained whatever the kind of transfer; [] where there is none."""
+    """Return the plan of the wide part, which is trained whatever the kind of transfer; [] where there is none."""
     if model.wide is None:
         return []
     return [StagePlan("wide", model.wide.weight.numel(), lr_scale, "")]
 
 
 def build_wide_group(model: Classifier, *, lr: float, lr_scale: float, l2: float) -> list[dict[str, object]]:
-    """Returns the optimizer group of the wide part, `l2` its weight decay; [] where there is none."""
+    """Return the optimizer group of the wide part, `l2` its weight decay; [] where there is none."""
     if model.wide is None:
         return []
     common = {"stage": "wide", "lr_scale": lr_scale, "lr": lr * lr_scale}
@@ -184,7 +184,7 @@ def build_wide_group(model: Classifier, *, lr: float, lr_scale: float, l2: float
 
 
 def format_plan(plans: Sequence[StagePlan], *, lr: float, origins: Mapping[str, str] | None = None) -> str:
-    """Returns the table that every run prints.
+    """Return the table that every run prints.
 
     Args:
         plans: Of each stage.

@@ -33,7 +33,7 @@ class ManyViews(nn.Module):
         self.crops_per_side, self.flips = crops_per_side, flips
 
     def forward(self, images: Tensor, *clinical: Tensor) -> Tensor:
-        """Returns logits (N, L), float64, whose scores are the mean of the views'.
+        """Return logits (N, L), float64, whose scores are the mean of the views'.
 
         Args:
             images: (N, C, H, W) as stored.
@@ -48,7 +48,7 @@ class ManyViews(nn.Module):
         return average_logits(self.output, torch.stack(logits))
 
     def list_crops(self, images: Tensor) -> list[Tensor]:
-        """Returns the crops (N, C, h, w), row by row."""
+        """Return the crops (N, C, h, w), row by row."""
         if self.size is None:
             return [images]
         height, width = self.size
@@ -60,7 +60,7 @@ class ManyViews(nn.Module):
 
 
 def place_grid(side: int, length: int, *, count: int) -> list[int]:
-    """Returns the different starts of `count` crops of a length, evenly spaced over a side; of one the middle."""
+    """Return the different starts of `count` crops of a length, evenly spaced over a side; of one the middle."""
     room = side - length
     if room < 0:
         raise ValueError(f"a crop of {length} pixels out of {side}")
@@ -111,7 +111,7 @@ class DenseClassifier(nn.Module):
         return tuple(features.shape[2:])
 
     def compute_map(self, images: Tensor) -> Tensor:
-        """Returns the class map (N, L, H', W') of stored images (N, 1 or 3, H, W): logits at every place of the window.
+        """Return the class map (N, L, H', W') of stored images (N, 1 or 3, H, W): logits at every place of the window.
 
         Raises:
             ValueError: the images are smaller than the window.
@@ -131,7 +131,7 @@ class DenseClassifier(nn.Module):
         return logits.view(len(windows), -1, logits.shape[1]).transpose(1, 2)
 
     def forward(self, images: Tensor, clinical: Tensor | None = None) -> Tensor:
-        """Returns logits (N, L): the class map averaged over space, before any link, as in the paper.
+        """Return logits (N, L): the class map averaged over space, before any link, as in the paper.
 
         Args:
             images: As for `compute_map`.

@@ -28,7 +28,7 @@ _GROUPS = 8
 
 
 def initialize_uniform(layer: nn.Conv3d | nn.Linear, *, pool_volume: int = 1) -> None:
-    """Draws weights from ±sqrt(6 / (fan_in + fan_out / pool_volume)) and sets biases to zero.
+    """Draw weights from ±sqrt(6 / (fan_in + fan_out / pool_volume)) and set biases to zero.
 
     Source: code of Hosseini-Asl et al. 2016 (after Glorot and Bengio 2010).
     """
@@ -58,12 +58,12 @@ class PooledConv(nn.Module):
         initialize_uniform(self.conv, pool_volume=1 if border == "full" else 8)
 
     def hidden(self, maps: Tensor) -> Tensor:
-        """Returns the maps before pooling."""
+        """Return the maps before pooling."""
         hidden: Tensor = self.conv(maps).relu()
         return hidden
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns the pooled maps."""
+        """Return the pooled maps."""
         # ReLU rises, so it may follow the pool: an eighth of the work and of the memory.
         pooled: Tensor = self.pool(self.conv(maps)).relu()
         return pooled
@@ -114,7 +114,7 @@ def build_acnn(plan: Blueprint) -> Backbone:
 
 
 def build_encoder_block(in_channels: int, out_channels: int) -> nn.Module:
-    """Returns one level of `encoder3d`: MONAI's residual unit, which halves each axis (rounded up).
+    """Return one level of `encoder3d`: MONAI's residual unit, which halves each axis (rounded up).
 
     Group normalisation, not batch normalisation: batches of volumes are small, and every volume is normalised by
     itself alike in training and after. Source: own choice, docs/decisions/0022.
@@ -165,7 +165,7 @@ class PaddedShortcut(nn.Module):
         self.out_channels, self.stride = out_channels, stride
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Returns (N, out_channels, D', H', W')."""
+        """Return (N, out_channels, D', H', W')."""
         taken = maps[:, :, :: self.stride, :: self.stride, :: self.stride]
         missing = self.out_channels - taken.shape[1]
         return torch.cat([taken, taken.new_zeros(len(taken), missing, *taken.shape[2:])], dim=1)
@@ -200,6 +200,6 @@ def build_resnet_3d(plan: Blueprint) -> Backbone:
 
 
 def strip_medicalnet(state: StateDict) -> StateDict:
-    """Returns the tensors of a MedicalNet file by MONAI's names: without "module." and the layers that segment."""
+    """Return the tensors of a MedicalNet file by MONAI's names: without "module." and the layers that segment."""
     names = {name: name.removeprefix("module.") for name in state}
     return {new: state[old] for old, new in names.items() if not new.startswith(("conv_seg.", "fc."))}

@@ -39,7 +39,7 @@ class WeightsFile:
 def find_weights(
     weights: str, *, architecture: str, weights_dir: Path | None, sha256: str | None = None
 ) -> WeightsFile:
-    """Returns the file behind `model.weights`, looked for offline first and downloaded last.
+    """Return the file behind `model.weights`, looked for offline first and downloaded last.
 
     "imagenet" is looked for in weights_dir (or $MEDCLS_WEIGHTS_DIR) as <architecture>-imagenet.safetensors,
     <architecture>-imagenet-features.safetensors or under torchvision's own file name, then in torch's cache, then
@@ -138,7 +138,7 @@ def _expected_prefix(path: Path) -> str | None:
 
 
 def read_weights(file: WeightsFile) -> StateDict:
-    """Returns the tensors of a weights file by its own parameter names, floating point ones as float32.
+    """Return the tensors of a weights file by its own parameter names, floating point ones as float32.
 
     Of a training checkpoint these are the ones under "state_dict" (MedicalNet's files are such).
 
@@ -175,7 +175,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _is_honest(name: object, value: object) -> bool:
-    """A dense tensor under a name, with the memory that its shape says: one number may stand for a billion."""
+    """Return a dense tensor under a name, with the memory that its shape says: one number may stand for a billion."""
     if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
@@ -184,7 +184,7 @@ def _is_honest(name: object, value: object) -> bool:
 def load_backbone(
     module: nn.Module, state: StateDict, *, source: str, optional: tuple[str, ...] = ("classifier.",)
 ) -> list[str]:
-    """Copies `state` into a network without its last layer; returns the parameters left as they were.
+    """Copy `state` into a network without its last layer; returns the parameters left as they were.
 
     Args, raises: as match_state.
     """
@@ -196,7 +196,7 @@ def load_backbone(
 def match_state(
     module: nn.Module, state: StateDict, *, source: str, optional: tuple[str, ...] = ("classifier.",)
 ) -> tuple[StateDict, list[str]]:
-    """Returns the tensors that a network takes of a file's, and the names of those it does not find there.
+    """Return the tensors that a network takes of a file's, and the names of those it does not find there.
 
     Args:
         module: The network, a Backbone's body, or its shapes alone (device "meta").

@@ -11,7 +11,7 @@ from medcls.inputs import check_file, check_images, check_run_folder
 
 
 def main(job: PredictJob) -> None:
-    """Predicts every image of a folder, or one file."""
+    """Predict every image of a folder, or one file."""
     missing = [f"{name}=" for name in ("run", "source", "out") if getattr(job, name) is None]
     if missing:
         raise UsageError(

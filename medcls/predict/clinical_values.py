@@ -38,13 +38,13 @@ class ClinicalTable:
     rows: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def find(self, case: Case) -> Mapping[str, str]:
-        """Returns the cells of a file's row that are filled."""
+        """Return the cells of a file's row that are filled."""
         named = case.path if self.key == "path" else case.headers.get("PatientID", "")
         return self.rows.get(named, {})
 
 
 def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTable:
-    """Returns the table, after checking that every column that a model takes is in it or in DICOM headers.
+    """Return the table, after checking that every column that a model takes is in it or in DICOM headers.
 
     Args:
         path: CSV with path or patient_id, and the models' columns as the store's manifest names them; None = no table.
@@ -113,7 +113,7 @@ def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str
 
 
 def encode_cases(cases: Sequence[Case], card: ModelCard, table: ClinicalTable) -> tuple[NDArray[np.float32], Faults]:
-    """Returns the design matrix (N, C) of files, and why files have none, as `encode_clinical` does.
+    """Return the design matrix (N, C) of files, and why files have none, as `encode_clinical` does.
 
     Values that headers say are those that data_prep would have put into the manifest.
     """

@@ -154,7 +154,7 @@ class Answers:
 
 
 def predict(job: PredictJob) -> None:
-    """Predicts every image or volume of the source and writes one row each, then one for each series and patient.
+    """Predict every image or volume of the source and write one row each, then one for each series and patient.
 
     Raises:
         DataError: no file ended in state ok; the table with the reasons is written all the same.
@@ -354,7 +354,7 @@ def find_choices(runs: Sequence[Path], models_sha256: Sequence[str], *, folder: 
 
 
 def find_files(source: Path) -> tuple[Path, list[tuple[str, str]]]:
-    """Returns the folder and its files with their skip reasons; of a single file its folder and that file."""
+    """Return the folder and its files with their skip reasons; of a single file its folder and that file."""
     check_images(source)
     if source.is_file():
         return source.parent, [(source.name, "")]
@@ -365,13 +365,13 @@ def find_files(source: Path) -> tuple[Path, list[tuple[str, str]]]:
 
 
 def judge_file(root: Path, path: str, skip: str) -> Case:
-    """Returns the case of a file before it is decoded: to be read, or skipped."""
+    """Return the case of a file before it is decoded: to be read, or skipped."""
     reason = skip or ("" if is_image(root / path) else "no_image")
     return Case(path, SKIPPED if reason else OK, reason)
 
 
 def find_volume_cases(root: Path, files: Sequence[tuple[str, str]], spec: VolumeSpec, *, workers: int) -> list[Case]:
-    """Returns a case for each volume of the source, by the rules that filled the store, and for each file of none.
+    """Return a case for each volume of the source, by the rules that filled the store, and for each file of none.
 
     A volume is named by its series, as in the store, and its path is its first file; its other files have no row.
     """
@@ -489,7 +489,7 @@ def _predict(
 
 
 def score(pending: Sequence[Pending], ensemble: Ensemble, *, out_of_domain: str) -> None:
-    """Fills in logits and scores of one batch; the scores of several runs are averaged.
+    """Fill in logits and scores of one batch; the scores of several runs are averaged.
 
     Files without a clinical value that a run needs are refused.
     """

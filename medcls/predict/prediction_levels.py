@@ -35,7 +35,7 @@ _SERIES_IDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
 def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
-    """Returns the cases of the files, then of the series and patients, with the columns of the frozen choices.
+    """Return the cases of the files, then of the series and patients, with the columns of the frozen choices.
 
     Args:
         cases: Of files, with the scores of those that have any.
@@ -50,7 +50,7 @@ def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None
 
 
 def merge_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
-    """Returns a case for each series, then for each patient, with an image that has scores.
+    """Return a case for each series, then for each patient, with an image that has scores.
 
     The scores follow the rule that was chosen on validation for the level, the mean where none was.
     """
@@ -88,7 +88,7 @@ def _merge_level(cases: Sequence[Case], level: str, *, task: Task, rule: str) ->
 
 
 def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: list[float], rule: str) -> Case:
-    """The case of one unit; what was noted of any of its images, or kept one out of it, is noted of it."""
+    """Return the case of one unit; what was noted of any of its images, or kept one out of it, is noted of it."""
     names = _SERIES_IDS if level == "series" else UNITS[level]
     details = [case.detail for case in images if case.detail]
     details += [f"{refused} more of its images refused"] if refused else []
@@ -174,7 +174,7 @@ def decide_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) 
 
 
 def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> None:
-    """Fills in the columns of the frozen choices: above_<point> at each level, calibrated_<class> of images.
+    """Fill in the columns of the frozen choices: above_<point> at each level, calibrated_<class> of images.
 
     A point is null where a level or rule got no threshold on validation. The map was fitted and judged on images:
     other levels have no recalibrated score.
@@ -214,7 +214,7 @@ def _apply_points(scored: Sequence[Case], points: Sequence[Mapping[str, Any]], *
 
 
 def name_point(task: Task, point: Mapping[str, Any]) -> str:
-    """Returns the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
+    """Return the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
     rule = Rule(point["kind"], point["target"]).name
     return f"above_{rule}" if task.kind == "binary" else f"above_{point['question']}_{rule}"
 

@@ -84,7 +84,7 @@ class Case:
 def build_rows(
     cases: Sequence[Case], *, task: Task, identity: Identity, origin: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Returns the output rows.
+    """Return the output rows.
 
     Args:
         cases: One for each file, series and patient.
@@ -157,7 +157,7 @@ def name_thresholds(task: Task, decision: Decision | None, *, prefix: str = "thr
 
 
 def build_predictions(task: Task, scores: NDArray[np.float64]) -> Predictions:
-    """Returns the scores as evaluation takes them, with zeros for the labels that nobody knows.
+    """Return the scores as evaluation takes them, with zeros for the labels that nobody knows.
 
     Args:
         task: Of the runs.
@@ -168,7 +168,7 @@ def build_predictions(task: Task, scores: NDArray[np.float64]) -> Predictions:
 
 
 def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "score") -> dict[str, float | None]:
-    """Returns a column PREFIX_NAME for each class; {} for regression, whose value is `predicted`."""
+    """Return a column PREFIX_NAME for each class; {} for regression, whose value is `predicted`."""
     if task.kind == "regression":
         return {}
     if scores is None:
@@ -288,7 +288,7 @@ def describe_column(name: str) -> str:
 
 
 def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) -> None:
-    """Writes the way back from pseudonyms to files and patients; only its owner can read it (mode 0600)."""
+    """Write the way back from pseudonyms to files and patients; only its owner can read it (mode 0600)."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["image_id", "patient_pseudonym", "path", "patient_id"])
@@ -300,7 +300,7 @@ def write_identity_map(path: Path, cases: Sequence[Case], identity: Identity) ->
 
 
 def summarize(cases: Sequence[Case]) -> str:
-    """Returns one line of cases of files: how many ended in each state, and why."""
+    """Return one line of cases of files: how many ended in each state, and why."""
     states = Counter(case.state for case in cases)
     reasons = Counter(f"{case.state}: {case.reason}" for case in cases if case.reason)
     counts = ", ".join(f"{states[state]} {state}" for state in (OK, REFUSED, SKIPPED))

@@ -44,7 +44,7 @@ from medcls.training.tracking import Tracker
 
 
 def pretrain(job: PretrainJob) -> str:
-    """Trains one autoencoder, or finds it finished; returns the command that starts from it."""
+    """Train one autoencoder, or finds it finished; returns the command that starts from it."""
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             confirm_finished(job, run)
@@ -81,7 +81,7 @@ def _pretrain(job: PretrainJob, run: Path) -> None:
 
 
 def build_model(job: PretrainJob, data: PretrainingData) -> Autoencoder:
-    """Returns the autoencoder of the store's volumes, with random weights.
+    """Return the autoencoder of the store's volumes, with random weights.
 
     Raises:
         ConfigError: no autoencoder, or values below zero for one that cannot return them.
@@ -106,7 +106,7 @@ def build_model(job: PretrainJob, data: PretrainingData) -> Autoencoder:
 
 
 def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder, rules: StepRules) -> Learner:
-    """Puts the model on its device and gives it loss, optimizer, schedule and scaler."""
+    """Put the model on its device and give it loss, optimizer, schedule and scaler."""
     move_model(model, rules)
     every = choose_first_epochs(list(model.stages), kind="scratch")
     plans = plan_transfer(model, every, layer_decay=1.0, batchnorm="train")
@@ -117,13 +117,13 @@ def build_learner(job: PretrainJob, data: PretrainingData, *, model: Autoencoder
 
 
 def build_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
-    """Returns the order of the training volumes."""
+    """Return the order of the training volumes."""
     size = min(job.trainer.batch_size, len(data.train))
     return EpochSampler(len(data.train), batch_size=size, seed=job.seed, shuffle=True, part=get_part())
 
 
 def build_validation_sampler(job: PretrainJob, data: PretrainingData) -> EpochSampler:
-    """Returns this process's part of the validation volumes, in the store's order."""
+    """Return this process's part of the validation volumes, in the store's order."""
     size = min(job.trainer.batch_size, len(data.val))
     return EpochSampler(len(data.val), batch_size=size, part=get_part())
 
@@ -169,7 +169,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: CheckpointManager, m
 
 
 def train_level(model: Autoencoder, level: int | None) -> None:
-    """Puts one level (None = all) into training mode and keeps the others as they are."""
+    """Put one level (None = all) into training mode and keep the others as they are."""
     model.choose_level(level)
     model.train()
     for depth, stage in enumerate(model.stages.values()):
@@ -177,7 +177,7 @@ def train_level(model: Autoencoder, level: int | None) -> None:
 
 
 def start_level(job: PretrainJob, learner: Learner, progress: Progress, *, epoch: int) -> None:
-    """Takes the best weights of the level that ends, and sets the mark for the next one's best."""
+    """Take the best weights of the level that ends, and set the mark for the next one's best."""
     best = progress.best
     if best.state is None:
         raise NonFiniteError(describe_overflow(job))
@@ -188,7 +188,7 @@ def start_level(job: PretrainJob, learner: Learner, progress: Progress, *, epoch
 
 
 def describe_overflow(job: PretrainJob) -> str:
-    """Returns what to say where no epoch gave a finite loss."""
+    """Return what to say where no epoch gave a finite loss."""
     return (
         f"no epoch gave a finite loss={job.loss_name} on the validation volumes: lower optimizer.lr, set "
         "trainer.clip_norm, or precision=fp32"
@@ -210,7 +210,7 @@ def validate(
 
 
 def take_best(job: PretrainJob, model: Autoencoder, best: Best) -> None:
-    """Puts the weights of the best epoch into the model.
+    """Put the weights of the best epoch into the model.
 
     Raises:
         NonFiniteError: no epoch gave finite outputs.
@@ -221,7 +221,7 @@ def take_best(job: PretrainJob, model: Autoencoder, best: Best) -> None:
 
 
 def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Autoencoder, best: Best) -> None:
-    """Writes model.safetensors, last of all: a run with a model file is a finished run."""
+    """Write model.safetensors, last of all: a run with a model file is a finished run."""
     spec = data.store.spec
     card = ModelCard(
         architecture=job.model.name,
@@ -245,7 +245,7 @@ def write_best(job: PretrainJob, run: Path, *, data: PretrainingData, model: Aut
 
 
 def describe_training(job: PretrainJob, data: PretrainingData, best: Best) -> dict[str, Any]:
-    """Returns what the card says of how it was made."""
+    """Return what the card says of how it was made."""
     return {
         "stacking": "greedy" if job.greedy else "joint",
         "loss": job.loss_name,

@@ -47,7 +47,7 @@ class PretrainingData(TrainingData):
 
 
 def open_volumes(job: PretrainJob) -> PretrainingData:
-    """Opens the store, checks it and its split again, and reads the rows of train and val only, whatever their labels.
+    """Open the store, check it and its split again, and read the rows of train and val only, whatever their labels.
 
     Raises:
         DataError: a store of images, or without volumes in train or val.

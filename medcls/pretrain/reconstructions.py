@@ -26,7 +26,7 @@ _VIEWS = ("axial", "coronal", "sagittal")
 def draw_reconstructions(
     path: Path, model: Autoencoder, volumes: Dataset[Batch], *, count: int, rules: StepRules
 ) -> None:
-    """Writes a PNG: for each of the first `count` volumes three rows, one an axis, of input, corrupted and output.
+    """Write a PNG: for each of the first `count` volumes three rows, one an axis, of input, corrupted and output.
 
     The slices are the middle ones, along left and right a quarter off the middle: no profile of a face. All are drawn
     by the range of the intact volume, the first channel of several.

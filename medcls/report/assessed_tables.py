@@ -48,7 +48,7 @@ def build_verdict_table(judged: Mapping[str, Any] | None) -> Table | None:
 
 
 def _describe_choice(metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """Where choices were made, and whether before these rows were seen, in words."""
+    """Return where choices were made, and whether before these rows were seen, in words."""
     chosen = metrics.get("chosen_on") or {}
     if chosen.get("frozen", True) is True:
         return "the validation split", "frozen"
@@ -56,7 +56,7 @@ def _describe_choice(metrics: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[str], str] = str) -> list[Table]:
-    """The frozen thresholds on these images, and on studies and patients.
+    """Return the frozen thresholds on these images, and on studies and patients.
 
     Args:
         metrics: As in metrics.json.
@@ -122,7 +122,7 @@ def _name_stated(rate: str) -> str:
 
 
 def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> list[Table]:
-    """The headline numbers of images, studies and patients."""
+    """Return the headline numbers of images, studies and patients."""
     levels = metrics.get("levels", {})
     names = [name for name in headlines if name in metrics]
     if not levels or not names:
@@ -254,7 +254,7 @@ def build_subgroup_table(metrics: Mapping[str, Any]) -> list[Table]:
 
 
 def build_shortcut_table(metrics: Mapping[str, Any]) -> list[Table]:
-    """How well columns such as the manufacturer are told from the features."""
+    """Return how well columns such as the manufacturer are told from the features."""
     rows: list[tuple[str, list[Cell]]] = []
     for name, found in metrics.get("shortcuts", {}).items():
         if "reason" in found:

@@ -29,7 +29,7 @@ _TESTS = {
 
 
 def write_comparison_page(folder: Path, results: Results) -> Path:
-    """The path of report.html; beside it figures/ as PNG.
+    """Return the path of report.html; beside it figures/ as PNG.
 
     The page needs no network, runs no script, follows the reader's light or dark scheme, and shows no patient or image
     identifier.
@@ -82,7 +82,7 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
 
 
 def list_notes(results: Results) -> list[str]:
-    """What a reader has to know first."""
+    """Return what a reader has to know first."""
     notes = [
         f"arm {arm} failed in {one['work']} (exit code {one['exit_code']}) and is left out of every table"
         for arm, one in results["failed"].items()
@@ -97,29 +97,29 @@ def list_notes(results: Results) -> list[str]:
 
 
 def _origin(results: Results) -> str:
-    """What told patients apart in the store; "" if it is not recorded."""
+    """Return what told patients apart in the store; "" if it is not recorded."""
     return str(results.get("patients_from", ""))
 
 
 def _name_table(table: Table, results: Results) -> Table:
-    """The table with its caption in the unit that is known."""
+    """Return the table with its caption in the unit that is known."""
     return replace(table, caption=name_units(table.caption, _origin(results)))
 
 
 def name_unit(results: Results) -> str:
-    """What numbers are averaged over: "fold", or "seed" of a holdout."""
+    """Return what numbers are averaged over: "fold", or "seed" of a holdout."""
     return "seed" if results["design"]["kind"] == "holdout" else "fold"
 
 
 def describe_spread(results: Results) -> str:
-    """What a number is the mean of, and what its interval is over."""
+    """Return what a number is the mean of, and what its interval is over."""
     unit = name_unit(results)
     over = name_units("patients", _origin(results))
     return f"Mean over {unit}s with 95 % interval over {over}" + (" and seeds" if unit == "seed" else "")
 
 
 def draw_panels(results: Results, figures: Path) -> list[Panel]:
-    """The figures: all arms, their folds, and over sizes."""
+    """Return the figures: all arms, their folds, and over sizes."""
     metric, label = results["metric"], name_metric(results["metric"])
     largest = ALL if ALL in results["sizes"] else max(results["sizes"], key=int)
     arms = results["sizes"][largest]["arms"]
@@ -175,7 +175,7 @@ def _divide(metrics: Sequence[str]) -> list[list[str]]:
 
 
 def build_pair_tables(results: Results, size: str) -> list[Table]:
-    """All pairs in the main metric, and in a second table the other metrics."""
+    """Return all pairs in the main metric, and in a second table the other metrics."""
     pairs = results["sizes"][size]["pairs"]
     main = results["metric"]
     tables = [_build_pairs(pairs[main], name_metric(main), results, size)]

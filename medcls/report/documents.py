@@ -23,7 +23,7 @@ LEFT = "*Left to the authors.*"
 
 
 def write_documents(folder: Path, evaluation: Evaluation) -> None:
-    """Writes the three files into the folder.
+    """Write the three files into the folder.
 
     Source: Mitchell et al. 2019 (model cards); the checklists name theirs.
     """
@@ -34,7 +34,7 @@ def write_documents(folder: Path, evaluation: Evaluation) -> None:
 
 
 def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
-    """What is known of the study without asking anyone, by the names that `checklists` uses."""
+    """Return what is known of the study without asking anyone, by the names that `checklists` uses."""
     one, model, metrics = evaluation.predictions, evaluation.model, evaluation.metrics
     chosen = metrics.get("chosen_on") or {}
     decision = metrics.get("decision", {}).get("words", "")
@@ -150,14 +150,14 @@ def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _say_entry(entry: Mapping[str, Any]) -> str:
-    """An entry of metrics.json as text: value, interval, and what a reader must know of it."""
+    """Return an entry of metrics.json as text: value, interval, and what a reader must know of it."""
     number = format_number("", entry)
     interval = f" ({number.interval})" if number.interval else ""
     return f"{number.text}{interval}" + (f"; {number.reason}" if number.reason else "")
 
 
 def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
-    """The model card as Markdown."""
+    """Return the model card as Markdown."""
     known = str(evaluation.metrics.get("patients_from", ""))
     lines = ["# Model card", "", evaluation.intended_use, ""]
     lines += [f"> {_escape(note)}" for note in evaluation.notes] + [""]
@@ -198,7 +198,7 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
 
 
 def _list_verdicts(judged: Mapping[str, Any] | None) -> list[str]:
-    """The criteria that were set beforehand, as a section of the card."""
+    """Return the criteria that were set beforehand, as a section of the card."""
     if judged is None:
         return []
     lines = ["", "## Decided beforehand", "", f"{judged['conclusion']}. {judged['multiplicity']}", ""]
@@ -228,6 +228,6 @@ def _dump(value: Any) -> str:
 
 
 def _escape(text: str) -> str:
-    """Names of classes and stores are other people's: no HTML, link, table border or new line may come of them."""
+    """Name of classes and store are other people's: no HTML, link, table border or new line may come of them."""
     plain = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([|`]|\]\()", r"\\\1", plain)

@@ -59,7 +59,7 @@ Draw = Callable[[Axes], None]
 
 
 def write_figure(draw: Draw, path: Path, *, width: float = 5.2, height: float = 4.2) -> str:
-    """The drawing as a data URI of an SVG that follows the colour scheme; a PNG is written at `path`.
+    """Return the drawing as a data URI of an SVG that follows the colour scheme; a PNG is written at `path`.
 
     Args:
         draw: Draws on one axes, with the colours of this module.
@@ -80,7 +80,7 @@ def write_figure(draw: Draw, path: Path, *, width: float = 5.2, height: float = 
 
 
 def embed_image(path: Path) -> str:
-    """The image file as a data URI.
+    """Return the image file as a data URI.
 
     Raises:
         OSError: It cannot be read.
@@ -97,7 +97,7 @@ def _embed(content: bytes, media_type: str) -> str:
 
 
 def _follow_scheme(svg: str) -> str:
-    """The SVG with the neutral colours as variables that a dark scheme sets anew."""
+    """Return the SVG with the neutral colours as variables that a dark scheme sets anew."""
     light, dark = "", ""
     for number, (colour, replacement) in enumerate(DARK.items()):
         svg = svg.replace(colour, f"var(--c{number})")
@@ -127,7 +127,7 @@ def draw_risk(kept: Floats, wrong: Floats) -> Draw:
 
 
 def draw_strengths(points: Sequence[Mapping[str, Any]], *, unchanged: float | None, x_label: str, y_label: str) -> Draw:
-    """A metric at each strength with its interval; undefined ones are left out.
+    """Return a metric at each strength with its interval; undefined ones are left out.
 
     Args:
         points: {"strength", "value", "low", "high"} each.
@@ -153,7 +153,7 @@ Entry = Mapping[str, Any]
 
 
 def draw_arms(entries: Mapping[str, Entry], *, label: str) -> Draw:
-    """Each arm's metric with its interval, one below the other; undefined ones are left out.
+    """Return each arm's metric with its interval, one below the other; undefined ones are left out.
 
     Args:
         entries: Arm -> {"value", "low", "high"}.
@@ -177,7 +177,7 @@ def draw_arms(entries: Mapping[str, Entry], *, label: str) -> Draw:
 
 
 def draw_folds(values: Mapping[str, Sequence[float | None]], *, label: str) -> Draw:
-    """Each fold's metric of every arm, one thin line a fold, and the means.
+    """Return each fold's metric of every arm, one thin line a fold, and the means.
 
     Args:
         values: Arm -> its metric in each fold; None where undefined.
@@ -200,7 +200,7 @@ def draw_folds(values: Mapping[str, Sequence[float | None]], *, label: str) -> D
 
 
 def draw_learning_curves(curves: Mapping[str, Sequence[tuple[float, Entry]]], *, label: str) -> Draw:
-    """Each arm's metric over the number of training images, with intervals; a logarithmic axis.
+    """Return each arm's metric over the number of training images, with intervals; a logarithmic axis.
 
     Args:
         curves: Arm -> (training images, {"value", "low", "high"}), rising.

@@ -69,7 +69,7 @@ def draw_precision_recall(questions: Sequence[Question], labels: Sequence[str]) 
 
 
 def draw_confusion(confusion: Floats, class_names: Sequence[str]) -> Draw:
-    """Counts and row percentages, shaded by the percentage.
+    """Draw counts and row percentages, shaded by the percentage.
 
     Args:
         confusion: (K, K) counts, true class in rows.

@@ -50,7 +50,7 @@ class Picture:
 
 
 def choose_worst(predictions: Predictions, *, count: int) -> list[Worst]:
-    """The rows with the largest loss, and of the others those nearest to a tie, at most `count` of each.
+    """Return the rows with the largest loss, and of the others those nearest to a tie, at most `count` of each.
 
     Loss: minus log probability of the truth (several labels: their mean), or the absolute error of a number, which
     has no ties. Rows that are right are not among the worst of a classification.
@@ -127,7 +127,7 @@ def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
 
 
 def _tell_apart(score: float, threshold: float, decimals: int) -> str:
-    """The score with at least so many decimals; if these do not tell it from its threshold, both with more."""
+    """Return the score with at least so many decimals; if these do not tell it from its threshold, both with more."""
     if score == threshold:
         return f"{format_threshold(score)} (the threshold)"
     fewest = decimals

@@ -12,7 +12,7 @@ SPLITS = {"val": "Validation patients", "train": "Training patients"}
 
 
 def build_odds_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """A table for each contrast: each level or number, in the model itself and fitted again, with intervals.
+    """Return a table for each contrast: each level or number, in the model itself and fitted again, with intervals.
 
     Args:
         metrics: As in metrics.json; "odds_ratios" is what training wrote.
@@ -40,13 +40,13 @@ def _build_rows(found: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[t
 
 
 def name_term(term: Mapping[str, Any]) -> str:
-    """Returns "sex: M against F", "age_years: 12.3 more" (a standard deviation), "sex: missing against F"."""
+    """Return "sex: M against F", "age_years: 12.3 more" (a standard deviation), "sex: missing against F"."""
     change = f"{term['level']} against {term['reference']}" if term["level"] else f"{term['std']:.3g} more"
     return f"{term['column']}: {change}"
 
 
 def say_number(cell: Cell) -> str:
-    """Returns "1.45 (1.02 – 2.06)" of a cell."""
+    """Return "1.45 (1.02 – 2.06)" of a cell."""
     if not isinstance(cell, Number):
         return cell or ""
     return f"{cell.text} ({cell.interval})" if cell.interval else cell.text

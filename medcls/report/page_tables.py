@@ -31,7 +31,7 @@ class MetricRow:
 
 
 def build_cards(predictions: Predictions, metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """The headline numbers of this kind of task, in the order of their weight."""
+    """Return the headline numbers of this kind of task, in the order of their weight."""
     return [_build_row(name, metrics[name]) for name in choose_headlines(predictions) if name in metrics]
 
 
@@ -47,7 +47,7 @@ def describe_means(predictions: Predictions) -> dict[str, str]:
 
 
 def build_metric_table(metrics: Mapping[str, Any]) -> list[MetricRow]:
-    """Every metric of the whole task, in the order of `DEFINITIONS`."""
+    """Return every metric of the whole task, in the order of `DEFINITIONS`."""
     return [_build_row(name, metrics[name]) for name in DEFINITIONS if name in metrics]
 
 

@@ -56,7 +56,7 @@ class PanelPlan:
 
 
 def write_panel(plan: PanelPlan, figures: Path) -> Panel:
-    """The drawn figure, also written as PNG into the folder."""
+    """Return the drawn figure, also written as PNG into the folder."""
     image = write_figure(plan.draw, figures / f"{plan.file}.png", width=plan.width, height=plan.height)
     return Panel(plan.title, plan.caption, image, round(105 * plan.width))
 
@@ -69,7 +69,7 @@ def plan_panels(
     history: Sequence[Mapping[str, Any]],
     seed: int,
 ) -> dict[str, list[PanelPlan]]:
-    """The figures that this task has, by the section they belong to.
+    """Return the figures that this task has, by the section they belong to.
 
     Args:
         predictions: Of N rows.
@@ -212,7 +212,7 @@ def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: 
 
 
 def _plan_certainty(predictions: Predictions) -> list[PanelPlan]:
-    """What would be left wrong if the least certain images went to a reader."""
+    """Return what would be left wrong if the least certain images went to a reader."""
     if predictions.kind in ("multilabel", "regression") or not predictions.probabilities:
         return []
     kept, wrong = compute_risk_coverage(predictions)
@@ -223,7 +223,7 @@ def _plan_certainty(predictions: Predictions) -> list[PanelPlan]:
 
 
 def _plan_readers(measured: Mapping[str, Any]) -> list[PanelPlan]:
-    """One ROC plane for each question, the readers in it as points."""
+    """Return one ROC plane for each question, the readers in it as points."""
     plans = []
     for number, (question, curve) in enumerate(list(measured.get("curves", {}).items())[:MOST_DECISIONS]):
         entries = [entry for entry in measured["entries"] if entry["question"] == question]
@@ -236,7 +236,7 @@ def _plan_readers(measured: Mapping[str, Any]) -> list[PanelPlan]:
 
 
 def _plan_robustness(measured: Mapping[str, Any] | None) -> list[PanelPlan]:
-    """One curve for each perturbation."""
+    """Return one curve for each perturbation."""
     if not measured:
         return []
     title, unchanged = DEFINITIONS[measured["metric"]].title, measured["unchanged"]["value"]

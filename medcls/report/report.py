@@ -76,7 +76,7 @@ def build_sections(
     figures: Path,
     kept: Sequence[str] = (),
 ) -> list[Section]:
-    """The sections that have something to show, each figure also written as PNG.
+    """Return the sections that have something to show, each figure also written as PNG.
 
     Args:
         predictions: Of N rows.
@@ -132,7 +132,7 @@ _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> Path:
-    """The path of report.html; beside it figures/ as PNG, MODEL_CARD.md, claim.json and tripod_ai.json.
+    """Return the path of report.html; beside it figures/ as PNG, MODEL_CARD.md, claim.json and tripod_ai.json.
 
     The page needs no network, runs no script but its own (the threshold slider), follows the reader's light or dark
     scheme, and shows no patient or image identifier.
@@ -190,7 +190,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
 
 
 def choose_kept(evaluation: Evaluation, *, slider: bool) -> list[str]:
-    """The anchors of the sections whose content the page adds itself."""
+    """Return the anchors of the sections whose content the page adds itself."""
     given = {
         "operating": slider,
         "failures": bool(evaluation.gallery),

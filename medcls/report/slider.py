@@ -74,7 +74,7 @@ def _build_one(
 
 
 def _say_interval(name: str, entry: Mapping[str, Any] | None) -> str:
-    """The interval of a rate as the table of operating points has it, with its note."""
+    """Return the interval of a rate as the table of operating points has it, with its note."""
     if entry is None:
         return ""
     number = format_number(name, entry)

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 @cache
 def load_template(room: str, name: str) -> Template:
-    """Returns a template of a room; everything that it is handed is escaped, and nothing may be missing."""
+    """Return a template of a room; everything that it is handed is escaped, and nothing may be missing."""
     environment = Environment(
         loader=PackageLoader(f"medcls.{room}", "."),
         autoescape=True,

@@ -99,7 +99,7 @@ def note_version(model: Path) -> None:
 
 
 def _hash_files(run: Path) -> dict[str, str]:
-    """The sha256 of every file of the training but the two that are written last."""
+    """Return the sha256 of every file of the training but the two that are written last."""
     # By name: what a file browser leaves beside them (.DS_Store) is read by nobody.
     ours = [run / name for name in OURS - {MODEL, CHECKSUMS} | {SETTINGS, CONFIG}]
     files = [path for path in ours if path.is_file()]

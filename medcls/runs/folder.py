@@ -60,7 +60,7 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 
 def read_store_folder(run: Path) -> Path:
-    """Returns the folder of the store that a run was trained on; it stands here, not in the model file, which travels.
+    """Return the folder of the store that a run was trained on; it stands here, not in the model file, which travels.
 
     Raises:
         MissingInputError: the run has no settings.

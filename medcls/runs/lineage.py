@@ -54,12 +54,12 @@ class Lineage:
 
 
 def no_lineage() -> Lineage:
-    """Returns the lineage of random weights."""
+    """Return the lineage of random weights."""
     return Lineage([], _SCHEMA.empty_table())
 
 
 def read_lineage(path: Path, card: ModelCard | None, *, sha256: str, weights: str) -> Lineage:
-    """Returns the lineage of a file of weights, the file itself as its last model.
+    """Return the lineage of a file of weights, the file itself as its last model.
 
     Args:
         path: The file; the patients of a run's model are read from the files beside it.
@@ -104,24 +104,24 @@ def _read_seen(run: Path, card: ModelCard, *, sha256: str) -> pa.Table:
 
 
 def write_lineage(run: Path, lineage: Lineage) -> None:
-    """Writes ancestors.parquet, where an ancestor has seen anybody."""
+    """Write ancestors.parquet, where an ancestor has seen anybody."""
     if lineage.seen.num_rows:
         write_table(run / ANCESTORS, lineage.seen)
 
 
 def without_seen(lineage: Lineage, models: Sequence[str]) -> Lineage:
-    """Returns the lineage without what some of its models (sha256) have seen."""
+    """Return the lineage without what some of its models (sha256) have seen."""
     theirs = pc.is_in(lineage.seen.column("ancestor"), value_set=pa.array(models, pa.string()))
     return Lineage(lineage.models, lineage.seen.filter(pc.invert(theirs)))
 
 
 def hash_seen(run: Path) -> dict[str, str]:
-    """Returns the sha256, by name, of the files of a run that say whom its model and its ancestors have seen."""
+    """Return the sha256, by name, of the files of a run that say whom its model and its ancestors have seen."""
     return {name: sha256_file(run / name) for name in (PATIENTS, IMAGES, ANCESTORS) if (run / name).is_file()}
 
 
 def has_seen(lineage: Lineage, store: Store, rows: Rows) -> bool:
-    """Returns whether a model of the lineage trained or selected on a patient or an image of these rows."""
+    """Return whether a model of the lineage trained or selected on a patient or an image of these rows."""
     return bool(find_seen(lineage, store, rows).any())
 
 
@@ -135,7 +135,7 @@ def find_seen(lineage: Lineage, store: Store, rows: Rows) -> NDArray[np.bool_]:
 
 
 def check_unseen(store: Store, rows: Rows, lineage: Lineage, *, remedy: str, own: str = "") -> list[str]:
-    """Returns what could not be compared, after checking that no model of the lineage has seen these rows.
+    """Return what could not be compared, after checking that no model of the lineage has seen these rows.
 
     Images are compared, too: two sites' ids, or two keys' pseudonyms, never agree.
 

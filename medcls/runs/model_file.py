@@ -105,7 +105,7 @@ class ModelCard:
     format: Literal[1] = FORMAT
 
     def build(self) -> Classifier:
-        """Returns the network with random weights."""
+        """Return the network with random weights."""
         return build_classifier(
             self.architecture,
             kind=self.task.output,
@@ -122,7 +122,7 @@ class ModelCard:
         )
 
     def build_normalization(self) -> VolumeNormalization | None:
-        """Returns that of volumes; None for images, which are normalised as ImageNet's."""
+        """Return that of volumes; None for images, which are normalised as ImageNet's."""
         if self.preprocess.spatial_dims == 2:
             return None
         return VolumeNormalization(self.normalize, self.preprocess.value_range)
@@ -192,7 +192,7 @@ def pack_model(state: dict[str, Tensor], card: ModelCard) -> tuple[bytes, str]:
 
 
 def compute_digest(state: dict[str, Tensor]) -> str:
-    """Returns the SHA-256 of names, dtypes, shapes and bytes: safetensors does not notice a flipped bit."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes: safetensors does not notice a flipped bit."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -201,7 +201,7 @@ def compute_digest(state: dict[str, Tensor]) -> str:
 
 
 def read_card(path: Path) -> ModelCard:
-    """Returns the metadata of a classifier's file without reading its tensors.
+    """Return the metadata of a classifier's file without reading its tensors.
 
     Raises:
         MissingInputError: no such file.
@@ -215,7 +215,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def read_any_card(path: Path) -> ModelCard:
-    """Returns the metadata of a model file, of a classifier or an autoencoder, as `read_card` does."""
+    """Return the metadata of a model file, of a classifier or an autoencoder, as `read_card` does."""
     check_model_file(path)
     return _read_metadata(path)[0]
 
@@ -229,7 +229,7 @@ def read_card_checksum(path: Path) -> str:
 
 
 def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
-    """The card, and the JSON that it was read from."""
+    """Return the card, and the JSON that it was read from."""
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {})[_METADATA]
@@ -254,7 +254,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
 
 
 def _parse_card(content: dict[str, Any]) -> ModelCard:
-    """The checked card; raises ValueError for one that no training could have written."""
+    """Return the checked card; raises ValueError for one that no training could have written."""
     try:
         card = from_json(ModelCard, content)
         _check_card(card)
@@ -264,7 +264,7 @@ def _parse_card(content: dict[str, Any]) -> ModelCard:
 
 
 def _check_depth(value: Any, *, most: int) -> None:
-    """Raises ValueError for lists and objects within one another that would take other code's stack."""
+    """Raise ValueError for lists and objects within one another that would take other code's stack."""
     if not most:
         raise ValueError("nested too deeply")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -272,12 +272,12 @@ def _check_depth(value: Any, *, most: int) -> None:
 
 
 def _shorten(error: Exception) -> str:
-    """What an error says, in one line: it may quote what somebody wrote into the file."""
+    """Return what an error says, in one line: it may quote what somebody wrote into the file."""
     return " ".join(str(error).split())[:300]
 
 
 def find_card(path: Path) -> ModelCard | None:
-    """Returns the card of a model file; None for a file that is none, such as weights by torchvision's names.
+    """Return the card of a model file; None for a file that is none, such as weights by torchvision's names.
 
     Raises:
         DataError: it says that it is one, and is damaged or of another format.
@@ -293,7 +293,7 @@ def find_card(path: Path) -> ModelCard | None:
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
-    """Returns the tensors of a model file and its card.
+    """Return the tensors of a model file and its card.
 
     Raises:
         MissingInputError: no such file.
@@ -314,7 +314,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
 
 
 def read_model(path: Path) -> tuple[Classifier, ModelCard]:
-    """Returns the trained network and its card.
+    """Return the trained network and its card.
 
     Raises:
         MissingInputError: no such file.
@@ -360,7 +360,7 @@ def _describe_shape(shape: torch.Size | None) -> str:
 
 
 def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
-    """Returns the trained autoencoder and its card.
+    """Return the trained autoencoder and its card.
 
     Raises:
         MissingInputError: no such file.

@@ -31,7 +31,7 @@ class Aggregated:
 
 
 def aggregate(predictions: Predictions, units: Integers, *, rule: str) -> Aggregated:
-    """One prediction and one label for each unit.
+    """Return one prediction and one label for each unit.
 
     Score: mean, highest, or noisy-or (1 less the product of the chances of none) of the images' probabilities; of
     ordered classes the same of P(grade > k), of other classes divided by their sum afterwards; of a number mean or
@@ -61,7 +61,7 @@ def aggregate(predictions: Predictions, units: Integers, *, rule: str) -> Aggreg
 
 
 def choose_aggregation(predictions: Predictions, units: Integers) -> dict[str, Any]:
-    """The rule that is best on these rows, by which metric, and the values of all; the first of equals.
+    """Return the rule that is best on these rows, by which metric, and the values of all; the first of equals.
 
     The metric is the AUC, of ordered classes the quadratic kappa, of a number the mean absolute error.
     """

@@ -10,7 +10,7 @@ from medcls.statistics.predictions import Floats, Integers, ratio, sum_by_group,
 def compute_confusion(
     true: Integers, predicted: Integers, *, num_classes: int, weights: Floats | None = None
 ) -> Floats:
-    """Counts of (true, predicted) pairs; (R, K, K).
+    """Return counts of (true, predicted) pairs; (R, K, K).
 
     Args:
         true: (N,) in [0, K).

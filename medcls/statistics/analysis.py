@@ -334,7 +334,7 @@ def _undecided(title: str, reason: str) -> dict[str, Any]:
 def _judge(
     title: str, entry: Mapping[str, Any], *, low: float | None, high: float | None, strict: bool = False
 ) -> dict[str, Any]:
-    """One verdict.
+    """Return one verdict.
 
     Args:
         title: Of the criterion.

@@ -63,7 +63,7 @@ def assess_arms(
     replicates: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """What a comparison found.
+    """Return what a comparison found.
 
     Args:
         arms: Name -> its predictions on each fold, the same folds and rows for all.
@@ -109,7 +109,7 @@ def assess_arms(
 
 
 def _align(arms: Mapping[str, Sequence[FoldPredictions]]) -> dict[str, list[FoldPredictions]]:
-    """The arms with their folds in one order, checked to hold the same rows and truth."""
+    """Return the arms with their folds in one order, checked to hold the same rows and truth."""
     ordered = {name: sorted(folds, key=lambda one: (one.repeat, one.number)) for name, folds in arms.items()}
     if any(one.predictions.has_grades for folds in ordered.values() for one in folds):
         ordered = {
@@ -148,7 +148,7 @@ def _measure(
     draws: Iterable[Floats],
     seeds: np.random.Generator | None,
 ) -> dict[str, _Arm]:
-    """All arms on each chunk of draws in turn: of many patients no two chunks are in memory at once."""
+    """Return all arms on each chunk of draws in turn: of many patients no two chunks are in memory at once."""
     drawn: dict[str, list[dict[str, Floats]]] = {name: [] for name in arms}
     for weights in draws:
         counts = _draw_folds(len(weights), len(patients), seeds=seeds)
@@ -190,7 +190,7 @@ def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:
 def _count_support(
     folds: Sequence[FoldPredictions], patients: Sequence[Integers], arm: _Arm
 ) -> tuple[Support, dict[str, Base]]:
-    """What the means over the folds rest on, and its patients and rows."""
+    """Return what the means over the folds rest on, and its patients and rows."""
     support = _join_support(folds, arm.values)
     together, repeats = np.concatenate(patients), len({one.repeat for one in folds})
     counted = {"repeats": repeats, "folds": len(folds) // repeats}
@@ -220,7 +220,7 @@ def _describe_arm(
 
 
 def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Support:
-    """What the means over the folds rest on: the rows of all folds, one after the other."""
+    """Return what the means over the folds rest on: the rows of all folds, one after the other."""
     known = list(names)
     each = [find_support(one.predictions, known) for one in folds]
     joined: Support = {}
@@ -237,7 +237,7 @@ def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Sup
 
 
 def _explain(folds: Sequence[FoldPredictions], values: Mapping[str, Floats]) -> Any:
-    """Why a mean over folds has no value: the first fold in which the metric has none."""
+    """Return why a mean over folds has no value: the first fold in which the metric has none."""
 
     def explain(name: str) -> str:
         first = int(np.flatnonzero(~np.isfinite(values[name]))[0])
@@ -288,7 +288,7 @@ def _compare_pairs(
 
 
 def _test(differences: Floats, *, design: str, test_share: float) -> FoldTest | None:
-    """The test of the design; None for a holdout, which has no folds, only seeds."""
+    """Return the test of the design; None for a holdout, which has no folds, only seeds."""
     if design == "holdout":
         return None
     if design == "5x2":

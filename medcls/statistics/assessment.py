@@ -79,7 +79,7 @@ def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dic
 
 
 def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, Any]:
-    """What calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
+    """Return what calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
     if rows.predictions.kind == "regression":
         return {"reason": "a regression has no probabilities"}
     if not rows.predictions.probabilities:

@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 
 def list_problems(predictions: Predictions) -> list[Problem]:
-    """The choices that sets can be made for; [] for a regression."""
+    """Return the choices that sets can be made for; [] for a regression."""
     true, score, names = predictions.y_true, predictions.y_score, predictions.class_names
     rows = np.arange(len(score))
     if predictions.kind == "regression":
@@ -95,7 +95,7 @@ def _bound(misfit: Floats, units: Integers, *, alpha: float) -> float | None:
 
 
 def build_sets(problem: Problem, bounds: Mapping[str, Any], *, by_class: bool) -> NDArray[np.bool_]:
-    """Which classes stand in the set of each row; (n, K)."""
+    """Return which classes stand in the set of each row; (n, K)."""
     chosen = [bounds["by_class"].get(name) if by_class else bounds["bound"] for name in problem.names]
     limits = np.array([np.inf if limit is None else limit for limit in chosen])
     # A rounding error of 1 - p must not throw out the class that set the bound.

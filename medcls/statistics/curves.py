@@ -134,7 +134,7 @@ class Question:
 
 
 def list_questions(predictions: Predictions) -> list[Question]:
-    """One for class 1 (binary), each class (others), each grade but the last (regression of grades)."""
+    """Return one for class 1 (binary), each class (others), each grade but the last (regression of grades)."""
     true, score, names = predictions.y_true, predictions.y_score, predictions.class_names
     rows = np.arange(len(score))
     match predictions.kind:
@@ -176,7 +176,7 @@ def count_replicates(
     seed: int,
     replicates: int = BAND_REPLICATES,
 ) -> Counts:
-    """Counts at each threshold in every bootstrap replicate of the patients.
+    """Return counts at each threshold in every bootstrap replicate of the patients.
 
     Args:
         question: Of n rows.

@@ -73,7 +73,7 @@ class Decision:
         return f"Decision: {called} ({self.title}{where}).{why}"
 
     def _describe_interval(self, name: str) -> str:
-        """How uncertain a threshold is, " [0.1 to 0.4]"; no upper bound = nobody would be called."""
+        """Return how uncertain a threshold is, " [0.1 to 0.4]"; no upper bound = nobody would be called."""
         low, high = self.intervals.get(name, (None, None))
         if low is None:
             return ""
@@ -140,7 +140,7 @@ def build_decision(
 
 
 def _read_threshold(point: Mapping[str, Any]) -> tuple[float, str]:
-    """The threshold, and why it is not a chosen one."""
+    """Return the threshold, and why it is not a chosen one."""
     if point["threshold"] is not None:
         return float(point["threshold"]), ""
     reason = str(point.get("reason", ""))

@@ -413,7 +413,7 @@ def find_needs(name: str) -> str:
 
 
 def find_definition(name: str) -> Definition | None:
-    """The definition of a metric, also of its per-class form (recall_KL2); None for a count."""
+    """Return the definition of a metric, also of its per-class form (recall_KL2); None for a count."""
     stem = find_stem(name)
     return DEFINITIONS[stem] if stem else None
 
@@ -445,7 +445,7 @@ def describe_direction(name: str) -> str:
 
 
 def name_metric(name: str) -> str:
-    """The metric's name for a reader, of its per-class form with the class: "Recall KL2"."""
+    """Return the metric's name for a reader, of its per-class form with the class: "Recall KL2"."""
     stem = find_stem(name)
     return f"{DEFINITIONS[stem].title} {name[len(stem) + 1 :]}".strip() if stem else name
 

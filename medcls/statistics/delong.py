@@ -90,7 +90,7 @@ def compare_areas(
     patients: Integers | None = None,
     level: float = 0.95,
 ) -> AreaDifference:
-    """The difference of two AUCs on the same rows with interval and two-sided p value.
+    """Return the difference of two AUCs on the same rows with interval and two-sided p value.
 
     Without any variance the test is undefined (NaN), unless the scores rank alike: then z is 0 and p is 1.
 
@@ -140,7 +140,7 @@ def _compute_win_shares(cases: np.ndarray[tuple[int], np.dtype[np.bool_]], score
 
 
 def _sum_by_unit(rows: Floats, units: Integers) -> Floats:
-    """Sums over the rows of each patient; (P, M)."""
+    """Return sums over the rows of each patient; (P, M)."""
     sums = np.zeros((int(units.max()) + 1, rows.shape[1]))
     np.add.at(sums, units, rows)
     return sums

@@ -35,7 +35,7 @@ class FoldTest(NamedTuple):
 
 
 def compute_corrected_t(differences: ArrayLike, *, test_share: float, level: float = 0.95) -> FoldTest:
-    """The t test of (repeated) k-fold cross-validation, its variance corrected for overlapping training sets.
+    """Return the t test of (repeated) k-fold cross-validation, its variance corrected for overlapping training sets.
 
     t = mean / sqrt((1/J + test_share) * variance), with J - 1 degrees of freedom. Without any variance it is
     undefined, unless all differences are 0: then t is 0 and p is 1.
@@ -66,7 +66,7 @@ def compute_corrected_t(differences: ArrayLike, *, test_share: float, level: flo
 
 
 def compute_5x2_f(differences: ArrayLike) -> FoldTest:
-    """The F test of five repeats of two-fold cross-validation.
+    """Return the F test of five repeats of two-fold cross-validation.
 
     f = sum of all ten squared differences / (2 * sum of the five variances), F-distributed with 10 and 5 degrees of
     freedom. Without any variance it is undefined, unless all differences are 0.

@@ -90,7 +90,7 @@ def _find_constant(predictions: Predictions) -> list[str]:
 
 
 def _expect_errors(predictions: Predictions, patients: Integers, *, seed: int) -> dict[str, float]:
-    """The calibration error of a calibrated model, by the metric's name; {} for a regression."""
+    """Return the calibration error of a calibrated model, by the metric's name; {} for a regression."""
     true, score = predictions.y_true, predictions.y_score
     if predictions.kind == "regression" or not predictions.probabilities:
         return {}
@@ -105,7 +105,7 @@ def _expect_errors(predictions: Predictions, patients: Integers, *, seed: int) -
 
 
 def explain_plainly(name: str) -> str:
-    """Why a metric has no value where nothing is known but its name."""
+    """Return why a metric has no value where nothing is known but its name."""
     definition = find_definition(name)
     return "undefined for these rows" if definition is None else definition.undefined
 
@@ -160,7 +160,7 @@ def draw_replicates(patients: Integers, *, replicates: int, seed: int) -> Iterat
 
 
 def number_patients(patient_ids: Sequence[str], *, rows: int) -> Integers:
-    """A number 0 … P-1 for the patient of each row; (N,).
+    """Return a number 0 … P-1 for the patient of each row; (N,).
 
     Raises:
         ValueError: There is not one identifier for each row.
@@ -198,7 +198,7 @@ def describe_estimates(
     found: dict[str, Limits | str] = {}
 
     def limit(name: str) -> Limits | str:
-        """The limits, or why there are none; those of parts first."""
+        """Return the limits, or why there are none; those of parts first."""
         if name not in found:
             found[name] = _limit(name, values, drawn, support[name], counts[name], limit, level)
         return found[name]
@@ -270,7 +270,7 @@ def _limit(
 
 
 def _limit_ratio(basis: Basis, rates: Sequence[float], limits: Sequence[Limits]) -> Limits | str:
-    """Limits of a likelihood ratio, or of a predictive value, from those of sensitivity and specificity."""
+    """Return limits of a likelihood ratio, or of a predictive value, from those of sensitivity and specificity."""
     (sensitivity, specificity), (found, cleared) = rates, limits
     alarm, missed = (1 - cleared[1], 1 - cleared[0]), (1 - found[1], 1 - found[0])
     if basis.positive:
@@ -296,7 +296,7 @@ def correlate(drawn: Sequence[Floats]) -> Floats:
 
 
 def explain_undefined(name: str, predictions: Predictions) -> str:
-    """Why this metric has no value for these rows, in one line."""
+    """Return why this metric has no value for these rows, in one line."""
     if not predictions.probabilities and find_needs(name) == PROBABILITIES:
         return "the scores are not probabilities in [0, 1]"
     if not predictions.decides and find_needs(name) != RANKS:
@@ -308,7 +308,7 @@ def explain_undefined(name: str, predictions: Predictions) -> str:
 
 
 def find_absent_classes(predictions: Predictions) -> list[str]:
-    """What the true labels lack: names of classes, or for a multilabel task of the side of a label."""
+    """Return what the true labels lack: names of classes, or for a multilabel task of the side of a label."""
     names = predictions.class_names
     if predictions.kind == "multilabel":
         sides = [(names[k], side) for k in range(len(names)) for side in (0, 1)]

@@ -75,7 +75,7 @@ class _Problem:
         return np.where(flat[:, None], 0.0, np.linalg.solve(curvature, gradient[..., None])[..., 0]), flat
 
     def climb(self, at: Floats, step: Floats) -> Floats:
-        """Where the step leads, halved where it would lead down."""
+        """Return where the step leads, halved where it would lead down."""
         reach = np.ones((len(at), 1))
         # A Newton step that moves no log odds by more than 1 cannot lead down: the curvature changes by less than e.
         far = np.flatnonzero(np.abs(step @ self.design).max(axis=1) > 1)
@@ -90,7 +90,7 @@ class _Problem:
         return np.asarray(at + reach * step)
 
     def height(self, at: Floats) -> Floats:
-        """The penalised log likelihood, (R,)."""
+        """Return the penalised log likelihood, (R,)."""
         log_odds = at @ self.design + self.offset
         likelihood = (self.weights * (self.outcome * log_odds - np.logaddexp(0, log_odds))).sum(axis=1)
         return np.asarray(likelihood - (self.ridge * at**2).sum(axis=1) / 2)

@@ -58,7 +58,7 @@ def compute_metrics(predictions: Predictions, *, weights: ArrayLike | None = Non
 
 
 def build_estimator(predictions: Predictions) -> Estimator:
-    """A function from weights (R, N) to all metrics, each (R,); what can be sorted once is sorted here.
+    """Return a function from weights (R, N) to all metrics, each (R,); what can be sorted once is sorted here.
 
     Args:
         predictions: Checked predictions of N rows.
@@ -75,7 +75,7 @@ def build_estimator(predictions: Predictions) -> Estimator:
 
 
 def _build_margins(predictions: Predictions) -> Estimator:
-    """The metrics of scores on any scale: what needs probabilities, or a threshold that is not known, is NaN."""
+    """Return the metrics of scores on any scale: what needs probabilities, or a threshold that is not known, is NaN."""
     ranked = build_estimator(replace(predictions, probabilities=True))
 
     def estimate(weights: Floats) -> Estimates:
@@ -97,7 +97,7 @@ def _build_binary(predictions: Predictions) -> Estimator:
 
 
 def _build_one_label(true: Integers, probability: Floats, rows: Integers, *, called: NDArray[np.bool_]) -> Estimator:
-    """All metrics of one yes-or-no label on the rows where it is known."""
+    """Return all metrics of one yes-or-no label on the rows where it is known."""
     ranking = build_ranking(true == 1, probability, rows=rows)
     known_true, score = true[rows], probability[rows][:, None]
     predicted = called[rows].astype(np.int64)
@@ -141,7 +141,7 @@ def _two_class_rates(confusion: Floats) -> Estimates:
 
 
 def _build_multilabel(predictions: Predictions) -> Estimator:
-    """Each label as a binary task on its known rows, and the plain mean over the labels."""
+    """Return each label as a binary task on its known rows, and the plain mean over the labels."""
     known = ~np.isnan(predictions.y_true)
     labels = [
         _build_one_label(
@@ -175,7 +175,7 @@ _CLASS_NAMES = {"sensitivity": "recall"}
 
 
 def _build_multiclass(predictions: Predictions) -> Estimator:
-    """One-vs-rest ranking, the most probable class, and calibration of its probability."""
+    """Return one-vs-rest ranking, the most probable class, and calibration of its probability."""
     true, score, names = predictions.grade_true, predictions.y_score, predictions.class_names
     rankings = [build_ranking(true == k, score[:, k]) for k in range(len(names))]
     from_classes = build_from_classes(predictions)
@@ -199,7 +199,7 @@ def _build_multiclass(predictions: Predictions) -> Estimator:
 
 
 def build_from_classes(predictions: Predictions) -> Estimator:
-    """A function from weights (R, N) to what needs only the true and the predicted class of each row, each (R,).
+    """Return a function from weights (R, N) to what needs only the true and the predicted class of each row, each (R,).
 
     Args:
         predictions: Of several classes, or of a regression of grades.

@@ -28,7 +28,7 @@ class Number:
 
 
 def format_number(name: str, entry: Mapping[str, Any]) -> Number:
-    """One entry of metrics.json as text."""
+    """Return one entry of metrics.json as text."""
     value, low, high = entry["value"], entry["low"], entry["high"]
     bounded = name in DEFINITIONS and DEFINITIONS[name].unit_range and low is not None
     return Number(

@@ -220,7 +220,7 @@ def _limit_difference(
     support: Support,
     counts: Mapping[str, Base],
 ) -> Limits:
-    """The limits of the difference of two numbers that both have an interval."""
+    """Return the limits of the difference of two numbers that both have an interval."""
     first, second = (side[name] for side in entries)
     basis, base = support[name], counts[name]
     if basis.scale == "mean":

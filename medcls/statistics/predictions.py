@@ -93,7 +93,7 @@ def check_predictions(
     thresholds: Sequence[float] = (),
     probabilities: bool = True,
 ) -> Predictions:
-    """The same values as checked `Predictions`.
+    """Return the same values as checked `Predictions`.
 
     Args:
         kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
@@ -169,7 +169,7 @@ def _check_labels(kind: str, true: Floats, *, names: tuple[str, ...], grades: bo
 
 
 def _refuse_rows(bad: ArrayLike, what: str) -> None:
-    """Raises with the first bad row numbers, if there are any."""
+    """Raise with the first bad row numbers, if there are any."""
     rows, total = np.flatnonzero(bad), np.size(bad)
     if rows.size:
         named = ", ".join(str(row) for row in rows[:NAMED_ROWS])

@@ -36,7 +36,7 @@ class Ranking:
 
 
 def build_ranking(positive: NDArray[np.bool_], score: Floats, *, rows: Indices | None = None) -> Ranking:
-    """The slots of the scores.
+    """Return the slots of the scores.
 
     Args:
         positive: (N,) whether a row is of the positive class.
@@ -80,7 +80,7 @@ def compute_areas(ranking: Ranking, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def compute_auc(ranking: Ranking, weights: Floats) -> Floats:
-    """The AUC of `compute_areas` alone, several times faster; (R,), NaN where a class is absent.
+    """Return the AUC of `compute_areas` alone, several times faster; (R,), NaN where a class is absent.
 
     Only the positives are counted by level; every other row looks up how many of them it loses to.
 

@@ -101,14 +101,14 @@ def compare_readers(
 
 
 def _thin(question: Question) -> dict[str, list[float]]:
-    """The model's ROC curve, of very many points some."""
+    """Return the model's ROC curve, of very many points some."""
     alarms, hits = compute_roc(compute_curve(question.positive, question.score))
     kept = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), MOST_POINTS)).round().astype(np.int64))
     return {"false_positive_rate": alarms[kept].tolist(), "sensitivity": hits[kept].tolist()}
 
 
 def _call_question(predictions: Predictions, number: int) -> NDArray[np.bool_]:
-    """Whether the model's decision says yes to a question of `list_questions`; (N,)."""
+    """Return whether the model's decision says yes to a question of `list_questions`; (N,)."""
     if predictions.kind == "binary":
         return np.asarray(predictions.grade_predicted == 1)
     if predictions.kind == "multilabel":
@@ -119,7 +119,7 @@ def _call_question(predictions: Predictions, number: int) -> NDArray[np.bool_]:
 
 
 def _call_answers(predictions: Predictions, number: int, answers: NDArray[Any]) -> NDArray[np.bool_]:
-    """The same of a reader's answers."""
+    """Return the same of a reader's answers."""
     if predictions.kind == "binary":
         return np.asarray(answers == 1)
     if predictions.kind == "multilabel":

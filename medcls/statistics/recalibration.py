@@ -25,7 +25,7 @@ _TILT = 1e-6
 
 
 def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
-    """The fitted map, ready for JSON.
+    """Return the fitted map, ready for JSON.
 
     Binary and multilabel: one rising map for each column, of P(label). Multiclass and ordinal: one temperature for all
     classes; Platt and isotonic fit each class against the rest and divide by the sum (`list_methods` offers neither).
@@ -51,7 +51,7 @@ def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
 
 
 def apply_recalibration(fitted: Mapping[str, Any], predictions: Predictions) -> Predictions:
-    """The same rows with recalibrated probabilities, and the thresholds mapped with them: who is called stays.
+    """Return the same rows with recalibrated probabilities, and the thresholds mapped with them: who is called stays.
 
     Args:
         fitted: What `fit_recalibration` answered, perhaps read back from JSON.
@@ -193,7 +193,7 @@ def _compute_held_out_losses(method: str, predictions: Predictions, fold: Intege
 
 
 def select_rows(predictions: Predictions, rows: NDArray[Any]) -> Predictions:
-    """The predictions of some rows, by index or mask."""
+    """Return the predictions of some rows, by index or mask."""
     return replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
 
 
@@ -304,7 +304,7 @@ def _soften(true: Floats) -> Floats:
 
 
 def _fit_isotonic(true: Floats, score: Floats) -> dict[str, Any]:
-    """Steps of the best rising function, by pooling adjacent violators; scores between two are interpolated."""
+    """Return steps of the best rising function, by pooling adjacent violators; scores between two are interpolated."""
     if not 0 < true.sum() < len(true):
         return {"slope": 1.0, "intercept": 0.0}
     levels, index = np.unique(score, return_inverse=True)

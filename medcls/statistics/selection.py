@@ -13,7 +13,7 @@ LOSS = "loss"
 
 
 def name_metric(metric: str, kind: str) -> str:
-    """Returns the metric that "auto" stands for: auc; quadratic_kappa for ordinal; mse for regression."""
+    """Return the metric that "auto" stands for: auc; quadratic_kappa for ordinal; mse for regression."""
     return TASK_METRICS[kind].epoch if metric == "auto" else metric
 
 

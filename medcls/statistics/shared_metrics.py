@@ -26,7 +26,7 @@ _OF_VALUES = {
 
 
 def expect_grades(predictions: Predictions) -> Predictions:
-    """The same rows as a regression of grades: the expected grade of probabilities, or the value as it is.
+    """Return the same rows as a regression of grades: the expected grade of probabilities, or the value as it is.
 
     Args:
         predictions: Of ordered grades.
@@ -39,7 +39,7 @@ def expect_grades(predictions: Predictions) -> Predictions:
 
 
 def build_shared_estimator(predictions: Predictions, *, kinds: Sequence[str]) -> Estimator:
-    """A function from weights (R, N) to the metrics that all arms share, each (R,).
+    """Return a function from weights (R, N) to the metrics that all arms share, each (R,).
 
     Of ordered grades: what follows from the predicted grade (mae, mse, quadratic_kappa, recall_<grade> …; a value is
     rounded), and from the value before rounding (mae_value, mse_value, auc_above …); what only one kind of task has,
@@ -65,7 +65,7 @@ def build_shared_estimator(predictions: Predictions, *, kinds: Sequence[str]) ->
 
 
 def check_one_question(arms: Sequence[Predictions]) -> None:
-    """Raises ValueError where the tasks cannot be compared: other classes, or grades beside something else."""
+    """Raise ValueError where the tasks cannot be compared: other classes, or grades beside something else."""
     first = arms[0]
     for other in arms[1:]:
         if other.class_names != first.class_names:
@@ -75,14 +75,14 @@ def check_one_question(arms: Sequence[Predictions]) -> None:
 
 
 def choose_metrics(predictions: Predictions) -> tuple[str, tuple[str, ...]]:
-    """The metric that a comparison of such tasks is about, and further ones."""
+    """Return the metric that a comparison of such tasks is about, and further ones."""
     chosen = choose_task_metrics(predictions.kind, grades=predictions.has_grades)
     recalls = [f"recall_{name}" for name in predictions.class_names] if predictions.has_grades else []
     return chosen.primary, (*chosen.secondary, *recalls)
 
 
 def as_grades(predictions: Predictions) -> Predictions:
-    """A multiclass task of ordered grades, marked as such.
+    """Return a multiclass task of ordered grades, marked as such.
 
     Args:
         predictions: Whose class names are the grades 0 … K - 1 in order; others stay as they are.

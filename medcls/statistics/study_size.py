@@ -151,7 +151,7 @@ def size_for_power(
 def _search(
     simulate: Callable[[int], tuple[float, float, float, float]], *, reached: Callable[[float], bool]
 ) -> tuple[int, tuple[float, float, float, float]]:
-    """The least size that reaches the aim, to half a percent, and what was simulated there."""
+    """Return the least size that reaches the aim, to half a percent, and what was simulated there."""
     high, found = 100, simulate(100)
     if reached(found[0]):
         low = high
@@ -279,7 +279,7 @@ def _estimate_areas(case: Any, score: Floats) -> Estimate | None:
 
 
 def _count(patients: tuple[int, ...], *, images: int) -> Base:
-    """What a number rests on if each patient has so many images."""
+    """Return what a number rests on if each patient has so many images."""
     rows = tuple(number * images for number in patients)
     return Base(patients, rows, clustered=images > 1, smallest=min(patients))
 
@@ -333,7 +333,7 @@ def half_width_of(study: Estimate, assumed: Assumptions) -> float:
 
 
 def _bound(study: Estimate, assumed: Assumptions, *, model: int) -> Limits:
-    """The interval that the report gives a model."""
+    """Return the interval that the report gives a model."""
     value, variance = float(study.values[model]), float(study.covariance[model, model])
     scale = DEFINITIONS[assumed.metric].scale
     limits = bound_by_variance(scale, value, variance, study.base, level=assumed.level)

@@ -21,7 +21,7 @@ MOST_VALUES = 20
 
 
 def name_age_band(age_years: float | None) -> str | None:
-    """The band as "40–59" or "80+"; None where the age is not known.
+    """Return the band as "40–59" or "80+"; None where the age is not known.
 
     Source: own choice: children, and adults in steps of twenty years.
     """

@@ -185,7 +185,7 @@ def _list_masks(known: Mask, cases: Mask, called: Mask) -> dict[str, Mask]:
 
 
 def _find_parts(predictions: Predictions, stem: str, suffix: str, known: set[str]) -> tuple[str, ...]:
-    """The numbers that a metric is the plain mean of; () for others."""
+    """Return the numbers that a metric is the plain mean of; () for others."""
     names = predictions.class_names
     if stem == "balanced_accuracy" and (suffix or predictions.kind == "binary"):
         return (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")

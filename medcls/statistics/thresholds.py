@@ -68,7 +68,7 @@ def list_rules(
 
 
 def choose_threshold(question: Question, rule: Rule) -> float | None:
-    """The score from which a row is called positive; None where only "call nobody" meets the rule.
+    """Return the score from which a row is called positive; None where only "call nobody" meets the rule.
 
     Of equally good thresholds the strictest is taken, except for a specificity, where the laxest is: each rule
     gives away no more of the other rate than it must.
@@ -178,7 +178,7 @@ def apply_operating_points(
     replicates: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """What the frozen thresholds do on these rows: counts, and every rate with its interval over patients.
+    """Return what the frozen thresholds do on these rows: counts, and every rate with its interval over patients.
 
     Args:
         predictions: Of N rows.

@@ -40,7 +40,7 @@ def check_job(job: TrainJob) -> None:
 
 
 def prepare_demo(store: Path) -> None:
-    """Writes the synthetic demo set and its store, where missing, through the commands that a user types."""
+    """Write the synthetic demo set and its store, where missing, through the commands that a user types."""
     if (store / "dataset.json").is_file():
         return
     if count_ranks() > 1:

@@ -166,7 +166,7 @@ def fill_cache(
     compute: Callable[[StoreDataset, list[list[Position]]], Iterator[Portion]],
     name: str,
 ) -> None:
-    """Computes the rows of a dataset, as an epoch sees them, that a cache lacks; says what was computed."""
+    """Compute the rows of a dataset, as an epoch sees them, that a cache lacks; says what was computed."""
     total = len(dataset)
 
     def compute_missing(rows: NDArray[np.int64]) -> Iterator[Portion]:

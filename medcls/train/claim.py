@@ -41,7 +41,7 @@ _LENGTH = ("trainer.epochs:", "trainer.max_steps:", "trainer.patience:")
 
 @contextlib.contextmanager
 def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
-    """Holds the run folder against other trainings while the block runs, and yields what `claim_run` returns."""
+    """Hold the run folder against other trainings while the block runs, and yield what `claim_run` returns."""
     command = "medcls.pretrain" if isinstance(job, PretrainJob) else "medcls.train"
     with lock_folder(Path(job.run or ""), command=command, say=say) if is_first() else contextlib.nullcontext():
         with first_goes_ahead():
@@ -53,7 +53,7 @@ def hold_run(job: TrainJob | PretrainJob) -> Iterator[tuple[Path, bool]]:
 
 
 def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
-    """Returns the run folder and whether it holds a finished run with the very same settings.
+    """Return the run folder and whether it holds a finished run with the very same settings.
 
     An unfinished run of the same settings goes on from its last checkpoint, or begins again where it has none.
 
@@ -95,12 +95,12 @@ def claim_run(job: TrainJob | PretrainJob) -> tuple[Path, bool]:
 
 
 def _list_names(run: Path) -> list[str]:
-    """What is in the folder, but for the name of who holds it and what killed writes have left."""
+    """Return what is in the folder, but for the name of who holds it and what killed writes have left."""
     return sorted(p.name for p in run.iterdir() if p.name != HOLDER and not p.name.startswith(TEMPORARY))
 
 
 def _was_killed_at_once(run: Path) -> bool:
-    """Whether there is nothing but the beginning of the very first write."""
+    """Return whether there is nothing but the beginning of the very first write."""
     config = run / "config"
     if config.is_symlink() or _list_names(run) != [config.name] or not config.is_dir():
         return False
@@ -108,7 +108,7 @@ def _was_killed_at_once(run: Path) -> bool:
 
 
 def list_some(names: Sequence[str], *, shown: int = 5) -> str:
-    """Returns the first names in one line, and how many more there are."""
+    """Return the first names in one line, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
@@ -133,7 +133,7 @@ def _leave_out_places(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _list_defaults(schema: Any) -> dict[str, Any]:
-    """The defaults of a schema by name; together they need not make a job, as those of pretraining do not."""
+    """Return the defaults of a schema by name; together they need not make a job, as those of pretraining do not."""
     factories = {f.name: f.default_factory for f in fields(schema) if f.default_factory is not MISSING}
     defaults = {f.name: f.default for f in fields(schema) if f.default is not MISSING}
     return defaults | {n: _list_defaults(make) if is_dataclass(make) else make() for n, make in factories.items()}
@@ -155,7 +155,7 @@ def _changes(before: Any, now: Any, name: str = "") -> list[str]:
 
 
 def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, Any]) -> None:
-    """Empties an unfinished run without a checkpoint and writes its configuration and environment.
+    """Empty an unfinished run without a checkpoint and write its configuration and environment.
 
     Killed at any moment, the same command begins again: checkpoints go first, since a run that has one is resumed and
     then needs all other files; the settings stay until others are in their place, since without them it is no run.
@@ -167,7 +167,7 @@ def start_run(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, 
 
 
 def write_settings(run: Path, job: TrainJob | PretrainJob, *, environment: dict[str, Any]) -> None:
-    """Writes what the run was asked for, with where its store and weights lie now."""
+    """Write what the run was asked for, with where its store and weights lie now."""
     settings = _settings_of(job)
     write_json(run / SETTINGS, settings)
     write_bytes(run / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(job))).encode())

@@ -43,7 +43,7 @@ def learn_clinical(
 
 
 def encode_rows(spec: ClinicalSpec | None, store: Store, rows: Rows, *, where: str) -> NDArray[np.float32] | None:
-    """Returns the design matrix (N, C) of store rows; None without a spec.
+    """Return the design matrix (N, C) of store rows; None without a spec.
 
     Raises:
         DataError: the store lacks a column, or rows have a value that cannot be encoded.
@@ -62,7 +62,7 @@ def encode_rows(spec: ClinicalSpec | None, store: Store, rows: Rows, *, where: s
 
 
 def start_wide(model: Classifier, task: Task, train: StoreDataset, *, l2: float) -> None:
-    """Starts the wide part and the bias at the regression on the clinical columns alone: the image learns the rest.
+    """Start the wide part and the bias at the regression on the clinical columns alone: the image learns the rest.
 
     Args:
         model: With a wide part.

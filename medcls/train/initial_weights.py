@@ -71,7 +71,7 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
 
 
 def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> None:
-    """Raises ConfigError where the weights of a run are neither of these architectures nor of their autoencoder."""
+    """Raise ConfigError where the weights of a run are neither of these architectures nor of their autoencoder."""
     name = CLASSIFIER_OF.get(card.architecture, card.architecture)
     if name not in takes:
         advice = f"it takes {' or '.join(takes)}" if model.init == "shallower" else f"say model={name}"
@@ -86,7 +86,7 @@ def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> 
 
 
 def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
-    """Returns what an architecture is told beside its name, as models.classifier.build_classifier takes it.
+    """Return what an architecture is told beside its name, as models.classifier.build_classifier takes it.
 
     A run that was a hybrid is handed on as one.
     """
@@ -143,7 +143,7 @@ def load_source(
 
 
 def read_source(model: Classifier, source: Source) -> StateDict:
-    """Returns the tensors of the weights by the names of a backbone's body."""
+    """Return the tensors of the weights by the names of a backbone's body."""
     if source.card is None:
         return model.backbone.convert(read_weights(source.file))
     state, _ = read_state(source.file.path)

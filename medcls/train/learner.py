@@ -27,7 +27,7 @@ from medcls.training.state import Learner, StepRules
 
 
 def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
-    """Returns how a step is made, on the device that there is."""
+    """Return how a step is made, on the device that there is."""
     device = choose_device(job.device)
     return StepRules(
         device=device,
@@ -41,7 +41,7 @@ def choose_rules(job: TrainJob | PretrainJob) -> StepRules:
 
 
 def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches: int, rules: StepRules) -> LambdaLR:
-    """Returns the schedule of trainer.epochs epochs of `batches` each, from their first step."""
+    """Return the schedule of trainer.epochs epochs of `batches` each, from their first step."""
     return build_schedule(
         optimizer,
         name=job.schedule.name,
@@ -63,7 +63,7 @@ def build_learner(
     rules: StepRules,
     cached: bool = False,
 ) -> Learner:
-    """Puts the model on its device and gives it loss, optimizer, schedule and scaler.
+    """Put the model on its device and give it loss, optimizer, schedule and scaler.
 
     With cached features the learner's model is what stands above the backbone.
     """
@@ -92,7 +92,7 @@ def assemble_learner(
     batches: int,
     rules: StepRules,
 ) -> Learner:
-    """Returns what a step changes, as job.optimizer, job.schedule and job.trainer say.
+    """Return what a step changes, as job.optimizer, job.schedule and job.trainer say.
 
     Args:
         job: Of a training or a pretraining.
@@ -115,7 +115,7 @@ def assemble_learner(
 
 
 def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
-    """Returns the order of the training images, balanced by class where asked."""
+    """Return the order of the training images, balanced by class where asked."""
     targets = data.train.targets.numpy().astype(np.float64)
     weights = balance_weights(targets) if job.task.sampler == "balanced" else None
     size = min(job.trainer.batch_size, len(data.train))
@@ -125,7 +125,7 @@ def build_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
 
 
 def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
-    """Returns the training loss of the task, with class weights from the training rows where asked."""
+    """Return the training loss of the task, with class weights from the training rows where asked."""
     weights = None
     if job.task.class_weights == "balanced":
         targets = data.train.targets.numpy().astype(np.float64)

@@ -20,7 +20,7 @@ from medcls.train.training_data import TrainingData
 
 
 def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], Lineage]:
-    """Builds the network, loads its weights, plans the transfer, and prints the plan.
+    """Build the network, load its weights, plan the transfer, and print the plan.
 
     Raises:
         DataError: a model that the weights went through has seen rows of val or test.
@@ -131,7 +131,7 @@ def check_dims(name: str, shape: tuple[int, ...]) -> None:
 
 
 def choose_normalization(kind: str, spec: Spec) -> str:
-    """Returns how stored values become the network's input; "auto" follows from what the values are.
+    """Return how stored values become the network's input; "auto" follows from what the values are.
 
     auto: images as ImageNet's; volumes by one scale where a value has a unit (Hounsfield units, windows), and to zero
     mean and unit deviation where each volume was stretched to its own range (MR).
@@ -165,7 +165,7 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
 
 
 def stages_of(model: Classifier, parameters: list[str]) -> set[str]:
-    """Returns the stages that hold any of the backbone's parameters of these names."""
+    """Return the stages that hold any of the backbone's parameters of these names."""
     by_name = dict(model.backbone.body.named_parameters())
     wanted = {id(by_name[name]) for name in parameters}
     return {s for s, stage in model.backbone.stages.items() if wanted & {id(p) for p in stage.parameters()}}

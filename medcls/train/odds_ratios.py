@@ -85,7 +85,7 @@ def write_odds(
 def measure(
     data: TrainingData, dataset: StoreDataset, image: NDArray[np.float64], *, l2: float, seed: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns for each contrast the ratio of each design column on the rows of a split.
+    """Return for each contrast the ratio of each design column on the rows of a split.
 
     Args:
         data: Rows of the run.
@@ -126,5 +126,5 @@ def predict_alone(data: TrainingData, split: str, *, model: nn.Module, options: 
 
 
 def _patients(data: TrainingData, dataset: StoreDataset) -> NDArray[np.int32]:
-    """A code of each row's patient, (N,)."""
+    """Return a code of each row's patient, (N,)."""
     return read_patients(data.store, data.certificate).values[dataset.rows]

@@ -29,7 +29,7 @@ _SAME_BITS = ("processor", "threads", "processes", "device", "precision", "packa
 def resume_training(
     job: TrainJob | PretrainJob, run: Path, learner: Learner, *, environment: dict[str, Any], inputs: str
 ) -> Progress | None:
-    """Puts the learner where the newest valid checkpoint stood, and returns where that is; None without one.
+    """Put the learner where the newest valid checkpoint stood, and return where that is; None without one.
 
     What the log has beyond it is dropped.
 
@@ -68,7 +68,7 @@ def resume_training(
 
 
 def check_space(run: Path, learner: Learner) -> None:
-    """Raises WriteError where two checkpoints do not fit: a job must not find that out in the middle of a night."""
+    """Raise WriteError where two checkpoints do not fit: a job must not find that out in the middle of a night."""
     weights = sum(tensor.numel() * tensor.element_size() for tensor in learner.model.state_dict().values())
     # Weights, two moments of the optimizer, the best epoch's weights, and their average where there is one.
     needed = 2 * weights * (4 + (learner.average is not None))
@@ -122,5 +122,5 @@ def keep_checkpoints(
 
 
 def delete_checkpoints(run: Path) -> None:
-    """Deletes the checkpoints of a run whose model is written, and those that were set aside."""
+    """Delete the checkpoints of a run whose model is written, and those that were set aside."""
     delete_folder(run / CHECKPOINTS)

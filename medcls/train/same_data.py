@@ -18,7 +18,7 @@ from medcls.train.resume import delete_checkpoints
 
 
 def confirm_finished(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Says that a run is finished, and deletes what a kill after its last write left; raises as `check_same_data`."""
+    """Say that a run is finished, and delete what a kill after its last write left; raises as `check_same_data`."""
     check_same_data(job, run)
     if is_first():
         delete_checkpoints(run)
@@ -26,7 +26,7 @@ def confirm_finished(job: TrainJob | PretrainJob, run: Path) -> None:
 
 
 def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Compares store and weights with those of a finished run; where they lie as before they may be gone by now.
+    """Compare store and weights with those of a finished run; where they lie as before they may be gone by now.
 
     Raises:
         ConfigError: they have other content.
@@ -53,7 +53,7 @@ def check_same_data(job: TrainJob | PretrainJob, run: Path) -> None:
 
 
 def check_places(job: TrainJob | PretrainJob, run: Path) -> None:
-    """Raises MissingInputError where store or weights are said to lie elsewhere than before, and do not."""
+    """Raise MissingInputError where store or weights are said to lie elsewhere than before, and do not."""
     before, store, weights = read_settings(run), Path(job.store or ""), job.model.weights
     known = {f"store={store}": store.is_dir() or str(store.resolve()) == before.get("store")}
     if weights not in (None, IMAGENET):

@@ -157,7 +157,7 @@ def solve_svm(data: TrainingData, model: Classifier, lineage: Lineage, *, seed: 
 
 
 def read_validation(data: TrainingData) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Returns features (N, F) and classes (N,) of the validation rows."""
+    """Return features (N, F) and classes (N,) of the validation rows."""
     val = data.features[VAL]
     return val.views[0].read(val.rows), val.targets[:, 0].numpy().astype(np.int64)
 
@@ -208,7 +208,7 @@ def _stratify(data: TrainingData, targets: NDArray[np.float64]) -> tuple[list[st
 
 
 def fill_head(head: LinearHead, svm: Svm) -> None:
-    """Writes the machine and its map to logits into a head on L2-normalised features.
+    """Write the machine and its map to logits into a head on L2-normalised features.
 
     Two classes have one decision value. A head with a logit for each (task.kind=multiclass) gets half of it, taken from
     one and given to the other: its softmax is the sigmoid.
@@ -230,7 +230,7 @@ def fill_head(head: LinearHead, svm: Svm) -> None:
 
 
 def describe_svm(svm: Svm) -> None:
-    """Prints the search for C, and what a reader should doubt."""
+    """Print the search for C, and what a reader should doubt."""
     for row in svm.table:
         marks = " *" if row["C"] == svm.cost else ""
         marks += "" if row["converged"] else "  (not converged)"

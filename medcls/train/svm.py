@@ -62,7 +62,7 @@ def fit_svm(
     costs: Iterable[float] = GRID,
     apart: tuple[NDArray[Any], Integers] | None = None,
 ) -> Svm:
-    """Returns the machine fitted on all rows with the C that ranks held-out patients best.
+    """Return the machine fitted on all rows with the C that ranks held-out patients best.
 
     Deterministic: the primal problem is solved, which draws no random numbers.
 
@@ -104,14 +104,14 @@ def fit_svm(
 
 
 def normalize_rows(features: NDArray[Any]) -> Floats:
-    """Returns features (N, F) float64, each row divided by its L2 norm; rows of zeros stay."""
+    """Return features (N, F) float64, each row divided by its L2 norm; rows of zeros stay."""
     rows = np.asarray(features, dtype=np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(norms > 0, norms, 1))
 
 
 def predict_held_out(rows: Floats, targets: Integers, *, folds: Integers, cost: float) -> tuple[Floats, bool]:
-    """Returns decision values (N, L) of rows by machines that never saw their fold, and whether all converged."""
+    """Return decision values (N, L) of rows by machines that never saw their fold, and whether all converged."""
     all_converged = True
     decisions = np.empty((len(rows), 1 if targets.max() == 1 else int(targets.max()) + 1))
     for fold in np.unique(folds):
@@ -131,7 +131,7 @@ def _fit(rows: Floats, targets: Integers, *, cost: float) -> tuple[Any, bool]:
 
 
 def score_folds(decisions: Floats, targets: Integers, *, folds: Integers) -> float:
-    """Returns the mean AUC over folds (decision values of two machines are on two scales) and classes.
+    """Return the mean AUC over folds (decision values of two machines are on two scales) and classes.
 
     Args:
         decisions: (N, L); L = 1: of class 1, else of each class against the rest.
@@ -154,7 +154,7 @@ def score_folds(decisions: Floats, targets: Integers, *, folds: Integers) -> flo
 
 
 def fit_logits(decisions: Floats, targets: Integers) -> tuple[float, float, bool]:
-    """Returns (slope, shift) that make decision values of held-out rows into logits, and whether they rank at all.
+    """Return (slope, shift) that make decision values of held-out rows into logits, and whether they rank at all.
 
     Two classes: Platt's map. More: one temperature for all, fitted by the softmax. The slope is never negative, so that
     the order of the decision values stays.

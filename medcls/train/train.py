@@ -53,7 +53,7 @@ from medcls.training.tracking import Tracker
 
 
 def train(job: TrainJob) -> None:
-    """Trains one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
+    """Train one run: data, model, loop, model file; a finished run of the same settings is left as it is."""
     with join_ranks(), hold_run(job) as (run, finished):
         if finished:
             confirm_finished(job, run)
@@ -148,7 +148,7 @@ def fit(job: TrainJob, *, data: TrainingData, keeper: CheckpointManager, set_mod
 
 
 def choose_loading(job: TrainJob, data: TrainingData, rules: StepRules) -> int:
-    """Returns the loading processes: none for features, which are read faster than a process could hand them over."""
+    """Return the loading processes: none for features, which are read faster than a process could hand them over."""
     return 0 if data.features else choose_workers(job.workers, device=rules.device)
 
 
@@ -176,7 +176,7 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
 
 
 def build_validation_sampler(job: TrainJob, data: TrainingData) -> EpochSampler:
-    """Returns this process's part of the validation images, in the store's order."""
+    """Return this process's part of the validation images, in the store's order."""
     return EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=get_part())
 
 
@@ -192,7 +192,7 @@ def validate(
 
 
 def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: float) -> tuple[float, dict[str, float]]:
-    """Returns what `validate` returns, of logits (N, L) of the validation images."""
+    """Return what `validate` returns, of logits (N, L) of the validation images."""
     # Without class weights, which belong to training; in the same unit as the training loss.
     loss_of = build_loss(
         data.task.output,
@@ -225,7 +225,7 @@ def write_best(
     options: dict[str, Any],
     distance_sha256: str,
 ) -> None:
-    """Writes model.safetensors, last of all: a run with a model file is a finished run."""
+    """Write model.safetensors, last of all: a run with a model file is a finished run."""
     if best.state is None:
         raise NonFiniteError(
             "no epoch gave finite outputs on the validation images: lower optimizer.lr, set trainer.clip_norm, or "

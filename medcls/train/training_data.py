@@ -82,7 +82,7 @@ class TrainingData:
 
 
 def open_data(job: TrainJob) -> TrainingData:
-    """Opens the store, checks it and its split again, and reads the rows of train and val only."""
+    """Open the store, check it and its split again, and read the rows of train and val only."""
     store = open_store(Path(job.store or ""))
     splits, certificate = read_split(store, job.split.name)
     labels = store.read_labels()
@@ -157,7 +157,7 @@ def read_task(config: TaskConfig, train_labels: pa.Table) -> Task:
 
 
 def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
-    """Raises DataError where a value is none of the grades 0 … K - 1 that the training rows have."""
+    """Raise DataError where a value is none of the grades 0 … K - 1 that the training rows have."""
     wrong = np.setdiff1d(targets[:, 0] if task.grades else [], np.arange(task.num_classes))
     if len(wrong):
         known = f"0 to {task.num_classes - 1}"
@@ -197,7 +197,7 @@ def select_labelled(
 
 
 def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -> str:
-    """Returns one line: store, sizes, classes."""
+    """Return one line: store, sizes, classes."""
     sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in datasets.items())
     classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
     if task.kind == "ordinal" or task.grades:
@@ -209,14 +209,14 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
 
 
 def look_at_data(run: Path, data: TrainingData) -> None:
-    """Writes the cheapest check there is: what the network will see, by class, plain and augmented."""
+    """Write the cheapest check there is: what the network will see, by class, plain and augmented."""
     groups = [] if data.task.kind == "multilabel" else data.task.class_names
     path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
     say(f"look at {path}: training images by class, each above its augmented version")
 
 
 def write_seen(run: Path, data: TrainingData) -> None:
-    """Writes which patients and images were trained and selected on: other stores are checked against them."""
+    """Write which patients and images were trained and selected on: other stores are checked against them."""
     splits = [(TRAIN, data.train.rows), (VAL, data.val.rows)]
     for file, column in ((PATIENTS, "patient_id"), (IMAGES, "pixel_sha256")):
         seen = [
@@ -227,7 +227,7 @@ def write_seen(run: Path, data: TrainingData) -> None:
 
 
 def _sort_unique(table: pa.Table) -> pa.Table:
-    """The different rows in order; sorting takes a third of the memory that group_by does."""
+    """Return the different rows in order; sorting takes a third of the memory that group_by does."""
     table = table.sort_by([(name, "ascending") for name in table.column_names]).combine_chunks()
     new = np.ones(table.num_rows, dtype=np.bool_)
     changes = [pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)) for column in table.columns]
@@ -236,7 +236,7 @@ def _sort_unique(table: pa.Table) -> pa.Table:
 
 
 def read_domain(data: TrainingData) -> Domain:
-    """Returns the kinds of images in the training rows: predict refuses others."""
+    """Return the kinds of images in the training rows: predict refuses others."""
     kinds = data.store.read("modality", "photometric", rows=data.train.rows, coded=True)
     modalities, photometrics = (_different(kinds.column(name)) for name in kinds.column_names)
     names = [name for name in SPACINGS if name in data.store.column_names]
@@ -258,7 +258,7 @@ def read_domain(data: TrainingData) -> Domain:
 
 
 def _find_few_levels(data: TrainingData) -> bool | None:
-    """Whether a training image lost its grey levels; None if unknown, or if the user chose windows in HU."""
+    """Return whether a training image lost its grey levels; None if unknown, or if the user chose windows in HU."""
     names = ("value_levels", "stored_levels")
     if data.store.spec.windows_hu or any(name not in data.store.column_names for name in names):
         return None

@@ -59,7 +59,7 @@ def write_baseline(run: Path, data: TrainingData, *, metric: str, seed: int) -> 
 
 
 def read_baseline(run: Path) -> VoxelModel | None:
-    """Returns the baseline of a run; None where it has none: images, or baseline=false.
+    """Return the baseline of a run; None where it has none: images, or baseline=false.
 
     Raises:
         DataError: it has changed since the training.
@@ -74,7 +74,7 @@ def read_baseline(run: Path) -> VoxelModel | None:
 
 
 def read_features(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Returns coarse voxels (N, F) of manifest rows, a few volumes in memory at a time."""
+    """Return coarse voxels (N, F) of manifest rows, a few volumes in memory at a time."""
     chunks = range(0, len(rows), _CHUNK)
     bar = show_progress(chunks, desc="baseline", unit="batch", mininterval=1.0)
     return np.concatenate([shrink(store.images(rows[start : start + _CHUNK])) for start in bar])

@@ -51,7 +51,7 @@ class VoxelModel:
     facts: dict[str, Any]
 
     def predict(self, features: NDArray[Any]) -> Floats:
-        """Returns the scores (N, K) that metrics take, of features (N, F): probabilities, or (N, 1) values."""
+        """Return the scores (N, K) that metrics take, of features (N, F): probabilities, or (N, 1) values."""
         logits = np.asarray(features, np.float64) @ self.weight.T + self.bias
         if self.kind == "regression":
             return logits
@@ -61,7 +61,7 @@ class VoxelModel:
 
 
 def shrink(volumes: NDArray[Any]) -> NDArray[np.float32]:
-    """Returns features (N, F): means over blocks, at most SIDE a side, each volume to mean 0 and deviation 1.
+    """Return features (N, F): means over blocks, at most SIDE a side, each volume to mean 0 and deviation 1.
 
     Args:
         volumes: (N, C, D, H, W) as stored.
@@ -81,7 +81,7 @@ def shrink(volumes: NDArray[Any]) -> NDArray[np.float32]:
 def fit_voxels(
     features: NDArray[Any], targets: Floats, patients: Sequence[Any], *, kind: str, seed: int = 0
 ) -> VoxelModel:
-    """Returns the model fitted on all rows, with the penalty that predicts held-out patients best.
+    """Return the model fitted on all rows, with the penalty that predicts held-out patients best.
 
     Standardisation and components are found anew in every fold: nothing of a held-out patient is seen.
 
@@ -139,7 +139,7 @@ class _Space:
         return np.asarray(((features - self.mean) / self.deviation) @ self.axes.T)
 
     def lift(self, weight: Floats, bias: Floats) -> tuple[Floats, Floats]:
-        """The same map, of voxels instead of components."""
+        """Return the same map, of voxels instead of components."""
         voxels = weight @ self.axes / self.deviation
         return voxels, bias - voxels @ self.mean
 

@@ -63,7 +63,7 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, name: str, *, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Writes one checkpoint, deletes all but the newest `keep`, and returns its folder.
+    """Write one checkpoint, delete all but the newest `keep`, and return its folder.
 
     Args:
         folder: Of the checkpoints; it is made where the folder around it is there.
@@ -99,14 +99,14 @@ def write_checkpoint(
 
 
 def name_checkpoint(step: int, *, validated: bool) -> str:
-    """Returns the folder's name at a step; the one after its epoch's validation sorts behind the one before."""
+    """Return the folder's name at a step; the one after its epoch's validation sorts behind the one before."""
     return f"{_PREFIX}{step:010d}{'-validated' if validated else ''}"
 
 
 def read_newest(
     folder: Path, *, accept: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """Returns the newest valid checkpoint, None where there is none, and newer ones with what is wrong with them.
+    """Return the newest valid checkpoint, None where there is none, and newer ones with what is wrong with them.
 
     A flipped bit or a missing byte is noticed.
 
@@ -130,7 +130,7 @@ def read_newest(
 
 
 def delete_newer(path: Path) -> None:
-    """Deletes the checkpoints that are newer than that of a folder: the training goes another way from there."""
+    """Delete the checkpoints that are newer than that of a folder: the training goes another way from there."""
     for newer in _list(path.parent):
         if newer.name > path.name:
             delete_folder(newer)
@@ -176,7 +176,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def pack_training(learner: Learner, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns all that the next step depends on: tensors by name, and JSON values.
+    """Return all that the next step depends on: tensors by name, and JSON values.
 
     Random numbers are not among it: every draw is a function of seed, epoch and step.
     """
@@ -212,7 +212,7 @@ def pack_training(learner: Learner, progress: Progress) -> tuple[dict[str, Tenso
 
 
 def unpack_training(learner: Learner, tensors: dict[str, Tensor], state: dict[str, Any]) -> Progress:
-    """Puts a learner, built by the same settings, where the packed one stood, and returns where that is."""
+    """Put a learner, built by the same settings, where the packed one stood, and return where that is."""
     learner.model.load_state_dict(_strip(_MODEL, tensors))
     if learner.average is not None:
         learner.average.load_state_dict(_strip(_AVERAGE, tensors))

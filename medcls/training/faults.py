@@ -22,7 +22,7 @@ Place = tuple[str, str]
 
 
 def describe_fault(learner: Learner, group: list[Batch], rules: StepRules, *, loss: float, seed: int) -> dict[str, Any]:
-    """Returns what is known of a step that was skipped because it was not finite, as JSON values.
+    """Return what is known of a step that was skipped because it was not finite, as JSON values.
 
     Args:
         learner: As the step left it: as it was before.
@@ -45,7 +45,7 @@ def describe_fault(learner: Learner, group: list[Batch], rules: StepRules, *, lo
 
 
 def find_layer(learner: Learner, group: list[Batch], rules: StepRules, *, loss: float, seed: int) -> Place:
-    """Returns the first place that is not finite when a skipped step is made again; ("", "") where it is none now.
+    """Return the first place that is not finite when a skipped step is made again; ("", "") where it is none now.
 
     That is the first layer whose output is not finite ("forward"), else the loss, else the first layer or parameter
     whose gradient is not ("backward"). Weights, statistics and scale stay as they are. With BatchNorm over all

@@ -64,7 +64,7 @@ class FeatureCache:
         self._maps: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     def read(self, rows: Rows) -> Features:
-        """Returns the features (N, F) of rows that are there.
+        """Return the features (N, F) of rows that are there.
 
         Raises:
             DataError: a row is missing, or has changed since it was computed.
@@ -80,7 +80,7 @@ class FeatureCache:
         return chosen
 
     def find_missing(self, rows: Rows) -> tuple[Rows, int]:
-        """Returns those of `rows` that have to be computed, and how many of them are there but damaged."""
+        """Return those of `rows` that have to be computed, and how many of them are there but damaged."""
         try:
             values, digests = self._open()
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class FeatureCache:
         *,
         say: Callable[[str], None] = lambda line: None,
     ) -> tuple[int, int]:
-        """Computes what is missing of `rows`, keeps it, and returns how many rows that was, and how many were damaged.
+        """Compute what is missing of `rows`, keep it, and return how many rows that was, and how many were damaged.
 
         Another process that fills the same folder is waited for: it computes what would be computed here.
 
@@ -127,7 +127,7 @@ class FeatureCache:
         return self._maps
 
     def _create(self) -> None:
-        """Makes the two files where they are not there, or cannot be read."""
+        """Make the two files where they are not there, or cannot be read."""
         try:
             self._open()
         except (FileNotFoundError, DataError):
@@ -150,7 +150,7 @@ class FeatureCache:
 
 
 def _digest_rows(rows: Rows, values: Features) -> NDArray[np.uint64]:
-    """A checksum of each row's place and bytes: (N,), never 0 (but once in 2^64)."""
+    """Return a checksum of each row's place and bytes: (N,), never 0 (but once in 2^64)."""
     values = np.ascontiguousarray(values, np.float32)
     parts = (hashlib.blake2b(v.data, digest_size=8, key=b"%d" % row) for row, v in zip(rows, values, strict=True))
     return np.frombuffer(b"".join(part.digest() for part in parts), np.uint64)
@@ -204,7 +204,7 @@ class FeatureDataset(Dataset[Batch]):
         return self.__getitems__([position])
 
     def __getitems__(self, positions: Sequence[Position]) -> Batch:
-        """Returns one whole batch, all of one epoch."""
+        """Return one whole batch, all of one epoch."""
         epoch = positions[0][0]
         places = np.array([position for _, position in positions], dtype=np.int64)
         features = self.views[epoch % len(self.views)].read(self.rows[places])
@@ -213,7 +213,7 @@ class FeatureDataset(Dataset[Batch]):
 
 
 def list_batches(positions: Sequence[int], *, epoch: int, shape: tuple[int, ...]) -> list[list[Position]]:
-    """Returns batches of (epoch, position), all of one size: the last position fills the last one up.
+    """Return batches of (epoch, position), all of one size: the last position fills the last one up.
 
     The bits of a row depend on the size of its batch, so that there is one size for images of one shape, whichever rows
     a run asks for and whatever its own batches are.
@@ -230,7 +230,7 @@ def list_batches(positions: Sequence[int], *, epoch: int, shape: tuple[int, ...]
 
 @torch.inference_mode()
 def compute_features(model: Classifier, batches: Iterable[Batch], rules: StepRules) -> Iterator[Portion]:
-    """Yields positions (N,) and features (N, F) of batches of images; puts the model into evaluation mode."""
+    """Yield positions (N,) and features (N, F) of batches of images; puts the model into evaluation mode."""
     model.eval()
     for batch in batches:
         with autocast(rules.precision, device=rules.device):

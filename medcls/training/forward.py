@@ -20,25 +20,25 @@ from medcls.training.state import StepRules
 
 
 def move_images(images: Tensor, rules: StepRules) -> Tensor:
-    """Returns the stored integers on the device; conversion to float happens there."""
+    """Return the stored integers on the device; conversion to float happens there."""
     return images.to(rules.device, non_blocking=True).contiguous(memory_format=choose_layout(images, rules))
 
 
 def move_model(model: nn.Module, rules: StepRules) -> None:
-    """Puts the model on the device, its filters in the layout of the images or volumes they meet."""
+    """Put the model on the device, its filters in the layout of the images or volumes they meet."""
     model.to(rules.device)
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous(memory_format=choose_layout(parameter, rules))
 
 
 def choose_layout(tensor: Tensor, rules: StepRules) -> torch.memory_format:
-    """Returns channels_last of images and square filters, channels_last_3d of volumes and cubes, where asked for."""
+    """Return channels_last of images and square filters, channels_last_3d of volumes and cubes, where asked for."""
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if rules.channels_last else {}
     return layouts.get(tensor.ndim, torch.contiguous_format)
 
 
 def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) -> Tensor:
-    """Returns the logits (N, L) of a batch, in the precision and on the device of the rules."""
+    """Return the logits (N, L) of a batch, in the precision and on the device of the rules."""
     images = move_images(batch.images, rules)
     with autocast(rules.precision, device=rules.device):
         if not batch.clinical.shape[1]:
@@ -47,7 +47,7 @@ def run_forward(forward: Callable[..., Tensor], batch: Batch, rules: StepRules) 
 
 
 def predict_pieces(model: nn.Module, batches: Iterable[Batch], rules: StepRules) -> Iterator[tuple[Batch, Tensor]]:
-    """Yields (batch, float32 output on the device), batches halved from where the device has no room for them on.
+    """Yield (batch, float32 output on the device), batches halved from where the device has no room for them on.
 
     Raises:
         MemoryLimitError: there is none for a single image.
@@ -72,7 +72,7 @@ def predict_pieces(model: nn.Module, batches: Iterable[Batch], rules: StepRules)
 def predict_logits(
     model: nn.Module, batches: Iterable[Batch], rules: StepRules, *, total: int | None = None
 ) -> NDArray[np.float64]:
-    """Returns logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode.
+    """Return logits (N, L), float64, ordered by the batches' positions 0 … N-1; puts the model into eval mode.
 
     Args:
         model: Images to logits.

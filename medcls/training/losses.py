@@ -32,7 +32,7 @@ def build_loss(
     joint_lambda: float = 0.5,
     scale: float = 1.0,
 ) -> Loss:
-    """Returns the loss of a task.
+    """Return the loss of a task.
 
     It takes logits (N, L), any floating dtype, and targets (N, T), float32 with NaN for unknown, and returns a
     scalar float32: the mean over known targets (0 with no gradient where none is known). Targets may be soft: shares
@@ -71,7 +71,7 @@ def build_loss(
 
 
 def supervise_deeply(loss: Loss, weights: Sequence[float]) -> Loss:
-    """Returns sum_k w_k loss(logits_k) of the logits of several heads side by side, (N, len(weights) L).
+    """Return sum_k w_k loss(logits_k) of the logits of several heads side by side, (N, len(weights) L).
 
     Args:
         loss: Of one head.
@@ -97,7 +97,7 @@ def _divide(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def _focus(error: Tensor, gamma: float) -> Tensor:
-    """The focal factor; below gamma = 1 its slope at error = 0 is infinite and would make the gradient NaN."""
+    """Return the focal factor; below gamma = 1 its slope at error = 0 is infinite and would make the gradient NaN."""
     return error.clamp_min(1e-12) ** gamma
 
 
@@ -118,7 +118,7 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
         return _divide((losses * known).sum(), known.sum() if weights is None else (known * weights[index]).sum())
 
     def soft(logits: Tensor, shares: Tensor) -> Tensor:
-        """Each class of a row counts like a row of its own, with its share."""
+        """Return each class of a row counts like a row of its own, with its share."""
         weights = torch.ones_like(logits[0]) if class_weights is None else class_weights.to(logits.device)
         each = -weights * logits.log_softmax(dim=1)
         losses = (1 - label_smoothing) * each + label_smoothing * each.mean(dim=1, keepdim=True)
@@ -131,7 +131,7 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
 
 
 def _joint_loss(classes: Loss, grade: Loss, *, share: float) -> Loss:
-    """The first K logits are classes, the last is the grade."""
+    """Return the first K logits are classes, the last is the grade."""
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return share * classes(logits[:, :-1], targets) + (1 - share) * grade(logits[:, -1:], targets)
@@ -181,7 +181,7 @@ def _regression_loss(name: str, *, scale: float) -> Loss:
 
 
 def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: int) -> Tensor | None:
-    """Returns class weights inversely proportional to the counts in the training rows, with mean 1 over rows.
+    """Return class weights inversely proportional to the counts in the training rows, with mean 1 over rows.
 
     Args:
         kind: "binary", "multiclass", "joint" or "multilabel"; other outputs have no class weights.
@@ -211,7 +211,7 @@ _WINDOW = 7
 
 
 def build_reconstruction_loss(name: str) -> Loss:
-    """Returns a loss of what `Autoencoder.forward` returns, (N, 2, C, D, H, W): reconstructions and their targets.
+    """Return a loss of what `Autoencoder.forward` returns, (N, 2, C, D, H, W): reconstructions and their targets.
 
     Its second argument, the labels' place in the loop, is not used.
 
@@ -241,7 +241,7 @@ def build_reconstruction_loss(name: str) -> Loss:
 
 
 def compute_ssim(volumes: Tensor, targets: Tensor) -> Tensor:
-    """Returns the structural similarity of each channel of each volume, (N, C), at most 1.
+    """Return the structural similarity of each channel of each volume, (N, C), at most 1.
 
     Means over cubic windows of 7 voxels (of smaller maps the largest odd number that fits), windows that reach over
     the border left out; the dynamic range is that of the target's channel.

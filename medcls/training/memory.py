@@ -21,7 +21,7 @@ class MemoryLimitError(MedclsError):
 
 
 def cut_batch(batch: Batch, size: int | None, *, least: int = 1) -> list[Batch]:
-    """Returns the batch in pieces of at most `size` images, which differ by one at most; whole where size is None.
+    """Return the batch in pieces of at most `size` images, which differ by one at most; whole where size is None.
 
     Args:
         batch: N images, 1 or more.
@@ -44,7 +44,7 @@ def count_least(model: nn.Module) -> int:
 
 
 def halve_pieces(group: list[Batch], size: int | None, error: torch.OutOfMemoryError, *, least: int = 1) -> int:
-    """Returns half the images of the largest piece that there was no room for, rounded up.
+    """Return half the images of the largest piece that there was no room for, rounded up.
 
     Raises:
         MemoryLimitError: the batches cannot be cut into smaller ones.
@@ -85,6 +85,6 @@ def _count_largest(group: list[Batch], size: int | None, *, least: int) -> int:
 
 
 def free_memory(device: str) -> None:
-    """Gives back what torch keeps for later: pieces of another size do not fit into it."""
+    """Give back what torch keeps for later: pieces of another size do not fit into it."""
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from medcls.errors import ConfigError
 
 
 def build_optimizer(name: str, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.9) -> Optimizer:
-    """Returns the optimizer over parameter groups that carry their own lr and weight_decay.
+    """Return the optimizer over parameter groups that carry their own lr and weight_decay.
 
     Args:
         name: "sgd" (Nesterov momentum), "adam", "adamw" (decoupled weight decay) or "adadelta" (rho 0.95, eps 1e-6;
@@ -50,7 +50,7 @@ def lr_factor(
     milestones: Sequence[int] = (),
     step_factor: float = 0.1,
 ) -> float:
-    """Returns the factor on the learning rate at an optimizer step: a pure function of the step.
+    """Return the factor on the learning rate at an optimizer step: a pure function of the step.
 
     Args:
         step: 0 is the first step.
@@ -120,7 +120,7 @@ def build_schedule(
 
 
 def scale_rates(schedule: LRScheduler, factor: float) -> None:
-    """Multiplies every learning rate from now on, also in schedules that are built on its optimizer later."""
+    """Multiply every learning rate from now on, also in schedules that are built on its optimizer later."""
     schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
     for group in schedule.optimizer.param_groups:
         group["lr"], group["initial_lr"] = group["lr"] * factor, group["initial_lr"] * factor

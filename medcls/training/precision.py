@@ -11,7 +11,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str) -> str:
-    """Returns "cuda" or "cpu"; "auto" takes CUDA where there is one.
+    """Return "cuda" or "cpu"; "auto" takes CUDA where there is one.
 
     Raises:
         ConfigError: device=cuda without a CUDA device, or fewer of them than processes.
@@ -30,7 +30,7 @@ def choose_device(device: str) -> str:
 
 
 def choose_precision(precision: str, *, device: str) -> str:
-    """Returns "fp32", "bf16" or "fp16".
+    """Return "fp32", "bf16" or "fp16".
 
     "auto" is bf16 on GPUs that have it in hardware, fp16 with gradient scaling on older ones, fp32 on the CPU (where
     bf16 is emulated and many times slower).
@@ -43,10 +43,10 @@ def choose_precision(precision: str, *, device: str) -> str:
 
 
 def autocast(precision: str, *, device: str) -> torch.autocast:
-    """Returns the autocast context of a precision; for fp32 it does nothing."""
+    """Return the autocast context of a precision; for fp32 it does nothing."""
     return torch.autocast(device, dtype=_DTYPES[precision], enabled=precision != "fp32")
 
 
 def build_scaler(precision: str, *, device: str) -> torch.amp.GradScaler:
-    """Returns the gradient scaler: active for fp16, which underflows without it; a no-op otherwise."""
+    """Return the gradient scaler: active for fp16, which underflows without it; a no-op otherwise."""
     return torch.amp.GradScaler(device, enabled=precision == "fp16")

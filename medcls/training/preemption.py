@@ -71,7 +71,7 @@ class Watch:
             signal.signal(number, handler)
 
     def step(self) -> None:
-        """Says that something moved."""
+        """Say that something moved."""
         self._last = time.monotonic()
 
     def _note(self, number: int, frame: FrameType | None) -> None:

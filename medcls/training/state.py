@@ -210,7 +210,7 @@ class Progress:
         return self.groups + self.result.groups
 
     def is_over(self, *, epochs: int, max_steps: int | None, patience: int | None) -> bool:
-        """Returns whether no epoch is to begin: all are done, or the steps, or the patience."""
+        """Return whether no epoch is to begin: all are done, or the steps, or the patience."""
         waited = self.epoch - 1 - self.best.epoch
         return (
             self.epoch >= epochs

@@ -32,7 +32,7 @@ class Tracker:
             self._board = SummaryWriter(str(run / "tensorboard"))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Writes one epoch; a value that is not finite becomes null."""
+        """Write one epoch; a value that is not finite becomes null."""
         clean = {key: _finite(value) for key, value in row.items()}
         append_json_line(self.path, clean)
         if self._board is not None:
@@ -42,7 +42,7 @@ class Tracker:
             self._board.flush()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Close the event file."""
         if self._board is not None:
             self._board.close()
 

@@ -95,7 +95,7 @@ class BurntInRule:
 
 
 def find_text_risk(headers: Mapping[str, str]) -> str:
-    """Returns why an image may show text that names the patient, "" where its header gives no reason.
+    """Return why an image may show text that names the patient, "" where its header gives no reason.
 
     BurnedInAnnotation decides where it is there: NO is a statement about identifying text, and is how a cleaned
     image is marked; any other value counts as YES. Without it, the kind of image decides.
@@ -127,7 +127,7 @@ def find_text_risk(headers: Mapping[str, str]) -> str:
 
 
 def check_burnt_in(headers: Mapping[str, str], rule: BurntInRule) -> None:
-    """Raises where a rule does not let an image through; for volumes, whose slices take no boxes.
+    """Raise where a rule does not let an image through; for volumes, whose slices take no boxes.
 
     Raises:
         ImageRefusedError: burnt_in.
@@ -142,7 +142,7 @@ def check_burnt_in(headers: Mapping[str, str], rule: BurntInRule) -> None:
 def find_hidden(
     headers: Mapping[str, str], *, regions: Sequence[Box], shape: tuple[int, int], rule: BurntInRule
 ) -> NDArray[np.bool_] | None:
-    """Returns where a 2-D image is to be black, (H, W), True = hidden; None where nothing is.
+    """Return where a 2-D image is to be black, (H, W), True = hidden; None where nothing is.
 
     Args:
         headers: Allow-listed attributes; {} for formats without a header, which nothing makes suspect.
@@ -175,14 +175,14 @@ def find_hidden(
 
 
 def find_kept_box(hidden: NDArray[np.bool_]) -> Box:
-    """Returns the smallest box around what is not hidden; `hidden` (H, W) is not all True."""
+    """Return the smallest box around what is not hidden; `hidden` (H, W) is not all True."""
     rows, columns = np.flatnonzero(~hidden.all(axis=1)), np.flatnonzero(~hidden.all(axis=0))
     top, left = int(rows[0]), int(columns[0])
     return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
 
 def _fit_regions(regions: Sequence[Box], shape: tuple[int, int], risk: str) -> list[Box]:
-    """The regions inside the image; some writers take the last row and column for the first beyond."""
+    """Return the regions inside the image; some writers take the last row and column for the first beyond."""
     if not regions:
         raise ImageRefusedError("burnt_in", f"{risk or 'no reason'}, and the file declares no ultrasound region")
     fitted = []
@@ -204,7 +204,7 @@ def _cover(boxes: Sequence[Box], shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def may_show_face(headers: Mapping[str, str]) -> bool:
-    """Returns whether a face may be rendered from a volume, or seen in a photograph, as far as its header says.
+    """Return whether a face may be rendered from a volume, or seen in a photograph, as far as its header says.
 
     RecognizableVisualFeatures decides where it says YES or NO. Otherwise a tomograph's volume may show a face
     unless every word of its BodyPartExamined is known to have none; so does one of unknown origin (NIfTI).
@@ -222,5 +222,5 @@ def may_show_face(headers: Mapping[str, str]) -> bool:
 
 
 def _code(headers: Mapping[str, str], keyword: str) -> str:
-    """An attribute as a code: upper case, no blanks around."""
+    """Return an attribute as a code: upper case, no blanks around."""
     return headers.get(keyword, "").strip().upper()

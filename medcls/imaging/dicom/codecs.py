@@ -47,7 +47,7 @@ class Codestream:
 
 
 def read_codestream(data: bytes, syntax: str) -> Codestream:
-    """The size, bits, sign and colour that a JPEG, JPEG-LS or JPEG 2000 codestream declares.
+    """Return the size, bits, sign and colour that a JPEG, JPEG-LS or JPEG 2000 codestream declares.
 
     Raises:
         ImageRefusedError: truncated (no end marker) or damaged_codestream.
@@ -88,12 +88,12 @@ def find_damage(data: bytes, syntax: str, values: NDArray[np.integer], *, bits: 
 
 
 def _find_coded_data(data: bytes, syntax: str) -> int:
-    """Where the first coded data may start: behind the headers, whose bytes may look like an end marker."""
+    """Return where the first coded data may start: behind the headers, whose bytes may look like an end marker."""
     return data.rfind(b"\xff\x93") if syntax in JPEG_2000 else data.find(b"\xff\xda")
 
 
 def check_expansion(*, pixel_bytes: int, stream_bytes: int) -> None:
-    """Refuses a large frame that comes from next to nothing: a decompression bomb.
+    """Refuse a large frame that comes from next to nothing: a decompression bomb.
 
     Raises:
         ImageRefusedError: compression_bomb.
@@ -105,7 +105,7 @@ def check_expansion(*, pixel_bytes: int, stream_bytes: int) -> None:
 
 
 def decode_codestream(data: bytes, syntax: str, *, samples: int) -> NDArray[np.integer]:
-    """Samples (H, W) or (H, W, S) as the codestream holds them; of colours only JPEG 2000's own are undone.
+    """Return samples (H, W) or (H, W, S) as the codestream holds them; of colours only JPEG 2000's own are undone.
 
     Raises:
         ImageRefusedError: damaged_codestream.
@@ -150,7 +150,7 @@ def decode_rle(data: bytes, *, pixels: int, samples: int, sample_bytes: int) -> 
 
 
 def _decode_segment(segment: bytes, pixels: int) -> bytes:
-    """One PackBits segment; the bound keeps a hostile one from growing 64-fold."""
+    """Return one PackBits segment; the bound keeps a hostile one from growing 64-fold."""
     if len(segment) > 2 * pixels + 128:
         raise ImageRefusedError("damaged_codestream", "an RLE segment is longer than the plane it holds")
     try:
@@ -164,7 +164,7 @@ def _decode_segment(segment: bytes, pixels: int) -> bytes:
 
 
 def _read_jpeg(data: bytes) -> Codestream:
-    """Walks the markers of a JPEG or JPEG-LS stream up to its first scan."""
+    """Walk the markers of a JPEG or JPEG-LS stream up to its first scan."""
     frame: bytes | None = None
     kind, colour = 0, ""
     for marker, body in _iterate_markers(data):
@@ -201,7 +201,7 @@ def _iterate_markers(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_jpeg_2000(data: bytes) -> Codestream:
-    """Reads the SIZ and COD segments of a JPEG 2000 codestream."""
+    """Read the SIZ and COD segments of a JPEG 2000 codestream."""
     at = _find_jpeg_2000(data)
     right, bottom, left, top = struct.unpack_from(">4L", data, at + 8)
     (samples,) = struct.unpack_from(">H", data, at + 40)
@@ -216,7 +216,7 @@ def _read_jpeg_2000(data: bytes) -> Codestream:
 
 
 def _has_colour_transform(data: bytes, at: int) -> bool:
-    """The multiple component transform flag of the COD segment of the main header."""
+    """Return the multiple component transform flag of the COD segment of the main header."""
     at += 2
     while data[at : at + 2] != b"\xff\x90":  # start of the first tile part
         if data[at : at + 2] == b"\xff\x52":
@@ -226,7 +226,7 @@ def _has_colour_transform(data: bytes, at: int) -> bool:
 
 
 def _find_jpeg_2000(data: bytes) -> int:
-    """Where the codestream starts: at once, or behind a JP2 header, which DICOM forbids and files have."""
+    """Return where the codestream starts: at once, or behind a JP2 header, which DICOM forbids and files have."""
     if data[:4] == b"\xff\x4f\xff\x51":
         return 0
     start = data.find(b"jp2c\xff\x4f\xff\x51") if data[4:8] == b"jP  " else -1

@@ -67,7 +67,7 @@ def read_palettes(dataset: Header, *, little_endian: bool) -> list[tuple[int, ND
 
 
 def read_palette(dataset: Header, colour: str, *, little_endian: bool) -> tuple[int, NDArray[np.float32]]:
-    """The first value mapped and the table of one colour, float32 in [0, 1].
+    """Return the first value mapped and the table of one colour, float32 in [0, 1].
 
     Raises:
         ImageRefusedError: palette.
@@ -98,7 +98,7 @@ def read_palette(dataset: Header, colour: str, *, little_endian: bool) -> tuple[
 def read_lut_words(
     data: bytes | list[int] | int, *, bits: int, little_endian: bool, length: int | None = None
 ) -> NDArray[np.int64]:
-    """The entries of a lookup table; 8-bit ones may lie one or two a word.
+    """Return the entries of a lookup table; 8-bit ones may lie one or two a word.
 
     Args:
         data: Value of the element: bytes (OW) or numbers (US, SS).
@@ -120,7 +120,7 @@ def read_lut_words(
 
 
 def _expand_segments(words: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """The plain table of a segmented one, never longer than it should be. Source: PS3.3 C.7.9.2."""
+    """Return the plain table of a segmented one, never longer than it should be. Source: PS3.3 C.7.9.2."""
     entries: list[int] = []
     at = 0
     while at + 1 < len(words) and len(entries) < length:

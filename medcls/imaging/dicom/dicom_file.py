@@ -107,7 +107,7 @@ class DicomFile:
         return _read_exactly(self._stream, self.element.length - start)
 
     def read_fragments(self) -> tuple[list[int], list[bytes]]:
-        """The basic offset table and the fragments of a compressed pixel element.
+        """Return the basic offset table and the fragments of a compressed pixel element.
 
         Raises:
             ImageRefusedError: truncated, or pixel_length where the items are not well formed.
@@ -181,7 +181,7 @@ def is_dicom(path: Path) -> bool:
 
 @contextmanager
 def refusing_parser_errors() -> Iterator[None]:
-    """Turns whatever a parser raises into a refusal and keeps its messages, which quote values, unsaid."""
+    """Turn whatever a parser raises into a refusal and keep its messages, which quote values, unsaid."""
     with nullcontext() if _SILENT.get() else _silence_parsers():
         try:
             yield
@@ -197,7 +197,7 @@ def refusing_parser_errors() -> Iterator[None]:
 
 @contextmanager
 def _silence_parsers() -> Iterator[None]:
-    """Keeps pydicom's warnings and log records unsaid; once is enough for blocks that stand in one another."""
+    """Keep pydicom's warnings and log records unsaid; once is enough for blocks that stand in one another."""
     was_disabled = _LOGGER.disabled
     _LOGGER.disabled = True
     _SILENT.set(True)
@@ -226,7 +226,7 @@ class BoundedReader(io.BufferedReader):
 
 
 def skip_preamble(stream: BinaryIO) -> None:
-    """Leaves the stream at the file meta group, which some writers put at the very start."""
+    """Leave the stream at the file meta group, which some writers put at the very start."""
     start = stream.read(132)
     if start[128:] == b"DICM":
         return
@@ -264,7 +264,7 @@ def read_file_meta(stream: BinaryIO) -> tuple[uid.UID, str]:
 
 
 def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
-    """The inflated dataset, or a refusal when it outgrows the limit."""
+    """Return the inflated dataset, or a refusal when it outgrows the limit."""
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = machine.decompress(stream.read(), limit)

@@ -47,7 +47,7 @@ class Header(Protocol):
     """Header elements by keyword: a pydicom Dataset, or a PlainHeader, which answers alike."""
 
     def get(self, key: str, default: Any = None, /) -> Any:
-        """The value of an element; the default where it is absent."""
+        """Return the value of an element; the default where it is absent."""
 
     def __contains__(self, name: str, /) -> bool: ...
 
@@ -61,7 +61,7 @@ class PlainHeader:
         self._values = values
 
     def get(self, key: str, default: Any = None, /) -> Any:
-        """The value of an element; the default where it is absent."""
+        """Return the value of an element; the default where it is absent."""
         return self._values.get(key, default)
 
     def __contains__(self, name: str, /) -> bool:
@@ -84,13 +84,13 @@ class PixelElement:
 
 
 def index_keywords(keywords: Iterable[str]) -> Wanted:
-    """The elements that `read_plain` is to find, by tag."""
+    """Return the elements that `read_plain` is to find, by tag."""
     tags = {tag: keyword for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
     return {tag: (keyword, dictionary_VR(tag)) for tag, keyword in tags.items()}
 
 
 def read_plain(stream: BinaryIO, wanted: Wanted) -> tuple[PlainHeader, uid.UID, PixelElement] | None:
-    """The header, transfer syntax and pixel element of a plain file; None where pydicom must look.
+    """Return the header, transfer syntax and pixel element of a plain file; None where pydicom must look.
 
     Args:
         stream: At the start of the file; where it stands afterwards is not said.
@@ -133,7 +133,7 @@ def _read_file(data: bytes, wanted: Wanted) -> tuple[PlainHeader, uid.UID, Pixel
 
 
 def _read_elements(data: bytes, at: int, wanted: Wanted, *, implicit: bool) -> tuple[dict[str, Any], PixelElement]:
-    """The wanted values before the pixel element, and that element."""
+    """Return the wanted values before the pixel element, and that element."""
     if implicit and data[at + 4 : at + 6].isupper():  # pydicom takes such a length for an explicit VR
         raise NotPlainError
     read = _read_implicit if implicit else _read_explicit
@@ -158,7 +158,7 @@ def _read_elements(data: bytes, at: int, wanted: Wanted, *, implicit: bool) -> t
 
 
 def _build_pixel_element(tag: int, vr: bytes, length: int, start: int) -> PixelElement:
-    """The pixel element, if it has one of the value representations it should."""
+    """Return the pixel element, if it has one of the value representations it should."""
     keyword = PIXEL_TAGS[tag]
     if vr and vr not in _PIXEL_VRS[keyword]:
         raise NotPlainError
@@ -166,7 +166,7 @@ def _build_pixel_element(tag: int, vr: bytes, length: int, start: int) -> PixelE
 
 
 def _slice(data: bytes, start: int, end: int, tag: int) -> bytes:
-    """A value; that of the character set must be one that leaves ASCII alone."""
+    """Return a value; that of the character set must be one that leaves ASCII alone."""
     if end > len(data):
         raise struct.error
     raw = data[start:end]
@@ -186,13 +186,13 @@ def _read_explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
 
 
 def _read_implicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
-    """The same in implicit little endian, where the value representation is not said."""
+    """Return the same in implicit little endian, where the value representation is not said."""
     group, element, length = _IMPLICIT(data, at)
     return group << 16 | element, b"", length, at + 8
 
 
 def _settle(kind: str, vr: bytes, values: Mapping[str, Any]) -> str:
-    """The value representation to read a wanted element with."""
+    """Return the value representation to read a wanted element with."""
     if kind == "US or SS":
         signed = values.get("PixelRepresentation")
         if vr in (b"US", b"SS"):
@@ -206,7 +206,7 @@ def _settle(kind: str, vr: bytes, values: Mapping[str, Any]) -> str:
 
 
 def _skip_undefined(data: bytes, at: int, tag: int, vr: bytes, *, depth: int) -> int:
-    """The end of a sequence of undefined length that begins at `at`."""
+    """Return the end of a sequence of undefined length that begins at `at`."""
     if not vr:  # implicit: by the dictionary, and unknown elements by a look at their first item
         known = dictionary_has_tag(tag)
         is_sequence = dictionary_VR(tag) == "SQ" if known else data[at : at + 4] == b"\xfe\xff\x00\xe0"
@@ -224,7 +224,7 @@ def _skip_undefined(data: bytes, at: int, tag: int, vr: bytes, *, depth: int) ->
 
 
 def _skip_item(data: bytes, at: int, length: int, *, implicit: bool, depth: int) -> int:
-    """The end of an item; its elements must fill it exactly, or pydicom would read on elsewhere."""
+    """Return the end of an item; its elements must fill it exactly, or pydicom would read on elsewhere."""
     read = _read_implicit if implicit else _read_explicit
     end = None if length == UNDEFINED_LENGTH else at + length
     while at != end:

@@ -18,13 +18,13 @@ class NotPlainError(Exception):
 
 
 def check_character_set(raw: bytes) -> None:
-    """Raises NotPlainError for character sets, or several, that may change the meaning of ASCII bytes."""
+    """Raise NotPlainError for character sets, or several, that may change the meaning of ASCII bytes."""
     if "\\".join(_split_codes(raw)) not in _ASCII_SETS:
         raise NotPlainError
 
 
 def convert_value(raw: bytes, vr: str) -> Any:
-    """The value of an element as pydicom gives it, but as built-in types and lists.
+    """Return the value of an element as pydicom gives it, but as built-in types and lists.
 
     Args:
         raw: Bytes of the value, little endian; text in a character set that leaves ASCII alone.
@@ -73,7 +73,7 @@ def _split_integers(raw: bytes) -> list[int]:
 
 
 def _unpack(code: str) -> Callable[[bytes], list[Any]]:
-    """Reads a value of binary numbers."""
+    """Read a value of binary numbers."""
     size = struct.calcsize(f"<{code}")
 
     def unpack(raw: bytes) -> list[Any]:

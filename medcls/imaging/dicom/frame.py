@@ -151,7 +151,7 @@ def check_display(
 
 
 def _check_polarity(dataset: Header, photometric: str) -> None:
-    """Refuses grey values that are meant to be shown in colour, or inverted by one word and not by another."""
+    """Refuse grey values that are meant to be shown in colour, or inverted by one word and not by another."""
     if str(dataset.get("PixelPresentation") or "") in ("COLOR", "MIXED", "TRUE_COLOR"):
         raise ImageRefusedError("supplemental_palette", "grey values meant to be shown in colour")
     shape = str(dataset.get("PresentationLUTShape") or "")
@@ -210,7 +210,7 @@ def _chain(modality: Modality, display: Display) -> Display:
 
 
 def map_values(stored: StoredFrame, function: Display) -> NDArray[np.float32]:
-    """Applies a function to every stored value, float32; up to 16 bits by a table of the range seen."""
+    """Apply a function to every stored value, float32; up to 16 bits by a table of the range seen."""
     values = stored.values
     if values.dtype.kind == "f" or stored.bits > _TABLE_BITS:
         return function(values.astype(np.float64)).astype(np.float32)
@@ -260,13 +260,13 @@ def check_single(dataset: Header, module: PixelModule, max_pixels: int) -> None:
 
 
 def _read_modality(file: DicomFile, stored: StoredFrame, frame: int) -> Modality:
-    """The modality transform of the frame."""
+    """Return the modality transform of the frame."""
     source = find_macro(file.dataset, "PixelValueTransformationSequence", frame=frame)
     return read_modality(source, signed=stored.signed, little_endian=file.syntax.is_little_endian)
 
 
 def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> NDArray[np.bool_] | None:
-    """Where stored values are the padding value or lie in its range, both ends included."""
+    """Return where stored values are the padding value or lie in its range, both ends included."""
     numbers, is_float = _read_padding(file, module, signed=stored.signed)
     if not numbers:
         return None
@@ -283,7 +283,7 @@ def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> 
 
 
 def _read_padding(file: DicomFile, module: PixelModule, *, signed: bool) -> tuple[list[float], bool]:
-    """The ends of the padding as stored values, [] where there is none, and whether they are floats."""
+    """Return the ends of the padding as stored values, [] where there is none, and whether they are floats."""
     prefix = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}.get(file.element.keyword, "")
     ends: list[Any] = [file.dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")]
     ends = [each for each in ends if each is not None and each != ""]
@@ -301,7 +301,7 @@ def _check_finite(stored: StoredFrame, mask: NDArray[np.bool_] | None) -> Stored
 
 
 def _wrap(value: int, bits: int, signed: bool) -> int:
-    """The value of a cell whatever sign its own element was written with."""
+    """Return the value of a cell whatever sign its own element was written with."""
     value &= (1 << bits) - 1
     return value - (1 << bits) if signed and value >> (bits - 1) else value
 

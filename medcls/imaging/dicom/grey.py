@@ -27,7 +27,7 @@ class LookupTable:
     bits: int
 
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The entry for every value, rounded to the nearest input."""
+        """Return the entry for every value, rounded to the nearest input."""
         position = np.clip(np.rint(values) - self.first, 0, len(self.entries) - 1)
         found: NDArray[np.float64] = self.entries[position.astype(np.int64)]
         return found
@@ -94,7 +94,7 @@ def read_modality(source: Header, *, signed: bool, little_endian: bool) -> Modal
 
 
 def read_table(item: Header, *, signed: bool, little_endian: bool) -> LookupTable:
-    """The table of a modality or VOI LUT item.
+    """Return the table of a modality or VOI LUT item.
 
     Args:
         item: Item with LUTDescriptor and LUTData.
@@ -122,7 +122,7 @@ def read_table(item: Header, *, signed: bool, little_endian: bool) -> LookupTabl
 
 
 def build_window(function: str, center: float, width: float) -> Display:
-    """A window as a function from modality values to [0, 1].
+    """Return a window as a function from modality values to [0, 1].
 
     Args:
         function: LINEAR, LINEAR_EXACT or SIGMOID.

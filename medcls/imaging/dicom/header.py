@@ -24,7 +24,7 @@ def read_headers(dataset: Header) -> dict[str, str]:
 
 
 def _read_text(dataset: Header, keyword: str) -> str:
-    """One attribute as printable text."""
+    """Return one attribute as printable text."""
     value = dataset.get(keyword)
     if value is None:
         return ""
@@ -34,7 +34,7 @@ def _read_text(dataset: Header, keyword: str) -> str:
 
 
 def read_numbers(dataset: Header, keyword: str) -> list[float]:
-    """The finite numbers of an element, [] where it is absent or empty.
+    """Return the finite numbers of an element, [] where it is absent or empty.
 
     Raises:
         ImageRefusedError: malformed_element.
@@ -52,7 +52,7 @@ def read_numbers(dataset: Header, keyword: str) -> list[float]:
 
 
 def find_macro(dataset: Header, keyword: str, *, frame: int = 0) -> Header:
-    """The item of a functional group macro of a frame; the dataset itself where there is none.
+    """Return the item of a functional group macro of a frame; the dataset itself where there is none.
 
     Source: PS3.3 C.7.6.16: per-frame groups go before shared ones.
     """
@@ -93,7 +93,7 @@ def read_aspect(dataset: Header, spacing_mm: tuple[float, float] | None) -> floa
 
 
 def read_ultrasound_regions(dataset: Header) -> list[tuple[int, int, int, int]]:
-    """The ultrasound regions that hold image data, (x, y, width, height) in pixels; [] where none is declared.
+    """Return the ultrasound regions that hold image data, (x, y, width, height) in pixels; [] where none is declared.
 
     Raises:
         ImageRefusedError: malformed_element where a corner is missing or the corners are the wrong way round.

@@ -34,7 +34,7 @@ _KEYS = (
 
 
 def describe_frames(dataset: Header, instance: Instance) -> list[Instance]:
-    """The frames of an enhanced file as instances of one frame each; a single-frame file is its own only frame.
+    """Return the frames of an enhanced file as instances of one frame each; a single-frame file is its own only frame.
 
     Args:
         dataset: Header with its functional groups.
@@ -59,7 +59,7 @@ def describe_frames(dataset: Header, instance: Instance) -> list[Instance]:
 
 
 def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance:
-    """One frame with the geometry and the key that its macros give; the path stays the file's."""
+    """Return one frame with the geometry and the key that its macros give; the path stays the file's."""
 
     def numbers(macro: str, keyword: str) -> tuple[float, ...]:
         item = find_macro(dataset, macro, frame=frame)
@@ -102,7 +102,7 @@ def _compute_key(dataset: Header, frame: int) -> str:
 
 
 def _join(value: object) -> str:
-    """One value, or several with backslashes between; numbers without regard to how they are written."""
+    """Return one value, or several with backslashes between; numbers without regard to how they are written."""
     if isinstance(value, int | float):
         return f"{float(value):.6g}"
     several = hasattr(value, "__iter__") and not isinstance(value, str | bytes)
@@ -110,7 +110,7 @@ def _join(value: object) -> str:
 
 
 def split_frames(file: DicomFile, module: PixelModule) -> Iterator[DicomFile]:
-    """Yields every frame as a file whose pixel element holds that frame alone.
+    """Yield every frame as a file whose pixel element holds that frame alone.
 
     Raises:
         ImageRefusedError: pixel_length, frame_count where fragments cannot be told to frames, truncated, and
@@ -135,7 +135,7 @@ def split_frames(file: DicomFile, module: PixelModule) -> Iterator[DicomFile]:
 
 
 def _group_fragments(file: DicomFile, frames: int) -> list[list[bytes]]:
-    """The fragments of every frame: by the offset tables, else one each, else where a codestream starts."""
+    """Return the fragments of every frame: by the offset tables, else one each, else where a codestream starts."""
     offsets, fragments = file.read_fragments()
     extended = file.dataset.get("ExtendedOffsetTable")
     if extended:
@@ -154,7 +154,7 @@ def _group_fragments(file: DicomFile, frames: int) -> list[list[bytes]]:
 
 
 def _find_starts(offsets: list[int], fragments: list[bytes]) -> list[int]:
-    """Which fragments the offsets point at; they count bytes of items, headers included, and must ascend."""
+    """Return which fragments the offsets point at; they count bytes of items, headers included, and must ascend."""
     place, index_at = 0, {}
     for index, fragment in enumerate(fragments):
         index_at[place] = index
@@ -164,7 +164,7 @@ def _find_starts(offsets: list[int], fragments: list[bytes]) -> list[int]:
 
 
 def _wrap_fragments(file: DicomFile, fragments: list[bytes]) -> DicomFile:
-    """The file with these fragments alone, behind an empty offset table."""
+    """Return the file with these fragments alone, behind an empty offset table."""
     items = [b"", *fragments]
     body = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
     stream = io.BytesIO(body + b"\xfe\xff\xdd\xe0\0\0\0\0")

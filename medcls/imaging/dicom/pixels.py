@@ -60,7 +60,7 @@ class StoredFrame:
 
 
 def read_pixel_module(file: DicomFile) -> PixelModule:
-    """The image pixel module, checked for what decoding relies on.
+    """Return the image pixel module, checked for what decoding relies on.
 
     Raises:
         ImageRefusedError: missing_element, malformed_element, bit_depth, unsupported_colour.
@@ -95,7 +95,7 @@ def read_pixel_module(file: DicomFile) -> PixelModule:
 
 
 def read_integer(dataset: Header, keyword: str, *, default: int | None = None) -> int:
-    """The single whole number of an element.
+    """Return the single whole number of an element.
 
     Raises:
         ImageRefusedError: missing_element without a default, malformed_element.
@@ -112,7 +112,7 @@ def read_integer(dataset: Header, keyword: str, *, default: int | None = None) -
 
 
 def _check_module(module: PixelModule, keyword: str) -> None:
-    """Refuses sizes and bit layouts that no frame can have."""
+    """Refuse sizes and bit layouts that no frame can have."""
     if min(module.rows, module.columns, module.frames) < 1:
         raise ImageRefusedError("zero_pixels", f"{module.frames} frames of {module.rows} x {module.columns}")
     widths = {"FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}.get(keyword, (1, 8, 16, 32))
@@ -254,7 +254,7 @@ def _arrange(raw: NDArray[Any], module: PixelModule) -> NDArray[Any]:
 
 
 def _extract_bits(raw: NDArray[Any], high: int, stored: int, signed: bool) -> NDArray[Any]:
-    """The stored bits of each cell, sign-extended; overlays in the other bits fall away."""
+    """Return the stored bits of each cell, sign-extended; overlays in the other bits fall away."""
     width = raw.dtype.itemsize * 8
     if high + 1 < width:
         raw = raw << (width - 1 - high)
@@ -264,7 +264,7 @@ def _extract_bits(raw: NDArray[Any], high: int, stored: int, signed: bool) -> ND
 
 
 def _decode_rle(data: bytes, module: PixelModule, *, allow_damaged: bool) -> StoredFrame:
-    """An RLE frame: byte planes to cells."""
+    """Return an RLE frame: byte planes to cells."""
     if module.allocated == 1 or module.photometric in ("YBR_FULL_422", "YBR_RCT", "YBR_ICT"):
         raise ImageRefusedError("unsupported_colour", f"{module.allocated} bits {module.photometric} in RLE")
     size = module.allocated // 8
@@ -278,7 +278,7 @@ def _decode_rle(data: bytes, module: PixelModule, *, allow_damaged: bool) -> Sto
 
 
 def _decode_codestream(data: bytes, syntax: str, module: PixelModule, *, allow_damaged: bool) -> StoredFrame:
-    """A JPEG, JPEG-LS or JPEG 2000 frame, after its own header was held against the DICOM header."""
+    """Return a JPEG, JPEG-LS or JPEG 2000 frame, after its own header was held against the DICOM header."""
     stream = codecs.read_codestream(data, syntax)
     found = (stream.rows, stream.columns, stream.samples)
     wanted = (module.rows, module.columns, module.samples)
@@ -313,7 +313,7 @@ def _settle_sign(frame: StoredFrame, module: PixelModule) -> StoredFrame:
 
 
 def _resolve_colour(module: PixelModule, stream_colour: str) -> str:
-    """What the decoded samples are: the codestream's own word first, then the header's."""
+    """Return what the decoded samples are: the codestream's own word first, then the header's."""
     named = module.photometric
     if module.samples == 1:
         return named

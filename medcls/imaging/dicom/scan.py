@@ -100,7 +100,7 @@ def _read_any(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
 
 
 def _read_header(stream: BinaryIO, syntax: uid.UID, stop: PixelStop) -> Header:
-    """The elements that are needed, up to the pixel element."""
+    """Return the elements that are needed, up to the pixel element."""
     return read_dataset(
         stream,
         is_implicit_VR=syntax.is_implicit_VR,
@@ -111,7 +111,7 @@ def _read_header(stream: BinaryIO, syntax: uid.UID, stop: PixelStop) -> Header:
 
 
 def _inflate_start(stream: BinaryIO) -> BinaryIO:
-    """The first bytes of a deflated dataset, so many that every honest header lies within them."""
+    """Return the first bytes of a deflated dataset, so many that every honest header lies within them."""
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = machine.decompress(stream.read(), _MAX_HEADER_BYTES)
@@ -123,7 +123,7 @@ def _inflate_start(stream: BinaryIO) -> BinaryIO:
 
 
 def _describe(dataset: Header) -> dict[str, Any]:
-    """The fields of an Instance that a DICOM header fills."""
+    """Return the fields of an Instance that a DICOM header fills."""
     headers = {name: text if len(text) <= MAX_TEXT else "" for name, text in read_headers(dataset).items()}
     orientation = find_macro(dataset, "PlaneOrientationSequence")
     position = find_macro(dataset, "PlanePositionSequence")
@@ -177,7 +177,7 @@ def _stack_key(dataset: Header) -> str:
 
 
 def _phase_of_cycle(dataset: Header) -> dict[str, str]:
-    """The phase of a cine or the time slice of a dynamic PET, which have no attribute of their own.
+    """Return the phase of a cine or the time slice of a dynamic PET, which have no attribute of their own.
 
     Source: PS3.3 C.8.3.1 (TriggerTime says the phase only where the heart's cycle has several images),
     C.8.9.4.1.9 (ImageIndex counts slices first, then time slots).
@@ -214,7 +214,7 @@ def _numbers(dataset: Header, keyword: str, *, count: int | None = None) -> tupl
 
 
 def _count(dataset: Header, keyword: str, *, default: int) -> int:
-    """A whole number that a table can hold; 0 where it is malformed."""
+    """Return a whole number that a table can hold; 0 where it is malformed."""
     if keyword not in dataset:
         return default
     numbers = _numbers(dataset, keyword, count=1)

@@ -117,7 +117,7 @@ _VENDORS = {
 
 
 def name_modality(text: str) -> str:
-    """Returns the defined term that a Modality is, retired ones included; "" where it is none.
+    """Return the defined term that a Modality is, retired ones included; "" where it is none.
 
     Source: PS3.3 C.7.3.1.1.1.
     """
@@ -125,7 +125,7 @@ def name_modality(text: str) -> str:
 
 
 def name_photometric(text: str) -> str:
-    """Returns the defined term that a PhotometricInterpretation is, or "L" (grey, no DICOM); "" where it is neither.
+    """Return the defined term that a PhotometricInterpretation is, or "L" (grey, no DICOM); "" where it is neither.
 
     Source: PS3.3 C.7.6.3.1.2, retired terms included.
     """
@@ -133,7 +133,7 @@ def name_photometric(text: str) -> str:
 
 
 def name_body_part(text: str) -> str:
-    """Returns a BodyPartExamined as one word: "CHEST", "WHOLEBODY", "HEADNECK"; "" where a word of it is unknown.
+    """Return a BodyPartExamined as one word: "CHEST", "WHOLEBODY", "HEADNECK"; "" where a word of it is unknown.
 
     Case, spaces and plurals do not count. Sides do not either: they have attributes of their own.
 
@@ -147,7 +147,7 @@ def name_body_part(text: str) -> str:
 
 
 def name_manufacturer(text: str) -> str:
-    """Returns the vendor whose name is a word of a Manufacturer, "other" for any other text, "" for none.
+    """Return the vendor whose name is a word of a Manufacturer, "other" for any other text, "" for none.
 
     Source: own choice; PS3.3 C.7.5.1 leaves the text free, so that it may be a practice or a person.
     """
@@ -157,7 +157,7 @@ def name_manufacturer(text: str) -> str:
 
 
 def parse_age_years(text: str) -> float | None:
-    """Returns the years of a DICOM age such as "057Y" or "006M"; None where it is none.
+    """Return the years of a DICOM age such as "057Y" or "006M"; None where it is none.
 
     Source: PS3.5 6.2, value representation AS.
     """
@@ -180,7 +180,7 @@ def name_intent(text: str, sop_class_uid: str) -> str:
 
 
 def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
-    """Returns what a header says of an image and its patient, by the names of the manifest's columns.
+    """Return what a header says of an image and its patient, by the names of the manifest's columns.
 
     Args:
         headers: Allow-listed attributes by keyword.
@@ -203,10 +203,10 @@ def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _known(text: str, terms: frozenset[str]) -> str:
-    """The text where it is one of the terms, else ""."""
+    """Return the text where it is one of the terms, else ""."""
     return text if text in terms else ""
 
 
 def _singular(word: str) -> str:
-    """A part without the s of its plural: "KNEES", but not "PELVIS"."""
+    """Return a part without the s of its plural: "KNEES", but not "PELVIS"."""
     return word[:-1] if word not in _BODY_PARTS and word[:-1] in _BODY_PARTS and word.endswith("S") else word

@@ -111,7 +111,7 @@ def _find_scattered(small: list[Instance], stack: StackRule) -> dict[str, str]:
 
 
 def _find_images(index: pa.Table) -> dict[str, str]:
-    """The image files of headers beside them, by their path without .img."""
+    """Return the image files of headers beside them, by their path without .img."""
     paths = index.filter(pc.match_like(index["path"], "%.img", ignore_case=True))["path"].to_pylist()
     return {_without_suffix(str(path)): str(path) for path in paths}
 
@@ -209,17 +209,17 @@ def stack_series(
 
 
 def _is_broken(instance: Instance) -> bool:
-    """Whether a file should have been a slice and cannot be read."""
+    """Return whether a file should have been a slice and cannot be read."""
     return bool(instance.problem) and not name_companion(instance.problem, instance.sop_class_uid)
 
 
 def _is_lost(instance: Instance) -> bool:
-    """Whether a file that names no series is empty or cannot be read, and is not one that is never read."""
+    """Return whether a file that names no series is empty or cannot be read, and is not one that is never read."""
     return not instance.problem or (_is_broken(instance) and instance.problem not in SKIP_REASONS)
 
 
 def _leave_out(instance: Instance, reason: str) -> Leftover:
-    """A file of no volume: a broken one is quarantined whatever the rules say."""
+    """Return a file of no volume: a broken one is quarantined whatever the rules say."""
     companion = name_companion(instance.problem, instance.sop_class_uid)
     state = QUARANTINED if _is_broken(instance) else SKIPPED
     return instance.path, state, companion or instance.problem or reason, ""

@@ -88,7 +88,7 @@ def fit_stack(
     pixel_spacing_mm: tuple[float, float],
     rule: StackRule,
 ) -> StackGeometry:
-    """The regular stack that parallel slices lie on.
+    """Return the regular stack that parallel slices lie on.
 
     Args:
         orientation: Six direction cosines (row, then column), ImageOrientationPatient.
@@ -196,7 +196,7 @@ def _space(distances: NDArray[np.float64], rule: StackRule) -> tuple[int, float,
 
 
 def _name_fault(steps: NDArray[np.float64], rule: StackRule) -> tuple[str, int]:
-    """The name of an irregularity and the number of regular steps that would replace these."""
+    """Return the name of an irregularity and the number of regular steps that would replace these."""
     single = float(np.median(steps[steps < 1.5 * steps.min()]))
     counts = np.rint(steps / single)
     missing = int(counts.sum()) - len(steps)

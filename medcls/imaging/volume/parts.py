@@ -141,7 +141,7 @@ def _collect(groups: Sequence[Part]) -> Iterator[list[Part]]:
 
 
 def _joint_key(instance: Instance) -> tuple[Any, ...]:
-    """What the parts of one scan have in common to the letter."""
+    """Return what the parts of one scan have in common to the letter."""
     same = (instance.rows, instance.columns, instance.stack_key, instance.modality, instance.photometric)
     return (instance.frames, *same, instance.sop_class_uid)
 

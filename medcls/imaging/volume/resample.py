@@ -133,7 +133,7 @@ def shear_slices(
 
 
 def _shift(image: NDArray[np.float32], shift: float, *, axis: int, size: int) -> NDArray[np.float32]:
-    """An image (H, W) moved along an axis by shift >= 0 pixels into a frame of that size, 0 outside."""
+    """Return an image (H, W) moved along an axis by shift >= 0 pixels into a frame of that size, 0 outside."""
     whole = int(np.floor(shift + _WHOLE))
     part = np.float32(max(0.0, shift - whole))
     source = np.moveaxis(image, axis, 0)

@@ -110,12 +110,12 @@ class _Tally:
 
 
 def series_key(instance: Instance) -> SeriesKey:
-    """Returns what a series is known by."""
+    """Return what a series is known by."""
     return instance.patient_id, instance.study_uid, instance.series_uid
 
 
 def summarize_series(instances: Iterable[Instance]) -> list[Series]:
-    """Returns the series of DICOM instances, sorted by key; memory grows with series, not with instances.
+    """Return the series of DICOM instances, sorted by key; memory grows with series, not with instances.
 
     A series of files that cannot be images is there with 0 slices.
     """
@@ -129,7 +129,7 @@ def summarize_series(instances: Iterable[Instance]) -> list[Series]:
 
 
 def select_series(series: Iterable[Series], rule: SeriesRule) -> tuple[list[Series], dict[SeriesKey, str]]:
-    """Returns the series that are taken, sorted by key, and the reason for each other one.
+    """Return the series that are taken, sorted by key, and the reason for each other one.
 
     Reasons, the first that applies: no_image, wrong_modality, wrong_description, wrong_image_type, wrong_body_part,
     wrong_plane, too_few_slices, too_many_slices, and for what the preference leaves over: not_preferred.
@@ -182,7 +182,7 @@ def _rank(series: Series, preference: str) -> float:
 
 
 def name_plane(orientation: Sequence[float]) -> str:
-    """Returns the plane of a slice by its normal: "axial", "coronal", "sagittal" or "oblique"; "" where unknown.
+    """Return the plane of a slice by its normal: "axial", "coronal", "sagittal" or "oblique"; "" where unknown.
 
     Args:
         orientation: ImageOrientationPatient, six cosines.
@@ -200,7 +200,7 @@ def name_plane(orientation: Sequence[float]) -> str:
 
 
 def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
-    """The cross product of row and column, in plain Python: it is called for every file of an index."""
+    """Return the cross product of row and column, in plain Python: it is called for every file of an index."""
     a, b, c, x, y, z = orientation
     return b * z - c * y, c * x - a * z, a * y - b * x
 

@@ -162,12 +162,12 @@ def check_windows(windows: Sequence[tuple[float, float]]) -> None:
 
 
 def is_orientation(text: str) -> bool:
-    """Returns whether three letters name each of the patient's axes once: one of L R, of A P and of I S."""
+    """Return whether three letters name each of the patient's axes once: one of L R, of A P and of I S."""
     return len(text) == 3 and all(sum(letter in pair for letter in text) == 1 for pair in ("LR", "AP", "IS"))
 
 
 def find_windows(entries: Sequence[Any]) -> tuple[tuple[float, float], ...]:
-    """Returns (centre, width) in HU of each entry, which is a pair of numbers or a name of WINDOWS_HU.
+    """Return (centre, width) in HU of each entry, which is a pair of numbers or a name of WINDOWS_HU.
 
     Raises:
         ConfigError: an unknown name, or no pair.

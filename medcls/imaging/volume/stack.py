@@ -72,7 +72,7 @@ class Stack:
 
 
 def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[Stack], list[Leftover]]:
-    """The stacks of one series, the largest first, and the instances that are in none.
+    """Return the stacks of one series, the largest first, and the instances that are in none.
 
     Args:
         instances: Of one SeriesInstanceUID, any order.
@@ -146,7 +146,7 @@ def _judge_failure(
 
 
 def _excuse(leftover: Leftover) -> Leftover:
-    """A picture in the series of a volume (a dose sheet, a cine) is not an image of a job of volumes."""
+    """Return a picture in the series of a volume (a dose sheet, a cine) is not an image of a job of volumes."""
     path, _, reason, detail = leftover
     return (path, "skipped", reason, detail) if reason in PICTURES else leftover
 
@@ -176,7 +176,7 @@ def find_fault(instance: Instance) -> tuple[str, str] | None:
 
 
 def _find_misplacement(instance: Instance) -> tuple[str, str] | None:
-    """The fault of a slice whose place in the patient is not known or cannot be."""
+    """Return the fault of a slice whose place in the patient is not known or cannot be."""
     for reason, numbers, count in (
         ("no_orientation", instance.orientation, 6),
         ("no_position", instance.position, 3),
@@ -205,7 +205,7 @@ def _group(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
 
 
 def _exact_key(instance: Instance) -> tuple[str | int, ...]:
-    """What slices of one volume have in common to the letter."""
+    """Return what slices of one volume have in common to the letter."""
     return (
         instance.frames,
         instance.rows,

@@ -66,7 +66,7 @@ class _Axis:
 
 
 def preprocess_volume(raw: RawVolume, spec: VolumeSpec) -> PreparedVolume:
-    """Returns the stored form of `raw`: turned to canonical orientation, resampled, scaled, cropped or padded.
+    """Return the stored form of `raw`: turned to canonical orientation, resampled, scaled, cropped or padded.
 
     Args:
         raw: What volume.read_volume or nifti.read_nifti returned.
@@ -99,7 +99,7 @@ def preprocess_volume(raw: RawVolume, spec: VolumeSpec) -> PreparedVolume:
 
 
 def to_canonical(raw: RawVolume) -> RawVolume:
-    """Returns the volume with its axes permuted and flipped to the nearest patient axes; no value is changed.
+    """Return the volume with its axes permuted and flipped to the nearest patient axes; no value is changed.
 
     d runs from inferior to superior, h from anterior to posterior, w from right to left. Of two equally near
     orders (45 degrees) the first in the order of the file's axes is taken.
@@ -127,7 +127,7 @@ def to_canonical(raw: RawVolume) -> RawVolume:
 
 
 def to_patient_axes(raw: RawVolume) -> RawVolume:
-    """Returns a canonical volume on a grid along the patient's axes, with the same spacing, around all of it.
+    """Return a canonical volume on a grid along the patient's axes, with the same spacing, around all of it.
 
     By trilinear interpolation; what the file does not cover is masked. One that is aligned already comes back.
 
@@ -159,7 +159,7 @@ def to_patient_axes(raw: RawVolume) -> RawVolume:
 
 
 def crop_foreground(raw: RawVolume, *, margin_mm: float) -> RawVolume:
-    """Returns the part of a volume that holds its foreground, and a margin around it, within the volume.
+    """Return the part of a volume that holds its foreground, and a margin around it, within the volume.
 
     Foreground is what lies above Otsu's threshold of the values without padding; a plane belongs to it where at least
     one voxel in 200 does, so that specks of noise and ghosts do not count. A brain with its skull, or a body on its
@@ -189,7 +189,7 @@ def crop_foreground(raw: RawVolume, *, margin_mm: float) -> RawVolume:
 
 
 def _put(raw: RawVolume, values: Floats, mask: NDArray[np.bool_] | None, affine: Affine) -> RawVolume:
-    """The volume on another grid."""
+    """Return the volume on another grid."""
     return replace(raw, values=values, mask=mask, affine=affine, spacing_mm=compute_spacing(affine))
 
 
@@ -201,7 +201,7 @@ def _index_map(steps: list[float], offsets: list[float]) -> Affine:
 
 
 def _plan_axes(raw: RawVolume, spec: VolumeSpec) -> list[_Axis]:
-    """The stored grid along each axis, with the middle of the field of view in the middle of the frame."""
+    """Return the stored grid along each axis, with the middle of the field of view in the middle of the frame."""
     old, frame = np.array(raw.values.shape), np.array(spec.shape[1:])
     spacing = np.array(compute_spacing(raw.affine))
     if spec.spacing_mm is None:
@@ -279,7 +279,7 @@ def _quantise(scaled: Floats, mask: NDArray[np.bool_] | None, spec: VolumeSpec) 
 
 
 def _check_stored(values: Floats, stored: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-    """Refuses a volume of which nothing but one value would be stored in any channel."""
+    """Refuse a volume of which nothing but one value would be stored in any channel."""
     valid = stored if mask is None else stored[:, ~mask]
     if (valid.reshape(len(valid), -1).min(axis=1) == valid.reshape(len(valid), -1).max(axis=1)).all():
         raise ImageRefusedError("flat", f"one value everywhere, of values from {values.min():g} to {values.max():g}")

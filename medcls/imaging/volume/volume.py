@@ -151,7 +151,7 @@ def read_volume(
 
 
 def _scan(files: Sequence[Path], max_voxels: int) -> list[_Frame]:
-    """Every frame of the files, by its header; nothing is decoded yet."""
+    """Return every frame of the files, by its header; nothing is decoded yet."""
     if not files:
         raise ImageRefusedError("no_files", "a volume needs files")
     found: list[_Frame] = []
@@ -176,14 +176,14 @@ def _scan(files: Sequence[Path], max_voxels: int) -> list[_Frame]:
 
 
 def _check_instance(instance: Instance) -> None:
-    """Names the fault of one slice before the gap that it would leave."""
+    """Name the fault of one slice before the gap that it would leave."""
     fault = find_fault(instance)
     if fault and fault[1] != "localizer":
         raise ImageRefusedError(fault[1])
 
 
 def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[str, ...]]:
-    """The frames of the one stack in order, and a note where localizers were left out."""
+    """Return the frames of the one stack in order, and a note where localizers were left out."""
     stacks, leftovers = build_stacks([instance for instance, _, _ in found], rule)
     for _, state, reason, detail in leftovers:
         if state == "quarantined" or reason != "localizer" or not stacks:
@@ -222,7 +222,7 @@ class _Decoded:
     found: dict[str, str] = field(default_factory=dict)
 
     def add(self, frame: DicomFrame, level: int, *, rule: StackRule) -> None:
-        """Puts a slice at its position, or compares it with the one that is there."""
+        """Put a slice at its position, or compares it with the one that is there."""
         if frame.modality is None:
             raise ImageRefusedError("not_grey", "a colour image has no modality values")
         self.found |= frame.stored.notes
@@ -244,7 +244,7 @@ class _Decoded:
 def _decode(
     chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, max_voxels: int, allow_damaged: bool
 ) -> _Decoded:
-    """Every slice, each file opened once."""
+    """Return every slice, each file opened once."""
     level_of = {index: level for level, indices in enumerate(geometry.levels) for index in indices}
     wanted: dict[Path, dict[int, int]] = {}
     for index, (_, file, frame) in enumerate(chosen):
@@ -272,7 +272,7 @@ def _decode(
 
 
 def _name_unit(decoded: _Decoded) -> str:
-    """The unit of all slices; a CT's rescale without a type is to Hounsfield units (PS3.3 C.8.2.1.1.2)."""
+    """Return the unit of all slices; a CT's rescale without a type is to Hounsfield units (PS3.3 C.8.2.1.1.2)."""
     if len(decoded.units) > 1:
         # Of a unit that is no term of the standard nothing is repeated: it may be anything, a name even.
         known = [(unit if unit in _UNITS else "another" if unit else "none", stated) for unit, stated in decoded.units]
