@@ -88,7 +88,7 @@ def test_what_training_did_not_have_is_a_fault_with_its_reason() -> None:
         1: "sex has a value that was not seen in training",
         2: "sex is missing, and training had none missing",
         3: "age_years is missing, and training had none missing",
-        4: "age_years is no number",
+        4: "age_years is not a number",
     }
     assert np.isnan(values[1:]).all()
     assert np.isfinite(values[0]).all()

@@ -93,7 +93,7 @@ def test_files_that_say_nothing_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("free", "outcome"), [(320, ""), (319, "notice"), (160, "notice"), (159, "refused")])
 def test_shared_memory_is_refused_where_it_must_fail_and_doubted_where_it_may(free: int, outcome: str) -> None:
     if outcome == "refused":
-        named = r"workers=8: /dev/shm has 159 MiB free, and batches of 10.0 MiB take up to 320 MiB: take .*shm-size"
+        named = r"workers=8: /dev/shm has 159 MiB free, and batches of 10.0 MiB take up to 320 MiB: use .*shm-size"
         with pytest.raises(ConfigError, match=named):
             check_loading(8, batch_bytes=10 * MIB, shared_free=free * MIB, memory_free=None)
     else:

@@ -48,7 +48,7 @@ def test_processes_without_a_gpu_of_their_own_are_refused_unless_on_the_cpu(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="2 processes on a machine of 1 GPUs: take --nproc-per-node=1, or device=cpu"):
+    with pytest.raises(ConfigError, match="2 processes on a machine of 1 GPUs: set --nproc-per-node=1, or device=cpu"):
         choose_device(device)
     assert choose_device("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
