@@ -226,7 +226,7 @@ def test_a_fine_tuned_run_gives_its_features_to_an_svm(
         (["transfer=finetune"], "model.weights=RUN transfer=frozen model.head=svm"),
         (["augment=radiograph"], "augment=none crop=none, or transfer.views=K"),
         (["transfer.features=live"], "fixed views"),
-        (["clinical.numeric=[age_years]"], "images alone"),
+        (["clinical.numeric=[age_years]"], "takes only images"),
         (["task.loss=focal"], "task.loss=focal has no effect"),
         (["task.sampler=balanced"], "task.sampler=balanced has no effect"),
         (["model.head=svn"], "nearest: svm"),

@@ -249,7 +249,7 @@ def test_an_unfinished_run_is_emptied_of_links_and_not_of_what_they_lead_to(
 def test_a_folder_of_strangers_is_no_run(run_train: Run, tmp_path: Path) -> None:
     (tmp_path / "run/.ssh").mkdir(parents=True)
     (tmp_path / "run/.ssh/id_rsa").write_text("key")
-    with pytest.raises(ConfigError, match=r"holds \.ssh and no run"):
+    with pytest.raises(ConfigError, match=r"holds \.ssh but not a run"):
         run_train(tmp_path / "run")
     assert (tmp_path / "run/.ssh/id_rsa").read_text() == "key"
 

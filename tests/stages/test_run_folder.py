@@ -144,7 +144,7 @@ def test_killed_in_its_first_write_it_begins_again(job: TrainJob) -> None:
     (run / "config" / ".partial-x8settings.json").write_text('{"st')
     assert claim_run(job) == (run, False)
     (run / "config" / "mine.yaml").write_text("")
-    with pytest.raises(ConfigError, match="and no run"):
+    with pytest.raises(ConfigError, match="but not a run"):
         claim_run(job)
 
 
