@@ -124,7 +124,7 @@ def test_damaged_checkpoint_is_said_and_the_one_before_is_taken(
     content[len(content) // 2] ^= 1
     (newest / "tensors.safetensors").write_bytes(content)
     run_train(tmp_path / "run", *SETTINGS)
-    assert f"{newest.name}/tensors.safetensors has changed since it was written); {older.name} is taken" in (
+    assert f"{newest.name}/tensors.safetensors has changed since it was written); {older.name} is used" in (
         capsys.readouterr().err
     )
     assert sha256_file(tmp_path / "run" / "model.safetensors") == sha256_file(whole / "model.safetensors")
