@@ -152,7 +152,7 @@ def test_predict_calls_the_mean_of_runs_as_their_evaluation_froze_it(
     said = capsys.readouterr().err
     assert "notice: no operating points for the mean of 2 runs: images are called at 0.5" in said
     assert f"run=[{first},{second}] split=val out=DIR chooses them; then set choices=DIR" in said
-    with pytest.raises(MissingInputError, match=r"choices=.*no operating_points.json in it: set the out= of "):
+    with pytest.raises(MissingInputError, match=r"choices=.*contains no operating_points.json: set the out= of "):
         answer(f"run=[{first},{second}]", f"choices={tmp_path}")
     with pytest.raises(ConfigError, match="frozen for other models than run="):
         answer(f"run={first}", f"choices={folder}")
