@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import medcls.entry  # noqa: F401 (before all others: it keeps the working folder's files from being imported)
+
+# isort: split
 from data_prep.__main__ import main as prepare_store
 from medcls.cli.command_line import run_command
 from medcls.config import PrepareJob

@@ -188,7 +188,7 @@ def test_image_on_a_failing_disk_is_not_quarantined_and_the_next_data_prep_store
     assert caught.value.exit_code == 74
     store = run_prepare(source, tmp_path / "store", *arguments)
     states = store.info["counts"]["states"]
-    assert states == {"ok": len(small_store)}
+    assert {name: count for name, count in states.items() if not name.startswith("skipped")} == {"ok": len(small_store)}
 
 
 @pytest.mark.parametrize("labels", ["labels.csv", None])

@@ -119,18 +119,18 @@ def test_what_is_printed_commands_no_terminal() -> None:
 
 
 PATHS = [
-    ("../outside.png", DataError, "leaves the source"),
-    ("images/../../outside.png", DataError, "leaves the source"),
-    ("/etc/hostname", DataError, "leaves the source"),
-    ("..\\outside.png", DataError, "leaves the source"),
-    ("C:\\outside.png", DataError, "leaves the source"),
+    ("../outside.png", DataError, "leads out of the source"),
+    ("images/../../outside.png", DataError, "leads out of the source"),
+    ("/etc/hostname", DataError, "leads out of the source"),
+    ("..\\outside.png", DataError, "leads out of the source"),
+    ("C:\\outside.png", DataError, "leads out of the source"),
     ("images/a\0b.png", DataError, "NUL bytes"),
     ("~/outside.png", MissingInputError, "its file does not exist"),
     ("$HOME/outside.png", MissingInputError, "its file does not exist"),
-    ("link.png", DataError, "leaves the source"),
-    ("linked/outside.png", DataError, "leaves the source"),
+    ("link.png", DataError, "leads out of the source"),
+    ("linked/outside.png", DataError, "leads out of the source"),
     ("twin.png", DataError, "symbolic link"),
-    ("zero.png", DataError, "leaves the source"),
+    ("zero.png", DataError, "leads out of the source"),
     ("images", MissingInputError, "its file does not exist"),
     ("x" * 5000, MissingInputError, "1 bad row of 8"),
 ]

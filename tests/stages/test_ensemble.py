@@ -157,7 +157,7 @@ def test_predict_calls_the_mean_of_runs_as_their_evaluation_froze_it(
     with pytest.raises(ConfigError, match="frozen for other models than run="):
         answer(f"run={first}", f"choices={folder}")
     shutil.copy(folder / "operating_points.json", tmp_path)
-    with pytest.raises(MissingInputError, match=r"choices=.*no calibration.json in it: set the out= of "):
+    with pytest.raises(MissingInputError, match=r"choices=.*contains no calibration.json: set the out= of "):
         answer(f"run=[{first},{second}]", f"choices={tmp_path}")
     model.head.linear.bias.data += 1
     finish_run(second, model.state_dict(), card)

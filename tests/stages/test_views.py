@@ -159,6 +159,6 @@ def test_views_are_not_mirrored_if_labels_are_sides(compose_job: Callable[..., A
 
 
 def test_refused_before_anything_is_opened(made: Path, run_evaluate: Run) -> None:
-    with pytest.raises(ConfigError, match="none is enlarged"):
+    with pytest.raises(ConfigError, match="never enlarged"):
         run_evaluate(made, "split=test", "views=multicrop", "scales=[256]")
     assert not (made / "evaluation").exists()
