@@ -166,8 +166,7 @@ def clear_private(folder: Path, *names: str) -> None:
             with contextlib.suppress(OSError):  # somebody else's
                 delete_partial(path)
                 for lock in path.glob(f"*{LOCK}"):
-                    if not _is_locked(lock):
-                        lock.unlink(missing_ok=True)
+                    _delete_unheld(lock)
                 path.rmdir()
 
 
@@ -179,25 +178,29 @@ def delete_partial(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif not _is_locked(path):
-            path.unlink(missing_ok=True)
+        else:
+            _delete_unheld(path)
 
 
-def _is_locked(path: Path) -> bool:
-    """Return whether another process, or another part of this one, holds a lock on the file."""
+def _delete_unheld(path: Path) -> None:
+    """Delete a file, unless another process, or another part of this one, holds a lock on it."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # a link, a pipe or a file of somebody else: nobody who locks would have made it
-        return False
+        path.unlink(missing_ok=True)
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks
-        return False
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        # The lock is held until the file is gone: whoever made it just now would otherwise lock it in between, and lose
+        # it. Without a link it is gone already, and the name may be another command's.
+        if os.fstat(descriptor).st_nlink:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
-    return False
 
 
 def delete_folder(path: Path) -> None:

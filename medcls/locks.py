@@ -26,8 +26,9 @@ from medcls.files import (
 )
 
 _POLL_SECONDS = 0.2
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 1.0
 """Far longer than a command that clears the folder holds a lock, to see whether anybody else does."""
+_LOOK_PAUSE_SECONDS = 0.02
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF, errno.EINVAL)
 """Errors of a file system without locks (Lustre by default, some of FUSE); EBADF and EINVAL for folders alone."""
 
@@ -122,7 +123,7 @@ def lock_file(
     def wait() -> None:
         if time.monotonic() >= end:
             raise BusyError(f"{path} is going to be written by another process: wait for it, or choose another file")
-        time.sleep(_LOOK_SECONDS / 10)
+        time.sleep(_LOOK_PAUSE_SECONDS)
 
     try:
         with _hold(path, open_lock, wait=wait, say=say):

@@ -17,7 +17,7 @@ import pytest
 
 from medcls import locks
 from medcls.errors import BusyError, WriteError
-from medcls.files import PRIVATE, atomic_file, clear_private, delete_partial, write_bytes
+from medcls.files import PRIVATE, TEMPORARY, atomic_file, clear_private, delete_partial, write_bytes
 from medcls.identity import write_key
 from medcls.locks import lock_file, lock_folder, lock_folders
 from tests.failing_disk import Disk, KilledError
@@ -104,6 +104,27 @@ def test_commands_that_write_into_one_folder_at_once_do_not_clear_each_others_fi
             done.result()
     assert list_files(tmp_path) == [f"{number}.csv" for number in range(4)]
     assert not (tmp_path / PRIVATE).exists()
+
+
+def test_file_that_is_deleted_cannot_be_locked_by_its_maker_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer locks its temporary file just after making it: whoever clears the folder must not let it in between."""
+    (tmp_path / f"{TEMPORARY}x.csv").touch()
+    real, refused = Path.unlink, []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                refused.append(path.name)
+        real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    delete_partial(tmp_path)
+    assert refused == [f"{TEMPORARY}x.csv"]
+    assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("reason", ["ENOSYS", "EOPNOTSUPP", "ENOLCK", "EBADF", "EINVAL"])
