@@ -1,4 +1,4 @@
-"""A small labelled set of PNG files and the store that data_prep makes of it."""
+"""A small labelled set of PNG files, the store that data_prep makes of it, and seeded predictions of every task."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from medcls.imaging.image import RawImage
 show_log()
 
 CLASSES = ("none", "mild", "severe")
+GRADES = ("KL0", "KL1", "KL2", "KL3")
 SIZE = 32
 
 
@@ -259,3 +260,37 @@ def certify() -> Callable[[Path], None]:
         write_json(folder / LABELLING, labelling | {"labels_sha256": sha256_file(folder / LABELS)})
 
     return write_checksums
+
+
+@pytest.fixture(scope="session")
+def make_task() -> Callable[..., dict[str, Any]]:
+    """Arguments of compute_metrics for a learnable task in which every class occurs."""
+    return _make_task
+
+
+@pytest.fixture(scope="session")
+def make_patients() -> Callable[..., list[str]]:
+    """Patient of each row, `each` rows in a line belonging to one."""
+    return lambda rows, *, each=2: [f"patient-{row // each}" for row in range(rows)]
+
+
+def _make_task(kind: str, *, rows: int = 60, seed: int = 0) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    grade = np.arange(rows) % len(GRADES)
+    noisy = grade + generator.normal(0, 0.8, rows)
+    logits = -1.5 * np.abs(np.arange(len(GRADES)) - noisy[:, None])
+    score = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    match kind:
+        case "binary":
+            task = {"y_true": (grade >= 2).astype(int), "y_score": score[:, 2:].sum(axis=1, keepdims=True)}
+            return {"kind": kind, **task, "class_names": ("healthy", "ill")}
+        case "multilabel":
+            true = (score > generator.random(score.shape)).astype(float)
+            true[generator.random(score.shape) < 0.15] = np.nan
+            true[:2] = [[0] * len(GRADES), [1] * len(GRADES)]
+            return {"kind": kind, "y_true": true, "y_score": score, "class_names": GRADES}
+        case "regression":
+            graded = {"class_names": GRADES, "grades": True}
+            return {"kind": kind, "y_true": grade.astype(float), "y_score": noisy[:, None], **graded}
+        case _:
+            return {"kind": kind, "y_true": grade, "y_score": score, "class_names": GRADES}
