@@ -355,7 +355,7 @@ def _parse_finite_float(text: str) -> float:
 
 def _check_regular(path: Path) -> None:
     if not read_again(path.is_file, str(path)):
-        raise MissingInputError(f"{path} is {'no regular file' if path.exists() else 'missing'}")
+        raise MissingInputError(f"{path} is {'not a regular file' if path.exists() else 'missing'}")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -377,7 +377,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} has a line that is not JSON ({error}): remove that line") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} has a line that is no JSON object: remove that line")
+        raise DataError(f"{path} has a line that is not a JSON object: remove that line")
     return rows
 
 

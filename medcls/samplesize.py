@@ -75,7 +75,7 @@ def list_assumptions(job: SampleSizeJob, assumed: Assumptions) -> list[str]:
     if job.half_width is None:
         lines.append(f"expected difference of the two models: {assumed.difference:g}, on the same images")
         lines.append(f"correlation of the two models' latent scores on one image: {assumed.model_correlation:g}")
-        lines.append("test: the paired 95 % interval of the difference lies wholly above the limit (two-sided 5 %)")
+        lines.append("test: the paired 95 % interval of the difference is entirely above the limit (two-sided 5 %)")
     if assumed.metric == "quadratic_kappa":
         lines.append(f"{assumed.grades} grades, equally frequent; normal errors of the predicted grade")
     elif assumed.metric != "accuracy":

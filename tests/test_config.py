@@ -197,7 +197,7 @@ def test_out_of_range_names_field_value_and_range(
     ("arguments", "part"),
     [
         (["transfer.kind=scratch"], "transfer=scratch with model.weights=imagenet"),
-        (["trainer.activation_checkpointing=true", "trainer.compile=true"], "take one of them"),
+        (["trainer.activation_checkpointing=true", "trainer.compile=true"], "remove one of the two"),
         (["model.weights=null", "model.init=mean_var"], "model.init=mean_var needs model.weights="),
         (["task=ordinal", "task.label_smoothing=0.1"], "only task.kind=multiclass"),
         (["model=clinical"], "takes no images: set clinical.categorical"),

@@ -124,8 +124,8 @@ def _check_no_splits(source: Path, classes: Any, folders: Any, layout: str) -> N
     deeper = deeper and find_level(layout, "split") < 0
     advice = f"set labelling.layout={'/'.join((*above, 'split', 'class'))} if the folders below are the classes, or "
     raise DataError(
-        f"source={source}: labelling.layout={layout}: all {len(names)} class folders have the names of splits (train, "
-        f"val or test) and not of classes: {advice if deeper else ''}give labels=FILE.csv"
+        f"source={source}: labelling.layout={layout}: all {len(names)} class folders are named like splits (train, "
+        f"val or test), not like classes: {advice if deeper else ''}give labels=FILE.csv"
     )
 
 
@@ -313,8 +313,8 @@ def _share_notice(table: pa.Table, layout: str) -> list[str]:
     levels = layout.strip("/").split("/")
     levels[last] = "*" if levels[last] == "patient" else levels[last].replace("{patient}", "*")
     return [
-        f"notice: {several} patient folders have the name of a patient folder in another class; each name is taken as "
-        "one patient: if numbers start anew in each class, set "
+        f"notice: {several} patient folders have the name of a patient folder in another class; each name counts as "
+        "one patient: if numbers restart in each class, set "
         f"labelling.layout='{'/'.join(levels)}' patient_id.pattern='{pattern}'"
     ]
 

@@ -124,11 +124,14 @@ class _Here:
         others = {folder[0] for folder in folders} - splits
         if splits and others:
             self._refuse(
-                f"{_count(len(splits), 'folder')} named as splits ({_list_names(splits, most=_SHOWN, level=0)}) and "
+                f"{_count(len(splits), 'folder')} named like splits ({_list_names(splits, most=_SHOWN, level=0)}) and "
                 f"{_count(len(others), 'other folder')} are side by side",
                 [
                     ("each of them is a class", "class"),
-                    ("the splits hold the classes, with labelling.not_files='FOLDER/*' for the others", "split/class"),
+                    (
+                        "the splits contain the classes, with labelling.not_files='FOLDER/*' for the others",
+                        "split/class",
+                    ),
                 ],
             )
         if splits:
@@ -164,7 +167,7 @@ class _Here:
             return f"{self.around}class/split"
         firsts = {folder[0] for folder in folders}
         self._refuse(
-            f"{_count(len(firsts), 'first-level folder')} hold folders named as splits"
+            f"{_count(len(firsts), 'first-level folder')} contain folders named like splits"
             + ("" if whole else ", not all of them"),
             [
                 ("the first-level folders are the classes", "class/split"),

@@ -130,7 +130,7 @@ class SlurmExecutor:
             job = inner._submit_command(shlex.join(command))
         except RuntimeError as error:  # submitit's own errors
             reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"executor=slurm: sbatch does not take {task.name}: {reason}: correct slurm.*") from error
+            raise ConfigError(f"executor=slurm: sbatch refused {task.name}: {reason}: correct slurm.*") from error
         write_json(self._jobs, known | {task.name: {"job": str(job.job_id), "result": result.name}})
         if self._cluster == "slurm":
             return _QueuedJob(str(job.job_id), result)

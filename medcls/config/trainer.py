@@ -116,7 +116,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check_settings(self, "trainer")
         if self.activation_checkpointing and self.compile:
-            raise ConfigError("trainer.activation_checkpointing=true with trainer.compile=true: take one of them")
+            raise ConfigError("trainer.activation_checkpointing=true with trainer.compile=true: remove one of the two")
 
 
 @dataclass(slots=True)

@@ -25,12 +25,12 @@ METHODS = {
         "Grad-CAM",
         "Selvaraju et al., arXiv 1610.02391: the channels of one layer, weighted by their gradient.",
     ),
-    "gradcam++": ("Grad-CAM++", "Chattopadhyay et al., arXiv 1710.11063: Grad-CAM with weights for each place."),
+    "gradcam++": ("Grad-CAM++", "Chattopadhyay et al., arXiv 1710.11063: Grad-CAM with weights for each position."),
     "integrated_gradients": (
         "integrated gradients",
-        "Sundararajan, Taly and Yan, arXiv 1703.01365: gradients along the way from a background to the image.",
+        "Sundararajan, Taly and Yan, arXiv 1703.01365: gradients along the path from a background to the image.",
     ),
-    "occlusion": ("occlusion", "Zeiler and Fergus, arXiv 1311.2901: what hiding a window does to the score."),
+    "occlusion": ("occlusion", "Zeiler and Fergus, arXiv 1311.2901: how hiding a window changes the score."),
 }
 _UNDEFINED = "undefined"
 SURE = 0.05  # p value below which the maps are called better or worse than chance

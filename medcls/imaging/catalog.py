@@ -196,7 +196,7 @@ def read_index(path: Path, *, source: Path) -> pa.Table:
             blank = pa.repeat("", table.num_rows)
             table = table.add_column(INDEX.get_field_index(name), INDEX.field(name), blank)
     if version != _VERSION or not table.schema.equals(INDEX, check_metadata=False):
-        raise DataError(f"index={path} is no index of this version of medcls: {_remedy(source, path)}")
+        raise DataError(f"index={path} is not an index of this version of medcls: {_remedy(source, path)}")
     if written is not None:
         checksum = _Checksum()
         for batch in table.to_batches():
@@ -238,7 +238,9 @@ def _rows_of(table: pa.Table) -> Iterator[tuple[str, str, int]]:
         for path, problem, size in zip(*batch.to_pydict().values(), strict=True):
             pure = PurePosixPath(path)
             if path <= last or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
-                raise DataError("the index has paths that are not sorted or leave the source folder: build it again")
+                raise DataError(
+                    "the index has paths that are not sorted or lead out of the source folder: build it again"
+                )
             last = path
             yield path, problem, size
 

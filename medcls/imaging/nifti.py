@@ -151,7 +151,7 @@ def _find_shape(header: Any, volume: int | None) -> tuple[tuple[int, int, int], 
     if max(sizes[4:]) > 1:
         raise ImageRefusedError("vector", f"{max(sizes[4:])} values a voxel; expected one")
     if min(sizes[:3]) < 2:
-        raise ImageRefusedError("too_few_slices", f"{sizes[0]} x {sizes[1]} x {sizes[2]} voxels are no volume")
+        raise ImageRefusedError("too_few_slices", f"{sizes[0]} x {sizes[1]} x {sizes[2]} voxels are not a volume")
     return (sizes[0], sizes[1], sizes[2]), (place, sizes[3])
 
 
@@ -245,7 +245,8 @@ def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str, *, scal
     if not axes:
         raise ImageRefusedError(
             "orientation",
-            "an Analyze file does not say where left is; image.analyze_axes=LAS says where i, j, k grow to",
+            "an Analyze file does not record which side is left: set image.analyze_axes=LAS or its like to say where "
+            "i, j, k grow to",
         )
     spacing = np.abs(np.asarray(header["pixdim"][1:4], np.float64)) * scale
     if not (np.isfinite(spacing).all() and spacing.min() > 1 / FARTHEST_MM and spacing.max() < FARTHEST_MM):
@@ -266,7 +267,7 @@ def _find_affine(
     """Return voxel (k, j, i, 1) to mm, LPS+, and notes of what the file left open."""
     scale = NIFTI_MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:
-        raise ImageRefusedError("malformed_element", "xyzt_units is no unit of length")
+        raise ImageRefusedError("malformed_element", "xyzt_units is not a unit of length")
     known = {name: affine for name, (affine, code) in _read_forms(header).items() if code > 0}
     if not known:
         notes = () if axes else ("axes_assumed",)
@@ -282,7 +283,7 @@ def _find_affine(
     apart = _measure_distance(chosen, known[other], shape) if other else 0.0
     is_apart = apart > _AGREEMENT * min(compute_spacing(chosen))
     if is_apart and (form == "refuse" or (form == "auto" and not _have_same_axes(chosen, known[other]))):
-        where = f"place a corner {apart * scale:.4g} mm apart" if math.isfinite(apart) else "disagree, one is broken"
+        where = f"place a corner {apart * scale:.4g} mm apart" if math.isfinite(apart) else "disagree, so one is wrong"
         detail = f"sform and qform {where}: image.nifti_affine=sform or image.nifti_affine=qform takes one of them"
         raise ImageRefusedError("affine_conflict", detail)
     notes = (f"{name}_taken",) if is_apart else ()

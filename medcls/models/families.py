@@ -157,7 +157,7 @@ def count_dims(name: str) -> int:
 
 _WITHOUT = {
     "all_levels": "model.supervision: {name} has no fully connected layers but the head; acnn3d has two",
-    "above": "model.init=hybrid: {name} cannot be slimmer above a stage; take a VGG or ResNet",
+    "above": "model.init=hybrid: {name} cannot be slimmer above a stage: choose a VGG or ResNet",
 }
 
 

@@ -96,13 +96,13 @@ class DenseClassifier(nn.Module):
             self.window: tuple[int, ...] = self._measure(size)
             self.read: nn.Module = nn.Sequential(body.avgpool, nn.Flatten(), body.classifier)
         elif isinstance(body, ResNet) and not classifier.head.is_linear:
-            raise ConfigError("views=dense: a ResNet has one with model.head=linear only; take views=multicrop")
+            raise ConfigError("views=dense: a ResNet has it only with model.head=linear: set views=multicrop")
         elif isinstance(body, ResNet):
             self.window = (1, 1)
             layers = (body.conv1, body.bn1, body.relu, body.maxpool, body.layer1, body.layer2, body.layer3, body.layer4)
             self.features, self.read = nn.Sequential(*layers), nn.Flatten()
         else:
-            raise ConfigError(f"views=dense: a {type(body).__name__} has no dense form here; take views=multicrop")
+            raise ConfigError(f"views=dense: a {type(body).__name__} has no dense form here: set views=multicrop")
 
     def _measure(self, size: tuple[int, int]) -> tuple[int, ...]:
         """(h, w) of the feature map of images (H, W)."""

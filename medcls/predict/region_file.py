@@ -40,7 +40,7 @@ def check_regions(path: Path | None, cards: Sequence[ModelCard], *, runs: Sequen
         fault = ""
         if path is None and trained == ALL:
             share = describe_share(card.domain.region_share if card.domain else [])
-            fault = f"run={run} was trained on regions{share}, source= holds whole images: set {_LINE}"
+            fault = f"run={run} was trained on regions{share}, but source= contains whole images: set {_LINE}"
         elif path is not None and trained == NONE:
             fault = f"boxes={path}: run={run} was trained on whole images: remove boxes="
         if fault and not allow:

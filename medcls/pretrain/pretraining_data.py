@@ -55,7 +55,10 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
     """
     store = open_store(Path(job.store or ""))
     if store.spec.spatial_dims != 3:
-        raise DataError(f"store={store.folder} holds images {store.shape}: an autoencoder takes volumes")
+        raise DataError(
+            f"store={store.folder} contains images {store.shape}, but an autoencoder takes volumes: set "
+            "store= to a store of volumes"
+        )
     splits, certificate = read_split(store, job.split.name)
     rows = {name: rows_of(splits, name) for name in (TRAIN, VAL)}
     if not all(len(chosen) for chosen in rows.values()):

@@ -65,9 +65,9 @@ def build_operating_tables(metrics: Mapping[str, Any], name_question: Callable[[
     chosen = metrics.get("chosen_on") or {}
     frozen = _describe_choice(metrics)[1]
     where = (
-        f"Chosen on {chosen['where']}; {frozen}. Youden's rule: {YOUDEN}. What a rule asks for was reached "
-        "there and need not be reached here. Intervals over patients, that of a threshold over the patients who "
-        "chose it."
+        f"Chosen on {chosen['where']}; {frozen}. Youden's rule: {YOUDEN}. A rule's target was reached there "
+        "and need not be reached here. Intervals are over patients; that of a threshold is over the patients it was "
+        "chosen on."
         if chosen
         else ""
     )
@@ -111,7 +111,7 @@ def _build_operating(name: str, points: Sequence[Mapping[str, Any]], where: str,
     tables = [Table(f"Operating points: {name}", caption, columns, rows)]
     if stated and stated_rows:
         columns = ["Rule", *(_name_stated(rate) for rate in stated)]
-        caption = "PPV and NPV where cases are as frequent as stated, by Bayes' theorem."
+        caption = "PPV and NPV at the stated prevalence, by Bayes' theorem."
         tables.append(Table(f"At a stated prevalence: {name}", caption, columns, stated_rows))
     return tables
 
@@ -136,13 +136,13 @@ def build_level_table(metrics: Mapping[str, Any], headlines: Sequence[str]) -> l
             continue
         rule = entry["rule"].replace("_", "-") + ("" if entry["chosen"] else " (not chosen)")
         size = f"{entry['n_units']}" + (
-            f" ({entry['left_out']} of several classes left out)" if entry["left_out"] else ""
+            f" ({entry['left_out']} with several classes left out)" if entry["left_out"] else ""
         )
         rows.append((level, [rule, size, *(format_number(name, entry["metrics"][name]) for name in names)]))
     chosen = any(entry.get("chosen") for entry in levels.values())
     where = _describe_choice(metrics)[0]
     how = f"was chosen on {where} (mean; max, the highest; or {NOISY_OR})" if chosen else "was not chosen"
-    caption = f"How images are joined {how}."
+    caption = f"How images are combined {how}."
     columns = ["Level", "Joined by", "Number", *(DEFINITIONS[name].title for name in names)]
     return [Table("Images, studies, patients", caption, columns, rows)]
 
@@ -161,12 +161,12 @@ def build_recalibration_table(metrics: Mapping[str, Any]) -> list[Table]:
         )
         for method in methods
     ]
-    reason = f"None is chosen: {measured['chosen']['reason']}. " if measured["chosen"].get("reason") else ""
+    reason = f"None was chosen: {measured['chosen']['reason']}. " if measured["chosen"].get("reason") else ""
     where, frozen = _describe_choice(metrics)
     caption = (
         f"Fitted on {where}; {frozen}. A map is chosen if it lowers the log loss of held-out patients "
-        f"there by more than chance; only maps that the number of patients bears are tried. {reason}"
-        "All other numbers of this report are of the scores as they are."
+        f"there by more than chance; only maps that the number of patients supports are tried. {reason}"
+        "All other numbers in this report use the scores without recalibration."
     )
     return [Table("Recalibration", caption, ["Map", *(DEFINITIONS[name].title for name in names)], rows)]
 
@@ -195,10 +195,10 @@ def build_conformal_tables(metrics: Mapping[str, Any]) -> list[Table]:
             for title, kind in (("one bound for all", "marginal"), ("a bound for each class", "by_class"))
         )
         caption = (
-            f"Each image gets a set of classes; sets promise to hold the true class in {promise}. {bounds}"
-            f"{measured['assumption']} Each patient weighs one. An image is referred where the set with a bound for "
-            "each class does not hold exactly one; right if kept: of the others, the share whose one class is true. "
-            f"One bound for all promises nothing for a single class. Mean size: {size}."
+            f"Each image gets a set of classes; sets are meant to contain the true class in {promise}. {bounds}"
+            f"{measured['assumption']} Each patient counts equally. An image is referred if its set, with a bound for "
+            "each class, does not contain exactly one class; right if kept: among the others, the share whose single "
+            f"class is true. One bound for all gives no guarantee for a single class. Mean size: {size}."
         )
         caption = " ".join([caption, *_say_unbounded(problem), *_say_broken(problem, least, promise)])
         columns = ["True class", "Coverage, one bound", "Coverage, bound by class", "Referred", "Right if kept"]
@@ -229,7 +229,7 @@ def _say_broken(problem: Mapping[str, Any], least: float, promise: str) -> list[
     }
     return [
         f"The promise is not kept here ({name}): the interval {format_value(entry['low'])} – "
-        f"{format_value(entry['high'])} of the measured coverage lies below {promise}."
+        f"{format_value(entry['high'])} of the measured coverage is below {promise}."
         for name, entry in promised.items()
         if entry["high"] is not None and entry["high"] < least
     ]
@@ -267,11 +267,11 @@ def build_shortcut_table(metrics: Mapping[str, Any]) -> list[Table]:
             cells += [format_number("auc", found[side]), format_p(found[side].get("p_value"))]
         rows.append((name, cells))
     caption = (
-        "AUC on held-out patients, one value against the rest, mean of five folds; 0.5 is chance, p is of an AUC this "
-        "high by chance (permutations of the patients' values). Features that tell the site, beyond what the labels "
-        "tell of it, leave room for a shortcut; they do not prove that the model takes it."
+        "AUC on held-out patients, one value against the rest, mean of five folds; 0.5 is chance, p is the "
+        "share of permutations of the patients' values with an AUC this high. Features that reveal the site better "
+        "than the labels do leave room for a shortcut; they do not prove that the model uses it."
     )
-    columns = ["Column", "Values (patients)", "AUC from the features", "p", "AUC from the labels alone", "p"]
+    columns = ["Column", "Values (patients)", "AUC from the features", "p", "AUC from only the labels", "p"]
     return [Table("Site in the features", caption, columns, rows)] if rows else []
 
 
@@ -283,7 +283,7 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
     one, two = compared["first"], compared["second"]
     columns = ["Number", one, two, "Difference", "p", "p (Holm)"]
     rows = [(DEFINITIONS[name].title, _difference(name, entry)) for name, entry in compared["metrics"].items()]
-    caption = f"{one} less {two}; intervals and p values over patients, paired; Holm over this table."
+    caption = f"{one} minus {two}; intervals and p values over patients, paired; Holm over this table."
     caption = f"{caption} {compared['note']}" if compared.get("note") else caption
     tables = [Table(f"{one} against {two}", caption, columns, rows)]
     areas = [(name, _difference("auc", entry)[2:]) for name, entry in compared["auc"].items()]
@@ -299,9 +299,7 @@ def build_comparison_tables(metrics: Mapping[str, Any]) -> list[Table]:
             found["method"],
         ]
         columns = ["Right or wrong", f"only {one} right", f"only {two} right", "p", "Test"]
-        tables.append(
-            Table("McNemar", "Images on which one run alone has the class right.", columns, [("images", cells)])
-        )
+        tables.append(Table("McNemar", "Images that only one run classifies correctly.", columns, [("images", cells)]))
     return tables
 
 

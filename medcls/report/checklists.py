@@ -78,7 +78,7 @@ TRIPOD: tuple[Item, ...] = (
     ("9c", "Qualifications of predictor assessors", ""),
     ("10", "Sample size", "sample_size"),
     ("11", "Missing data", "missing"),
-    ("12a", "How the data were used, partitions included", "partitions"),
+    ("12a", "How the data were used, including partitions", "partitions"),
     ("12b", "How predictors were handled", "preprocessing"),
     ("12c", "Type of model, building steps, internal validation", "training"),
     ("12d", "Heterogeneity across clusters", "subgroups_method"),
@@ -102,12 +102,12 @@ TRIPOD: tuple[Item, ...] = (
     ("20c", "Comparison of training and evaluation data", "demographics"),
     ("21", "Participants and outcome events in each analysis", "numbers"),
     ("22", "Full specification of the model", "model"),
-    ("23a", "Performance with intervals, key subgroups included", "performance"),
+    ("23a", "Performance with intervals, including key subgroups", "performance"),
     ("23b", "Heterogeneity of performance", "subgroups"),
     ("24", "Results of model updating", "recalibration"),
     ("25", "Interpretation", ""),
     ("26", "Limitations", ""),
-    ("27a", "How poor or missing input is handled when used", "input_checks"),
+    ("27a", "How poor or missing input is handled in use", "input_checks"),
     ("27b", "User interaction and expertise", ""),
     ("27c", "Next steps", ""),
 )
@@ -137,5 +137,5 @@ def fill_checklist(items: tuple[Item, ...], facts: Mapping[str, Any], *, source:
             filled.append({"item": number, "topic": topic, "filled": known})
         else:
             left.append({"item": number, "topic": topic} | NOT_STATED.get(fact, {}))
-    note = "Filled by the machine from what it did; the authors check every item and add the rest."
+    note = "Filled in by medcls from what it did; authors: check every item and add the rest."
     return {"checklist": source, "note": note, "filled": filled, "left_to_the_authors": left}

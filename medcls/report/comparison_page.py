@@ -129,7 +129,7 @@ def draw_panels(results: Results, figures: Path) -> list[Panel]:
     height = 1.4 + 0.42 * len(arms)
     mean = f"{describe_spread(results)}. {what}"
     unit = name_unit(results)
-    lines = f"A line is one {unit}, the same for all arms. {what}"
+    lines = f"Each line is one {unit}, the same for all arms. {what}"
     plans = [
         PanelPlan("arms", label, mean, draw_arms(entries, label=label), 5.6, max(3.2, height)),
         PanelPlan("folds", f"{label} in each {unit}", lines, draw_folds(by_fold, label=label), 5.6, max(3.2, height)),
@@ -203,7 +203,7 @@ def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Result
         cells += [_interval(drawn), format_p(drawn["p_value"]), format_p(drawn["p_holm"])]
         rows.append((f"{pair['first']} − {pair['second']}", cells))
     caption = f"{title}: {results['direction']}. Test: {_TESTS[results['design']['kind']]}"
-    caption += "; the bootstrap keeps the trained models and draws other patients" if tested else ""
+    caption += "; the bootstrap keeps the trained models and resamples patients" if tested else ""
     caption += ". Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
 
@@ -254,8 +254,8 @@ def build_cost_table(results: Results) -> Table:
             speed = cost["train_images_per_second"]
             rows.append((name, [*cells, "—" if speed is None else f"{speed:.1f}"]))
     caption = (
-        "Wall time of whole processes, start included; shared steps on another store serve all folds and arms. Cached "
-        "features are computed by the first run that needs them, and cost the later ones nothing."
+        "Wall time of whole processes, including start-up; shared steps on another store serve all folds and arms. "
+        "Cached features are computed by the first run that needs them, and are free for later ones."
     )
     columns = ["Arm", "Training images", "Trainings", "Training, s", "Shared steps, s", "Evaluation, s", "Images/s"]
     return Table("Cost", caption, columns, rows)

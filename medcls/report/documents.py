@@ -50,8 +50,8 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     claim = claim.replace("by patient", f"by {by}")
     counts = {"images": metrics.get("n_images"), "patients": metrics.get("n_patients")}
     facts: dict[str, Any] = {
-        "missing": "Images without a label of the task are left out and counted; an unknown label of several is no row "
-        "of that label. Unreadable files are quarantined with a reason.",
+        "missing": "Images without a label of the task are left out and counted; if one of several labels is unknown, "
+        "the image is left out for that label. Unreadable files are quarantined with a reason.",
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
         "uncertainty": name_units(HOW_INTERVALS, known),
         "performance": headline,
@@ -72,17 +72,17 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
         if evaluation.gallery
         else "",
         "internal": "" if external else f"{here}: {claim}",
-        "external": f"{here}: another store than the model was trained on; {claim}" if external else "",
+        "external": f"{here}: a different store from the training's; {claim}" if external else "",
         "robustness": metrics.get("robustness", ""),
         "sample_size": "",
         "subgroups": metrics.get("subgroups", ""),
         "subgroups_method": name_units(
-            "The main metrics in each subgroup with intervals, groups of few patients suppressed.", known
+            "The main metrics in each subgroup with intervals; groups with few patients are suppressed.", known
         )
         if metrics.get("subgroups")
         else "",
         "recalibration": metrics.get("recalibration", ""),
-        "recalibration_method": "Temperature, Platt or isotonic maps, as the counts bear"
+        "recalibration_method": "Temperature, Platt or isotonic maps, as the number of patients allows"
         + (f", fitted on {chosen['where']} {_say_frozen(chosen)}." if chosen else ".")
         if metrics.get("recalibration")
         else "",

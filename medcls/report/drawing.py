@@ -88,7 +88,7 @@ def embed_image(path: Path) -> str:
     """
     types = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
     if path.suffix.lower() not in types:
-        raise ValueError(f"{path.name} is no PNG or JPEG; a report can hold only these")
+        raise ValueError(f"{path.name} is not a PNG or JPEG; a report can contain only these")
     return _embed(path.read_bytes(), types[path.suffix.lower()])
 
 

@@ -134,7 +134,7 @@ def format_comparison(compared: Mapping[str, Any], *, patients_from: str = "") -
     """
     over = name_units("paired over patients", patients_from)
     lines = [
-        f"{compared['first']} less {compared['second']}, {over}; p corrected for {len(compared['metrics'])} metrics"
+        f"{compared['first']} minus {compared['second']}, {over}; p corrected for {len(compared['metrics'])} metrics"
     ]
     for name, entry in compared["metrics"].items():
         if entry["difference"] is None:

@@ -142,12 +142,12 @@ def _plan_values(predictions: Predictions) -> list[PanelPlan]:
         return []
     true, value = predictions.y_true, predictions.y_score[:, 0]
     if predictions.grades:
-        caption = "Each dot an image; boxes: quartiles and median; dashed: perfect."
+        caption = "Each dot is an image; boxes: quartiles and median; dashed: perfect."
         draw = plots.draw_by_grade(true, value, predictions.class_names)
         first = PanelPlan("values_by_grade", "Prediction by true grade", caption, draw)
     else:
         draw = plots.draw_scatter(true, value)
-        first = PanelPlan("values", "Prediction against truth", "Each dot an image; dashed: perfect.", draw)
+        first = PanelPlan("values", "Prediction against truth", "Each dot is an image; dashed: perfect.", draw)
     caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
     return [first, PanelPlan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
 
@@ -187,14 +187,14 @@ def _plan_scores(predictions: Predictions) -> PanelPlan:
         axis_label=_name_score(predictions),
         limits=(0.0, 1.0) if predictions.probabilities else None,
     )
-    caption = "Shares of each group; where groups overlap, the score cannot tell them apart."
+    caption = "Shares of each group; in the overlap the score cannot separate the groups."
     return PanelPlan("scores", "Scores by group", caption, draw)
 
 
 def _plan_reliability(forecasts: list[Any], axis_label: str) -> PanelPlan:
     caption = f"{NUM_BINS} equal-width bins; dots sized by the number of images; dashed: perfect."
     if len(forecasts) == 1:
-        caption += " Bars: 95 % Wilson intervals, images taken as independent."
+        caption += " Bars: 95 % Wilson intervals, images treated as independent."
     draw = plots.draw_reliability(forecasts, axis_label=axis_label)
     return PanelPlan("reliability", "Reliability", caption, draw)
 
@@ -203,7 +203,7 @@ def _plan_decision(question: Question, patients: Integers, seed: int, *, alone: 
     """Decision curve of a yes-or-no question with both answers."""
     if question.positive.all() or not question.positive.any():
         return []
-    caption = "Net benefit per image over the threshold at which one would act (Vickers & Elkin 2006)."
+    caption = "Net benefit per image by the threshold at which one would act (Vickers & Elkin 2006)."
     draw = plots.draw_decision(question, patients=patients, seed=seed)
     if alone:
         return [PanelPlan("decision", "Decision curve", caption, draw)]
@@ -218,7 +218,7 @@ def _plan_certainty(predictions: Predictions) -> list[PanelPlan]:
     kept, wrong = compute_risk_coverage(predictions)
     caption = "Share of wrong classes among the images that the model keeps, most certain first."
     return [
-        PanelPlan("risk_coverage", "Errors left when the least certain are referred", caption, draw_risk(kept, wrong))
+        PanelPlan("risk_coverage", "Errors left if the least certain are referred", caption, draw_risk(kept, wrong))
     ]
 
 
@@ -229,7 +229,7 @@ def _plan_readers(measured: Mapping[str, Any]) -> list[PanelPlan]:
         entries = [entry for entry in measured["entries"] if entry["question"] == question]
         title = "Readers in the ROC plane" + (f": {question}" if len(measured["curves"]) > 1 else "")
         caption = (
-            "Each point a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
+            "Each point is a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
         )
         plans.append(PanelPlan(f"readers_{number}", title, caption, draw_readers(curve, entries)))
     return plans

@@ -13,10 +13,10 @@ from medcls.statistics.number_text import Number, format_number, format_value
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CAPTION = (
-    "Each reader by themselves, on the images that they read; nothing is said about readers in general. They are "
-    "numbered; their names are not shown. The model's sensitivity is taken at the threshold, of those on these images, "
-    "that is at least as specific as the reader; it is chosen again in every resample. p: McNemar over patients, at "
-    "the model's own decision; Holm over the readers of one question."
+    "Each reader is analysed separately, on the images that they read; nothing follows about readers in general. "
+    "Readers are numbered; their names are not shown. The model's sensitivity is taken at a threshold where it is at "
+    "least as specific as the reader on these images, chosen again in every resample. p: McNemar over patients, at the "
+    "model's own decision; Holm over the readers of one question."
 )
 
 
@@ -39,7 +39,7 @@ def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
     columns = ["Reader", "Images (patients)", "Sensitivity", "Specificity", "Model's sensitivity there"]
     columns += ["Difference (model − reader)", "p (Holm), cases", "p (Holm), others"]
     level = measured.get("level", "image")
-    joined = f" Decisions are of whole patients; the model's images are joined by {measured.get('rule')}."
+    joined = f" Decisions are for whole patients; the model's images are combined by {measured.get('rule')}."
     caption = CAPTION + (joined if level != "image" else "")
     return [Table("Readers and the model", caption, columns, rows)] if rows else []
 

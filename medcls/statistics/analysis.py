@@ -233,7 +233,7 @@ def check_analysis(
                 f"{where}: comparison: {analysis.comparison.metric}: expected one of {', '.join(compared)}"
             )
         if not against:
-            raise ConfigError(f"{where}: it has a comparison and there is no second model: set against=")
+            raise ConfigError(f"{where}: it contains a comparison, but there is no second model: set against=")
 
 
 def _build_example(kind: str, class_names: Sequence[str], *, grades: bool) -> Predictions:

@@ -111,7 +111,7 @@ def note_undercoverage(scale: str, base: Base) -> str:
     few = (
         f"{base.smallest} patient{'' if base.smallest == 1 else 's'} in the smallest class, fewer than {LEAST_IN_CLASS}"
     )
-    return f"{few}: such intervals hold the truth less often than 95 % (docs/results/coverage.md)"
+    return f"{few}: such intervals contain the truth less often than 95 % (docs/results/coverage.md)"
 
 
 def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:

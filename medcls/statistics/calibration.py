@@ -138,7 +138,7 @@ def compute_slope_and_intercept(probability: Floats, outcome: Floats, *, weights
     """Calibration slope and calibration-in-the-large of each replicate; two (R,), ideal 1 and 0.
 
     Slope: b of logit P(y=1) = a + b logit(p), by maximum likelihood; below 1 means too extreme probabilities.
-    Intercept: a of logit P(y=1) = a + logit(p); below 0 means probabilities that are too high on the whole.
+    Intercept: a of logit P(y=1) = a + logit(p); below 0 means probabilities that are too high overall.
     NaN where a class is absent or the likelihood has no maximum (complete separation).
 
     Args:

@@ -16,7 +16,8 @@ from medcls.statistics.support import Basis, Support
 
 ASSUMPTION = (
     "The promise holds for an image drawn at random from a new patient, if that patient is exchangeable with the "
-    "patients who set the bounds (same population, scanner and referral); it is over patients, not for each one."
+    "patients on whom the bounds were set (same population, scanner and referral); it is over patients, not for each "
+    "one."
 )
 
 
@@ -112,7 +113,7 @@ def evaluate_conformal(
 ) -> list[dict[str, Any]]:
     """Coverage over patients and size of the frozen sets, and what is left when unclear images are referred.
 
-    An image is referred where its set by class does not hold exactly one class. Each patient weighs one.
+    An image is referred where its set by class does not hold exactly one class. Each patient counts equally.
 
     Args:
         predictions: Of N rows.

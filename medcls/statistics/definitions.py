@@ -10,9 +10,9 @@ from medcls.statistics.predictions import Floats, Predictions
 HIGH, LOW = "high", "low"
 RANKS, THRESHOLD, PROBABILITIES = "ranks", "threshold", "probabilities"
 HOW_INTERVALS = (
-    "95 % intervals over patients, each with all images: Wilson for shares, Newcombe for AUCs, Student with a "
+    "95 % intervals over patients, each with all their images: Wilson for shares, Newcombe for AUCs, Student with a "
     "bootstrap's standard error for the rest (docs/results/coverage.md); DeLong over patients for differences of AUCs; "
-    "Holm where two runs are compared."
+    "Holm if two runs are compared."
 )
 """How the intervals are made, in words for the report and the checklists."""
 
@@ -63,7 +63,7 @@ DEFINITIONS: dict[str, Definition] = {
     "auc": Definition(
         "AUC",
         "Probability that a random case scores above a random non-case, ties counting one half. Several "
-        "classes: plain mean of one class against all others, also of grades that are predicted as classes; several "
+        "classes: plain mean of one class against all others, also for grades that are predicted as classes; several "
         "labels: mean over the labels; grades predicted as one value: mean over 'above this grade'.",
         "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
         scale="area",
@@ -95,7 +95,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "accuracy": Definition(
         "Accuracy",
-        "Share of right classes; several labels: mean over the labels, each at its threshold.",
+        "Share of correct classes; several labels: mean over the labels, each at its threshold.",
         "—",
         scale="share",
         unit_range=True,
@@ -111,7 +111,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "sensitivity": Definition(
         "Sensitivity",
-        "Share of cases that are called: their score is at or above the threshold.",
+        "Share of cases that are called positive: their score is at or above the threshold.",
         "Altman & Bland 1994",
         scale="share",
         over=("cases",),
@@ -139,7 +139,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "ppv": Definition(
         "PPV",
-        "Share of predictions of the class that are right, at the prevalence seen here.",
+        "Share of predictions of the class that are correct, at the prevalence seen here.",
         "Altman & Bland 1994",
         scale="share",
         over=("called",),
@@ -149,7 +149,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "npv": Definition(
         "NPV",
-        "Share of predictions of other classes that are right, at the prevalence seen here.",
+        "Share of predictions of other classes that are correct, at the prevalence seen here.",
         "Altman & Bland 1994",
         scale="share",
         over=("cleared",),
@@ -176,7 +176,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "f1": Definition(
         "F1",
-        "Harmonic mean of recall and PPV; of class 1 where there are two, else the mean over classes.",
+        "Harmonic mean of recall and PPV; of class 1 if there are two, otherwise the mean over classes.",
         "van Rijsbergen 1979",
         scale="precision",
         over=("either",),
@@ -222,8 +222,8 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "ece": Definition(
         "Calibration error (ECE)",
-        "Mean distance of forecast and outcome over 15 equal-width bins; of P(class 1) where a label is "
-        "yes or no, else of the highest probability. Biased upwards in small samples.",
+        "Mean distance of forecast and outcome over 15 equal-width bins; of P(class 1) if a label is yes "
+        "or no, otherwise of the highest probability. Biased upwards in small samples.",
         "Guo et al. 2017; Naeini et al. 2015",
         LOW,
         scale="none",
@@ -244,7 +244,7 @@ DEFINITIONS: dict[str, Definition] = {
     ),
     "calibration_intercept": Definition(
         "Calibration intercept",
-        "Logistic intercept with the logit as offset; below 0: too high on the whole.",
+        "Logistic intercept with the logit as offset; below 0: too high overall.",
         "Cox 1958; Van Calster et al. 2019",
         0.0,
         scale="real",

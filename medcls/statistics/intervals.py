@@ -25,7 +25,7 @@ from medcls.statistics.support import Basis, Support, find_support
 CHUNK_VALUES = 200_000  # weights held at once: 1.6 MB stay in the cache
 LEAST_REPLICATES = 40  # fewer say too little of how much a number varies
 LEAST_DEFINED = 0.9  # share of replicates in which a metric must exist for its interval to be given
-NO_INTERVAL = "biased upwards by chance, the more the fewer images: no interval holds what it promises"
+NO_INTERVAL = "biased upwards by chance, the more the fewer images: no interval would be valid"
 SINGLE = "one patient only: there is nothing to resample"
 STILL = "it is the same in all resamples of the patients: no interval can be estimated"
 

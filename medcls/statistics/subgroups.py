@@ -78,7 +78,7 @@ def compute_subgroups(
         named = np.array([UNKNOWN if value in (None, "") else str(value) for value in values])
         groups = sorted(set(named.tolist()), key=lambda name: (name == UNKNOWN, name))
         if len(groups) > MOST_VALUES:
-            reason = f"{len(groups)} values: more than {MOST_VALUES} are no groups"
+            reason = f"{len(groups)} values: more than {MOST_VALUES} are not groups"
             entries.append({"column": column, "value": "", "n_images": len(ids), "reason": reason, "metrics": {}})
             continue
         for group in groups if len(groups) > 1 else []:

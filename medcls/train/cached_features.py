@@ -62,8 +62,8 @@ def choose_features(
     if asked and trained:
         raise ConfigError(
             f"{'model.head=svm' if svm else 'transfer.features=cached'}: {', '.join(trained)} of the network is "
-            "trained, so its features change with every step: take transfer=frozen with weights for all of it, or "
-            "leave model.head=svm, transfer.features and transfer.views out"
+            "trained, so its features change with every step: set transfer=frozen with weights for all of it, or "
+            "remove model.head=svm, transfer.features and transfer.views"
         )
     if trained or transfer.features == "live" or model.name == CLINICAL:
         return False

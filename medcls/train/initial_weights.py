@@ -56,7 +56,9 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
     if not takes:
         raise ConfigError(f"model.init=shallower: no VGG is shallower than model.name={name}: set model=vgg16 or vgg19")
     if init == "hybrid" and (choose_family(name).slim is None or find_form(name) is not None):
-        raise ConfigError(f"model.init=hybrid: model.name={name} cannot be slimmer above a stage; take a VGG or ResNet")
+        raise ConfigError(
+            f"model.init=hybrid: model.name={name} cannot be slimmer above a stage: choose a VGG or ResNet"
+        )
     file = find_weights(
         config.weights,
         architecture=takes[0],
@@ -77,7 +79,7 @@ def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> 
         advice = f"it takes {' or '.join(takes)}" if model.init == "shallower" else f"say model={name}"
         raise ConfigError(
             f"model.weights={model.weights} is a {card.architecture}, model.name={model.name} with "
-            f"model.init={model.init}: {advice}, or take other weights"
+            f"model.init={model.init}: {advice}, or choose other weights"
         )
     if model.init in ("hybrid", "shallower") and card.options:
         raise ConfigError(

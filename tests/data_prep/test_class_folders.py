@@ -68,13 +68,13 @@ def test_missing_patients_are_asked_for_with_the_layout_that_was_found(
         (cross(["Training", "Testing"], ["AD", "CN"]), "class/patient", "set labelling.layout=split/class if"),
         (cross(["Training", "Testing"], ["AD", "CN"]), "class", "set labelling.layout=split/class if"),
         (cross(["set"], ["train", "val"], ["a", "b"]), "*/class", r"set labelling.layout=\*/split/class if"),
-        (cross(["train", "test"]), "class", "not of classes: give labels=FILE.csv$"),
+        (cross(["train", "test"]), "class", "not like classes: give labels=FILE.csv$"),
     ],
 )
 def test_classes_that_all_have_names_of_splits_are_refused(
     files: list[str], layout: str, advice: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=rf"all 2 class folders have the names of splits .*{advice}"):
+    with pytest.raises(DataError, match=rf"all 2 class folders are named like splits .*{advice}"):
         read(tmp_path, files, rule=PatientRule(), layout=layout)
 
 

@@ -235,7 +235,7 @@ def test_hybrid_without_anything_above_is_refused(name: str, above: str) -> None
 
 
 def test_small_networks_have_no_hybrid() -> None:
-    with pytest.raises(ConfigError, match="cannot be slimmer above a stage; take a VGG or ResNet"):
+    with pytest.raises(ConfigError, match="cannot be slimmer above a stage: choose a VGG or ResNet"):
         build_slim("cbr_tiny", "block1")
 
 

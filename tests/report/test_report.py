@@ -216,7 +216,7 @@ def test_the_same_inputs_write_the_same_bytes(write, pages):
 
 
 def test_a_contact_sheet_must_be_an_image(write, tmp_path):
-    with pytest.raises(ValueError, match=r"notes.txt is no PNG or JPEG"):
+    with pytest.raises(ValueError, match=r"notes.txt is not a PNG or JPEG"):
         write("binary", contact_sheets={"Sheet": tmp_path / "notes.txt"})
 
 
@@ -279,7 +279,7 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
         # In the slider, and in the table of each rule.
         assert [page.text.count(name) > 1 for name in names] == [True] * len(names)
     shown += ["Youden's rule: the largest sum of sensitivity and specificity"]
-    shown += ["What a rule asks for was reached there and need not be reached here."]
+    shown += ["A rule's target was reached there and need not be reached here."]
     means = {
         "multilabel": f"mean of {len(make_task(kind)['class_names'])} labels",
         "multiclass": "classes, each against all others",
@@ -295,7 +295,7 @@ def test_a_page_with_everything_shows_everything(full_pages, make_task, kind):
     ]
     shown += ["Most uncertain"] if kind != "regression" else ["Worst"]
     if kind != "regression":
-        shown += ["Recalibration", "Conformal sets and referral", "sets promise to hold the true class in 80 %"]
+        shown += ["Recalibration", "Conformal sets and referral", "sets are meant to contain the true class in 80 %"]
     assert [text for text in shown if text not in page.text] == []
     point = metrics["operating_points"][0]
     assert format_threshold(point["threshold"]) in page.text

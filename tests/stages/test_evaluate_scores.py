@@ -239,7 +239,7 @@ def test_what_a_file_cannot_prove_reads_unknown_everywhere(
     page, card = (out / "report.html").read_text(), (out / "MODEL_CARD.md").read_text()
     assert "unknown: whether these rows trained or selected the model" in page
     assert "how often these rows were evaluated" in page
-    assert "How images are joined was not chosen." in page
+    assert "How images are combined was not chosen." in page
     assert "the file has no such column" not in page
     assert "- training: unknown" in card
     assert "- disjoint: unknown" in card
@@ -321,11 +321,11 @@ def test_the_page_says_that_a_file_chose_and_for_which_class_no_bound_could_be_s
     page = (tmp_path / "out" / "report.html").read_text()
     assert "No bound could be set for AD (5 patients; 9 needed): every set contains it." in page
     assert "Fitted on the file val.csv; whether that was before these rows were seen is unknown." in page
-    assert "How images are joined was chosen on the file val.csv (" in page
+    assert "How images are combined was chosen on the file val.csv (" in page
     assert "Their bounds were set on the file val.csv (30 images of 15 patients)." in page
     assert not re.search("validation (split|patients)", page)
     tripod = (tmp_path / "out" / "tripod_ai.json").read_text()
-    assert "as the counts bear, fitted on the file val.csv" in tripod
+    assert "as the number of patients allows, fitted on the file val.csv" in tripod
     assert "validation" not in (tmp_path / "out" / "MODEL_CARD.md").read_text()
 
 

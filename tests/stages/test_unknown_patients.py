@@ -58,7 +58,7 @@ def test_pages_and_documents_claim_nothing_about_unknown_patients(
     assert "95 % interval over images (patients unknown)" in card
     page = (folder / "report.html").read_text()
     assert "patients <b>unknown</b>" in page
-    assert "95 % intervals over images (patients unknown), each with all images: Wilson" in page
+    assert "95 % intervals over images (patients unknown), each with all their images: Wilson" in page
     for text in (card, claim, page.split("<h3>Split certificate")[0]):
         assert not re.search(r"[0-9]</b> patients|[0-9] patients|over patients|by patient\b", text)
 
@@ -105,7 +105,7 @@ def test_units_are_named_by_what_told_patients_apart(origin: str, counted: str, 
 
 
 def test_one_patient_is_one_image_where_patients_are_unknown() -> None:
-    text = "an image drawn at random from a new patient, if that patient is one. Each patient weighs one."
+    text = "an image drawn at random from a new patient, if that patient is one. Each patient counts equally."
     assert name_units(text, "per_image") == ("an image drawn at random, if that image is one. Each image weighs one.")
     assert hide_ids({"patients_from": "per_image", "patients_in_several_splits": {}}) == {
         "patients_from": "per_image",

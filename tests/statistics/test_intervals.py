@@ -116,7 +116,7 @@ def test_interval_that_is_known_to_hold_too_rarely_says_so(make_task):
     few[3] = 0
     found = compute(task, ids, y_true=few)
     for name in ("brier", "log_loss", "calibration_intercept"):
-        assert found[name]["note"].startswith("3 patients in the smallest class, fewer than 4: such intervals hold")
+        assert found[name]["note"].startswith("3 patients in the smallest class, fewer than 4: such intervals contain")
     assert "note" not in found["auc"]
 
 
@@ -157,7 +157,7 @@ def test_the_note_of_a_label_is_that_of_the_mean_also_without_positives(make_tas
     true[::2] = 1
     true[:, 2] = np.arange(120) < positives
     found = compute(task, [str(row) for row in range(120)], y_true=true)
-    note = f"{words} in the smallest class, fewer than 4: such intervals hold the truth less often than 95 %"
+    note = f"{words} in the smallest class, fewer than 4: such intervals contain the truth less often than 95 %"
     assert found["brier_KL2"]["note"].startswith(note)
     assert found["brier"]["note"].startswith(f"Brier score KL2: {note}")
     assert "note" not in found["brier_KL1"]

@@ -70,7 +70,7 @@ def test_one_value_is_no_group_and_many_are_none(make_task, make_patients):
     predictions = check_predictions(**make_task("binary"))
     columns = {"modality": ["DX"] * 60, "row": list(range(60))}
     (entry,) = compute_subgroups(predictions, make_patients(60), columns, replicates=100)
-    assert (entry["column"], entry["reason"]) == ("row", "60 values: more than 20 are no groups")
+    assert (entry["column"], entry["reason"]) == ("row", "60 values: more than 20 are not groups")
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "ordinal", "multilabel", "regression"])

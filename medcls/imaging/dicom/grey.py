@@ -144,7 +144,7 @@ def build_window(function: str, center: float, width: float) -> Display:
     if function == "LINEAR":
         center, width = center - 0.5, width - 1.0
     elif function != "LINEAR_EXACT":
-        raise ImageRefusedError("window", "VOILUTFunction is none of LINEAR, LINEAR_EXACT, SIGMOID")
+        raise ImageRefusedError("window", "VOILUTFunction is not LINEAR, LINEAR_EXACT or SIGMOID")
     if width == 0:
         return lambda values: (values > center).astype(np.float64)
     return lambda values: np.clip((values - center) / width + 0.5, 0.0, 1.0)

@@ -174,7 +174,7 @@ def _check_levels(along: NDArray[np.float64], levels: tuple[tuple[int, ...], ...
     """Slices that share a distance must share the place: tiles beside one another are no duplicates."""
     for level in levels:
         if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, SAME_MM):
-            raise ImageRefusedError("lateral_offset", "slices of one distance along the normal lie side by side")
+            raise ImageRefusedError("lateral_offset", "slices at one distance along the normal are side by side")
 
 
 def _space(distances: NDArray[np.float64], rule: StackRule) -> tuple[int, float, tuple[str, ...]]:
@@ -215,5 +215,5 @@ def _fit_slope(places: NDArray[np.float64], *, slack: float) -> NDArray[np.float
     slope: NDArray[np.float64] = distances @ lateral / (distances @ distances)
     stray = float(np.abs(lateral - np.outer(distances, slope)).max())
     if stray > slack + 1e-9 or np.abs(slope).max() > _MAX_SLOPE:
-        raise ImageRefusedError("lateral_offset", f"slices lie up to {stray:.4g} mm beside the line of the others")
+        raise ImageRefusedError("lateral_offset", f"slices are up to {stray:.4g} mm off the line of the others")
     return slope

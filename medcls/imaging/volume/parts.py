@@ -346,10 +346,10 @@ def _try(pieces: Sequence[_Piece], axes: NDArray[np.float64], rule: StackRule) -
     remedies: list[str] = []
     try:
         if _are_interleaved(pieces, rule, _is_almost_regular):
-            raise ImageRefusedError("several_parts", "some overlap, so which continues which is open")
+            raise ImageRefusedError("several_parts", "some overlap, so their order is ambiguous")
         if 4 * doubled > len(whole.levels) and rule.duplicate == "refuse":
             remedies.append("stack.duplicate=drop keeps the first slice of each place")
-            raise ImageRefusedError("several_parts", f"{doubled} of {len(whole.levels)} places are taken again")
+            raise ImageRefusedError("several_parts", f"{doubled} of {len(whole.levels)} positions are scanned twice")
         fit_slices(whole.instances, rule)
     except ImageRefusedError as error:
         if error.reason in ("gap", "jitter", "mixed_spacing"):

@@ -241,7 +241,7 @@ def _check_unit(raw: RawVolume, spec: VolumeSpec) -> None:
     if spec.intensity in ("window", "hounsfield"):
         modality = raw.headers.get("Modality", "")
         if modality not in ("CT", "") or raw.unit != "HU":
-            hint = "" if modality else "; image.nifti_unit=HU where NIfTI files hold HU"
+            hint = "" if modality else "; image.nifti_unit=HU if NIfTI files contain HU"
             raise ImageRefusedError("not_hounsfield", f"image.intensity={spec.intensity} needs a CT in HU{hint}")
 
 

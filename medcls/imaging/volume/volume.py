@@ -29,7 +29,7 @@ _HEADER_BYTES = 1 << 26
 _MOST_FILLED = 32
 """Slices that resampling may make of one: more is no gap, and a spacing that is not meant."""
 NOTES = {
-    "sheared": ("a tilted gantry was sheared right", "stack.tilt=refuse refuses them"),
+    "sheared": ("a tilted gantry was corrected by shearing", "stack.tilt=refuse refuses them"),
     "resampled_gap": ("missing slices were filled by interpolation", "stack.gap=refuse refuses them"),
     "resampled_jitter": ("irregular distances were resampled", "stack.jitter=refuse refuses them"),
     "resampled_spacing": ("mixed distances were resampled", "stack.mixed_spacing=refuse refuses them"),
@@ -43,15 +43,16 @@ NOTES = {
         "stack.parts=apart takes each as a volume",
     ),
     "axes_assumed": (
-        "sform_code and qform_code are 0, so the files do not say where left is; LAS was taken, as in nibabel and FSL",
+        "sform_code and qform_code are 0, so the files do not record which side is left; LAS was assumed, as in "
+        "nibabel and FSL",
         "image.analyze_axes=RAS (where i, j and k grow to) takes other axes",
     ),
     "sform_taken": (
-        "sform and qform lead to different spaces; the sform was taken",
+        "sform and qform lead to different spaces; the sform was used",
         "image.nifti_affine=qform takes the other, image.nifti_affine=refuse neither",
     ),
     "qform_taken": (
-        "sform and qform lead to different spaces; the qform was taken",
+        "sform and qform lead to different spaces; the qform was used",
         "image.nifti_affine=auto takes the sform",
     ),
 }
@@ -230,7 +231,7 @@ class _Decoded:
         values = map_values(frame.stored, frame.modality.apply)
         mask = np.zeros(values.shape, bool) if frame.mask is None else frame.mask
         if not (np.isfinite(values) | mask).all():
-            raise ImageRefusedError("not_finite", "the rescale leads beyond what 32-bit floats hold")
+            raise ImageRefusedError("not_finite", "the rescale exceeds the range of 32-bit floats")
         if not self.filled[level]:
             self.values[level], self.mask[level], self.filled[level] = values, mask, True
         elif np.array_equal(values, self.values[level]) and np.array_equal(mask, self.mask[level]):
@@ -255,7 +256,7 @@ def _decode(
         with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
             module = read_pixel_module(opened)
             if (module.rows, module.columns) != shape[1:] or module.frames <= max(levels):
-                raise ImageRefusedError("size_mismatch", "the header says one size to the index and another here")
+                raise ImageRefusedError("size_mismatch", "the size in the header differs from the index")
             for frame, part in enumerate(split_frames(opened, module)):
                 if frame in levels:
                     one = replace(module, frames=1)
@@ -267,7 +268,7 @@ def _decode(
                 # One slice with text in it is a volume with text in it.
                 decoded.headers = decoded.headers | {n: headers[n] for n in TEXT_KEYWORDS}
     if decoded.dropped > shape[0] // 2:
-        raise ImageRefusedError("duplicate_position", f"{decoded.dropped} of {shape[0]} positions are taken twice")
+        raise ImageRefusedError("duplicate_position", f"{decoded.dropped} of {shape[0]} positions occur twice")
     return decoded
 
 
