@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medcls.cli.command_line import run_command
-from medcls.config import ShowJob
+from medcls.config import ShowJob, TaskConfig
 from medcls.console import say
 from medcls.errors import UsageError
 from medcls.inputs import check_store_folder
@@ -28,7 +28,7 @@ def main(job: ShowJob) -> None:
     store.verify()
     labels = store.read_labels()
     kind = "multilabel" if job.label == "label" and "label" not in labels.column_names else "multiclass"
-    task = build_task(kind, labels, label=job.label)
+    task = build_task(TaskConfig(kind=kind, label=job.label), labels)
     targets, known = encode_targets(task, labels)
     rows = np.flatnonzero(known)
     sides, kinds = list_sides(task), read_kinds(store, rows)

@@ -15,7 +15,7 @@ from medcls.config import CompareJob
 from medcls.console import say
 from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
-from medcls.data.targets import Task
+from medcls.data.targets import Task, build_task
 from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.files import read_json, write_json
 from medcls.runs.checksums import open_store
@@ -23,7 +23,6 @@ from medcls.runs.lineage import check_unseen, read_lineage
 from medcls.runs.model_file import find_card
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.predictions import Predictions, check_predictions
-from medcls.train.training_data import read_task
 
 PLAN = "plan.json"
 FORMAT = 2
@@ -107,7 +106,7 @@ def check_metrics(names: Sequence[str], arms: Mapping[str, Sequence[Step]], fold
     for arm, steps in arms.items():
         config = steps[-1].job.task
         try:
-            task = read_task(config, labels)
+            task = build_task(config, labels)
         except MedclsError as error:
             raise type(error)(f"arms.{arm}: {error}") from error
         rows = make_up(task)

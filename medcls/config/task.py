@@ -8,17 +8,9 @@ from typing import Any
 from medcls.config.checks import SIDES, check_choice, check_crop
 from medcls.config.schema import FILE_NAME, NAME, NAMES, check_settings, setting
 from medcls.errors import ConfigError
+from medcls.kinds import KINDS
 
-TASKS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
-# The loss of an ordinal task decides what its outputs are.
-_ORDINAL = {"corn": "corn", "cross_entropy": "softmax", "focal": "softmax", "joint": "joint"}
-_LOSSES = {
-    "binary": ("auto", "cross_entropy", "focal"),
-    "multiclass": ("auto", "cross_entropy", "focal"),
-    "multilabel": ("auto", "cross_entropy", "focal"),
-    "ordinal": ("auto", *_ORDINAL),
-    "regression": ("auto", "mse", "mae", "huber"),
-}
+TASKS = tuple(KINDS)
 
 
 @dataclass(slots=True)
@@ -62,7 +54,7 @@ class TaskConfig:
     loss: str = setting(
         "auto",
         "Loss; auto takes cross-entropy for classes and labels, CORN for grades, and the squared error for numbers.",
-        choices=tuple(dict.fromkeys(loss for losses in _LOSSES.values() for loss in losses)),
+        choices=tuple(dict.fromkeys(loss for row in KINDS.values() for loss in row.losses)),
     )
     joint_lambda: float = setting(
         0.5, "Weight of the cross-entropy in loss=joint; the squared error has the rest.", low=0, high=1
@@ -88,39 +80,40 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "task")
-        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, _LOSSES[self.kind])
-        if self.label_smoothing and self.kind != "multiclass":
+        row = KINDS[self.kind]
+        check_choice(f"task.loss (of task.kind={self.kind})", self.loss, row.losses)
+        if self.label_smoothing and (row.ordered or not row.exclusive):
             raise ConfigError(f"task.label_smoothing={self.label_smoothing}: only task.kind=multiclass has it")
-        if self.classes and self.kind in ("multilabel", "regression"):
+        if self.classes and (row.multiple or row.numeric):
             raise ConfigError(f"task.classes is set: task.kind={self.kind} takes no classes")
-        if self.grades and self.kind != "regression":
+        if self.grades and not row.numeric:
             raise ConfigError(f"task.grades=true: only task.kind=regression has it, this is {self.kind}")
         if self.sampler == "balanced" and self.class_weights == "balanced":
             raise ConfigError(
                 "task.sampler=balanced with task.class_weights=balanced: rare classes would be corrected for twice; "
                 "set one of them only"
             )
-        if self.sampler == "balanced" and self.kind == "regression" and not self.grades:
+        if self.sampler == "balanced" and row.numeric and not self.grades:
             raise ConfigError("task.sampler=balanced: task.kind=regression has no classes to balance (grades do)")
-        if self.order and (self.kind in ("binary", "multilabel") or (self.kind == "regression" and not self.grades)):
+        if self.order and not (row.exclusive or self.grades):
             raise ConfigError(f"task.order={self.order}: task.kind={self.kind} has no ordered classes: remove it")
         if self.order and self.classes:
             raise ConfigError("task.order and task.classes both set the order of classes: remove one")
-        if self.positive is not None and self.kind != "binary":
+        if self.positive is not None and not row.pair:
             raise ConfigError(f"task.positive={self.positive}: only task.kind=binary has it, this is {self.kind}")
         if self.classes:
             self._check_classes(self.classes)
 
     @property
     def ordinal(self) -> str:
-        """How an ordinal task is answered: "corn", "softmax" or "joint"."""
-        return _ORDINAL.get(self.loss, "corn") if self.kind == "ordinal" else "corn"
+        """How the network answers, by the loss: "corn" (as the kind does), "softmax" or "joint"."""
+        return KINDS[self.kind].losses[self.loss]
 
     def _check_classes(self, classes: dict[Any, int]) -> None:
         indices = sorted(set(classes.values()))
         if indices != list(range(len(indices))) or len(indices) < 2:
             raise ConfigError(f"task.classes={classes}: expected indices 0, 1, … without a gap, at least two")
-        if self.kind == "binary" and len(indices) != 2:
+        if KINDS[self.kind].pair and len(indices) != 2:
             raise ConfigError(f"task.classes={classes}: task.kind=binary takes the indices 0 and 1")
 
 

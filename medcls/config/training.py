@@ -11,6 +11,7 @@ from medcls.config.schema import PATH, check_settings, setting
 from medcls.config.task import AugmentConfig, ClinicalConfig, CropConfig, SplitChoice, TaskConfig
 from medcls.config.trainer import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainerConfig
 from medcls.errors import ConfigError
+from medcls.kinds import KINDS
 
 
 @dataclass(slots=True)
@@ -91,7 +92,7 @@ class TrainJob:
             )
 
     def _check_svm(self) -> None:
-        if self.task.kind not in ("binary", "multiclass"):
+        if not KINDS[self.task.kind].unordered:
             raise ConfigError(f"model.head=svm with task.kind={self.task.kind}: only binary and multiclass have it")
         if self.transfer.kind != "frozen":
             raise ConfigError(

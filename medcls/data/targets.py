@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medcls.config import nearest
+from medcls.config import TaskConfig, nearest
 from medcls.data.columns import code_column
 from medcls.data.label_words import find_order, is_healthy, name_labels, propose_order, sort_key, spelling_key
 from medcls.errors import ConfigError, DataError
+from medcls.kinds import FORMS, KINDS, RECONSTRUCTION, TaskKind
 from medcls.records import newer
 
 _LABEL = "label"
@@ -28,7 +29,7 @@ class Task:
     """What is learnt: kept in the run and in the model file.
 
     Attributes:
-        kind: "binary", "multiclass", "multilabel", "ordinal" or "regression".
+        kind: One of kinds.KINDS; "reconstruction" for a network that learnt without labels.
         class_names: Of each class: of ordered tasks from least to most, of binary ones the positive class second; of
             each label for multilabel; grades for regression with grades, else [].
         columns: Columns of labels.parquet that are read.
@@ -36,7 +37,7 @@ class Task:
             spelling of a label (normal for Normal, 1.0 for 1) is that label.
         grades: Regression of an integer grade 0 to K - 1.
         ordinal: How a network answers an ordinal task: "corn" (K - 1 conditional logits), "softmax" (K classes) or
-            "joint" (K classes and the grade as a value).
+            "joint" (K classes and the grade as a value); "corn" for other kinds.
     """
 
     kind: str
@@ -52,86 +53,83 @@ class Task:
         return len(self.class_names)
 
     @property
+    def traits(self) -> TaskKind:
+        """What labels, scores and answers of its kind are."""
+        return RECONSTRUCTION if self.kind == RECONSTRUCTION.name else KINDS[self.kind]
+
+    @property
     def positive(self) -> str:
         """The class that sensitivity and probabilities of a binary task are about; "" for other kinds."""
-        return self.class_names[1] if self.kind == "binary" else ""
+        return self.class_names[1] if self.traits.pair else ""
 
     @property
     def output(self) -> str:
-        """What the network's outputs are: the kind, but for an ordinal task "multiclass" or "joint" where it says so.
-
-        Heads, losses and scores go by it; metrics go by the kind.
-        """
-        return {"softmax": "multiclass", "joint": "joint"}.get(self.ordinal, self.kind)
+        """What the network's outputs are (models.heads.OUTPUTS): heads, losses and scores go by it, metrics by kind."""
+        return FORMS.get(self.ordinal, self.kind)
 
     def asks_the_same(self, other: Task) -> bool:
         """Return whether predictions of the two compare: the same classes, however the network answers."""
         return self == replace(other, ordinal=self.ordinal)
 
 
-def build_task(
-    kind: str,
-    train_labels: pa.Table,
-    *,
-    label: str = _LABEL,
-    labels: Sequence[str] = (),
-    classes: Mapping[Any, int] | None = None,
-    order: Sequence[Any] = (),
-    positive: Any = None,
-    grades: bool = False,
-    ordinal: str = "corn",
-) -> Task:
+def build_task(config: TaskConfig, train_labels: pa.Table) -> Task:
     """Return the task of the training rows' labels.
 
     Without `classes` and `order`, classes are the labels in natural order. The alphabet decides neither the order of
     grades nor the positive class: if the labels do not tell, the user is asked (docs/decisions/0039-*.md).
 
     Args:
-        kind: The task's kind.
+        config: The kind, which labels, and what the user says of them.
         train_labels: Rows of labels.parquet in the training split.
-        label: Column of a single label, with or without its "label_".
-        labels: NAMEs of label_NAME columns for multilabel; () = all of them.
-        classes: Label as written -> class index; several labels may share one.
-        order: All labels, from least to most; () = as their numbers say.
-        positive: Label that is class 1 of a binary task; None = the one that does not mean healthy.
-        grades: Regression of an integer grade.
-        ordinal: How an ordinal task is answered; other kinds ignore it.
 
     Raises:
         DataError: no such column, labels that are no numbers for regression, fewer than two classes.
         ConfigError: the order or the positive class is not known, or more than two classes for binary.
     """
-    if kind == "multilabel":
-        return _build_multilabel(train_labels, labels)
-    column = _find_column(train_labels, label)
-    codes = code_column(train_labels.column(column))
+    traits = KINDS[config.kind]
+    if traits.multiple:
+        return _build_multilabel(config, train_labels)
+    column, found = _find_labels(config.label, train_labels)
+    order = [_as_written(name, found) for name in config.order]
+    if order:
+        _check_order(order, found, traits)
+    if traits.numeric:
+        return _build_regression(config, column, found, order)
+    positive = None if config.positive is None else _as_written(config.positive, found)
+    mapping = {_as_written(key, found): index for key, index in config.classes.items()}
+    if not mapping:
+        if traits.pair:
+            order = _order_binary(found, positive)
+        elif not order and traits.ordered:
+            order = _order_grades(found)
+        elif not order:
+            order = find_order(found) or found
+        mapping = {name: index for index, name in enumerate(order)}
+    _check_found("task.classes", list(mapping), found)
+    if positive is not None and mapping.get(positive) != 1:
+        raise ConfigError(
+            f"task.positive={config.positive} contradicts task.classes, whose class 1 is the positive one: correct "
+            "either"
+        )
+    names = [
+        "+".join(sorted((label for label, index in mapping.items() if index == place), key=sort_key))
+        for place in range(max(mapping.values()) + 1)
+    ]
+    if len(names) < 2:
+        raise DataError(f"the training split has one class only ({names[0]}): expected at least two")
+    return Task(config.kind, names, [column], mapping, ordinal=config.ordinal)
+
+
+def _find_labels(label: str, table: pa.Table) -> tuple[str, list[str]]:
+    """Return the column of a single label, and its labels in natural order, one spelling of each."""
+    column = _find_column(table, label)
+    codes = code_column(table.column(column))
     texts = [str(text) for text in codes.texts.to_pylist()]
     if not texts:
         raise DataError(f"task.label={label}: no image of the training split has one")
     counts = np.bincount(codes.values[codes.values >= 0], minlength=len(texts)).tolist()
     # data_prep has made one spelling of several; stores of 0.2.0 may still have them.
-    found = sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=sort_key)
-    chosen = [_as_written(name, found) for name in order]
-    if chosen:
-        _check_order(chosen, found, kind=kind)
-    if kind == "regression":
-        return _build_regression(column, chosen or found, grades=grades, ordered=bool(chosen))
-    mapping = {_as_written(k, found): i for k, i in (classes or {}).items()}
-    if not mapping:
-        if kind == "binary":
-            chosen = _order_binary(found, positive if positive is None else _as_written(positive, found))
-        elif not chosen:
-            chosen = _order_grades(found) if kind == "ordinal" else find_order(found) or found
-        mapping = {name: i for i, name in enumerate(chosen)}
-    _check_found("task.classes", list(mapping), found)
-    if positive is not None and mapping.get(_as_written(positive, found)) != 1:
-        raise ConfigError(
-            f"task.positive={positive} contradicts task.classes, whose class 1 is the positive one: correct either"
-        )
-    names = ["+".join(sorted((k for k, i in mapping.items() if i == n), key=sort_key)) for n in range(_count(mapping))]
-    if len(names) < 2:
-        raise DataError(f"the training split has one class only ({names[0]}): expected at least two")
-    return Task(kind, names, [column], mapping, ordinal=ordinal if kind == "ordinal" else "corn")
+    return column, sorted(set(name_labels(dict(zip(texts, counts, strict=True))).values()), key=sort_key)
 
 
 def _order_binary(found: Sequence[str], positive: str | None) -> list[str]:
@@ -171,7 +169,7 @@ def _order_grades(found: Sequence[str]) -> list[str]:
     return order
 
 
-def _check_order(order: Sequence[str], found: Sequence[str], *, kind: str) -> None:
+def _check_order(order: Sequence[str], found: Sequence[str], traits: TaskKind) -> None:
     if _PLACE in order and _PLACE not in found:
         raise ConfigError(f"task.order has {_PLACE}: write {_list(found)} from least to most in place of each {_PLACE}")
     _check_found("task.order", order, found)
@@ -180,7 +178,7 @@ def _check_order(order: Sequence[str], found: Sequence[str], *, kind: str) -> No
         raise ConfigError(f"task.order names {twice[0]} twice: expected each label once, from least to most")
     absent = [name for name in found if name not in order]
     if absent:
-        classes = ", or set task.classes instead, which may leave labels out" if kind != "regression" else ""
+        classes = "" if traits.numeric else ", or set task.classes instead, which may leave labels out"
         raise ConfigError(f"task.order leaves out {_list(absent)}: add every label of the training split{classes}")
 
 
@@ -206,10 +204,6 @@ def _as_written(key: Any, found: Sequence[str]) -> str:
     return text if text in found else {spelling_key(label): label for label in found}.get(spelling_key(text), text)
 
 
-def _count(mapping: Mapping[str, int]) -> int:
-    return max(mapping.values()) + 1
-
-
 def _find_column(table: pa.Table, label: str) -> str:
     names = [name for name in table.column_names if name != "image_id"]
     for name in (label, f"label_{label}"):
@@ -219,29 +213,27 @@ def _find_column(table: pa.Table, label: str) -> str:
     raise DataError(f"task.label={label}: the store's labels have {', '.join(names)}{nearest(label, names)}{advice}")
 
 
-def _build_multilabel(table: pa.Table, labels: Sequence[str]) -> Task:
+def _build_multilabel(config: TaskConfig, table: pa.Table) -> Task:
     there = [n.removeprefix("label_") for n in table.column_names if n.startswith("label_")]
-    chosen = list(labels) or there
+    chosen = config.labels or there
     missing = [name for name in chosen if name not in there]
     if missing or not chosen:
         raise DataError(f"task=multilabel: no column label_{(missing or ['NAME'])[0]}; the store has {there or 'none'}")
-    return Task("multilabel", chosen, [f"label_{name}" for name in chosen])
+    return Task(config.kind, chosen, [f"label_{name}" for name in chosen])
 
 
-def _build_regression(column: str, found: Sequence[str], *, grades: bool, ordered: bool) -> Task:
-    if not grades:
-        for text in found:
-            _number(text, column)
-        return Task("regression", [], [column])
-    if ordered or any(sort_key(text)[0] for text in found):
+def _build_regression(config: TaskConfig, column: str, found: list[str], order: list[str]) -> Task:
+    if config.grades and (order or any(sort_key(text)[0] for text in found)):
         # Words: their places are the grades.
-        names = list(found) if ordered else _order_grades(found)
-        return Task("regression", names, [column], {name: i for i, name in enumerate(names)}, grades=True)
+        names = order or _order_grades(found)
+        return Task(config.kind, names, [column], {name: i for i, name in enumerate(names)}, grades=True)
     values = [_number(text, column) for text in found]
+    if not config.grades:
+        return Task(config.kind, [], [column])
     wrong = [text for text, value in zip(found, values, strict=True) if value != int(value) or value < 0]
     if wrong:
         raise DataError(f"task.grades=true: {column}={wrong[0]!r}; expected whole grades from 0 up")
-    return Task("regression", [str(i) for i in range(int(max(values)) + 1)], [column], grades=True)
+    return Task(config.kind, [str(i) for i in range(int(max(values)) + 1)], [column], grades=True)
 
 
 def _number(text: str, column: str) -> float:
@@ -286,9 +278,9 @@ def encode_targets(task: Task, labels: pa.Table) -> tuple[NDArray[np.float64], N
 
 
 def _encode(task: Task, text: str, column: str, *, classes: Mapping[str, int]) -> float:
-    if task.kind == "multilabel":
+    if task.traits.multiple:
         return _encode_flag(text, column)
-    if task.kind == "regression" and not task.mapping:
+    if task.traits.numeric and not task.mapping:
         return _number(text, column)
     # The spelling itself first: runs of 0.2.0 may have two spellings as two classes.
     index = task.mapping.get(text, classes.get(spelling_key(text)))
@@ -343,7 +335,7 @@ def describe_positive(task: Task, *, recorded: bool) -> str:
         task: The task.
         recorded: The run was trained by a version that asks for the positive class if labels do not tell.
     """
-    if task.kind != "binary":
+    if not task.traits.pair:
         return ""
     negative, positive = task.class_names
     if not is_healthy(positive):
@@ -362,9 +354,9 @@ def describe_positive(task: Task, *, recorded: bool) -> str:
 
 def check_classes_present(task: Task, targets: NDArray[np.float64], *, split: str) -> None:
     """Raise DataError where a class (or either side of a label) has no image in a split that training needs."""
-    if task.kind == "regression":
+    if task.traits.numeric:
         return
-    if task.kind == "multilabel":
+    if task.traits.multiple:
         absent = [n for i, n in enumerate(task.class_names) if not np.isin([0, 1], targets[:, i]).all()]
         what = "labels without both 0 and 1"
     else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medcls.errors import ConfigError
 from medcls.models.backbones import CLINICAL, Backbone
 from medcls.models.families import build_backbone, choose_family
-from medcls.models.heads import LinearHead, build_head, count_logits
+from medcls.models.heads import OUTPUTS, LinearHead, build_head, count_logits
 from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNormalization, VolumeNormalization
 
 
@@ -19,14 +19,14 @@ def count_wide_outputs(output: str, num_classes: int) -> int:
     """Return how many rows of weights the wide part has.
 
     Args:
-        output: What the network's outputs are (data.targets.Task.output).
+        output: One of heads.OUTPUTS.
         num_classes: K.
 
     Returns:
         One for each logit; one for all of CORN's: a column then changes the odds of going on to the next grade by the
         same factor at every grade (continuation-ratio model). Other outputs have no such order.
     """
-    return 1 if output == "ordinal" else count_logits(output, num_classes)
+    return 1 if OUTPUTS[output].proportional else count_logits(output, num_classes)
 
 
 class WidePart(nn.Module):
@@ -177,7 +177,7 @@ def build_classifier(
 
     Args:
         name: Architecture, as families.build_backbone takes it; "clinical" has no image network, only a bias.
-        kind: What the outputs are (data.targets.Task.output).
+        kind: One of heads.OUTPUTS.
         num_classes: K.
         in_channels: Channels of what is stored; 1 or 3 where weights may be ImageNet's.
         max_value: Largest stored integer, 255 or 65535.

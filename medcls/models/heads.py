@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,6 @@ from torch.nn import functional as F
 from medcls.errors import ConfigError
 
 HEADS = ("linear", "mlp", "svm")
-
-
-def count_logits(kind: str, num_classes: int) -> int:
-    """Return the outputs a task's head has.
-
-    Args:
-        kind: What the outputs are (data.targets.Task.output): "binary", "multiclass", "multilabel", "ordinal" (CORN),
-            "joint" (K classes and a value) or "regression".
-        num_classes: K; ignored for binary and regression.
-    """
-    sizes = {"binary": 1, "regression": 1, "multiclass": num_classes, "multilabel": num_classes}
-    sizes |= {"ordinal": num_classes - 1, "joint": num_classes + 1}
-    if kind not in sizes:
-        raise ConfigError(f"task.kind={kind}: expected one of {', '.join(sizes)}")
-    return sizes[kind]
 
 
 class LinearHead(nn.Module):
@@ -147,53 +133,108 @@ def build_head(
     return LinearHead(width, num_logits, dropout=dropout, before=nn.Sequential(nn.Linear(last, width), nn.ReLU()))
 
 
-def compute_scores(kind: str, logits: Tensor) -> Tensor:
-    """Return what the metrics take, float64.
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the outputs of a network mean (data.targets.Task.output).
 
-    Args:
-        kind: What the outputs are, as for `count_logits`.
-        logits: (N, L), any floating dtype.
-
-    Returns:
-        binary (N, 1): probability of class 1. multiclass, ordinal and joint (N, K): probabilities summing to 1 (the
-        value of joint is left out). multilabel (N, K): a probability for each label. regression (N, 1): the value.
-
-    Source: ordinal: CORN, Shi, Cao and Raschka, arXiv 2111.08851, equation 4: logit k gives
-    P(y > k | y > k - 1), and their products P(y > k) never increase with k.
+    Attributes:
+        count: Number of classes K -> number of outputs L.
+        score: Logits (N, L) float64 -> what the metrics take, (N, 1) or (N, K) float64.
+        average: Logits (V, N, L) float64 of V > 1 views -> logits (N, L) whose scores are the mean of their scores.
+        proportional: A clinical column changes all logits by the same amount.
     """
-    logits = logits.double()
-    if kind == "regression":
-        return logits
-    if kind in ("multiclass", "joint"):
-        return (logits[:, :-1] if kind == "joint" else logits).softmax(dim=1)
-    if kind in ("binary", "multilabel"):
-        return logits.sigmoid()
+
+    count: Callable[[int], int]
+    score: Callable[[Tensor], Tensor]
+    average: Callable[[Tensor], Tensor]
+    proportional: bool = False
+
+
+def _score_classes(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def _score_grades(logits: Tensor) -> Tensor:
+    """Return P(y = k); logit k of CORN gives P(y > k | y > k - 1), and their products P(y > k) never increase."""
     above = logits.sigmoid().cumprod(dim=1)
     ones, zeros = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
     return torch.cat([ones, above], dim=1) - torch.cat([above, zeros], dim=1)
 
 
-def average_logits(kind: str, logits: Tensor) -> Tensor:
+def _average_classes(logits: Tensor) -> Tensor:
+    # Log probabilities are logits: the softmax does not see the constant between them.
+    return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
+
+
+def _average_flags(logits: Tensor) -> Tensor:
+    return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)
+
+
+def _average_grades(logits: Tensor) -> Tensor:
+    # log P(y > k) and log P(y = k), k = 0 … K - 2; their difference is CORN's conditional logit.
+    above = F.logsigmoid(logits).cumsum(dim=-1)
+    equal = F.pad(above, (1, -1)) + F.logsigmoid(-logits)
+    return above.logsumexp(dim=0) - equal.logsumexp(dim=0)
+
+
+def _average_joint(logits: Tensor) -> Tensor:
+    return torch.cat([_average_classes(logits[..., :-1]), logits[..., -1:].mean(dim=0)], dim=-1)
+
+
+OUTPUTS: dict[str, Output] = {
+    "binary": Output(lambda classes: 1, torch.sigmoid, _average_flags),
+    "multiclass": Output(lambda classes: classes, _score_classes, _average_classes),
+    "multilabel": Output(lambda classes: classes, torch.sigmoid, _average_flags),
+    "ordinal": Output(lambda classes: classes - 1, _score_grades, _average_grades, proportional=True),
+    "joint": Output(lambda classes: classes + 1, lambda logits: _score_classes(logits[:, :-1]), _average_joint),
+    "regression": Output(lambda classes: 1, lambda logits: logits, lambda logits: logits.mean(dim=0)),
+}
+"""By name: the outputs of each kind of task, and the other ones that a loss needs (medcls.kinds).
+
+ordinal: CORN, K - 1 conditional logits (Shi, Cao and Raschka, arXiv 2111.08851, equation 4). joint: K classes and the
+grade as a value, which the scores leave out.
+"""
+
+
+def count_logits(output: str, num_classes: int) -> int:
+    """Return the outputs that a head has.
+
+    Args:
+        output: One of OUTPUTS.
+        num_classes: K; ignored for binary and regression.
+
+    Raises:
+        ConfigError: there are no such outputs.
+    """
+    if output not in OUTPUTS:
+        raise ConfigError(f"task.kind={output}: expected one of {', '.join(OUTPUTS)}")
+    return OUTPUTS[output].count(num_classes)
+
+
+def compute_scores(output: str, logits: Tensor) -> Tensor:
+    """Return what the metrics take, float64.
+
+    Args:
+        output: One of OUTPUTS.
+        logits: (N, L), any floating dtype.
+
+    Returns:
+        binary (N, 1): probability of class 1. multiclass, ordinal and joint (N, K): probabilities summing to 1.
+        multilabel (N, K): a probability for each label. regression (N, 1): the value.
+    """
+    return OUTPUTS[output].score(logits.double())
+
+
+def average_logits(output: str, logits: Tensor) -> Tensor:
     """Return the logits whose scores are the mean of several views' or runs' scores, (N, L) float64.
 
     The link is inverted within logarithms, so that nothing is lost where a probability is next to 0 or 1.
 
     Args:
-        kind: What the outputs are, as for `count_logits`; they must have the same meaning in every view.
+        output: One of OUTPUTS; the logits must have the same meaning in every view.
         logits: (V, N, L), any floating dtype. The logits of one view come back as they are.
     """
     logits = logits.double()
     if len(logits) == 1:
         return logits[0]
-    if kind == "regression":
-        return logits.mean(dim=0)
-    if kind == "joint":
-        return torch.cat([average_logits("multiclass", logits[..., :-1]), logits[..., -1:].mean(dim=0)], dim=-1)
-    if kind == "multiclass":
-        # Log probabilities are logits: the softmax does not see the constant between them.
-        return logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
-    yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
-    if kind == "ordinal":
-        # log P(y > k) and log P(y = k), k = 0 … K - 2; their difference is CORN's conditional logit.
-        yes, no = yes.cumsum(dim=-1), F.pad(yes.cumsum(dim=-1), (1, -1)) + no
-    return yes.logsumexp(dim=0) - no.logsumexp(dim=0)
+    return OUTPUTS[output].average(logits)

@@ -16,7 +16,7 @@ class ManyViews(nn.Module):
 
     Args:
         model: Stored images (N, C, h, w) to logits (N, L).
-        output: What the logits are, as for `heads.count_logits`.
+        output: One of heads.OUTPUTS.
         size: (h, w) of the crops; None = the image as it is given (a dense network takes it whole).
         crops_per_side: Of the grid, evenly spaced from edge to edge; 1 = the middle. Where the image leaves less room
             there are fewer.

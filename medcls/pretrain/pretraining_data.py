@@ -17,8 +17,8 @@ from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
+from medcls.kinds import RECONSTRUCTION
 from medcls.runs.checksums import open_store
-from medcls.runs.model_file import RECONSTRUCTION
 from medcls.train.augment_choice import choose_augmentation, read_kinds
 from medcls.train.training_data import TrainingData
 
@@ -84,7 +84,7 @@ def open_volumes(job: PretrainJob) -> PretrainingData:
     )
     say(f"store {store.folder}: {len(train)} train, {len(val)} val volumes {shape}, labelled or not; no test volume")
     held_out = np.concatenate([rows[VAL], rows_of(splits, TEST)])
-    task = Task(RECONSTRUCTION, [], [])
+    task = Task(RECONSTRUCTION.name, [], [])
     corruption = build_corruption(job.corruption)
     return PretrainingData(store, task, train, val, certificate, "", held_out, corruption=corruption, seed=job.seed)
 

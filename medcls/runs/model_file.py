@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from medcls.clinical.encode import ClinicalSpec
-from medcls.config import TASKS, check_value
+from medcls.config import check_value
 from medcls.config.checks import check_crop
 from medcls.data.crops import Crop
 from medcls.data.targets import Task
@@ -27,6 +27,7 @@ from medcls.imaging.domain import Domain
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.spec import VolumeSpec, check_spec
 from medcls.inputs import check_model_file
+from medcls.kinds import KINDS, RECONSTRUCTION
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.models.normalization import VolumeNormalization
@@ -43,8 +44,6 @@ MOST_CLASSES = 10_000
 _METADATA = "medcls"
 _KNOWN_RUN = {"deidentify", "preprocess_sha256"}
 """What an ancestor whose patients are known says beside its names."""
-RECONSTRUCTION = "reconstruction"
-"""The kind of an autoencoder's task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,18 +164,17 @@ def _check_card(card: ModelCard) -> None:
 
 def _check_task(card: ModelCard) -> None:
     task, classes = card.task, len(card.task.class_names)
-    if task.kind not in (*TASKS, RECONSTRUCTION):
+    if task.kind not in (*KINDS, RECONSTRUCTION.name):
         raise ValueError(f"task.kind {task.kind[:20]}")
-    if (task.kind == RECONSTRUCTION) != (card.architecture in CLASSIFIER_OF):
+    if (task.kind == RECONSTRUCTION.name) != (card.architecture in CLASSIFIER_OF):
         raise ValueError(f"task.kind {task.kind} of a {card.architecture[:60]}")
-    fewest = {"binary": 2, "multiclass": 2, "ordinal": 2, "multilabel": 1}.get(task.kind, 0)
-    if not fewest <= classes <= (2 if task.kind == "binary" else MOST_CLASSES):
+    if not task.traits.fewest <= classes <= (task.traits.most or MOST_CLASSES):
         raise ValueError(f"{classes} classes of a {task.kind} task")
     if card.positive_class not in ("", task.positive):
         raise ValueError("positive_class is not the second class")
     if any(not 0 <= place < classes for place in task.mapping.values()):
         raise ValueError("task.mapping names a class that does not exist")
-    if task.kind == "multilabel" and len(task.columns) != classes:
+    if task.traits.multiple and len(task.columns) != classes:
         raise ValueError(f"{len(task.columns)} columns of {classes} labels")
     if task.grades and not classes:
         raise ValueError("task.grades without classes")
@@ -208,7 +206,7 @@ def read_card(path: Path) -> ModelCard:
         DataError: not a model file of medcls, damaged, of another format, or an autoencoder.
     """
     card = read_any_card(path)
-    if card.task.kind == RECONSTRUCTION:
+    if card.task.kind == RECONSTRUCTION.name:
         start = f"python -m medcls.train model={CLASSIFIER_OF[card.architecture]} model.weights={path.parent}"
         raise DataError(f"{path.parent} holds an autoencoder, which has no classes: {start} starts from it")
     return card
@@ -368,7 +366,7 @@ def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:
     """
     state, card = read_state(path)
     normalize = card.build_normalization()
-    if card.task.kind != RECONSTRUCTION or normalize is None:
+    if card.task.kind != RECONSTRUCTION.name or normalize is None:
         raise DataError(f"{path} is a {card.architecture}, which classifies: expected an autoencoder")
     build = partial(build_autoencoder, card.architecture, in_channels=card.in_channels, normalize=normalize)
     return _fill(build, state, path=path, wanted=card.architecture).eval(), card

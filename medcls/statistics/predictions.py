@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medcls.kinds import KINDS, TaskKind
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-KINDS = ("binary", "multiclass", "ordinal", "multilabel", "regression")
 ROW_SUM_TOLERANCE = 1e-2  # bfloat16 softmax sums to one within about 0.4 %
 NAMED_ROWS = 5  # rows that an error names before it only counts
 
@@ -43,9 +44,14 @@ class Predictions:
     probabilities: bool = True
 
     @property
+    def traits(self) -> TaskKind:
+        """What labels, scores and answers of its kind of task are."""
+        return KINDS[self.kind]
+
+    @property
     def decides(self) -> bool:
         """Whether scores become answers: margins of a yes-or-no label do not without a threshold."""
-        return self.probabilities or bool(self.thresholds) or self.kind not in ("binary", "multilabel")
+        return self.probabilities or bool(self.thresholds) or not self.traits.thresholds
 
     @property
     def called(self) -> NDArray[np.bool_]:
@@ -55,12 +61,12 @@ class Predictions:
     @property
     def has_grades(self) -> bool:
         """True where the distance between two classes means something."""
-        return self.grades or self.kind == "ordinal"
+        return self.grades or self.traits.ordered
 
     @property
     def positive_class(self) -> str:
         """The class that sensitivity and scores of a binary task are about, the second one; "" for other kinds."""
-        return self.class_names[1] if self.kind == "binary" else ""
+        return self.class_names[1] if self.traits.pair else ""
 
     @property
     def grade_true(self) -> Integers:
@@ -75,9 +81,9 @@ class Predictions:
         equals. Regression: the value rounded half up and clipped to [0, K-1].
         """
         score = self.y_score
-        if self.kind == "binary":
+        if self.traits.pair:
             return np.asarray(self.called[:, 0], dtype=np.int64)
-        if self.kind == "regression":
+        if self.traits.numeric:
             rounded = np.floor(score[:, 0] + 0.5)
             return np.clip(rounded, 0, len(self.class_names) - 1).astype(np.int64)
         return np.asarray(np.argmax(score, axis=1), dtype=np.int64)
@@ -119,27 +125,27 @@ def check_predictions(
     _check_shapes(kind, true, score, names=names)
     _check_scores(kind, score, probabilities=probabilities)
     _check_labels(kind, true, names=names, grades=grades)
-    if thresholds and (kind not in ("binary", "multilabel") or len(thresholds) != score.shape[1]):
+    if thresholds and (not KINDS[kind].thresholds or len(thresholds) != score.shape[1]):
         raise ValueError(f"thresholds has {len(thresholds)} values; expected one for each label, none of a {kind}")
-    integer_labels = kind in ("binary", "multiclass", "ordinal")
-    labels = true.astype(np.int64) if integer_labels else true
+    labels = true if KINDS[kind].multiple or KINDS[kind].numeric else true.astype(np.int64)
     return Predictions(kind, labels, score, names, grades, tuple(map(float, thresholds)), probabilities)
 
 
 def _check_names(kind: str, names: tuple[str, ...], *, grades: bool) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"class_names repeats a name: {list(names)}; every class needs its own")
-    least = {"binary": 2, "multiclass": 2, "ordinal": 2, "multilabel": 1}.get(kind, 2 if grades else 0)
-    if len(names) < least or (kind == "binary" and len(names) > 2):
-        expected = "exactly 2" if kind == "binary" else f"at least {least}"
+    row = KINDS[kind]
+    least = 2 if grades else row.fewest
+    if len(names) < least or (row.most is not None and len(names) > row.most):
+        expected = f"exactly {least}" if least == row.most else f"at least {least}"
         raise ValueError(f"class_names has {len(names)} names; {kind} needs {expected}")
 
 
 def _check_shapes(kind: str, true: Floats, score: Floats, *, names: tuple[str, ...]) -> None:
-    columns = 1 if kind in ("binary", "regression") else len(names)
+    columns = KINDS[kind].count_scores(len(names))
     if score.ndim != 2 or score.shape[1] != columns:
         raise ValueError(f"y_score has shape {score.shape}; {kind} needs (N, {columns})")
-    expected = score.shape if kind == "multilabel" else score.shape[:1]
+    expected = score.shape if KINDS[kind].multiple else score.shape[:1]
     if true.shape != expected:
         raise ValueError(f"y_true has shape {true.shape}; {kind} with y_score {score.shape} needs {expected}")
     if len(score) == 0:
@@ -148,22 +154,22 @@ def _check_shapes(kind: str, true: Floats, score: Floats, *, names: tuple[str, .
 
 def _check_scores(kind: str, score: Floats, *, probabilities: bool) -> None:
     _refuse_rows(~np.isfinite(score).all(axis=1), "y_score is NaN or infinite")
-    if kind == "regression" or not probabilities:
+    if KINDS[kind].numeric or not probabilities:
         return
     outside = (score < -1e-6) | (score > 1 + 1e-6)
     _refuse_rows(outside.any(axis=1), "y_score is not a probability in [0, 1] (logits were passed?)")
-    if kind in ("multiclass", "ordinal"):
+    if KINDS[kind].exclusive:
         off = np.abs(score.sum(axis=1) - 1) > ROW_SUM_TOLERANCE
         _refuse_rows(off, "the probabilities of y_score do not sum to 1")
 
 
 def _check_labels(kind: str, true: Floats, *, names: tuple[str, ...], grades: bool) -> None:
-    if kind == "multilabel":
+    if KINDS[kind].multiple:
         wrong = (~np.isnan(true) & (true != 0) & (true != 1)).any(axis=1)
         _refuse_rows(wrong, "y_true is not 0, 1 or NaN (unknown)")
         return
     _refuse_rows(~np.isfinite(true), "y_true is NaN or infinite")
-    if kind != "regression" or grades:
+    if grades or not KINDS[kind].numeric:
         wrong = (true != np.floor(true)) | (true < 0) | (true >= len(names))
         _refuse_rows(wrong, f"y_true is not an integer in [0, {len(names)})")
 

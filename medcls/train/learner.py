@@ -20,7 +20,7 @@ from medcls.models.synchronization import synchronize_batchnorm
 from medcls.models.transfer import StagePlan, build_parameter_groups, build_wide_group
 from medcls.train.training_data import TrainingData
 from medcls.training.forward import move_model
-from medcls.training.losses import Loss, balanced_weights, build_loss, supervise_deeply
+from medcls.training.losses import Loss, LossSettings, balanced_weights, build_loss, supervise_deeply
 from medcls.training.optimizers import build_average, build_optimizer, build_schedule
 from medcls.training.precision import build_scaler, choose_device, choose_precision
 from medcls.training.state import Learner, StepRules
@@ -130,13 +130,13 @@ def build_task_loss(job: TrainJob, data: TrainingData, *, unit: float) -> Loss:
     if job.task.class_weights == "balanced":
         targets = data.train.targets.numpy().astype(np.float64)
         weights = balanced_weights(data.task.output, targets, num_classes=data.task.num_classes)
-    loss = build_loss(
-        data.task.output,
-        job.task.loss,
+    settings = LossSettings(
+        name=job.task.loss,
         class_weights=weights,
         focal_gamma=job.task.focal_gamma,
         label_smoothing=job.task.label_smoothing,
         joint_lambda=job.task.joint_lambda,
         scale=unit,
     )
+    loss = build_loss(data.task.output, settings)
     return supervise_deeply(loss, job.model.supervision) if job.model.supervision else loss

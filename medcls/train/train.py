@@ -47,7 +47,7 @@ from medcls.train.voxel_baseline import write_baseline
 from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.forward import PredictOptions, predict_logits
 from medcls.training.loop import NonFiniteError, run_epochs
-from medcls.training.losses import build_loss
+from medcls.training.losses import LossSettings, build_loss
 from medcls.training.state import Best, Feed, Progress, RunPlan, StepRules
 from medcls.training.tracking import Tracker
 
@@ -194,14 +194,10 @@ def validate(
 def score_logits(job: TrainJob, logits: Tensor, *, data: TrainingData, unit: float) -> tuple[float, dict[str, float]]:
     """Return what `validate` returns, of logits (N, L) of the validation images."""
     # Without class weights, which belong to training; in the same unit as the training loss.
-    loss_of = build_loss(
-        data.task.output,
-        job.task.loss,
-        focal_gamma=job.task.focal_gamma,
-        joint_lambda=job.task.joint_lambda,
-        scale=unit,
+    settings = LossSettings(
+        job.task.loss, focal_gamma=job.task.focal_gamma, joint_lambda=job.task.joint_lambda, scale=unit
     )
-    loss = float(loss_of(logits, data.val.targets))
+    loss = float(build_loss(data.task.output, settings)(logits, data.val.targets))
     targets = data.val.targets.double().numpy()
     predictions = check_predictions(
         data.task.kind,

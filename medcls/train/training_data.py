@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medcls.clinical.encode import ClinicalSpec
-from medcls.config import AugmentConfig, CropConfig, TaskConfig, TrainJob
+from medcls.config import AugmentConfig, CropConfig, TrainJob
 from medcls.console import say
 from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
@@ -92,7 +92,7 @@ def open_data(job: TrainJob) -> TrainingData:
             f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: expected both; prepare "
             "the store with both, or choose another split.name="
         )
-    task = read_task(job.task, labels.take(train_rows))
+    task = build_task(job.task, labels.take(train_rows))
     crop = build_crop(job.crop, store)
     shape = store.shape if crop is None else crop.shape(store.shape)
     # Where no image is looked at, none is worth a change.
@@ -139,21 +139,6 @@ def build_crop(config: CropConfig, store: Store) -> Crop | None:
     crop = Crop(config.size, *config.scales)
     crop.check(store.shape)
     return crop
-
-
-def read_task(config: TaskConfig, train_labels: pa.Table) -> Task:
-    """Return the task that the settings make of the training rows' labels, as `build_task` does."""
-    return build_task(
-        config.kind,
-        train_labels,
-        label=config.label,
-        labels=config.labels,
-        classes=config.classes,
-        order=config.order,
-        positive=config.positive,
-        grades=config.grades,
-        ordinal=config.ordinal,
-    )
 
 
 def check_grades(task: Task, targets: NDArray[np.float64], *, split: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,25 +15,38 @@ from medcls.errors import ConfigError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-_REGRESSION: dict[str, Callable[..., Tensor]] = {
-    "auto": F.mse_loss,
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    "huber": F.huber_loss,
-}
+
+@dataclass(frozen=True, slots=True)
+class LossSettings:
+    """What a loss can be told; each takes what it needs.
+
+    Attributes:
+        name: "auto" or another of LOSSES, for these outputs.
+        class_weights: (2,) binary, (K,) multiclass and joint, (K, 2) multilabel as [negative, positive], or None.
+        focal_gamma: Focusing exponent of the focal loss.
+        label_smoothing: Of multiclass cross-entropy, [0, 1).
+        joint_lambda: Share of the cross-entropy in the joint loss, [0, 1]; the squared error of the grade has the rest.
+        scale: Unit of a regression target; residuals are divided by it.
+    """
+
+    name: str = "auto"
+    class_weights: Tensor | None = None
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.0
+    joint_lambda: float = 0.5
+    scale: float = 1.0
+
+    @property
+    def gamma(self) -> float:
+        """The focusing exponent; 0 = cross-entropy."""
+        return self.focal_gamma * (self.name == "focal")
 
 
-def build_loss(
-    kind: str,
-    name: str = "auto",
-    *,
-    class_weights: Tensor | None = None,
-    focal_gamma: float = 2.0,
-    label_smoothing: float = 0.0,
-    joint_lambda: float = 0.5,
-    scale: float = 1.0,
-) -> Loss:
-    """Return the loss of a task.
+PLAIN = LossSettings()
+
+
+def build_loss(output: str, settings: LossSettings = PLAIN) -> Loss:
+    """Return the loss of a network's outputs.
 
     It takes logits (N, L), any floating dtype, and targets (N, T), float32 with NaN for unknown, and returns a
     scalar float32: the mean over known targets (0 with no gradient where none is known). Targets may be soft: shares
@@ -40,34 +54,20 @@ def build_loss(
     the mean of the losses of its classes, weighted by their shares (cross-entropy is linear in the target).
 
     Args:
-        kind: What the outputs are: "binary", "multiclass", "multilabel", "ordinal" (CORN), "joint" or "regression".
-        name: "auto", or "cross_entropy" | "focal" | "corn" | "joint" | "mse" | "mae" | "huber" where there is one.
-        class_weights: (2,) binary, (K,) multiclass and joint, (K, 2) multilabel as [negative, positive], or None.
-        focal_gamma: Focusing exponent of the focal loss.
-        label_smoothing: Of multiclass cross-entropy, [0, 1).
-        joint_lambda: Share of the cross-entropy in the joint loss, [0, 1]; the squared error of the grade has the rest.
-        scale: Unit of a regression target; residuals are divided by it.
+        output: One of models.heads.OUTPUTS.
+        settings: Which of its losses, and how.
 
     Raises:
-        ConfigError: the task has no such loss.
+        ConfigError: these outputs have no such loss.
 
     Source: focal loss, Lin et al., arXiv 1708.02002, equation 4; CORN, Shi, Cao and Raschka, arXiv 2111.08851,
     equation 7; joint, Antony et al., arXiv 1703.09856 (a weighted ratio of cross-entropy and squared error; the two
     shares add up to one here).
     """
-    gamma = focal_gamma if name == "focal" else 0.0
-    if kind == "multiclass" and name in ("auto", "cross_entropy", "focal"):
-        return _multiclass_loss(class_weights, gamma=gamma, label_smoothing=label_smoothing)
-    if kind in ("binary", "multilabel") and name in ("auto", "cross_entropy", "focal"):
-        return _binary_loss(class_weights, gamma=gamma)
-    if kind == "joint" and name in ("auto", "joint"):
-        classes = _multiclass_loss(class_weights, gamma=0.0, label_smoothing=0.0)
-        return _joint_loss(classes, _regression_loss("mse", scale=1.0), share=joint_lambda)
-    if kind == "ordinal" and name in ("auto", "corn"):
-        return _corn_loss
-    if kind == "regression" and name in _REGRESSION:
-        return _regression_loss(name, scale=scale)
-    raise ConfigError(f"task.loss={name}: task.kind={kind} has no such loss")
+    build = LOSSES.get(output, {}).get(settings.name)
+    if build is None:
+        raise ConfigError(f"task.loss={settings.name}: task.kind={output} has no such loss")
+    return build(settings)
 
 
 def supervise_deeply(loss: Loss, weights: Sequence[float]) -> Loss:
@@ -101,7 +101,9 @@ def _focus(error: Tensor, gamma: float) -> Tensor:
     return error.clamp_min(1e-12) ** gamma
 
 
-def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smoothing: float) -> Loss:
+def _multiclass_loss(settings: LossSettings) -> Loss:
+    class_weights, gamma, label_smoothing = settings.class_weights, settings.gamma, settings.label_smoothing
+
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         if targets.shape[1] > 1:
             return soft(logits.float(), targets)
@@ -130,8 +132,10 @@ def _multiclass_loss(class_weights: Tensor | None, *, gamma: float, label_smooth
     return loss
 
 
-def _joint_loss(classes: Loss, grade: Loss, *, share: float) -> Loss:
-    """Return the first K logits are classes, the last is the grade."""
+def _joint_loss(settings: LossSettings) -> Loss:
+    """The first K logits are classes, the last one is the grade."""
+    classes = _multiclass_loss(LossSettings(class_weights=settings.class_weights))
+    grade, share = _value_loss(LossSettings("mse")), settings.joint_lambda
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return share * classes(logits[:, :-1], targets) + (1 - share) * grade(logits[:, -1:], targets)
@@ -139,7 +143,9 @@ def _joint_loss(classes: Loss, grade: Loss, *, share: float) -> Loss:
     return loss
 
 
-def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
+def _binary_loss(settings: LossSettings) -> Loss:
+    class_weights, gamma = settings.class_weights, settings.gamma
+
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         known = (~targets.isnan()).float()
         flags = targets.nan_to_num()
@@ -161,16 +167,20 @@ def _binary_loss(class_weights: Tensor | None, *, gamma: float) -> Loss:
     return loss
 
 
-def _corn_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def _grade_loss(settings: LossSettings) -> Loss:
     """Logit k learns P(y > k) on the images with y > k - 1 only."""
-    steps = torch.arange(logits.shape[1], device=logits.device)
-    # log-sigmoid of the signed logit: torch's own form subtracts two large numbers and loses small losses.
-    losses = -F.logsigmoid(torch.where(targets > steps, logits.float(), -logits.float()))
-    return _mean(losses, (targets >= steps).float())
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        steps = torch.arange(logits.shape[1], device=logits.device)
+        # log-sigmoid of the signed logit: torch's own form subtracts two large numbers and loses small losses.
+        losses = -F.logsigmoid(torch.where(targets > steps, logits.float(), -logits.float()))
+        return _mean(losses, (targets >= steps).float())
+
+    return loss
 
 
-def _regression_loss(name: str, *, scale: float) -> Loss:
-    function = _REGRESSION[name]
+def _value_loss(settings: LossSettings) -> Loss:
+    function, scale = _ERRORS[settings.name], settings.scale
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         known = ~targets.isnan()
@@ -180,30 +190,61 @@ def _regression_loss(name: str, *, scale: float) -> Loss:
     return loss
 
 
-def balanced_weights(kind: str, targets: NDArray[np.float64], *, num_classes: int) -> Tensor | None:
+_ERRORS: dict[str, Callable[..., Tensor]] = {
+    "auto": F.mse_loss,
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
+_CROSS_ENTROPIES = ("auto", "cross_entropy", "focal")
+LOSSES: dict[str, dict[str, Callable[[LossSettings], Loss]]] = {
+    "binary": dict.fromkeys(_CROSS_ENTROPIES, _binary_loss),
+    "multiclass": dict.fromkeys(_CROSS_ENTROPIES, _multiclass_loss),
+    "multilabel": dict.fromkeys(_CROSS_ENTROPIES, _binary_loss),
+    "ordinal": dict.fromkeys(("auto", "corn"), _grade_loss),
+    "joint": dict.fromkeys(("auto", "joint"), _joint_loss),
+    "regression": dict.fromkeys(_ERRORS, _value_loss),
+}
+"""Outputs of a network (models.heads.OUTPUTS) -> value of task.loss -> the function that builds the loss."""
+
+
+def balanced_weights(output: str, targets: NDArray[np.float64], *, num_classes: int) -> Tensor:
     """Return class weights inversely proportional to the counts in the training rows, with mean 1 over rows.
 
     Args:
-        kind: "binary", "multiclass", "joint" or "multilabel"; other outputs have no class weights.
+        output: One of models.heads.OUTPUTS whose loss has class weights.
         targets: (N, T) of the training rows; NaN = unknown, not counted.
         num_classes: K.
 
     Raises:
-        ConfigError: a task without class weights.
+        ConfigError: outputs without class weights.
 
     Source: King and Zeng, Logistic regression in rare events data, 2001 (n / (K n_c)).
     """
-    if kind == "multilabel":
-        counts = np.stack([np.nansum(targets == 0, axis=0), np.nansum(targets == 1, axis=0)], axis=1)
-        return torch.as_tensor(counts.sum(axis=1, keepdims=True) / (2 * np.maximum(counts, 1)), dtype=torch.float32)
-    if kind not in ("binary", "multiclass", "joint"):
+    if output not in _CLASS_WEIGHTS:
         raise ConfigError(
-            f"task.class_weights=balanced: task.kind={kind} has none: set task.sampler=balanced instead, or remove it"
+            f"task.class_weights=balanced: task.kind={output} has none: set task.sampler=balanced instead, or remove it"
         )
-    size = 2 if kind == "binary" else num_classes
+    return torch.as_tensor(_CLASS_WEIGHTS[output](targets, num_classes), dtype=torch.float32)
+
+
+def _balance_classes(targets: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
     known = targets[~np.isnan(targets[:, 0]), 0]
-    counts = np.bincount(known.astype(np.int64), minlength=size)
-    return torch.as_tensor(len(known) / (size * np.maximum(counts, 1)), dtype=torch.float32)
+    counts = np.bincount(known.astype(np.int64), minlength=num_classes)
+    return np.asarray(len(known) / (num_classes * np.maximum(counts, 1)))
+
+
+def _balance_labels(targets: NDArray[np.float64], num_classes: int) -> NDArray[np.float64]:
+    counts = np.stack([np.nansum(targets == side, axis=0) for side in (0, 1)], axis=1)
+    return np.asarray(counts.sum(axis=1, keepdims=True) / (2 * np.maximum(counts, 1)))
+
+
+_CLASS_WEIGHTS = {
+    "binary": _balance_classes,
+    "multiclass": _balance_classes,
+    "joint": _balance_classes,
+    "multilabel": _balance_labels,
+}
 
 
 RECONSTRUCTION_LOSSES = ("mse", "l1", "ssim", "half_sse")

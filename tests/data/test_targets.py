@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from medcls.config import TaskConfig
 from medcls.data.targets import (
     Task,
     build_task,
@@ -36,7 +37,7 @@ def encode(task: Task, labels: pa.Table) -> tuple[list[list[float]], list[bool]]
 
 
 def test_classes_are_the_training_labels_in_natural_order() -> None:
-    assert build_task("multiclass", table(label=["10", "9", "b", "1.5", "a", None])).class_names == [
+    assert build_task(TaskConfig("multiclass"), table(label=["10", "9", "b", "1.5", "a", None])).class_names == [
         "1.5",
         "9",
         "10",
@@ -46,7 +47,7 @@ def test_classes_are_the_training_labels_in_natural_order() -> None:
 
 
 def test_class_indices_follow_the_names() -> None:
-    task = build_task("multiclass", table(label=["b", "a", "c"]))
+    task = build_task(TaskConfig("multiclass"), table(label=["b", "a", "c"]))
     targets, known = encode(task, table(label=["c", "a", None, "new"]))
     assert targets[:2] == [[2.0], [0.0]]
     assert known == [True, True, False, False]
@@ -54,7 +55,7 @@ def test_class_indices_follow_the_names() -> None:
 
 def test_classes_may_join_labels_and_leave_some_out() -> None:
     labels = table(label=["0", "1", "2", "3", "4"])
-    task = build_task("binary", labels, classes={0: 0, 1: 0, 3: 1, "4": 1})
+    task = build_task(TaskConfig("binary", classes={0: 0, 1: 0, 3: 1, "4": 1}), labels)
     assert task.class_names == ["0+1", "3+4"]
     targets, known = encode(task, labels)
     assert known == [True, True, False, True, True]
@@ -64,31 +65,31 @@ def test_classes_may_join_labels_and_leave_some_out() -> None:
 @pytest.mark.parametrize("spelling", [("true", "false"), ("True", "False"), ("TRUE", "FALSE")])
 def test_truth_values_of_yaml_find_the_label_as_written(spelling: tuple[str, str]) -> None:
     yes, no = spelling
-    task = build_task("binary", table(label=[yes, no]), classes={False: 0, True: 1})
+    task = build_task(TaskConfig("binary", classes={False: 0, True: 1}), table(label=[yes, no]))
     assert task.mapping == {no: 0, yes: 1}
 
 
 def test_a_label_column_by_its_name() -> None:
     labels = table(label_effusion=["0", "1"], label_grade=["a", "b"])
-    assert build_task("multiclass", labels, label="grade").columns == ["label_grade"]
-    assert build_task("multiclass", labels, label="label_grade").columns == ["label_grade"]
+    assert build_task(TaskConfig("multiclass", label="grade"), labels).columns == ["label_grade"]
+    assert build_task(TaskConfig("multiclass", label="label_grade"), labels).columns == ["label_grade"]
 
 
 def test_multilabel_keeps_unknown_apart_from_absent() -> None:
     labels = table(label_a=["0", "1", None, "1.0"], label_b=["1", None, None, "0.0"])
-    task = build_task("multilabel", labels)
+    task = build_task(TaskConfig("multilabel"), labels)
     assert task.class_names == ["a", "b"]
     targets, known = encode_targets(task, labels)
     np.testing.assert_array_equal(targets, [[0, 1], [1, np.nan], [np.nan, np.nan], [1, 0]])
     assert known.tolist() == [True, True, False, True]
-    assert build_task("multilabel", labels, labels=["b"]).columns == ["label_b"]
+    assert build_task(TaskConfig("multilabel", labels=["b"]), labels).columns == ["label_b"]
 
 
 def test_regression_of_a_number_and_of_a_grade() -> None:
     labels = table(label=["0", "2", "3", None])
-    plain = build_task("regression", labels)
+    plain = build_task(TaskConfig("regression"), labels)
     assert (plain.class_names, plain.num_classes) == ([], 0)
-    graded = build_task("regression", labels, grades=True)
+    graded = build_task(TaskConfig("regression", grades=True), labels)
     assert (graded.class_names, graded.num_classes) == (["0", "1", "2", "3"], 4)
     targets, known = encode_targets(plain, table(label=["1.5", None]))
     np.testing.assert_array_equal(targets, [[1.5], [np.nan]])
@@ -96,7 +97,7 @@ def test_regression_of_a_number_and_of_a_grade() -> None:
 
 
 def test_ordinal_classes_are_in_order() -> None:
-    task = build_task("ordinal", table(label=["2", "0", "10", "1"]))
+    task = build_task(TaskConfig("ordinal"), table(label=["2", "0", "10", "1"]))
     assert task.class_names == ["0", "1", "2", "10"]
 
 
@@ -143,7 +144,7 @@ def test_positive_class_is_the_one_that_is_not_healthy(
     labels: list[str], settings: dict[str, Any], classes: list[str]
 ) -> None:
     for rows in (labels, labels[::-1]):
-        task = build_task("binary", table(label=[*rows, *rows]), **settings)
+        task = build_task(TaskConfig("binary", **settings), table(label=[*rows, *rows]))
         assert (task.class_names, task.positive) == (classes, classes[1])
         positive, _ = encode_targets(task, table(label=[classes[1].split("+")[0], classes[0]]))
         assert positive.tolist() == [[1.0], [0.0]]
@@ -175,7 +176,7 @@ def test_binary_task_without_a_positive_class_is_refused_with_the_line_to_type(
     labels: list[str], settings: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(ConfigError, match=line):
-        build_task("binary", table(label=labels), **settings)
+        build_task(TaskConfig("binary", **settings), table(label=labels))
 
 
 SEVERITY = ["mild", "moderate", "none", "severe"]
@@ -185,12 +186,12 @@ SEVERITY = ["mild", "moderate", "none", "severe"]
 def test_ordered_task_with_words_asks_for_their_order_and_takes_it(kind: str, grades: bool) -> None:
     labels = table(label=SEVERITY)
     with pytest.raises(ConfigError, match=r"set .task.order=\[none,mild,moderate,severe\].?, the likely order"):
-        build_task(kind, labels, grades=grades)
+        build_task(TaskConfig(kind, grades=grades), labels)
     with pytest.raises(ConfigError, match=r"task.order=\[\?,\?,\?\].?, with A, B, C from least to most in place of"):
-        build_task(kind, table(label=["B", "A", "C"]), grades=grades)
+        build_task(TaskConfig(kind, grades=grades), table(label=["B", "A", "C"]))
     with pytest.raises(ConfigError, match=r"task.order has \?: write A, B, C from least to most in place of each \?"):
-        build_task(kind, table(label=["B", "A", "C"]), order=["?", "?", "?"], grades=grades)
-    task = build_task(kind, labels, order=["none", "mild", "moderate", "severe"], grades=grades)
+        build_task(TaskConfig(kind, order=["?", "?", "?"], grades=grades), table(label=["B", "A", "C"]))
+    task = build_task(TaskConfig(kind, order=["none", "mild", "moderate", "severe"], grades=grades), labels)
     assert task.class_names == ["none", "mild", "moderate", "severe"]
     targets, known = encode_targets(task, table(label=[*SEVERITY, "unheard of"]))
     assert targets[:4].tolist() == [[1.0], [2.0], [0.0], [3.0]]
@@ -198,7 +199,7 @@ def test_ordered_task_with_words_asks_for_their_order_and_takes_it(kind: str, gr
 
 
 def test_left_out_images_without_a_label_are_not_said_to_have_one() -> None:
-    task = build_task("multiclass", table(label=["a", "b"]))
+    task = build_task(TaskConfig("multiclass"), table(label=["a", "b"]))
     said = {
         (None, None, "a"): "2 of 3 images are left out: they have no label of this task",
         ("c", "b", "a"): "1 of 3 images are left out: their label is not a class of the task",
@@ -215,16 +216,16 @@ def test_left_out_images_without_a_label_are_not_said_to_have_one() -> None:
 
 def test_joined_negative_class_is_not_called_healthy() -> None:
     labels = table(label=["benign", "malignant", "normal"])
-    joined = build_task("binary", labels, classes={"benign": 0, "malignant": 1, "normal": 0})
+    joined = build_task(TaskConfig("binary", classes={"benign": 0, "malignant": 1, "normal": 0}), labels)
     assert describe_positive(joined, recorded=True) == "positive class: malignant (negative: benign+normal)"
-    alone = build_task("binary", table(label=["malignant", "normal"]))
+    alone = build_task(TaskConfig("binary"), table(label=["malignant", "normal"]))
     assert describe_positive(alone, recorded=True).endswith("(negative: normal, which means healthy)")
 
 
 def test_quadratic_kappa_follows_the_order_of_the_task() -> None:
     truth = ["none", "mild", "moderate", "severe"] * 5
     answers = ["none", "none", "mild", "severe", "mild", "mild", "moderate", "moderate"] * 2 + truth[:4]
-    task = build_task("ordinal", table(label=truth), order=["none", "mild", "moderate", "severe"])
+    task = build_task(TaskConfig("ordinal", order=["none", "mild", "moderate", "severe"]), table(label=truth))
     (true, _), (answered, _) = (encode_targets(task, table(label=rows)) for rows in (truth, answers))
     scores = np.eye(4)[answered[:, 0].astype(int)]
     metrics = compute_metrics(check_predictions("ordinal", true[:, 0], scores, class_names=task.class_names))
@@ -236,20 +237,20 @@ def test_quadratic_kappa_follows_the_order_of_the_task() -> None:
 
 
 def test_order_of_classes_without_an_order_of_grades() -> None:
-    task = build_task("multiclass", table(label=["b", "a", "c"]), order=["c", "a", "b"])
+    task = build_task(TaskConfig("multiclass", order=["c", "a", "b"]), table(label=["b", "a", "c"]))
     assert task.class_names == ["c", "a", "b"]
-    stages = build_task("multiclass", table(label=["KL10", "KL2", "KL0"]))
+    stages = build_task(TaskConfig("multiclass"), table(label=["KL10", "KL2", "KL0"]))
     assert stages.class_names == ["KL0", "KL2", "KL10"]
 
 
 def test_order_that_does_not_fit_the_labels_is_refused() -> None:
     labels = table(label=["a", "b", "c"])
     with pytest.raises(DataError, match=r"task.order names d: .* it has a, b, c"):
-        build_task("ordinal", labels, order=["a", "b", "c", "d"])
+        build_task(TaskConfig("ordinal", order=["a", "b", "c", "d"]), labels)
     with pytest.raises(ConfigError, match=r"task.order leaves out c: add every label"):
-        build_task("ordinal", labels, order=["a", "b"])
+        build_task(TaskConfig("ordinal", order=["a", "b"]), labels)
     with pytest.raises(ConfigError, match=r"task.order names a twice"):
-        build_task("ordinal", labels, order=["a", "b", "c", "a"])
+        build_task(TaskConfig("ordinal", order=["a", "b", "c", "a"]), labels)
 
 
 @pytest.mark.parametrize(("kind", "columns", "arguments", "error", "part"), WRONG, ids=[w[4] for w in WRONG])
@@ -257,68 +258,70 @@ def test_what_makes_no_task_is_refused(
     kind: str, columns: dict[str, list[str | None]], arguments: dict[str, Any], error: type[Exception], part: str
 ) -> None:
     with pytest.raises(error, match=part):
-        build_task(kind, table(**columns), **arguments)
+        build_task(TaskConfig(kind, **arguments), table(**columns))
 
 
 def test_values_that_a_task_cannot_take() -> None:
-    task = build_task("multilabel", table(label_a=["0", "1"]))
+    task = build_task(TaskConfig("multilabel"), table(label_a=["0", "1"]))
     with pytest.raises(DataError, match="column label_a has a value other than 0, 1 and blank"):
         encode_targets(task, table(label_a=["2"]))
     with pytest.raises(DataError, match="no column label_a; they have image_id, label"):
         encode_targets(task, table(label=["1"]))
     with pytest.raises(DataError, match="column label has a text that is not a number"):
-        encode_targets(build_task("regression", table(label=["1"])), table(label=["nan"]))
+        encode_targets(build_task(TaskConfig("regression"), table(label=["1"])), table(label=["nan"]))
 
 
 def test_no_rows_have_no_targets() -> None:
     for kind, columns in (("multiclass", {"label": ["x", "y"]}), ("multilabel", {"label_a": ["0"], "label_b": ["1"]})):
-        task = build_task(kind, table(**columns))
+        task = build_task(TaskConfig(kind), table(**columns))
         targets, known = encode_targets(task, table(**{name: [] for name in columns}))
         assert (targets.shape, known.shape) == ((0, len(columns)), (0,))
 
 
 def test_a_class_without_an_image_is_named_with_its_split() -> None:
-    task = build_task("multiclass", table(label=["a", "b", "c"]))
+    task = build_task(TaskConfig("multiclass"), table(label=["a", "b", "c"]))
     check_classes_present(task, np.array([[0.0], [1], [2]]), split="val")
     with pytest.raises(DataError, match="classes without an image in the val split: b, c"):
         check_classes_present(task, np.array([[0.0]]), split="val")
 
 
 def test_a_label_needs_both_sides() -> None:
-    task = build_task("multilabel", table(label_a=["0", "1"], label_b=["0", "1"]))
+    task = build_task(TaskConfig("multilabel"), table(label_a=["0", "1"], label_b=["0", "1"]))
     check_classes_present(task, np.array([[0.0, 1], [1, 0]]), split="train")
     with pytest.raises(DataError, match="labels without both 0 and 1 in the train split: b"):
         check_classes_present(task, np.array([[0.0, 1], [1, np.nan]]), split="train")
 
 
 def test_regression_has_no_classes_to_miss() -> None:
-    check_classes_present(build_task("regression", table(label=["1"])), np.array([[1.0]]), split="val")
+    check_classes_present(build_task(TaskConfig("regression"), table(label=["1"])), np.array([[1.0]]), split="val")
 
 
 def test_how_an_ordinal_task_is_answered_decides_outputs_and_not_the_question() -> None:
     labels = table(label=["0", "1", "2"])
-    corn, softmax, joint = (build_task("ordinal", labels, ordinal=form) for form in ("corn", "softmax", "joint"))
+    corn, softmax, joint = (
+        build_task(TaskConfig("ordinal", loss=loss), labels) for loss in ("corn", "cross_entropy", "joint")
+    )
     assert [task.output for task in (corn, softmax, joint)] == ["ordinal", "multiclass", "joint"]
     assert corn.asks_the_same(joint)
     assert softmax.asks_the_same(corn)
-    assert not corn.asks_the_same(build_task("multiclass", labels))
-    assert not corn.asks_the_same(build_task("ordinal", table(label=["0", "1"])))
-    assert build_task("multiclass", labels, ordinal="joint").output == "multiclass"
+    assert not corn.asks_the_same(build_task(TaskConfig("multiclass"), labels))
+    assert not corn.asks_the_same(build_task(TaskConfig("ordinal"), table(label=["0", "1"])))
+    assert build_task(TaskConfig("multiclass", loss="cross_entropy"), labels).output == "multiclass"
 
 
 def test_another_spelling_is_the_same_class() -> None:
-    task = build_task("binary", table(label=["Normal", "OA", "Normal"]))
+    task = build_task(TaskConfig("binary"), table(label=["Normal", "OA", "Normal"]))
     other = table(label=["normal ", "OA", "oa", "NORMAL", "knee"])
     targets, known = encode_targets(task, other)
     assert targets[:4, 0].tolist() == [0, 1, 1, 0]
     assert known.tolist() == [True] * 4 + [False]
     assert find_respelled(task, other) == {"NORMAL": "Normal", "normal ": "Normal", "oa": "OA"}
-    numbers = build_task("binary", table(label=["0.0", "1.0"]))
+    numbers = build_task(TaskConfig("binary"), table(label=["0.0", "1.0"]))
     assert encode_targets(numbers, table(label=["1", "0", "01"]))[0][:, 0].tolist() == [1, 0, 1]
 
 
 def test_two_spellings_in_an_old_store_are_one_class() -> None:
-    task = build_task("multiclass", table(label=["normal", "Normal", "Normal", "OA"]))
+    task = build_task(TaskConfig("multiclass"), table(label=["normal", "Normal", "Normal", "OA"]))
     assert task.class_names == ["Normal", "OA"]
     assert encode_targets(task, table(label=["normal", "Normal"]))[0][:, 0].tolist() == [0, 0]
 
@@ -330,14 +333,16 @@ def test_a_run_with_two_spellings_as_two_classes_keeps_them() -> None:
 
 
 def test_classes_may_be_asked_for_in_another_spelling() -> None:
-    task = build_task("binary", table(label=["0.0", "1.0", "2.0"]), classes={0: 0, "1": 1, 2: 1})
+    task = build_task(TaskConfig("binary", classes={0: 0, "1": 1, 2: 1}), table(label=["0.0", "1.0", "2.0"]))
     assert task.mapping == {"0.0": 0, "1.0": 1, "2.0": 1}
-    assert build_task("binary", table(label=["Normal", "OA"]), classes={"oa": 1, "NORMAL": 0}).class_names == [
+    assert build_task(
+        TaskConfig("binary", classes={"oa": 1, "NORMAL": 0}), table(label=["Normal", "OA"])
+    ).class_names == [
         "Normal",
         "OA",
     ]
 
 
 def test_flags_may_be_spelled_as_numbers() -> None:
-    task = build_task("multilabel", table(label_a=["1", "0"]))
+    task = build_task(TaskConfig("multilabel"), table(label_a=["1", "0"]))
     assert encode_targets(task, table(label_a=["1.00", "01", "0.", "00"]))[0][:, 0].tolist() == [1, 1, 0, 0]

@@ -16,7 +16,7 @@ from medcls.models.backbones import Backbone
 from medcls.models.classifier import Classifier
 from medcls.models.heads import LinearHead, count_logits
 from medcls.training.loop import Keeper, run_epochs, train_epoch
-from medcls.training.losses import build_loss
+from medcls.training.losses import LossSettings, build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
 from medcls.training.precision import build_scaler
 from medcls.training.state import EpochResult, Feed, Learner, Progress, RunPlan, StepRules
@@ -114,7 +114,7 @@ def build_learner() -> Callable[..., Learner]:
         optimizer = build_optimizer(given["name"], groups, lr=given["lr"], momentum=given["momentum"])
         return Learner(
             model=model,
-            loss=given.get("loss") or build_loss(kind, scale=float(model.head.scale)),
+            loss=given.get("loss") or build_loss(kind, LossSettings(scale=float(model.head.scale))),
             optimizer=optimizer,
             schedule=build_schedule(optimizer, name=given["schedule"], steps_per_epoch=10, epochs=1),
             scaler=build_scaler(given["precision"], device="cpu"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medcls.errors import ConfigError
-from medcls.training.losses import balanced_weights, build_loss, supervise_deeply
+from medcls.training.losses import LossSettings, balanced_weights, build_loss, supervise_deeply
 
 NAN = math.nan
 KINDS = ("binary", "multiclass", "multilabel", "ordinal", "regression")
@@ -57,13 +57,13 @@ def test_multiclass_is_torchs_cross_entropy_with_weights_and_smoothing() -> None
     logits, targets = draw(32, "multiclass")
     weights = torch.tensor([0.2, 1.0, 3.0, 0.7])
     index = targets[:, 0].long()
-    plain = build_loss("multiclass", "cross_entropy")(logits, targets)
-    weighted = build_loss("multiclass", class_weights=weights)(logits, targets)
-    smoothed = build_loss("multiclass", label_smoothing=0.1)(logits, targets)
+    plain = build_loss("multiclass", LossSettings("cross_entropy"))(logits, targets)
+    weighted = build_loss("multiclass", LossSettings(class_weights=weights))(logits, targets)
+    smoothed = build_loss("multiclass", LossSettings(label_smoothing=0.1))(logits, targets)
     torch.testing.assert_close(plain, F.cross_entropy(logits, index))
     torch.testing.assert_close(weighted, F.cross_entropy(logits, index, weight=weights))
     torch.testing.assert_close(smoothed, F.cross_entropy(logits, index, label_smoothing=0.1))
-    both = build_loss("multiclass", class_weights=weights, label_smoothing=0.1)(logits, targets)
+    both = build_loss("multiclass", LossSettings(class_weights=weights, label_smoothing=0.1))(logits, targets)
     torch.testing.assert_close(both, F.cross_entropy(logits, index, weight=weights, label_smoothing=0.1))
 
 
@@ -72,7 +72,7 @@ def test_joint_is_the_weighted_sum_of_its_two_losses(share: float, seed: int) ->
     _, targets = draw(12, "multiclass", seed=seed)
     logits = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed))
     weights = torch.tensor([0.2, 1.0, 3.0, 0.7])
-    joint = build_loss("joint", class_weights=weights, joint_lambda=share)(logits, targets)
+    joint = build_loss("joint", LossSettings(class_weights=weights, joint_lambda=share))(logits, targets)
     classes = F.cross_entropy(logits[:, :4], targets[:, 0].long(), weight=weights)
     grade = F.mse_loss(logits[:, 4], targets[:, 0])
     torch.testing.assert_close(joint, share * classes + (1 - share) * grade)
@@ -83,7 +83,7 @@ def test_binary_is_torchs_two_class_cross_entropy() -> None:
     weights = torch.tensor([0.5, 4.0])
     pair = torch.cat([torch.zeros_like(logits), logits], dim=1)  # sigmoid(z) = softmax([0, z])[1]
     expected = F.cross_entropy(pair, targets[:, 0].long(), weight=weights)
-    torch.testing.assert_close(build_loss("binary", class_weights=weights)(logits, targets), expected)
+    torch.testing.assert_close(build_loss("binary", LossSettings(class_weights=weights))(logits, targets), expected)
 
 
 def test_multilabel_weights_belong_to_each_label_and_side() -> None:
@@ -96,14 +96,16 @@ def test_multilabel_weights_belong_to_each_label_and_side() -> None:
             chance = 1 / (1 + math.exp(-z))
             total -= weight * math.log(chance if y else 1 - chance)
             known += weight
-    assert float(build_loss("multilabel", class_weights=weights)(logits, targets)) == pytest.approx(total / known)
+    assert float(build_loss("multilabel", LossSettings(class_weights=weights))(logits, targets)) == pytest.approx(
+        total / known
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_focal_without_focus_is_cross_entropy(kind: str) -> None:
     logits, targets = draw(32, kind)
-    focal = build_loss(kind, "focal", focal_gamma=0.0)(logits, targets)
-    torch.testing.assert_close(focal, build_loss(kind, "cross_entropy")(logits, targets))
+    focal = build_loss(kind, LossSettings("focal", focal_gamma=0.0))(logits, targets)
+    torch.testing.assert_close(focal, build_loss(kind, LossSettings("cross_entropy"))(logits, targets))
 
 
 @pytest.mark.parametrize("kind", ["binary", "multiclass"])
@@ -115,7 +117,7 @@ def test_focal_is_the_papers_equation(kind: str, gamma: float) -> None:
     else:
         chance = logits.softmax(dim=1).gather(1, targets.long())
     expected = (-((1 - chance) ** gamma) * chance.log()).mean()
-    torch.testing.assert_close(build_loss(kind, "focal", focal_gamma=gamma)(logits, targets), expected)
+    torch.testing.assert_close(build_loss(kind, LossSettings("focal", focal_gamma=gamma))(logits, targets), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
@@ -125,7 +127,7 @@ def test_focal_gradient_stays_finite_where_the_network_is_sure(kind: str, gamma:
     sure = torch.full_like(logits, -60.0)
     sure = sure.scatter(1, targets.long(), 60.0) if kind == "multiclass" else torch.where(targets > 0, 60.0, sure)
     sure.requires_grad_()
-    build_loss(kind, "focal", focal_gamma=gamma)(sure, targets).backward()
+    build_loss(kind, LossSettings("focal", focal_gamma=gamma))(sure, targets).backward()
     assert sure.grad is not None
     assert sure.grad.isfinite().all()
 
@@ -134,8 +136,8 @@ def test_focal_gradient_stays_finite_where_the_network_is_sure(kind: str, gamma:
 def test_regression_is_torchs_loss_in_units_of_the_scale(name: str, function: object) -> None:
     logits, targets = draw(16, "regression")
     plain = function(logits, targets)  # type: ignore[operator]
-    torch.testing.assert_close(build_loss("regression", name)(logits, targets), plain)
-    scaled = build_loss("regression", name, scale=20.0)(20 * logits, 20 * targets)
+    torch.testing.assert_close(build_loss("regression", LossSettings(name))(logits, targets), plain)
+    scaled = build_loss("regression", LossSettings(name, scale=20.0))(20 * logits, 20 * targets)
     torch.testing.assert_close(scaled, plain)
 
 
@@ -143,7 +145,7 @@ def test_automatic_losses() -> None:
     names = ("cross_entropy", "cross_entropy", "cross_entropy", "corn", "mse")
     for kind, name in zip(KINDS, names, strict=True):
         logits, targets = draw(8, kind)
-        assert torch.equal(build_loss(kind)(logits, targets), build_loss(kind, name)(logits, targets))
+        assert torch.equal(build_loss(kind)(logits, targets), build_loss(kind, LossSettings(name))(logits, targets))
 
 
 @pytest.mark.parametrize(("kind", "name"), LOSSES)
@@ -151,7 +153,7 @@ def test_unknown_targets_do_not_count(kind: str, name: str) -> None:
     logits, targets = draw(12, kind)
     masked = targets.clone()
     masked[8:] = NAN
-    loss = build_loss(kind, name)
+    loss = build_loss(kind, LossSettings(name))
     torch.testing.assert_close(loss(logits, masked), loss(logits[:8], targets[:8]))
 
 
@@ -159,7 +161,7 @@ def test_unknown_targets_do_not_count(kind: str, name: str) -> None:
 def test_batch_without_a_known_target_gives_zero_and_no_gradient(kind: str, name: str) -> None:
     logits, targets = draw(4, kind)
     logits.requires_grad_()
-    loss = build_loss(kind, name)(logits, torch.full_like(targets, NAN))
+    loss = build_loss(kind, LossSettings(name))(logits, torch.full_like(targets, NAN))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert logits.grad is not None
@@ -184,7 +186,7 @@ def test_half_precision_logits_are_computed_in_single() -> None:
 @pytest.mark.parametrize(("kind", "name"), [("ordinal", "focal"), ("regression", "corn"), ("multiclass", "mse")])
 def test_loss_of_another_task_is_refused(kind: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"task.loss={name}: task.kind={kind} has no such loss"):
-        build_loss(kind, name)
+        build_loss(kind, LossSettings(name))
 
 
 def test_balanced_weights_are_scikit_learns() -> None:
@@ -245,7 +247,7 @@ def draw_shares(size: int, classes: int, *, seed: int = 5) -> Tensor:
 def test_soft_multiclass_is_torchs_cross_entropy_with_shares(smoothing: float) -> None:
     logits, _ = draw(32, "multiclass")
     shares = draw_shares(32, 4)
-    loss = build_loss("multiclass", label_smoothing=smoothing)(logits, shares)
+    loss = build_loss("multiclass", LossSettings(label_smoothing=smoothing))(logits, shares)
     torch.testing.assert_close(loss, F.cross_entropy(logits, shares, label_smoothing=smoothing))
 
 
@@ -268,7 +270,7 @@ def test_a_soft_target_is_as_many_hard_ones_as_there_are_votes(kind: str, weight
     logits, _ = draw(1, kind)
     sizes = {"binary": (2,), "multiclass": (4,), "multilabel": (4, 2)}
     weights = torch.rand(sizes[kind], generator=torch.Generator().manual_seed(1)) + 0.5 if weighted else None
-    loss = build_loss(kind, name, class_weights=weights)
+    loss = build_loss(kind, LossSettings(name, class_weights=weights))
     thrice = logits.repeat(3, 1)
     if kind == "multiclass":
         soft, hard = torch.tensor([[0, 2 / 3, 0, 1 / 3]]), torch.tensor([[1.0], [1], [3]])
@@ -291,7 +293,9 @@ def test_unknown_rows_among_soft_targets_do_not_count() -> None:
 def test_shares_of_one_are_the_hard_targets() -> None:
     logits, targets = draw(32, "multiclass")
     for name in ("cross_entropy", "focal"):
-        loss = build_loss("multiclass", name, label_smoothing=0.1, class_weights=torch.tensor([0.2, 1.0, 3.0, 0.7]))
+        loss = build_loss(
+            "multiclass", LossSettings(name, label_smoothing=0.1, class_weights=torch.tensor([0.2, 1.0, 3.0, 0.7]))
+        )
         one_hot = F.one_hot(targets[:, 0].long(), 4).float()
         torch.testing.assert_close(loss(logits, one_hot), loss(logits, targets))
 
