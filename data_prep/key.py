@@ -11,9 +11,18 @@ from pathlib import Path
 from medcls.errors import MedclsError, UsageError
 from medcls.identity import write_key
 
+_HELP = """python -m data_prep.key out=FILE
+
+Make the secret key of the pseudonyms: the same key gives the same patient the same pseudonym in every store.
+
+  out=FILE  File for the key, mode 0600; required, never overwritten. Use it with deidentify.key_file=FILE."""
+
 
 def main(arguments: list[str]) -> int:
-    """Write the key and print its fingerprint; returns the exit code."""
+    """Write the key and print its fingerprint, or the help; return the exit code."""
+    if {"-h", "--help"} & set(arguments):
+        print(_HELP)
+        return 0
     try:
         if len(arguments) != 1 or not arguments[0].startswith("out=") or arguments[0] == "out=":
             raise UsageError("expected out=FILE")

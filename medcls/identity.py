@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,9 +71,29 @@ class Identity:
         return min(age_years, AGE_CAP_YEARS)
 
 
-def format_count(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 patient", "2 patients"; the plural of the noun is its own with an s."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+def format_count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun: "1 patient", "2 patients".
+
+    Args:
+        number: The number.
+        noun: In the singular, perhaps with its verb: "image is".
+        plural: The same in the plural: "images are"; "" adds an s to the noun.
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def list_first(names: Sequence[object], most: int, what: str = "") -> str:
+    """Return the first names in one line, and how many more there are: "a, b and 3 more".
+
+    Args:
+        names: Whatever they are.
+        most: Names that are shown.
+        what: What the rest is called: "columns" makes it "3 more columns".
+    """
+    shown = ", ".join(map(str, names[:most]))
+    if len(names) <= most:
+        return shown
+    return f"{shown} and {len(names) - most} more {what}".rstrip()
 
 
 def count_patients(images: int, patients: int | None, patients_from: str) -> str:

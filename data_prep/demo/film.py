@@ -84,7 +84,10 @@ def expose(knee: Knee, exposure: FilmExposure) -> NDArray[np.uint16]:
     film += np.float32(0.02 / np.sqrt(exposure.dose)) * np.exp(film / 2) * noise
     film += np.float32(exposure.sharpening) * (film - _blur(film, 12.0))
     film = ((film - film.min()) / np.ptp(film)) ** np.float32(exposure.gamma)
-    _collimate(film, exposure.collimation)
+    top, bottom, left, right = exposure.collimation
+    dark = film.min()  # as shutters leave the borders
+    film[:top], film[film.shape[0] - bottom :] = dark, dark
+    film[:, :left], film[:, film.shape[1] - right :] = dark, dark
     if exposure.marker:
         _put_marker(film, knee.side, rng)
     film = (film - film.mean()) / film.std() * np.float32(exposure.deviation) + np.float32(exposure.mean)
@@ -93,7 +96,7 @@ def expose(knee: Knee, exposure: FilmExposure) -> NDArray[np.uint16]:
 
 
 def _blur(film: Floats, sigma_px: float) -> Floats:
-    """Gaussian blur; a wide one is made at a quarter of the size."""
+    """Return a film under a Gaussian blur; a wide one is made at a quarter of the size."""
     if sigma_px < 4:
         return np.asarray(cv2.GaussianBlur(film, (0, 0), sigma_px), dtype=np.float32)
     small = cv2.resize(film, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
@@ -101,19 +104,17 @@ def _blur(film: Floats, sigma_px: float) -> Floats:
     return np.asarray(wide, dtype=np.float32)
 
 
-def _collimate(film: Floats, edges: tuple[int, int, int, int]) -> None:
-    """Unexposed borders, black as shutters are; in place."""
-    top, bottom, left, right = edges
-    dark = film.min()
-    film[:top], film[film.shape[0] - bottom :] = dark, dark
-    film[:, :left], film[:, film.shape[1] - right :] = dark, dark
-
-
 def _put_marker(film: Floats, side: str, rng: np.random.Generator) -> None:
-    """A lead letter in one of the corners; in place."""
+    """Draw a lead letter into one of the corners, in place."""
     height, width = film.shape
-    row = int(rng.integers(34, 60)) if rng.random() < 0.5 else height - int(rng.integers(16, 40))
-    column = int(rng.integers(12, 22)) if rng.random() < 0.5 else width - int(rng.integers(34, 44))
+    if rng.random() < 0.5:
+        row = int(rng.integers(34, 60))
+    else:
+        row = height - int(rng.integers(16, 40))
+    if rng.random() < 0.5:
+        column = int(rng.integers(12, 22))
+    else:
+        column = width - int(rng.integers(34, 44))
     letter = np.zeros(film.shape, np.uint8)
     cv2.putText(letter, side, (column, row), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 255, 2, cv2.LINE_AA)
     film += (letter / np.float32(255)) * (film.max() - film)
@@ -125,47 +126,38 @@ def build_dicom(knee: Knee, exposure: FilmExposure, *, age_years: int) -> Datase
     Source: DICOM PS3.3 A.26 (digital X-ray image), C.8.11 (DX modules).
     """
     pixels, center = expose(knee, exposure), exposure.window_center
+    photometric, shape, sign = "MONOCHROME2", "IDENTITY", -1
     if exposure.inverted:
         pixels, center = _MAXIMUM - pixels, _MAXIMUM - center
-    dataset = Dataset()
-    instance = _uid(knee, "instance", knee.side)
-    dataset.file_meta = describe_file(DigitalXRayImageStorageForPresentation, instance)
-    for describe in (_describe_patient, _describe_anatomy, _describe_detector):
-        dataset.update(describe(knee))
+        photometric, shape, sign = "MONOCHROME1", "INVERSE", 1
+    dataset = _describe_study(knee)
+    _describe_film(dataset, knee)
     dataset.PatientSex, dataset.PatientAge = draw_sex(knee.seed, knee.patient), f"{age_years:03d}Y"
     dataset.KVP, dataset.Exposure = str(exposure.kvp), str(round(6 * exposure.dose))
-    dataset.PhotometricInterpretation = "MONOCHROME1" if exposure.inverted else "MONOCHROME2"
-    dataset.PresentationLUTShape = "INVERSE" if exposure.inverted else "IDENTITY"
-    dataset.PixelIntensityRelationshipSign = 1 if exposure.inverted else -1
+    dataset.PhotometricInterpretation, dataset.PresentationLUTShape = photometric, shape
+    dataset.PixelIntensityRelationshipSign = sign
     dataset.WindowCenter, dataset.WindowWidth = f"{center:.1f}", f"{exposure.window_width:.1f}"
     dataset.PixelData = pixels.astype("<u2").tobytes()
     dataset["PixelData"].VR = "OW"
     if exposure.transfer_syntax == RLELossless:
         dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
     elif exposure.transfer_syntax == JPEG2000Lossless:
-        _compress_jpeg2000(dataset, pixels)
+        # By the library that also decodes: pydicom's own encoder would need another one.
+        stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, bitspersample=_BITS)
+        dataset.PixelData = encapsulate([bytes(stream)])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     return dataset
 
 
-def _compress_jpeg2000(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
-    """Encode with the library that decodes: pydicom's own encoder would need another one."""
-    stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat="j2k", reversible=True, bitspersample=_BITS)
-    dataset.PixelData = encapsulate([bytes(stream)])
-    dataset["PixelData"].VR = "OB"
-    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
-
-
-def _uid(knee: Knee, *parts: str) -> str:
-    """Return a UID that is the same for the same seed and patient."""
-    return derive_uid("medcls/demo", str(knee.seed), str(knee.patient), *parts)
-
-
-def _describe_patient(knee: Knee) -> Dataset:
-    """Patient, study, series, equipment: nobody, at a fixed date."""
+def _describe_study(knee: Knee) -> Dataset:
+    """Return a data set with patient, study, series and equipment: nobody, at a fixed date."""
+    who = ("medcls/demo", str(knee.seed), str(knee.patient))
     part = Dataset()
     part.SOPClassUID = DigitalXRayImageStorageForPresentation
-    part.SOPInstanceUID = _uid(knee, "instance", knee.side)
-    part.StudyInstanceUID, part.SeriesInstanceUID = _uid(knee, "study"), _uid(knee, "series")
+    part.SOPInstanceUID = derive_uid(*who, "instance", knee.side)
+    part.file_meta = describe_file(part.SOPClassUID, part.SOPInstanceUID)
+    part.StudyInstanceUID, part.SeriesInstanceUID = derive_uid(*who, "study"), derive_uid(*who, "series")
     part.PatientName, part.PatientID, part.PatientBirthDate = "SYNTHETIC^DEMO", patient_id(knee.patient), ""
     part.StudyDate = part.SeriesDate = part.AcquisitionDate = part.ContentDate = "20000101"
     part.StudyTime = part.SeriesTime = part.AcquisitionTime = part.ContentTime = "120000"
@@ -177,42 +169,26 @@ def _describe_patient(knee: Knee) -> Dataset:
     return part
 
 
-def _describe_anatomy(knee: Knee) -> Dataset:
-    """Return what the film shows, and from where."""
-    part = Dataset()
-    part.BodyPartExamined, part.ImageLaterality = "KNEE", knee.side
-    part.AnatomicRegionSequence = [_code("72696002", "Knee")]
-    part.ViewPosition, part.ViewCodeSequence = "AP", [_code("399348003", "antero-posterior")]
-    part.ViewCodeSequence[0].ViewModifierCodeSequence = []
-    part.PatientOrientation = ["L", "F"]
-    part.PositionerType = "NONE"
-    part.AcquisitionContextSequence = []
-    return part
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    """Return one SNOMED CT code item."""
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
-    return item
-
-
-def _describe_detector(knee: Knee) -> Dataset:
-    """Detector and pixel format: 12 bits in 16, unsigned."""
-    part = Dataset()
+def _describe_film(part: Dataset, knee: Knee) -> None:
+    """Add what the film shows, from where, and its detector and pixel format: 12 bits in 16, unsigned."""
+    knee_code, view_code = Dataset(), Dataset()  # of SNOMED CT
+    knee_code.CodeValue, knee_code.CodeMeaning = "72696002", "Knee"
+    view_code.CodeValue, view_code.CodeMeaning = "399348003", "antero-posterior"
+    view_code.ViewModifierCodeSequence = []
+    knee_code.CodingSchemeDesignator = view_code.CodingSchemeDesignator = "SCT"
+    part.BodyPartExamined, part.ImageLaterality, part.AnatomicRegionSequence = "KNEE", knee.side, [knee_code]
+    part.ViewPosition, part.ViewCodeSequence = "AP", [view_code]
+    part.PatientOrientation, part.PositionerType, part.AcquisitionContextSequence = ["L", "F"], "NONE", []
     part.ImageType = ["DERIVED", "PRIMARY"]
     part.DerivationDescription = "Synthetic: drawn, not acquired"
     part.Rows, part.Columns = knee.shape
-    part.ImagerPixelSpacing = [f"{knee.spacing_mm:g}"] * 2
-    part.PixelSpacing = part.ImagerPixelSpacing
-    part.SamplesPerPixel, part.BitsAllocated, part.BitsStored, part.HighBit = 1, 16, 12, 11
+    part.ImagerPixelSpacing = part.PixelSpacing = [f"{knee.spacing_mm:g}"] * 2
+    part.SamplesPerPixel, part.BitsAllocated, part.BitsStored, part.HighBit = 1, 16, _BITS, _BITS - 1
     part.PixelRepresentation, part.PixelIntensityRelationship = 0, "LOG"
     part.RescaleIntercept, part.RescaleSlope, part.RescaleType = "0", "1", "US"
     part.VOILUTFunction = "LINEAR"
     part.LossyImageCompression, part.BurnedInAnnotation = "00", "NO"
-    part.DetectorType, part.DetectorConfiguration = "DIRECT", "AREA"
-    part.DetectorID = f"DEMO{knee.detector}"
-    return part
+    part.DetectorType, part.DetectorConfiguration, part.DetectorID = "DIRECT", "AREA", f"DEMO{knee.detector}"
 
 
 def patient_id(patient: int) -> str:

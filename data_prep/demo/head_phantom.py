@@ -60,7 +60,7 @@ SCANNERS = {
 
 
 def place_voxels(scanner: Scanner) -> NDArray[np.float64]:
-    """Affine (4, 4) from (slice, row, column, 1) to mm, LPS+; the middle voxel lies at the origin."""
+    """Return the affine (4, 4) from (slice, row, column, 1) to mm, LPS+; the middle voxel lies at the origin."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(scanner.axes, float).T * scanner.spacing_mm
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(scanner.shape) - 1) / 2)
@@ -84,7 +84,7 @@ def scan(head: Head) -> NDArray[np.uint16]:
 
 
 def render(head: Head, scanner: Scanner) -> Floats:
-    """Signal (slices, rows, columns) of tissues, float32: no noise, no bias field.
+    """Return the signal (slices, rows, columns) of tissues, float32: no noise, no bias field.
 
     Source: own choice.
     """
@@ -115,7 +115,7 @@ class _Drawing:
         return part
 
     def distance(self, center: tuple[float, ...], axes: tuple[float, ...]) -> Floats:
-        """About how far each voxel lies inside an ellipsoid, mm."""
+        """Return about how far each voxel is inside an ellipsoid, mm."""
         total = np.zeros_like(self.x)
         for grid, middle, axis in zip((self.x, self.y, self.z), center, axes, strict=True):
             part = grid - np.float32(middle)
@@ -127,17 +127,17 @@ class _Drawing:
         return total
 
     def fill(self, depth_mm: Floats, tissue: int) -> None:
-        """Covers what lies inside."""
+        """Cover the voxels inside, by depth."""
         cover = np.clip(depth_mm / np.float32(self.edge_mm) + np.float32(0.5), 0, 1)
         self.signal += cover * (np.float32(self.tissues[tissue]) - self.signal)
 
     def add(self, center: tuple[float, ...], axes: tuple[float, ...], tissue: int) -> None:
-        """Covers an ellipsoid, on both sides."""
+        """Cover an ellipsoid, on both sides."""
         self.fill(self.distance(center, axes), tissue)
 
 
 def _draw_outside(drawing: _Drawing) -> None:
-    """Neck, skin, nose, eyes, skull, and the water around the brain."""
+    """Draw neck, skin, nose, eyes, skull, and the water around the brain."""
     neck = np.float32(52) - np.hypot(drawing.x, drawing.y - np.float32(18))
     drawing.fill(np.minimum(neck, -55 - drawing.z), _MUSCLE)
     drawing.add((0, -2, -4), (78, 98, 100), _FAT)
@@ -149,7 +149,7 @@ def _draw_outside(drawing: _Drawing) -> None:
 
 
 def _draw_brain(drawing: _Drawing, head: Head) -> None:
-    """Cerebellum, brain stem, and hemispheres with a folded cortex that thins while its furrows open."""
+    """Draw cerebellum, brain stem, and hemispheres with a folded cortex that thins while its furrows open."""
     drawing.add((22, 50, -40), (27, 26, 20), _GREY)
     drawing.add((20, 46, -40), (15, 15, 10), _WHITE)
     drawing.add((0, 20, -48), (12, 13, 34), _WHITE)
@@ -167,7 +167,7 @@ def _draw_brain(drawing: _Drawing, head: Head) -> None:
 
 
 def _draw_inside(drawing: _Drawing, head: Head) -> None:
-    """Deep grey matter, ventricles, and the hippocampus in the water that it leaves behind."""
+    """Draw deep grey matter, ventricles, and the hippocampus in the water that it leaves behind."""
     v, h = head.ventricles, head.hippocampus
     drawing.add((24, -4, 8), (7, 17, 11), _GREY)
     drawing.add((10, 14, 10), (8, 14, 9), _GREY)
@@ -184,7 +184,7 @@ def _draw_inside(drawing: _Drawing, head: Head) -> None:
 
 
 def _coordinates(head: Head, scanner: Scanner) -> tuple[Floats, Floats, Floats]:
-    """Return where each voxel lies in the anatomy, x, y and z in mm: pose, size and a smooth warp taken back."""
+    """Return where each voxel is in the anatomy, x, y and z in mm: pose, size and a smooth warp taken back."""
     turns = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(head.turn_deg)):
         one, two = (axis + 1) % 3, (axis + 2) % 3

@@ -24,11 +24,10 @@ def build_slices(head: Head) -> Iterator[bytes]:
     """
     scanner = SCANNERS[head.site]
     volume, affine = scan(head), place_voxels(scanner)
-    common = Dataset()
-    for part in (_describe_patient(head), _describe_scan(scanner), _describe_pixels(scanner, volume)):
-        common.update(part)
+    common = _describe_study(head)
+    _describe_scan(common, scanner, volume)
     for number, plane in enumerate(volume):
-        common.SOPInstanceUID = _uid(head, "instance", str(number))
+        common.SOPInstanceUID = _derive_uid(head, "instance", str(number))
         common.InstanceNumber = str(number + 1)
         common.ImagePositionPatient = [_decimal(v) for v in affine[:3] @ (number, 0, 0, 1)]
         common.SliceLocation = _decimal(number * scanner.spacing_mm[0])
@@ -41,17 +40,14 @@ def build_slices(head: Head) -> Iterator[bytes]:
         yield file.getvalue()
 
 
-def _uid(head: Head, *parts: str) -> str:
-    """Return a UID that is the same for the same seed and patient."""
-    return derive_uid("medcls/demo3d", str(head.seed), head.patient_id, *parts)
-
-
-def _describe_patient(head: Head) -> Dataset:
-    """Patient, study, series, frame of reference, equipment."""
+def _describe_study(head: Head) -> Dataset:
+    """Return a data set with patient, study, series, frame of reference and equipment."""
     part = Dataset()
     part.SOPClassUID = MRImageStorage
-    part.StudyInstanceUID, part.SeriesInstanceUID = _uid(head, "study"), _uid(head, "series")
-    part.FrameOfReferenceUID, part.PositionReferenceIndicator = _uid(head, "frame"), ""
+    part.StudyInstanceUID, part.SeriesInstanceUID, part.FrameOfReferenceUID = (
+        _derive_uid(head, name) for name in ("study", "series", "frame")
+    )
+    part.PositionReferenceIndicator = ""
     part.PatientName, part.PatientID, part.PatientBirthDate = "SYNTHETIC^DEMO", head.patient_id, ""
     part.PatientSex, part.PatientAge = head.sex, f"{head.age_years:03d}Y"
     part.StudyDate = part.SeriesDate = part.AcquisitionDate = part.ContentDate = _DATE
@@ -63,9 +59,8 @@ def _describe_patient(head: Head) -> Dataset:
     return part
 
 
-def _describe_scan(scanner: Scanner) -> Dataset:
-    """Return how the slices were taken, and where they lie."""
-    part = Dataset()
+def _describe_scan(part: Dataset, scanner: Scanner, volume: NDArray[np.uint16]) -> None:
+    """Add how the slices were taken, where they are, and their pixel format: 12 bits in 16, unsigned."""
     part.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
     part.DerivationDescription = "Synthetic: drawn, not acquired"
     part.ScanningSequence, part.SequenceVariant, part.ScanOptions = ["GR", "IR"], "MP", ""
@@ -78,19 +73,17 @@ def _describe_scan(scanner: Scanner) -> Dataset:
     part.ImageOrientationPatient = [_decimal(v) for v in (*columns, *rows)]
     part.PixelSpacing = [_decimal(v) for v in scanner.spacing_mm[1:]]
     part.SliceThickness = part.SpacingBetweenSlices = _decimal(scanner.spacing_mm[0])
-    return part
-
-
-def _describe_pixels(scanner: Scanner, volume: NDArray[np.uint16]) -> Dataset:
-    """12 bits in 16, unsigned, with a window around the tissues."""
-    part = Dataset()
     _, part.Rows, part.Columns = scanner.shape
     part.SamplesPerPixel, part.PhotometricInterpretation = 1, "MONOCHROME2"
     part.BitsAllocated, part.BitsStored, part.HighBit, part.PixelRepresentation = 16, 12, 11, 0
-    top = float(np.percentile(volume, 99.5))
+    top = float(np.percentile(volume, 99.5))  # a window around the tissues
     part.WindowCenter, part.WindowWidth = f"{top / 2:.0f}", f"{top:.0f}"
     part.LossyImageCompression, part.BurnedInAnnotation = "00", "NO"
-    return part
+
+
+def _derive_uid(head: Head, *parts: str) -> str:
+    """Return a UID that is the same for the same seed and patient."""
+    return derive_uid("medcls/demo3d", str(head.seed), head.patient_id, *parts)
 
 
 def _decimal(value: float) -> str:

@@ -75,14 +75,15 @@ def draw_head(seed: int, *, domain: str, number: int) -> Head:
     size = (1 - 0.04 * (sex == "F")) * (1 + 0.03 * person.normal()) * (1 + 0.015 * person.normal(size=3))
     site = "north" if person.random() < _NORTH[domain] else "south"
     pose = make_generator(*who, "pose")
+    turn, shift = pose.normal(0.0, (3.0, 2.0, 2.0)), pose.normal(0.0, (1.5, 2.5, 2.5))
     diagnosis = draw_diagnosis(seed, domain=domain, number=number)
     signs = make_generator(*who, "signs")
     severity = DIAGNOSES.index(diagnosis) + 0.45 * signs.normal() + 0.03 * (age - 73)
     return Head(
         seed=seed, domain=domain, number=number, diagnosis=diagnosis, sex=sex, age_years=age, site=site,
         size=(float(size[0]), float(size[1]), float(size[2])),
-        turn_deg=_three(pose.normal(0.0, (3.0, 2.0, 2.0))),
-        shift_mm=_three(pose.normal(0.0, (1.5, 2.5, 2.5))),
+        turn_deg=(float(turn[0]), float(turn[1]), float(turn[2])),
+        shift_mm=(float(shift[0]), float(shift[1]), float(shift[2])),
         ventricles=float(np.exp(0.17 * severity + 0.12 * signs.normal())),
         hippocampus=float(np.exp(-0.11 * severity + 0.05 * signs.normal())),
         cortex_mm=float(7.5 * np.exp(-0.12 * severity + 0.06 * signs.normal())),
@@ -95,7 +96,3 @@ def draw_diagnosis(seed: int, *, domain: str, number: int) -> str:
     block, place = divmod(number, len(DIAGNOSES))
     order = make_generator("demo diagnoses", seed, domain, block).permutation(len(DIAGNOSES))
     return DIAGNOSES[int(order[place])]
-
-
-def _three(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values[0]), float(values[1]), float(values[2])

@@ -52,7 +52,7 @@ class Knee:
 
 
 def draw_grades(seed: int, patient: int) -> tuple[int, int]:
-    """Kellgren-Lawrence grades (0-4) of the left and the right knee of one patient.
+    """Return the Kellgren-Lawrence grades (0-4) of the left and the right knee of one patient.
 
     Source: own choice; in the set of real knees nearest to it the correlation between sides is 0.54.
     """
@@ -60,7 +60,9 @@ def draw_grades(seed: int, patient: int) -> tuple[int, int]:
     rng = make_generator("demo grades", seed, block)
     order, swaps, kind = rng.permutation(10), rng.random(10) < 0.5, rng.integers(2)
     left, right = _PAIRS[kind][order[place]]
-    return (right, left) if swaps[place] else (left, right)
+    if swaps[place]:
+        left, right = right, left
+    return left, right
 
 
 def draw_knee(seed: int, *, patient: int, side: str) -> Knee:
@@ -77,40 +79,29 @@ def draw_knee(seed: int, *, patient: int, side: str) -> Knee:
     space_mm, turn_deg = person.normal(5.3, 0.4), person.normal(0.0, 2.0)
     rng = make_generator("demo knee", seed, patient, side)
     severity = float(np.clip(grade + 0.3 * rng.normal(), -0.4, 4.6))
-    medial, lateral = _narrowing(severity, rng)
+    # The joint space is lost more on the medial side in 85 of 100.
+    lost = float(np.interp(severity, (0.5, 1, 2, 3, 4), (0.0, 0.1, 0.3, 0.6, 0.92)))
+    medial, lateral = min(lost + rng.normal(0, 0.07), 0.97), min(0.3 * lost + rng.normal(0, 0.07), 0.97)
+    if rng.random() >= 0.85:
+        medial, lateral = lateral, medial
+    rotation_deg = turn_deg + rng.normal(0.0, 3.0)
+    shift_mm = (rng.normal(-2.0, 5.0), rng.normal(0.0, 3.5))
+    spur_mm = float(np.interp(severity, (0.3, 1, 2, 3, 4), (0.0, 1.1, 3.0, 5.0, 7.0)))
+    one, two, three, four = (max(float(spur_mm * rng.normal(0.75, 0.35) + rng.normal(0.0, 0.3)), 0.0) for _ in range(4))
+    hard = float(np.interp(severity, (0.5, 2, 3, 4), (0.0, 0.2, 0.6, 1.0)))
     return Knee(
         seed=seed, patient=patient, side=side, grade=grade,
         detector=int(person.integers(len(DETECTORS))),
-        size=size,
-        rotation_deg=turn_deg + rng.normal(0.0, 3.0),
-        shift_mm=(rng.normal(-2.0, 5.0), rng.normal(0.0, 3.5)),
+        size=size, rotation_deg=rotation_deg, shift_mm=shift_mm,
         joint_space_mm=(max(space_mm * (1 - medial), 0.2), max(space_mm * 1.08 * (1 - lateral), 0.2)),
-        osteophytes_mm=_osteophytes(severity, rng),
-        sclerosis=_hardening(severity, rng),
+        osteophytes_mm=(one, two, three, four),
+        sclerosis=(max(hard * rng.normal(1.0, 0.2), 0.0), max(hard * rng.normal(0.4, 0.2), 0.0)),
         roughness_mm=0.12 + 0.16 * max(severity - 1.5, 0.0),
     )  # fmt: skip
 
 
 def draw_sex(seed: int, patient: int) -> str:
-    """Sex of a patient, "F" or "M", independent of the grade."""
-    return "F" if make_generator("demo sex", seed, patient).random() < 0.58 else "M"
-
-
-def _narrowing(severity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Lost share of the medial and the lateral joint space; the medial is the worse in 85 of 100."""
-    lost = float(np.interp(severity, (0.5, 1, 2, 3, 4), (0.0, 0.1, 0.3, 0.6, 0.92)))
-    worse, better = min(lost + rng.normal(0, 0.07), 0.97), min(0.3 * lost + rng.normal(0, 0.07), 0.97)
-    return (worse, better) if rng.random() < 0.85 else (better, worse)
-
-
-def _osteophytes(severity: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
-    """Lengths of the four spurs in mm, >= 0: femur medial and lateral, tibia medial and lateral."""
-    length = float(np.interp(severity, (0.3, 1, 2, 3, 4), (0.0, 1.1, 3.0, 5.0, 7.0)))
-    one, two, three, four = (max(float(length * rng.normal(0.75, 0.35) + rng.normal(0.0, 0.3)), 0.0) for _ in range(4))
-    return one, two, three, four
-
-
-def _hardening(severity: float, rng: np.random.Generator) -> tuple[float, float]:
-    """Sclerosis under the medial and the lateral surface, 0 to about 1.5."""
-    amount = float(np.interp(severity, (0.5, 2, 3, 4), (0.0, 0.2, 0.6, 1.0)))
-    return max(amount * rng.normal(1.0, 0.2), 0.0), max(amount * rng.normal(0.4, 0.2), 0.0)
+    """Return the sex of a patient, "F" or "M", independent of the grade."""
+    if make_generator("demo sex", seed, patient).random() < 0.58:
+        return "F"
+    return "M"

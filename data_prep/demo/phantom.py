@@ -50,7 +50,7 @@ def signal_box(knee: Knee) -> tuple[int, int, int, int]:
 
 
 def render(knee: Knee) -> Floats:
-    """Attenuation along each ray, (H, W) float32, about 0 in air and 3 in dense bone; no noise, no blur.
+    """Return the attenuation along each ray, (H, W) float32, about 0 in air and 3 in dense bone; no noise, no blur.
 
     Source: own choice, each bone as a soft core, a cortical line and trabeculae, added over soft tissue.
     """
@@ -71,17 +71,18 @@ def render(knee: Knee) -> Floats:
 
 
 def _to_pixels(knee: Knee, points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n, 2) points in mm to (column, row) on the detector; a left knee has its lateral side on the right."""
+    """Return (n, 2) points in mm as (column, row) on the detector; a left knee has its lateral side on the right."""
     turn = np.deg2rad(knee.rotation_deg)
     matrix = np.array(((np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))))
     placed = points * knee.size @ matrix.T + knee.shift_mm[::-1]
-    placed[:, 0] *= 1 if knee.side == "L" else -1
+    if knee.side == "R":
+        placed[:, 0] *= -1
     result: NDArray[np.float64] = placed / knee.spacing_mm + np.array(knee.shape[::-1]) / 2
     return result
 
 
 def _coordinates(knee: Knee) -> tuple[Floats, Floats]:
-    """Position of every pixel, x and y in mm: the inverse of _to_pixels."""
+    """Return the position of every pixel, x and y in mm: the inverse of _to_pixels."""
     origin, right, down = _to_pixels(knee, np.array(((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))))
     inverse = np.linalg.inv(np.stack((right - origin, down - origin), axis=1))
     rows, columns = np.indices(knee.shape, dtype=np.float32)
@@ -91,11 +92,20 @@ def _coordinates(knee: Knee) -> tuple[Floats, Floats]:
 
 
 def _outlines(knee: Knee) -> list[NDArray[np.float64]]:
-    """Smooth closed outlines in mm of femur, tibia, fibula and patella, of this person and this grade."""
+    """Return smooth closed outlines in mm of femur, tibia, fibula and patella, of this person and this grade."""
     own = make_generator("demo shape", knee.seed, knee.patient, knee.side)
-    bones = _shapes(knee, own)
-    _grow_spurs(bones[0], knee.osteophytes_mm[:2], margin_y=-12.0, lip=0.5)
-    _grow_spurs(bones[1], knee.osteophytes_mm[2:], margin_y=1.0, lip=-0.3)
+    person = make_generator("demo shape", knee.seed, knee.patient)  # the two knees of a person are alike, not equal
+    bones = [np.array(points, dtype=np.float64) for points in (_FEMUR, _TIBIA, _FIBULA, _PATELLA)]
+    for points in bones:
+        # The nearer to the joint, the less the shape varies, or the joint space could not be read.
+        amount = np.minimum(0.15 + 0.03 * np.abs(points[:, 1:]), 1.6)
+        points += amount * (person.standard_normal(points.shape) + 0.4 * own.standard_normal(points.shape))
+    bones[3] += person.normal(0.0, 4.0, 2) + own.normal(0.0, 1.5, 2)
+    # Spurs pull the medial and the lateral margin of femur and tibia outwards, and their lips down or up.
+    places = ((0, -1, -12.0, 0.5), (0, 1, -12.0, 0.5), (1, -1, 1.0, -0.3), (1, 1, 1.0, -0.3))
+    for (bone, side, margin_y, lip), spur in zip(places, knee.osteophytes_mm, strict=True):
+        distance = np.linalg.norm(bones[bone] - np.array((side * 41.0, margin_y)), axis=1)
+        bones[bone][np.argmin(distance)] += spur * np.array((side, lip))
     smooth = [_smooth(points) for points in bones]
     for curve in smooth[:2]:
         near = np.exp(-((curve[:, 1] / 9.0) ** 2))
@@ -108,29 +118,10 @@ def _outlines(knee: Knee) -> list[NDArray[np.float64]]:
     return smooth
 
 
-def _shapes(knee: Knee, own: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Control points of the four bones; the two knees of a person are alike, not equal."""
-    person = make_generator("demo shape", knee.seed, knee.patient)
-    bones = [np.array(points, dtype=np.float64) for points in (_FEMUR, _TIBIA, _FIBULA, _PATELLA)]
-    for points in bones:
-        # The nearer to the joint, the less the shape varies, or the joint space could not be read.
-        amount = np.minimum(0.15 + 0.03 * np.abs(points[:, 1:]), 1.6)
-        points += amount * (person.standard_normal(points.shape) + 0.4 * own.standard_normal(points.shape))
-    bones[3] += person.normal(0.0, 4.0, 2) + own.normal(0.0, 1.5, 2)
-    return bones
-
-
-def _grow_spurs(points: NDArray[np.float64], spurs: tuple[float, ...], *, margin_y: float, lip: float) -> None:
-    """Pull the medial and the lateral margin outwards and (lip) up or down, in place."""
-    for sign, spur in zip((-1, 1), spurs, strict=True):
-        distance = np.linalg.norm(points - np.array((sign * 41.0, margin_y)), axis=1)
-        points[np.argmin(distance)] += spur * np.array((sign, lip))
-
-
-def _smooth(points: NDArray[np.float64], steps: int = 8) -> NDArray[np.float64]:
-    """Return a closed Catmull-Rom curve through the points."""
+def _smooth(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a closed Catmull-Rom curve through the points, eight steps from each to the next."""
     before, after, second = (np.roll(points, shift, axis=0) for shift in (1, -1, -2))
-    t = np.linspace(0.0, 1.0, steps, endpoint=False)[:, None, None]
+    t = np.linspace(0.0, 1.0, 8, endpoint=False)[:, None, None]
     curve = points + 0.5 * t * (
         after - before
         + t * (2 * before - 5 * points + 4 * after - second + t * (3 * (points - after) + second - before))
@@ -140,7 +131,7 @@ def _smooth(points: NDArray[np.float64], steps: int = 8) -> NDArray[np.float64]:
 
 
 def _soft_tissue(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
-    """Muscle and fat: an elliptic limb, wider towards the thigh, with slow mottling."""
+    """Draw muscle and fat: an elliptic limb, wider towards the thigh, with slow mottling."""
     half = rng.uniform(50, 64) - rng.uniform(0.0, 0.08) * y
     half += rng.uniform(-3, 3) * np.sin(y / 25 + rng.uniform(0, 6))
     across = np.clip(1 - ((x - rng.normal(0, 2)) / half) ** 2, 0, None)
@@ -151,7 +142,7 @@ def _soft_tissue(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _trabeculae(knee: Knee) -> Floats:
-    """Zero-mean bone texture, streaked along the limb, unit deviation."""
+    """Draw a zero-mean bone texture, streaked along the limb, unit deviation."""
     rng = make_generator("demo bone", knee.seed, knee.patient, knee.side)
     white = rng.standard_normal(knee.shape, dtype=np.float32)
     fine = cv2.GaussianBlur(white, (0, 0), sigmaX=0.7, sigmaY=2.4) - cv2.GaussianBlur(white, (0, 0), sigmaX=4)
@@ -192,21 +183,17 @@ def _sclerosis(knee: Knee, x: Floats, y: Floats, bones: tuple[NDArray[np.float64
     column = np.clip(np.round((x + 45) * 2), 0, 180).astype(np.intp)
     film = np.zeros_like(x)
     for outline, sign in zip(bones, (-1, 1), strict=True):
-        depth = sign * (y - _joint_surface(outline)[column])
+        part = outline[(np.abs(outline[:, 1]) < 22) & (np.abs(outline[:, 0]) < 40)]
+        part = part[np.argsort(part[:, 0])]
+        surface = np.interp(np.linspace(-45, 45, 181), part[:, 0], part[:, 1]).astype(np.float32)
+        depth = sign * (y - surface[column])
         below = np.clip(depth / 0.6 + 0.5, 0, 1) * np.exp(-np.clip(depth, 0, None) / (1.6 + 2.2 * extra))
         film += (0.22 + 0.45 * extra) * inner * below
     return film
 
 
-def _joint_surface(outline: NDArray[np.float64]) -> Floats:
-    """Height y of a joint surface in mm at x = -45, -44.5 ... 45."""
-    part = outline[(np.abs(outline[:, 1]) < 22) & (np.abs(outline[:, 0]) < 40)]
-    part = part[np.argsort(part[:, 0])]
-    return np.interp(np.linspace(-45, 45, 181), part[:, 0], part[:, 1]).astype(np.float32)
-
-
 def _faint_lines(x: Floats, y: Floats, rng: np.random.Generator) -> Floats:
-    """Closed growth plates of femur and tibia, and the far rim of the tibial plateau."""
+    """Draw the closed growth plates of femur and tibia, and the far rim of the tibial plateau."""
     film = np.zeros_like(x)
     wave = 2 * np.cos(x / 11 + rng.uniform(-1, 1))
     rim = rng.uniform(3.0, 6.0) - 4 * np.cos(x / 14)

@@ -268,3 +268,16 @@ def test_wrong_use_gets_one_line_and_its_code(
     assert captured.err.count("\n") == 1
     assert captured.out == ""
     assert not Path("x").exists()
+
+
+def test_help_lists_each_number_with_its_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["--help"], ["out=x", "-h"]):
+        assert demo.main(arguments) == 0
+        captured = capsys.readouterr()
+        assert captured.out.startswith("python -m data_prep.demo out=DIR [num_images=600 seed=0]\n")
+        assert all(f"\n  {name}" in captured.out for name in ("out=DIR ", "num_images=600 ", "seed=0 "))
+        assert captured.err == ""
+    assert list(tmp_path.iterdir()) == []

@@ -208,3 +208,10 @@ def test_wrong_use_gets_one_line(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert demo3d.main([f"out={tmp_path / 'set'}", "num_images=3"]) == 64
     assert "unknown argument 'num_images'" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_help_lists_each_number_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo3d.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("python -m data_prep.demo3d out=DIR [num_source=120 num_target=150 seed=0]\n")
+    assert all(f"\n  {name}" in printed for name in ("out=DIR ", "num_source=120 ", "num_target=150 ", "seed=0 "))

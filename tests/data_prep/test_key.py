@@ -50,3 +50,12 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["out=~/key"]) == 0
     assert (tmp_path / "key").is_file()
+
+
+def test_help_names_the_setting_and_makes_no_key(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--help"]) == 0
+    assert "\n  out=FILE  File for the key" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
