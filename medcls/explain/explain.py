@@ -6,28 +6,31 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medcls.config import ExplainJob
 from medcls.console import put, say, show_progress
+from medcls.data.crops import Box
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.frozen_choices import read_choices
 from medcls.evaluate.judged_rows import hold_evaluations
 from medcls.evaluate.report_explanations import EXPLANATIONS, IMAGES
 from medcls.evaluate.split_predictions import SplitPredictions, SplitRequest, predict_split
-from medcls.explain.explanation_report import METHODS, describe_row, summarize, write_explanation_page, write_sentences
+from medcls.explain.explanation_report import (
+    MapPicture,
+    Summary,
+    describe_row,
+    summarize,
+    write_explanation_page,
+    write_sentences,
+)
 from medcls.explain.faithfulness import Curves
 from medcls.explain.lime import pick_submodular
 from medcls.explain.map_checks import (
-    Box,
-    Subject,
-    check_sanity,
     estimate_time,
     is_blank,
     measure_curves,
@@ -35,12 +38,13 @@ from medcls.explain.map_checks import (
     read_boxes,
     summarize_areas,
 )
-from medcls.explain.method import LEGENDS, Explained, Method, choose_target, freeze
+from medcls.explain.method import Explained, Method, Subject, choose_target, freeze
 from medcls.explain.overlay import write_nifti, write_overlay
-from medcls.explain.page import MapPicture
+from medcls.explain.sanity import check_sanity
 from medcls.files import HOLDER, MODEL, ODDS_RATIOS, TEMPORARY, sha256_file, write_bytes, write_json
 from medcls.inputs import check_run_folder
 from medcls.models.backbones import CLINICAL
+from medcls.models.classifier import Classifier
 from medcls.report.gallery import Worst, choose_worst
 from medcls.runs.checksums import note_version
 from medcls.runs.model_file import read_card, read_model
@@ -61,78 +65,121 @@ def explain(job: ExplainJob) -> None:
     if job.out:
         check_folder(Path(job.out))
     with hold_evaluations([run], job.out, command="medcls.explain"):
-        _explain(job, run)
+        model, card = read_model(run / MODEL)
+        if card.architecture == CLINICAL:
+            raise ConfigError(
+                f"run={run} takes no images (model=clinical), so it has no maps: see {ODDS_RATIOS} in the run"
+            )
+        device = choose_device(job.device)
+        method = Method(job, device, choose_precision(job.precision, device=device))
+        freeze(model, device)
+        # Where the network looks in images that it was trained on is a fair question; the page says what they are.
+        wanted = RowRequest(job.split, job.store, in_sample="allow")
+        predictions = predict(run, SplitRequest(wanted, device=job.device, batch_size=job.batch_size))
+        boxes = read_boxes(Path(job.boxes), predictions.opened.store) if job.boxes else {}
+        subjects = choose_subjects(predictions, job.images, worst=job.worst, target=job.target, boxes=boxes)
+        folder = Path(job.out) if job.out else predictions.folder / f"explanation-{job.method}"
+        check_folder(folder)
+        say(estimate_time(method, model, subjects))
+        results = measure_subjects(method, model, subjects)
+        summary = _summarize(method, model, results)
+        if card.clinical is not None:
+            summary["held"] = card.clinical.columns
+        page = write_explanation(folder, method, predictions, results, summary)
+        put("\n".join(write_sentences(summary)))
+        put(f"explanations: {page}")
+        if not job.out:
+            store = f" store={job.store}" if job.store else ""
+            put(f"to put them into report.html: python -m medcls.evaluate run={run}{store} split={job.split}")
 
 
-def _explain(job: ExplainJob, run: Path) -> None:
-    model, card = read_model(run / MODEL)
-    if card.architecture == CLINICAL:
-        raise ConfigError(
-            f"run={run} takes no images (model=clinical), so it has no maps: see {ODDS_RATIOS} in the run"
-        )
-    device = choose_device(job.device)
-    method = Method(job, device, choose_precision(job.precision, device=device))
-    freeze(model, device)
-    # Where the network looks in images that it was trained on is a fair question; the page says what they are.
-    wanted = RowRequest(job.split, job.store, in_sample="allow")
-    predictions = predict(run, SplitRequest(wanted, device=job.device, batch_size=job.batch_size))
-    boxes = read_boxes(Path(job.boxes), predictions.opened.store) if job.boxes else {}
-    subjects = choose_subjects(predictions, job.images, worst=job.worst, target=job.target, boxes=boxes)
-    folder = Path(job.out) if job.out else predictions.folder / f"explanation-{job.method}"
-    check_folder(folder)
-    say(estimate_time(method, model, subjects))
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One image, its map, and what was measured of it.
+
+    Attributes:
+        subject: The image.
+        explained: The map.
+        curves: The map's and those of the map moved; [] of a blank map or with curves=false.
+        row: Its object in explanations.json.
+    """
+
+    subject: Subject
+    explained: Explained
+    curves: list[Curves]
+    row: dict[str, object]
+
+
+def measure_subjects(method: Method, model: Classifier, subjects: Sequence[Subject]) -> list[Result]:
+    """Return the map of each image and what was measured of it."""
+    job, results = method.job, []
     explained = [
         method.explain(model, subject.image, target=subject.target, name=subject.image_id)
         for subject in show_progress(subjects, desc=job.method, unit="image")
     ]
-    curves = [
-        measure_curves(method, model, subject, each.heat) if job.curves else []
-        for subject, each in zip(show_progress(subjects, desc="curves", unit="image"), explained, strict=True)
-    ]
-    chosen = slice(0, job.sanity_images)
-    sanity = check_sanity(method, model, subjects[chosen], explained[chosen]) if job.sanity_images else None
-    scores = [method.score_image(model, subject.image, target=subject.target) for subject in subjects]
-    rows = [describe(*each) for each in zip(subjects, explained, curves, scores, strict=True)]
-    summary = summarize(rows, sanity, patients=[subject.patient for subject in subjects], seed=job.seed)
+    for subject, each in zip(show_progress(subjects, desc="curves", unit="image"), explained, strict=True):
+        curves = measure_curves(method, model, subject, each.heat) if job.curves else []
+        row: dict[str, object] = {
+            "image_id": subject.image_id,
+            "row": subject.row,
+            "picture": f"{file_name(subject.image_id)}.png",
+            "target": subject.target.words,
+            "true": subject.true,
+            "predicted": subject.predicted,
+            "score": method.score_image(model, subject.image, target=subject.target),
+            "blank": is_blank(each.heat),
+        }
+        row |= each.facts | summarize_areas(curves)
+        if subject.box is not None:
+            row |= measure_place(each.heat, subject.box)
+        results.append(Result(subject, each, curves, row))
+    return results
+
+
+def _summarize(method: Method, model: Classifier, results: Sequence[Result]) -> Summary:
+    job = method.job
+    sanity = None
+    if job.sanity_images:
+        checked = results[: job.sanity_images]
+        sanity = check_sanity(method, model, [one.subject for one in checked], [one.explained for one in checked])
+    patients = [one.subject.patient for one in results]
+    summary = summarize([one.row for one in results], sanity, patients=patients, seed=job.seed)
     if job.method == "lime" and job.superpixels == "grid":
-        summary["submodular_pick"] = pick(subjects, explained)
-    if card.clinical is not None:
-        summary["held"] = card.clinical.columns
-    clear(folder)
-    pictures = [
-        MapPicture(
-            name_subject(subject, show_ids=job.show_ids),
-            write_files(folder, method, subject, each, row),
-            describe_row(row),
-        )
-        for subject, each, row in zip(subjects, explained, rows, strict=True)
-    ]
-    opened = predictions.opened
-    page = write_explanation_page(
-        folder, method, summary=summary, curves=curves, pictures=pictures, notes=opened.notes, store=opened.store.name
-    )
-    write_json(folder / EXPLANATIONS, build_content(method, predictions, summary=summary, rows=rows))
-    put("\n".join(write_sentences(summary)))
-    put(f"explanations: {page}")
-    if not job.out:
-        store = f" store={job.store}" if job.store else ""
-        put(f"to put them into report.html: python -m medcls.evaluate run={run}{store} split={job.split}")
+        # Only the cells of a grid are the same in all images.
+        weights = np.stack([one.explained.weights for one in results if one.explained.weights is not None])
+        summary["submodular_pick"] = [results[i].subject.image_id for i in pick_submodular(weights, _PICKED)]
+    return summary
 
 
-def build_content(
-    method: Method, predictions: SplitPredictions, *, summary: dict[str, Any], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Return what explanations.json holds."""
-    return {
+def write_explanation(
+    folder: Path, method: Method, predictions: SplitPredictions, results: Sequence[Result], summary: Summary
+) -> Path:
+    """Write maps, pictures, explanation.html and explanations.json, and return the page's path."""
+    # Pictures of other images, which an earlier explanation left, would look like this one's.
+    for pattern in (EXPLANATIONS, "maps/*.npy", "maps/*.nii.gz", "images/*.png", "figures/*.png"):
+        for path in folder.glob(pattern):
+            path.unlink()
+    pictures = []
+    for one in results:
+        path = write_files(folder, method, one)
+        # An id may be a path, so it stands on the page only if asked for.
+        name = one.subject.image_id if method.job.show_ids else f"Row {one.subject.row} of predictions.parquet"
+        pictures.append(MapPicture(name, path, describe_row(one.row)))
+    opened, curves = predictions.opened, [one.curves for one in results]
+    facts = (opened.store.name, opened.notes)
+    page = write_explanation_page(folder, method, summary, curves=curves, pictures=pictures, facts=facts)
+    content = {
         "settings": asdict(method.job),
-        "method": METHODS[method.job.method][0],
+        "method": method.technique.title,
         "background": {"maps": method.background, "curves": method.curve_background},
         "model_sha256": predictions.key["model_sha256"],
         "store_sha256": predictions.key["store_sha256"],
         "summary": summary,
         "found": write_sentences(summary),
-        "images": rows,
+        "images": [one.row for one in results],
     }
+    write_json(folder / EXPLANATIONS, content)
+    return page
 
 
 def predict(run: Path, request: SplitRequest) -> SplitPredictions:
@@ -181,81 +228,59 @@ def choose_subjects(
         chosen = list(described)[:worst]
     subjects = []
     for row in chosen:
+        stored = int(opened.rows[row])
         words = described.get(row, Worst(row, "", "", ""))
-        image, box = store.image(int(opened.rows[row])), boxes.get(ids[row])
+        image, box = store.image(stored), boxes.get(ids[row])
         if crop is not None:
-            image, box = crop.take_center(image), box and crop.place_box(box, store.shape)
+            image = crop.take_center(image)
+            box = box and crop.place_box(box, store.shape)
+        aim = choose_target(predictions.card.task, checked.y_score[row], target=target)
+        if opened.clinical is not None:
+            aim = replace(aim, clinical=tuple(opened.clinical[row].tolist()))
+        affine = None
+        if "affine" in store.column_names:
+            # The store's affine goes to DICOM's patient axes (LPS), NIfTI's to the right and the front (RAS).
+            affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.reshape(store.column("affine", [stored])[0], (4, 4))
         subjects.append(
             Subject(
                 image_id=ids[row],
                 row=row,
                 image=np.array(image),
-                target=replace(
-                    choose_target(predictions.card.task, checked.y_score[row], target=target),
-                    clinical=() if opened.clinical is None else tuple(opened.clinical[row].tolist()),
-                ),
+                target=aim,
                 true=words.true,
                 predicted=words.predicted,
                 patient=predictions.rows.patient_ids[row],
                 box=box,
-                affine=_read_affine(store, int(opened.rows[row])),
+                affine=affine,
             )
         )
     return subjects
 
 
-def _read_affine(store: Any, row: int) -> NDArray[np.float64] | None:
-    """Return the store's affine goes to DICOM's patient axes (LPS); NIfTI's go to the right and the front (RAS)."""
-    if "affine" not in store.column_names:
-        return None
-    affine: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.reshape(store.column("affine", [row])[0], (4, 4))
-    return affine
-
-
-def describe(subject: Subject, explained: Explained, curves: list[Curves], score: float) -> dict[str, Any]:
-    """Return the JSON row of one image."""
-    row: dict[str, Any] = {
-        "image_id": subject.image_id,
-        "row": subject.row,
-        "picture": f"{file_name(subject.image_id)}.png",
-    }
-    row["target"] = subject.target.words
-    row |= {"true": subject.true, "predicted": subject.predicted, "score": score, "blank": is_blank(explained.heat)}
-    row |= explained.facts | summarize_areas(curves)
-    return row | (measure_place(explained.heat, subject.box) if subject.box is not None else {})
-
-
-def pick(subjects: list[Subject], explained: list[Explained]) -> list[str]:
-    """Return the images that together show most of where the model looks (SP-LIME), over the cells of the grid."""
-    weights = np.stack([each.weights for each in explained if each.weights is not None])
-    return [subjects[i].image_id for i in pick_submodular(weights, _PICKED)]
-
-
-def name_subject(subject: Subject, *, show_ids: bool) -> str:
-    """Return what the page calls an image: never its id, which may be a path, unless show_ids asks for it."""
-    return subject.image_id if show_ids else f"Row {subject.row} of predictions.parquet"
-
-
-def write_files(folder: Path, method: Method, subject: Subject, explained: Explained, row: dict[str, Any]) -> Path:
+def write_files(folder: Path, method: Method, one: Result) -> Path:
     """Write the map and its picture, and note the picture's checksum in the row; return the picture's path."""
+    subject, heat, row = one.subject, one.explained.heat, one.row
     name = file_name(subject.image_id)
     buffer = io.BytesIO()
-    np.save(buffer, explained.heat)
+    np.save(buffer, heat)
     write_bytes(folder / "maps" / f"{name}.npy", buffer.getvalue())
-    if subject.affine is not None and explained.heat.ndim == 3:
-        write_nifti(folder / "maps" / f"{name}.nii.gz", explained.heat, affine=subject.affine)
-    path = folder / IMAGES / str(row["picture"])
-    title = f"{row['target']}: {row['score']:.3f}" + (", blank map" if row["blank"] else "")
-    legend = LEGENDS[method.job.method]
-    write_overlay(path, subject.image, explained.heat, title=title, legend=legend, box=subject.box)
+    if subject.affine is not None and heat.ndim == 3:
+        write_nifti(folder / "maps" / f"{name}.nii.gz", heat, affine=subject.affine)
+    path = folder / IMAGES / f"{name}.png"
+    title = f"{row['target']}: {row['score']:.3f}"
+    if row["blank"]:
+        title += ", blank map"
+    write_overlay(path, subject.image, heat, title=title, legend=method.technique.legend, box=subject.box)
     row["picture_sha256"] = sha256_file(path)
     return path
 
 
 def file_name(image_id: str) -> str:
-    """Return the id where it is a plain file name; else its plain part and a checksum (declared ids may hold a /)."""
+    """Return the id if it is a plain file name; otherwise its plain part and a checksum (declared ids may hold a /)."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id).lstrip(".")
-    return plain if plain == image_id else f"{plain[:80]}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
+    if plain == image_id:
+        return plain
+    return f"{plain[:80]}-{hashlib.sha256(image_id.encode()).hexdigest()[:8]}"
 
 
 def check_folder(folder: Path) -> None:
@@ -272,10 +297,3 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(
             f"out={folder} holds {strangers[0]}, which is not an explanation: choose an empty or new folder"
         )
-
-
-def clear(folder: Path) -> None:
-    """Remove what an earlier explanation left: pictures of other images would look like this one's."""
-    for pattern in (EXPLANATIONS, "maps/*.npy", "maps/*.nii.gz", "images/*.png", "figures/*.png"):
-        for path in folder.glob(pattern):
-            path.unlink()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from medcls.explain.perturbation import Score, score_masked
 from medcls.reproducibility import make_generator
@@ -21,12 +22,8 @@ _FLIPS = 20_000
 def point_game(heat: Heat, region: NDArray[np.bool_]) -> float | None:
     """Return 1 where the map's largest value lies in the region, 0 where not; None for a constant map.
 
-    Of several largest values (a superpixel has one value) the share that lies inside: the hit to be expected of a
-    point drawn among them.
-
-    Args:
-        heat: (*spatial).
-        region: (*spatial): where the sign is.
+    Of several largest values (a superpixel has one value) the share inside: the expected hit of a point drawn among
+    them.
 
     Source: Zhang et al., arXiv 1608.00507, section 4.1, without their tolerance.
     """
@@ -36,13 +33,9 @@ def point_game(heat: Heat, region: NDArray[np.bool_]) -> float | None:
 
 
 def compute_iou(heat: Heat, region: NDArray[np.bool_]) -> float | None:
-    """Return the intersection over union of the region and as many of the map's largest positive pixels.
+    """Return the intersection over union of the region, not empty, and as many of the map's largest positive pixels.
 
     None for a map without positive values.
-
-    Args:
-        heat: (*spatial).
-        region: (*spatial), not empty.
 
     Source: own choice: the area is given, so that no threshold has to be chosen.
     """
@@ -76,9 +69,9 @@ class Curves:
 CURVE_STEPS = 10
 
 
-def count_curve_images(maps: int, *, steps: int = CURVE_STEPS) -> int:
+def count_curve_images(maps: int) -> int:
     """Return how many images `compute_curves` scores: the whole and the hidden one are common to all curves."""
-    return 2 + maps * 2 * (steps - 1)
+    return 2 + maps * 2 * (CURVE_STEPS - 1)
 
 
 def compute_curves(
@@ -92,20 +85,15 @@ def compute_curves(
 ) -> list[Curves]:
     """Return the deletion and the insertion curve of each map; the images of all of them go through in full batches.
 
-    Args:
-        score: What the map explains.
-        image: (C, *spatial).
-        heats: (*spatial) each.
-        background: (C, *spatial): shown where pixels are hidden.
-        steps: Points after the first.
-        batch_size: Images in one call of `score`.
+    Each curve has `steps` points after the first.
 
     Source: Petsiuk, Das and Saenko, arXiv 1806.07421, section 4.3.
     """
     shares = np.linspace(0, 1, steps + 1)
 
     def draw_masks() -> Iterator[NDArray[np.bool_]]:
-        yield from (np.full(heats[0].shape, shown) for shown in (True, False))
+        yield np.ones(heats[0].shape, dtype=bool)
+        yield np.zeros(heats[0].shape, dtype=bool)
         for order in map(_order, heats):
             limits = np.rint(shares[1:-1] * order.size)
             yield from (order >= limit for limit in limits)
@@ -115,15 +103,14 @@ def compute_curves(
     whole, hidden = answers[:2]
     curves = []
     for inner in answers[2:].reshape(len(heats), 2, steps - 1):
-        deletion, insertion = (
-            [first, *inner[kind], last] for kind, first, last in ((0, whole, hidden), (1, hidden, whole))
-        )
-        curves.append(Curves(shares, np.array(deletion), np.array(insertion)))
+        deletion = np.array([whole, *inner[0], hidden])
+        insertion = np.array([hidden, *inner[1], whole])
+        curves.append(Curves(shares, deletion, insertion))
     return curves
 
 
 def _order(heat: Heat) -> NDArray[np.int64]:
-    """The place of each pixel, the largest value 0; equal values in a fixed random order, not from top to bottom."""
+    """Return the rank of each pixel, 0 for the largest value; equal values in a fixed random order."""
     ties = make_generator("ties", heat.shape).random(heat.size)
     places = np.empty(heat.size, dtype=np.int64)
     places[np.lexsort((ties, -heat.ravel()))] = np.arange(heat.size)
@@ -170,3 +157,19 @@ def compute_chance(gains: Sequence[float], patients: Sequence[str], *, seed: int
     # Sums that differ by rounding are the same sum.
     reached = np.abs(signs @ total) >= abs(float(total.sum())) * (1 - 1e-9)
     return float(reached.mean())
+
+
+def correlate_ranks(first: NDArray[np.floating], second: NDArray[np.floating]) -> float | None:
+    """Return Spearman's rank correlation of two arrays of one shape; None if one is constant.
+
+    Source: Spearman 1904; ties take their mean rank.
+    """
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(np.corrcoef(rankdata(first, axis=None), rankdata(second, axis=None))[0, 1])
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the defined values; None if there is none."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

@@ -53,33 +53,27 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def explain_gradcam(score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False) -> NDArray[np.float32]:
-    """Return the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear).
+    """Return the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear); `plus` is Grad-CAM++.
 
-    Args:
-        score: Differentiable: a logit, before softmax; it runs `layer` once.
-        image: (C, H, W) or (C, D, H, W).
-        layer: Its output is (1, K, *spatial).
-        plus: Grad-CAM++.
+    The score is a logit, before softmax; it runs `layer` once, whose output is (1, K, *spatial).
 
     Source: Selvaraju et al., arXiv 1610.02391, equations 1 and 2; Grad-CAM++: Chattopadhyay et al., arXiv 1710.11063,
     equations 10 and 19, the score's exponential taken as Y.
     """
     features, slopes = _run(score, image, layer)
     axes = tuple(range(2, features.ndim))
-    channel = _weigh_plus(features, slopes, axes) if plus else slopes.mean(dim=axes, keepdim=True)
+    channel = slopes.mean(dim=axes, keepdim=True)
+    if plus:
+        # exp(score), common to all weights, is left out.
+        squares = slopes**2
+        below = 2 * squares + features.sum(dim=axes, keepdim=True) * slopes**3
+        alpha = torch.where(below != 0, squares / torch.where(below != 0, below, 1), 0)
+        channel = (alpha * slopes.relu()).sum(dim=axes, keepdim=True)
     coarse = (channel * features).sum(dim=1, keepdim=True).relu()
     mode = "trilinear" if len(axes) == 3 else "bilinear"
     fine = F.interpolate(coarse.float(), size=image.shape[1:], mode=mode, align_corners=False)
     heat: NDArray[np.float32] = fine[0, 0].cpu().numpy()
     return heat
-
-
-def _weigh_plus(features: Tensor, slopes: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Weights of the channels; exp(score), common to all of them, is left out."""
-    squares, cubes = slopes**2, slopes**3
-    below = 2 * squares + features.sum(dim=axes, keepdim=True) * cubes
-    alpha = torch.where(below != 0, squares / torch.where(below != 0, below, 1), 0)
-    return (alpha * slopes.relu()).sum(dim=axes, keepdim=True)
 
 
 def _run(score: Score, image: NDArray[Any], layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -108,15 +102,8 @@ def explain_integrated_gradients(
 ) -> tuple[NDArray[np.float32], float]:
     """Return the map (*spatial), summed over the channels, and how far its sum misses the change of the score.
 
-    The second value is the completeness gap |sum - (f(image) - f(background))|, in units of the score; more steps make
-    it smaller.
-
-    Args:
-        score: Differentiable.
-        image: (C, *spatial).
-        background: (C, *spatial): where the path begins.
-        steps: Points on the path (midpoint rule).
-        batch_size: Images in one call of `score`.
+    The path begins at the background and has `steps` points (midpoint rule). The second value is the completeness gap
+    |sum - (f(image) - f(background))|, in units of the score; more steps make it smaller.
 
     Source: Sundararajan, Taly and Yan, arXiv 1703.01365, equation 1; completeness: proposition 1.
     """

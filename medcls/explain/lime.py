@@ -34,7 +34,9 @@ def cut_superpixels(image: NDArray[Any], *, kind: str = "slic", count: int = 50)
     """
     if kind == "grid":
         return _cut_grid(image.shape[1:], count)
-    scaled = _scale(image)
+    scaled = image.astype(np.float64)
+    low, high = float(scaled.min()), float(scaled.max())
+    scaled = (scaled - low) / (high - low if high > low else 1.0)
     if kind == "slic":
         regions = slic(
             scaled, n_segments=count, compactness=_COMPACTNESS, channel_axis=0, convert2lab=False, start_label=0
@@ -46,12 +48,6 @@ def cut_superpixels(image: NDArray[Any], *, kind: str = "slic", count: int = 50)
     else:
         raise ValueError(f"superpixels={kind} of {image.ndim - 1}-D images: expected slic or grid (quickshift in 2-D)")
     return _renumber(np.asarray(regions))
-
-
-def _scale(image: NDArray[Any]) -> NDArray[np.float64]:
-    values = image.astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _cut_grid(shape: tuple[int, ...], count: int) -> NDArray[np.int64]:
@@ -128,15 +124,9 @@ def explain_lime(
     settings: LimeSettings,
     seed: tuple[object, ...],
 ) -> LocalModel:
-    """Return the local linear model of `score` around `image`.
+    """Return the local linear model of `score`, best a probability or a value, around `image`.
 
-    Args:
-        score: What is explained, best a probability or a value.
-        image: (C, *spatial).
-        regions: (*spatial), 0 to S - 1.
-        background: (C, *spatial): stands where a region is hidden.
-        settings: Neighbourhood and fit.
-        seed: The masks are a pure function of it: (seed, image_id).
+    The regions are numbered 0 to S - 1. The masks are a pure function of `seed`, such as (seed, image_id).
 
     Raises:
         DataError: fewer than two regions.
@@ -176,13 +166,13 @@ def weigh_masks(masks: NDArray[np.bool_], *, width: float, distance: str) -> Flo
 def fit_local_model(
     masks: NDArray[np.bool_], scores: Floats, closeness: Floats, *, num_features: int | None, ridge: float
 ) -> LocalModel:
-    """Return the weighted linear fit of the scores on at most num_features regions.
+    """Return the linear fit of the scores (N,) on at most num_features of the regions; None = all.
 
     Args:
         masks: (N, S); the first row shows all.
-        scores: (N,).
-        closeness: (N,) weights of the samples.
-        num_features: K; None = all.
+        scores: Score under each mask, (N,).
+        closeness: Weights of the samples, (N,).
+        num_features: K, the most regions with a weight.
         ridge: L2 penalty.
     """
     total = closeness.sum()
@@ -190,7 +180,9 @@ def fit_local_model(
     root = np.sqrt(closeness)
     X, y = root[:, None] * (masks - middle), root * (scores - level)
     size = masks.shape[1]
-    kept = np.arange(size) if num_features is None or num_features >= size else select_features(X, y, num_features)
+    kept = np.arange(size)
+    if num_features is not None and num_features < size:
+        kept = select_features(X, y, num_features)
     weights = np.zeros(size)
     if ridge > 0:
         inner = X[:, kept].T @ X[:, kept] + ridge * np.eye(len(kept))
@@ -199,24 +191,23 @@ def fit_local_model(
         weights[kept] = np.linalg.lstsq(X[:, kept], y, rcond=None)[0]
     spread = float(y @ y)
     # Rounding of the score alone is no change of it.
-    changes = spread > total * (1e-7 * max(1.0, abs(level))) ** 2
+    r2 = None
+    if spread > total * (1e-7 * max(1.0, abs(level))) ** 2:
+        r2 = 1 - float(((y - X @ weights) ** 2).sum()) / spread
     intercept = level - float(middle @ weights)
     return LocalModel(
         weights=weights,
         intercept=intercept,
-        r2=1 - float(((y - X @ weights) ** 2).sum()) / spread if changes else None,
+        r2=r2,
         score=float(scores[0]),
         prediction=intercept + float(weights.sum()),
     )
 
 
 def select_features(X: Floats, y: Floats, count: int) -> NDArray[np.int64]:
-    """Return at most `count` columns, ascending: those with a weight before the Lasso path first has more.
+    """Return at most `count` columns of X (n, S), ascending: those with a weight before the Lasso path has more.
 
-    Args:
-        X: (n, S), centred.
-        y: (n,), centred.
-        count: K, at least 1.
+    X and y (n,) are centred.
     """
     _, _, path = lars_path(X, y, method="lasso")  # (S, corners of the path)
     beyond = np.flatnonzero((path != 0).sum(axis=0) > count)

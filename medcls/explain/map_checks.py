@@ -1,12 +1,11 @@
-"""Check maps against a known place, a scrambled network, and the score itself."""
+"""Check maps against a known place and the score itself, and say beforehand how long it takes."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.csv
 import torch
 from numpy.typing import NDArray
 
+from medcls.data.crops import Box
 from medcls.data.store import Store
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError
@@ -25,43 +25,17 @@ from medcls.explain.faithfulness import (
     point_game,
     roll_map,
 )
-from medcls.explain.method import Explained, Method, Target
+from medcls.explain.method import Method, Subject
 from medcls.explain.perturbation import build_background
-from medcls.explain.sanity import SANITY_LIMIT, compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.explain.sanity import plan_cascade
 from medcls.identity import format_count
 from medcls.inputs import check_file
 from medcls.models.classifier import Classifier
 
-Box = tuple[int, int, int, int]
 _BOX = ("box_y", "box_x", "box_h", "box_w")
+# Where a file's pixels are in the store: its size, and the part of the stored frame that it fills.
+_FRAME = ("source_height", "source_width", "valid_y", "valid_x", "valid_height", "valid_width")
 ROLLS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One image that is explained.
-
-    Attributes:
-        image_id: Id of the image in the store; it may be a path.
-        row: Its row in predictions.parquet.
-        image: (C, *spatial) as stored, or the middle of it where the model takes crops.
-        target: What is explained.
-        true: The truth in words.
-        predicted: The prediction in words.
-        patient: Whose image it is (pseudonym).
-        box: (y, x, height, width) of the sign in pixels of `image`, or None.
-        affine: (4, 4) of a volume, index to millimetres (RAS+), or None.
-    """
-
-    image_id: str
-    row: int
-    image: NDArray[Any]
-    target: Target
-    true: str
-    predicted: str
-    patient: str = ""
-    box: Box | None = None
-    affine: NDArray[np.float64] | None = None
 
 
 def read_boxes(path: Path, store: Store) -> dict[str, Box]:
@@ -89,34 +63,24 @@ def read_boxes(path: Path, store: Store) -> dict[str, Box]:
     missing = [name for name in (key, *_BOX) if name not in table.column_names]
     if missing:
         raise DataError(f"boxes={path}: missing columns {', '.join(missing)}; expected image_id, {', '.join(_BOX)}")
-    texts = [
-        name
-        for name in _BOX
-        if not pa.types.is_floating(table[name].type) and not pa.types.is_integer(table[name].type)
-    ]
-    if texts or any(table[name].null_count for name in _BOX):
-        raise DataError(f"boxes={path}: {', '.join(texts or _BOX)}: expected a number in every row")
-    known = dict(zip(store.column("image_id"), _read_frames(store), strict=True))
-    rows = table.select([key, *_BOX]).to_pylist()
-    boxes = {str(row[key]): _place_box(row, known[str(row[key])]) for row in rows if str(row[key]) in known}
+    numeric = [name for name in _BOX if table[name].type in (pa.int64(), pa.float64())]
+    if len(numeric) < len(_BOX) or any(table[name].null_count for name in _BOX):
+        texts = [name for name in _BOX if name not in numeric] or _BOX
+        raise DataError(f"boxes={path}: {', '.join(texts)}: expected a number in every row")
+    frames = zip(*(store.column(name) for name in _FRAME), strict=True)
+    known = dict(zip(store.column("image_id"), frames, strict=True))
+    boxes = {}
+    for name, top, left, box_height, box_width in zip(*(table[name].to_pylist() for name in (key, *_BOX)), strict=True):
+        if str(name) in known:
+            source_height, source_width, y, x, height, width = known[str(name)]
+            zoom_y, zoom_x = height / source_height, width / source_width
+            first_y, first_x = math.floor(y + top * zoom_y), math.floor(x + left * zoom_x)
+            last_y = math.ceil(y + (top + box_height) * zoom_y)
+            last_x = math.ceil(x + (left + box_width) * zoom_x)
+            boxes[str(name)] = first_y, first_x, max(1, last_y - first_y), max(1, last_x - first_x)
     if not boxes:
         raise DataError(f"boxes={path}: no {key} in it is an image_id of the store")
     return boxes
-
-
-def _read_frames(store: Store) -> list[tuple[int, ...]]:
-    names = ("source_height", "source_width", "valid_y", "valid_x", "valid_height", "valid_width")
-    return list(zip(*(store.column(name) for name in names), strict=True))
-
-
-def _place_box(row: dict[str, Any], frame: tuple[int, ...]) -> Box:
-    """Return the file's pixels to the frame's, widened to whole pixels."""
-    source_height, source_width, y, x, height, width = frame
-    zoom_y, zoom_x = height / source_height, width / source_width
-    top, left = int(np.floor(y + row["box_y"] * zoom_y)), int(np.floor(x + row["box_x"] * zoom_x))
-    bottom = int(np.ceil(y + (row["box_y"] + row["box_h"]) * zoom_y))
-    right = int(np.ceil(x + (row["box_x"] + row["box_w"]) * zoom_x))
-    return top, left, max(1, bottom - top), max(1, right - left)
 
 
 def measure_place(heat: NDArray[np.float32], box: Box) -> dict[str, float | None]:
@@ -163,60 +127,16 @@ def estimate_time(method: Method, model: Classifier, subjects: Sequence[Subject]
         start = time.perf_counter()
         score(copies).cpu()
     each = (time.perf_counter() - start) / job.batch_size
-    of_map = method.count_images(first.image.shape[1:])
+    of_map = method.technique.count_images(job, first.image.shape[1:])
     levels = len(plan_cascade(list(model.stages)))
     parts = {
         "maps": len(subjects) * of_map,
-        "curves": len(subjects) * count_curve_images(1 + ROLLS) if job.curves else 0,
+        "curves": len(subjects) * count_curve_images(1 + ROLLS) * job.curves,
         "weight randomisation": min(job.sanity_images, len(subjects)) * levels * of_map,
     }
+    seconds = sum(parts.values()) * each
     named = ", ".join(f"{name} {number * each:.0f} s" for name, number in parts.items() if number)
-    shorter = (
-        "; curves=false leaves out the curves, sanity_images=0 the randomisation"
-        if sum(parts.values()) * each > 60
-        else ""
-    )
-    seconds = f"{sum(parts.values()) * each:.0f} s"
-    return f"{format_count(len(subjects), 'image')} explained in about {seconds} ({named}){shorter}"
-
-
-def check_sanity(
-    method: Method, model: Classifier, subjects: Sequence[Subject], explained: Sequence[Explained]
-) -> dict[str, Any]:
-    """Return how alike the maps stay while the network is scrambled from its output down, and the verdict.
-
-    The verdict: "failed" from a mean |rank correlation| of SANITY_LIMIT with the wholly scrambled network's maps;
-    "undecided" where all of these maps are constant.
-    """
-    levels = []
-    for stages in plan_cascade(list(model.stages)):
-        scrambled = scramble(model, stages, seed=(method.job.seed,))
-        ranks, structures = [], []
-        for subject, before in zip(subjects, explained, strict=True):
-            after = method.explain(scrambled, subject.image, target=subject.target, name=subject.image_id)
-            ranks.append(correlate_ranks(before.heat, after.heat))
-            structures.append(compare_structure(before.heat, after.heat))
-        levels.append(
-            {
-                "scrambled": stages,
-                "rank_correlation": mean_of([None if rank is None else abs(rank) for rank in ranks]),
-                "signed_rank_correlation": mean_of(ranks),
-                "structural_similarity": mean_of(structures),
-                "undefined": sum(rank is None for rank in ranks),
-            }
-        )
-    return {"levels": levels, "limit": SANITY_LIMIT, "images": len(subjects), "verdict": judge_sanity(levels)}
-
-
-def judge_sanity(levels: Sequence[dict[str, Any]]) -> str:
-    """Return "passed", "failed" or "undecided" from the last level."""
-    alike = levels[-1]["rank_correlation"]
-    if alike is None:
-        return "undecided"
-    return "failed" if alike >= SANITY_LIMIT else "passed"
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the defined values; None where there is none."""
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+    line = f"{format_count(len(subjects), 'image')} explained in about {seconds:.0f} s ({named})"
+    if seconds > 60:
+        line += "; curves=false leaves out the curves, sanity_images=0 the randomisation"
+    return line

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from medcls.data.crops import Box
 from medcls.files import write_bytes
 
-Box = tuple[int, int, int, int]
 # Beyond this share of its largest values a map is drawn in full colour: one bright pixel would hide the rest.
 _TOP = 99.5
 
@@ -58,7 +58,10 @@ def write_overlay(
     for axes in (plain, marked):
         axes.set_axis_off()
         if box is not None:
-            axes.add_patch(_outline(box))
+            y, x, height, width = box
+            frame = Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="#35d0ba", linewidth=1.2)
+            frame.set_linestyle("--")
+            axes.add_patch(frame)
     figure.colorbar(drawn, ax=marked, fraction=0.05, label=legend)
     figure.suptitle(title, fontsize=9.5, parse_math=False)
     buffer = io.BytesIO()
@@ -73,11 +76,6 @@ def _to_rgb(image: NDArray[Any]) -> NDArray[np.float64]:
     if len(scaled) != 3:
         scaled = np.repeat(scaled[:1], 3, axis=0)
     return np.moveaxis(scaled, 0, -1)
-
-
-def _outline(box: Box) -> Rectangle:
-    y, x, height, width = box
-    return Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor="#35d0ba", linewidth=1.2, linestyle="--")
 
 
 def write_nifti(path: Path, heat: NDArray[np.float32], *, affine: NDArray[np.float64]) -> None:

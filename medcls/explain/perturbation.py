@@ -1,9 +1,12 @@
-"""Occlusion maps: the score with parts of the image hidden."""
+"""Score an image with parts of it hidden; occlusion maps.
+
+Everywhere in this room an image and the background that hides parts of it are (C, *spatial), maps, masks and regions
+(*spatial); batch_size is the number of images in one call of the network.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, product
 from typing import Any
 
@@ -23,13 +26,13 @@ _BLUR = 0.1
 def build_background(
     image: NDArray[Any], *, kind: str, regions: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
-    """Return what stands where the image is hidden, (C, *spatial) float32.
+    """Return what replaces hidden pixels, (C, *spatial) float32.
 
     Args:
-        image: (C, *spatial).
+        image: Image (C, *spatial), any real dtype.
         kind: "blur" (Gaussian, sigma a tenth of the smaller side), "mean" (of each channel), "black" (0), or
             "segment" (each region's own mean, as the lime package has it).
-        regions: (*spatial) region numbers; for "segment".
+        regions: Region numbers from 0, for "segment".
 
     Raises:
         ValueError: unknown kind, or "segment" without regions.
@@ -61,15 +64,7 @@ def score_masked(
     masks: Iterable[NDArray[np.bool_]],
     batch_size: int = 64,
 ) -> NDArray[np.float64]:
-    """Return the score of the image under each mask, (n,).
-
-    Args:
-        score: What is explained.
-        image: (C, *spatial).
-        background: (C, *spatial): stands where a mask is False.
-        masks: (*spatial) each.
-        batch_size: Images in one call of `score`.
-    """
+    """Return the score of the image under each mask, (n,); the background is shown where a mask is False."""
     shown, hidden = torch.from_numpy(image.astype(np.float32)), torch.from_numpy(background)
     remaining, answers = iter(masks), [np.empty(0)]
     with torch.inference_mode():
@@ -84,21 +79,21 @@ def explain_occlusion(
 ) -> NDArray[np.float32]:
     """Return the map (*spatial): the mean fall of the score over the windows that hide each pixel.
 
-    Args:
-        score: What is explained.
-        image: (C, *spatial).
-        background: (C, *spatial): stands inside the window.
-        window: Side of the window as a share of the image's; windows are half a side apart.
-        batch_size: Images in one call of `score`.
+    Windows are half a side apart; `window` is their side as a share of the image's.
 
     Source: Zeiler and Fergus, arXiv 1311.2901, section 4.2.
     """
     shape = image.shape[1:]
-    sides = [max(1, round(window * length)) for length in shape]
-    starts = [_place(length, side) for length, side in zip(shape, sides, strict=True)]
-    boxes = [tuple(slice(a, a + s) for a, s in zip(corner, sides, strict=True)) for corner in product(*starts)]
-    masks = (np.ones(shape, dtype=bool), *(_hide(shape, box) for box in boxes))
-    answers = score_masked(score, image, background=background, masks=masks, batch_size=batch_size)
+    boxes = _place_windows(shape, window)
+
+    def draw_masks() -> Iterator[NDArray[np.bool_]]:
+        yield np.ones(shape, dtype=bool)
+        for box in boxes:
+            mask = np.ones(shape, dtype=bool)
+            mask[box] = False
+            yield mask
+
+    answers = score_masked(score, image, background=background, masks=draw_masks(), batch_size=batch_size)
     falls, times = np.zeros(shape), np.zeros(shape)
     for box, answer in zip(boxes, answers[1:], strict=True):
         falls[box] += answers[0] - answer
@@ -109,15 +104,14 @@ def explain_occlusion(
 
 def count_windows(shape: Sequence[int], window: float) -> int:
     """Return how many windows hide a part of an image of this shape, (*spatial)."""
-    return math.prod(len(_place(length, max(1, round(window * length)))) for length in shape)
+    return len(_place_windows(shape, window))
 
 
-def _place(length: int, side: int) -> list[int]:
-    """Start half a side apart; the last window ends with the image."""
-    return sorted({*range(0, length - side, max(1, side // 2)), length - side})
-
-
-def _hide(shape: tuple[int, ...], box: tuple[slice, ...]) -> NDArray[np.bool_]:
-    mask = np.ones(shape, dtype=bool)
-    mask[box] = False
-    return mask
+def _place_windows(shape: Sequence[int], window: float) -> list[tuple[slice, ...]]:
+    """Return windows half a side apart; the last one ends with the image."""
+    axes = []
+    for length in shape:
+        side = max(1, round(window * length))
+        starts = sorted({*range(0, length - side, max(1, side // 2)), length - side})
+        axes.append([slice(start, start + side) for start in starts])
+    return list(product(*axes))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from medcls.explain.sanity import compare_structure, correlate_ranks, plan_cascade, scramble
+from medcls.explain.faithfulness import correlate_ranks
+from medcls.explain.sanity import compare_structure, plan_cascade, scramble
 from medcls.models.classifier import build_classifier
 
 

@@ -16,8 +16,9 @@ from medcls.data.targets import Task
 from medcls.errors import ConfigError, DataError
 from medcls.explain.explain import explain, file_name
 from medcls.explain.explanation_report import describe_sanity, summarize, write_sentences
-from medcls.explain.map_checks import Subject, check_sanity, judge_sanity, read_boxes
-from medcls.explain.method import Explained, Target, choose_target
+from medcls.explain.map_checks import read_boxes
+from medcls.explain.method import Explained, Subject, Target, choose_target
+from medcls.explain.sanity import check_sanity, judge_sanity
 from medcls.files import read_json, read_json_lines
 from medcls.models.classifier import build_classifier
 
