@@ -60,7 +60,7 @@ def compare_structure(first: Heat, second: Heat) -> float | None:
     return float(structural_similarity(*stretched, win_size=size, data_range=1.0))  # type: ignore[no-untyped-call]
 
 
-class Level(TypedDict):
+class SanityLevel(TypedDict):
     """How alike maps stay while some stages are scrambled, as explanations.json has it; None if no map has ranks."""
 
     scrambled: list[str]
@@ -73,7 +73,7 @@ class Level(TypedDict):
 class Sanity(TypedDict):
     """The check by weight randomisation, as explanations.json has it."""
 
-    levels: list[Level]
+    levels: list[SanityLevel]
     limit: float
     images: int
     verdict: str
@@ -87,7 +87,7 @@ def check_sanity(
     The verdict: "failed" from a mean |rank correlation| of SANITY_LIMIT with the wholly scrambled network's maps;
     "undecided" if all of these maps are constant.
     """
-    levels: list[Level] = []
+    levels: list[SanityLevel] = []
     for stages in plan_cascade(list(model.stages)):
         scrambled = scramble(model, stages, seed=(method.job.seed,))
         ranks, structures = [], []
@@ -107,7 +107,7 @@ def check_sanity(
     return {"levels": levels, "limit": SANITY_LIMIT, "images": len(subjects), "verdict": judge_sanity(levels)}
 
 
-def judge_sanity(levels: Sequence[Level]) -> str:
+def judge_sanity(levels: Sequence[SanityLevel]) -> str:
     """Return "passed", "failed" or "undecided" from the last level."""
     alike = levels[-1]["rank_correlation"]
     if alike is None:
