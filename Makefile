@@ -5,7 +5,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 WEIGHTS_DIR ?= $(MEDCLS_WEIGHTS_DIR)
 
-.PHONY: env demo demo3d curve3d test test-slow test-kills fuzz lint bench settings sbom container-test slurm-test clean-demo
+.PHONY: env demo demo3d curve3d test gpu-check test-slow test-kills fuzz lint bench settings sbom container-test slurm-test clean-demo
 
 env: $(STAMP)
 
@@ -30,6 +30,11 @@ curve3d: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
+
+# For a machine with a CUDA GPU, some minutes: its tests, then a trial of each number format, written to docs/results/gpu.md
+gpu-check: $(STAMP)
+	$(PY) -m pytest -m gpu $(PYTEST_ARGS)
+	$(PY) -m medcls.doctor device=cuda out=docs/results/gpu.md
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

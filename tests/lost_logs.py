@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("folds.kind=holdout", "folds.k=null", "folds.repeats=1", "replicates=100"),
     ),
     "medcls.evaluate": ("run={run}", "out={own}/results", "split=val", "replicates=100", *_QUICK),
+    "medcls.doctor": ("trial=false", "out={own}/page.md"),
     "medcls.explain": (
         "run={run}",
         "out={own}/maps",

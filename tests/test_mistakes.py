@@ -60,6 +60,7 @@ MISTAKES: dict[str, list[tuple[int, str, list[str]]]] = {
         (66, "store=", ["run={run}", "store={gone}"]),
         (66, "boxes=", ["run={run}", "boxes={gone}"]),
     ],
+    "medcls.doctor": [(64, "device=auto|cuda|cpu", ["divice=cpu"]), (78, "device=gpu", ["device=gpu", "trial=false"])],
     "medcls.fetch": [
         (64, "expected model=NAME", ["modle=resnet18"]),
         (78, "nearest: resnet18", ["model=resnet81"]),
