@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medcls.config import check_choice
 from medcls.errors import MedclsError, UsageError
@@ -132,11 +133,12 @@ def list_machine() -> list[str]:
         f"- memory {memory / _GIB:.1f} GiB; free: {_count_free(SHARED_MEMORY):.1f} GiB in {SHARED_MEMORY}, "
         f"{_count_free(Path(tempfile.gettempdir())):.1f} GiB for temporary files",
     ]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         lines.append(
             f"- CUDA device {index}: {found.name}, {found.total_memory / _GIB:.1f} GiB, compute capability "
-            f"{found.major}.{found.minor}; CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+            f"{found.major}.{found.minor}; CUDA {torch.version.cuda}, cuDNN {cudnn}"
         )
     if not torch.cuda.device_count():
         lines.append("- no CUDA device: training and evaluation use the CPU")
@@ -190,7 +192,8 @@ def run_trials(folder: Path, *, device: str) -> list[Trial]:
     _run("data_prep.demo", f"out={raw}", f"num_images={films}")
     labels = f"labels={raw}/labels.csv"
     _run("data_prep", f"source={raw}", labels, f"store={store}", f"image.size={size}", "deidentify=declared")
-    trials, reference = [], np.empty(0)
+    trials: list[Trial] = []
+    reference: NDArray[np.float64] = np.zeros((0, 0))
     for precision in _PRECISIONS:
         start = time.monotonic()
         training = [
@@ -217,7 +220,7 @@ def run_trials(folder: Path, *, device: str) -> list[Trial]:
     return trials
 
 
-def _predict(folder: Path, *, device: str, precision: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _predict(folder: Path, *, device: str, precision: str) -> NDArray[np.float64]:
     """Return the probabilities (N, K) that the network trained in float32 gives in a number format."""
     import pyarrow.parquet as pq
 
@@ -227,7 +230,7 @@ def _predict(folder: Path, *, device: str, precision: str) -> np.ndarray[tuple[i
         *(f"run={folder}/whole-fp32", f"source={folder}/raw", f"out={out}", "deidentify=declared"),
         *(f"device={device}", f"precision={precision}", "out_of_domain=note"),
     )
-    table = pq.read_table(out)  # type: ignore[no-untyped-call]
+    table = pq.read_table(out)
     columns = [table[name].to_numpy() for name in table.column_names if name.startswith("score_")]
     scores = np.stack(columns, axis=1).astype(np.float64)
     return scores[~np.isnan(scores).any(axis=1)]
