@@ -37,7 +37,7 @@ from medcls.reproducibility import describe_software
 
 _USAGE = "python -m medcls.doctor [device=auto|cuda|cpu] [trial=true|false] [out=FILE.md]"
 _PRECISIONS = ("fp32", "bf16", "fp16")
-_EPOCHS = 4
+_EPOCHS = 3
 _EXTRAS = {"tensorboard": "trainer.tensorboard=true", "ray": "executor=ray", "submitit": "executor=slurm"}
 """Package that is not installed by default -> the setting that needs it."""
 _TIGHT_SHM_GIB = 1
@@ -187,7 +187,7 @@ def run_trials(folder: Path, *, device: str) -> list[Trial]:
     Raises:
         TrialError: a command failed.
     """
-    films, size, batch = (400, 224, 32) if device == "cuda" else (60, 64, 8)
+    films, size, batch = (400, 224, 32) if device == "cuda" else (40, 32, 8)
     raw, store = folder / "raw", folder / "store"
     _run("data_prep.demo", f"out={raw}", f"num_images={films}")
     labels = f"labels={raw}/labels.csv"
