@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.images import make_store, radiograph_preset
+from medcls.config import ScheduleConfig
 from medcls.console import show_progress
 from medcls.data.augment import Augmentation
 from medcls.data.dataset import Batch, StoreDataset
@@ -54,7 +55,7 @@ def _build_learner() -> Learner:
     apply_plan(model, plans)
     model.train()
     optimizer = build_optimizer("adamw", build_parameter_groups(model, plans, lr=1e-3, weight_decay=0.0), lr=1e-3)
-    schedule = build_schedule(optimizer, name="constant", steps_per_epoch=1, epochs=1)
+    schedule = build_schedule(optimizer, ScheduleConfig("constant"), steps_per_epoch=1, epochs=1)
     scaler = build_scaler("fp32", device="cpu")
     return Learner(model, build_loss("multiclass"), optimizer, schedule, scaler, None, model)
 

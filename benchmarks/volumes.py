@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.memory import read_memory, run_child
+from medcls.config import ScheduleConfig
 from medcls.data.dataset import Batch
 from medcls.models.autoencoder import CLASSIFIER_OF, build_autoencoder
 from medcls.models.classifier import build_classifier
@@ -101,7 +102,7 @@ def build_learner(network: str, size: int, *, recompute: bool, rules: StepRules)
     model, loss = build_network(network, size, recompute=recompute)
     move_model(model, rules)
     optimizer = build_optimizer("adamw", [{"params": list(model.parameters())}], lr=1e-4)
-    schedule = build_schedule(optimizer, name="constant", steps_per_epoch=1, epochs=1)
+    schedule = build_schedule(optimizer, ScheduleConfig("constant"), steps_per_epoch=1, epochs=1)
     model.train()
     return Learner(model, loss, optimizer, schedule, build_scaler(rules.precision, device=rules.device), None, model)
 

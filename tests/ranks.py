@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medcls import distributed
+from medcls.config import ScheduleConfig
 from medcls.data.dataset import Batch
 from medcls.data.loaders import EpochSampler
 from medcls.models.synchronization import share_statistics
@@ -53,7 +54,7 @@ def build(precision: str = "fp32", *, momentum: float = 0.9) -> Learner:
     model = Tiny()
     groups = [{"params": list(model.parameters()), "stage": "all", "weight_decay": 1e-3}]
     optimizer = build_optimizer("sgd", groups, lr=0.05, momentum=momentum)
-    schedule = build_schedule(optimizer, name="cosine", steps_per_epoch=STEPS, epochs=1)
+    schedule = build_schedule(optimizer, ScheduleConfig("cosine"), steps_per_epoch=STEPS, epochs=1)
     scaler = build_scaler(precision, device="cpu")
     return Learner(model, build_loss("multiclass"), optimizer, schedule, scaler, None, model)
 

@@ -16,6 +16,7 @@ import pytest
 from data_prep.demo.film import build_dicom, draw_exposure
 from data_prep.demo.knees import draw_knee
 from data_prep.shard_work import StoreTask, store_image
+from medcls.config import ScheduleConfig
 from medcls.data.augment import build_augmentation
 from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
@@ -172,7 +173,7 @@ def test_architecture_lists_the_files_that_an_image_passes(tmp_path: Path, small
         model=model,
         loss=build_loss("binary"),
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, name="constant", steps_per_epoch=1, epochs=1),
+        schedule=build_schedule(optimizer, ScheduleConfig("constant"), steps_per_epoch=1, epochs=1),
         scaler=build_scaler("fp32", device="cpu"),
         average=None,
         forward=model,

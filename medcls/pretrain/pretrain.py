@@ -164,7 +164,7 @@ def fit(job: PretrainJob, data: PretrainingData, *, keeper: CheckpointManager, m
         validate=partial(validate, data=data, rules=rules, loss=learner.loss),
         after_epoch=after_epoch,
     )
-    sink = Tracker(keeper.run, tensorboard=job.trainer.tensorboard) if is_first() else None
+    sink = Tracker(keeper.run, job.trainer) if is_first() else None
     run_epochs(learner, progress, plan, rules=rules, keeper=keeper, sink=sink)
 
 

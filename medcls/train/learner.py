@@ -44,12 +44,9 @@ def start_schedule(job: TrainJob | PretrainJob, optimizer: Optimizer, *, batches
     """Return the schedule of trainer.epochs epochs of `batches` each, from their first step."""
     return build_schedule(
         optimizer,
-        name=job.schedule.name,
+        job.schedule,
         steps_per_epoch=-(-batches // rules.accumulate),
         epochs=job.trainer.epochs,
-        warmup_epochs=job.schedule.warmup_epochs,
-        step_epochs=job.schedule.step_epochs,
-        step_factor=job.schedule.step_factor,
         max_steps=job.trainer.max_steps,
     )
 

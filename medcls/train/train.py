@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medcls.config import TrainJob
+from medcls.config import TrainerConfig, TrainJob
 from medcls.console import say
 from medcls.data.crops import Crop
 from medcls.data.dataset import Batch
@@ -143,7 +143,7 @@ def fit(job: TrainJob, *, data: TrainingData, keeper: CheckpointManager, set_mod
         set_modes=set_modes,
         validate=partial(validate, job, data=data, rules=rules),
     )
-    sink = Tracker(keeper.run, tensorboard=job.trainer.tensorboard) if is_first() else None
+    sink = Tracker(keeper.run, job.trainer) if is_first() else None
     run_epochs(keeper.learner, keeper.progress, plan, rules=rules, keeper=keeper, sink=sink)
 
 
@@ -167,7 +167,7 @@ def solve(job: TrainJob, run: Path, *, data: TrainingData, model: Classifier, li
         logits = trained(torch.from_numpy(val.views[0].read(val.rows)).to(model.head.scale.device)).cpu()
     score, metrics = score_logits(job, logits, data=data, unit=float(model.head.scale))
     if is_first():
-        tracker = Tracker(run)
+        tracker = Tracker(run, TrainerConfig())
         tracker.write({"epoch": 1, solver: chosen, "seconds": time.perf_counter() - start, **metrics})
         tracker.close()
     best = Best()

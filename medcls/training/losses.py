@@ -247,7 +247,17 @@ _CLASS_WEIGHTS = {
 }
 
 
-RECONSTRUCTION_LOSSES = ("mse", "l1", "ssim", "half_sse")
+RECONSTRUCTION_LOSSES: dict[str, Loss] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "ssim": lambda made, target: 1 - compute_ssim(made, target).mean(),
+    "half_sse": lambda made, target: 0.5 * (made - target).square().flatten(1).sum(dim=1).mean(),
+}
+"""(reconstructions, volumes), both (N, C, D, H, W), to a scalar: mean over voxels and volumes; one minus the mean
+similarity; half the sum of squared errors over a volume, mean over volumes.
+
+Source: half_sse, code of Hosseini-Asl et al. 2016; ssim, Wang et al. 2004.
+"""
 _WINDOW = 7
 
 
@@ -256,27 +266,15 @@ def build_reconstruction_loss(name: str) -> Loss:
 
     Its second argument, the labels' place in the loop, is not used.
 
-    Args:
-        name: "mse" or "l1": mean over voxels and volumes; "ssim": one minus it; "half_sse": half the sum of squared
-            errors over a volume, mean over volumes.
-
     Raises:
         ConfigError: unknown name.
-
-    Source: half_sse, code of Hosseini-Asl et al. 2016; ssim, Wang et al. 2004.
     """
     if name not in RECONSTRUCTION_LOSSES:
         raise ConfigError(f"loss={name}: expected one of {', '.join(RECONSTRUCTION_LOSSES)}")
 
     def loss(pairs: Tensor, _: Tensor) -> Tensor:
         made, target = pairs.float().unbind(dim=1)
-        if name == "l1":
-            return F.l1_loss(made, target)
-        if name == "ssim":
-            return 1 - compute_ssim(made, target).mean()
-        if name == "half_sse":
-            return 0.5 * (made - target).square().flatten(1).sum(dim=1).mean()
-        return F.mse_loss(made, target)
+        return RECONSTRUCTION_LOSSES[name](made, target)
 
     return loss
 
@@ -293,9 +291,10 @@ def compute_ssim(volumes: Tensor, targets: Tensor) -> Tensor:
 
     Source: Wang et al., IEEE Transactions on Image Processing, 2004, equation 13, with uniform windows.
     """
-    span = (targets.amax(dim=(2, 3, 4)) - targets.amin(dim=(2, 3, 4))).clamp(min=1e-6)
+    low = targets.amin(dim=(2, 3, 4), keepdim=True)
+    span = (targets.amax(dim=(2, 3, 4), keepdim=True) - low).clamp(min=1e-6)
     # Scaled to the target's range: squares of large values would lose the variance between them.
-    x, y = ((part - _lowest(targets)) / span[..., None, None, None] for part in (volumes, targets))
+    x, y = (volumes - low) / span, (targets - low) / span
     mean_x, mean_y = _window_mean(x), _window_mean(y)
     variance_x = _window_mean(x * x) - mean_x**2
     variance_y = _window_mean(y * y) - mean_y**2
@@ -304,10 +303,6 @@ def compute_ssim(volumes: Tensor, targets: Tensor) -> Tensor:
     contrast = (2 * covariance + c2) / (variance_x + variance_y + c2)
     similarity = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * contrast
     return similarity.mean(dim=(2, 3, 4))
-
-
-def _lowest(volumes: Tensor) -> Tensor:
-    return volumes.amin(dim=(2, 3, 4), keepdim=True)
 
 
 def _window_mean(maps: Tensor) -> Tensor:

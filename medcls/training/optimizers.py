@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from medcls.config import ScheduleConfig
 from medcls.errors import ConfigError
 
 
@@ -22,8 +23,8 @@ def build_optimizer(name: str, groups: Iterable[dict[str, Any]], *, lr: float, m
         name: "sgd" (Nesterov momentum), "adam", "adamw" (decoupled weight decay) or "adadelta" (rho 0.95, eps 1e-6;
             lr 1 is the paper's, which has none).
         groups: From transfer.build_parameter_groups.
-        lr: Of groups without their own.
-        momentum: Of SGD, [0, 1).
+        lr: Rate of groups without their own.
+        momentum: Momentum of SGD, [0, 1).
 
     Raises:
         ConfigError: unknown name.
@@ -55,10 +56,10 @@ def lr_factor(
     Args:
         step: 0 is the first step.
         name: "constant", "cosine" (to 0 at total_steps) or "step".
-        total_steps: Of the whole training.
+        total_steps: Steps of the whole training.
         warmup_steps: Linear rise from 1 / warmup_steps.
         milestones: Steps at which name="step" multiplies by step_factor.
-        step_factor: See milestones.
+        step_factor: Factor at each milestone.
 
     Source: cosine, Loshchilov and Hutter, arXiv 1608.03983, equation 5; warm-up, Goyal et al., arXiv 1706.02677,
     section 2.2.
@@ -74,46 +75,39 @@ def lr_factor(
 
 
 def build_schedule(
-    optimizer: Optimizer,
-    *,
-    name: str,
-    steps_per_epoch: int,
-    epochs: int,
-    warmup_epochs: float = 0.0,
-    step_epochs: Sequence[float] = (),
-    step_factor: float = 0.1,
-    max_steps: int | None = None,
+    optimizer: Optimizer, config: ScheduleConfig, *, steps_per_epoch: int, epochs: int, max_steps: int | None = None
 ) -> LambdaLR:
     """Return the schedule; call its step() after each optimizer step.
 
     Args:
         optimizer: Its groups carry their own rates.
-        name: As for `lr_factor`.
+        config: Course of the rate; its epochs may have fractions.
         steps_per_epoch: Optimizer steps of one epoch.
-        epochs: Of the whole training.
-        warmup_epochs: Epochs of the linear rise.
-        step_epochs: Epochs at which name="step" lowers the rate.
-        step_factor: By which it does.
+        epochs: Epochs of the whole training.
         max_steps: The training ends after so many steps, and the cosine with it.
 
     Raises:
         ConfigError: the warm-up is longer than the training.
     """
-    if warmup_epochs >= epochs and warmup_epochs > 1:
+    warmup = config.warmup_epochs
+    if warmup >= epochs and warmup > 1:
         raise ConfigError(
-            f"schedule.warmup_epochs={warmup_epochs}: trainer.epochs={epochs} ends before the warm-up: lower it, or "
+            f"schedule.warmup_epochs={warmup}: trainer.epochs={epochs} ends before the warm-up: lower it, or "
             "raise trainer.epochs"
         )
     total = min(steps_per_epoch * epochs, max_steps or steps_per_epoch * epochs)
+    warmup_steps = min(round(warmup * steps_per_epoch), max(0, total - 1))
+    milestones = [round(epoch * steps_per_epoch) for epoch in config.step_epochs]
 
+    # A plain function: of any other callable LambdaLR would put the attributes into each checkpoint.
     def factor(step: int) -> float:
         return lr_factor(
             step,
-            name=name,
+            name=config.name,
             total_steps=total,
-            warmup_steps=min(round(warmup_epochs * steps_per_epoch), max(0, total - 1)),
-            milestones=[round(epoch * steps_per_epoch) for epoch in step_epochs],
-            step_factor=step_factor,
+            warmup_steps=warmup_steps,
+            milestones=milestones,
+            step_factor=config.step_factor,
         )
 
     return LambdaLR(optimizer, factor)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from medcls.config import ScheduleConfig
 from medcls.console import show_progress
 from medcls.data.dataset import Batch
 from medcls.models.backbones import Backbone
@@ -116,7 +117,7 @@ def build_learner() -> Callable[..., Learner]:
             model=model,
             loss=given.get("loss") or build_loss(kind, LossSettings(scale=float(model.head.scale))),
             optimizer=optimizer,
-            schedule=build_schedule(optimizer, name=given["schedule"], steps_per_epoch=10, epochs=1),
+            schedule=build_schedule(optimizer, ScheduleConfig(given["schedule"]), steps_per_epoch=10, epochs=1),
             scaler=build_scaler(given["precision"], device="cpu"),
             average=given.get("average"),
             forward=model,

@@ -152,7 +152,8 @@ def test_residual_network_with_activations_in_place(make_batch: Make, build_lear
 
 def test_description_holds_json_values_only(build_tiny: Tiny, make_batch: Make, build_learner: Build) -> None:
     learner = build_learner(
-        build_tiny().train(), loss=lambda logits, targets: build_loss("multiclass")(logits, targets) * math.nan
+        build_tiny().train(),
+        loss=lambda logits, targets: build_loss("multiclass")(logits, targets) * math.nan,
     )
     group = [make_batch(2), make_batch(3)]
     loss = make_step(learner, group, StepRules(precision="fp32"))

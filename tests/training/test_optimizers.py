@@ -2,21 +2,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from medcls.config import ScheduleConfig
 from medcls.errors import ConfigError
 from medcls.models.classifier import Classifier
 from medcls.training.optimizers import build_average, build_optimizer, build_schedule, lr_factor
 from medcls.training.state import Learner
 
 
-def build(name: str = "cosine", *, epochs: int = 4, steps_per_epoch: int = 5, **more: object) -> LambdaLR:
+def build(
+    name: str = "cosine", *, epochs: int = 4, steps_per_epoch: int = 5, max_steps: int | None = None, **more: Any
+) -> LambdaLR:
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)]
     optimizer = build_optimizer("sgd", groups, lr=0.1)
-    return build_schedule(optimizer, name=name, epochs=epochs, steps_per_epoch=steps_per_epoch, **more)  # type: ignore[arg-type]
+    config = ScheduleConfig(name, **more)
+    return build_schedule(optimizer, config, epochs=epochs, steps_per_epoch=steps_per_epoch, max_steps=max_steps)
 
 
 def walk(schedule: LambdaLR, steps: int) -> list[list[float]]:
