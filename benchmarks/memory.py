@@ -192,12 +192,14 @@ def _read(folder: Path) -> Callable[[], object]:
 
 
 def _train(folder: Path) -> Callable[[], object]:
-    from medcls.config import TrainJob
+    from medcls.config import AugmentConfig, ClinicalConfig, CropConfig, TaskConfig
     from medcls.data.loaders import EpochSampler
-    from medcls.train.training_data import open_data, read_domain, write_seen
+    from medcls.runs.checksums import open_store
+    from medcls.train.training_data import Variation, open_data, read_domain, write_seen
 
     def run() -> None:
-        data = open_data(TrainJob(store=str(folder)))
+        varied = Variation(CropConfig(), AugmentConfig(), 0)
+        data = open_data(open_store(folder), "default", task=TaskConfig(), varied=varied, clinical=ClinicalConfig())
         write_seen(folder / "run", data)
         read_domain(data)
         next(iter(EpochSampler(len(data.train), batch_size=32, shuffle=True)))

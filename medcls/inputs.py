@@ -110,6 +110,13 @@ def locate_weights(weights: str) -> Path:
     return Path(weights) / MODEL if Path(weights).is_dir() else Path(weights)
 
 
+def find_own_weights(weights: str | None) -> Path | None:
+    """Return the file that model.weights names, there or not; None for ImageNet's weights or random ones."""
+    if weights is None or weights == IMAGENET:
+        return None
+    return locate_weights(weights)
+
+
 def check_weights(weights: str) -> None:
     """Raise MissingInputError if model.weights names a path that has no weights."""
     if not locate_weights(weights).is_file():

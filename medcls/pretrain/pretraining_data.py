@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from medcls.config import CorruptionConfig, PatchConfig, PretrainJob
+from medcls.config import AugmentConfig, CorruptionConfig, PatchConfig
 from medcls.console import say
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.crops import Patch
 from medcls.data.dataset import Batch, StoreDataset
-from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
+from medcls.data.splits import TEST, TRAIN, VAL
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError
 from medcls.kinds import RECONSTRUCTION
-from medcls.runs.checksums import open_store
 from medcls.train.augment_choice import choose_augmentation, read_kinds
-from medcls.train.training_data import TrainingData
+from medcls.train.training_data import TrainingData, read_rows
 
 
 @dataclass(slots=True)
@@ -46,47 +44,49 @@ class PretrainingData(TrainingData):
         )
 
 
-def open_volumes(job: PretrainJob) -> PretrainingData:
-    """Open the store, check it and its split again, and read the rows of train and val only, whatever their labels.
+def open_volumes(
+    store: Store, split: str, *, patch: PatchConfig, augment: AugmentConfig, corruption: CorruptionConfig, seed: int
+) -> PretrainingData:
+    """Check a store's split again, and read the rows of train and val only, whatever their labels.
 
     Raises:
         DataError: a store of images, or without volumes in train or val.
         ConfigError: a patch that is larger than the volumes.
     """
-    store = open_store(Path(job.store or ""))
     if store.spec.spatial_dims != 3:
         raise DataError(
             f"store={store.folder} contains images {store.shape}, but an autoencoder takes volumes: set "
             "store= to a store of volumes"
         )
-    splits, certificate = read_split(store, job.split.name)
-    rows = {name: rows_of(splits, name) for name in (TRAIN, VAL)}
-    if not all(len(chosen) for chosen in rows.values()):
-        raise DataError(
-            f"split {job.split.name}: {len(rows[TRAIN])} train and {len(rows[VAL])} val volumes: expected both; "
-            f"prepare the store with both, or choose another split.name="
-        )
-    patch = build_patch(job.patch, store)
-    shape = store.shape if patch is None else patch.shape(store.shape)
-    chosen = choose_augmentation(job.augment, store.spec, shape=shape, sides=[], **read_kinds(store, rows[TRAIN]))
+    parts, certificate = read_rows(store, split, what="volumes")
+    cut = build_patch(patch, store)
+    shape = store.shape if cut is None else cut.shape(store.shape)
+    chosen = choose_augmentation(augment, store.spec, shape=shape, sides=[], **read_kinds(store, parts[TRAIN]))
     if chosen.notice:
         say(chosen.notice)
     train, val = (
         StoreDataset(
             store,
-            rows[name],
-            targets=np.zeros((len(rows[name]), 1)),
+            parts[name],
+            targets=np.zeros((len(parts[name]), 1)),
             augmentation=chosen.augmentation if name == TRAIN else None,
-            crop=patch,
-            seed=job.seed,
+            crop=cut,
+            seed=seed,
         )
         for name in (TRAIN, VAL)
     )
     say(f"store {store.folder}: {len(train)} train, {len(val)} val volumes {shape}, labelled or not; no test volume")
-    held_out = np.concatenate([rows[VAL], rows_of(splits, TEST)])
-    task = Task(RECONSTRUCTION.name, [], [])
-    corruption = build_corruption(job.corruption)
-    return PretrainingData(store, task, train, val, certificate, "", held_out, corruption=corruption, seed=job.seed)
+    return PretrainingData(
+        store,
+        Task(RECONSTRUCTION.name, [], []),
+        train,
+        val,
+        certificate,
+        labels_sha256="",
+        held_out=np.concatenate([parts[VAL], parts[TEST]]),
+        corruption=build_corruption(corruption),
+        seed=seed,
+    )
 
 
 def build_patch(config: PatchConfig, store: Store) -> Patch | None:
@@ -101,12 +101,4 @@ def build_patch(config: PatchConfig, store: Store) -> Patch | None:
 
 def build_corruption(chosen: CorruptionConfig) -> Corruption | None:
     """Return what is done to the volumes that the autoencoder sees; None = nothing."""
-    if chosen.kind == "none":
-        return None
-    return Corruption(
-        chosen.kind,
-        noise_std=chosen.noise_std,
-        mask_ratio=chosen.mask_ratio,
-        mask_size=chosen.mask_size,
-        max_boxes=chosen.max_boxes,
-    )
+    return None if chosen.kind == "none" else Corruption(**asdict(chosen))

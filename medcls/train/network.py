@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from medcls.config import TrainJob
+from medcls.config import ClinicalConfig, ModelConfig, TransferConfig
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
@@ -16,63 +16,103 @@ from medcls.models.transfer import StagePlan, apply_plan, choose_first_epochs, f
 from medcls.runs.lineage import RUN, Lineage, check_unseen, without_seen
 from medcls.train.clinical_columns import start_wide
 from medcls.train.initial_weights import choose_options, find_source, load_source
+from medcls.train.learner import Recipe
 from medcls.train.training_data import TrainingData
 
 
-def build_model(job: TrainJob, data: TrainingData) -> tuple[Classifier, list[StagePlan], Lineage]:
-    """Build the network, load its weights, plan the transfer, and print the plan.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The network that training starts from.
 
-    Raises:
-        DataError: a model that the weights went through has seen rows of val or test.
+    Attributes:
+        model: With its first weights.
+        left: Parameters of the backbone that hold random numbers.
+        is_new: Whether no weights were loaded at all.
+        lineage: What the weights went through.
+    """
+
+    model: Classifier
+    left: list[str]
+    is_new: bool
+    lineage: Lineage
+
+
+def start_network(config: ModelConfig, data: TrainingData, *, weights_dir: str | None, seed: int, l2: float) -> Start:
+    """Build the network for a store and a task, load its weights, and set its head to the targets.
+
+    Args:
+        config: The network asked for.
+        data: What it is trained on.
+        weights_dir: Folder with files of ImageNet weights, or None.
+        seed: Seed of what model.init=mean_var draws.
+        l2: Penalty of the regression on clinical columns that the wide part starts at.
     """
     spec = data.store.spec
-    check_dims(job.model.name, spec.shape)
-    check_size(job.model.name, data.train.shape)
-    source = find_source(job.model, weights_dir=job.weights_dir)
-    kind = choose_normalization(job.model.normalize, spec)
+    check_dims(config.name, spec.shape)
+    check_size(config.name, data.train.shape)
+    source = find_source(config, weights_dir=weights_dir)
+    kind = choose_normalization(config.normalize, spec)
     model = build_classifier(
-        job.model.name,
+        config.name,
         kind=data.task.output,
         num_classes=data.task.num_classes,
         in_channels=spec.channels,
         max_value=int(spec.value_range[1]),
-        dropout=job.model.dropout,
+        dropout=config.dropout,
         size=data.train.shape[1:],
-        options=choose_options(job.model, source),
+        options=choose_options(config, source),
         normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
         num_clinical=len(data.clinical.terms) if data.clinical else 0,
-        head=job.model.head_kind,
-        head_width=job.model.head_width,
+        head=config.head_kind,
+        head_width=config.head_width,
     )
-    left, lineage = load_source(job.model, model, source, seed=job.seed)
-    check_lineage(data, lineage, split_name=job.split.name, val_seen=job.transfer.val_seen)
+    left, lineage = load_source(config, model, source, seed=seed)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
     if data.task.output == "joint":
         model.head.set_grade(data.train.targets)
     if data.clinical:
-        start_wide(model, data.task, data.train, l2=job.clinical.l2)
-    epochs = choose_first_epochs(
+        start_wide(model, data.task, data.train, l2=l2)
+    return Start(model, left, source is None, lineage)
+
+
+def plan_network(
+    start: Start, transfer: TransferConfig, *, init: str, recipe: Recipe, clinical: ClinicalConfig
+) -> list[StagePlan]:
+    """Return how each stage is trained, apply it, and print it with what may not be meant.
+
+    Args:
+        start: The network.
+        transfer: From which epoch on each stage is trained, and at which share of the rate.
+        init: How the weights were taken.
+        recipe: Rate and length of the training.
+        clinical: Rate of the clinical coefficients.
+    """
+    model, left, epochs = start.model, set(start.left), recipe.trainer.epochs
+    fresh = set() if start.is_new else stages_of(model, start.left)
+    first = choose_first_epochs(
         list(model.stages),
-        kind=job.transfer.kind,
-        train_from=job.transfer.train_from,
-        thaw_every=job.transfer.thaw_every,
-        fresh=stages_of(model, left) if source is not None else (),
+        kind=transfer.kind,
+        train_from=transfer.train_from,
+        thaw_every=transfer.thaw_every,
+        fresh=fresh,
     )
-    origins = describe_origins(model.backbone, set(left), init=job.model.init)
+    origins = describe_origins(model.backbone, left, init=init)
+    unsettled = {stage for stage, origin in origins.items() if origin != PRETRAINED}
     plans = plan_transfer(
-        model,
-        epochs,
-        layer_decay=job.transfer.layer_decay,
-        batchnorm=job.transfer.batchnorm,
-        unsettled={stage for stage, origin in origins.items() if origin != PRETRAINED},
+        model, first, layer_decay=transfer.layer_decay, batchnorm=transfer.batchnorm, unsettled=unsettled
     )
     apply_plan(model, plans)
-    warn_of_transfer(plans, origins, kind=job.transfer.kind, epochs=job.trainer.epochs)
-    shown = [*plans, *plan_wide(model, lr_scale=job.clinical.lr_scale)]
+    bare = [plan.name for plan in plans if plan.first_epoch != 0 and plan.name in unsettled]
+    if bare:
+        say(f"notice: transfer={transfer.kind} freezes stages that hold random numbers: {', '.join(bare)}")
+    late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= epochs]
+    if late:
+        say(f"notice: trainer.epochs={epochs} ends before {', '.join(late)} are trained")
+    shown = [*plans, *plan_wide(model, lr_scale=clinical.lr_scale)]
     # The wide part starts at the regression on its columns alone.
-    say(format_plan(shown, lr=job.optimizer.lr, origins=origins | {"wide": "regression"}))
-    return model, plans, lineage
+    say(format_plan(shown, lr=recipe.optimizer.lr, origins=origins | {"wide": "regression"}))
+    return plans
 
 
 def check_lineage(data: TrainingData, lineage: Lineage, *, split_name: str, val_seen: str) -> None:
@@ -84,7 +124,9 @@ def check_lineage(data: TrainingData, lineage: Lineage, *, split_name: str, val_
     Raises:
         DataError: One has.
     """
-    own = [model for model in lineage.models if model["weights"] == RUN and _is_of_split(model, data)]
+    here = (data.store.sha256, data.certificate["split_sha256"])
+    runs = [model for model in lineage.models if model["weights"] == RUN]
+    own = [model for model in runs if (model["store_sha256"], model["split_sha256"]) == here]
     remedy = (
         f"they are in val or test of split.name={split_name} (biased transfer); make a split with them in train or in "
         "no part, or start from other weights"
@@ -96,28 +138,6 @@ def check_lineage(data: TrainingData, lineage: Lineage, *, split_name: str, val_
         remedy += "; transfer.val_seen=allow takes the val of an ancestor's own split"
     for notice in check_unseen(data.store, data.held_out, lineage, remedy=remedy):
         say(f"notice: {notice}")
-
-
-def _is_of_split(model: dict[str, Any], data: TrainingData) -> bool:
-    here = (data.store.sha256, data.certificate["split_sha256"])
-    return (model["store_sha256"], model["split_sha256"]) == here
-
-
-def warn_of_transfer(plans: list[StagePlan], origins: dict[str, str], *, kind: str, epochs: int) -> None:
-    """Print what of a plan may not be what was meant.
-
-    Args:
-        plans: How each stage is trained.
-        origins: Stage to where its numbers come from.
-        kind: Of the transfer.
-        epochs: Of the training.
-    """
-    bare = [plan.name for plan in plans if plan.first_epoch != 0 and origins[plan.name] != PRETRAINED]
-    if bare:
-        say(f"notice: transfer={kind} freezes stages that hold random numbers: {', '.join(bare)}")
-    late = [plan.name for plan in plans if plan.first_epoch and plan.first_epoch >= epochs]
-    if late:
-        say(f"notice: trainer.epochs={epochs} ends before {', '.join(late)} are trained")
 
 
 def check_dims(name: str, shape: tuple[int, ...]) -> None:

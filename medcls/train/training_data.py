@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from medcls.clinical.encode import ClinicalSpec
-from medcls.config import AugmentConfig, CropConfig, TrainJob
+from medcls.config import AugmentConfig, ClinicalConfig, CropConfig, TaskConfig
 from medcls.console import say
 from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
@@ -37,12 +37,11 @@ from medcls.files import CONTACT_SHEET, IMAGES, LABELS, PATIENTS, sha256_file
 from medcls.identity import format_count
 from medcls.imaging.domain import Domain, summarize_domain
 from medcls.imaging.grey_levels import loses_levels
-from medcls.models.backbones import CLINICAL
-from medcls.runs.checksums import open_store
 from medcls.train.augment_choice import choose_augmentation, list_sides, read_kinds
 from medcls.train.clinical_columns import encode_rows, learn_clinical
 from medcls.training.features import FeatureDataset
 
+SplitRows = dict[str, NDArray[np.int64]]
 # Volumes have all three.
 SPACINGS = ("spacing_slice_mm", "spacing_row_mm", "spacing_column_mm")
 
@@ -52,12 +51,12 @@ class TrainingData:
     """The two splits that training may see, and what is learnt from them.
 
     Attributes:
-        store: Where they lie.
+        store: The store that holds them.
         task: What is learnt.
         train: Images that are learnt from.
         val: Images that the best epoch is chosen on.
-        certificate: Of the split.
-        labels_sha256: Of the store's labels.
+        certificate: Certificate of the split.
+        labels_sha256: Checksum of the store's labels; "" if no label is looked at.
         held_out: Manifest rows of val and test: nothing that the weights went through may have seen them.
         clinical: How clinical columns are encoded; None where there are none.
         augment: Preset, transforms and sides, as the model card keeps them.
@@ -81,51 +80,84 @@ class TrainingData:
         return self.features.get(TRAIN, self.train), self.features.get(VAL, self.val)
 
 
-def open_data(job: TrainJob) -> TrainingData:
-    """Open the store, check it and its split again, and read the rows of train and val only."""
-    store = open_store(Path(job.store or ""))
-    splits, certificate = read_split(store, job.split.name)
-    labels = store.read_labels()
-    train_rows, val_rows = rows_of(splits, TRAIN), rows_of(splits, VAL)
-    if not len(train_rows) or not len(val_rows):
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """What makes another image of a training image in every epoch.
+
+    Attributes:
+        crop: What is cut out of it.
+        augment: How it is changed.
+        seed: Seed of both.
+    """
+
+    crop: CropConfig
+    augment: AugmentConfig
+    seed: int
+
+
+def read_rows(store: Store, split: str, *, what: str = "images") -> tuple[SplitRows, dict[str, Any]]:
+    """Return the manifest rows of each part of a split, after checking that train and val have some; its certificate.
+
+    Raises:
+        DataError: they have none, or the split has changed.
+    """
+    splits, certificate = read_split(store, split)
+    rows = {name: rows_of(splits, name) for name in (TRAIN, VAL, TEST)}
+    if not len(rows[TRAIN]) or not len(rows[VAL]):
         raise DataError(
-            f"split {job.split.name}: {len(train_rows)} train and {len(val_rows)} val images: expected both; prepare "
-            "the store with both, or choose another split.name="
+            f"split {split}: {len(rows[TRAIN])} train and {len(rows[VAL])} val {what}: expected both; prepare the "
+            "store with both, or choose another split.name="
         )
-    task = build_task(job.task, labels.take(train_rows))
-    crop = build_crop(job.crop, store)
-    shape = store.shape if crop is None else crop.shape(store.shape)
-    # Where no image is looked at, none is worth a change.
-    augment = AugmentConfig() if job.model.name == CLINICAL else job.augmented
-    sides = list_sides(task, clinical=job.clinical.columns)
-    chosen = choose_augmentation(augment, store.spec, shape=shape, sides=sides, **read_kinds(store, train_rows))
+    return rows, certificate
+
+
+def open_data(
+    store: Store, split: str, *, task: TaskConfig, varied: Variation, clinical: ClinicalConfig
+) -> TrainingData:
+    """Check a store's split again, and read the rows of train and val only."""
+    parts, certificate = read_rows(store, split)
+    labels = store.read_labels()
+    learnt = build_task(task, labels.take(parts[TRAIN]))
+    crop = build_crop(varied.crop, store)
+    chosen = choose_augmentation(
+        varied.augment,
+        store.spec,
+        shape=store.shape if crop is None else crop.shape(store.shape),
+        sides=list_sides(learnt, clinical=clinical.columns),
+        **read_kinds(store, parts[TRAIN]),
+    )
     if chosen.notice:
         say(chosen.notice)
-    elif job.augment.auto and not augment.auto:
-        say("augment=auto: none, since features of a frozen network are computed once; transfer.views=K adds K views")
     datasets: dict[str, StoreDataset] = {}
     spec: ClinicalSpec | None = None
-    for name, rows in ((TRAIN, train_rows), (VAL, val_rows)):
-        kept, targets, soft = select_labelled(task, labels, rows, split=name)
-        check_classes_present(task, targets, split=name)
-        check_grades(task, targets, split=name)
+    for name in (TRAIN, VAL):
+        kept, targets, soft = select_labelled(learnt, labels, parts[name], split=name)
+        check_classes_present(learnt, targets, split=name)
+        check_grades(learnt, targets, split=name)
         if name == TRAIN:
-            spec = learn_clinical(job.clinical, store, kept, targets)
+            spec = learn_clinical(clinical, store, kept, targets)
         datasets[name] = StoreDataset(
             store,
             kept,
             targets=targets,
             augmentation=chosen.augmentation if name == TRAIN else None,
             crop=crop,
-            seed=job.seed,
+            seed=varied.seed,
             clinical=encode_rows(spec, store, kept, where=name),
             soft=soft,
         )
-    say(describe_data(store, task, datasets))
-    sha = sha256_file(store.folder / LABELS)
-    held_out = np.concatenate([val_rows, rows_of(splits, TEST)])
-    augmented = chosen.to_json()
-    return TrainingData(store, task, datasets[TRAIN], datasets[VAL], certificate, sha, held_out, spec, augmented)
+    say(describe_data(store, learnt, datasets))
+    return TrainingData(
+        store,
+        learnt,
+        datasets[TRAIN],
+        datasets[VAL],
+        certificate,
+        labels_sha256=sha256_file(store.folder / LABELS),
+        held_out=np.concatenate([parts[VAL], parts[TEST]]),
+        clinical=spec,
+        augment=chosen.to_json(),
+    )
 
 
 def build_crop(config: CropConfig, store: Store) -> Crop | None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from medcls.data.dataset import Batch
-from medcls.data.loaders import EpochSampler
+from medcls.data.loaders import EpochSampler, build_loader
 from medcls.training.losses import Loss
 
 
@@ -98,6 +98,11 @@ class Feed:
 
     loader: DataLoader[Batch]
     sampler: EpochSampler
+
+
+def build_feed(dataset: Dataset[Batch], sampler: EpochSampler, *, workers: int, device: str) -> Feed:
+    """Return what feeds a dataset in the sampler's order."""
+    return Feed(build_loader(dataset, sampler, workers=workers, device=device), sampler)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ from medcls.models import families
 from medcls.models.backbones import Backbone, Blueprint
 from medcls.models.families import Family
 from medcls.report.content import Evaluation
+from medcls.runs.checksums import open_store
 from medcls.train.train import train
+from medcls.train.training_data import TrainingData, Variation, open_data
 
 # The quickest training there is; a test adds what it is about.
 QUICK = (
@@ -42,6 +44,13 @@ QUICK = (
     "workers=0",
     "device=cpu",
 )
+
+
+def open_training(job: TrainJob) -> TrainingData:
+    """What a training of this job would learn from, as its settings are."""
+    varied = Variation(job.crop, job.augmented, job.seed)
+    store = open_store(Path(str(job.store)))
+    return open_data(store, job.split.name, task=job.task, varied=varied, clinical=job.clinical)
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ from medcls.models import small as cbr
 from medcls.pretrain import __main__ as pretrain
 from medcls.pretrain import pretrain as pretrain_stage
 from medcls.train import __main__ as train
+from medcls.train import session
 from medcls.train import train as train_stage
 from medcls.training import checkpoint_manager
 
@@ -75,16 +76,14 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 # What a trial of each case may be killed in, beside its steps; the functions that are its phases.
 PHASES = (
-    (train_stage, "start_run", "first writes"),
-    (pretrain_stage, "start_run", "first writes"),
+    (session, "start_run", "first writes"),
     (train_stage, "cache_features", "features"),
-    (train_stage, "run_epochs", "steps"),
-    (pretrain_stage, "run_epochs", "steps"),
+    (session, "run_epochs", "steps"),
     (train_stage, "validate", "validation"),
     (pretrain_stage, "validate", "validation"),
     (checkpoint_manager, "write_checkpoint", "save"),
-    (train_stage, "write_best", "last writes"),
-    (pretrain_stage, "write_best", "last writes"),
+    (train_stage, "finish_run", "last writes"),
+    (pretrain_stage, "finish_run", "last writes"),
     (evaluate_stage, "evaluate", "evaluation"),
 )
 NAMES = ("beginning", *dict.fromkeys(name for *_, name in PHASES))

@@ -19,7 +19,7 @@ from medcls.explain.explain import explain
 from medcls.files import read_json
 from medcls.predict.predict import predict
 from medcls.runs.model_file import read_model
-from medcls.train.training_data import open_data
+from tests.stages.conftest import open_training
 
 CROP = Crop(24, 26, 32)
 
@@ -35,7 +35,7 @@ def test_training_takes_random_crops_and_validation_the_middle(
     compose_train: Callable[..., TrainJob], store: Store, tmp_path: Path
 ) -> None:
     settings = ("crop.size=24", "crop.scales=[26,32]", "augment=none")
-    data = open_data(compose_train(tmp_path / "run", *settings))
+    data = open_training(compose_train(tmp_path / "run", *settings))
     assert data.train.crop == data.val.crop == CROP
     assert (data.train.read_image(0, 3) != data.train.read_image(1, 3)).any()
     middle = CROP.take_center(store.image(int(data.val.rows[3])))
@@ -45,7 +45,7 @@ def test_training_takes_random_crops_and_validation_the_middle(
 
 def test_a_store_that_is_too_small_is_refused(compose_train: Callable[..., TrainJob], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"crop.scales=\[256,256\]: the store has images of 32 x 32"):
-        open_data(compose_train(tmp_path / "run", "crop=vgg_fixed"))
+        open_training(compose_train(tmp_path / "run", "crop=vgg_fixed"))
 
 
 def test_evaluate_and_predict_see_the_middle(

@@ -20,7 +20,7 @@ from medcls.data.loaders import WorkerError
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.train import train as stage
+from medcls.train.learner import Recipe
 from medcls.training.checkpoint_manager import CheckpointManager
 from medcls.training.loop import NonFiniteError
 from medcls.training.losses import build_loss
@@ -44,7 +44,7 @@ class Killed(BaseException):
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *, is_bad: Callable[[int, float], bool]) -> None:
     """Makes the loss NaN where `is_bad(steps taken, learning rate by that of the beginning)`."""
-    build = stage.build_learner
+    build = Recipe.build_learner
 
     def build_spoilt(*args: Any, **kwargs: Any) -> Any:
         learner = build(*args, **kwargs)
@@ -58,7 +58,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *, is_bad: Callable[[int, float], boo
         learner.loss = loss
         return learner
 
-    monkeypatch.setattr(stage, "build_learner", build_spoilt)
+    monkeypatch.setattr(Recipe, "build_learner", build_spoilt)
 
 
 def test_a_step_that_is_not_finite_leaves_a_capsule_and_training_goes_on(
@@ -176,7 +176,7 @@ def test_pretraining_goes_back_too(
 def test_out_of_memory_is_said_once_and_kept_in_the_log(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build = stage.build_learner
+    build = Recipe.build_learner
 
     def build_limited(*args: Any, **kwargs: Any) -> Any:
         learner = build(*args, **kwargs)
@@ -190,7 +190,7 @@ def test_out_of_memory_is_said_once_and_kept_in_the_log(
         learner.forward = limited
         return learner
 
-    monkeypatch.setattr(stage, "build_learner", build_limited)
+    monkeypatch.setattr(Recipe, "build_learner", build_limited)
     run = run_train(tmp_path / "run", *SETTINGS)
     err = capsys.readouterr().err
     assert err.count("out of memory in step 1: from here on at most 4 images go through the network at once") == 1

@@ -16,15 +16,20 @@ from medcls.config import TrainJob
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.imaging.preprocess import PreprocessSpec
+from medcls.models.classifier import Classifier
 from medcls.models.families import build_backbone
-from medcls.train.network import build_model, check_size
+from medcls.models.transfer import StagePlan
+from medcls.runs.lineage import Lineage
+from medcls.train.learner import Recipe
+from medcls.train.network import check_size, plan_network, start_network
+from medcls.training.state import StepRules
 
 Compose = Callable[..., TrainJob]
 
 
 @dataclass
 class Data:
-    """What build_model needs of the data."""
+    """What start_network needs of the data."""
 
     task: Task
     shape: tuple[int, int, int] = (1, 32, 32)
@@ -48,6 +53,14 @@ class Data:
         return SimpleNamespace(targets=torch.tensor([[20.0], [30.0]]), shape=self.shape)
 
 
+def build_model(job: TrainJob, data: Any) -> tuple[Classifier, list[StagePlan], Lineage]:
+    """The network of a job, how it is trained, and what its weights went through."""
+    start = start_network(job.model, data, weights_dir=job.weights_dir, seed=job.seed, l2=job.clinical.l2)
+    recipe = Recipe(job.optimizer, job.schedule, job.trainer, StepRules())
+    plans = plan_network(start, job.transfer, init=job.model.init, recipe=recipe, clinical=job.clinical)
+    return start.model, plans, start.lineage
+
+
 GRADES = Task("multiclass", ["0", "1", "2"], ["label"])
 
 
@@ -67,7 +80,7 @@ def test_convolutional_base_is_said_and_its_new_layers_are_never_frozen(
     compose_train: Compose, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["model=vgg11", "model.weights=imagenet", f"weights_dir={base}", "transfer=frozen"]
-    model, plans, lineage = build_model(compose_train(tmp_path / "run", *settings), Data(GRADES))  # type: ignore[arg-type]
+    model, plans, lineage = build_model(compose_train(tmp_path / "run", *settings), Data(GRADES))
     said = capsys.readouterr().err
     assert "notice: the file has the convolutional base only; random: classifier.0.bias" in said
     assert [plan.name for plan in plans if plan.lr_scale] == ["fc6", "fc7", "head"]
@@ -79,7 +92,7 @@ def test_convolutional_base_is_said_and_its_new_layers_are_never_frozen(
 def test_random_numbers_that_stay_are_said(
     compose_train: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, lineage = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))  # type: ignore[arg-type]
+    _, _, lineage = build_model(compose_train(tmp_path / "run", "transfer=frozen"), Data(GRADES))
     said = capsys.readouterr().err
     assert "weights: none; resnet18 starts from random numbers" in said
     assert "notice: transfer=frozen freezes stages that hold random numbers" in said
@@ -89,7 +102,7 @@ def test_random_numbers_that_stay_are_said(
 
 def test_network_fits_store_and_task(compose_train: Compose, tmp_path: Path) -> None:
     data = Data(Task("regression", [], ["label"]), shape=(3, 48, 40), dtype="uint16")
-    model, _, _ = build_model(compose_train(tmp_path / "run", "task=regression"), data)  # type: ignore[arg-type]
+    model, _, _ = build_model(compose_train(tmp_path / "run", "task=regression"), data)
     assert model.normalize.max_value == 65535
     assert (float(model.head.shift), float(model.head.scale)) == (25.0, 5.0)
 

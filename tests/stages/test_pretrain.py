@@ -22,7 +22,7 @@ from medcls.evaluate.evaluate import evaluate
 from medcls.explain.explain import explain
 from medcls.files import IMAGES, METRICS_LOG, MODEL, PATIENTS, RECONSTRUCTIONS, read_json_lines, sha256_file
 from medcls.predict.predict import predict
-from medcls.pretrain.pretrain import pretrain
+from medcls.pretrain.pretrain import Levels, pretrain
 from medcls.pretrain.pretraining_data import open_volumes
 from medcls.runs.model_file import find_card, read_any_card, read_autoencoder, read_card, read_model
 from medcls.training.checkpoint_manager import CheckpointManager
@@ -99,7 +99,10 @@ def test_volumes_without_a_label_take_part(
     make_volume_store: Callable[..., Store], compose_pretrain: Callable[..., PretrainJob], tmp_path: Path
 ) -> None:
     store = make_volume_store(labels=("", "", ""))
-    data = open_volumes(compose_pretrain(tmp_path / "run", f"store={store.folder}"))
+    job = compose_pretrain(tmp_path / "run", f"store={store.folder}")
+    data = open_volumes(
+        store, "default", patch=job.patch, augment=job.augment, corruption=job.corruption, seed=job.seed
+    )
     splits, _ = read_split(store, "default")
     assert data.train.rows.tolist() == rows_of(splits, TRAIN).tolist()
     assert len(data.train) > 0
@@ -124,15 +127,13 @@ def test_a_level_that_was_trained_stays_as_it_was(
     run_pretrain: Run, greedy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[dict[str, torch.Tensor]] = []
-    from medcls.pretrain import pretrain as stage
+    original = Levels.start_level
 
-    original = stage.start_level
+    def watch(self: Levels, *, epoch: int) -> None:
+        original(self, epoch=epoch)
+        kept.append({name: value.clone() for name, value in self.model.state_dict().items()})
 
-    def watch(job: PretrainJob, learner: Any, progress: Any, *, epoch: int) -> None:
-        original(job, learner, progress, epoch=epoch)
-        kept.append({name: value.clone() for name, value in learner.model.state_dict().items()})
-
-    monkeypatch.setattr(stage, "start_level", watch)
+    monkeypatch.setattr(Levels, "start_level", watch)
     run = run_pretrain(tmp_path / "run", *PAPER)
     assert sha256_file(run / MODEL) == sha256_file(greedy / MODEL)  # the same result again
     final = read_autoencoder(run / MODEL)[0].state_dict()

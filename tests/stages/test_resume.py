@@ -21,8 +21,7 @@ from medcls.config import TrainJob
 from medcls.data.store import Store
 from medcls.errors import ConfigError, MissingInputError, ReadError, WriteError
 from medcls.files import read_json, read_json_lines, sha256_file
-from medcls.train import resume
-from medcls.train import train as stage
+from medcls.train import session
 from medcls.training.checkpoint_manager import CheckpointManager, find_checkpoint
 from medcls.training.checkpoints import name_checkpoint, write_checkpoint
 from medcls.training.preemption import PreemptedError, Watch
@@ -102,7 +101,7 @@ def test_resuming_is_said_and_recorded(
             run_train(tmp_path / "run", *SETTINGS)
     record = tmp_path / "run" / "environment.json"
     before = read_json(record)
-    monkeypatch.setattr(stage, "describe_environment", lambda **_: before | {"threads": 64})
+    monkeypatch.setattr(session, "describe_environment", lambda **_: before | {"threads": 64})
     run_train(tmp_path / "run", *SETTINGS)
     err = capsys.readouterr().err
     assert "resuming" in err
@@ -193,8 +192,8 @@ def test_checkpoint_that_becomes_due_during_the_validation_is_written_there(
 def test_too_little_space_is_found_before_the_first_step(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = resume.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(resume.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    usage = session.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(session.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
     with pytest.raises(WriteError, match=r"0.01 GB are free, but two checkpoints take 0.36 GB"):
         run_train(tmp_path / "run")
 

@@ -13,8 +13,18 @@ from medcls.config import OptimizerConfig, TaskConfig, TrainerConfig, TrainJob
 from medcls.errors import ConfigError, UsageError
 from medcls.files import atomic_file, read_json, write_json
 from medcls.train import claim
-from medcls.train.claim import claim_run, hold_run, start_run
+from medcls.train.claim import request_run
 from tests.failing_disk import Disk, KilledError
+
+
+def claim_run(job: TrainJob) -> tuple[Path, bool]:
+    """The run folder of a job, and whether it holds the finished run."""
+    asked = request_run(job)
+    return asked.folder, claim.claim_run(asked)
+
+
+def start_run(job: TrainJob, *, environment: dict[str, Any]) -> None:
+    claim.start_run(request_run(job), environment=environment)
 
 
 @pytest.fixture
@@ -25,7 +35,7 @@ def job(tmp_path: Path) -> TrainJob:
 
 def finish(job: TrainJob) -> Path:
     run, _ = claim_run(job)
-    start_run(run, job, environment={})
+    start_run(job, environment={})
     (run / "model.safetensors").write_bytes(b"")
     return run
 
@@ -54,7 +64,7 @@ def test_unfinished_run_of_the_same_settings_starts_again(job: TrainJob) -> None
     (run / "metrics.jsonl").write_text("{}\n")
     (run / "tensorboard").mkdir()
     assert claim_run(job) == (run, False)
-    start_run(run, job, environment={"python": "3.11"})
+    start_run(job, environment={"python": "3.11"})
     assert sorted(path.name for path in run.iterdir()) == ["config", "environment.json"]
     assert read_json(run / "environment.json")["python"] == "3.11"
 
@@ -115,7 +125,7 @@ def test_starting_again_deletes_nothing_that_is_not_ours(job: TrainJob) -> None:
     run = finish(job)
     (run / "model.safetensors").unlink()
     (run / "notes.txt").write_text("mine")
-    start_run(run, job, environment={})
+    start_run(job, environment={})
     assert (run / "notes.txt").read_text() == "mine"
 
 
@@ -153,7 +163,7 @@ def test_killed_while_it_is_emptied_it_still_is_a_run(job: TrainJob, monkeypatch
     (run / "model.safetensors").unlink()
     monkeypatch.setattr(claim, "write_json", lambda path, content: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        start_run(run, job, environment={})
+        start_run(job, environment={})
     assert claim_run(job) == (run, False)
 
 
@@ -170,8 +180,8 @@ def test_half_written_files_are_cleared_and_those_being_written_stay(job: TrainJ
     with atomic_file(run / "operating_points.json") as file:
         # An evaluation of a finished run may be writing.
         file.write(b"{}")
-        with hold_run(job) as held:
-            assert held == (run, finished)
+        with claim.hold_run(request_run(job)) as held:
+            assert held == finished
     assert [name for name in names if (run / name).exists()] == []
     assert (run / "operating_points.json").read_bytes() == b"{}"
 
@@ -182,7 +192,7 @@ def test_setting_that_an_older_version_did_not_have_counts_as_its_default(
 ) -> None:
     job = compose_job(command, "store=store", f"run={tmp_path / 'run'}")
     (tmp_path / "run" / "config").mkdir(parents=True)
-    start_run(tmp_path / "run", job, environment={})
+    start_run(job, environment={})
     settings = tmp_path / "run" / "config" / "settings.json"
     content = read_json(settings)
     for new in ("auto", "sides"):
@@ -214,15 +224,15 @@ def test_start_killed_at_any_step_can_be_started_again(job: TrainJob, tmp_path: 
         (run / "model.safetensors").unlink()
         fill(run)
         with Disk(run, kill_at=steps) as disk, contextlib.suppress(KilledError):
-            start_run(run, job, environment={"python": "3.11"})
+            start_run(job, environment={"python": "3.11"})
         # A run that has a checkpoint is resumed, which needs the rest: it is the first to go, and goes at once.
         whole = (run / "checkpoints" / "step-0000000003").exists()
         parts = [(run / "checkpoints" / "step-0000000003" / part).exists() for part in ("state.json",)]
         assert parts == [whole]
         assert not whole or all((run / name).exists() for name in ("environment.json", "metrics.jsonl"))
-        with hold_run(job) as held:
-            assert held == (run, False)
-            start_run(run, job, environment={"python": "3.11"})
+        with claim.hold_run(request_run(job)) as held:
+            assert not held
+            start_run(job, environment={"python": "3.11"})
             names = sorted(path.name for path in run.iterdir())
         assert names == [".holder.json", "config", "environment.json"]
         if len(disk.steps) < steps:

@@ -18,8 +18,8 @@ from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, read_json_lines, sha256_file
 from medcls.models.families import count_dims
 from medcls.runs.model_file import read_card, read_model
-from medcls.train import learner
 from medcls.train import train as stage
+from medcls.train.session import Session
 from medcls.training.loop import NonFiniteError
 
 Run = Callable[..., Path]
@@ -175,15 +175,15 @@ def test_average_of_the_weights_is_what_is_kept(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    original = stage.fit
+    original = Session.run
 
-    def record(*args: Any, **kwargs: Any) -> Any:
-        original(*args, **kwargs)
-        learner = kwargs["keeper"].learner
+    def record(self: Session, *args: Any) -> None:
+        original(self, *args)
         # Afterwards the network gets the weights that are kept, to measure training images by them.
-        seen.append((learner, {name: value.clone() for name, value in learner.model.state_dict().items()}))
+        last = {name: value.clone() for name, value in self.learner.model.state_dict().items()}
+        seen.append((self.learner, last))
 
-    monkeypatch.setattr(stage, "fit", record)
+    monkeypatch.setattr(Session, "run", record)
     run = run_train(tmp_path / "run", "trainer.ema_decay=0.9", "trainer.max_steps=3", "trainer.epochs=1")
     ((learner, last),) = seen
     kept = read_model(run / "model.safetensors")[0].state_dict()
@@ -231,7 +231,7 @@ def test_pairs_of_an_odd_number_of_images_never_leave_one_alone(
             return self.size
 
     for size, batch in ((5, 2), (7, 2), (8, 2), (9, 4), (24, 32), (3, 2)):
-        sampler = stage.build_sampler(compose_train(tmp_path, f"trainer.batch_size={batch}"), Data(size))  # type: ignore[arg-type]
+        sampler = stage.build_sampler(Data(size), batch_size=batch, seed=0)  # type: ignore[arg-type]
         sizes = [len(positions) for positions in sampler]
         assert sum(sizes) == size
         assert min(sizes) >= 2
@@ -301,7 +301,7 @@ def test_class_weights_of_a_task_without_are_found_before_the_run_is_begun(run_t
 def test_non_finite_training_stops_and_writes_no_model(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner, "build_task_loss", lambda *_, **__: lambda logits, targets: logits.sum() * math.nan)
+    monkeypatch.setattr(stage, "build_task_loss", lambda *_, **__: lambda logits, targets: logits.sum() * math.nan)
     with pytest.raises(NonFiniteError, match="for 2 steps in a row"):
         run_train(tmp_path / "run", "trainer.max_steps=5", "trainer.max_nonfinite=2")
     assert not (tmp_path / "run" / "model.safetensors").exists()

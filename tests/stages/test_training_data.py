@@ -13,7 +13,8 @@ from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
 from medcls.errors import DataError, MissingInputError
-from medcls.train.training_data import check_grades, open_data, select_labelled
+from medcls.train.training_data import check_grades, select_labelled
+from tests.stages.conftest import open_training
 
 Compose = Callable[..., TrainJob]
 GRADES = Task("regression", ["0", "1", "2"], ["label"], grades=True)
@@ -22,7 +23,7 @@ GRADES = Task("regression", ["0", "1", "2"], ["label"], grades=True)
 def test_train_and_val_are_opened_and_only_train_is_augmented(
     compose_train: Compose, store: Store, tmp_path: Path
 ) -> None:
-    data = open_data(compose_train(tmp_path / "run", "augment=radiograph", "seed=3"))
+    data = open_training(compose_train(tmp_path / "run", "augment=radiograph", "seed=3"))
     splits, certificate = read_split(store, "default")
     assert data.train.rows.tolist() == rows_of(splits, "train").tolist()
     assert data.val.rows.tolist() == rows_of(splits, "val").tolist()
@@ -49,7 +50,7 @@ def test_classes_come_from_the_training_rows(
     labels = ["5" if splits[image] == "test" else label for image, label in pairs]
     pq.write_table(table.set_column(table.column_names.index("label"), "label", [labels]), path)
     certify(path.parent)
-    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    data = open_training(compose_train(tmp_path / "run", f"store={path.parent}"))
     assert data.task.class_names == ["0", "1", "2"]
 
 
@@ -73,10 +74,10 @@ def test_votes_are_soft_targets_of_training_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = copy_store() / "labels.parquet"
-    whole = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    whole = open_training(compose_train(tmp_path / "run", f"store={path.parent}"))
     assert torch.equal(whole.train.soft, whole.train.targets)
     vote(path)
-    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}"))
+    data = open_training(compose_train(tmp_path / "run", f"store={path.parent}"))
     tied = np.isin(data.train.rows, range(6))
     assert tied.any()
     assert data.train.rows.tolist() == whole.train.rows.tolist()
@@ -102,7 +103,7 @@ def test_ordinal_training_takes_the_label_of_most_readers_and_says_so(
 ) -> None:
     path = copy_store() / "labels.parquet"
     vote(path)
-    data = open_data(compose_train(tmp_path / "run", f"store={path.parent}", "task=ordinal"))
+    data = open_training(compose_train(tmp_path / "run", f"store={path.parent}", "task=ordinal"))
     assert not data.train.targets.isnan().any()
     assert torch.equal(data.train.soft, data.train.targets)
     said = capsys.readouterr().err
@@ -125,8 +126,8 @@ def test_missing_split_and_empty_split(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(MissingInputError, match=r"split.name=fold1: store has default"):
-        open_data(compose_train(tmp_path / "run", "split.name=fold1"))
+        open_training(compose_train(tmp_path / "run", "split.name=fold1"))
     raw = write_source(tmp_path / "raw", patients=12)
     whole = run_prepare(raw, tmp_path / "whole", "split.test=0.5", "split.val=0")
     with pytest.raises(DataError, match="12 train and 0 val images: expected both; prepare the store with both"):
-        open_data(compose_train(tmp_path / "run", f"store={whole.folder}"))
+        open_training(compose_train(tmp_path / "run", f"store={whole.folder}"))

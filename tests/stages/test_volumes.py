@@ -26,7 +26,7 @@ from medcls.files import read_json, sha256_file, write_json
 from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
 from medcls.train.network import check_dims, choose_normalization
-from medcls.train.training_data import open_data
+from tests.stages.conftest import open_training
 
 TINY = ("model.name=tiny3d", "augment=none")
 Train = Callable[..., Path]
@@ -63,7 +63,7 @@ def test_every_stored_type_is_read_and_comes_back(
 
 
 def test_the_batch_holds_what_is_stored(compose_train: Callable[..., TrainJob], volume_store: Store) -> None:
-    data = open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}"))
+    data = open_training(compose_train(Path("run"), *TINY, f"store={volume_store.folder}"))
     batch = data.train.__getitems__([(0, 1), (0, 0)])
     assert batch.images.shape == (2, 1, 16, 16, 16)
     np.testing.assert_array_equal(batch.images[0].numpy(), volume_store.image(int(data.train.rows[1])))
@@ -135,14 +135,14 @@ def test_volumes_are_explained(
 
 def test_crops_are_of_images(compose_train: Callable[..., TrainJob], volume_store: Store) -> None:
     with pytest.raises(ConfigError, match="only images are rescaled and cropped"):
-        open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", "crop.scales=[16,16]"))
+        open_training(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", "crop.scales=[16,16]"))
 
 
 def test_augmented_volumes_are_the_same_for_any_number_of_workers(
     compose_train: Callable[..., TrainJob], volume_store: Store
 ) -> None:
     changes = ("augment.transforms={RandAffine: {rotate_range: [0.2], prob: 0.9}, RandGaussianNoise: {prob: 0.5}}",)
-    data = open_data(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", *changes))
+    data = open_training(compose_train(Path("run"), *TINY, f"store={volume_store.folder}", *changes))
 
     def read(workers: int) -> list[np.ndarray]:
         sampler = EpochSampler(len(data.train), batch_size=4, shuffle=True)
