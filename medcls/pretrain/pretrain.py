@@ -72,7 +72,9 @@ def pretrain(job: PretrainJob) -> str:
         progress = session.begin()
         workers = choose_workers(job.workers, device=rules.device)
         check_room(data.train, workers=workers, batch_size=train_size, copies=2 if data.corruption else 1)
-        levels = Levels(model, learner, recipe, progress, greedy=job.greedy, loss=job.loss_name, batches=len(sampler))
+        levels = LevelSequence(
+            model, learner, recipe, progress, greedy=job.greedy, loss=job.loss_name, batches=len(sampler)
+        )
         plan = RunPlan(
             train=build_feed(data.inputs[0], sampler, workers=workers, device=rules.device),
             val=build_feed(data.inputs[1], held_out, workers=workers, device=rules.device),
@@ -137,7 +139,7 @@ def build_learner(model: Autoencoder, recipe: Recipe, *, loss: Loss, batches: in
 
 
 @dataclass(slots=True)
-class Levels:
+class LevelSequence:
     """The levels of an autoencoder in training: all at once, or each for trainer.epochs on the best of those below.
 
     Attributes:

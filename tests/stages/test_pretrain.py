@@ -22,7 +22,7 @@ from medcls.evaluate.evaluate import evaluate
 from medcls.explain.explain import explain
 from medcls.files import IMAGES, METRICS_LOG, MODEL, PATIENTS, RECONSTRUCTIONS, read_json_lines, sha256_file
 from medcls.predict.predict import predict
-from medcls.pretrain.pretrain import Levels, pretrain
+from medcls.pretrain.pretrain import LevelSequence, pretrain
 from medcls.pretrain.pretraining_data import open_volumes
 from medcls.runs.model_file import find_card, read_any_card, read_autoencoder, read_card, read_model
 from medcls.training.checkpoint_manager import CheckpointManager
@@ -127,13 +127,13 @@ def test_a_level_that_was_trained_stays_as_it_was(
     run_pretrain: Run, greedy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept: list[dict[str, torch.Tensor]] = []
-    original = Levels.start_level
+    original = LevelSequence.start_level
 
-    def watch(self: Levels, *, epoch: int) -> None:
+    def watch(self: LevelSequence, *, epoch: int) -> None:
         original(self, epoch=epoch)
         kept.append({name: value.clone() for name, value in self.model.state_dict().items()})
 
-    monkeypatch.setattr(Levels, "start_level", watch)
+    monkeypatch.setattr(LevelSequence, "start_level", watch)
     run = run_pretrain(tmp_path / "run", *PAPER)
     assert sha256_file(run / MODEL) == sha256_file(greedy / MODEL)  # the same result again
     final = read_autoencoder(run / MODEL)[0].state_dict()
