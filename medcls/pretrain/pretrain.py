@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -40,11 +41,10 @@ def pretrain(job: PretrainJob) -> str:
     """Train one autoencoder, or find it finished; return the command that starts from it."""
     asked = request_run(job)
     run = asked.folder
-    then = f"python -m medcls.train store=TARGET run=DIR model={CLASSIFIER_OF[job.model.name]} model.weights={run}"
     with join_ranks(), hold_run(asked) as finished:
         if finished:
             confirm_finished(asked)
-            return then
+            return name_next(job.model.name, run)
         rules = choose_rules(job.trainer, device=job.device, precision=job.precision, seed=job.seed)
         recipe = Recipe(job.optimizer, job.schedule, job.trainer, rules)
         seed_everything(job.seed)
@@ -87,7 +87,7 @@ def pretrain(job: PretrainJob) -> str:
         )
         session.run(progress, plan, job.checkpoint)
         if not is_first():
-            return then
+            return name_next(job.model.name, run)
 
         best = progress.best
         if best.state is None:
@@ -105,7 +105,12 @@ def pretrain(job: PretrainJob) -> str:
         finish_run(run, model.state_dict(), describe_model(session, job.model, best, training))
         say(f"model {run / MODEL}: epoch {best.epoch + 1}, validation {job.loss_name} {-best.score:.4g}")
         delete_folder(run / CHECKPOINTS)
-    return then
+    return name_next(job.model.name, run)
+
+
+def name_next(model: str, run: Path) -> str:
+    """Return the command that starts from a pretrained model."""
+    return f"python -m medcls.train store=TARGET run=DIR model={CLASSIFIER_OF[model]} model.weights={run}"
 
 
 def build_model(config: ModelConfig, spec: Spec, *, is_paper: bool, greedy: bool) -> Autoencoder:
