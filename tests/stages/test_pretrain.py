@@ -290,7 +290,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 
 def test_a_store_of_images_is_refused(run_pretrain: Run, store: Store, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds images \(1, 32, 32\): an autoencoder takes volumes"):
+    with pytest.raises(DataError, match=r"contains images \(1, 32, 32\), but an autoencoder takes volumes"):
         run_pretrain(tmp_path / "run", f"store={store.folder}")
 
 
