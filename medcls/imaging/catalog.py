@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from medcls.disk import check_disk
 from medcls.errors import DataError, ImageRefusedError, MissingInputError
 from medcls.files import atomic_file
-from medcls.imaging.instance import Instance, scan_file
+from medcls.imaging.instance import Instance
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.source import SKIP_REASONS, list_files
 from medcls.imaging.worker import Limits, run_limited
 

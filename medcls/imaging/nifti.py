@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.dicom_file import BoundedReader, refusing_parser_errors
-from medcls.imaging.instance import NIFTI_MILLIMETRES
+from medcls.imaging.scan_file import NIFTI_MILLIMETRES
 from medcls.imaging.volume.geometry import FARTHEST_MM, compute_spacing
 from medcls.imaging.volume.volume import RawVolume
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.burnt_in import Box, BurntInRule
-from medcls.imaging.image import RawImage, ReadOptions
+from medcls.imaging.image import RawImage
+from medcls.imaging.read_options import ReadOptions
 from medcls.records import newer
 
 __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preprocess_image", "stretch_range"]

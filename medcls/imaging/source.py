@@ -8,8 +8,8 @@ from pathlib import Path
 
 from medcls.disk import describe_failure, is_disk_failure
 from medcls.errors import DataError, ReadError
-from medcls.imaging.image import SUPPORTED_SUFFIXES, is_dicom
-from medcls.imaging.raster import is_picture
+from medcls.imaging.image import DICOM_SUFFIXES, is_dicom
+from medcls.imaging.raster import has_picture_suffix, is_picture
 
 SKIP_REASONS = ("symbolic_link", "special_file", "hidden", "system_file")
 """Why files are listed and not read."""
@@ -88,7 +88,8 @@ def is_system_folder(name: str) -> bool:
 
 def is_image(path: Path) -> bool:
     """Return whether a file is worth reading: an image by its suffix, or DICOM or a picture by its content."""
-    return path.suffix.lower() in SUPPORTED_SUFFIXES or is_dicom(path) or is_picture(path)
+    suffix = path.suffix.lower()
+    return suffix in DICOM_SUFFIXES or has_picture_suffix(suffix) or is_dicom(path) or is_picture(path)
 
 
 def choose_identity(

@@ -21,7 +21,7 @@ from medcls.data.store import Store
 from medcls.errors import ImageRefusedError
 from medcls.imaging.catalog import build_index, instances_of
 from medcls.imaging.image import read_image
-from medcls.imaging.instance import scan_file
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.source import list_files
 from medcls.imaging.volume.select import SeriesRule
 from medcls.imaging.volume.stack import StackRule

@@ -33,7 +33,7 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import dicom_file as part10
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.image import RawImage, ReadOptions, read_image
-from medcls.imaging.instance import scan_file
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.worker import Limits, run_limited
 from tests.imaging.fuzz_corpus import PLANTED, Seed, load_corpus, load_pictures
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.imaging.dicom.dicom_file import refusing_parser_errors
-from medcls.imaging.dicom.frame import map_values, read_frame
+from medcls.imaging.dicom.dicom_file import open_dicom, refusing_parser_errors
+from medcls.imaging.dicom.frame import check_kind, check_single, decode_frame, map_values
+from medcls.imaging.dicom.pixels import read_pixel_module
 
 
 class ModalityImage(NamedTuple):
@@ -21,7 +22,10 @@ class ModalityImage(NamedTuple):
 
 
 def read_modality_values(path: Path) -> ModalityImage:
-    frame = read_frame(path, max_pixels=1 << 28)
-    assert frame.modality is not None
-    with refusing_parser_errors():
+    with refusing_parser_errors(), open_dicom(path, max_inflated_bytes=4 * (1 << 28) + (1 << 24)) as file:
+        check_kind(file)
+        module = read_pixel_module(file)
+        check_single(file.dataset, module, 1 << 28)
+        frame = decode_frame(file, module)
+        assert frame.modality is not None
         return ModalityImage(map_values(frame.stored, frame.modality.apply), frame.mask, frame.modality.unit)

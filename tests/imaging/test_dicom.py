@@ -22,7 +22,7 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import frame
 from medcls.imaging.dicom.pixels import StoredFrame
 from medcls.imaging.image import ReadOptions, read_image
-from medcls.imaging.instance import scan_file
+from medcls.imaging.scan_file import scan_file
 from tests.imaging.modality import read_modality_values
 
 Write = Callable[..., Path]

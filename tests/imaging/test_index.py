@@ -14,7 +14,8 @@ import pytest
 from medcls.errors import DataError, ImageRefusedError, MissingInputError
 from medcls.imaging import catalog as index
 from medcls.imaging.catalog import INDEX, build_index, instances_of, read_index, scan_batches, write_index
-from medcls.imaging.instance import Instance, scan_file
+from medcls.imaging.instance import Instance
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.source import list_files
 
 

@@ -26,7 +26,8 @@ from pydicom.uid import (
 
 from medcls.imaging.dicom.dicom_file import open_dicom
 from medcls.imaging.dicom.header import read_headers
-from medcls.imaging.instance import Instance, scan_file
+from medcls.imaging.instance import Instance
+from medcls.imaging.scan_file import scan_file
 
 PIXELS = np.zeros((4, 6), np.uint16)
 WHEEL = Path(pydicom.__file__).parent / "data" / "test_files"

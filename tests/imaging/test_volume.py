@@ -25,8 +25,8 @@ from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import MRImageStorage, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 
 from medcls.errors import ImageRefusedError
-from medcls.imaging.instance import scan_file
 from medcls.imaging.nifti import read_nifti
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.volume.stack import build_stacks
 from medcls.imaging.volume.volume import RawVolume, StackRule, read_volume
 from tests.imaging.modality import read_modality_values

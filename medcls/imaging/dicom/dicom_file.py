@@ -32,6 +32,7 @@ from medcls.imaging.dicom.fast_header import (
     UNDEFINED_LENGTH,
     Header,
     PixelElement,
+    Wanted,
     index_keywords,
     read_plain,
 )
@@ -67,7 +68,6 @@ _PIXEL_KEYWORDS = tuple(_PIXEL_WORDS.split())
 KEYWORDS = (*HEADER_KEYWORDS, *_PIXEL_KEYWORDS)
 
 _WANTED = index_keywords(KEYWORDS)
-_TAGS: list[BaseTag | int] = list(_WANTED)
 _LOGGER = logging.getLogger("pydicom")
 _SILENT = ContextVar("silent", default=False)
 
@@ -119,7 +119,8 @@ class DicomFile:
         self._stream.seek(self.element.offset)
         items: list[bytes] = []
         while True:
-            tag, length = _unpack_item(_read_exactly(self._stream, 8))
+            group, element, length = struct.unpack("<HHL", _read_exactly(self._stream, 8))  # always little endian
+            tag = group << 16 | element
             if tag == SEQUENCE_END:
                 break
             if tag != ITEM or length == UNDEFINED_LENGTH:
@@ -152,8 +153,14 @@ def open_dicom(path: Path, *, max_inflated_bytes: int = 1 << 30) -> Iterator[Dic
         stream.seek(0)
         skip_preamble(stream)
         syntax, storage = read_file_meta(stream)
-        body = _inflate(stream, max_inflated_bytes) if syntax.is_deflated else stream
-        yield _read_header(body, syntax, storage)
+        body: BinaryIO = stream
+        if syntax.is_deflated:
+            body = inflate(stream, max_inflated_bytes)
+        stop = PixelStop(body, storage)
+        dataset = read_to_pixels(body, syntax, _WANTED, stop)
+        if stop.element is None:
+            raise stop.refuse(dataset)
+        yield DicomFile(dataset, syntax, stop.element, body)
 
 
 def is_dicom(path: Path) -> bool:
@@ -263,33 +270,34 @@ def read_file_meta(stream: BinaryIO) -> tuple[uid.UID, str]:
     return syntax, str(meta.get("MediaStorageSOPClassUID") or "").strip()
 
 
-def _inflate(stream: BinaryIO, limit: int) -> BinaryIO:
-    """Return the inflated dataset, or a refusal when it outgrows the limit."""
+def inflate(stream: BinaryIO, limit: int, *, cut: bool = False) -> BinaryIO:
+    """Return the inflated dataset, refused if it outgrows the limit, or cut there.
+
+    Raises:
+        ImageRefusedError: truncated, compression_bomb.
+    """
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         data = machine.decompress(stream.read(), limit)
     except zlib.error as error:
         raise ImageRefusedError("truncated", "the deflated dataset is damaged") from error
-    if machine.unconsumed_tail:
+    if machine.unconsumed_tail and not cut:
         raise ImageRefusedError("compression_bomb", f"the dataset inflates to more than {limit} bytes")
-    if not machine.eof:
+    if not machine.unconsumed_tail and not machine.eof:
         raise ImageRefusedError("truncated", "the deflated dataset ends early")
     return io.BytesIO(data)
 
 
-def _read_header(stream: BinaryIO, syntax: uid.UID, storage: str) -> DicomFile:
-    """Read up to the pixel element; refuse a file that has none at its top level."""
-    stop = PixelStop(stream, storage)
-    dataset = read_dataset(
+def read_to_pixels(stream: BinaryIO, syntax: uid.UID, wanted: Wanted, stop: PixelStop) -> Header:
+    """Return the wanted elements of a dataset up to its pixel element, by pydicom."""
+    tags: list[BaseTag | int] = list(wanted)
+    return read_dataset(
         stream,
         is_implicit_VR=syntax.is_implicit_VR,
         is_little_endian=syntax.is_little_endian,
         stop_when=stop,
-        specific_tags=_TAGS,
+        specific_tags=tags,
     )
-    if stop.element is None:
-        raise stop.refuse(dataset)
-    return DicomFile(dataset, syntax, stop.element, stream)
 
 
 class PixelStop:
@@ -345,8 +353,9 @@ def _describes_image(dataset: Header, storage: str) -> bool:
 
     Source: PS3.4 B.5 (the names of image storage classes).
     """
-    name = str(dataset.get("SOPClassUID") or "").strip() or storage
-    return "Image Storage" in uid.UID(name).name if name else "Rows" in dataset and "Columns" in dataset
+    if name := str(dataset.get("SOPClassUID") or "").strip() or storage:
+        return "Image Storage" in uid.UID(name).name
+    return "Rows" in dataset and "Columns" in dataset
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes:
@@ -356,9 +365,3 @@ def _read_exactly(stream: BinaryIO, length: int) -> bytes:
         raise ImageRefusedError("truncated", f"{length} bytes expected, fewer are there")
     stream.seek(here)
     return stream.read(length)
-
-
-def _unpack_item(header: bytes) -> tuple[int, int]:
-    """Tag and length of an item; encapsulated data is always little endian."""
-    group, element, length = struct.unpack("<HHL", header)
-    return group << 16 | element, length

@@ -7,9 +7,11 @@ start: it never refuses a file, and where it answers it must say what pydicom sa
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 from pydicom import uid
@@ -17,7 +19,6 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32
 
 from medcls.imaging.dicom import codecs
-from medcls.imaging.dicom.fast_values import NotPlainError, check_character_set, convert_value
 
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -39,8 +40,17 @@ _EXPLICIT = struct.Struct("<HH2sH").unpack_from
 _IMPLICIT = struct.Struct("<HHL").unpack_from
 _LENGTH = struct.Struct("<L").unpack_from
 
+_DECIMAL = re.compile(rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)? *")
+_INTEGER = re.compile(rb" *[+-]?[0-9]{1,9} *")
+_ASCII_SETS = frozenset({"", *(f"ISO_IR {number}" for number in (6, 100, 101, 109, 110, 144, 148, 192))})
+"""Single character sets in which ASCII bytes are ASCII letters."""
+
 Wanted: TypeAlias = Mapping[int, tuple[str, str]]
 """Tag to keyword and value representation of pydicom's dictionary."""
+
+
+class _NotPlainError(Exception):
+    """Something that pydicom must judge."""
 
 
 class Header(Protocol):
@@ -52,25 +62,8 @@ class Header(Protocol):
     def __contains__(self, name: str, /) -> bool: ...
 
 
-class PlainHeader:
+class PlainHeader(dict[str, Any]):
     """The wanted elements of a plain file; values as pydicom gives them, but built-in types and lists."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
-
-    def get(self, key: str, default: Any = None, /) -> Any:
-        """Return the value of an element; the default where it is absent."""
-        return self._values.get(key, default)
-
-    def __contains__(self, name: str, /) -> bool:
-        return name in self._values
-
-    def __getattr__(self, name: str) -> Any:
-        if name in type(self).__slots__ or name not in self._values:  # the slot itself is missed while unpickling
-            raise AttributeError(name)
-        return self._values[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +96,7 @@ def read_plain(stream: BinaryIO, wanted: Wanted) -> tuple[PlainHeader, uid.UID, 
         data += stream.read(prefix - len(data))
         try:
             return _read_file(data, wanted)
-        except NotPlainError:
+        except _NotPlainError:
             return None
         except struct.error:  # the header goes on behind the bytes at hand
             if len(data) < prefix:
@@ -112,57 +105,56 @@ def read_plain(stream: BinaryIO, wanted: Wanted) -> tuple[PlainHeader, uid.UID, 
 
 
 def _read_file(data: bytes, wanted: Wanted) -> tuple[PlainHeader, uid.UID, PixelElement]:
-    """Preamble, file meta group and dataset up to the pixel element; struct.error where data ends."""
+    """Read preamble, file meta group and dataset up to the pixel element; struct.error if data ends before it."""
     if data[128:132] != b"DICM":
-        raise NotPlainError
+        raise _NotPlainError
     name, at = b"", 132
     last = 0
     while data[at : at + 2] == b"\x02\x00":
         tag, vr, length, start = _read_explicit(data, at)
         at = start + length
         if tag <= last or at > len(data):
-            raise NotPlainError
+            raise _NotPlainError
         if tag == 0x00020010 and vr == b"UI":
             name = data[start:at]
         last = tag
     syntax = _SYNTAXES.get(name.rstrip(b" \0"))
     if syntax is None:
-        raise NotPlainError
-    values, element = _read_elements(data, at, wanted, implicit=syntax == uid.ImplicitVRLittleEndian)
-    return PlainHeader(values), syntax, element
+        raise _NotPlainError
+    if syntax != uid.ImplicitVRLittleEndian:
+        values, element = _read_elements(data, at, wanted, read=_read_explicit)
+    elif data[at + 4 : at + 6].isupper():  # pydicom takes such a length for an explicit VR
+        raise _NotPlainError
+    else:
+        values, element = _read_elements(data, at, wanted, read=_read_implicit)
+    return values, syntax, element
 
 
-def _read_elements(data: bytes, at: int, wanted: Wanted, *, implicit: bool) -> tuple[dict[str, Any], PixelElement]:
-    """Return the wanted values before the pixel element, and that element."""
-    if implicit and data[at + 4 : at + 6].isupper():  # pydicom takes such a length for an explicit VR
-        raise NotPlainError
-    read = _read_implicit if implicit else _read_explicit
-    values: dict[str, Any] = {}
+def _read_elements(
+    data: bytes, at: int, wanted: Wanted, *, read: Callable[[bytes, int], tuple[int, bytes, int, int]]
+) -> tuple[PlainHeader, PixelElement]:
+    """Return the wanted values before the pixel element, and that element, which must have a VR that it may have."""
+    values = PlainHeader()
     last = 0x0002FFFF
     while True:
         tag, vr, length, start = read(data, at)
         if not last < tag <= _LAST_PIXEL_TAG:
-            raise NotPlainError
+            raise _NotPlainError
         if tag in PIXEL_TAGS:
-            return values, _build_pixel_element(tag, vr, length, start)
+            keyword = PIXEL_TAGS[tag]
+            if vr and vr not in _PIXEL_VRS[keyword]:
+                raise _NotPlainError
+            return values, PixelElement(keyword, vr.decode() or "OW", length, start)
         last, is_wanted = tag, tag in wanted
         if length != UNDEFINED_LENGTH:
             at = start + length
         elif is_wanted:
-            raise NotPlainError
+            raise _NotPlainError
         else:
             at = _skip_undefined(data, start, tag, vr, depth=0)
         if is_wanted:
             keyword, kind = wanted[tag]
-            values[keyword] = convert_value(_slice(data, start, at, tag), _settle(kind, vr, values))
-
-
-def _build_pixel_element(tag: int, vr: bytes, length: int, start: int) -> PixelElement:
-    """Return the pixel element, if it has one of the value representations it should."""
-    keyword = PIXEL_TAGS[tag]
-    if vr and vr not in _PIXEL_VRS[keyword]:
-        raise NotPlainError
-    return PixelElement(keyword, vr.decode() or "OW", length, start)
+            values[keyword] = _convert_value(_slice(data, start, at, tag), _settle(kind, vr, values))
 
 
 def _slice(data: bytes, start: int, end: int, tag: int) -> bytes:
@@ -170,8 +162,8 @@ def _slice(data: bytes, start: int, end: int, tag: int) -> bytes:
     if end > len(data):
         raise struct.error
     raw = data[start:end]
-    if tag == _CHARACTER_SET:
-        check_character_set(raw)
+    if tag == _CHARACTER_SET and "\\".join(_split_codes(raw)) not in _ASCII_SETS:
+        raise _NotPlainError
     return raw
 
 
@@ -181,7 +173,7 @@ def _read_explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
     if vr in _SHORT_VRS:
         return group << 16 | element, vr, length, at + 8
     if vr not in _LONG_VRS:
-        raise NotPlainError
+        raise _NotPlainError
     return group << 16 | element, vr, _LENGTH(data, at + 8)[0], at + 12
 
 
@@ -198,44 +190,109 @@ def _settle(kind: str, vr: bytes, values: Mapping[str, Any]) -> str:
         if vr in (b"US", b"SS"):
             return vr.decode()
         if vr or not isinstance(signed, int):
-            raise NotPlainError
-        return "SS" if signed else "US"
+            raise _NotPlainError
+        return ("US", "SS")[bool(signed)]
     if vr and vr != kind.encode():
-        raise NotPlainError
+        raise _NotPlainError
     return kind
 
 
 def _skip_undefined(data: bytes, at: int, tag: int, vr: bytes, *, depth: int) -> int:
     """Return the end of a sequence of undefined length that begins at `at`."""
-    if not vr:  # implicit: by the dictionary, and unknown elements by a look at their first item
-        known = dictionary_has_tag(tag)
-        is_sequence = dictionary_VR(tag) == "SQ" if known else data[at : at + 4] == b"\xfe\xff\x00\xe0"
-    else:
+    if vr:
         is_sequence = vr == b"SQ"
+    elif dictionary_has_tag(tag):  # implicit: by the dictionary, and unknown elements by a look at their first item
+        is_sequence = dictionary_VR(tag) == "SQ"
+    else:
+        is_sequence = data[at : at + 4] == b"\xfe\xff\x00\xe0"
     if not is_sequence or depth > _DEPTH:
-        raise NotPlainError
+        raise _NotPlainError
     while True:
         item, _, length, at = _read_implicit(data, at)
         if item == SEQUENCE_END and length == 0:
             return at
         if item != ITEM:
-            raise NotPlainError
+            raise _NotPlainError
         at = _skip_item(data, at, length, implicit=not vr, depth=depth)
 
 
 def _skip_item(data: bytes, at: int, length: int, *, implicit: bool, depth: int) -> int:
     """Return the end of an item; its elements must fill it exactly, or pydicom would read on elsewhere."""
-    read = _read_implicit if implicit else _read_explicit
-    end = None if length == UNDEFINED_LENGTH else at + length
+    read, end = _read_explicit, at + length
+    if implicit:
+        read = _read_implicit
+    if length == UNDEFINED_LENGTH:
+        end = -1
     while at != end:
-        if end is None and data[at : at + 8] == b"\xfe\xff\x0d\xe0\0\0\0\0":
+        if end < 0 and data[at : at + 8] == b"\xfe\xff\x0d\xe0\0\0\0\0":
             return at + 8
         tag, vr, size, start = read(data, at)
         if tag >> 16 == 0xFFFE or (tag == _CHARACTER_SET and vr not in (b"", b"CS")):
-            raise NotPlainError
-        at = start + size if size != UNDEFINED_LENGTH else _skip_undefined(data, start, tag, vr, depth=depth + 1)
-        if end is not None and at > end:
-            raise NotPlainError
+            raise _NotPlainError
+        if size == UNDEFINED_LENGTH:
+            at = _skip_undefined(data, start, tag, vr, depth=depth + 1)
+        else:
+            at = start + size
+        if 0 <= end < at:
+            raise _NotPlainError
         if tag == _CHARACTER_SET:
             _slice(data, start, at, tag)
     return at
+
+
+def _convert_value(raw: bytes, vr: str) -> Any:
+    """Return the value of an element as pydicom 3.0 gives it (PS3.5 6.2), but as built-in types and lists.
+
+    Args:
+        raw: Bytes of the value, little endian; text in a character set that leaves ASCII alone.
+        vr: Value representation.
+    """
+    if vr not in _CONVERTERS:
+        raise _NotPlainError
+    if raw:
+        parts = _CONVERTERS[vr](raw)
+        return parts[0] if len(parts) == 1 else parts
+    return "" if vr in _TEXTS else None
+
+
+def _split_codes(raw: bytes) -> list[str]:
+    return raw.decode("latin-1").rstrip(" \0").split("\\")
+
+
+def _split_uids(raw: bytes) -> list[str]:
+    return [part.strip() for part in _split_codes(raw)]
+
+
+def _split_texts(raw: bytes) -> list[str]:
+    """Text in a character set that only pydicom reads beyond ASCII."""
+    if not raw.isascii() or b"\x1b" in raw:
+        raise _NotPlainError
+    return [part.rstrip("\0 ") for part in raw.decode("ascii").split("\\")]
+
+
+def _split_numbers(raw: bytes, *, pattern: re.Pattern[bytes], kind: type) -> list[Any]:
+    parts = raw.rstrip(b" \0").split(b"\\")
+    if not all(map(pattern.fullmatch, parts)):
+        raise _NotPlainError
+    return [kind(part) for part in parts]
+
+
+def _unpack(raw: bytes, *, code: str) -> list[Any]:
+    count, rest = divmod(len(raw), struct.calcsize(f"<{code}"))
+    if rest:
+        raise _NotPlainError
+    return list(struct.unpack(f"<{count}{code}", raw))
+
+
+_TEXTS: dict[str, Callable[[bytes], list[Any]]] = {
+    **dict.fromkeys(("AS", "CS", "DA", "TM"), _split_codes),
+    **dict.fromkeys(("LO", "SH"), _split_texts),
+    "UI": _split_uids,
+}
+_NUMBERS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}
+_CONVERTERS: dict[str, Callable[[bytes], list[Any]]] = {
+    **_TEXTS,
+    "DS": partial(_split_numbers, pattern=_DECIMAL, kind=float),
+    "IS": partial(_split_numbers, pattern=_INTEGER, kind=int),
+    **{vr: partial(_unpack, code=code) for vr, code in _NUMBERS.items()},
+}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import cv2
@@ -13,19 +12,21 @@ from numpy.typing import NDArray
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.colour import apply_palette, convert_ybr_to_rgb, read_palettes
-from medcls.imaging.dicom.dicom_file import DicomFile, open_dicom, refusing_parser_errors
+from medcls.imaging.dicom.dicom_file import DicomFile, refusing_parser_errors
 from medcls.imaging.dicom.fast_header import Header
 from medcls.imaging.dicom.grey import (
     Display,
     Modality,
     build_range,
     build_window,
-    choose_display,
+    check_unit_range,
+    find_range,
     find_voi,
     read_modality,
 )
 from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers
-from medcls.imaging.dicom.pixels import PixelModule, StoredFrame, check_encoding, read_pixel_module, read_stored
+from medcls.imaging.dicom.pixels import PixelModule, StoredFrame, check_encoding, read_stored
+from medcls.imaging.read_options import ReadOptions
 
 _NO_IMAGES = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 """Segmentation and label map segmentation: labels drawn on other images (PS3.3 A.51), nothing to classify."""
@@ -52,35 +53,6 @@ class DicomFrame:
     little_endian: bool
 
 
-def read_frame(
-    path: Path,
-    *,
-    max_pixels: int,
-    check: Callable[[DicomFile, PixelModule], None] | None = None,
-    allow_damaged: bool = False,
-) -> DicomFrame:
-    """Return the one frame of a DICOM file, checked before it is decoded.
-
-    Args:
-        path: A DICOM file with preamble.
-        max_pixels: Limit of rows x columns x frames x samples.
-        check: Further checks of the header.
-        allow_damaged: As of pixels.read_stored.
-
-    Raises:
-        ImageRefusedError: multi_frame, cine, tiled, too_large and the reasons of dicom_file and pixels.
-
-    Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2.
-    """
-    with refusing_parser_errors(), open_dicom(path, max_inflated_bytes=4 * max_pixels + (1 << 24)) as file:
-        check_kind(file)
-        module = read_pixel_module(file)
-        check_single(file.dataset, module, max_pixels)
-        if check is not None:
-            check(file, module)
-        return decode_frame(file, module, allow_damaged=allow_damaged)
-
-
 def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_damaged: bool = False) -> DicomFrame:
     """Return one frame decoded, with the padding and the modality transform that are its own.
 
@@ -96,25 +68,23 @@ def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_
     Source: PS3.3 C.7.6.3; padding C.7.5.1.1.2; functional groups C.7.6.16.
     """
     stored = read_stored(file, module, allow_damaged=allow_damaged)
-    grey = module.photometric.startswith("MONOCHROME")
-    mask = _find_padding(file, module, stored) if grey else None
+    mask, modality, little_endian = None, None, file.syntax.is_little_endian
+    if module.photometric.startswith("MONOCHROME"):
+        mask = _find_padding(file, module, stored)
+    stored = _check_finite(stored, mask)
+    if module.photometric.startswith("MONOCHROME"):
+        source = find_macro(file.dataset, "PixelValueTransformationSequence", frame=frame)
+        modality = read_modality(source, signed=stored.signed, little_endian=little_endian)
     return DicomFrame(
         dataset=file.dataset,
-        stored=_check_finite(stored, mask),
+        stored=stored,
         mask=mask,
-        modality=_read_modality(file, stored, frame) if grey else None,
-        little_endian=file.syntax.is_little_endian,
+        modality=modality,
+        little_endian=little_endian,
     )
 
 
-def check_display(
-    file: DicomFile,
-    module: PixelModule,
-    *,
-    window_index: int = 0,
-    windows_hu: tuple[tuple[float, float], ...] = (),
-    grey_range: tuple[float, float] | None = None,
-) -> None:
+def check_display(file: DicomFile, module: PixelModule, options: ReadOptions) -> None:
     """Check all that the header of a single-frame image says of how its pixels are stored and shown.
 
     Whoever decodes the image refuses it for the same reasons, in the same order; data_prep.index asks this alone.
@@ -129,25 +99,27 @@ def check_display(
     check_encoding(file, module)
     if module.photometric == "PALETTE COLOR":
         read_palettes(dataset, little_endian=little_endian)
-    elif module.samples == 3:
+        return
+    if module.samples == 3:
         if module.signed:
             raise ImageRefusedError("unsupported_colour", "signed colour samples")
-    else:
-        _read_padding(file, module, signed=module.signed)
-        source = find_macro(dataset, "PixelValueTransformationSequence")
-        modality = read_modality(source, signed=module.signed, little_endian=little_endian)
-        if not windows_hu:
-            _check_polarity(dataset, module.photometric)
-        if not windows_hu and grey_range is None:
-            is_float = file.element.keyword != "PixelData"
-            low, _ = modality.compute_limits(bits=module.stored, signed=module.signed or is_float)
-            find_voi(
-                find_macro(dataset, "FrameVOILUTSequence"),
-                signed=low < 0,
-                window_index=window_index,
-                little_endian=little_endian,
-                is_ct=dataset.get("Modality") == "CT",
-            )
+        return
+    _read_padding(file, module, signed=module.signed)
+    source = find_macro(dataset, "PixelValueTransformationSequence")
+    modality = read_modality(source, signed=module.signed, little_endian=little_endian)
+    if options.windows_hu:
+        return
+    _check_polarity(dataset, module.photometric)
+    if options.grey_range is None:
+        is_float = file.element.keyword != "PixelData"
+        low, _ = modality.compute_limits(bits=module.stored, signed=module.signed or is_float)
+        find_voi(
+            find_macro(dataset, "FrameVOILUTSequence"),
+            signed=low < 0,
+            window_index=options.window_index,
+            little_endian=little_endian,
+            is_ct=dataset.get("Modality") == "CT",
+        )
 
 
 def _check_polarity(dataset: Header, photometric: str) -> None:
@@ -159,21 +131,8 @@ def _check_polarity(dataset: Header, photometric: str) -> None:
         raise ImageRefusedError("presentation_conflict", f"{photometric} with PresentationLUTShape {shape}")
 
 
-def compute_display(
-    frame: DicomFrame,
-    *,
-    window_index: int = 0,
-    windows_hu: tuple[tuple[float, float], ...] = (),
-    grey_range: tuple[float, float] | None = None,
-) -> tuple[NDArray[np.float32], str]:
+def compute_display(frame: DicomFrame, options: ReadOptions) -> tuple[NDArray[np.float32], str]:
     """Compute display values (C, H, W) in [0, 1], 0 black, padding 0; C is 1, 3 for colour, or the number of windows.
-
-    Args:
-        frame: A decoded frame.
-        window_index: Which of the file's VOI LUTs and windows, LUTs counted first.
-        windows_hu: CT only: (centre, width) in HU, one channel each, instead of the file's VOI. HU have a
-            meaning of their own, so MONOCHROME1 does not invert these.
-        grey_range: Modality values that become 0 and 1, instead of the file's VOI; MONOCHROME1 inverts them.
 
     Returns:
         The values, and the word for what scaled them (grey_levels.SourceValues.scaling).
@@ -186,27 +145,27 @@ def compute_display(
     """
     with refusing_parser_errors():
         modality = frame.modality
-        if windows_hu:
-            _check_hounsfield(frame)
+        if options.windows_hu and not is_hounsfield(frame):
+            raise ImageRefusedError("not_hounsfield", "windows in HU need a CT with a rescale to HU")
         if modality is None:
-            if grey_range is not None:
+            if options.grey_range is not None:
                 raise ImageRefusedError("not_grey", "image.intensity=range scales grey values: image.intensity=display")
             return _display_colour(frame), "type"
-        if windows_hu:
-            displays, scaling = [build_window("LINEAR", center, width) for center, width in windows_hu], "windows_hu"
+        if options.windows_hu:
+            displays = [build_window("LINEAR", center, width) for center, width in options.windows_hu]
+            scaling = "windows_hu"
         else:
-            display, scaling = _find_display(frame, modality, window_index, grey_range)
+            display, scaling = _find_display(frame, modality, options)
             displays = [display]
-        channels = [map_values(frame.stored, _chain(modality, each)) for each in displays]
-        pixels = channels[0][None] if len(channels) == 1 else np.stack(channels)
+        channels = [map_values(frame.stored, partial(_apply_both, modality, each)) for each in displays]
+        pixels = np.stack(channels)
         if frame.mask is not None:
             np.copyto(pixels, 0, where=frame.mask)
         return pixels, scaling
 
 
-def _chain(modality: Modality, display: Display) -> Display:
-    """Modality, then display."""
-    return lambda values: display(modality.apply(values))
+def _apply_both(modality: Modality, display: Display, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return display(modality.apply(values))
 
 
 def map_values(stored: StoredFrame, function: Display) -> NDArray[np.float32]:
@@ -257,12 +216,6 @@ def check_single(dataset: Header, module: PixelModule, max_pixels: int) -> None:
     whole = read_numbers(dataset, "TotalPixelMatrixRows") + read_numbers(dataset, "TotalPixelMatrixColumns")
     if whole and whole != [module.rows, module.columns]:
         raise ImageRefusedError("tiled", "one tile of a larger image")
-
-
-def _read_modality(file: DicomFile, stored: StoredFrame, frame: int) -> Modality:
-    """Return the modality transform of the frame."""
-    source = find_macro(file.dataset, "PixelValueTransformationSequence", frame=frame)
-    return read_modality(source, signed=stored.signed, little_endian=file.syntax.is_little_endian)
 
 
 def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> NDArray[np.bool_] | None:
@@ -326,30 +279,40 @@ def is_hounsfield(frame: DicomFrame) -> bool:
     return in_hu and frame.dataset.get("Modality") == "CT"
 
 
-def _check_hounsfield(frame: DicomFrame) -> None:
-    """Windows in HU need values in HU."""
-    if not is_hounsfield(frame):
-        raise ImageRefusedError("not_hounsfield", "windows in HU need a CT with a rescale to HU")
+def _find_display(frame: DicomFrame, modality: Modality, options: ReadOptions) -> tuple[Display, str]:
+    """Return the range asked for, else the file's own VOI transform or a stated fall-back; inverted for MONOCHROME1.
 
+    Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused; deeper images
+    map the smallest and largest unpadded value to 0 and 1, because their full range is mostly unused (16 bits stored
+    with a maximum of 900 would keep 4 of 256 grey levels). Floats must lie in [0, 1].
 
-def _find_display(
-    frame: DicomFrame, modality: Modality, window_index: int, grey_range: tuple[float, float] | None
-) -> tuple[Display, str]:
-    """The range asked for, else the file's own VOI transform or the fall-back; then the photometric inversion."""
-    photometric = frame.stored.photometric
-    _check_polarity(frame.dataset, photometric)
-    if grey_range is not None:
-        display, scaling = build_range(*grey_range), "range"
-    else:
-        display, scaling = choose_display(
+    Source: PS3.3 C.11.2 and own choice.
+    """
+    stored = frame.stored
+    _check_polarity(frame.dataset, stored.photometric)
+    low, high = modality.compute_limits(bits=stored.bits, signed=stored.signed)
+    found: tuple[Display, str] | None = None
+    if options.grey_range is None:
+        found = find_voi(
             find_macro(frame.dataset, "FrameVOILUTSequence"),
-            frame.stored,
-            modality,
-            mask=frame.mask,
-            window_index=window_index,
+            signed=low < 0,
+            window_index=options.window_index,
             little_endian=frame.little_endian,
             is_ct=frame.dataset.get("Modality") == "CT",
         )
-    if photometric == "MONOCHROME1":
+    if options.grey_range is not None:
+        display, scaling = build_range(*options.grey_range), "range"
+    elif found is not None:
+        display, scaling = found
+    elif stored.values.dtype.kind == "f":
+        display, scaling = check_unit_range, "unit"
+    elif stored.bits <= 8:
+        display, scaling = build_range(low, high), "type"
+    else:
+        seen = stored.values
+        if frame.mask is not None:
+            seen = seen[~frame.mask]
+        display, scaling = build_range(*find_range(seen, modality)), "own_range"
+    if stored.photometric == "MONOCHROME1":
         return lambda values: 1.0 - display(values), scaling
     return display, scaling

@@ -13,7 +13,6 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.colour import read_lut_words
 from medcls.imaging.dicom.fast_header import Header
 from medcls.imaging.dicom.header import read_numbers
-from medcls.imaging.dicom.pixels import StoredFrame
 
 Display: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -181,38 +180,6 @@ def find_voi(
     return None
 
 
-def choose_display(
-    source: Header,
-    stored: StoredFrame,
-    modality: Modality,
-    *,
-    mask: NDArray[np.bool_] | None,
-    window_index: int,
-    little_endian: bool,
-    is_ct: bool,
-) -> tuple[Display, str]:
-    """Return the VOI transform that the file states, else a stated fall-back, and its word (as SourceValues.scaling).
-
-    Without a VOI: 8 bits and fewer are display values already and keep their full range; CT is refused; deeper images
-    map the smallest and largest unpadded value to 0 and 1, because their full range is mostly unused (16 bits stored
-    with a maximum of 900 would keep 4 of 256 grey levels). Floats must lie in [0, 1].
-
-    Raises:
-        ImageRefusedError: window, lut, no_window, float_range.
-
-    Source: PS3.3 C.11.2 and own choice.
-    """
-    low, high = modality.compute_limits(bits=stored.bits, signed=stored.signed)
-    found = find_voi(source, signed=low < 0, window_index=window_index, little_endian=little_endian, is_ct=is_ct)
-    if found is not None:
-        return found
-    if stored.values.dtype.kind == "f":
-        return _check_unit_range, "unit"
-    if stored.bits > 8:
-        low, high = find_range(stored.values if mask is None else stored.values[~mask], modality)
-    return build_range(low, high), "own_range" if stored.bits > 8 else "type"
-
-
 def _read_windows(source: Header) -> list[tuple[str, float, float]]:
     """Function, centre and width of every window of the file."""
     centers, widths = read_numbers(source, "WindowCenter"), read_numbers(source, "WindowWidth")
@@ -235,8 +202,8 @@ def build_range(low: float, high: float) -> Display:
     return lambda values: np.clip((values - low) / width, 0.0, 1.0)
 
 
-def _check_unit_range(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Floats that are display values already."""
+def check_unit_range(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return floats that are display values already; raise ImageRefusedError (float_range) outside [0, 1]."""
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
         raise ImageRefusedError("float_range", "float pixels outside [0, 1] and no window in the file")
     return values

@@ -20,17 +20,21 @@ _SPACING_KEYWORDS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelS
 
 def read_headers(dataset: Header) -> dict[str, str]:
     """Allow-listed attributes by keyword, several values joined by a backslash, "" where absent."""
-    return {keyword: _read_text(dataset, keyword) for keyword in HEADER_KEYWORDS}
+    return {keyword: read_text(dataset, keyword) for keyword in HEADER_KEYWORDS}
 
 
-def _read_text(dataset: Header, keyword: str) -> str:
-    """Return one attribute as printable text."""
+def read_text(dataset: Header, keyword: str) -> str:
+    """Return one attribute as printable text, several values joined by a backslash; "" if absent."""
     value = dataset.get(keyword)
     if value is None:
         return ""
-    parts = value if isinstance(value, MultiValue | list) else [value]
-    text = "\\".join([str(part).strip() for part in parts])
-    return text if text.isprintable() else "".join(filter(str.isprintable, text))
+    if isinstance(value, MultiValue | list):
+        text = "\\".join([str(part).strip() for part in value])
+    else:
+        text = str(value).strip()
+    if text.isprintable():
+        return text
+    return "".join(filter(str.isprintable, text))
 
 
 def read_numbers(dataset: Header, keyword: str) -> list[float]:
@@ -43,7 +47,10 @@ def read_numbers(dataset: Header, keyword: str) -> list[float]:
     if value is None or value == "":
         return []
     try:
-        numbers = [float(part) for part in (value if isinstance(value, MultiValue | list) else [value])]
+        if isinstance(value, MultiValue | list):
+            numbers = [float(part) for part in value]
+        else:
+            numbers = [float(value)]
     except (TypeError, ValueError) as error:
         raise ImageRefusedError("malformed_element", f"{keyword} is not a number") from error
     if not all(map(math.isfinite, numbers)):
@@ -88,8 +95,8 @@ def read_aspect(dataset: Header, spacing_mm: tuple[float, float] | None) -> floa
 
     Source: PS3.3 C.7.6.3.1.7 (vertical size first).
     """
-    pair = spacing_mm or _read_positive_pair(dataset, "PixelAspectRatio")
-    return pair[0] / pair[1] if pair else 1.0
+    vertical, horizontal = spacing_mm or _read_positive_pair(dataset, "PixelAspectRatio") or (1.0, 1.0)
+    return vertical / horizontal
 
 
 def read_ultrasound_regions(dataset: Header) -> list[tuple[int, int, int, int]]:
@@ -117,4 +124,6 @@ def _read_positive_pair(dataset: Header, keyword: str) -> tuple[float, float] | 
         numbers = read_numbers(dataset, keyword)
     except ImageRefusedError:
         return None
-    return (numbers[0], numbers[1]) if len(numbers) == 2 and min(numbers) > 0 else None
+    if len(numbers) != 2 or min(numbers) <= 0:
+        return None
+    return numbers[0], numbers[1]

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import io
-import zlib
-from contextlib import nullcontext, suppress
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import BinaryIO
 
-from pydicom import uid
-from pydicom.filereader import read_dataset
-from pydicom.multival import MultiValue
-from pydicom.tag import BaseTag
-
+from medcls.disk import find_disk_failure
 from medcls.errors import ImageRefusedError
-from medcls.imaging.dicom.dicom_file import KEYWORDS, DicomFile, PixelStop, read_file_meta, skip_preamble
+from medcls.imaging.dicom.dicom_file import (
+    KEYWORDS,
+    DicomFile,
+    PixelStop,
+    inflate,
+    read_file_meta,
+    read_to_pixels,
+    refusing_parser_errors,
+    skip_preamble,
+)
 from medcls.imaging.dicom.fast_header import Header, index_keywords, read_plain
 from medcls.imaging.dicom.frame import check_kind
-from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers
+from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers, read_text
+from medcls.imaging.dicom.pixels import read_pixel_module
 from medcls.imaging.dicom.terms import name_intent
+from medcls.imaging.image import check_header
+from medcls.imaging.instance import Instance
 
-_ENHANCED_WORDS = "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 _IMAGE_WORDS = """
     SpecificCharacterSet SeriesDescription Rows Columns NumberOfFrames SamplesPerPixel BitsStored SliceThickness
-    PixelSpacing ImageOrientationPatient ImagePositionPatient
+    PixelSpacing ImageOrientationPatient ImagePositionPatient SharedFunctionalGroupsSequence
+    PerFrameFunctionalGroupsSequence
 """
 _KEY_NUMBERS = {
     "EchoTime": "te",
@@ -51,9 +59,8 @@ KEY_WORDS = {short: keyword for keyword, short in (_KEY_NUMBERS | _KEY_TEXTS).it
 """The attributes behind the short names in Instance.stack_key."""
 
 _KEY_HELPERS = "TriggerTime CardiacNumberOfImages SeriesType ImageIndex NumberOfSlices"
-_WORDS = (*KEYWORDS, *_IMAGE_WORDS.split(), *_ENHANCED_WORDS.split(), *_KEY_NUMBERS, *_KEY_TEXTS)
-_WANTED = index_keywords(tuple(dict.fromkeys((*_WORDS, *_KEY_HELPERS.split()))))
-_TAGS: list[BaseTag | int] = list(_WANTED)
+_WORDS = (*KEYWORDS, *_IMAGE_WORDS.split(), *_KEY_NUMBERS, *_KEY_TEXTS, *_KEY_HELPERS.split())
+_WANTED = index_keywords(dict.fromkeys(_WORDS))
 
 _MAX_HEADER_BYTES = 64 << 20
 """Where an inflated header is cut off: pixels behind it are nobody's business here."""
@@ -61,8 +68,8 @@ _MAX_HEADER_BYTES = 64 << 20
 _MAX_COUNT = 2**31
 
 
-def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
-    """Fill found with the fields of a DICOM file, and return the file; what is known before a refusal stays.
+def scan_dicom(stream: BinaryIO, found: Instance) -> Iterator[Instance]:
+    """Yield an instance with ever more of its fields filled: the last one before a refusal holds what is known.
 
     Raises:
         ImageRefusedError: no_transfer_syntax, unsupported_transfer_syntax, truncated, dicomdir, no_pixel_data,
@@ -72,98 +79,98 @@ def scan_dicom(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
     """
     plain = read_plain(stream, _WANTED)
     if plain is not None:
-        dataset, syntax, element = plain
-        found["transfer_syntax"] = str(syntax)
-        file = DicomFile(dataset, syntax, element, stream)
-        found |= _describe(dataset)
+        file = DicomFile(*plain, stream)
+        found = replace(found, transfer_syntax=str(file.syntax))
+        yield found
+        found = _describe(file.dataset, found)
     else:
         stream.seek(0)
-        file = _read_any(stream, found)
+        skip_preamble(stream)
+        syntax, storage = read_file_meta(stream)
+        found = replace(found, transfer_syntax=str(syntax))
+        yield found
+        if syntax.is_deflated:
+            stream = inflate(stream, _MAX_HEADER_BYTES, cut=True)
+        stop = PixelStop(stream, storage)
+        dataset = read_to_pixels(stream, syntax, _WANTED, stop)
+        if stop.element is None:
+            with suppress(Exception):  # that a file holds no pixels says more than a bad element of it
+                yield _describe(dataset, found)
+            raise stop.refuse(dataset)
+        found = _describe(dataset, found)
+        file = DicomFile(dataset, syntax, stop.element, stream, is_cut=syntax.is_deflated)
+    yield found
     check_kind(file)
-    return file
+    yield replace(found, image_problem=find_refusal(lambda: check_header(file, read_pixel_module(file))))
 
 
-def _read_any(stream: BinaryIO, found: dict[str, Any]) -> DicomFile:
-    """By pydicom: the file with the header up to its pixels."""
-    skip_preamble(stream)
-    syntax, storage = read_file_meta(stream)
-    found["transfer_syntax"] = str(syntax)
-    body = _inflate_start(stream) if syntax.is_deflated else stream
-    stop = PixelStop(body, storage)
-    dataset = _read_header(body, syntax, stop)
-    # That a file holds no pixels says more than a bad element of it.
-    with suppress(Exception) if stop.element is None else nullcontext():
-        found |= _describe(dataset)
-    if stop.element is None:
-        raise stop.refuse(dataset)
-    return DicomFile(dataset, syntax, stop.element, body, is_cut=syntax.is_deflated)
+def find_refusal(check: Callable[[], object]) -> str:
+    """Return the reason of the refusal that a check of one image raises; "" if it passes.
+
+    Raises:
+        ImageRefusedError: the disk failed, which is among its causes.
+    """
+    try:
+        with refusing_parser_errors():
+            check()
+    except ImageRefusedError as error:
+        if find_disk_failure(error):
+            raise
+        return error.reason
+    return ""
 
 
-def _read_header(stream: BinaryIO, syntax: uid.UID, stop: PixelStop) -> Header:
-    """Return the elements that are needed, up to the pixel element."""
-    return read_dataset(
-        stream,
-        is_implicit_VR=syntax.is_implicit_VR,
-        is_little_endian=syntax.is_little_endian,
-        stop_when=stop,
-        specific_tags=_TAGS,
+def _describe(dataset: Header, found: Instance) -> Instance:
+    """Return the instance with the fields that a DICOM header fills."""
+    headers = read_headers(dataset)
+    for name, text in headers.items():
+        if len(text) > MAX_TEXT:
+            headers[name] = ""
+    measures = find_macro(dataset, "PixelMeasuresSequence")
+    spacing = _numbers(measures, "PixelSpacing", count=2)
+    if spacing and min(spacing) <= 0:
+        spacing = ()
+    thickness, *_ = _numbers(measures, "SliceThickness", count=1) or (None,)
+    return replace(
+        found,
+        patient_id=headers["PatientID"],
+        patient_sex=headers["PatientSex"],
+        patient_age=headers["PatientAge"],
+        laterality=headers["ImageLaterality"] or headers["Laterality"],
+        study_uid=headers["StudyInstanceUID"],
+        series_uid=headers["SeriesInstanceUID"],
+        sop_uid=headers["SOPInstanceUID"],
+        sop_class_uid=headers["SOPClassUID"],
+        frame_uid=headers["FrameOfReferenceUID"],
+        modality=headers["Modality"],
+        image_type=headers["ImageType"],
+        series_description=_text(dataset, "SeriesDescription"),
+        body_part=headers["BodyPartExamined"],
+        manufacturer=headers["Manufacturer"],
+        intent=name_intent(headers["PresentationIntentType"], headers["SOPClassUID"]),
+        photometric=headers["PhotometricInterpretation"],
+        rows=_count(dataset, "Rows"),
+        columns=_count(dataset, "Columns"),
+        frames=_count(dataset, "NumberOfFrames", default=1),
+        samples=_count(dataset, "SamplesPerPixel", default=1),
+        bits_stored=_count(dataset, "BitsStored"),
+        orientation=_numbers(find_macro(dataset, "PlaneOrientationSequence"), "ImageOrientationPatient", count=6),
+        position=_numbers(find_macro(dataset, "PlanePositionSequence"), "ImagePositionPatient", count=3),
+        pixel_spacing_mm=spacing,
+        slice_thickness_mm=thickness,
+        stack_key=_stack_key(dataset),
     )
 
 
-def _inflate_start(stream: BinaryIO) -> BinaryIO:
-    """Return the first bytes of a deflated dataset, so many that every honest header lies within them."""
-    machine = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        data = machine.decompress(stream.read(), _MAX_HEADER_BYTES)
-    except zlib.error as error:
-        raise ImageRefusedError("truncated", "the deflated dataset is damaged") from error
-    if not machine.eof and not machine.unconsumed_tail:
-        raise ImageRefusedError("truncated", "the deflated dataset ends early")
-    return io.BytesIO(data)
-
-
-def _describe(dataset: Header) -> dict[str, Any]:
-    """Return the fields of an Instance that a DICOM header fills."""
-    headers = {name: text if len(text) <= MAX_TEXT else "" for name, text in read_headers(dataset).items()}
-    orientation = find_macro(dataset, "PlaneOrientationSequence")
-    position = find_macro(dataset, "PlanePositionSequence")
-    measures = find_macro(dataset, "PixelMeasuresSequence")
-    spacing = _numbers(measures, "PixelSpacing", count=2)
-    thickness = _numbers(measures, "SliceThickness", count=1)
-    return {
-        "patient_id": headers["PatientID"],
-        "patient_sex": headers["PatientSex"],
-        "patient_age": headers["PatientAge"],
-        "laterality": headers["ImageLaterality"] or headers["Laterality"],
-        "study_uid": headers["StudyInstanceUID"],
-        "series_uid": headers["SeriesInstanceUID"],
-        "sop_uid": headers["SOPInstanceUID"],
-        "sop_class_uid": headers["SOPClassUID"],
-        "frame_uid": headers["FrameOfReferenceUID"],
-        "modality": headers["Modality"],
-        "image_type": headers["ImageType"],
-        "series_description": _text(dataset, "SeriesDescription"),
-        "body_part": headers["BodyPartExamined"],
-        "manufacturer": headers["Manufacturer"],
-        "intent": name_intent(headers["PresentationIntentType"], headers["SOPClassUID"]),
-        "photometric": headers["PhotometricInterpretation"],
-        "rows": _count(dataset, "Rows", default=0),
-        "columns": _count(dataset, "Columns", default=0),
-        "frames": _count(dataset, "NumberOfFrames", default=1),
-        "samples": _count(dataset, "SamplesPerPixel", default=1),
-        "bits_stored": _count(dataset, "BitsStored", default=0),
-        "orientation": _numbers(orientation, "ImageOrientationPatient", count=6),
-        "position": _numbers(position, "ImagePositionPatient", count=3),
-        "pixel_spacing_mm": spacing if spacing and min(spacing) > 0 else (),
-        "slice_thickness_mm": thickness[0] if thickness else None,
-        "stack_key": _stack_key(dataset),
-    }
-
-
 def _stack_key(dataset: Header) -> str:
-    """Canonical text of what tells volumes of one series apart besides geometry and ImageType."""
-    macro = find_macro(dataset, "MRDiffusionSequence")
-    sources = (dataset, macro) if macro is not dataset else (dataset,)
+    """Return what tells volumes of one series apart besides geometry and ImageType, as canonical text.
+
+    Source: PS3.3 C.8.3.1 (TriggerTime says the phase only if the heart's cycle has several images),
+    C.8.9.4.1.9 (ImageIndex counts slices first, then time slots).
+    """
+    sources, macro = [dataset], find_macro(dataset, "MRDiffusionSequence")
+    if macro is not dataset:
+        sources.append(macro)
     found: dict[str, str] = {}
     for source in sources:
         for keyword, short in _KEY_NUMBERS.items():
@@ -172,50 +179,40 @@ def _stack_key(dataset: Header) -> str:
         for keyword, short in _KEY_TEXTS.items():
             if text := _text(source, keyword):
                 found[short] = text
-    found |= _phase_of_cycle(dataset)
+    # The phase of a cine and the time slice of a dynamic PET have no attribute of their own.
+    trigger = _numbers(dataset, "TriggerTime", count=1)
+    if trigger and _count(dataset, "CardiacNumberOfImages") > 1:
+        found["trigger"] = f"{trigger[0]:.6g}"
+    slices, index = _count(dataset, "NumberOfSlices"), _count(dataset, "ImageIndex")
+    if slices and index and _text(dataset, "SeriesType").startswith(("DYNAMIC", "GATED")):
+        found["time_slice"] = str((index - 1) // slices)
     return ";".join(f"{short}={found[short]}" for short in sorted(found))
 
 
-def _phase_of_cycle(dataset: Header) -> dict[str, str]:
-    """Return the phase of a cine or the time slice of a dynamic PET, which have no attribute of their own.
-
-    Source: PS3.3 C.8.3.1 (TriggerTime says the phase only where the heart's cycle has several images),
-    C.8.9.4.1.9 (ImageIndex counts slices first, then time slots).
-    """
-    found: dict[str, str] = {}
-    trigger = _numbers(dataset, "TriggerTime", count=1)
-    if trigger and _count(dataset, "CardiacNumberOfImages", default=0) > 1:
-        found["trigger"] = f"{trigger[0]:.6g}"
-    slices, index = (_count(dataset, word, default=0) for word in ("NumberOfSlices", "ImageIndex"))
-    if slices and index and _text(dataset, "SeriesType").startswith(("DYNAMIC", "GATED")):
-        found["time_slice"] = str((index - 1) // slices)
-    return found
-
-
 def _text(dataset: Header, keyword: str) -> str:
-    """Printable text of an element, "" where it is absent or longer than a page."""
-    value = dataset.get(keyword)
-    if value is None:
+    """Return the printable text of an element; "" if it is absent or longer than a page."""
+    text = read_text(dataset, keyword)
+    if len(text) > MAX_TEXT:
         return ""
-    parts = value if isinstance(value, MultiValue | list) else [value]
-    text = "\\".join(str(part).strip() for part in parts)
-    return "".join(letter for letter in text if letter.isprintable()) if len(text) <= MAX_TEXT else ""
+    return text
 
 
 def _numbers(dataset: Header, keyword: str, *, count: int | None = None) -> tuple[float, ...]:
-    """Finite numbers, () where they are absent, malformed or another count: unknown geometry is no reason to stop."""
-    if keyword not in dataset:
-        return ()
+    """Return finite numbers; () if absent, malformed or of another count: unknown geometry is no reason to stop."""
     try:
         numbers = read_numbers(dataset, keyword)
     except ImageRefusedError:
         return ()
-    return tuple(numbers) if len(numbers) == (count or len(numbers)) and len(numbers) <= MAX_TEXT else ()
+    if len(numbers) != (count or len(numbers)) or len(numbers) > MAX_TEXT:
+        return ()
+    return tuple(numbers)
 
 
-def _count(dataset: Header, keyword: str, *, default: int) -> int:
-    """Return a whole number that a table can hold; 0 where it is malformed."""
+def _count(dataset: Header, keyword: str, *, default: int = 0) -> int:
+    """Return a whole number that a table can hold: the default if it is absent, 0 if it is malformed."""
     if keyword not in dataset:
         return default
     numbers = _numbers(dataset, keyword, count=1)
-    return int(numbers[0]) if numbers and 0 <= numbers[0] < _MAX_COUNT else 0
+    if numbers and 0 <= numbers[0] < _MAX_COUNT:
+        return int(numbers[0])
+    return 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pydicom import uid
 
@@ -51,85 +50,44 @@ _FOR_PROCESSING = frozenset(
         uid.DigitalIntraOralXRayImageStorageForProcessing,
     }
 )
+_INTENTS = {"FOR PROCESSING": "processing", "FOR PRESENTATION": "presentation"}
 AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 _SIDES = frozenset({"L", "R", "LT", "RT", "LEFT", "RIGHT", "BILATERAL", "BOTH"})
 _LINKS = frozenset({"AND", "WITH", "TO"})
 
-# Words in lower case -> the vendor; the first that stands in the text counts, so a buyer precedes what it bought.
+# A vendor by its own name, or by the words behind the colon; the first that is in the text counts, so a buyer precedes
+# what it bought.
+_VENDOR_WORDS = """
+    synthetic; Siemens: siemens, acuson; GE: ge, g e, gems, general electric; Philips; Canon: canon, toshiba;
+    Fujifilm: fujifilm, fuji; Hitachi: hitachi, aloka; Agfa; Carestream; Kodak; Hologic; Lorad; Samsung: samsung,
+    medison; Konica Minolta: konica, minolta; Shimadzu; Varian; Elekta; Accuray; United Imaging: united imaging,
+    uih; Neusoft; Mindray; Esaote; Planmed; Planmeca; Sirona; Zeiss; Topcon; Heidelberg Engineering; Nidek; Optos;
+    Olympus; Pentax; Bruker; Leica; Hamamatsu; Aperio; SuperSonic Imagine; Swissray; Vatech; Instrumentarium;
+    Marconi; Elscint; Imatron; Picker; Vidar; Lumisys
+"""
 _VENDORS = {
-    "synthetic": "synthetic",
-    "siemens": "Siemens",
-    "acuson": "Siemens",
-    "ge": "GE",
-    "g e": "GE",
-    "gems": "GE",
-    "general electric": "GE",
-    "philips": "Philips",
-    "canon": "Canon",
-    "toshiba": "Canon",
-    "fujifilm": "Fujifilm",
-    "fuji": "Fujifilm",
-    "hitachi": "Hitachi",
-    "aloka": "Hitachi",
-    "agfa": "Agfa",
-    "carestream": "Carestream",
-    "kodak": "Kodak",
-    "hologic": "Hologic",
-    "lorad": "Lorad",
-    "samsung": "Samsung",
-    "medison": "Samsung",
-    "konica": "Konica Minolta",
-    "minolta": "Konica Minolta",
-    "shimadzu": "Shimadzu",
-    "varian": "Varian",
-    "elekta": "Elekta",
-    "accuray": "Accuray",
-    "united imaging": "United Imaging",
-    "uih": "United Imaging",
-    "neusoft": "Neusoft",
-    "mindray": "Mindray",
-    "esaote": "Esaote",
-    "planmed": "Planmed",
-    "planmeca": "Planmeca",
-    "sirona": "Sirona",
-    "zeiss": "Zeiss",
-    "topcon": "Topcon",
-    "heidelberg engineering": "Heidelberg Engineering",
-    "nidek": "Nidek",
-    "optos": "Optos",
-    "olympus": "Olympus",
-    "pentax": "Pentax",
-    "bruker": "Bruker",
-    "leica": "Leica",
-    "hamamatsu": "Hamamatsu",
-    "aperio": "Aperio",
-    "supersonic imagine": "SuperSonic Imagine",
-    "swissray": "Swissray",
-    "vatech": "Vatech",
-    "instrumentarium": "Instrumentarium",
-    "marconi": "Marconi",
-    "elscint": "Elscint",
-    "imatron": "Imatron",
-    "picker": "Picker",
-    "vidar": "Vidar",
-    "lumisys": "Lumisys",
+    word.strip(): vendor
+    for vendor, _, words in (" ".join(each.split()).partition(": ") for each in _VENDOR_WORDS.split(";"))
+    for word in (words or vendor.lower()).split(",")
 }
 
 
 def name_modality(text: str) -> str:
-    """Return the defined term that a Modality is, retired ones included; "" where it is none.
+    """Return the defined term that a Modality is, retired ones included; "" if it is not one.
 
     Source: PS3.3 C.7.3.1.1.1.
     """
-    return _known(text.strip().upper(), _MODALITIES)
+    word = text.strip().upper()
+    return word if word in _MODALITIES else ""
 
 
 def name_photometric(text: str) -> str:
-    """Return the defined term that a PhotometricInterpretation is, or "L" (grey, no DICOM); "" where it is neither.
+    """Return the defined term that a PhotometricInterpretation is, or "L" (grey, not DICOM); "" if it is neither.
 
     Source: PS3.3 C.7.6.3.1.2, retired terms included.
     """
-    return _known(" ".join(text.upper().split()), _PHOTOMETRICS)
+    word = " ".join(text.upper().split())
+    return word if word in _PHOTOMETRICS else ""
 
 
 def name_body_part(text: str) -> str:
@@ -139,10 +97,15 @@ def name_body_part(text: str) -> str:
 
     Source: PS3.16 annex L, table L-1; words that devices write besides are own choice.
     """
-    words = re.findall(r"[^\W_]+", text.upper()) if len(text) <= _LONGEST else []
-    parts = [_singular(word) for word in words if word not in _SIDES and word not in _LINKS]
-    # Joined, for "WHOLE BODY" is one term of which neither word is.
-    joined = "".join(parts)
+    if len(text) > _LONGEST:
+        return ""
+    joined = ""  # for "WHOLE BODY" is one term of which neither word is
+    for word in re.findall(r"[^\W_]+", text.upper()):
+        if word in _SIDES or word in _LINKS:
+            continue
+        if word.endswith("S") and word not in _BODY_PARTS and word[:-1] in _BODY_PARTS:
+            word = word[:-1]  # KNEES, but not PELVIS
+        joined += word
     return joined if _COMPOUND.fullmatch(joined) else ""
 
 
@@ -152,8 +115,10 @@ def name_manufacturer(text: str) -> str:
     Source: own choice; PS3.3 C.7.5.1 leaves the text free, so that it may be a practice or a person.
     """
     words = " ".join(re.findall(r"[^\W\d_]+", text.lower()))
-    found = (vendor for name, vendor in _VENDORS.items() if f" {name} " in f" {words} ")
-    return next(found, "other" if text.strip() else "")
+    for name, vendor in _VENDORS.items():
+        if f" {name} " in f" {words} ":
+            return vendor
+    return "other" if text.strip() else ""
 
 
 def parse_age_years(text: str) -> float | None:
@@ -175,11 +140,12 @@ def name_intent(text: str, sop_class_uid: str) -> str:
 
     Source: PS3.3 C.8.11.1.1.1 (PresentationIntentType), PS3.4 B.5 (classes of digital radiographs).
     """
-    named = {"FOR PROCESSING": "processing", "FOR PRESENTATION": "presentation"}.get(" ".join(text.upper().split()), "")
-    return named or ("processing" if sop_class_uid in _FOR_PROCESSING else "")
+    if named := _INTENTS.get(" ".join(text.upper().split())):
+        return named
+    return "processing" if sop_class_uid in _FOR_PROCESSING else ""
 
 
-def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
+def describe_headers(headers: Mapping[str, str]) -> dict[str, str | float | None]:
     """Return what a header says of an image and its patient, by the names of the manifest's columns.
 
     Args:
@@ -189,8 +155,10 @@ def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         modality, intent, body_part, side, sex, age_years, manufacturer; None if it says nothing, or no known term.
     """
     coded = {"ImageLaterality": "LRBU", "Laterality": "LR", "PatientSex": "MFO"}
-    words = {name: headers.get(name, "") for name in coded}
-    known = {name: word if word in tuple(coded[name]) else None for name, word in words.items()}
+    known = dict.fromkeys(coded)
+    for name, letters in coded.items():
+        if headers.get(name, "") in tuple(letters):
+            known[name] = headers[name]
     return {
         "modality": name_modality(headers.get("Modality", "")) or None,
         "intent": name_intent(headers.get("PresentationIntentType", ""), headers.get("SOPClassUID", "")) or None,
@@ -200,13 +168,3 @@ def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
         "age_years": parse_age_years(headers.get("PatientAge", "")),
         "manufacturer": name_manufacturer(headers.get("Manufacturer", "")) or None,
     }
-
-
-def _known(text: str, terms: frozenset[str]) -> str:
-    """Return the text where it is one of the terms, else ""."""
-    return text if text in terms else ""
-
-
-def _singular(word: str) -> str:
-    """Return a part without the s of its plural: "KNEES", but not "PELVIS"."""
-    return word[:-1] if word not in _BODY_PARTS and word[:-1] in _BODY_PARTS and word.endswith("S") else word

@@ -19,7 +19,8 @@ from medcls.imaging.dicom.frame import DicomFrame, decode_frame, map_values
 from medcls.imaging.dicom.header import read_headers
 from medcls.imaging.dicom.multiframe import describe_frames, split_frames
 from medcls.imaging.dicom.pixels import read_pixel_module
-from medcls.imaging.instance import Instance, scan_file
+from medcls.imaging.instance import Instance
+from medcls.imaging.scan_file import scan_file
 from medcls.imaging.volume.geometry import StackGeometry
 from medcls.imaging.volume.parts import fit_slices
 from medcls.imaging.volume.resample import resample_depth, shear_slices
