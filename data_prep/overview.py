@@ -15,7 +15,7 @@ from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.dicom.terms import name_body_part, name_modality
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.find import find_unnamed, stack_series
-from medcls.imaging.volume.parts import fit_slices
+from medcls.imaging.volume.pieces import fit_slices
 from medcls.imaging.volume.select import SeriesKey, summarize_series
 from medcls.imaging.volume.stack import Stack, StackRule
 

@@ -81,6 +81,7 @@ def decode_image(task: DecodeTask) -> DecodedImage:
     (file,) = task.files
     image = read_image(file, options=task.spec.read_options)
     prepared = preprocess_image(image, task.spec, roi=task.roi)
+    levels, high = _measure_stored(prepared)
     return DecodedImage(
         prepared=prepared,
         source_size=(image.pixels.shape[1], image.pixels.shape[2]),
@@ -88,8 +89,9 @@ def decode_image(task: DecodeTask) -> DecodedImage:
         photometric=image.photometric,
         headers=image.headers,
         source=image.source,
+        stored_levels=levels,
+        stored_high=high,
         notes=image.notes,
-        **_measure_stored(prepared),
     )
 
 
@@ -107,12 +109,12 @@ def check_sizes(task: DecodeTask) -> None:
         raise ImageRefusedError("too_large", f"a file of {largest} bytes; the limit is {task.most_bytes}")
 
 
-def _measure_stored(prepared: PreparedImage | PreparedVolume) -> dict[str, Any]:
-    """Return what the stored pixels use of their range, the frame's padding apart."""
+def _measure_stored(prepared: PreparedImage | PreparedVolume) -> tuple[int, float]:
+    """Return distinct stored values and the largest, the frame's padding apart."""
     half = len(prepared.valid_extent) // 2
     places = zip(prepared.valid_extent[:half], prepared.valid_extent[half:], strict=True)
     valid = prepared.pixels[(slice(None), *(slice(start, start + size) for start, size in places))]
-    return {"stored_levels": count_levels(valid), "stored_high": float(valid.max(initial=0))}
+    return count_levels(valid), float(valid.max(initial=0))
 
 
 def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
@@ -120,6 +122,14 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
     if raw.unit == "HU" and spec.implausible_hu == "refuse":
         check_hounsfield(take_sample(raw.values, raw.mask))
     prepared = preprocess_volume(raw, spec)
+    levels, high = _measure_stored(prepared)
+    sample = take_sample(raw.values, raw.mask)
+    source = None
+    if sample.size:
+        scaling = "own_range"
+        if spec.intensity in ("window", "hounsfield"):
+            scaling = "windows_hu"
+        source = SourceValues(float(sample.min()), float(sample.max()), len(np.unique(sample)), scaling)
     return DecodedImage(
         prepared=prepared,
         source_size=(raw.values.shape[0], raw.values.shape[1], raw.values.shape[2]),
@@ -133,33 +143,26 @@ def _decode_volume(files: tuple[Path, ...], spec: VolumeSpec) -> DecodedImage:
             "notes": " ".join(raw.notes) or None,
             "may_show_face": may_show_face(raw.headers),
         },
-        source=_measure_source(raw, spec),
+        source=source,
+        stored_levels=levels,
+        stored_high=high,
         notes=raw.found,
-        **_measure_stored(prepared),
     )
 
 
-def _measure_source(raw: RawVolume, spec: VolumeSpec) -> SourceValues | None:
-    """Return the values of a volume outside padding."""
-    sample = take_sample(raw.values, raw.mask)
-    if not sample.size:
-        return None
-    scaling = {"window": "windows_hu", "hounsfield": "windows_hu"}.get(spec.intensity, "own_range")
-    return SourceValues(float(sample.min()), float(sample.max()), len(np.unique(sample)), scaling)
-
-
 def _read(files: tuple[Path, ...], spec: VolumeSpec) -> RawVolume:
-    """NIfTI is one file that is no DICOM, or a header with its image."""
-    pair = len(files) == 2 and files[0].suffix.lower() == ".hdr" and files[1].suffix.lower() == ".img"
-    if pair or (len(files) == 1 and not is_dicom(files[0])):
-        image = files[1] if pair else None
-        raw = read_nifti(
-            files[0],
-            image=image,
-            analyze_axes=spec.analyze_axes,
-            form=spec.nifti_affine,
-            volume=spec.nifti_volume,
-            max_voxels=spec.max_voxels,
-        )
-        return replace(raw, unit=spec.nifti_unit) if spec.nifti_unit else raw
-    return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels, allow_damaged=spec.damaged == "allow")
+    """Return the volume of DICOM files, or of NIfTI: one file that is not DICOM, or a header with its image."""
+    is_pair = [file.suffix.lower() for file in files] == [".hdr", ".img"]
+    if not is_pair and (len(files) != 1 or is_dicom(files[0])):
+        return read_volume(files, rule=spec.stack, max_voxels=spec.max_voxels, allow_damaged=spec.damaged == "allow")
+    raw = read_nifti(
+        files[0],
+        image=files[1] if is_pair else None,
+        analyze_axes=spec.analyze_axes,
+        form=spec.nifti_affine,
+        volume=spec.nifti_volume,
+        max_voxels=spec.max_voxels,
+    )
+    if spec.nifti_unit:
+        return replace(raw, unit=spec.nifti_unit)
+    return raw

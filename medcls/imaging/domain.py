@@ -49,20 +49,20 @@ def summarize_domain(
     spacings_mm: Iterable[float | None],
     body_parts: Iterable[str | None] = (),
     intents: Iterable[str | None] | None = None,
-    few_levels: bool | None = None,
-    regions: tuple[str, list[float]] = ("", []),
 ) -> Domain:
     """Return the domain of manifest columns of the training rows (None = unknown), in terms of the standard only."""
-    known = [spacing for spacing in spacings_mm if spacing is not None]
+    spacing_mm = [spacing for spacing in spacings_mm if spacing is not None]
+    if spacing_mm:
+        spacing_mm = [min(spacing_mm), max(spacing_mm)]
+    known = None
+    if intents is not None:
+        known = sorted({name for name in intents if name})
     return Domain(
         modalities=_names(modalities, name_modality),
         photometrics=_names(photometrics, name_photometric),
-        spacing_mm=[min(known), max(known)] if known else [],
+        spacing_mm=spacing_mm,
         body_parts=[name for name in _names(body_parts, name_body_part) if name],
-        intents=None if intents is None else sorted({name for name in intents if name}),
-        few_levels=few_levels,
-        regions=regions[0],
-        region_share=regions[1],
+        intents=known,
     )
 
 
@@ -90,12 +90,9 @@ def find_unseen(image: DecodedImage, domain: Domain) -> dict[str, str]:
     if part and had and part not in had:
         unseen["unseen_body_part"] = f"body part {part}, training had {_list(had)}"
     intent = name_intent(image.headers.get("PresentationIntentType", ""), image.headers.get("SOPClassUID", ""))
-    if (
-        domain.intents is not None
-        and intent not in ("", *domain.intents)
-        and (intent == "processing" or domain.intents)
-    ):
-        unseen["unseen_intent"] = f"image FOR {intent.upper()}, training had {_list(domain.intents or [''])}"
+    known = domain.intents
+    if known is not None and intent not in ("", *known) and (intent == "processing" or known):
+        unseen["unseen_intent"] = f"image FOR {intent.upper()}, training had {_list(known or [''])}"
     source = image.source
     if source and domain.few_levels is False and loses_levels(source=source.levels, stored=image.stored_levels):
         detail = (

@@ -38,28 +38,26 @@ class SourceValues:
 
 def take_sample(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[Any]:
     """Return at most 65,536 values that lie evenly over what is not masked, flat; none if all is masked."""
-    seen = values.ravel() if mask is None else values[~mask].ravel()
+    if mask is not None:
+        values = values[~mask]
+    seen = values.ravel()
     return seen[:: -(-seen.size // _SAMPLE) or 1]
 
 
 def count_levels(stored: NDArray[Any]) -> int:
     """Return the distinct values of a stored image or volume (C, *spatial), of the channel that has most."""
-    # Half floats sort slowly, and their bits tell them apart as well.
-    whole = stored.view(np.uint16) if stored.dtype == np.float16 else stored
-    return max(_count(channel) for channel in whole)
+    if stored.size == 0:
+        return 0
+    if stored.dtype == np.float16:
+        stored = stored.view(np.uint16)  # their bits tell half floats apart as well
+    low = int(stored.min())
+    # By counting, which is faster than sorting.
+    return max(int(np.count_nonzero(np.bincount(each.ravel().astype(np.int64) - low))) for each in stored)
 
 
 def loses_levels(*, source: int, stored: int) -> bool:
     """Return whether an image of many grey levels was stored with few: most of what the file shows is gone."""
     return stored < FEW_LEVELS and source >= _MANY_TIMES * stored
-
-
-def _count(channel: NDArray[Any]) -> int:
-    """Distinct integers; by counting, which is faster than sorting."""
-    if channel.size == 0:
-        return 0
-    low = int(channel.min())
-    return int(np.count_nonzero(np.bincount(channel.ravel().astype(np.int64) - low)))
 
 
 _AIR, _TOO_DENSE, _DENSE = -200, 2000, (800, 1400)

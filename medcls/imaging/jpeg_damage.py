@@ -26,16 +26,18 @@ def find_jpeg_damage(data: bytes) -> str:
 
     Source: ITU-T T.81; libjpeg-turbo's jerror.h (JWRN_…).
     """
-    kind, components = _find_frame(data)
-    lossless = kind in _LOSSLESS  # of which TurboJPEG neither converts colours nor scales the size
+    frames = ((marker, data[at + 9]) for marker, at in _iterate_segments(data) if marker in _FRAMES)
+    kind, components = next(frames, (-1, 0))
+    colours, factor = "GRAY", 8
+    if kind in _LOSSLESS:  # of which TurboJPEG neither converts colours nor scales the size
+        colours, factor = "RGB" if components == 3 else "GRAY", 1
     try:
-        simplejpeg.decode_jpeg(
-            data, "RGB" if lossless and components == 3 else "GRAY", min_factor=1 if lossless else 8, strict=True
-        )
+        simplejpeg.decode_jpeg(data, colours, min_factor=factor, strict=True)
     except ValueError as error:
         message = str(error)
+        if not message.startswith("tj"):
+            return message
         # "tj3Decompress8(): …" is TurboJPEG's word for a layout that it does not know; libjpeg's have no such start.
-        return "" if message.startswith("tj") else message
     return ""
 
 
@@ -71,10 +73,12 @@ def note_damage(damage: str, *, allow: bool) -> dict[str, str]:
     Raises:
         ImageRefusedError: corrupt_stream, unless allowed.
     """
+    if not damage:
+        return {}
     found = f"the decoder had to guess pixels: {damage}"
-    if damage and not allow:
+    if not allow:
         raise ImageRefusedError("corrupt_stream", found)
-    return {"corrupt_stream": found} if damage else {}
+    return {"corrupt_stream": found}
 
 
 def join_tables(tables: bytes, data: bytes) -> bytes:
@@ -82,13 +86,9 @@ def join_tables(tables: bytes, data: bytes) -> bytes:
 
     Source: TIFF Technical Note 2 (JPEGTables).
     """
-    return tables.removesuffix(_TABLES_AND_SCANS) + data[2:] if tables else data
-
-
-def _find_frame(data: bytes) -> tuple[int, int]:
-    """The marker of the frame header and the number of components; (-1, 0) if there is none before the first scan."""
-    found = next(((marker, data[at + 9]) for marker, at in _iterate_segments(data) if marker in _FRAMES), None)
-    return found or (-1, 0)
+    if not tables:
+        return data
+    return tables.removesuffix(_TABLES_AND_SCANS) + data[2:]
 
 
 def _iterate_segments(data: bytes) -> Iterator[tuple[int, int]]:

@@ -22,7 +22,6 @@ __all__ = ["Box", "PreparedImage", "PreprocessSpec", "match_channels", "preproce
 
 # Grey images saved as colour JPEG differ by a few levels between their channels; colour differs by far more.
 _GREY_TOLERANCE = 8 / 255
-_READ_SO = ("display", "range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,32 +116,26 @@ def preprocess_image(image: RawImage, spec: PreprocessSpec, *, roi: Box | None =
     Source: own choice, docs/decisions/0005-preprocessing.md; resampling by area averaging (OpenCV INTER_AREA)
     when shrinking and bilinear when enlarging.
     """
-    pixels, mask = _crop(image, roi or image.kept_box)
-    pixels = match_channels(_rescale(pixels, mask, spec), spec.channels)
-    if mask is not None and spec.intensity not in _READ_SO:  # values are 0 under the mask already
+    pixels, mask = image.pixels, image.mask
+    if roi is not None or image.kept_box is not None:
+        x, y, width, height = roi or image.kept_box or (0, 0, 0, 0)
+        rows, columns = pixels.shape[1:]
+        if x < 0 or y < 0 or width < 1 or height < 1 or x + width > columns or y + height > rows:
+            raise ImageRefusedError("roi_outside", f"roi x={x} y={y} w={width} h={height}: image is {columns} x {rows}")
+        pixels = pixels[:, y : y + height, x : x + width]
+        if mask is not None:
+            mask = mask[y : y + height, x : x + width]
+    limits = {"minmax": (0.0, 100.0), "percentile": spec.percentiles}.get(spec.intensity)
+    if limits is not None:  # else the file was read so
+        pixels = stretch_range(pixels, mask, limits=limits)
+    pixels = match_channels(pixels, spec.channels)
+    if limits is not None and mask is not None:
         pixels = np.where(mask, np.float32(0), pixels)
     frame, extent, zoom = _fit(pixels, image.aspect, spec)
     spacing = image.spacing_mm and (image.spacing_mm[0] / zoom[0], image.spacing_mm[1] / zoom[1])
     levels = np.clip(frame, 0, 1)
     levels *= np.iinfo(spec.dtype).max
     return PreparedImage(np.rint(levels, out=levels).astype(spec.dtype), extent, spacing)
-
-
-def _crop(image: RawImage, roi: Box | None) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None]:
-    if roi is None:
-        return image.pixels, image.mask
-    x, y, width, height = roi
-    rows, columns = image.pixels.shape[1:]
-    if x < 0 or y < 0 or width < 1 or height < 1 or x + width > columns or y + height > rows:
-        raise ImageRefusedError("roi_outside", f"roi x={x} y={y} w={width} h={height}: image is {columns} x {rows}")
-    window = np.s_[y : y + height, x : x + width]
-    return image.pixels[(slice(None), *window)], None if image.mask is None else image.mask[window]
-
-
-def _rescale(pixels: NDArray[np.float32], mask: NDArray[np.bool_] | None, spec: PreprocessSpec) -> NDArray[np.float32]:
-    if spec.intensity in _READ_SO:
-        return pixels
-    return stretch_range(pixels, mask, limits=(0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles)
 
 
 def stretch_range(
@@ -153,7 +146,9 @@ def stretch_range(
     Raises:
         ImageRefusedError: all_padding, or flat where there is no range.
     """
-    valid = pixels if mask is None else pixels[:, ~mask]
+    valid = pixels
+    if mask is not None:
+        valid = pixels[:, ~mask]
     if valid.size == 0:
         raise ImageRefusedError("all_padding", "no pixel outside the padding")
     low, high = np.percentile(valid, limits)
@@ -185,8 +180,11 @@ def _fit(
     """Resize into the frame; returns (C, height, width), the valid extent, and the zoom of rows and columns."""
     rows, columns = pixels.shape[1:]
     fill = (spec.height / (rows * aspect), spec.width / columns)
-    scale = {"pad": min(fill), "crop": max(fill)}.get(spec.fit)
-    zoom = (fill[0] * aspect, fill[1]) if scale is None else (scale * aspect, scale)
+    if spec.fit == "pad":
+        fill = (min(fill), min(fill))
+    elif spec.fit == "crop":
+        fill = (max(fill), max(fill))
+    zoom = (fill[0] * aspect, fill[1])
     size = (max(1, round(rows * zoom[0])), max(1, round(columns * zoom[1])))
     resized = _resize(pixels, size)
     if size == (spec.height, spec.width):
@@ -204,7 +202,9 @@ def _resize(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.fl
     rows, columns = pixels.shape[1:]
     if (rows, columns) == size:
         return pixels
-    method = cv2.INTER_AREA if size[0] < rows or size[1] < columns else cv2.INTER_LINEAR
+    method = cv2.INTER_LINEAR
+    if size[0] < rows or size[1] < columns:
+        method = cv2.INTER_AREA
     planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method) for plane in pixels]
     resized = planes[0][None] if len(planes) == 1 else np.stack(planes)
     return resized.astype(np.float32, copy=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,15 +263,9 @@ def read_domain(data: TrainingData) -> Domain:
     intents = None
     if "intent" in data.store.column_names:
         intents = _different(data.store.read("intent", rows=data.train.rows, coded=True).column("intent"))
-    return summarize_domain(
-        modalities,
-        photometrics,
-        spacings_mm=known,
-        body_parts=parts,
-        intents=intents,
-        few_levels=_find_few_levels(data),
-        regions=summarize_regions(data.store, data.train.rows),
-    )
+    domain = summarize_domain(modalities, photometrics, spacings_mm=known, body_parts=parts, intents=intents)
+    regions, share = summarize_regions(data.store, data.train.rows)
+    return replace(domain, few_levels=_find_few_levels(data), regions=regions, region_share=share)
 
 
 def _find_few_levels(data: TrainingData) -> bool | None:

@@ -55,12 +55,16 @@ def read_codestream(data: bytes, syntax: str) -> Codestream:
     Source: ITU-T T.81 B.2, T.87 C.2, T.800 A.4-A.6.
     """
     try:
-        found = _read_jpeg_2000(data) if syntax in JPEG_2000 else _read_jpeg(data)
+        # Coded data start behind the headers, whose bytes may look like an end marker.
+        if syntax in JPEG_2000:
+            found, start = _read_jpeg_2000(data), data.rfind(b"\xff\x93")
+        else:
+            found, start = _read_jpeg(data), data.find(b"\xff\xda")
     except (struct.error, IndexError) as error:
         raise ImageRefusedError("truncated", "the codestream ends inside its header") from error
     # JPEG decoders fill a missing end with grey and say nothing, so the end marker must be there. It cannot occur in
     # coded data; what is behind it is not of the image (T.81 B.1.1.2), whatever devices leave there.
-    if data.rfind(b"\xff\xd9") < _find_coded_data(data, syntax):
+    if data.rfind(b"\xff\xd9") < start:
         raise ImageRefusedError("truncated", "the codestream has no end marker")
     return found
 
@@ -83,13 +87,10 @@ def find_damage(data: bytes, syntax: str, values: NDArray[np.integer], *, bits: 
     """
     if syntax not in JPEG:
         return ""
-    beyond = bits < 8 * values.dtype.itemsize and int(values.max()) >> bits
-    return find_dicom_jpeg_damage(data) or (f"samples of more than {bits} bits" if beyond else "")
-
-
-def _find_coded_data(data: bytes, syntax: str) -> int:
-    """Return where the first coded data may start: behind the headers, whose bytes may look like an end marker."""
-    return data.rfind(b"\xff\x93") if syntax in JPEG_2000 else data.find(b"\xff\xda")
+    damage = find_dicom_jpeg_damage(data)
+    if not damage and bits < 8 * values.dtype.itemsize and int(values.max()) >> bits:
+        damage = f"samples of more than {bits} bits"
+    return damage
 
 
 def check_expansion(*, pixel_bytes: int, stream_bytes: int) -> None:
@@ -143,8 +144,9 @@ def decode_rle(data: bytes, *, pixels: int, samples: int, sample_bytes: int) -> 
     ends = [*offsets[1:planes], len(data)]
     decoded = [_decode_segment(data[start:end], pixels) for start, end in zip(offsets, ends, strict=False)]
     # Runs end where the plane does (PS3.5 G.3.1): a wrong count is one byte or many too long.
-    longest = max(map(len, decoded))
-    damage = f"an RLE segment holds {longest} bytes for {pixels} pixels" if longest > pixels else ""
+    longest, damage = max(map(len, decoded)), ""
+    if longest > pixels:
+        damage = f"an RLE segment holds {longest} bytes for {pixels} pixels"
     values = np.stack([np.frombuffer(plane, np.uint8, pixels) for plane in decoded])
     return values.reshape(samples, sample_bytes, pixels), damage
 
@@ -173,15 +175,16 @@ def _read_jpeg(data: bytes) -> Codestream:
         elif marker == 0xE0 and body.startswith(b"JFIF"):
             colour = colour or "YBR"
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12 and body[11] <= 1:
-            colour = "YBR" if body[11] else "RGB"
+            colour = ("RGB", "YBR")[body[11]]
     if frame is None:
         raise ImageRefusedError("damaged_codestream", "a scan without a frame header")
     bits, rows, columns, samples = struct.unpack_from(">BHHB", frame)
     if bytes(frame[6::3]) in (b"RGB", b"rgb"):
         colour = "RGB"
     # Lossless processes transform no colours, whatever an application marker says: the DICOM header knows.
-    lossy_colour = samples == 3 and kind in (0xC0, 0xC1, 0xC2)
-    return Codestream(rows, columns, samples, bits, False, colour if lossy_colour else "")
+    if samples != 3 or kind not in (0xC0, 0xC1, 0xC2):
+        colour = ""
+    return Codestream(rows, columns, samples, bits, False, colour)
 
 
 def _iterate_markers(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -210,8 +213,9 @@ def _read_jpeg_2000(data: bytes) -> Codestream:
     components = {data[at + 42 + 3 * each : at + 45 + 3 * each] for each in range(samples)}
     if len(components) != 1 or next(iter(components))[1:] != b"\x01\x01":
         raise ImageRefusedError("unsupported_colour", "components differ in bits, sign or sampling")
-    depth = data[at + 42]
-    colour = "TRANSFORMED" if _has_colour_transform(data, at) else ""
+    depth, colour = data[at + 42], ""
+    if _has_colour_transform(data, at):
+        colour = "TRANSFORMED"
     return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, depth >= 0x80, colour)
 
 
@@ -229,7 +233,7 @@ def _find_jpeg_2000(data: bytes) -> int:
     """Return where the codestream starts: at once, or behind a JP2 header, which DICOM forbids and files have."""
     if data[:4] == b"\xff\x4f\xff\x51":
         return 0
-    start = data.find(b"jp2c\xff\x4f\xff\x51") if data[4:8] == b"jP  " else -1
-    if start < 0:
+    start = data.find(b"jp2c\xff\x4f\xff\x51")
+    if data[4:8] != b"jP  " or start < 0:
         raise ImageRefusedError("damaged_codestream", "no JPEG 2000 start of codestream")
     return start + 4

@@ -24,7 +24,7 @@ from medcls.imaging.dicom.grey import (
     find_voi,
     read_modality,
 )
-from medcls.imaging.dicom.header import MAX_TEXT, find_macro, read_headers, read_numbers
+from medcls.imaging.dicom.header import MAX_TEXT, find_macro, is_timed, read_headers, read_numbers
 from medcls.imaging.dicom.pixels import PixelModule, StoredFrame, check_encoding, read_stored
 from medcls.imaging.read_options import ReadOptions
 
@@ -158,7 +158,7 @@ def compute_display(frame: DicomFrame, options: ReadOptions) -> tuple[NDArray[np
             display, scaling = _find_display(frame, modality, options)
             displays = [display]
         channels = [map_values(frame.stored, partial(_apply_both, modality, each)) for each in displays]
-        pixels = np.stack(channels)
+        pixels = channels[0][None] if len(channels) == 1 else np.stack(channels)
         if frame.mask is not None:
             np.copyto(pixels, 0, where=frame.mask)
         return pixels, scaling
@@ -211,8 +211,8 @@ def check_single(dataset: Header, module: PixelModule, max_pixels: int) -> None:
     if asked > max_pixels:
         raise ImageRefusedError("too_large", f"{asked} samples; the limit is {max_pixels}")
     if module.frames > 1:
-        timed = any(keyword in dataset for keyword in ("FrameTime", "FrameTimeVector", "CineRate"))
-        raise ImageRefusedError("cine" if timed else "multi_frame", f"{module.frames} frames; expected one")
+        reason = "cine" if is_timed(dataset) else "multi_frame"
+        raise ImageRefusedError(reason, f"{module.frames} frames; expected one")
     whole = read_numbers(dataset, "TotalPixelMatrixRows") + read_numbers(dataset, "TotalPixelMatrixColumns")
     if whole and whole != [module.rows, module.columns]:
         raise ImageRefusedError("tiled", "one tile of a larger image")

@@ -37,6 +37,11 @@ def read_text(dataset: Header, keyword: str) -> str:
     return "".join(filter(str.isprintable, text))
 
 
+def is_timed(dataset: Header) -> bool:
+    """Return whether the frames of a file are moments of a cine."""
+    return any(keyword in dataset for keyword in ("FrameTime", "FrameTimeVector", "CineRate"))
+
+
 def read_numbers(dataset: Header, keyword: str) -> list[float]:
     """Return the finite numbers of an element, [] where it is absent or empty.
 

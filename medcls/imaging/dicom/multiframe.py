@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom import codecs
 from medcls.imaging.dicom.dicom_file import DicomFile
 from medcls.imaging.dicom.fast_header import UNDEFINED_LENGTH, Header
-from medcls.imaging.dicom.header import find_macro, read_numbers
+from medcls.imaging.dicom.header import find_macro, is_timed, read_numbers
 from medcls.imaging.dicom.pixels import PixelModule, check_native_length
 from medcls.imaging.instance import Instance
 
@@ -50,9 +51,9 @@ def describe_frames(dataset: Header, instance: Instance) -> list[Instance]:
         return [instance]
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not groups:
-        timed = any(keyword in dataset for keyword in ("FrameTime", "FrameTimeVector", "CineRate"))
-        what = "differ in time: they are not slices" if timed else "have no functional groups"
-        raise ImageRefusedError("cine" if timed else "multi_frame", f"the {instance.frames} frames {what}")
+        if is_timed(dataset):
+            raise ImageRefusedError("cine", f"the {instance.frames} frames differ in time: they are not slices")
+        raise ImageRefusedError("multi_frame", f"the {instance.frames} frames have no functional groups")
     if len(groups) != instance.frames:
         raise ImageRefusedError("frame_count", f"{len(groups)} functional groups of {instance.frames} frames")
     return [_describe_frame(dataset, instance, frame) for frame in range(instance.frames)]
@@ -66,6 +67,8 @@ def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance
         return () if item is dataset else tuple(read_numbers(item, keyword))
 
     spacing = numbers("PixelMeasuresSequence", "PixelSpacing")
+    if spacing and min(spacing) <= 0:
+        spacing = ()
     return replace(
         instance,
         frames=1,
@@ -74,7 +77,7 @@ def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance
         stack_key=_compute_key(dataset, frame),
         orientation=numbers("PlaneOrientationSequence", "ImageOrientationPatient"),
         position=numbers("PlanePositionSequence", "ImagePositionPatient"),
-        pixel_spacing_mm=spacing if spacing and min(spacing) > 0 else (),
+        pixel_spacing_mm=spacing,
     )
 
 
@@ -105,8 +108,9 @@ def _join(value: object) -> str:
     """Return one value, or several with backslashes between; numbers without regard to how they are written."""
     if isinstance(value, int | float):
         return f"{float(value):.6g}"
-    several = hasattr(value, "__iter__") and not isinstance(value, str | bytes)
-    return "\\".join(_join(part) for part in value) if several else str(value)  # type: ignore[attr-defined]
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return "\\".join(_join(part) for part in value)
+    return str(value)
 
 
 def split_frames(file: DicomFile, module: PixelModule) -> Iterator[DicomFile]:
@@ -160,7 +164,9 @@ def _find_starts(offsets: list[int], fragments: list[bytes]) -> list[int]:
         index_at[place] = index
         place += 8 + len(fragment)
     starts = [index_at.get(offset, -1) for offset in offsets]
-    return starts if all(a < b for a, b in zip([-1, *starts], starts, strict=False)) else []
+    if all(a < b for a, b in pairwise([-1, *starts])):
+        return starts
+    return []
 
 
 def _wrap_fragments(file: DicomFile, fragments: list[bytes]) -> DicomFile:

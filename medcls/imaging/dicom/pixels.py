@@ -70,27 +70,39 @@ def read_pixel_module(file: DicomFile) -> PixelModule:
     ds = file.dataset
     photometric = str(ds.get("PhotometricInterpretation") or "").strip()
     samples = read_integer(ds, "SamplesPerPixel")
-    known = _GREY if samples == 1 else _COLOUR if samples == 3 else ()
-    if photometric not in known:
+    if photometric not in {1: _GREY, 3: _COLOUR}.get(samples, ()):
         # Of a word that is no term of the standard nothing is repeated: it may be anything, a name even.
         name = name_photometric(photometric) or "an unknown kind"
         raise ImageRefusedError("unsupported_colour", f"{samples} samples of {name}")
     is_float = file.element.keyword in _FLOAT_DTYPES
     allocated = read_integer(ds, "BitsAllocated")
-    stored = allocated if is_float else read_integer(ds, "BitsStored")
+    stored, high, signed, planar = allocated, allocated - 1, False, None
+    if not is_float:
+        stored = read_integer(ds, "BitsStored")
+    rows, columns = read_integer(ds, "Rows"), read_integer(ds, "Columns")
+    frames = read_integer(ds, "NumberOfFrames", default=1)
+    if samples > 1:
+        planar = read_integer(ds, "PlanarConfiguration", default=-1)
+    if not is_float:
+        high = read_integer(ds, "HighBit", default=stored - 1)
+        signed = bool(read_integer(ds, "PixelRepresentation"))
     module = PixelModule(
-        rows=read_integer(ds, "Rows"),
-        columns=read_integer(ds, "Columns"),
-        frames=read_integer(ds, "NumberOfFrames", default=1),
+        rows=rows,
+        columns=columns,
+        frames=frames,
         samples=samples,
         photometric=photometric,
-        planar=read_integer(ds, "PlanarConfiguration", default=-1) if samples > 1 else None,
+        planar=planar,
         allocated=allocated,
         stored=stored,
-        high=allocated - 1 if is_float else read_integer(ds, "HighBit", default=stored - 1),
-        signed=not is_float and bool(read_integer(ds, "PixelRepresentation")),
+        high=high,
+        signed=signed,
     )
-    _check_module(module, file.element.keyword)
+    if min(rows, columns, frames) < 1:
+        raise ImageRefusedError("zero_pixels", f"{frames} frames of {rows} x {columns}")
+    widths = {"FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}.get(file.element.keyword, (1, 8, 16, 32))
+    if allocated not in widths or not 1 <= stored <= high + 1 <= allocated:
+        raise ImageRefusedError("bit_depth", f"{stored} bits stored of {allocated}, high bit {high}")
     return module
 
 
@@ -109,19 +121,6 @@ def read_integer(dataset: Header, keyword: str, *, default: int | None = None) -
         return int(value)
     except (TypeError, ValueError) as error:
         raise ImageRefusedError("malformed_element", f"{keyword} is not one whole number") from error
-
-
-def _check_module(module: PixelModule, keyword: str) -> None:
-    """Refuse sizes and bit layouts that no frame can have."""
-    if min(module.rows, module.columns, module.frames) < 1:
-        raise ImageRefusedError("zero_pixels", f"{module.frames} frames of {module.rows} x {module.columns}")
-    widths = {"FloatPixelData": (32,), "DoubleFloatPixelData": (64,)}.get(keyword, (1, 8, 16, 32))
-    layout = 1 <= module.stored <= module.high + 1 <= module.allocated
-    if module.allocated not in widths or not layout:
-        raise ImageRefusedError(
-            "bit_depth",
-            f"{module.stored} bits stored of {module.allocated}, high bit {module.high}",
-        )
 
 
 def check_encoding(file: DicomFile, module: PixelModule) -> None:
@@ -153,8 +152,14 @@ def count_native_bytes(file: DicomFile, module: PixelModule) -> int:
         raise ImageRefusedError("colour_conflict", f"{module.photometric} in uncompressed data")
     if module.photometric == "YBR_FULL_422":
         _require_8_bits(module)
-    count = module.pixels * (2 if module.photometric == "YBR_FULL_422" else module.samples)
-    return (count * module.allocated + 7) // 8
+    return (_count_samples(module) * module.allocated + 7) // 8
+
+
+def _count_samples(module: PixelModule) -> int:
+    """Return the samples of an uncompressed frame; two pixels of YBR_FULL_422 share their colour."""
+    if module.photometric == "YBR_FULL_422":
+        return module.pixels * 2
+    return module.pixels * module.samples
 
 
 def read_stored(file: DicomFile, module: PixelModule, *, allow_damaged: bool = False) -> StoredFrame:
@@ -172,7 +177,10 @@ def read_stored(file: DicomFile, module: PixelModule, *, allow_damaged: bool = F
     Source: PS3.5 8.1, 8.2, annexes A and G.
     """
     if file.element.keyword in _FLOAT_DTYPES:
-        return _read_float(file, module)
+        order = "<" if file.syntax.is_little_endian else ">"
+        dtype = np.dtype(order + _FLOAT_DTYPES[file.element.keyword])
+        values = np.frombuffer(_read_exact_native(file, module), dtype, module.pixels)
+        return StoredFrame(values.reshape(module.rows, module.columns), module.allocated, True, module.photometric)
     check_encoding(file, module)
     if not file.syntax.is_encapsulated:
         return _read_native(file, module)
@@ -185,39 +193,26 @@ def read_stored(file: DicomFile, module: PixelModule, *, allow_damaged: bool = F
     return _decode_codestream(data, file.syntax, module, allow_damaged=allow_damaged)
 
 
-def _read_float(file: DicomFile, module: PixelModule) -> StoredFrame:
-    """Float pixel data; the values are what they are."""
-    order = "<" if file.syntax.is_little_endian else ">"
-    dtype = np.dtype(order + _FLOAT_DTYPES[file.element.keyword])
-    data = _read_exact_native(file, count_native_bytes(file, module))
-    values = np.frombuffer(data, dtype, module.pixels).reshape(module.rows, module.columns)
-    return StoredFrame(values, module.allocated, True, module.photometric)
-
-
 def _read_native(file: DicomFile, module: PixelModule) -> StoredFrame:
     """Uncompressed pixel data of 1, 8, 16 or 32 bits."""
     little = file.syntax.is_little_endian
-    subsampled = module.photometric == "YBR_FULL_422"
-    count = module.pixels * (2 if subsampled else module.samples)
-    data = _read_exact_native(file, count_native_bytes(file, module))
+    count = _count_samples(module)
+    data = _read_exact_native(file, module)
     if not little and file.element.vr == "OW" and module.allocated <= 8:
         data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").byteswap().tobytes()
-    if subsampled:
+    if module.photometric == "YBR_FULL_422":
         return StoredFrame(expand_422(data, module.rows, module.columns), 8, False, "YBR_FULL")
     if module.allocated == 1:
         raw = np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little")
         return StoredFrame(_arrange(raw, module), 1, False, module.photometric)
     dtype = f"{'<' if little else '>'}u{module.allocated // 8}"
     raw = np.frombuffer(data, dtype, count).astype(f"=u{module.allocated // 8}", copy=False)
-    return StoredFrame(
-        _arrange(_extract_bits(raw, module.high, module.stored, module.signed), module),
-        module.stored,
-        module.signed,
-        module.photometric,
-    )
+    values = _arrange(_extract_bits(raw, module.high, module.stored, module.signed), module)
+    return StoredFrame(values, module.stored, module.signed, module.photometric)
 
 
-def _read_exact_native(file: DicomFile, expected: int) -> bytes:
+def _read_exact_native(file: DicomFile, module: PixelModule) -> bytes:
+    expected = count_native_bytes(file, module)
     check_native_length(file, expected)
     return file.read_native()[: expected + expected % 2]
 
@@ -260,7 +255,9 @@ def _extract_bits(raw: NDArray[Any], high: int, stored: int, signed: bool) -> ND
         raw = raw << (width - 1 - high)
     if signed:
         raw = raw.view(f"i{raw.dtype.itemsize}")
-    return raw >> (width - stored) if stored < width else raw
+    if stored == width:
+        return raw
+    return raw >> (width - stored)
 
 
 def _decode_rle(data: bytes, module: PixelModule, *, allow_damaged: bool) -> StoredFrame:
@@ -273,7 +270,8 @@ def _decode_rle(data: bytes, module: PixelModule, *, allow_damaged: bool) -> Sto
     cells = np.ascontiguousarray(planes.swapaxes(1, 2)).view(f">u{size}").astype(f"=u{size}")
     values = np.moveaxis(cells.reshape(module.samples, module.rows, module.columns), 0, -1)
     values = _extract_bits(values, module.high, module.stored, module.signed)
-    values = values[..., 0] if module.samples == 1 else values
+    if module.samples == 1:
+        values = values[..., 0]
     return StoredFrame(values, module.stored, module.signed, module.photometric, notes)
 
 
@@ -289,27 +287,23 @@ def _decode_codestream(data: bytes, syntax: str, module: PixelModule, *, allow_d
     )
     photometric = _resolve_colour(module, stream.colour)
     values = codecs.decode_codestream(data, syntax, samples=module.samples)
-    shape = wanted[:2] if module.samples == 1 else wanted
+    shape: tuple[int, ...] = wanted
+    if module.samples == 1:
+        shape = wanted[:2]
     if values.shape != shape:
         raise ImageRefusedError("size_mismatch", f"decoded to {values.shape}, expected {shape}")
     notes = note_damage(codecs.find_damage(data, syntax, values, bits=stream.bits), allow=allow_damaged)
     if (trailing := codecs.count_trailing(data)) > 1:
         notes["bytes_behind_image"] = f"{trailing} bytes behind the end marker of the codestream are ignored"
     if syntax in codecs.JPEG_2000:
-        return _settle_sign(StoredFrame(values, stream.bits, stream.signed, photometric, notes), module)
+        # It states its own bits and sign, and they hold. Unsigned samples under a header that says signed are, in real
+        # files, either right as they are or signed values whose bits an encoder took for unsigned: if no sample has the
+        # top bit the two are the same, and else the contradiction cannot be settled.
+        if module.signed and not stream.signed and int(values.max()) >= 1 << (stream.bits - 1):
+            raise ImageRefusedError("sign_mismatch", "the header says signed, the JPEG 2000 codestream unsigned")
+        return StoredFrame(values, stream.bits, stream.signed, photometric, notes)
     bits = min(stream.bits, module.stored)
     return StoredFrame(_extract_bits(values, bits - 1, bits, module.signed), bits, module.signed, photometric, notes)
-
-
-def _settle_sign(frame: StoredFrame, module: PixelModule) -> StoredFrame:
-    """JPEG 2000 states its own bits and sign, and they hold; one contradiction cannot be settled.
-
-    Unsigned samples under a header that says signed are, in real files, either right as they are or signed
-    values whose bits an encoder took for unsigned. Where no sample has the top bit the two are the same.
-    """
-    if module.signed and not frame.signed and int(frame.values.max()) >= 1 << (frame.bits - 1):
-        raise ImageRefusedError("sign_mismatch", "the header says signed, the JPEG 2000 codestream unsigned")
-    return frame
 
 
 def _resolve_colour(module: PixelModule, stream_colour: str) -> str:
@@ -321,10 +315,10 @@ def _resolve_colour(module: PixelModule, stream_colour: str) -> str:
         return "RGB"
     if named in ("YBR_RCT", "YBR_ICT") or stream_colour == "TRANSFORMED":
         raise ImageRefusedError("colour_conflict", f"{named} contradicts the codestream's colour transform")
-    is_ybr = stream_colour == "YBR" or (not stream_colour and named.startswith("YBR"))
-    if is_ybr:
+    if stream_colour == "YBR" or (not stream_colour and named.startswith("YBR")):
         _require_8_bits(module)
-    return "YBR_FULL" if is_ybr else "RGB"
+        return "YBR_FULL"
+    return "RGB"
 
 
 def _require_8_bits(module: PixelModule) -> None:

@@ -56,28 +56,34 @@ def find_series(index: pa.Table, *, series: SeriesRule, stack: StackRule) -> Ite
         for key, instances in study:
             first = instances[0]
             if key not in taken:
-                found.append(FoundSeries(first, [], [_leave_out(i, unchosen.get(key, "no_image")) for i in instances]))
+                reason = unchosen.get(key, "no_image")
+                found.append(FoundSeries(first, [], [_leave_out(each, reason) for each in instances]))
                 continue
             stacks, left = stack_series(instances, stack, unnamed=unnamed.get(key, 0))
             if not stacks and {reason for _, _, reason, _ in left} == {"too_few_slices"}:
                 small += instances
-            # One of a study is one volume, also where its series holds several (two echoes).
-            others = stacks[1:] if series.per_study != "all" else []
-            left += [(path, SKIPPED, "not_preferred", "") for other in others for path in other.paths]
-            chosen = stacks[: len(stacks) - len(others)]
-            volumes = [(f"{first.series_uid}{each.name}", each.paths) for each in chosen]
+            if series.per_study != "all":  # one of a study is one volume, even if its series holds two echoes
+                left += [(path, SKIPPED, "not_preferred", "") for other in stacks[1:] for path in other.paths]
+                stacks = stacks[:1]
+            volumes = [(f"{first.series_uid}{each.name}", each.paths) for each in stacks]
             found.append(FoundSeries(first, volumes, left))
         yield from _judge_study(found, _find_scattered(small, stack))
-    images = _find_images(index)
+    yield from _find_nifti(index)
+
+
+def _find_nifti(index: pa.Table) -> Iterator[FoundSeries]:
+    """Yield each NIfTI file, and each header with the image file beside it."""
+    paths = index.filter(pc.match_like(index["path"], "%.img", ignore_case=True))["path"].to_pylist()
+    images = {str(path)[: -len(".img")]: str(path) for path in paths}
     for nifti in instances_of(index.filter(pc.equal(index["kind"], "nifti"))):
-        header = PurePosixPath(nifti.path).suffix.lower() == ".hdr"
-        image = images.get(_without_suffix(nifti.path)) if header else None
         if nifti.problem:
             yield FoundSeries(nifti, [], [_leave_out(nifti, "")])
-        elif header and image is None:
-            yield FoundSeries(nifti, [], [(nifti.path, QUARANTINED, "nifti_pair", "its .img is missing")])
+        elif PurePosixPath(nifti.path).suffix.lower() != ".hdr":
+            yield FoundSeries(nifti, [(nifti.path, (nifti.path,))], [])
+        elif image := images.get(nifti.path[: -len(".hdr")]):
+            yield FoundSeries(nifti, [(nifti.path, (nifti.path, image))], [])
         else:
-            yield FoundSeries(nifti, [(nifti.path, (nifti.path, image) if image else (nifti.path,))], [])
+            yield FoundSeries(nifti, [], [(nifti.path, QUARANTINED, "nifti_pair", "its .img is missing")])
 
 
 def _judge_study(found: list[FoundSeries], scattered: dict[str, str]) -> Iterator[FoundSeries]:
@@ -89,12 +95,11 @@ def _judge_study(found: list[FoundSeries], scattered: dict[str, str]) -> Iterato
     """
     has_volume = any(each.volumes for each in found)
     for each in found:
-        left = [
-            (path, state, reason, scattered.get(path, detail))
-            if path in scattered or each.volumes or not has_volume or reason not in _BESIDE
-            else (path, SKIPPED, reason, detail)
-            for path, state, reason, detail in each.left
-        ]
+        left = []
+        for path, state, reason, detail in each.left:
+            if has_volume and not each.volumes and reason in _BESIDE and path not in scattered:
+                state = SKIPPED
+            left.append((path, state, reason, scattered.get(path, detail)))
         yield FoundSeries(each.first, each.volumes, left)
 
 
@@ -110,16 +115,6 @@ def _find_scattered(small: list[Instance], stack: StackRule) -> dict[str, str]:
     return {path: detail.format(len(each.paths)) for each in stacks for path in each.paths}
 
 
-def _find_images(index: pa.Table) -> dict[str, str]:
-    """Return the image files of headers beside them, by their path without .img."""
-    paths = index.filter(pc.match_like(index["path"], "%.img", ignore_case=True))["path"].to_pylist()
-    return {_without_suffix(str(path)): str(path) for path in paths}
-
-
-def _without_suffix(path: str) -> str:
-    return path[: -len(".img")]
-
-
 def _choose(
     index: pa.Table, *, series: SeriesRule, stack: StackRule, unnamed: dict[SeriesKey, int]
 ) -> tuple[set[SeriesKey], dict[SeriesKey, str]]:
@@ -128,11 +123,10 @@ def _choose(
     taken = {each.key for each in candidates}
     if series.per_study == "all":
         return taken, unchosen
-    whole = {
-        key
-        for key, instances in _by_series(index)
-        if key in taken and stack_series(instances, stack, unnamed=unnamed.get(key, 0))[0]
-    }
+    whole = set()
+    for key, instances in _by_series(index):
+        if key in taken and stack_series(instances, stack, unnamed=unnamed.get(key, 0))[0]:
+            whole.add(key)
     chosen, left = select_series((each for each in candidates if each.key in whole), series)
     # Those that make none go on, so that each file gets its own reason.
     return {each.key for each in chosen} | (taken - whole), unchosen | left
@@ -148,7 +142,10 @@ def find_unnamed(index: pa.Table) -> dict[SeriesKey, int]:
     is_broken = pc.and_(pc.is_in(kind, pa.array(["dicom", "other"])), pc.not_equal(index["problem"], ""))
     is_empty = pc.and_(pc.equal(kind, "other"), pc.and_(pc.equal(size, 0), pc.equal(index["problem"], "")))
     nameless = index.filter(pc.and_(pc.equal(index["series_uid"], ""), pc.or_(is_broken, is_empty)))
-    lost = [each for each in instances_of(nameless) if _is_lost(each)]
+    lost = []
+    for each in instances_of(nameless):  # empty or unreadable, and not one that is never read
+        if not each.problem or (_is_broken(each) and each.problem not in SKIP_REASONS):
+            lost.append(each)
     if not lost:
         return {}
     folders = pc.replace_substring_regex(index["path"], "[^/]*$", "")
@@ -188,23 +185,23 @@ def stack_series(
         rule: What is repaired and what is refused.
         unnamed: Files among them that may be slices, of find_unnamed.
     """
-    broken = [each for each in instances if _is_broken(each)]
-    stacks, others = ([], []) if broken else build_stacks(instances, rule)
-    if not broken and not (unnamed and stacks):
-        return stacks, others
-    detail = f"{len(broken)} of its files cannot be read"
+    broken = sum(map(_is_broken, instances))
+    if not broken:
+        stacks, others = build_stacks(instances, rule)
+        if not unnamed or not stacks:
+            return stacks, others
+    detail = f"{broken} of its files cannot be read"
     if unnamed:
         detail = f"{unnamed} of the files among its slices cannot be read or are empty: copy them again, or remove them"
     left: list[Leftover] = []
     for each in instances:
+        state, reason = find_fault(each) or (QUARANTINED, "")
         if _is_broken(each):
             left.append((each.path, QUARANTINED, each.problem, ""))
+        elif state == SKIPPED:
+            left.append((each.path, SKIPPED, reason, ""))
         else:
-            state, reason = find_fault(each) or (QUARANTINED, "")
-            is_beside = state == SKIPPED
-            left.append(
-                (each.path, state, reason, "") if is_beside else (each.path, QUARANTINED, "incomplete_series", detail)
-            )
+            left.append((each.path, QUARANTINED, "incomplete_series", detail))
     return [], left
 
 
@@ -213,16 +210,11 @@ def _is_broken(instance: Instance) -> bool:
     return bool(instance.problem) and not name_companion(instance.problem, instance.sop_class_uid)
 
 
-def _is_lost(instance: Instance) -> bool:
-    """Return whether a file that names no series is empty or cannot be read, and is not one that is never read."""
-    return not instance.problem or (_is_broken(instance) and instance.problem not in SKIP_REASONS)
-
-
 def _leave_out(instance: Instance, reason: str) -> Leftover:
     """Return a file of no volume: a broken one is quarantined whatever the rules say."""
-    companion = name_companion(instance.problem, instance.sop_class_uid)
-    state = QUARANTINED if _is_broken(instance) else SKIPPED
-    return instance.path, state, companion or instance.problem or reason, ""
+    if _is_broken(instance):
+        return instance.path, QUARANTINED, instance.problem, ""
+    return instance.path, SKIPPED, name_companion(instance.problem, instance.sop_class_uid) or reason, ""
 
 
 def _by_series(index: pa.Table) -> Iterator[tuple[SeriesKey, list[Instance]]]:

@@ -110,12 +110,17 @@ def fit_stack(
     firsts = [level[0] for level in levels]
     places = along[firsts] - along[firsts[0]]
     depth, distance, repair = _space(places[:, 0], rule)
-    _check_levels(along, levels, slack=rule.tolerance * distance)
-    slope = _fit_slope(places, slack=rule.tolerance * distance)
+    slack = rule.tolerance * distance
+    for level in levels:  # slices that share a distance must share the place: tiles side by side are no duplicates
+        if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, SAME_MM):
+            raise ImageRefusedError("lateral_offset", "slices at one distance along the normal are side by side")
+    slope = _fit_slope(places, slack=slack)
     tilt = np.where(np.abs(slope) > _ANGLE, slope, 0.0)
-    if tilt.any() and rule.tilt == "refuse":
-        degrees = np.degrees(np.arctan(np.hypot(*slope)))
-        raise ImageRefusedError("tilt", f"slices are sheared by {degrees:.2f} degrees; tilt=shear undoes that")
+    if tilt.any():
+        if rule.tilt == "refuse":
+            degrees = np.degrees(np.arctan(np.hypot(*slope)))
+            raise ImageRefusedError("tilt", f"slices are sheared by {degrees:.2f} degrees; tilt=shear undoes that")
+        repair = (*repair, "sheared")
     spacing = (distance, *pixel_spacing_mm)
     step = axes[0] + (slope - tilt) @ axes[1:]  # a drift too small to be meant stays where it is
     affine = np.eye(4)
@@ -128,7 +133,7 @@ def fit_stack(
         depth=depth,
         spacing_mm=spacing,
         affine=affine,
-        notes=(*repair, *(("sheared",) if tilt.any() else ())),
+        notes=repair,
     )
 
 
@@ -165,16 +170,11 @@ def find_levels(along: NDArray[np.float64], rule: StackRule) -> tuple[tuple[int,
     order = np.argsort(along, kind="stable")
     steps = np.diff(along[order])
     real = steps[steps > SAME_MM]
-    same = max(SAME_MM, rule.tolerance * float(np.median(real))) if real.size else SAME_MM
+    same = SAME_MM
+    if real.size:
+        same = max(SAME_MM, rule.tolerance * float(np.median(real)))
     cuts = np.flatnonzero(steps > same) + 1
     return tuple(tuple(sorted(int(i) for i in level)) for level in np.split(order, cuts))
-
-
-def _check_levels(along: NDArray[np.float64], levels: tuple[tuple[int, ...], ...], *, slack: float) -> None:
-    """Slices that share a distance must share the place: tiles beside one another are no duplicates."""
-    for level in levels:
-        if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, SAME_MM):
-            raise ImageRefusedError("lateral_offset", "slices at one distance along the normal are side by side")
 
 
 def _space(distances: NDArray[np.float64], rule: StackRule) -> tuple[int, float, tuple[str, ...]]:
@@ -189,9 +189,10 @@ def _space(distances: NDArray[np.float64], rule: StackRule) -> tuple[int, float,
     policy = {"gap": rule.gap, "jitter": rule.jitter, "mixed_spacing": rule.mixed_spacing}[fault]
     widest = float(steps.max())
     if policy == "refuse" or widest > rule.max_gap_mm:
-        limit = "" if policy == "refuse" else f", resampling spans at most {rule.max_gap_mm:g} mm"
         found = f"{steps.min():.6g} to {widest:.6g} mm apart, at most {100 * deviation / mean:.3g} % off their places"
-        raise ImageRefusedError(fault, f"slices are {found}{limit}")
+        if policy != "refuse":
+            found += f", resampling spans at most {rule.max_gap_mm:g} mm"
+        raise ImageRefusedError(fault, f"slices are {found}")
     return count + 1, extent / count, (f"resampled_{fault.removeprefix('mixed_')}",)
 
 

@@ -86,7 +86,9 @@ def resample_masked(
     padding = seen < 0.5
     sums = resample(np.where(mask, np.float32(0), values), weights)
     found: NDArray[np.float32] = np.where(padding, np.float32(0), sums / np.where(padding, np.float32(1), seen))
-    return found, padding if padding.any() else None
+    if not padding.any():
+        return found, None
+    return found, padding
 
 
 _WHOLE = 1e-6

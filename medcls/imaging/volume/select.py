@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import hypot
 from operator import mul
@@ -85,6 +85,21 @@ class Series:
     distance_mm: float | None = None
 
 
+def _rank_by_distance(series: Series) -> float:
+    if series.distance_mm is None:
+        return float("inf")
+    return round(series.distance_mm, 3)
+
+
+_RANKS: dict[str, Callable[[Series], float]] = {
+    "thinnest": _rank_by_distance,
+    "most_slices": lambda series: -series.slices,
+    "fewest_slices": lambda series: series.slices,
+    "first": lambda series: 0,
+}
+"""By series.per_study: the series with the smallest number is taken."""
+
+
 @dataclass(slots=True)
 class _Tally:
     """Counts of one series while its instances pass; eight bytes a slice."""
@@ -103,10 +118,12 @@ class _Tally:
             self.places.append(sum(map(mul, _normal(instance.orientation), instance.position)))
 
     def close(self, key: SeriesKey) -> Series:
-        modality, description, image_type, body_part, plane = map(_most_common, self.texts)
-        return Series(
-            key, modality, description, image_type, body_part, plane, self.slices, _median_distance(self.places)
-        )
+        texts = [min(counter, key=lambda text: (-counter[text], text), default="") for counter in self.texts]
+        steps, distance = np.diff(np.sort(np.array(self.places))), None
+        steps = steps[steps > _SAME_MM]  # two echoes of one slice are no distance
+        if len(steps):
+            distance = float(np.median(steps))
+        return Series(key, *texts, slices=self.slices, distance_mm=distance)
 
 
 def series_key(instance: Instance) -> SeriesKey:
@@ -147,7 +164,8 @@ def select_series(series: Iterable[Series], rule: SeriesRule) -> tuple[list[Seri
     if rule.per_study == "all":
         return taken, skipped
     best: dict[tuple[str, str], Series] = {}
-    for each in sorted(taken, key=lambda s: (_rank(s, rule.per_study), s.key)):
+    rank = _RANKS[rule.per_study]
+    for each in sorted(taken, key=lambda s: (rank(s), s.key)):
         best.setdefault(each.key[:2], each)
     kept = {each.key for each in best.values()}
     skipped |= {each.key: "not_preferred" for each in taken if each.key not in kept}
@@ -174,13 +192,6 @@ def _is_one_of(value: str, allowed: Sequence[str]) -> bool:
     return not allowed or value.lower() in {each.lower() for each in allowed}
 
 
-def _rank(series: Series, preference: str) -> float:
-    """Smaller is better."""
-    if preference == "thinnest":
-        return float("inf") if series.distance_mm is None else round(series.distance_mm, 3)
-    return {"most_slices": -series.slices, "fewest_slices": series.slices, "first": 0}[preference]
-
-
 def name_plane(orientation: Sequence[float]) -> str:
     """Return the plane of a slice by its normal: "axial", "coronal", "sagittal" or "oblique"; "" where unknown.
 
@@ -196,20 +207,12 @@ def name_plane(orientation: Sequence[float]) -> str:
     if not 0.5 < length < 2:
         return ""
     axis = normal.index(max(normal))
-    return ("sagittal", "coronal", "axial")[axis] if normal[axis] >= _AXIS_COSINE * length else "oblique"
+    if normal[axis] < _AXIS_COSINE * length:
+        return "oblique"
+    return ("sagittal", "coronal", "axial")[axis]
 
 
 def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
     """Return the cross product of row and column, in plain Python: it is called for every file of an index."""
     a, b, c, x, y, z = orientation
     return b * z - c * y, c * x - a * z, a * y - b * x
-
-
-def _median_distance(places: array[float]) -> float | None:
-    steps = np.diff(np.sort(np.array(places)))
-    steps = steps[steps > _SAME_MM]  # two echoes of one slice are no distance
-    return float(np.median(steps)) if len(steps) else None
-
-
-def _most_common(counter: Counter[str]) -> str:
-    return min(counter, key=lambda text: (-counter[text], text), default="")

@@ -93,7 +93,7 @@ class VolumeSpec:
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        """Values that are right alone and wrong together."""
+        """Refuse values that are right alone and wrong together."""
         if (self.intensity == "window") != bool(self.windows_hu):
             raise ConfigError(
                 "image.windows_hu and image.intensity=window go together: set both, with at least one window, or "
@@ -125,7 +125,9 @@ class VolumeSpec:
         """(lowest, highest) stored value."""
         if self.intensity == "hounsfield":
             return float(HU_RANGE[0]), float(HU_RANGE[1])
-        return 0.0, 1.0 if self.dtype == "float16" else float(np.iinfo(self.dtype).max)
+        if self.dtype == "float16":
+            return 0.0, 1.0
+        return 0.0, float(np.iinfo(self.dtype).max)
 
 
 def read_spec(content: Any) -> PreprocessSpec | VolumeSpec:
@@ -176,7 +178,9 @@ def find_windows(entries: Sequence[Any]) -> tuple[tuple[float, float], ...]:
     for entry in entries:
         if isinstance(entry, str) and entry not in WINDOWS_HU:
             raise ConfigError(f"image.windows_hu has {entry}: expected one of {', '.join(WINDOWS_HU)}")
-        pair = WINDOWS_HU[entry] if isinstance(entry, str) else entry
+        pair = entry
+        if isinstance(entry, str):
+            pair = WINDOWS_HU[entry]
         if len(pair) != 2:
             raise ConfigError(f"image.windows_hu has {pair}: expected [center, width] in HU")
         windows.append((float(pair[0]), float(pair[1])))

@@ -12,7 +12,8 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.geometry import FARTHEST_MM, StackRule
-from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, fit_slices, is_parallel, join_parts, measure_step
+from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, join_parts
+from medcls.imaging.volume.pieces import Part, fit_slices, is_parallel, measure_piece
 from medcls.imaging.volume.select import name_plane
 
 __all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault"]
@@ -61,7 +62,7 @@ class Stack:
         parted_by: Attributes in which the parts differ that were joined to it; () if nothing was joined.
     """
 
-    instances: tuple[Instance, ...]
+    instances: Part
     name: str
     parted_by: tuple[str, ...] = ()
 
@@ -95,7 +96,7 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
             usable.append(instance)
         else:
             leftovers.append((instance.path, *fault, ""))
-    built: list[tuple[tuple[Instance, ...], tuple[str, ...]]] = []
+    built: list[tuple[Part, tuple[str, ...]]] = []
     failed: list[tuple[Scan, ImageRefusedError]] = []
     for scan in join_parts([tuple(group) for group in _group(usable)], rule):
         try:
@@ -103,35 +104,48 @@ def build_stacks(instances: Iterable[Instance], rule: StackRule) -> tuple[list[S
         except ImageRefusedError as error:
             failed.append((scan, error))
     built.sort(key=lambda each: (-_count_slices(each[0]), _exact_key(each[0][0]), _float_key(each[0][0])))
-    groups = [*(group for group, _ in built), *(scan.instances for scan, _ in failed)]
-    is_told = rule.parts == "join" and len(groups) > 1
-    coarse = {id(group) for group in groups if is_told and measure_step(group, rule) > rule.max_gap_mm}
-    most = max((_count_slices(group) for group, _ in built if id(group) not in coarse), default=0)
-    sparse = [group for group in groups if id(group) in coarse and len(group) < most]
-    built = [each for each in built if not any(each[0] is group for group in sparse)]
-    stacks = [Stack(group, f"#{n}" if n > 1 else "", names) for n, (group, names) in enumerate(built, start=1)]
-    for group in sparse:
-        leftovers += [(each.path, "skipped", "sparse_stack", "") for each in group]
+    sparse = _find_sparse([group for group, _ in built], [scan.instances for scan, _ in failed], rule)
+    stacks: list[Stack] = []
+    for group, names in built:
+        if id(group) in sparse:
+            leftovers += [(each.path, "skipped", "sparse_stack", "") for each in group]
+        else:
+            stacks.append(Stack(group, f"#{len(stacks) + 1}" if stacks else "", names))
     for scan, cause in failed:
-        if not any(scan.instances is group for group in sparse):
+        verdict = ("skipped", "sparse_stack", "")
+        if id(scan.instances) not in sparse:
             verdict = _judge_failure(scan, cause, [stack.instances for stack in stacks])
-            leftovers += [(each.path, *verdict) for each in scan.instances]
+        leftovers += [(each.path, *verdict) for each in scan.instances]
     if stacks:
         leftovers = [_excuse(each) for each in leftovers]
     return stacks, sorted(leftovers)
 
 
-def _judge_failure(
-    scan: Scan, cause: ImageRefusedError, stacks: Sequence[tuple[Instance, ...]]
-) -> tuple[str, str, str]:
+def _find_sparse(built: list[Part], failed: list[Part], rule: StackRule) -> set[int]:
+    """Return the ids of groups whose slices are too far apart, and fewer than a volume of the series has."""
+    if rule.parts != "join" or len(built) + len(failed) < 2:
+        return set()
+    coarse = []
+    for group in (*built, *failed):
+        piece = measure_piece(group, rule)
+        if piece is not None and piece.step > rule.max_gap_mm:
+            coarse.append(group)
+    ids = {id(group) for group in coarse}
+    most = max((_count_slices(group) for group in built if id(group) not in ids), default=0)
+    return {id(group) for group in coarse if len(group) < most}
+
+
+def _judge_failure(scan: Scan, cause: ImageRefusedError, stacks: Sequence[Part]) -> tuple[str, str, str]:
     """Return state, reason and detail of slices that make no volume, beside the volumes of their series.
 
     Too few slices are a reference; so are fewer irregular slices than a volume has, in another plane or size. A stack
     along a volume of the series is another echo or phase of it, and an axial one, or one of more than half as many
     slices, beside volumes none of which is axial may be the scan itself: each is missed if it cannot be read.
     """
-    if not stacks or cause.reason == "too_few_slices":
-        return "skipped" if stacks else "quarantined", cause.reason, cause.detail
+    if not stacks:
+        return "quarantined", cause.reason, cause.detail
+    if cause.reason == "too_few_slices":
+        return "skipped", cause.reason, cause.detail
     first, count, most = scan.instances[0], len(scan.instances), max(map(_count_slices, stacks))
     is_along = any(
         (each.rows, each.columns) == (first.rows, first.columns) and is_parallel(each, first, tolerance=SAME_COSINES)
@@ -141,14 +155,18 @@ def _judge_failure(
     is_scan = not is_beside_axial and (name_plane(first.orientation) == "axial" or 2 * count > most)
     if count < most and not is_along and not is_scan:
         return "skipped", "leftover_stack", f"{cause.reason}: {cause.detail}"
-    remedy = f": stack.min_slices={count + 1} leaves these {count} slices out, beside a volume of {most}"
-    return "quarantined", cause.reason, cause.detail + (remedy if count < most and scan.fault is None else "")
+    detail = cause.detail
+    if count < most and scan.fault is None:
+        detail += f": stack.min_slices={count + 1} leaves these {count} slices out, beside a volume of {most}"
+    return "quarantined", cause.reason, detail
 
 
 def _excuse(leftover: Leftover) -> Leftover:
-    """Return a picture in the series of a volume (a dose sheet, a cine) is not an image of a job of volumes."""
-    path, _, reason, detail = leftover
-    return (path, "skipped", reason, detail) if reason in PICTURES else leftover
+    """Return a picture beside a volume as skipped: a dose sheet or a cine is not an image of a job of volumes."""
+    path, state, reason, detail = leftover
+    if reason in PICTURES:
+        state = "skipped"
+    return path, state, reason, detail
 
 
 def find_fault(instance: Instance) -> tuple[str, str] | None:
@@ -170,13 +188,15 @@ def find_fault(instance: Instance) -> tuple[str, str] | None:
         return "quarantined", "not_grey"
     if instance.frames < 1:
         return "quarantined", "malformed_element"  # NumberOfFrames says 0 or nothing that can be read
-    if instance.frames != 1:
-        return None if instance.sop_class_uid in _ENHANCED else ("quarantined", "multi_frame")
+    if instance.frames != 1 and instance.sop_class_uid not in _ENHANCED:
+        return "quarantined", "multi_frame"
     return _find_misplacement(instance)
 
 
 def _find_misplacement(instance: Instance) -> tuple[str, str] | None:
-    """Return the fault of a slice whose place in the patient is not known or cannot be."""
+    """Return the fault of a slice whose place in the patient is not known or cannot be; frames are judged later."""
+    if instance.frames != 1:
+        return None
     for reason, numbers, count in (
         ("no_orientation", instance.orientation, 6),
         ("no_position", instance.position, 3),
@@ -194,8 +214,8 @@ def _group(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
     groups: dict[tuple[str | int, ...], list[list[Instance]]] = {}
     for instance in sorted(instances, key=lambda each: (_float_key(each), each.sop_uid, each.path)):
         candidates = groups.setdefault(_exact_key(instance), [])
-        for group in candidates if instance.frames == 1 else []:
-            if is_parallel(group[0], instance, tolerance=ROUNDING):
+        for group in candidates:
+            if instance.frames == 1 and is_parallel(group[0], instance, tolerance=ROUNDING):
                 group.append(instance)
                 break
         else:
@@ -206,24 +226,16 @@ def _group(instances: Sequence[Instance]) -> Iterator[list[Instance]]:
 
 def _exact_key(instance: Instance) -> tuple[str | int, ...]:
     """Return what slices of one volume have in common to the letter."""
-    return (
-        instance.frames,
-        instance.rows,
-        instance.columns,
-        instance.stack_key,
-        instance.image_type,
-        instance.modality,
-        instance.photometric,
-        instance.frame_uid,
-        instance.sop_class_uid,
-    )
+    size = (instance.frames, instance.rows, instance.columns)
+    kind = (instance.image_type, instance.modality, instance.photometric)
+    return (*size, instance.stack_key, *kind, instance.frame_uid, instance.sop_class_uid)
 
 
 def _float_key(instance: Instance) -> tuple[tuple[float, ...], ...]:
     return instance.orientation, instance.pixel_spacing_mm, instance.position
 
 
-def _order(scan: Scan, rule: StackRule) -> tuple[Instance, ...]:
+def _order(scan: Scan, rule: StackRule) -> Part:
     """Return the slices of a scan along its normal. Raises ImageRefusedError if they are not a stack."""
     if scan.fault is not None:
         raise scan.fault
@@ -234,5 +246,7 @@ def _order(scan: Scan, rule: StackRule) -> tuple[Instance, ...]:
     return tuple(group[index] for level in fit_slices(group, rule).levels for index in level)
 
 
-def _count_slices(group: tuple[Instance, ...]) -> int:
-    return len(group) if group[0].frames == 1 else group[0].frames
+def _count_slices(group: Part) -> int:
+    if group[0].frames == 1:
+        return len(group)
+    return group[0].frames

@@ -21,10 +21,8 @@ from medcls.imaging.dicom.grey import build_window
 from medcls.imaging.preprocess import stretch_range
 from medcls.imaging.volume.geometry import compute_spacing
 from medcls.imaging.volume.resample import build_weights, resample_masked
-from medcls.imaging.volume.spec import HU_RANGE, MAX_VOXELS, VolumeSpec, read_spec
+from medcls.imaging.volume.spec import HU_RANGE, MAX_VOXELS, VolumeSpec
 from medcls.imaging.volume.volume import RawVolume
-
-__all__ = ["PreparedVolume", "VolumeSpec", "preprocess_volume", "read_spec"]
 
 Floats = NDArray[np.float32]
 Affine = NDArray[np.float64]
@@ -89,8 +87,13 @@ def preprocess_volume(raw: RawVolume, spec: VolumeSpec) -> PreparedVolume:
     weights = [build_weights(a.positions, size=n, step=a.step) for a, n in zip(axes, raw.values.shape, strict=True)]
     values, mask = resample_masked(raw.values, raw.mask, weights)
     stored = _quantise(_scale(values, mask, raw, spec), mask, spec)
-    _check_stored(values, stored, mask)
-    frame = np.full(spec.shape, _lowest(spec), spec.dtype)
+    # Refused if nothing but one value would be stored in any channel.
+    valid = stored.reshape(len(stored), -1)
+    if mask is not None:
+        valid = stored[:, ~mask]
+    if (valid.min(axis=1) == valid.max(axis=1)).all():
+        raise ImageRefusedError("flat", f"one value everywhere, of values from {values.min():g} to {values.max():g}")
+    frame = np.full(spec.shape, spec.value_range[0], spec.dtype)
     frame[(slice(None), *(slice(a.first, a.end) for a in axes))] = stored
     z, y, x = axes
     affine = raw.affine @ _index_map([a.step for a in axes], [a.offset for a in axes])
@@ -113,17 +116,21 @@ def to_canonical(raw: RawVolume) -> RawVolume:
     if raw.affine.shape != (4, 4) or not np.isfinite(raw.affine).all() or not np.abs(np.linalg.det(linear)) > 1e-9:
         raise ImageRefusedError("bad_affine", "the voxels do not span a volume")
     cosines = (linear / np.linalg.norm(linear, axis=0))[::-1]  # rows z, y, x, as d, h, w shall run
-    near = [sum(abs(cosines[row, axis]) for row, axis in enumerate(order)) for order in permutations(range(3))]
-    order = list(permutations(range(3)))[int(np.argmax(np.round(near, 9)))]
-    flips = [bool(cosines[row, axis] < 0) for row, axis in enumerate(order)]
+    orders = list(permutations(range(3)))
+    near = [sum(abs(cosines[row, axis]) for row, axis in enumerate(order)) for order in orders]
+    order = orders[int(np.argmax(np.round(near, 9)))]
     index_map = np.zeros((4, 4))
     index_map[3, 3] = 1
-    for row, (axis, flip) in enumerate(zip(order, flips, strict=True)):
-        index_map[axis, row] = -1 if flip else 1
-        index_map[axis, 3] = raw.values.shape[axis] - 1 if flip else 0
-    turn = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    mask = None if raw.mask is None else raw.mask.transpose(order)[turn]
-    return _put(raw, raw.values.transpose(order)[turn], mask, raw.affine @ index_map)
+    turn = [slice(None)] * 3
+    for row, axis in enumerate(order):
+        index_map[axis, row] = 1
+        if cosines[row, axis] < 0:
+            index_map[axis, row], index_map[axis, 3] = -1, raw.values.shape[axis] - 1
+            turn[row] = slice(None, None, -1)
+    mask = raw.mask
+    if mask is not None:
+        mask = mask.transpose(order)[tuple(turn)]
+    return _put(raw, raw.values.transpose(order)[tuple(turn)], mask, raw.affine @ index_map)
 
 
 def to_patient_axes(raw: RawVolume) -> RawVolume:
@@ -151,11 +158,16 @@ def to_patient_axes(raw: RawVolume) -> RawVolume:
     back = np.linalg.inv(raw.affine) @ affine
     grid = {"matrix": back[:3, :3], "offset": back[:3, 3], "output_shape": tuple(shape), "order": 1}
     grid["mode"] = "grid-constant"  # zeros beyond the edge: the weight falls to a half where the last voxel ends
-    seen = np.ones(raw.values.shape, np.float32) if raw.mask is None else (~raw.mask).astype(np.float32)
+    seen = np.ones(raw.values.shape, np.float32)
+    if raw.mask is not None:
+        seen[raw.mask] = 0
     weight = affine_transform(seen, **grid)
     outside = weight < 0.5
     values = affine_transform(raw.values * seen, **grid) / np.where(outside, np.float32(1), weight)
-    return _put(raw, np.where(outside, np.float32(0), values), outside if outside.any() else None, affine)
+    values = np.where(outside, np.float32(0), values)
+    if not outside.any():
+        return _put(raw, values, None, affine)
+    return _put(raw, values, outside, affine)
 
 
 def crop_foreground(raw: RawVolume, *, margin_mm: float) -> RawVolume:
@@ -167,25 +179,27 @@ def crop_foreground(raw: RawVolume, *, margin_mm: float) -> RawVolume:
 
     Source: Otsu 1979; the share of a plane is own choice.
     """
-    values = raw.values if raw.mask is None else raw.values[~raw.mask]
+    values, mask = raw.values, raw.mask
+    if mask is not None:
+        values = values[~mask]
     if values.size == 0 or values.min() == values.max():
         return raw  # refused later, by name
     above = raw.values > threshold_otsu(values)  # type: ignore[no-untyped-call]
-    if raw.mask is not None:
-        above &= ~raw.mask
+    if mask is not None:
+        above &= ~mask
     spacing = compute_spacing(raw.affine)
-    starts, ends = [], []
+    starts, box = [], []
     for axis, length in enumerate(above.shape):
         others = tuple(other for other in range(3) if other != axis)
         planes = np.flatnonzero(above.mean(axis=others) >= _LEAST_SHARE)
         if not len(planes):
             return raw
         margin = int(np.ceil(margin_mm / spacing[axis] - _ROUNDING))
-        starts.append(max(0, int(planes[0]) - margin))
-        ends.append(min(length, int(planes[-1]) + 1 + margin))
-    box = tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))
-    moved = raw.affine @ _index_map([1.0] * 3, [float(start) for start in starts])
-    return _put(raw, raw.values[box], None if raw.mask is None else raw.mask[box], moved)
+        starts.append(float(max(0, int(planes[0]) - margin)))
+        box.append(slice(int(starts[-1]), min(length, int(planes[-1]) + 1 + margin)))
+    if mask is not None:
+        mask = mask[tuple(box)]
+    return _put(raw, raw.values[tuple(box)], mask, raw.affine @ _index_map([1.0] * 3, starts))
 
 
 def _put(raw: RawVolume, values: Floats, mask: NDArray[np.bool_] | None, affine: Affine) -> RawVolume:
@@ -204,36 +218,29 @@ def _plan_axes(raw: RawVolume, spec: VolumeSpec) -> list[_Axis]:
     """Return the stored grid along each axis, with the middle of the field of view in the middle of the frame."""
     old, frame = np.array(raw.values.shape), np.array(spec.shape[1:])
     spacing = np.array(compute_spacing(raw.affine))
-    if spec.spacing_mm is None:
-        steps = _fit_steps(old, frame, spacing, spec.fit)
-        sizes = np.maximum(1, np.rint(old / steps).astype(int))
-    else:
+    if spec.spacing_mm is not None:
         steps = np.array(spec.spacing_mm) / spacing
         sizes = np.rint(old / steps).astype(int)
+    else:  # the slices fill the depth; rows and columns fit by one scale
+        steps = old / frame
+        in_plane = steps[1:] * spacing[1:]
+        if spec.fit == "pad":
+            steps[1:] = in_plane.max() / spacing[1:]
+        elif spec.fit == "crop":
+            steps[1:] = in_plane.min() / spacing[1:]
+        sizes = np.maximum(1, np.rint(old / steps).astype(int))
     extent = " x ".join(f"{each:.4g}" for each in old * spacing)
     if sizes.min() < 1:
         raise ImageRefusedError("too_small", f"{extent} mm is less than a voxel of image.spacing_mm")
     if spec.fit == "pad" and (sizes > frame).any():
         detail = f"{extent} mm need {sizes.tolist()} voxels, image.size is {frame.tolist()}; image.fit=crop cuts"
         raise ImageRefusedError("field_of_view", detail)
-    axes = zip(old.tolist(), frame.tolist(), steps.tolist(), sizes.tolist(), strict=True)
-    return [_plan_axis(*each) for each in axes]
-
-
-def _fit_steps(old: NDArray[Any], frame: NDArray[Any], spacing: Affine, fit: str) -> Affine:
-    """Old voxels a stored voxel, so that the slices fill the depth, and rows and columns fit by one scale."""
-    steps: Affine = old / frame
-    if fit != "stretch":
-        in_plane = steps[1:] * spacing[1:]
-        steps[1:] = (in_plane.max() if fit == "pad" else in_plane.min()) / spacing[1:]
-    return steps
-
-
-def _plan_axis(old: int, frame: int, step: float, size: int) -> _Axis:
-    """Of `size` new voxels over `old` ones, those that the frame holds."""
-    start = (frame - size) // 2
-    offset = (old - 1) / 2 - step * (start + (size - 1) / 2)
-    return _Axis(step, offset, max(0, start), min(frame, start + size))
+    axes = []
+    for length, held, step, size in zip(old.tolist(), frame.tolist(), steps.tolist(), sizes.tolist(), strict=True):
+        start = (held - size) // 2
+        offset = (length - 1) / 2 - step * (start + (size - 1) / 2)
+        axes.append(_Axis(step, offset, max(0, start), min(held, start + size)))
+    return axes
 
 
 def _check_unit(raw: RawVolume, spec: VolumeSpec) -> None:
@@ -241,8 +248,10 @@ def _check_unit(raw: RawVolume, spec: VolumeSpec) -> None:
     if spec.intensity in ("window", "hounsfield"):
         modality = raw.headers.get("Modality", "")
         if modality not in ("CT", "") or raw.unit != "HU":
-            hint = "" if modality else "; image.nifti_unit=HU if NIfTI files contain HU"
-            raise ImageRefusedError("not_hounsfield", f"image.intensity={spec.intensity} needs a CT in HU{hint}")
+            detail = f"image.intensity={spec.intensity} needs a CT in HU"
+            if not modality:
+                detail += "; image.nifti_unit=HU if NIfTI files contain HU"
+            raise ImageRefusedError("not_hounsfield", detail)
 
 
 def _scale(values: Floats, mask: NDArray[np.bool_] | None, raw: RawVolume, spec: VolumeSpec) -> Floats:
@@ -256,13 +265,13 @@ def _scale(values: Floats, mask: NDArray[np.bool_] | None, raw: RawVolume, spec:
     if spec.intensity == "window":
         displays = [build_window("LINEAR", center, width) for center, width in spec.windows_hu]
         return np.stack([display(values.astype(np.float64)) for display in displays]).astype(np.float32)
-    limits = (0.0, 100.0) if spec.intensity == "minmax" else spec.percentiles
+    limits = spec.percentiles
+    if spec.intensity == "minmax":
+        limits = (0.0, 100.0)
     stretched = stretch_range(values[None], mask, limits=limits)
-    return 1 - stretched if raw.photometric == "MONOCHROME1" else stretched
-
-
-def _lowest(spec: VolumeSpec) -> int:
-    return HU_RANGE[0] if spec.intensity == "hounsfield" else 0
+    if raw.photometric == "MONOCHROME1":
+        return 1 - stretched
+    return stretched
 
 
 def _quantise(scaled: Floats, mask: NDArray[np.bool_] | None, spec: VolumeSpec) -> NDArray[Any]:
@@ -274,12 +283,5 @@ def _quantise(scaled: Floats, mask: NDArray[np.bool_] | None, spec: VolumeSpec) 
     else:
         stored = np.rint(np.clip(scaled, 0, 1) * np.iinfo(spec.dtype).max)
     if mask is not None:
-        stored = np.where(mask, np.float32(_lowest(spec)), stored)
+        stored = np.where(mask, np.float32(spec.value_range[0]), stored)
     return stored.astype(spec.dtype)
-
-
-def _check_stored(values: Floats, stored: NDArray[Any], mask: NDArray[np.bool_] | None) -> None:
-    """Refuse a volume of which nothing but one value would be stored in any channel."""
-    valid = stored if mask is None else stored[:, ~mask]
-    if (valid.reshape(len(valid), -1).min(axis=1) == valid.reshape(len(valid), -1).max(axis=1)).all():
-        raise ImageRefusedError("flat", f"one value everywhere, of values from {values.min():g} to {values.max():g}")

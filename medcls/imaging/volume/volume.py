@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medcls.errors import ImageRefusedError
 from medcls.identity import format_count
 from medcls.imaging.dicom.burnt_in import TEXT_KEYWORDS, find_text_risk
-from medcls.imaging.dicom.dicom_file import open_dicom, refusing_parser_errors
+from medcls.imaging.dicom.dicom_file import DicomFile, open_dicom, refusing_parser_errors
 from medcls.imaging.dicom.frame import DicomFrame, decode_frame, map_values
 from medcls.imaging.dicom.header import read_headers
 from medcls.imaging.dicom.multiframe import describe_frames, split_frames
@@ -22,7 +22,7 @@ from medcls.imaging.dicom.pixels import read_pixel_module
 from medcls.imaging.instance import Instance
 from medcls.imaging.scan_file import scan_file
 from medcls.imaging.volume.geometry import StackGeometry
-from medcls.imaging.volume.parts import fit_slices
+from medcls.imaging.volume.pieces import fit_slices
 from medcls.imaging.volume.resample import resample_depth, shear_slices
 from medcls.imaging.volume.stack import StackRule, build_stacks, find_fault
 
@@ -103,8 +103,10 @@ def describe_notes(notes: Iterable[str], *, settings: bool) -> Iterator[str]:
     counts = Counter(word for note in notes for word in note.split())
     for word, (fact, setting) in NOTES.items():
         if counts[word]:
-            what = f"{format_count(counts[word], 'volume')}: {word}: {fact}"
-            yield what + (f"; {setting}" if settings and setting else "")
+            line = f"{format_count(counts[word], 'volume')}: {word}: {fact}"
+            if settings and setting:
+                line += f"; {setting}"
+            yield line
 
 
 _Frame: TypeAlias = tuple[Instance, Path, int]
@@ -136,7 +138,19 @@ def read_volume(
         chosen, notes = _choose(instances, rule)
         geometry = fit_slices([instance for instance, _, _ in chosen], rule)
         _check_size(geometry, chosen[0][0], max_voxels)
-        decoded = _decode(chosen, geometry, rule=rule, max_voxels=max_voxels, allow_damaged=allow_damaged)
+        shape = (len(geometry.levels), chosen[0][0].rows, chosen[0][0].columns)
+        decoded = _Decoded(np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape[0], bool), rule)
+        level_of = {index: level for level, indices in enumerate(geometry.levels) for index in indices}
+        wanted: dict[Path, dict[int, int]] = {}
+        for index, (_, file, frame) in enumerate(chosen):
+            wanted.setdefault(file, {})[frame] = level_of[index]
+        for file, levels in wanted.items():
+            with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
+                decoded.add_file(opened, levels, allow_damaged=allow_damaged)
+        if decoded.dropped > shape[0] // 2:
+            raise ImageRefusedError("duplicate_position", f"{decoded.dropped} of {shape[0]} positions occur twice")
+        if decoded.dropped:
+            notes = (*notes, "dropped_duplicates")
         values, mask, affine = _restack(decoded, geometry)
         return RawVolume(
             values=values,
@@ -147,7 +161,7 @@ def read_volume(
             photometric=decoded.headers["PhotometricInterpretation"],
             headers=decoded.headers,
             slices_removed=decoded.removed,
-            notes=(*notes, *(("dropped_duplicates",) if decoded.dropped else ()), *geometry.notes),
+            notes=(*notes, *geometry.notes),
             found=decoded.found,
         )
 
@@ -164,11 +178,10 @@ def _scan(files: Sequence[Path], max_voxels: int) -> list[_Frame]:
         if asked > max_voxels:
             raise ImageRefusedError("too_large", f"more than {max_voxels} pixels to decode")
         _check_instance(instance)
+        frames = [instance]
         if instance.frames > 1:
             with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
                 frames = describe_frames(opened.dataset, instance)
-        else:
-            frames = [instance]
         for index, each in enumerate(frames):
             _check_instance(each)
             found.append((each, file, index))
@@ -185,7 +198,7 @@ def _check_instance(instance: Instance) -> None:
 
 
 def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[str, ...]]:
-    """Return the frames of the one stack in order, and a note where localizers were left out."""
+    """Return the frames of the one stack in order, and notes of localizers left out and of parts joined."""
     stacks, leftovers = build_stacks([instance for instance, _, _ in found], rule)
     for _, state, reason, detail in leftovers:
         if state == "quarantined" or reason != "localizer" or not stacks:
@@ -195,8 +208,12 @@ def _choose(found: list[_Frame], rule: StackRule) -> tuple[list[_Frame], tuple[s
         raise ImageRefusedError("several_volumes", f"stacks of {sizes} slices; name the files of one")
     frame_of = {(instance.path, instance.sop_uid): frame for frame in found for instance in frame[:1]}
     chosen = [frame_of[instance.path, instance.sop_uid] for instance in stacks[0].instances]
-    joined = ("joined_parts",) if stacks[0].parted_by else ()
-    return chosen, (*(("dropped_localizers",) if leftovers else ()), *joined)
+    notes: tuple[str, ...] = ()
+    if leftovers:
+        notes = ("dropped_localizers",)
+    if stacks[0].parted_by:
+        notes = (*notes, "joined_parts")
+    return chosen, notes
 
 
 def _check_size(geometry: StackGeometry, first: Instance, max_voxels: int) -> None:
@@ -217,71 +234,64 @@ class _Decoded:
     values: NDArray[np.float32]
     mask: NDArray[np.bool_]
     filled: NDArray[np.bool_]
-    headers: dict[str, str]
-    units: set[tuple[str, bool]]
+    rule: StackRule
+    headers: dict[str, str] = field(default_factory=dict)
+    units: set[tuple[str, bool]] = field(default_factory=set)
     removed: int = 0
     dropped: int = 0
     found: dict[str, str] = field(default_factory=dict)
 
-    def add(self, frame: DicomFrame, level: int, *, rule: StackRule) -> None:
-        """Put a slice at its position, or compares it with the one that is there."""
+    def add_file(self, file: DicomFile, levels: dict[int, int], *, allow_damaged: bool) -> None:
+        """Decode the frames of a file that are slices, by the position of each frame."""
+        module = read_pixel_module(file)
+        if (module.rows, module.columns) != self.values.shape[1:] or module.frames <= max(levels):
+            raise ImageRefusedError("size_mismatch", "the size in the header differs from the index")
+        for frame, part in enumerate(split_frames(file, module)):
+            if frame in levels:
+                image = decode_frame(part, replace(module, frames=1), frame=frame, allow_damaged=allow_damaged)
+                self.add(image, levels[frame])
+        headers = read_headers(file.dataset)
+        self.headers = self.headers or headers
+        if find_text_risk(headers):  # one slice with text in it is a volume with text in it
+            self.headers = self.headers | {name: headers[name] for name in TEXT_KEYWORDS}
+
+    def add(self, frame: DicomFrame, level: int) -> None:
+        """Put a slice at its position, or compare it with the one that is there."""
         if frame.modality is None:
             raise ImageRefusedError("not_grey", "a colour image has no modality values")
         self.found |= frame.stored.notes
         self.units.add((frame.modality.unit, frame.modality.stated))
         values = map_values(frame.stored, frame.modality.apply)
-        mask = np.zeros(values.shape, bool) if frame.mask is None else frame.mask
+        mask = frame.mask
+        if mask is None:
+            mask = np.zeros(values.shape, bool)
         if not (np.isfinite(values) | mask).all():
             raise ImageRefusedError("not_finite", "the rescale exceeds the range of 32-bit floats")
         if not self.filled[level]:
             self.values[level], self.mask[level], self.filled[level] = values, mask, True
         elif np.array_equal(values, self.values[level]) and np.array_equal(mask, self.mask[level]):
             self.removed += 1
-        elif rule.duplicate == "drop":
+        elif self.rule.duplicate == "drop":
             self.dropped += 1
         else:
             raise ImageRefusedError("duplicate_position", "two slices at one position have different pixels")
-
-
-def _decode(
-    chosen: list[_Frame], geometry: StackGeometry, *, rule: StackRule, max_voxels: int, allow_damaged: bool
-) -> _Decoded:
-    """Return every slice, each file opened once."""
-    level_of = {index: level for level, indices in enumerate(geometry.levels) for index in indices}
-    wanted: dict[Path, dict[int, int]] = {}
-    for index, (_, file, frame) in enumerate(chosen):
-        wanted.setdefault(file, {})[frame] = level_of[index]
-    shape = (len(geometry.levels), chosen[0][0].rows, chosen[0][0].columns)
-    decoded = _Decoded(np.zeros(shape, np.float32), np.zeros(shape, bool), np.zeros(shape[0], bool), {}, set())
-    for file, levels in wanted.items():
-        with open_dicom(file, max_inflated_bytes=4 * max_voxels + _HEADER_BYTES) as opened:
-            module = read_pixel_module(opened)
-            if (module.rows, module.columns) != shape[1:] or module.frames <= max(levels):
-                raise ImageRefusedError("size_mismatch", "the size in the header differs from the index")
-            for frame, part in enumerate(split_frames(opened, module)):
-                if frame in levels:
-                    one = replace(module, frames=1)
-                    image = decode_frame(part, one, frame=frame, allow_damaged=allow_damaged)
-                    decoded.add(image, levels[frame], rule=rule)
-            headers = read_headers(opened.dataset)
-            decoded.headers = decoded.headers or headers
-            if find_text_risk(headers):
-                # One slice with text in it is a volume with text in it.
-                decoded.headers = decoded.headers | {n: headers[n] for n in TEXT_KEYWORDS}
-    if decoded.dropped > shape[0] // 2:
-        raise ImageRefusedError("duplicate_position", f"{decoded.dropped} of {shape[0]} positions occur twice")
-    return decoded
 
 
 def _name_unit(decoded: _Decoded) -> str:
     """Return the unit of all slices; a CT's rescale without a type is to Hounsfield units (PS3.3 C.8.2.1.1.2)."""
     if len(decoded.units) > 1:
         # Of a unit that is no term of the standard nothing is repeated: it may be anything, a name even.
-        known = [(unit if unit in _UNITS else "another" if unit else "none", stated) for unit, stated in decoded.units]
-        names = ", ".join(sorted(f"{unit}{'' if stated else ' (no rescale)'}" for unit, stated in known))
-        raise ImageRefusedError("mixed_units", f"slices are in different units: {names}")
+        names = []
+        for unit, stated in decoded.units:
+            name = unit or "none"
+            if unit and unit not in _UNITS:
+                name = "another"
+            names.append(name if stated else f"{name} (no rescale)")
+        raise ImageRefusedError("mixed_units", f"slices are in different units: {', '.join(sorted(names))}")
     (unit, stated) = next(iter(decoded.units))
-    return "HU" if decoded.headers["Modality"] == "CT" and stated and not unit else unit
+    if decoded.headers["Modality"] == "CT" and stated and not unit:
+        return "HU"
+    return unit
 
 
 def _restack(
