@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from pydicom import uid
 
@@ -145,7 +146,7 @@ def name_intent(text: str, sop_class_uid: str) -> str:
     return "processing" if sop_class_uid in _FOR_PROCESSING else ""
 
 
-def describe_headers(headers: Mapping[str, str]) -> dict[str, str | float | None]:
+def describe_headers(headers: Mapping[str, str]) -> dict[str, Any]:
     """Return what a header says of an image and its patient, by the names of the manifest's columns.
 
     Args:

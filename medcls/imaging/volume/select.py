@@ -123,7 +123,8 @@ class _Tally:
         steps = steps[steps > _SAME_MM]  # two echoes of one slice are no distance
         if len(steps):
             distance = float(np.median(steps))
-        return Series(key, *texts, slices=self.slices, distance_mm=distance)
+        modality, description, image_type, body_part, plane = texts
+        return Series(key, modality, description, image_type, body_part, plane, self.slices, distance)
 
 
 def series_key(instance: Instance) -> SeriesKey:
