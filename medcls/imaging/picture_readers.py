@@ -40,7 +40,7 @@ class Samples:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-class Picture(Protocol):
+class OpenPicture(Protocol):
     """An open picture, whose header can be read and whose pixels were not."""
 
     @property

@@ -16,7 +16,7 @@ from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.dicom_file import BoundedReader, starts_without_meta
 from medcls.imaging.grey_levels import SourceValues, take_sample
 from medcls.imaging.jpeg_damage import note_damage
-from medcls.imaging.picture_readers import BmpPicture, JpegPicture, NpyPicture, Picture, PngPicture, TiffPicture
+from medcls.imaging.picture_readers import BmpPicture, JpegPicture, NpyPicture, OpenPicture, PngPicture, TiffPicture
 from medcls.imaging.read_options import ReadOptions
 
 _START_BYTES = 32
@@ -38,7 +38,7 @@ class PictureFormat:
     name: str
     magic: bytes
     suffixes: tuple[str, ...] = ()
-    reader: Callable[[BinaryIO], Picture] | None = None
+    reader: Callable[[BinaryIO], OpenPicture] | None = None
     is_picture: bool = True
 
 
