@@ -27,12 +27,11 @@ from numpy.typing import NDArray
 from medcls.clinical.odds import compute_ratios, list_contrasts
 from medcls.identity import format_count
 from medcls.statistics.conformal import calibrate_conformal, evaluate_conformal
-from medcls.statistics.intervals import describe_estimates, draw_replicates, join_replicates
-from medcls.statistics.metrics import build_estimator
-from medcls.statistics.paired import describe_areas, describe_difference
+from medcls.statistics.intervals import explain_plainly
+from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.paired import describe_areas, describe_difference, draw_pair
 from medcls.statistics.predictions import Predictions, check_predictions
 from medcls.statistics.reader_study import Readings, compare_readers
-from medcls.statistics.support import find_support
 from medcls.statistics.thresholds import apply_operating_points
 
 PATIENTS = (40, 100, 400)
@@ -162,28 +161,16 @@ def measure(one: Draw, *, frozen: Mapping[str, Any], prevalence: float, replicat
         replicates: Bootstrap samples; 0 for the values alone.
         seed: Of the bootstrap.
     """
-    models = (one.first, one.second)
-    estimators = [build_estimator(model) for model in models]
-    plain = [{k: float(v[0]) for k, v in estimate(np.ones((1, len(one.patients)))).items()} for estimate in estimators]
     point = {**_POINT, "question": "yes", "threshold": prevalence}
     sampling = {"replicates": max(replicates, 1), "seed": seed}
     found: Numbers = {}
     if replicates:
-        chunks = [
-            [estimate(weights) for estimate in estimators]
-            for weights in draw_replicates(one.patients, replicates=replicates, seed=seed)
-        ]
-        drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
-        supports = [find_support(model, values) for model, values in zip(models, plain, strict=True)]
-        counts = [{name: basis.count(one.patients) for name, basis in support.items()} for support in supports]
-        entries = [describe_estimates(*each) for each in zip(plain, drawn, supports, counts, strict=True)]
-        found |= {name: _read(entry) for name, entry in entries[0].items()}
-        both = (entries[0], entries[1]), (drawn[0], drawn[1])
-        found |= {
-            f"difference of {name}": _read(describe_difference(name, *both, support=supports[0], counts=counts[0]))
-            for name in plain[0]
-        }
+        first, second = draw_pair(one.first, one.second, one.patients, replicates=replicates, seed=seed)
+        found |= {name: _read(entry) for name, entry in first.describe(explain_plainly).items()}
+        for name in first.values:
+            found[f"difference of {name}"] = _read(describe_difference(name, first, second))
     else:
+        plain = [compute_metrics(model) for model in (one.first, one.second)]
         found |= {name: _read({"value": value}) for name, value in plain[0].items()}
         found |= {f"difference of {name}": _read({"value": plain[0][name] - plain[1][name]}) for name in plain[0]}
     if frozen:
@@ -221,7 +208,6 @@ def _measure_odds(one: Draw, *, replicates: int, seed: int) -> Numbers:
         contrasts,
         one.column[:, None],
         one.patients,
-        linear=output == "regression",
         l2=1e-4,
         replicates=replicates,
         seed=seed,

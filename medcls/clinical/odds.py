@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medcls.statistics.intervals import summarize
+from medcls.statistics.intervals import MetricEntry, summarize
 from medcls.statistics.logistic import fit_linear, fit_logistic
 from medcls.statistics.metrics import Estimates
 from medcls.statistics.predictions import Floats, Integers
@@ -28,6 +29,7 @@ class Contrast:
         outcome: (M,) 0 or 1; a value for regression.
         image: (M,) what the image alone says of it, in log odds or in the value's unit.
         steps: (M,) which of the S intercepts a row has.
+        linear: The outcome is a value: least squares instead of log odds.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Contrast:
     outcome: Floats
     image: Floats
     steps: Integers
+    linear: bool = False
 
 
 def list_contrasts(output: str, targets: Floats, image: Floats, *, class_names: Sequence[str]) -> list[Contrast]:
@@ -59,31 +62,27 @@ def list_contrasts(output: str, targets: Floats, image: Floats, *, class_names: 
         rows, steps = np.nonzero(first[:, None] >= np.arange(image.shape[1]))
         higher = (first[rows] > steps).astype(np.float64)
         return [Contrast("a higher grade, from each grade on", rows, higher, image[rows, steps], steps)]
-    if output in ("binary", REGRESSION):
-        name = f"{class_names[1]} against {class_names[0]}" if output == "binary" else "value"
-        return [_plain(name, np.flatnonzero(~np.isnan(first)), first, image[:, 0])]
+    known = ~np.isnan(targets)
+    if output == REGRESSION:
+        return [replace(_plain("value", known[:, 0], first, image[:, 0]), linear=True)]
+    if output == "binary":
+        return [_plain(f"{class_names[1]} against {class_names[0]}", known[:, 0], first, image[:, 0])]
     if output == "multilabel":
-        known = [np.flatnonzero(~np.isnan(column)) for column in targets.T]
-        return [_plain(name, known[k], targets[:, k], image[:, k]) for k, name in enumerate(class_names)]
-    return [
-        _plain(f"{name} against {class_names[0]}", _either(first, k), first == k, image[:, k] - image[:, 0])
-        for k, name in enumerate(class_names)
-        if k
-    ]
+        return [_plain(name, known[:, k], targets[:, k], image[:, k]) for k, name in enumerate(class_names)]
+    contrasts = []
+    for k, name in enumerate(class_names[1:], start=1):
+        either = (first == 0) | (first == k)
+        contrasts.append(_plain(f"{name} against {class_names[0]}", either, first == k, image[:, k] - image[:, 0]))
+    return contrasts
 
 
-def _either(target: Floats, k: int) -> Integers:
-    """Return the rows of the first class and of class k."""
-    return np.flatnonzero((target == 0) | (target == k))
-
-
-def _plain(name: str, rows: Integers, outcome: Any, image: Floats) -> Contrast:
+def _plain(name: str, known: NDArray[np.bool_], outcome: NDArray[Any], image: Floats) -> Contrast:
+    """Return the contrast of the known rows, with a single intercept."""
+    rows = np.flatnonzero(known)
     return Contrast(name, rows, outcome[rows].astype(np.float64), image[rows], np.zeros(len(rows), dtype=np.int64))
 
 
-def fit_contrast(
-    contrast: Contrast, clinical: Floats, *, weights: Floats, l2: float, linear: bool = False
-) -> tuple[Floats, Floats]:
+def fit_contrast(contrast: Contrast, clinical: Floats, *, weights: Floats, l2: float) -> tuple[Floats, Floats]:
     """Return the intercepts (R, S) and the coefficients of the columns (R, C); NaN where they have no maximum.
 
     What the image says is held fixed, but for one factor on it, which is drawn towards 1: on patients that a network
@@ -94,16 +93,15 @@ def fit_contrast(
         clinical: (N, C) design columns.
         weights: (R, N) multiplicities.
         l2: Penalty on the mean log likelihood, > 0.
-        linear: Least squares.
     """
     chosen = weights[:, contrast.rows]
     columns = clinical[contrast.rows].T
     intercepts = (contrast.steps == np.arange(contrast.steps.max() + 1)[:, None]).astype(np.float64)
-    factor = contrast.image[None] if np.ptp(contrast.image) > 0 else contrast.image[None, :0].reshape(0, len(columns.T))
-    design = np.concatenate([intercepts, factor, columns])
+    factor = [contrast.image[None]] if np.ptp(contrast.image) > 0 else []
+    design = np.concatenate([intercepts, *factor, columns])
     free = len(intercepts)
     penalty = l2 * chosen.sum(axis=1)[:, None] * (np.arange(len(design)) >= free)
-    fit = fit_linear if linear else fit_logistic
+    fit = fit_linear if contrast.linear else fit_logistic
     fitted = fit(design, contrast.outcome, offset=contrast.image, weights=chosen, penalty=penalty)
     coefficients = fitted[:, len(design) - len(columns) :]
     means = (chosen @ columns.T) / np.maximum(chosen.sum(axis=1), 1)[:, None]
@@ -112,16 +110,9 @@ def fit_contrast(
 
 
 def compute_ratios(
-    contrasts: Sequence[Contrast],
-    clinical: Floats,
-    patients: Integers,
-    *,
-    linear: bool,
-    l2: float,
-    replicates: int,
-    seed: int,
-) -> list[list[dict[str, Any]]]:
-    """For each contrast and design column {"value", "low", "high"}, and "reason" where one is null.
+    contrasts: Sequence[Contrast], clinical: Floats, patients: Integers, *, l2: float, replicates: int, seed: int
+) -> list[list[MetricEntry]]:
+    """Return the entry of each contrast and design column.
 
     Odds ratios for a level against its reference or for one standard deviation, adjusted for what the image says and
     for the other columns; coefficients for a regression. The intervals rest on refits on patients drawn with
@@ -132,50 +123,38 @@ def compute_ratios(
         contrasts: From `list_contrasts`.
         clinical: (N, C) design columns.
         patients: (N,) patient number of each row, 0 … P-1, each present.
-        linear: Regression.
         l2: As in `fit_contrast`.
         replicates: Number of bootstrap samples.
-        seed: Decides them.
+        seed: Seed of the samples.
 
     Source: Efron & Tibshirani 1993, chapter 12; patients as the unit: Field & Welsh 2007; the rest own choice,
         docs/decisions/0018.
     """
+    names = [str(column) for column in range(clinical.shape[1])]
     answers = []
     for contrast in contrasts:
 
         def estimate(weights: Floats, contrast: Contrast = contrast) -> Estimates:
-            _, found = fit_contrast(contrast, clinical, weights=weights, l2=l2, linear=linear)
-            return {str(column): found[:, column] for column in range(clinical.shape[1])}
+            _, found = fit_contrast(contrast, clinical, weights=weights, l2=l2)
+            return dict(zip(names, found.T, strict=True))
 
-        sides = tuple(np.isin(np.arange(len(patients)), rows) for rows in _split(contrast, linear=linear))
-        found = summarize(
-            estimate,
-            patients,
-            support=lambda names, sides=sides: dict.fromkeys(names, Basis("real", sides)),  # type: ignore[misc]
-            replicates=replicates,
-            seed=seed,
-            explain=_explain,
-        )
-        answers.append(
-            [found[str(column)] if linear else _exponentiate(found[str(column)]) for column in range(clinical.shape[1])]
-        )
+        sides = [contrast.rows]
+        if not contrast.linear:
+            sides = [contrast.rows[contrast.outcome == outcome] for outcome in (0, 1)]
+        masks = tuple(np.isin(np.arange(len(patients)), rows) for rows in sides)
+        support = dict.fromkeys(names, Basis("real", masks))
+        found = summarize(estimate, patients, support, replicates=replicates, seed=seed, explain=_explain)
+        entries = [found[name] for name in names]
+        for entry in () if contrast.linear else entries:
+            for key in ("value", "low", "high"):
+                number = entry[key]
+                entry[key] = None if number is None else float(np.exp(number))
+        answers.append(entries)
     return answers
-
-
-def _split(contrast: Contrast, *, linear: bool) -> list[Integers]:
-    """Return the rows of each outcome; of a value all."""
-    if linear:
-        return [contrast.rows]
-    return [contrast.rows[contrast.outcome == outcome] for outcome in (0, 1)]
 
 
 def _explain(name: str) -> str:
     return "one class or one value only among these patients"
-
-
-def _exponentiate(entry: dict[str, Any]) -> dict[str, Any]:
-    numbers = {key: entry[key] for key in ("value", "low", "high")}
-    return entry | {key: None if number is None else float(np.exp(number)) for key, number in numbers.items()}
 
 
 def read_own(output: str, weight: Floats) -> list[Floats]:

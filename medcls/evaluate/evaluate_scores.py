@@ -41,9 +41,8 @@ from medcls.statistics.assessment import (
 )
 from medcls.statistics.decision import list_decisions
 from medcls.statistics.exposure import Exposure
-from medcls.statistics.predictions import Predictions
+from medcls.statistics.predictions import Predictions, select_rows
 from medcls.statistics.recalibration import count_patients as count_by_class
-from medcls.statistics.recalibration import select_rows
 from medcls.statistics.subgroups import count_patients, name_age_band
 from medcls.statistics.thresholds import FROM_FILE, GIVEN, NEVER, list_rules
 

@@ -18,7 +18,7 @@ from medcls.report.content import Evaluation
 from medcls.report.page_tables import count_labels, format_comparison, format_metrics
 from medcls.report.report import REPORT, write_report
 from medcls.statistics.analysis import format_analysis
-from medcls.statistics.assessment import Rows, assess, measure_rows
+from medcls.statistics.assessment import Extras, Rows, assess, measure_rows
 from medcls.statistics.decision import describe_calls
 from medcls.statistics.paired import compare_predictions
 from medcls.statistics.predictions import Predictions
@@ -159,9 +159,7 @@ def measure_all(
         rows,
         operating=judged.operating,
         calibration=judged.calibration,
-        columns=judged.columns,
-        prevalences=measuring.prevalences,
-        least_patients=measuring.least_patients,
+        extras=Extras(judged.columns, measuring.prevalences, measuring.least_patients),
         **sampling,
     )
     if other is not None:

@@ -23,7 +23,7 @@ from medcls.models.heads import compute_scores
 from medcls.reproducibility import draw_seed
 from medcls.runs.model_file import read_model
 from medcls.statistics.definitions import TASK_METRICS
-from medcls.statistics.intervals import summarize
+from medcls.statistics.intervals import MetricEntry, summarize
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats
 from medcls.statistics.support import find_support
@@ -83,19 +83,12 @@ def _worsen(
         yield batch._replace(images=torch.from_numpy(np.stack(changed)))
 
 
-def _measure(
-    predictions: SplitPredictions, score: Floats, *, metric: str, replicates: int, seed: int
-) -> dict[str, Any]:
+def _measure(predictions: SplitPredictions, score: Floats, *, metric: str, replicates: int, seed: int) -> MetricEntry:
     """Return the metric of other scores of the same rows."""
     changed = replace(predictions.rows.predictions, y_score=score)
-    found = summarize(
-        build_estimator(changed),
-        predictions.rows.patients,
-        support=lambda names: find_support(changed, names),
-        replicates=replicates,
-        seed=seed,
-    )
-    return found[metric]
+    estimate = build_estimator(changed)
+    support = find_support(changed, estimate(np.ones((1, len(score)))))
+    return summarize(estimate, predictions.rows.patients, support, replicates=replicates, seed=seed)[metric]
 
 
 def perturb(

@@ -16,7 +16,7 @@ from medcls.evaluate.own_predictions import translate
 from medcls.evaluate.score_file import Faults, ScoreFile, read_number, read_score_file, spell_label
 from medcls.identity import format_count
 from medcls.statistics.assessment import Rows
-from medcls.statistics.predictions import ROW_SUM_TOLERANCE, Floats, Predictions, check_predictions
+from medcls.statistics.predictions import ROW_SUM_TOLERANCE, Floats, Predictions, check_margins, check_predictions
 
 PATIENT, IMAGE, STUDY, TRUTH = "patient_id", "image_id", "study_id", "truth"
 ROLES = {
@@ -393,9 +393,8 @@ def _check_patients(file: ScoreFile, patient: str, faults: Faults) -> None:
 
 
 def _check(form: ScoreForm, truth: Floats, score: Floats, *, probabilities: bool) -> Predictions:
-    return check_predictions(
-        form.kind, truth, score, class_names=form.class_names, grades=form.grades, probabilities=probabilities
-    )
+    check = check_predictions if probabilities else check_margins
+    return check(form.kind, truth, score, class_names=form.class_names, grades=form.grades)
 
 
 def _read_score(file: ScoreFile, faults: Faults, column: str, row: int) -> float:

@@ -136,18 +136,9 @@ def _measure(
         each = {f"auc_{k}": _average(one, weights) for k, one in enumerate(rankings)}
         return {"auc": np.mean(list(each.values()), axis=0)} | each
 
-    found = summarize(
-        estimate,
-        patients,
-        support=lambda names: {
-            name: Basis("mean", (), tuple(f"auc_{k}" for k in range(len(rankings))))
-            if name == "auc"
-            else Basis("area", (target == int(name[4:]), target != int(name[4:])))
-            for name in names
-        },
-        replicates=replicates,
-        seed=seed,
-    )["auc"]
+    support = {f"auc_{k}": Basis("area", (target == k, target != k)) for k in range(len(rankings))}
+    support["auc"] = Basis("mean", parts=tuple(support))
+    found: dict[str, Any] = {**summarize(estimate, patients, support, replicates=replicates, seed=seed)["auc"]}
     # A patient's images have the value of the first: permuted are patients, not images.
     own = target[np.unique(patients, return_index=True)[1]]
     generator = np.random.default_rng([seed, 1])

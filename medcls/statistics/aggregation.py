@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -60,22 +60,34 @@ def aggregate(predictions: Predictions, units: Integers, *, rule: str) -> Aggreg
     return Aggregated(merged, first[kept], int((~kept).sum()))
 
 
-def choose_aggregation(predictions: Predictions, units: Integers) -> dict[str, Any]:
+class ChosenAggregation(TypedDict):
+    """The rule, by which metric, and the metric of every rule; `reason` if it is undefined for all."""
+
+    rule: str
+    metric: str
+    values: dict[str, float | None]
+    reason: NotRequired[str]
+
+
+def choose_aggregation(predictions: Predictions, units: Integers) -> ChosenAggregation:
     """Return the rule that is best on these rows, by which metric, and the values of all; the first of equals.
 
     The metric is the AUC, of ordered classes the quadratic kappa, of a number the mean absolute error.
     """
     metric = TASK_METRICS[predictions.kind].joining
-    rules = RULES if predictions.kind != "regression" and predictions.probabilities else RULES[:2]
-    values = {}
-    for rule in rules:
+    chosen: ChosenAggregation = {"rule": RULES[0], "metric": metric, "values": {}}
+    known = {}
+    for rule in RULES if predictions.kind != "regression" and predictions.probabilities else RULES[:2]:
         merged = aggregate(predictions, units, rule=rule).predictions
         value = float(build_estimator(merged)(np.ones((1, len(merged.y_score))))[metric][0])
-        values[rule] = value if np.isfinite(value) else None
-    known = {rule: round(score_metric(metric, value), 12) for rule, value in values.items() if value is not None}
-    if not known:
-        return {"rule": RULES[0], "metric": metric, "values": values, "reason": f"{metric} is undefined: a class lacks"}
-    return {"rule": max(known, key=lambda rule: known[rule]), "metric": metric, "values": values}
+        chosen["values"][rule] = None
+        if np.isfinite(value):
+            chosen["values"][rule], known[rule] = value, round(score_metric(metric, value), 12)
+    if known:
+        chosen["rule"] = max(known, key=lambda rule: known[rule])
+    else:
+        chosen["reason"] = f"{metric} is undefined: a class lacks"
+    return chosen
 
 
 def _label(predictions: Predictions, units: Integers) -> tuple[Any, Any]:
@@ -98,7 +110,7 @@ def _label(predictions: Predictions, units: Integers) -> tuple[Any, Any]:
 
 def _score(predictions: Predictions, units: Integers, *, rule: str) -> Floats:
     score = predictions.y_score
-    if predictions.kind not in ("multiclass", "ordinal") or not predictions.probabilities:
+    if not (predictions.traits.exclusive and predictions.probabilities):
         return _merge(score, units, rule=rule)
     if predictions.has_grades:
         above = np.clip(score[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:], 0.0, 1.0)

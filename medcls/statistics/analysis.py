@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medcls.config import nearest
 from medcls.errors import ConfigError
 from medcls.statistics.definitions import (
     DEFINITIONS,
+    HIGH,
+    LOW,
     choose_headlines,
     choose_task_metrics,
     find_definition,
+    find_stem,
     name_metric,
 )
 from medcls.statistics.metrics import build_estimator
@@ -50,12 +55,16 @@ class Criterion:
     @property
     def title(self) -> str:
         """The criterion as a reader sees it."""
-        if self.low is not None and self.high is not None:
-            limits = f"between {self.low:g} and {self.high:g}"
+        title = name_metric(self.metric)
+        if self.low is None:
+            title += f" ≤ {self.high:g}"
+        elif self.high is None:
+            title += f" ≥ {self.low:g}"
         else:
-            limits = f"≥ {self.low:g}" if self.low is not None else f"≤ {self.high:g}"
-        where = "" if self.level == "image" else f", {self.level} level"
-        return f"{name_metric(self.metric)} {limits}{where}" + (f", each {self.each}" if self.each else "")
+            title += f" between {self.low:g} and {self.high:g}"
+        if self.level != "image":
+            title += f", {self.level} level"
+        return title + (f", each {self.each}" if self.each else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +137,7 @@ def parse_analysis(content: Any, *, where: str) -> Analysis:
     return Analysis(criteria, comparison, str(primary), tuple(subgroups))
 
 
-def _check_keys(content: Any, known: Sequence[str], where: str) -> dict[str, Any]:
+def _check_keys(content: Any, known: Sequence[str], where: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected keys and values ({', '.join(known)})")
     for key in content:
@@ -152,25 +161,22 @@ def _parse_criterion(content: Any, where: str) -> Criterion:
     if limits == ["between"]:
         return Criterion(metric, *_read_pair(entry["between"], where), level, each)
     value = _read_limit(entry[limits[0]], f"{where}, {limits[0]}")
-    definition = find_definition(metric)
-    wrong = {"low": "at_least", "high": "at_most"}.get(str(definition.ideal) if definition else "")
-    if limits[0] == wrong:
-        right = "at_most" if wrong == "at_least" else "at_least"
-        raise ConfigError(
-            f"{where}: {metric} is better the {'lower' if wrong == 'at_least' else 'higher'}: use {right}"
-        )
-    if definition is not None and definition.ideal not in ("low", "high"):
-        raise ConfigError(f"{where}: {metric} is best at {definition.ideal}: use between: [LOW, HIGH]")
-    low, high = (value, None) if limits[0] == "at_least" else (None, value)
-    return Criterion(metric, low, high, level, each)
+    ideal = DEFINITIONS[find_stem(metric)].ideal
+    if isinstance(ideal, float):
+        raise ConfigError(f"{where}: {metric} is best at {ideal}: use between: [LOW, HIGH]")
+    right = {LOW: "at_most", HIGH: "at_least"}[ideal]
+    if limits != [right]:
+        raise ConfigError(f"{where}: {metric} is better the {ideal}er: use {right}")
+    if right == "at_least":
+        return Criterion(metric, value, None, level, each)
+    return Criterion(metric, None, value, level, each)
 
 
 def _parse_comparison(content: Any, where: str) -> Comparison:
     entry = _check_keys(content, _COMPARISON_KEYS, where)
     metric = _parse_metric(entry, where)
     margin = _read_limit(entry.get("margin", 0.0), f"{where}, margin")
-    definition = find_definition(metric)
-    if definition is None or definition.ideal not in ("low", "high"):
+    if isinstance(DEFINITIONS[find_stem(metric)].ideal, float):
         raise ConfigError(f"{where}: {metric} has no better direction: choose another metric")
     if margin < 0:
         raise ConfigError(f"{where}: margin: {margin:g} is below 0: give how much worse the model may be")
@@ -221,11 +227,13 @@ def check_analysis(
     shown = choose_task_metrics(kind, grades=grades).subgroups
     compared = [name for name in choose_headlines(example) if name in names]
     for one in analysis.criteria:
-        known, what = (shown, "subgroups") if one.each else (names, f"kind={kind}")
+        known, what = list(names), f"kind={kind}"
+        if one.each:
+            known, what = list(shown), "subgroups"
         if one.metric not in known:
             raise ConfigError(
                 f"{where}: {one.metric} is not a metric of {what}{nearest(one.metric, known)}: choose one of "
-                f"{', '.join(list(known)[:12])}{' …' if len(known) > 12 else ''}"
+                f"{', '.join(known[:12])}{' …' * (len(known) > 12)}"
             )
     if analysis.comparison is not None:
         if analysis.comparison.metric not in compared:
@@ -239,24 +247,36 @@ def check_analysis(
 def _build_example(kind: str, class_names: Sequence[str], *, grades: bool) -> Predictions:
     """Predictions of one row of each class: enough to know the names of the metrics."""
     number = len(class_names)
-    match kind:
-        case "binary":
-            true, score = np.array([0, 1]), np.array([[0.2], [0.8]])
-        case "multilabel":
-            true = np.array([[0.0] * number, [1.0] * number])
-            score = 0.2 + 0.6 * true
-        case "regression":
-            true = np.arange(max(number, 2), dtype=np.float64)
-            score = true[:, None] + 0.1
-        case _:
-            true, score = np.arange(number), 0.6 * np.eye(number) + 0.4 / number
+    true: NDArray[np.float64] = np.arange(max(number, 2), dtype=np.float64)
+    score = true[:, None]
+    if kind == "multilabel":
+        true = score = np.array([[0.0] * number, [1.0] * number])
+    elif kind in ("multiclass", "ordinal"):
+        score = np.eye(number)
     return check_predictions(kind, true, score, class_names=class_names, grades=grades)
 
 
-def judge_analysis(analysis: Analysis, metrics: Mapping[str, Any]) -> dict[str, Any]:
+class Verdict(TypedDict):
+    """One criterion judged: its limits ("limit") or its margin ("comparison"), the number, and why it is undecided."""
+
+    kind: str
+    metric: str
+    title: str
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    reason: str
+    primary: bool
+    at_least: NotRequired[float | None]
+    at_most: NotRequired[float | None]
+    margin: NotRequired[float]
+
+
+def judge_analysis(analysis: Analysis, metrics: Mapping[str, Any]) -> dict[str, object]:
     """Return what metrics.json holds under "analysis": each criterion, whether it is met, and the conclusion.
 
-    A criterion is met if the whole 95 % interval lies within its limits, not met if the whole interval lies outside,
+    A criterion is met if the whole 95 % interval is within its limits, not met if the whole interval is outside,
     and undecided otherwise.
 
     Args:
@@ -265,96 +285,90 @@ def judge_analysis(analysis: Analysis, metrics: Mapping[str, Any]) -> dict[str, 
 
     Source: intersection-union: Berger 1982; non-inferiority by the interval: ICH E9, section 3.3.2.
     """
-    rows = [entry for one in analysis.criteria for entry in _judge_criterion(one, metrics)]
+    rows: list[Verdict] = []
+    for one in analysis.criteria:
+        for title, entry in _find_numbers(one, metrics):
+            row = _judge("limit", one.metric, title, entry, limits=(one.low, one.high))
+            row["at_least"], row["at_most"] = one.low, one.high
+            rows.append(row)
     if analysis.comparison is not None:
         rows.append(_judge_comparison(analysis.comparison, metrics))
     for row in rows:
-        row["primary"] = row["metric" if row["kind"] != COMPARISON else "kind"] == analysis.primary
+        row["primary"] = analysis.primary == (COMPARISON if row["kind"] == COMPARISON else row["metric"])
     deciding = [row for row in rows if row["primary"]] or rows
     verdicts = {row["verdict"] for row in deciding}
-    conclusion = NOT_MET if NOT_MET in verdicts else UNDECIDED if UNDECIDED in verdicts else MET
+    conclusion = next((verdict for verdict in (NOT_MET, UNDECIDED) if verdict in verdicts), MET)
     rows.sort(key=lambda row: not row["primary"])
-    return {"criteria": rows, "conclusion": conclusion, "multiplicity": _say_multiplicity(analysis, rows, deciding)}
-
-
-def _say_multiplicity(
-    analysis: Analysis, rows: Sequence[Mapping[str, Any]], deciding: Sequence[Mapping[str, Any]]
-) -> str:
-    if analysis.primary:
-        others = len(rows) - len(deciding)
-        secondary = f" The other {others} are secondary, without correction for their number." if others else ""
-        return f"The conclusion rests on the primary criterion, judged by 95 % intervals.{secondary}"
-    if len(rows) == 1:
-        return "One criterion, judged by a 95 % interval."
-    return (
+    multiplicity = (
         f"The conclusion needs all {len(rows)} criteria, each judged by a 95 % interval: this needs no correction for "
         "their number. A single one that is met is not corrected for the others."
     )
+    others = len(rows) - len(deciding)
+    if analysis.primary:
+        multiplicity = "The conclusion rests on the primary criterion, judged by 95 % intervals."
+        if others:
+            multiplicity += f" The other {others} are secondary, without correction for their number."
+    elif len(rows) == 1:
+        multiplicity = "One criterion, judged by a 95 % interval."
+    return {"criteria": rows, "conclusion": conclusion, "multiplicity": multiplicity}
 
 
-def _judge_criterion(one: Criterion, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    base = {"kind": "limit", "metric": one.metric, "at_least": one.low, "at_most": one.high}
+def _find_numbers(one: Criterion, metrics: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return title and entry of each number that a criterion is about; an entry may say only why there is none."""
     if one.each:
         groups = [entry for entry in metrics.get("subgroups", []) if entry["column"] == one.each]
         if not groups:
-            return [base | _undecided(one.title, f"no groups by {one.each}: no such column, or one value only")]
+            return [(one.title, {"reason": f"no groups by {one.each}: no such column, or one value only"})]
         return [
-            base
-            | _judge(
+            (
                 f"{one.title}: {group['value']}",
                 group["metrics"].get(one.metric) or {"reason": group.get("reason", "")},
-                low=one.low,
-                high=one.high,
             )
             for group in groups
         ]
-    found = metrics if one.level == "image" else metrics.get("levels", {}).get(one.level, {}).get("metrics", {})
+    found = metrics
+    if one.level != "image":
+        found = metrics.get("levels", {}).get(one.level, {}).get("metrics", {})
     entry = found.get(one.metric)
     if not isinstance(entry, Mapping):
-        return [base | _undecided(one.title, f"there is no {one.level} level with {one.metric}")]
-    return [base | _judge(one.title, entry, low=one.low, high=one.high)]
+        return [(one.title, {"reason": f"there is no {one.level} level with {one.metric}"})]
+    return [(one.title, entry)]
 
 
-def _judge_comparison(one: Comparison, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _judge_comparison(one: Comparison, metrics: Mapping[str, Any]) -> Verdict:
     """Met if the whole interval of the difference is on the better side of the margin."""
-    base = {"kind": COMPARISON, "metric": one.metric, "margin": one.margin}
     entry = metrics.get("comparison", {}).get("metrics", {}).get(one.metric)
-    if entry is None:
-        return base | _undecided(one.title, "there is no second model")
     definition = find_definition(one.metric)
-    lower_is_better = definition is not None and definition.ideal == "low"
-    limits = {"low": None, "high": one.margin} if lower_is_better else {"low": -one.margin, "high": None}
-    return base | _judge(one.title, {**entry, "value": entry["difference"]}, **limits, strict=True)
-
-
-def _undecided(title: str, reason: str) -> dict[str, Any]:
-    return {"title": title, "value": None, "low": None, "high": None, "verdict": UNDECIDED, "reason": reason}
+    limits: tuple[float | None, float | None] = (-one.margin, None)
+    if definition is not None and definition.ideal == LOW:
+        limits = (None, one.margin)
+    entry = {"reason": "there is no second model"} if entry is None else {**entry, "value": entry["difference"]}
+    row = _judge(COMPARISON, one.metric, one.title, entry, limits=limits)
+    row["margin"] = one.margin
+    return row
 
 
 def _judge(
-    title: str, entry: Mapping[str, Any], *, low: float | None, high: float | None, strict: bool = False
-) -> dict[str, Any]:
-    """Return one verdict.
-
-    Args:
-        title: Of the criterion.
-        entry: Value and bounds.
-        low: Lower limit.
-        high: Upper limit.
-        strict: A bound on the limit itself does not meet it.
-    """
+    kind: str, metric: str, title: str, entry: Mapping[str, Any], *, limits: tuple[float | None, float | None]
+) -> Verdict:
+    """Return one verdict; a bound on the margin of a comparison does not meet it, one on another limit does."""
     value, left, right = (entry.get(key) for key in ("value", "low", "high"))
+    row: Verdict = {
+        "kind": kind, "metric": metric, "title": title, "value": value, "low": None, "high": None,
+        "verdict": UNDECIDED, "reason": str(entry.get("reason") or "there is no interval"), "primary": False,
+    }  # fmt: skip
     if value is None or left is None or right is None:
-        reason = str(entry.get("reason") or "there is no interval")
-        return _undecided(title, reason) | {"value": value}
-    inside = (low is None or left > low or (left == low and not strict)) and (
-        high is None or right < high or (right == high and not strict)
-    )
-    outside = (low is not None and right < low) or (high is not None and left > high)
-    verdict = MET if inside else NOT_MET if outside else UNDECIDED
-    contains = "the interval contains the limit" if verdict == UNDECIDED else ""
-    reason = "; ".join(filter(None, [contains, entry.get("note", "")]))
-    return {"title": title, "value": value, "low": left, "high": right, "verdict": verdict, "reason": reason}
+        return row
+    low, high = (-math.inf if limits[0] is None else limits[0]), (math.inf if limits[1] is None else limits[1])
+    reasons = [str(entry["note"])] if entry.get("note") else []
+    if left < low or right > high or (kind == COMPARISON and (left == low or right == high)):
+        row["verdict"] = NOT_MET if right < low or left > high else UNDECIDED
+    else:
+        row["verdict"] = MET
+    if row["verdict"] == UNDECIDED:
+        reasons.insert(0, "the interval contains the limit")
+    row["low"], row["high"], row["reason"] = left, right, "; ".join(reasons)
+    return row
 
 
 def format_analysis(judged: Mapping[str, Any]) -> str:
@@ -362,13 +376,8 @@ def format_analysis(judged: Mapping[str, Any]) -> str:
     lines = [f"decided beforehand: {judged['conclusion']}", f"  {judged['multiplicity']}"]
     lines += [f"  {note}" for note in judged.get("notes", [])]
     for row in judged["criteria"]:
-        known = row["low"] is not None
-        found = (
-            f" ({format_value(row['value'])}, {format_value(row['low'])} to {format_value(row['high'])})"
-            if known
-            else ""
-        )
-        reason = f": {row['reason']}" if row["reason"] else ""
-        primary = "primary: " if row["primary"] else ""
-        lines.append(f"  {row['verdict']:9s} {primary}{row['title']}{found}{reason}")
+        line = f"  {row['verdict']:9s} {'primary: ' * row['primary']}{row['title']}"
+        if row["low"] is not None:
+            line += " ({}, {} to {})".format(*(format_value(row[key]) for key in ("value", "low", "high")))
+        lines.append(line + (f": {row['reason']}" if row["reason"] else ""))
     return "\n".join(lines)

@@ -7,19 +7,18 @@ a patient who is drawn twice counts twice everywhere; of a holdout they draw its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from medcls.config import nearest
-from medcls.statistics.bounds import Base
-from medcls.statistics.fold_tests import FoldTest, compute_5x2_f, compute_corrected_t
-from medcls.statistics.intervals import describe_estimates, draw_replicates, explain_undefined, number_patients
-from medcls.statistics.metrics import Estimator
-from medcls.statistics.paired import adjust_holm, describe_difference, or_nan, or_none
+from medcls.statistics.fold_tests import compute_5x2_f, compute_corrected_t
+from medcls.statistics.intervals import Drawn, MetricEntries, draw_replicates, explain_undefined, number_patients
+from medcls.statistics.metrics import Estimates, Estimator
+from medcls.statistics.paired import Tested, add_holm, describe_difference, or_none
 from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.shared_metrics import as_grades, build_shared_estimator, check_one_question
 from medcls.statistics.support import Basis, Support, find_support
@@ -46,12 +45,57 @@ class FoldPredictions:
     patient_ids: Sequence[str]
 
 
+class FoldNumbers(TypedDict):
+    """One arm on one fold."""
+
+    fold: str
+    repeat: int
+    images: int
+    patients: int
+    metrics: dict[str, float | None]
+
+
+class ArmNumbers(TypedDict):
+    """One arm: each metric as the mean over the folds, and the folds; the comparison adds the cost."""
+
+    metrics: MetricEntries
+    folds: list[FoldNumbers]
+    cost: NotRequired[dict[str, float | None]]
+
+
+class FoldsTested(Tested):
+    """`fold_tests.FoldTest` as JSON takes it, corrected for all pairs of the metric."""
+
+    name: str
+    statistic: float | None
+    df: list[int]
+
+
+class Pair(TypedDict):
+    """Two arms in one metric; a holdout has no test, only the bootstrap."""
+
+    first: str
+    second: str
+    difference: float | None
+    by_fold: list[float | None]
+    test: FoldsTested | None
+    bootstrap: Tested
+
+
+class Assessed(TypedDict):
+    """What a comparison found: arms by name, and by metric all pairs."""
+
+    arms: dict[str, ArmNumbers]
+    pairs: dict[str, list[Pair]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """values (F,) of each metric in each fold, and drawn (R,) means over the folds in each bootstrap sample."""
+    """One arm: values (F,) of each metric in each fold, and its means over the folds with their replicates."""
 
-    values: dict[str, Floats]
-    drawn: dict[str, Floats]
+    folds: Sequence[FoldPredictions]
+    values: Mapping[str, Floats]
+    means: Drawn
 
 
 def assess_arms(
@@ -62,8 +106,8 @@ def assess_arms(
     test_share: float = 0.25,
     replicates: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Return what a comparison found.
+) -> Assessed:
+    """Return what a comparison found; undefined numbers are None.
 
     Args:
         arms: Name -> its predictions on each fold, the same folds and rows for all.
@@ -71,39 +115,43 @@ def assess_arms(
         metrics: Those in which all pairs are tested; () = all that every arm has.
         test_share: Test rows over the other rows of a fold.
         replicates: Bootstrap samples over patients.
-        seed: Of them.
-
-    Returns:
-        "arms": name -> {"metrics": name -> {"value", "low", "high"[, "reason"]}, "folds": [{"fold", "repeat",
-        "images", "patients", "metrics"}]}; "pairs": metric -> [{"first", "second", "difference", "test", "bootstrap"}],
-        each test with "p_value" and "p_holm" over all pairs of the metric. Undefined numbers are None.
+        seed: Seed of the samples.
 
     Raises:
         ValueError: the arms have other rows, labels or classes, or a metric that they do not share.
 
-    Source: corrected t and F tests: `resampling_tests`; bootstrap over patients: Efron & Tibshirani 1993, chapter 16,
+    Source: corrected t and F tests: `fold_tests`; bootstrap over patients: Efron & Tibshirani 1993, chapter 16,
         with intervals and p values as `paired.describe_difference`; over patients and seeds at once: Owen
         2007 (pigeonhole bootstrap); Holm 1979.
     """
     arms = _align(arms)
     kinds = [folds[0].predictions.kind for folds in arms.values()]
-    first = next(iter(arms.values()))
-    patients = _number_together(first)
+    folds = next(iter(arms.values()))
+    # One numbering of the patients for all folds.
+    sizes = [len(one.patient_ids) for one in folds]
+    together = number_patients([name for one in folds for name in one.patient_ids], rows=sum(sizes))
+    patients = np.split(together, np.cumsum(sizes)[:-1])
     estimators = {
         name: [build_shared_estimator(one.predictions, kinds=kinds) for one in folds] for name, folds in arms.items()
     }
-    draws = draw_replicates(np.arange(1 + max(int(p.max()) for p in patients)), replicates=replicates, seed=seed)
+    draws = draw_replicates(np.arange(1 + int(together.max())), replicates=replicates, seed=seed)
     seeds = np.random.default_rng([seed, 1]) if design == "holdout" else None
-    measured = _measure(estimators, patients, draws=draws, seeds=seeds)
-    chosen = _choose(measured, metrics)
-    rests = {name: _count_support(arms[name], patients, measured[name]) for name in arms}
-    described = {name: _describe_arm(arms[name], patients, measured[name], *rests[name]) for name in arms}
-    entries = {name: one["metrics"] for name, one in described.items()}
+    chunks = _draw(estimators, patients, draws=draws, seeds=seeds)
+    measured = {}
+    for name, folds in arms.items():
+        plain = [estimate(np.ones((1, len(at)))) for estimate, at in zip(estimators[name], patients, strict=True)]
+        values = {metric: np.array([float(one[metric][0]) for one in plain]) for metric in plain[0]}
+        measured[name] = _Arm(folds, values, _collect(folds, values, chunks[name], together))
+    shared = [name for name in next(iter(measured.values())).values if all(name in a.values for a in measured.values())]
+    wrong = [name for name in metrics if name not in shared]
+    if wrong:
+        known = f"{', '.join(sorted(shared))}{nearest(wrong[0], shared)}"
+        raise ValueError(f"the arms do not share a metric {wrong[0]}; they share {known}")
     return {
-        "arms": described,
+        "arms": {name: _describe_arm(arm, patients) for name, arm in measured.items()},
         "pairs": {
-            metric: _compare_pairs(measured, metric, entries=entries, rests=rests, design=design, test_share=test_share)
-            for metric in chosen
+            metric: _compare_pairs(measured, metric, design=design, test_share=test_share)
+            for metric in dict.fromkeys(metrics or shared)
         },
     }
 
@@ -134,89 +182,42 @@ def _align(arms: Mapping[str, Sequence[FoldPredictions]]) -> dict[str, list[Fold
     return ordered
 
 
-def _number_together(folds: Sequence[FoldPredictions]) -> list[Integers]:
-    """(N,) patient number of each row in each fold, one numbering for all folds."""
-    sizes = [len(one.patient_ids) for one in folds]
-    every = number_patients([text for one in folds for text in one.patient_ids], rows=sum(sizes))
-    return list(np.split(every, np.cumsum(sizes)[:-1]))
-
-
-def _measure(
+def _draw(
     arms: Mapping[str, Sequence[Estimator]],
     patients: Sequence[Integers],
     *,
     draws: Iterable[Floats],
     seeds: np.random.Generator | None,
-) -> dict[str, _Arm]:
-    """Return all arms on each chunk of draws in turn: of many patients no two chunks are in memory at once."""
-    drawn: dict[str, list[dict[str, Floats]]] = {name: [] for name in arms}
+) -> dict[str, list[Estimates]]:
+    """Return each arm's means over the folds in the bootstrap samples, chunk by chunk.
+
+    All arms see each chunk in turn: of many patients no two chunks are in memory at once.
+    """
+    drawn: dict[str, list[Estimates]] = {name: [] for name in arms}
+    folds = len(patients)
     for weights in draws:
-        counts = _draw_folds(len(weights), len(patients), seeds=seeds)
+        # How often each fold counts: once; seeds of a holdout as often as they are drawn, for all arms alike.
+        counts = np.ones((folds, len(weights)))
+        if seeds is not None:
+            picked = seeds.multinomial(folds, np.full(folds, 1 / folds), size=len(weights))
+            counts = np.asarray(picked.T, np.float64)
         for name, estimators in arms.items():
-            drawn[name].append(_average(estimators, patients, weights, counts=counts))
-    measured = {}
-    for name, estimators in arms.items():
-        plain = [estimate(np.ones((1, len(rows)))) for estimate, rows in zip(estimators, patients, strict=True)]
-        values = {metric: np.array([float(one[metric][0]) for one in plain]) for metric in plain[0]}
-        whole = {metric: np.concatenate([chunk[metric] for chunk in drawn[name]]) for metric in values}
-        measured[name] = _Arm(values, whole)
-    return measured
+            found = [estimate(weights[:, rows]) for estimate, rows in zip(estimators, patients, strict=True)]
+            drawn[name].append({m: np.mean(counts * [one[m] for one in found], axis=0) for m in found[0]})
+    return drawn
 
 
-def _draw_folds(replicates: int, folds: int, *, seeds: np.random.Generator | None) -> Floats:
-    """(F, R) how often each fold counts: once; seeds of a holdout as often as they are drawn, for all arms alike."""
-    if seeds is None:
-        return np.ones((folds, replicates))
-    return np.asarray(seeds.multinomial(folds, np.full(folds, 1 / folds), size=replicates).T, np.float64)
-
-
-def _average(
-    estimators: Sequence[Estimator], patients: Sequence[Integers], weights: Floats, *, counts: Floats
-) -> dict[str, Floats]:
-    """Mean over the folds in each bootstrap sample; weights (R, P) are of the patients, counts (F, R) of the folds."""
-    found = [estimate(weights[:, rows]) for estimate, rows in zip(estimators, patients, strict=True)]
-    return {name: np.mean(counts * [one[name] for one in found], axis=0) for name in found[0]}
-
-
-def _choose(measured: Mapping[str, _Arm], metrics: Sequence[str]) -> list[str]:
-    shared = [name for name in next(iter(measured.values())).values if all(name in a.values for a in measured.values())]
-    wrong = [name for name in metrics if name not in shared]
-    if wrong:
-        known = f"{', '.join(sorted(shared))}{nearest(wrong[0], shared)}"
-        raise ValueError(f"the arms do not share a metric {wrong[0]}; they share {known}")
-    return list(dict.fromkeys(metrics)) or shared
-
-
-def _count_support(
-    folds: Sequence[FoldPredictions], patients: Sequence[Integers], arm: _Arm
-) -> tuple[Support, dict[str, Base]]:
-    """Return what the means over the folds rest on, and its patients and rows."""
-    support = _join_support(folds, arm.values)
-    together, repeats = np.concatenate(patients), len({one.repeat for one in folds})
-    counted = {"repeats": repeats, "folds": len(folds) // repeats}
-    return support, {name: basis.count(together, **counted) for name, basis in support.items()}
-
-
-def _describe_arm(
-    folds: Sequence[FoldPredictions],
-    patients: Sequence[Integers],
-    arm: _Arm,
-    support: Support,
-    counts: Mapping[str, Base],
-) -> dict[str, Any]:
-    means = {name: float(values.mean()) for name, values in arm.values.items()}
-    metrics = describe_estimates(means, arm.drawn, support, counts, explain=_explain(folds, arm.values))
-    rows = [
-        {
-            "fold": one.fold,
-            "repeat": one.repeat,
-            "images": len(one.image_ids),
-            "patients": len(np.unique(numbers)),
-            "metrics": {name: or_none(float(values[k])) for name, values in arm.values.items()},
-        }
-        for k, (one, numbers) in enumerate(zip(folds, patients, strict=True))
-    ]
-    return {"metrics": metrics, "folds": rows}
+def _collect(
+    folds: Sequence[FoldPredictions], values: Mapping[str, Floats], chunks: Sequence[Estimates], together: Integers
+) -> Drawn:
+    """Return the means over the folds with their replicates; they rest on the rows of all folds together."""
+    support = _join_support(folds, values)
+    repeats = len({one.repeat for one in folds})
+    counts = {
+        name: basis.count(together, repeats=repeats, folds=len(folds) // repeats) for name, basis in support.items()
+    }
+    replicates = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in values}
+    return Drawn({name: float(found.mean()) for name, found in values.items()}, replicates, support, counts)
 
 
 def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Support:
@@ -226,78 +227,81 @@ def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Sup
     joined: Support = {}
     for name in known:
         basis = each[0][name]
-        sides, classes = (
-            tuple(np.concatenate(side) for side in zip(*rows, strict=True))
-            for rows in ([one[name].sides for one in each], [one[name].classes for one in each])
+        if basis.scale == "ratio" and len(folds) > 1:
+            # The mean of ratios is not the ratio of the means: it is taken as an error, of all rows.
+            joined[name] = Basis("error")
+            continue
+        sides = zip(*(one[name].sides for one in each), strict=True)
+        classes = zip(*(one[name].classes for one in each), strict=True)
+        joined[name] = replace(
+            basis, sides=tuple(map(np.concatenate, sides)), classes=tuple(map(np.concatenate, classes))
         )
-        # The mean of ratios is not the ratio of the means: it is taken as an error, of all rows.
-        alone = len(folds) == 1 or basis.scale != "ratio"
-        joined[name] = replace(basis, sides=sides, classes=classes) if alone else Basis("error")
     return joined
 
 
-def _explain(folds: Sequence[FoldPredictions], values: Mapping[str, Floats]) -> Any:
+def _describe_arm(arm: _Arm, patients: Sequence[Integers]) -> ArmNumbers:
+    rows: list[FoldNumbers] = [
+        {
+            "fold": one.fold,
+            "repeat": one.repeat,
+            "images": len(one.image_ids),
+            "patients": len(np.unique(numbers)),
+            "metrics": {name: or_none(float(values[k])) for name, values in arm.values.items()},
+        }
+        for k, (one, numbers) in enumerate(zip(arm.folds, patients, strict=True))
+    ]
+    return {"metrics": arm.means.describe(_explain(arm)), "folds": rows}
+
+
+def _explain(arm: _Arm) -> Callable[[str], str]:
     """Return why a mean over folds has no value: the first fold in which the metric has none."""
 
     def explain(name: str) -> str:
-        first = int(np.flatnonzero(~np.isfinite(values[name]))[0])
-        return f"fold {folds[first].fold}: {explain_undefined(name, folds[first].predictions)}"
+        one = arm.folds[int(np.flatnonzero(~np.isfinite(arm.values[name]))[0])]
+        return f"fold {one.fold}: {explain_undefined(name, one.predictions)}"
 
     return explain
 
 
-def _compare_pairs(
-    measured: Mapping[str, _Arm],
-    metric: str,
-    *,
-    entries: Mapping[str, Mapping[str, Any]],
-    rests: Mapping[str, tuple[Support, Mapping[str, Base]]],
-    design: str,
-    test_share: float,
-) -> list[dict[str, Any]]:
-    pairs = []
+def _compare_pairs(measured: Mapping[str, _Arm], metric: str, *, design: str, test_share: float) -> list[Pair]:
+    pairs: list[Pair] = []
     for first, second in combinations(measured, 2):
         one, two = measured[first], measured[second]
-        support, counts = rests[first]
-        compared = describe_difference(
-            metric,
-            (entries[first], entries[second]),
-            (one.drawn, two.drawn),
-            support=support,
-            counts=counts,
-        )
+        compared = describe_difference(metric, one.means, two.means)
         by_fold = one.values[metric] - two.values[metric]
-        test = _test(by_fold, design=design, test_share=test_share)
+        bootstrap: Tested = {"low": compared["low"], "high": compared["high"], "p_value": compared["p_value"]}
+        if "reason" in compared:
+            bootstrap["reason"] = compared["reason"]
+        if "note" in compared:
+            bootstrap["note"] = compared["note"]
         pairs.append(
             {
                 "first": first,
                 "second": second,
                 "difference": compared["difference"],
                 "by_fold": [or_none(float(value)) for value in by_fold],
-                "test": test and {name: _plain(value) for name, value in test._asdict().items()},
-                "bootstrap": {
-                    name: compared[name] for name in ("low", "high", "p_value", "reason", "note") if name in compared
-                },
+                "test": _test(by_fold, design=design, test_share=test_share),
+                "bootstrap": bootstrap,
             }
         )
-    for kind in ("test", "bootstrap"):
-        tested = [pair[kind] for pair in pairs if pair[kind]]
-        for entry, p_value in zip(tested, adjust_holm([or_nan(e["p_value"]) for e in tested]), strict=True):
-            entry["p_holm"] = or_none(p_value)
+    add_holm(pair["test"] for pair in pairs if pair["test"])
+    add_holm(pair["bootstrap"] for pair in pairs)
     return pairs
 
 
-def _test(differences: Floats, *, design: str, test_share: float) -> FoldTest | None:
+def _test(differences: Floats, *, design: str, test_share: float) -> FoldsTested | None:
     """Return the test of the design; None for a holdout, which has no folds, only seeds."""
     if design == "holdout":
         return None
     if design == "5x2":
-        return compute_5x2_f(differences.reshape(5, 2))
-    return compute_corrected_t(differences, test_share=test_share)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON takes it."""
-    if isinstance(value, float):
-        return or_none(value)
-    return list(value) if isinstance(value, tuple) else value
+        found = compute_5x2_f(differences.reshape(5, 2))
+    else:
+        found = compute_corrected_t(differences, test_share=test_share)
+    return {
+        "name": found.name,
+        "statistic": or_none(found.statistic),
+        "df": list(found.df),
+        "p_value": or_none(found.p_value),
+        "low": or_none(found.low),
+        "high": or_none(found.high),
+    }

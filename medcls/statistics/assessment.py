@@ -61,10 +61,25 @@ class Rows:
         return levels
 
 
-def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dict[str, Any]:
-    """What operating_points.json keeps: thresholds at every level, and how images become studies and patients."""
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What is measured beside the metrics of the task.
+
+    Attributes:
+        columns: For subgroups: name to the value of each row.
+        prevalences: Shares of cases for which PPV and NPV are given beside those of the rows.
+        least_patients: Fewest patients of a subgroup that is measured.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    prevalences: Sequence[float] = ()
+    least_patients: int = 20
+
+
+def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dict[str, object]:
+    """Return what operating_points.json keeps: thresholds at all levels, and how images become studies and patients."""
     points = choose_operating_points(rows.predictions, rules, patients=rows.patients, seed=seed)
-    levels: dict[str, Any] = {IMAGE: {"points": points}}
+    levels: dict[str, object] = {IMAGE: {"points": points}}
     for level, units in rows.list_units().items():
         try:
             chosen = choose_aggregation(rows.predictions, units)
@@ -78,21 +93,23 @@ def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dic
     return {"levels": levels}
 
 
-def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, Any]:
+def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, object]:
     """Return what calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
-    if rows.predictions.kind == "regression":
-        return {"reason": "a regression has no probabilities"}
-    if not rows.predictions.probabilities:
-        return {"reason": "the scores are not probabilities in [0, 1]"}
     one = rows.predictions
+    if one.kind == "regression":
+        return {"reason": "a regression has no probabilities"}
+    if not one.probabilities:
+        return {"reason": "the scores are not probabilities in [0, 1]"}
     found = choose_recalibration(one, rows.patients, seed=seed)
     methods = list_methods(one, rows.patients)
     maps = [fit_recalibration(method, one) for method in methods]
+    if found["method"] not in methods:
+        maps.append(found["map"])
     return {
         "chosen": {name: value for name, value in found.items() if name != "map"},
         "map": found["map"],
-        "maps": [*maps, *([] if found["method"] in methods else [found["map"]])],
-        "conformal": calibrate_conformal(rows.predictions, rows.patients, alpha=alpha),
+        "maps": maps,
+        "conformal": calibrate_conformal(one, rows.patients, alpha=alpha),
     }
 
 
@@ -106,14 +123,16 @@ def measure_rows(rows: Rows, operating: Mapping[str, Any], *, replicates: int, s
         seed: Seed of the bootstrap.
     """
     chosen_on = operating.get("chosen_on")
-    metrics: dict[str, Any] = measure_predictions(rows.predictions, rows.patient_ids, replicates=replicates, seed=seed)
-    return metrics | {
+    metrics: dict[str, Any] = {
+        **measure_predictions(rows.predictions, rows.patient_ids, replicates=replicates, seed=seed),
         "n_images": len(rows.patient_ids),
         "n_patients": len(set(rows.patient_ids)),
-        **({"positive_class": rows.predictions.positive_class} if rows.predictions.positive_class else {}),
         "chosen_on": chosen_on and {"where": describe_rows(chosen_on), **chosen_on},
         "decision": read_decision(operating, rows.predictions).to_json(),
     }
+    if rows.predictions.positive_class:
+        metrics["positive_class"] = rows.predictions.positive_class
+    return metrics
 
 
 def assess(
@@ -121,49 +140,86 @@ def assess(
     *,
     operating: Mapping[str, Any],
     calibration: Mapping[str, Any],
-    columns: Mapping[str, Sequence[Any]],
-    prevalences: Sequence[float] = (),
-    least_patients: int = 20,
+    extras: Extras,
     replicates: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Everything that is measured beside the plain metrics: what metrics.json has under names of its own.
+) -> dict[str, object]:
+    """Return everything that is measured beside the plain metrics: what metrics.json has under names of its own.
 
     Args:
         rows: Of the split that is opened, with the thresholds of the decision.
         operating: Of `choose_operating`, on the split that choices are made on; {} where there is none.
         calibration: Of `choose_calibration`, likewise.
-        columns: For subgroups: name to the value of each row.
-        prevalences: As in `apply_operating_points`.
-        least_patients: As in `compute_subgroups`.
+        extras: Subgroups and prevalences.
         replicates: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
-    sampling: dict[str, Any] = {"replicates": replicates, "seed": seed}
-    levels = operating.get("levels", {})
-    points = levels.get(IMAGE, {}).get("points", [])
-    answer: dict[str, Any] = {
+    one, patients = rows.predictions, rows.patients
+    sampling = {"replicates": replicates, "seed": seed}
+    levels: dict[str, object] = {}
+    answer: dict[str, object] = {
         "operating_points": apply_operating_points(
-            rows.predictions, points, rows.patients, prevalences=prevalences, **sampling
+            one, _read_points(operating, IMAGE), patients, prevalences=extras.prevalences, **sampling
         ),
-        "levels": _assess_levels(rows, operating, prevalences=prevalences, **sampling),
+        "levels": levels,
         "subgroups": compute_subgroups(
-            rows.predictions,
-            rows.patient_ids,
-            columns,
-            least_patients=least_patients,
-            **sampling,
+            one, rows.patient_ids, extras.columns, least_patients=extras.least_patients, **sampling
         ),
     }
+    for level, units in rows.list_units().items():
+        levels[level] = _assess_level(rows, level, units, operating, prevalences=extras.prevalences, **sampling)
     if "maps" in calibration:
-        answer["recalibration"] = _assess_recalibration(rows, calibration, **sampling)
+        methods = {}
+        for fitted in calibration["maps"]:
+            # As they are, and after each frozen map.
+            mapped = measure_predictions(apply_recalibration(fitted, one), rows.patient_ids, **sampling)
+            wanted = {name: entry for name, entry in mapped.items() if name.startswith(CALIBRATION_METRICS)}
+            methods[fitted["method"]] = wanted
+        answer["recalibration"] = {"chosen": calibration["chosen"], "methods": methods}
         frozen = calibration["conformal"]
         answer["conformal"] = {
             "alpha": frozen["alpha"],
             "assumption": frozen["assumption"],
-            "problems": evaluate_conformal(rows.predictions, frozen, rows.patient_ids, **sampling),
+            "problems": evaluate_conformal(one, frozen, rows.patient_ids, **sampling),
         }
     return answer
+
+
+def _assess_level(
+    rows: Rows,
+    level: str,
+    units: Integers,
+    operating: Mapping[str, Any],
+    *,
+    prevalences: Sequence[float],
+    **sampling: int,
+) -> dict[str, object]:
+    """Return metrics of studies or patients by the frozen rule; mean if the level did not occur when it was chosen."""
+    chosen = operating.get("levels", {}).get(level, {}).get("aggregation", {})
+    rule = chosen.get("rule", "mean")
+    try:
+        merged = aggregate(rows.predictions, units, rule=rule)
+    except ValueError as error:
+        return {"reason": str(error)}
+    patient_ids = np.asarray(rows.patient_ids, dtype=str)[merged.first].tolist()
+    patients = number_patients(patient_ids, rows=len(patient_ids))
+    decision = read_decision(operating, merged.predictions, level=level)
+    one, points = decision.apply(merged.predictions), _read_points(operating, level)
+    return {
+        "rule": rule,
+        "chosen": bool(chosen),
+        "n_units": len(patient_ids),
+        "left_out": merged.left_out,
+        "decision": decision.to_json(),
+        "metrics": measure_predictions(one, patient_ids, **sampling),
+        "operating_points": apply_operating_points(one, points, patients, prevalences=prevalences, **sampling),
+    }
+
+
+def _read_points(operating: Mapping[str, Any], level: str) -> Sequence[Mapping[str, Any]]:
+    """Return the frozen operating points of a level; () if it has none."""
+    points: Sequence[Mapping[str, Any]] = operating.get("levels", {}).get(level, {}).get("points", ())
+    return points
 
 
 def read_decision(operating: Mapping[str, Any], predictions: Predictions, *, level: str = IMAGE) -> Decision:
@@ -174,8 +230,8 @@ def read_decision(operating: Mapping[str, Any], predictions: Predictions, *, lev
         predictions: Whose kind and class names count.
         level: "image", "study" or "patient".
     """
-    levels, chosen = operating.get("levels", {}), operating.get("chosen_on")
-    points = levels.get(level, {}).get("points") or levels.get(IMAGE, {}).get("points", [])
+    chosen = operating.get("chosen_on")
+    points = _read_points(operating, level) or _read_points(operating, IMAGE)
     rule = operating.get("settings", {}).get("decision")
     return build_decision(predictions, rule, points=points, chosen_on=describe_rows(chosen) if chosen else "")
 
@@ -191,19 +247,18 @@ def describe_few(operating: Mapping[str, Any]) -> list[str]:
     few = {name: count for name, count in counts.items() if count < FEW_PATIENTS}
     if not few:
         return []
-    labels = any(f"no {name}" in counts for name in counts)  # of several labels: with and without each
-    said = ", ".join(
-        f"{format_count(count, 'patient')} {'with' if labels else 'of class'} {name}" for name, count in few.items()
-    )
+    relation = "of class"
+    if any(f"no {name}" in counts for name in counts):
+        relation = "with"  # of several labels: with and without each
+    said = ", ".join(f"{format_count(count, 'patient')} {relation} {name}" for name, count in few.items())
+    chance, where = ["thresholds"], chosen_on["split"]
     # Who made the scores of a file chose their epoch, on rows that are not known here.
-    of_run = chosen_on.get("frozen", True) is True
-    where = f"split {chosen_on['split']}" if of_run else chosen_on["split"]
-    chance = ["epoch"] * of_run + ["thresholds"]
+    if chosen_on.get("frozen", True) is True:
+        chance, where = ["epoch", "thresholds"], f"split {where}"
     for level, name in ((STUDY, "studies"), (PATIENT, "patients")):
         rule = operating.get("levels", {}).get(level, {}).get("aggregation", {}).get("rule")
-        chance += (
-            [f"the rule by which images become {name} ({NOISY_OR if rule == 'noisy_or' else rule})"] if rule else []
-        )
+        if rule:
+            chance.append(f"the rule by which images become {name} ({NOISY_OR if rule == 'noisy_or' else rule})")
     listed = " and ".join(filter(None, [", ".join(chance[:-1]), chance[-1]]))
     return [f"few patients made the choices: {where} has {said} (fewer than {FEW_PATIENTS}): {listed} may be chance"]
 
@@ -211,52 +266,3 @@ def describe_few(operating: Mapping[str, Any]) -> list[str]:
 def describe_rows(chosen_on: Mapping[str, Any]) -> str:
     """Return "val (40 images of 20 patients)"."""
     return f"{chosen_on['split']} ({count_patients(chosen_on['n_images'], chosen_on['n_patients'], '')})"
-
-
-def _assess_levels(
-    rows: Rows, operating: Mapping[str, Any], *, prevalences: Sequence[float], replicates: int, seed: int
-) -> dict[str, Any]:
-    """Metrics of studies and patients, by the frozen rule; mean where the level did not occur when it was chosen."""
-    frozen = operating.get("levels", {})
-    answer: dict[str, Any] = {}
-    ids = np.asarray(rows.patient_ids, dtype=str)
-    for level, units in rows.list_units().items():
-        chosen = frozen.get(level, {})
-        rule = chosen.get("aggregation", {}).get("rule", "mean")
-        try:
-            merged = aggregate(rows.predictions, units, rule=rule)
-        except ValueError as error:
-            answer[level] = {"reason": str(error)}
-            continue
-        patient_ids = ids[merged.first].tolist()
-        decision = read_decision(operating, merged.predictions, level=level)
-        one = decision.apply(merged.predictions)
-        metrics = measure_predictions(one, patient_ids, replicates=replicates, seed=seed)
-        answer[level] = {
-            "rule": rule,
-            "chosen": "aggregation" in chosen,
-            "n_units": len(patient_ids),
-            "left_out": merged.left_out,
-            "decision": decision.to_json(),
-            "metrics": metrics,
-            "operating_points": apply_operating_points(
-                one,
-                chosen.get("points", []),
-                number_patients(patient_ids, rows=len(patient_ids)),
-                prevalences=prevalences,
-                replicates=replicates,
-                seed=seed,
-            ),
-        }
-    return answer
-
-
-def _assess_recalibration(rows: Rows, calibration: Mapping[str, Any], *, replicates: int, seed: int) -> dict[str, Any]:
-    """Calibration metrics of the scores as they are and after each frozen map."""
-    methods = {}
-    for fitted in calibration["maps"]:
-        mapped = apply_recalibration(fitted, rows.predictions)
-        metrics = measure_predictions(mapped, rows.patient_ids, replicates=replicates, seed=seed)
-        wanted = [name for name in metrics if name.startswith(CALIBRATION_METRICS)]
-        methods[fitted["method"]] = {name: metrics[name] for name in wanted}
-    return {"chosen": calibration["chosen"], "methods": methods}

@@ -16,6 +16,8 @@ from scipy import special
 from medcls.statistics.predictions import Floats
 
 Limits = tuple[float, float]
+LEVEL = 0.95
+"""Nominal coverage of every interval."""
 UNBOUNDED = ("error", "explained", "real")
 """Scales without two bounds: differences are taken as they are."""
 
@@ -55,7 +57,7 @@ class Base:
         return min(self.patients)
 
 
-def bound(scale: str, value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+def bound(scale: str, value: float, drawn: Floats, base: Base) -> Limits | None:
     """Return the interval of a number on its scale; None if its replicates do not vary and its scale has no way out.
 
     Args:
@@ -63,18 +65,17 @@ def bound(scale: str, value: float, drawn: Floats, base: Base, *, level: float =
         value: Finite.
         drawn: (R,) finite values of the bootstrap replicates over patients.
         base: What the number rests on.
-        level: Nominal coverage.
 
     Raises:
         ValueError: An unknown scale.
     """
     if scale not in UNBOUNDED:
-        return bound_by_variance(scale, value, float(drawn.var(ddof=1)) * _correct(base), base, level=level)
-    limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base, level=level)
+        return bound_by_variance(scale, value, float(drawn.var(ddof=1)) * _correct(base), base)
+    limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base)
     return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
 
 
-def bound_by_variance(scale: str, value: float, variance: float, base: Base, *, level: float = 0.95) -> Limits | None:
+def bound_by_variance(scale: str, value: float, variance: float, base: Base) -> Limits | None:
     """Return the interval of a number with two bounds from its measured variance; None as in `bound`.
 
     Args:
@@ -82,18 +83,17 @@ def bound_by_variance(scale: str, value: float, variance: float, base: Base, *, 
         value: Finite.
         variance: Over patients.
         base: What the number rests on.
-        level: Nominal coverage.
 
     Raises:
         ValueError: Another scale.
     """
     match scale:
         case "share":
-            return _bound_share(value, variance, base, level=level)
+            return _bound_share(value, variance, base)
         case "area":
-            return bound_area(value, variance, base.patients, level=level)
+            return bound_area(value, variance, base.patients)
         case "precision" | "agreement":
-            return _bound_by_size(scale, value, variance, base, level=level)
+            return _bound_by_size(scale, value, variance, base)
     raise ValueError(f"scale is {scale!r}")
 
 
@@ -114,7 +114,7 @@ def note_undercoverage(scale: str, base: Base) -> str:
     return f"{few}: such intervals contain the truth less often than 95 % (docs/results/coverage.md)"
 
 
-def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limits:
+def compute_wilson(share: float, number: float) -> Limits:
     """Return Wilson's interval of a share of `number` independent rows; also for a share of 0 or 1 it has a width.
 
     Of one to three rows on the smaller side the limit near 0, or 1, is that of a Poisson number: Wilson's is too far
@@ -122,19 +122,19 @@ def compute_wilson(share: float, number: float, *, level: float = 0.95) -> Limit
 
     Source: Wilson 1927; Brown, Cai & DasGupta 2001, section 4.1.1 (modified Wilson interval).
     """
-    z2 = _normal(level) ** 2
+    z2 = _NORMAL**2
     middle = (share + z2 / (2 * number)) / (1 + z2 / number)
     reach = math.sqrt(z2 * (share * (1 - share) / number + z2 / (4 * number**2))) / (1 + z2 / number)
     low, high = max(0.0, min(share, middle - reach)), min(1.0, max(share, middle + reach))
     few, others = share * number, (1 - share) * number
     if 0 < few <= MOST_EXCEPTIONS:
-        low = min(low, float(special.gammaincinv(few, 1 - level)) / number)
+        low = min(low, float(special.gammaincinv(few, 1 - LEVEL)) / number)
     if 0 < others <= MOST_EXCEPTIONS:
-        high = max(high, 1 - float(special.gammaincinv(others, 1 - level)) / number)
+        high = max(high, 1 - float(special.gammaincinv(others, 1 - LEVEL)) / number)
     return low, high
 
 
-def _bound_share(value: float, variance: float, base: Base, *, level: float) -> Limits | None:
+def _bound_share(value: float, variance: float, base: Base) -> Limits | None:
     """Return Wilson's interval, of patients with several rows by the effective number of independent rows.
 
     The effective number is what a binomial share with this variance has: at most the rows, and the patients if all
@@ -146,16 +146,16 @@ def _bound_share(value: float, variance: float, base: Base, *, level: float) -> 
     """
     rows, patients = base.rows[0], base.patients[0]
     if not base.clustered:
-        return compute_wilson(value, rows, level=level)
+        return compute_wilson(value, rows)
     if patients < 2:
         return None
     effective = min(float(rows), _effective(value, variance, otherwise=patients))
     if min(value, 1 - value) * patients <= FEW_EXCEPTIONS:
         effective = min(effective, patients)
-    return compute_wilson(value, effective * (_normal(level) / _student(level, patients - 1)) ** 2, level=level)
+    return compute_wilson(value, effective * (_NORMAL / _student(patients - 1)) ** 2)
 
 
-def bound_area(value: float, variance: float, patients: tuple[int, ...], *, level: float = 0.95) -> Limits:
+def bound_area(value: float, variance: float, patients: tuple[int, ...]) -> Limits:
     """Return the score-type interval of an AUC, which also has a width where the classes are separated completely.
 
     The limits are the areas A at which |A - value| is the normal quantile times the standard error that A would have
@@ -165,7 +165,6 @@ def bound_area(value: float, variance: float, patients: tuple[int, ...], *, leve
         value: In [0, 1].
         variance: Measured.
         patients: With a case, and with another row.
-        level: Nominal coverage.
 
     Source: Newcombe 2006, method 5; the scaling is our own choice, docs/decisions/0047.
     """
@@ -176,7 +175,7 @@ def bound_area(value: float, variance: float, patients: tuple[int, ...], *, leve
     fewest = min(patients)
     trust = (fewest - 1) / (fewest - 1 + PRIOR_PATIENTS)
     factor = 1 - trust + trust * variance / here if here > 0 and variance > 0 else 1.0
-    inside = areas[(areas - value) ** 2 <= _normal(level) ** 2 * factor * expected]
+    inside = areas[(areas - value) ** 2 <= _NORMAL**2 * factor * expected]
     return float(min(value, *inside[:1])), float(max(value, *inside[-1:]))
 
 
@@ -190,19 +189,19 @@ def _expect_variance(areas: Floats, cases: int, others: int) -> Floats:
     return np.asarray(areas * (1 - areas) * shape / (cases * others))
 
 
-def _bound_by_size(scale: str, value: float, variance: float, base: Base, *, level: float) -> Limits:
+def _bound_by_size(scale: str, value: float, variance: float, base: Base) -> Limits:
     """Wilson's interval of a number that is no share, by the size of the share that would vary as much."""
     share = (value + 1) / 2 if scale == "agreement" else value
     spread = variance / 4 if scale == "agreement" else variance
     number = len(base.patients) ** 2 / sum(1 / patients for patients in base.patients)
     otherwise = float(base.fewest) if scale == "precision" else number
     effective = _effective(share, spread, otherwise=otherwise)
-    shrunk = effective * (_normal(level) / _student(level, _count_freedom(base, base.fewest))) ** 2
-    low, high = compute_wilson(share, shrunk, level=level)
+    shrunk = effective * (_NORMAL / _student(_count_freedom(base, base.fewest))) ** 2
+    low, high = compute_wilson(share, shrunk)
     return (2 * low - 1, 2 * high - 1) if scale == "agreement" else (low, high)
 
 
-def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+def bound_skewed(value: float, drawn: Floats, base: Base) -> Limits | None:
     """Return Student's interval, corrected for skewness; None if the replicates do not vary.
 
     A mean of squares or logarithms over few patients is skewed: if the rare large ones are missing it is too small, and
@@ -216,7 +215,7 @@ def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95
     skewness = float(((drawn - drawn.mean()) ** 3).mean() / drawn.std() ** 3)
     skewness *= skewness**2 / (skewness**2 + 6 / len(drawn))
     smallest = base.fewest if base.smallest is None else base.smallest
-    reach = _student(level, _count_freedom(base, smallest))
+    reach = _student(_count_freedom(base, smallest))
 
     def unskew(quantile: float) -> float:
         if abs(skewness) < 1e-6:
@@ -226,7 +225,7 @@ def bound_skewed(value: float, drawn: Floats, base: Base, *, level: float = 0.95
     return min(value, value - spread * unskew(reach)), max(value, value - spread * unskew(-reach))
 
 
-def bound_coefficient(value: float, drawn: Floats, base: Base, *, level: float = 0.95) -> Limits | None:
+def bound_coefficient(value: float, drawn: Floats, base: Base) -> Limits | None:
     """Return the symmetric interval of a regression's coefficient; None if the replicates do not vary.
 
     Its standard error is half the width of the middle 68 % of the replicates: those in which a column nearly separates
@@ -238,7 +237,7 @@ def bound_coefficient(value: float, drawn: Floats, base: Base, *, level: float =
     spread = float(above - below) / 2 * math.sqrt(_correct(base))
     if spread <= 1e-9 * max(1.0, abs(value)):
         return None
-    reach = _student(level, max(1, sum(base.patients) - 1)) * spread
+    reach = _student(max(1, sum(base.patients) - 1)) * spread
     return value - reach, value + reach
 
 
@@ -263,12 +262,11 @@ def _count_freedom(base: Base, smallest: int) -> int:
     return max(1, min(sum(base.patients) - 1, max(smallest - 1, LEAST_FREEDOM)))
 
 
-def _normal(level: float) -> float:
-    return float(special.ndtri((1 + level) / 2))
+_NORMAL = float(special.ndtri((1 + LEVEL) / 2))
 
 
-def _student(level: float, freedom: int) -> float:
-    return float(special.stdtrit(freedom, (1 + level) / 2))
+def _student(freedom: int) -> float:
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def combine_mean(values: Sequence[float], limits: Sequence[Limits], correlation: Floats) -> tuple[float, Limits]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.statistics.intervals import number_patients, summarize
+from medcls.statistics.metrics import Estimates, Estimator
 from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
 from medcls.statistics.support import Basis, Support
 
@@ -33,30 +34,35 @@ class Problem(NamedTuple):
     names: tuple[str, ...]
     rows: Integers
 
+    @property
+    def groups(self) -> dict[str, NDArray[np.bool_]]:
+        """(n,) the rows of all classes together, "", and of each true class, "_NAME"."""
+        everyone = np.ones(len(self.true), dtype=bool)
+        return {"": everyone} | {f"_{name}": self.true == k for k, name in enumerate(self.names)}
+
 
 def list_problems(predictions: Predictions) -> list[Problem]:
     """Return the choices that sets can be made for; [] for a regression."""
     true, score, names = predictions.y_true, predictions.y_score, predictions.class_names
-    rows = np.arange(len(score))
     if predictions.kind == "regression":
         return []
-    if predictions.kind == "binary":
-        return [Problem("", predictions.grade_true, _two(score[:, 0]), names, rows)]
     if predictions.kind != "multilabel":
-        return [Problem("", predictions.grade_true, score, names, rows)]
-    known = [np.flatnonzero(~np.isnan(true[:, k])) for k in range(len(names))]
-    return [
-        Problem(name, true[at, k].astype(np.int64), _two(score[at, k]), (f"no {name}", name), at)
-        for k, (name, at) in enumerate(zip(names, known, strict=True))
-        if len(at)
-    ]
+        both = _two(score[:, 0]) if predictions.kind == "binary" else score
+        return [Problem("", predictions.grade_true, both, names, np.arange(len(score)))]
+    problems = []
+    for k, name in enumerate(names):
+        rows = np.flatnonzero(~np.isnan(true[:, k]))
+        if len(rows):
+            at = true[rows, k].astype(np.int64)
+            problems.append(Problem(name, at, _two(score[rows, k]), (f"no {name}", name), rows))
+    return problems
 
 
 def _two(probability: Floats) -> Floats:
     return np.stack([1 - probability, probability], axis=1)
 
 
-def calibrate_conformal(predictions: Predictions, patients: Integers, *, alpha: float = 0.1) -> dict[str, Any]:
+def calibrate_conformal(predictions: Predictions, patients: Integers, *, alpha: float = 0.1) -> dict[str, object]:
     """Largest score 1 - P(class) that keeps a class in the set: over all, and for each true class; ready for JSON.
 
     None stands for "no bound": too few patients to promise it, so the class is always kept.
@@ -67,25 +73,27 @@ def calibrate_conformal(predictions: Predictions, patients: Integers, *, alpha: 
         alpha: Share of misses that is allowed, in (0, 1).
 
     Source: sets by the probability of the true class: Sadinle, Lei & Wasserman 2019; by class: Vovk 2012; several
-    images of one patient: Lee, Barber & Willett 2023 (each patient weighs one, shared among its images).
+    images of one patient: Lee, Barber & Willett 2023 (each patient counts as one, shared among its images).
     """
     found = []
     for problem in list_problems(predictions):
         misfit = 1 - problem.score[np.arange(len(problem.true)), problem.true]
         units = patients[problem.rows]
-        bounds = {
-            name: _bound(misfit[problem.true == k], units[problem.true == k], alpha=alpha)
-            for k, name in enumerate(problem.names)
-        }
-        bound = _bound(misfit, units, alpha=alpha)
-        counts = {name: len(np.unique(units[problem.true == k])) for k, name in enumerate(problem.names)}
-        sizes = {"patients": len(np.unique(units)), "patients_by_class": counts}
-        found.append({"label": problem.title, "bound": bound, "by_class": bounds, **sizes})
+        of_class = [(name, problem.true == k) for k, name in enumerate(problem.names)]
+        found.append(
+            {
+                "label": problem.title,
+                "bound": _bound(misfit, units, alpha=alpha),
+                "by_class": {name: _bound(misfit[rows], units[rows], alpha=alpha) for name, rows in of_class},
+                "patients": len(np.unique(units)),
+                "patients_by_class": {name: len(np.unique(units[rows])) for name, rows in of_class},
+            }
+        )
     return {"alpha": alpha, "assumption": ASSUMPTION, "problems": found}
 
 
 def _bound(misfit: Floats, units: Integers, *, alpha: float) -> float | None:
-    """Quantile of the misfits in which each patient, and one that is still to come at infinity, weighs one."""
+    """Return the quantile of the misfits in which each patient, and one still to come at infinity, counts as one."""
     if not len(misfit):
         return None
     numbered = np.unique(units, return_inverse=True)[1]
@@ -96,7 +104,7 @@ def _bound(misfit: Floats, units: Integers, *, alpha: float) -> float | None:
 
 
 def build_sets(problem: Problem, bounds: Mapping[str, Any], *, by_class: bool) -> NDArray[np.bool_]:
-    """Return which classes stand in the set of each row; (n, K)."""
+    """Return which classes are in the set of each row; (n, K)."""
     chosen = [bounds["by_class"].get(name) if by_class else bounds["bound"] for name in problem.names]
     limits = np.array([np.inf if limit is None else limit for limit in chosen])
     # A rounding error of 1 - p must not throw out the class that set the bound.
@@ -106,21 +114,21 @@ def build_sets(problem: Problem, bounds: Mapping[str, Any], *, by_class: bool) -
 def evaluate_conformal(
     predictions: Predictions,
     frozen: Mapping[str, Any],
-    patient_ids: Any,
+    patient_ids: Sequence[str],
     *,
     replicates: int = 2000,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Coverage over patients and size of the frozen sets, and what is left when unclear images are referred.
 
-    An image is referred where its set by class does not hold exactly one class. Each patient counts equally.
+    An image is referred if its set by class does not contain exactly one class. Each patient counts equally.
 
     Args:
         predictions: Of N rows.
         frozen: Of `calibrate_conformal`, on other rows.
         patient_ids: (N,) patient of each row.
         replicates: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         One entry for each problem: "label", "marginal" and "by_class", each with "coverage" (and of each true class
@@ -129,20 +137,19 @@ def evaluate_conformal(
     """
     patients = number_patients(patient_ids, rows=len(predictions.y_score))
     bounds = {entry["label"]: entry for entry in frozen["problems"]}
-    answers = []
+    answers: list[dict[str, object]] = []
     for problem in list_problems(predictions):
         if problem.title not in bounds:
             continue
-        answer: dict[str, Any] = {"label": problem.title, "classes": list(problem.names)}
-        answer["unbounded"] = _list_unbounded(bounds[problem.title], alpha=frozen["alpha"])
-        for kind in ("marginal", "by_class"):
-            held = build_sets(problem, bounds[problem.title], by_class=kind == "by_class")
-            estimate = _build_estimator(problem, held, patients, refer=kind == "by_class")
-            support = _find_support(problem, held, total=len(patients), refer=kind == "by_class")
+        own = bounds[problem.title]
+        answer: dict[str, object] = {"label": problem.title, "classes": list(problem.names)}
+        answer["unbounded"] = _list_unbounded(own, alpha=frozen["alpha"])
+        for kind, refer in (("marginal", False), ("by_class", True)):
+            held = build_sets(problem, own, by_class=refer)
             answer[kind] = summarize(
-                estimate,
+                _build_estimator(problem, held, patients, refer=refer),
                 patients,
-                support=lambda names, bases=support: bases,  # type: ignore[misc]
+                _find_support(problem, held, total=len(patients)),
                 replicates=replicates,
                 seed=seed,
                 explain=_explain,
@@ -151,7 +158,7 @@ def evaluate_conformal(
     return answers
 
 
-def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str, Any]]:
+def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str, str | int | None]]:
     """Return what no bound could be set for, "" = all classes together; 0.2.0 kept no numbers of patients."""
     # _bound needs n >= (1 - alpha) (n + 1).
     needed = math.ceil((1 - alpha) / alpha - 1e-9)
@@ -169,40 +176,35 @@ def _explain(name: str) -> str:
     return "no image is kept" if name.startswith("right_if_kept") else "no image of this class"
 
 
-def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int, refer: bool) -> Support:
-    """What the shares are shares of: all rows or those of a class, and of `right_if_kept` those that are kept."""
+def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int) -> Support:
+    """Return what the shares are shares of: all rows or those of a class; for `right_if_kept` those that are kept."""
     kept = held.sum(axis=1) == 1
-    groups = {"": np.ones(len(problem.true), dtype=bool)} | {
-        f"_{n}": problem.true == k for k, n in enumerate(problem.names)
-    }
 
-    def share(chosen: NDArray[np.bool_], words: str = "") -> Basis:
+    def share(chosen: NDArray[np.bool_], words: str) -> Basis:
         side = np.zeros(total, dtype=bool)
         side[problem.rows] = chosen
         return Basis("share", (side,), side_names=(words,) if words else ())
 
-    of_class = {suffix: f"of class {suffix[1:]}" if suffix else "" for suffix in groups}
-    support = {f"coverage{suffix}": share(rows, of_class[suffix]) for suffix, rows in groups.items()}
-    support["size"] = replace(share(groups[""]), scale="error")
-    if refer:
-        support |= {f"referred{suffix}": share(rows, of_class[suffix]) for suffix, rows in groups.items()}
-        support |= {
-            f"right_if_kept{suffix}": share(rows & kept, f"{of_class[suffix]} that is not referred".strip())
-            for suffix, rows in groups.items()
-        }
+    support: Support = {}
+    for suffix, rows in problem.groups.items():
+        words = f"of class {suffix[1:]}" if suffix else ""
+        support[f"coverage{suffix}"] = support[f"referred{suffix}"] = share(rows, words)
+        support[f"right_if_kept{suffix}"] = share(rows & kept, f"{words} that is not referred".strip())
+    support["size"] = replace(support["coverage"], scale="error")
     return support
 
 
-def _build_estimator(problem: Problem, held: NDArray[np.bool_], patients: Integers, *, refer: bool) -> Any:
+def _build_estimator(problem: Problem, held: NDArray[np.bool_], patients: Integers, *, refer: bool) -> Estimator:
     true, units = problem.true, patients[problem.rows]
     share = 1 / np.bincount(units)[units]
     covered = held[np.arange(len(true)), true].astype(np.float64)
-    size, kept = held.sum(axis=1), held.sum(axis=1) == 1
+    size = held.sum(axis=1).astype(np.float64)
+    kept = size == 1
+    groups = problem.groups
 
-    def estimate(weights: Floats) -> dict[str, Floats]:
+    def estimate(weights: Floats) -> Estimates:
         drawn = weights[:, problem.rows] * share
-        groups = {"": np.ones(len(true), dtype=bool)} | {f"_{n}": true == k for k, n in enumerate(problem.names)}
-        numbers = {"size": ratio(drawn @ size.astype(np.float64), drawn.sum(axis=1))}
+        numbers = {"size": ratio(drawn @ size, drawn.sum(axis=1))}
         for suffix, rows in groups.items():
             here = drawn * rows
             numbers[f"coverage{suffix}"] = ratio(here @ covered, here.sum(axis=1))

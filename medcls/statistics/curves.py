@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from medcls.statistics.bounds import LEVEL
 from medcls.statistics.intervals import draw_replicates
 from medcls.statistics.predictions import Floats, Integers, Predictions, ratio, sum_by_group
 
@@ -136,23 +137,19 @@ class Question:
 def list_questions(predictions: Predictions) -> list[Question]:
     """Return one for class 1 (binary), each class (others), each grade but the last (regression of grades)."""
     true, score, names = predictions.y_true, predictions.y_score, predictions.class_names
-    rows = np.arange(len(score))
-    match predictions.kind:
-        case "binary":
-            return [Question(names[1], "", true == 1, score[:, 0], rows)]
-        case "multilabel":
-            known = [np.flatnonzero(~np.isnan(true[:, k])) for k in range(len(names))]
-            return [
-                Question(name, f"_{name}", true[known[k], k] == 1, score[known[k], k], known[k])
-                for k, name in enumerate(names)
-            ]
-        case "regression":
-            above = names[:-1] if predictions.grades else ()
-            return [
-                Question(f"> {name}", f"_above_{name}", true > k, score[:, 0], rows) for k, name in enumerate(above)
-            ]
-        case _:
-            return [Question(name, f"_{name}", true == k, score[:, k], rows) for k, name in enumerate(names)]
+    everyone = np.arange(len(score))
+    if predictions.kind == "binary":
+        return [Question(names[1], "", true == 1, score[:, 0], everyone)]
+    questions = []
+    for k, name in enumerate(names):
+        if predictions.kind == "multilabel":
+            rows = np.flatnonzero(~np.isnan(true[:, k]))
+            questions.append(Question(name, f"_{name}", true[rows, k] == 1, score[rows, k], rows))
+        elif predictions.kind != "regression":
+            questions.append(Question(name, f"_{name}", true == k, score[:, k], everyone))
+        elif predictions.grades and k < len(names) - 1:
+            questions.append(Question(f"> {name}", f"_above_{name}", true > k, score[:, 0], everyone))
+    return questions
 
 
 def name_question(kind: str, name: str, *, grades: bool) -> str:
@@ -169,12 +166,7 @@ def name_question(kind: str, name: str, *, grades: bool) -> str:
 
 
 def count_replicates(
-    question: Question,
-    patients: Integers,
-    *,
-    thresholds: ArrayLike,
-    seed: int,
-    replicates: int = BAND_REPLICATES,
+    question: Question, patients: Integers, *, thresholds: ArrayLike, seed: int, replicates: int = BAND_REPLICATES
 ) -> Counts:
     """Return counts at each threshold in every bootstrap replicate of the patients.
 
@@ -182,7 +174,7 @@ def count_replicates(
         question: Of n rows.
         patients: (N,) patient number of each row of the task.
         thresholds: (T,).
-        seed: Decides the replicates.
+        seed: Seed of the replicates.
         replicates: R.
     """
     parts = [
@@ -193,7 +185,7 @@ def count_replicates(
 
 
 def compute_roc_band(
-    question: Question, patients: Integers, *, false_positive_rates: Floats, seed: int, level: float = 0.95
+    question: Question, patients: Integers, *, false_positive_rates: Floats, seed: int
 ) -> tuple[Floats, Floats]:
     """Pointwise bounds of the sensitivity at each false-positive rate; two (T,).
 
@@ -204,14 +196,12 @@ def compute_roc_band(
         scores = np.quantile(scores, np.linspace(1, 0, MOST_THRESHOLDS))
     thresholds = np.concatenate([[np.inf], scores])
     counts = count_replicates(question, patients, thresholds=thresholds, seed=seed)
-    alarms, hits = (
-        ratio(counts.false_positives, counts.negatives),
-        ratio(counts.true_positives, counts.positives),
-    )
+    alarms = ratio(counts.false_positives, counts.negatives)
+    hits = ratio(counts.true_positives, counts.positives)
     drawn = [
         hit[np.searchsorted(alarm, false_positive_rates, side="right") - 1]
         for alarm, hit in zip(alarms, hits, strict=True)
         if np.isfinite(alarm[-1]) and np.isfinite(hit[-1])
     ]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high

@@ -62,24 +62,24 @@ class Decision:
         """Return the rule, its thresholds and the rows that chose them as one sentence."""
         if not self.thresholds:
             return f"Decision: {self.title}."
-        called = ", ".join(
-            f"{name} is never called"
-            if np.isinf(value)
-            else f"{name} if its score is at least {format_threshold(value)}{self._describe_interval(name)}"
-            for name, value in self.thresholds.items()
-        )
+        called = ", ".join(self._describe_threshold(name) for name in self.thresholds)
         where = f", chosen on {self.chosen_on}" if self.chosen_on and self.rule != HALF else ""
         why = "".join(f" {name}: {reason}." for name, reason in self.reasons.items())
         return f"Decision: {called} ({self.title}{where}).{why}"
 
-    def _describe_interval(self, name: str) -> str:
-        """Return how uncertain a threshold is, " [0.1 to 0.4]"; no upper bound = nobody would be called."""
+    def _describe_threshold(self, name: str) -> str:
+        """Return "ill if its score is at least 0.2 [95 % interval 0.1 to 0.4]"; no upper bound = never called."""
+        if np.isinf(self.thresholds[name]):
+            return f"{name} is never called"
+        words = f"{name} if its score is at least {format_threshold(self.thresholds[name])}"
         low, high = self.intervals.get(name, (None, None))
         if low is None:
-            return ""
-        return f" [95 % interval {format_threshold(low)} to {'never' if high is None else format_threshold(high)}]"
+            return words
+        return (
+            f"{words} [95 % interval {format_threshold(low)} to {'never' if high is None else format_threshold(high)}]"
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what metrics.json holds; a threshold that is never reached is null."""
         return {
             "rule": self.rule,
@@ -118,35 +118,28 @@ def build_decision(
         points: As `choose_operating_points` froze them; () = 0.5 for every question.
         chosen_on: The rows that chose them, in words.
     """
-    kind, names = predictions.kind, predictions.class_names
-    if kind not in ("binary", "multilabel"):
-        return Decision(list_decisions(kind, (), grades=predictions.grades)[0])
-    questions = names[1:] if kind == "binary" else names
-    wanted = rule or DEFAULTS[kind]
+    if not predictions.traits.thresholds:
+        return Decision(list_decisions(predictions.kind, (), grades=predictions.grades)[0])
+    questions = predictions.class_names[predictions.kind == "binary" :]
+    wanted = rule or DEFAULTS[predictions.kind]
     if not points and not predictions.probabilities:
         return Decision(NONE)
     if not points or wanted == HALF:
         return Decision(HALF, dict.fromkeys(questions, 0.5))
     found = {str(point["question"]): point for point in points if Rule(point["kind"], point["target"]).name == wanted}
-    thresholds, reasons, intervals = {}, {}, {}
+    decision = Decision(wanted, {}, chosen_on)
     for question in questions:
         point = found.get(question, {"threshold": None, "reason": f"no point {wanted} was frozen"})
-        thresholds[question], reason = _read_threshold(point)
-        if reason:
-            reasons[question] = reason
+        reason = str(point.get("reason", ""))
+        if point["threshold"] is not None:
+            decision.thresholds[question] = float(point["threshold"])
+        elif reason == NEVER:
+            decision.thresholds[question], decision.reasons[question] = float("inf"), reason
+        else:
+            decision.thresholds[question], decision.reasons[question] = 0.5, f"0.5 is used: {reason}"
         if "threshold_interval" in point:
-            intervals[question] = list(point["threshold_interval"])
-    return Decision(wanted, thresholds, chosen_on, reasons, intervals)
-
-
-def _read_threshold(point: Mapping[str, Any]) -> tuple[float, str]:
-    """Return the threshold, and why it is not a chosen one."""
-    if point["threshold"] is not None:
-        return float(point["threshold"]), ""
-    reason = str(point.get("reason", ""))
-    if reason == NEVER:
-        return float("inf"), reason
-    return 0.5, f"0.5 is used: {reason}"
+            decision.intervals[question] = list(point["threshold_interval"])
+    return decision
 
 
 def describe_calls(predictions: Predictions) -> list[str]:
@@ -158,13 +151,17 @@ def describe_calls(predictions: Predictions) -> list[str]:
     names, rows = predictions.class_names, len(predictions.y_score)
     if predictions.kind == "regression" or not predictions.decides:
         return []
-    if predictions.kind in ("binary", "multilabel"):
+    if predictions.traits.thresholds:
         counts = dict(zip(names[-predictions.called.shape[1] :], predictions.called.sum(axis=0).tolist(), strict=True))
     else:
         called = np.bincount(predictions.grade_predicted, minlength=len(names))
         counts = dict(zip(names, called.tolist(), strict=True))
     everyone = "The only image was" if rows == 1 else f"All {rows} images were"
-    said = {0: f"No image was called {{name}} ({format_count(rows, 'image')}).", rows: f"{everyone} called {{name}}."}
     constant = rows in counts.values() and predictions.kind != "multilabel"
-    named = {name: count for name, count in counts.items() if count == rows or (count == 0 and not constant)}
-    return [said[count].format(name=name) for name, count in named.items()]
+    sentences = []
+    for name, count in counts.items():
+        if count == rows:
+            sentences.append(f"{everyone} called {name}.")
+        elif count == 0 and not constant:
+            sentences.append(f"No image was called {name} ({format_count(rows, 'image')}).")
+    return sentences

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from medcls.statistics.predictions import Floats, Predictions
 
@@ -58,47 +59,49 @@ class Definition:
     kinds: tuple[str, ...] = ("binary", "multiclass", "ordinal")
 
 
+_BEFORE_ROUNDING = (
+    "before any rounding: of the predicted value, or of the expected grade (sum of grade times probability)."
+)
+_SHARE = partial(Definition, source="Altman & Bland 1994", scale="share", unit_range=True)
+_RANKING = partial(Definition, over=("cases", "others"), needs=RANKS, by_class=True)
+_RATIO = partial(Definition, source="Deeks & Altman 2004", scale="ratio", averaged=False)
+_CALIBRATION = partial(Definition, over=("cases", "others"), needs=PROBABILITIES, averaged=False)
+_PROPER = partial(Definition, ideal=LOW, scale="error", needs=PROBABILITIES, printed=True)
+_ERROR = partial(Definition, source="—", ideal=LOW, scale="error")
+_CORRELATION = partial(
+    Definition, scale="agreement", undefined="the true or the predicted values are all equal", printed=True
+)
+
 DEFINITIONS: dict[str, Definition] = {
     "loss": Definition("Loss", "What training minimises, on the validation split.", "—", LOW),
-    "auc": Definition(
+    "auc": _RANKING(
         "AUC",
         "Probability that a random case scores above a random non-case, ties counting one half. Several "
         "classes: plain mean of one class against all others, also for grades that are predicted as classes; several "
         "labels: mean over the labels; grades predicted as one value: mean over 'above this grade'.",
         "Hanley & McNeil 1982; macro mean after Provost & Domingos 2000",
         scale="area",
-        over=("cases", "others"),
-        needs=RANKS,
         unit_range=True,
         printed=True,
-        by_class=True,
     ),
-    "auc_above": Definition(
+    "auc_above": _RANKING(
         "AUC above a grade",
         "AUC of the predicted value for 'true grade above this one'; auc is their mean over the grades.",
         "Hanley & McNeil 1982; mean over thresholds after Waegeman et al. 2008",
         scale="area",
-        over=("cases", "others"),
-        needs=RANKS,
-        by_class=True,
     ),
-    "average_precision": Definition(
+    "average_precision": _RANKING(
         "Average precision",
         "Sum of precision times step in recall over distinct scores, not interpolated; mean over classes.",
         "Manning, Raghavan & Schütze 2008, chapter 8",
         scale="precision",
-        over=("cases", "others"),
-        needs=RANKS,
         unit_range=True,
         printed=True,
-        by_class=True,
     ),
-    "accuracy": Definition(
+    "accuracy": _SHARE(
         "Accuracy",
         "Share of correct classes; several labels: mean over the labels, each at its threshold.",
-        "—",
-        scale="share",
-        unit_range=True,
+        source="—",
         printed=True,
     ),
     "balanced_accuracy": Definition(
@@ -109,70 +112,37 @@ DEFINITIONS: dict[str, Definition] = {
         unit_range=True,
         printed=True,
     ),
-    "sensitivity": Definition(
+    "sensitivity": _SHARE(
         "Sensitivity",
         "Share of cases that are called positive: their score is at or above the threshold.",
-        "Altman & Bland 1994",
-        scale="share",
         over=("cases",),
-        unit_range=True,
         printed=True,
     ),
-    "recall": Definition(
-        "Recall",
-        "Share of the class that is predicted as this class.",
-        "Altman & Bland 1994",
-        scale="share",
-        over=("cases",),
-        unit_range=True,
-        by_class=True,
-    ),
-    "specificity": Definition(
+    "recall": _SHARE("Recall", "Share of the class that is predicted as this class.", over=("cases",), by_class=True),
+    "specificity": _SHARE(
         "Specificity",
         "Share of the others that are not called this class.",
-        "Altman & Bland 1994",
-        scale="share",
         over=("others",),
-        unit_range=True,
         printed=True,
         by_class=True,
     ),
-    "ppv": Definition(
+    "ppv": _SHARE(
         "PPV",
         "Share of predictions of the class that are correct, at the prevalence seen here.",
-        "Altman & Bland 1994",
-        scale="share",
         over=("called",),
         undefined="a class is never predicted",
-        unit_range=True,
         by_class=True,
     ),
-    "npv": Definition(
+    "npv": _SHARE(
         "NPV",
         "Share of predictions of other classes that are correct, at the prevalence seen here.",
-        "Altman & Bland 1994",
-        scale="share",
         over=("cleared",),
         undefined="a class is always predicted",
-        unit_range=True,
         by_class=True,
     ),
-    "lr_positive": Definition(
-        "LR+",
-        "Sensitivity / (1 - specificity).",
-        "Deeks & Altman 2004",
-        scale="ratio",
-        undefined="no false positive: no finite ratio",
-        averaged=False,
-    ),
-    "lr_negative": Definition(
-        "LR−",
-        "(1 - sensitivity) / specificity.",
-        "Deeks & Altman 2004",
-        LOW,
-        scale="ratio",
-        undefined="no true negative: no finite ratio",
-        averaged=False,
+    "lr_positive": _RATIO("LR+", "Sensitivity / (1 - specificity).", undefined="no false positive: no finite ratio"),
+    "lr_negative": _RATIO(
+        "LR−", "(1 - sensitivity) / specificity.", ideal=LOW, undefined="no true negative: no finite ratio"
     ),
     "f1": Definition(
         "F1",
@@ -201,24 +171,14 @@ DEFINITIONS: dict[str, Definition] = {
         undefined="all images have one and the same true and predicted grade",
         printed=True,
     ),
-    "brier": Definition(
+    "brier": _PROPER(
         "Brier score",
         "Mean squared error of the probabilities; one probability (binary, each label): 0 to "
         "1; one for each class (multiclass, ordinal): summed over the classes, 0 to 2.",
         "Brier 1950",
-        LOW,
-        scale="error",
-        needs=PROBABILITIES,
-        printed=True,
     ),
-    "log_loss": Definition(
-        "Log loss",
-        "Mean negative natural logarithm of the probability of the true class.",
-        "Good 1952",
-        LOW,
-        scale="error",
-        needs=PROBABILITIES,
-        printed=True,
+    "log_loss": _PROPER(
+        "Log loss", "Mean negative natural logarithm of the probability of the true class.", "Good 1952"
     ),
     "ece": Definition(
         "Calibration error (ECE)",
@@ -231,67 +191,24 @@ DEFINITIONS: dict[str, Definition] = {
         unit_range=True,
         printed=True,
     ),
-    "calibration_slope": Definition(
+    "calibration_slope": _CALIBRATION(
         "Calibration slope",
         "Slope of the logistic regression of outcome on logit; below 1: too extreme.",
         "Cox 1958; Van Calster et al. 2019",
-        1.0,
-        scale="real",
-        over=("cases", "others"),
-        needs=PROBABILITIES,
+        ideal=1.0,
         undefined="the two classes are separated completely: no finite slope",
-        averaged=False,
     ),
-    "calibration_intercept": Definition(
+    "calibration_intercept": _CALIBRATION(
         "Calibration intercept",
         "Logistic intercept with the logit as offset; below 0: too high overall.",
         "Cox 1958; Van Calster et al. 2019",
-        0.0,
-        scale="real",
-        over=("cases", "others"),
-        needs=PROBABILITIES,
-        averaged=False,
+        ideal=0.0,
     ),
-    "mae": Definition(
-        "MAE",
-        "Mean absolute error; of classes: distance in grades.",
-        "—",
-        LOW,
-        scale="error",
-        printed=True,
-    ),
-    "mse": Definition(
-        "MSE",
-        "Mean squared error; of classes: squared distance in grades.",
-        "—",
-        LOW,
-        scale="error",
-        printed=True,
-    ),
-    "mae_value": Definition(
-        "MAE of the value",
-        "Mean absolute error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
-        "probability).",
-        "—",
-        LOW,
-        scale="error",
-    ),
-    "mse_value": Definition(
-        "MSE of the value",
-        "Mean squared error before any rounding: of the predicted value, or of the expected grade (sum of grade times "
-        "probability).",
-        "—",
-        LOW,
-        scale="error",
-    ),
-    "rmse": Definition(
-        "RMSE",
-        "Square root of the mean squared error.",
-        "—",
-        LOW,
-        scale="error",
-        printed=True,
-    ),
+    "mae": _ERROR("MAE", "Mean absolute error; of classes: distance in grades.", printed=True),
+    "mse": _ERROR("MSE", "Mean squared error; of classes: squared distance in grades.", printed=True),
+    "mae_value": _ERROR("MAE of the value", f"Mean absolute error {_BEFORE_ROUNDING}"),
+    "mse_value": _ERROR("MSE of the value", f"Mean squared error {_BEFORE_ROUNDING}"),
+    "rmse": _ERROR("RMSE", "Square root of the mean squared error.", printed=True),
     "r2": Definition(
         "R²",
         "1 - squared error / squared error of the mean; may be negative.",
@@ -300,22 +217,8 @@ DEFINITIONS: dict[str, Definition] = {
         undefined="the true values are all equal",
         printed=True,
     ),
-    "pearson": Definition(
-        "Pearson r",
-        "Linear correlation of true and predicted value.",
-        "Pearson 1895",
-        scale="agreement",
-        undefined="the true or the predicted values are all equal",
-        printed=True,
-    ),
-    "spearman": Definition(
-        "Spearman ρ",
-        "Correlation of the ranks, ties by midranks.",
-        "Spearman 1904",
-        scale="agreement",
-        undefined="the true or the predicted values are all equal",
-        printed=True,
-    ),
+    "pearson": _CORRELATION("Pearson r", "Linear correlation of true and predicted value.", "Pearson 1895"),
+    "spearman": _CORRELATION("Spearman ρ", "Correlation of the ranks, ties by midranks.", "Spearman 1904"),
 }
 
 
@@ -409,13 +312,12 @@ def choose_task_metrics(kind: str, *, grades: bool) -> TaskMetrics:
 def find_needs(name: str) -> str:
     """Return what a metric needs of the scores, also in its per-class form; THRESHOLD without a definition."""
     definition = find_definition(name)
-    return THRESHOLD if definition is None else definition.needs
+    return definition.needs if definition else THRESHOLD
 
 
 def find_definition(name: str) -> Definition | None:
     """Return the definition of a metric, also of its per-class form (recall_KL2); None for a count."""
-    stem = find_stem(name)
-    return DEFINITIONS[stem] if stem else None
+    return DEFINITIONS.get(find_stem(name))
 
 
 def score_metric(name: str, value: float) -> float:

@@ -66,29 +66,12 @@ def compute_delong(positive: ArrayLike, scores: ArrayLike, *, patients: Integers
     return Areas(auc, covariance)
 
 
-def compute_area_interval(
-    auc: float, variance: float, *, patients: tuple[int, int], level: float = 0.95
-) -> tuple[float, float]:
-    """Return the score-type interval of an AUC with DeLong's variance; it has a width also for an AUC of 1.
-
-    Args:
-        auc: In [0, 1].
-        variance: Of `compute_delong`.
-        patients: With a case, and with another row.
-        level: Nominal coverage.
-
-    Source: as `bounds.bound_area`.
-    """
-    return bound_area(auc, variance, patients, level=level)
-
-
 def compare_areas(
     positive: ArrayLike,
     first: ArrayLike,
     second: ArrayLike,
     *,
     patients: Integers | None = None,
-    level: float = 0.95,
 ) -> AreaDifference:
     """Return the difference of two AUCs on the same rows with interval and two-sided p value.
 
@@ -99,7 +82,6 @@ def compare_areas(
         first: (N,) scores.
         second: (N,) scores of the same rows.
         patients: As in `compute_delong`.
-        level: Nominal coverage of the interval.
 
     Source: DeLong, DeLong & Clarke-Pearson 1988 (test); patients after Obuchowski 1997; interval from those of the two
         areas and their correlation, Zou 2007.
@@ -117,12 +99,11 @@ def compare_areas(
     number = (len(np.unique(units[cases])), len(np.unique(units[~cases])))
     variances = np.diag(areas.covariance)
     one, two = (
-        compute_area_interval(float(auc), float(variance), patients=number, level=level)
-        for auc, variance in zip(areas.auc, variances, strict=True)
+        bound_area(float(auc), float(variance), number) for auc, variance in zip(areas.auc, variances, strict=True)
     )
     moving = float(np.prod(variances))
     correlation = float(areas.covariance[0, 1]) / math.sqrt(moving) if moving > 0 else 0.0
-    low, high = (difference, difference)
+    low = high = difference
     if error >= 1e-12 or abs(difference) >= 1e-12:
         low, high = combine_difference(float(areas.auc[0]), float(areas.auc[1]), one, two, correlation)
     return AreaDifference(difference, low, high, z, math.erfc(abs(z) / math.sqrt(2)))

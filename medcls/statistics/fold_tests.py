@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from medcls.statistics.bounds import LEVEL
+from medcls.statistics.predictions import Floats
+
 
 class FoldTest(NamedTuple):
     """What a test of no difference says.
 
     Attributes:
-        name: Of the test.
-        statistic: t or F; NaN where it is undefined.
+        name: Name of the test.
+        statistic: t or F; NaN if it is undefined.
         df: Degrees of freedom, one of t, two of F.
         p_value: Two-sided; NaN where it is undefined.
         low: Of the 95 % interval of the mean difference; NaN where the test has none.
@@ -34,7 +37,7 @@ class FoldTest(NamedTuple):
     high: float
 
 
-def compute_corrected_t(differences: ArrayLike, *, test_share: float, level: float = 0.95) -> FoldTest:
+def compute_corrected_t(differences: ArrayLike, *, test_share: float) -> FoldTest:
     """Return the t test of (repeated) k-fold cross-validation, its variance corrected for overlapping training sets.
 
     t = mean / sqrt((1/J + test_share) * variance), with J - 1 degrees of freedom. Without any variance it is
@@ -43,7 +46,6 @@ def compute_corrected_t(differences: ArrayLike, *, test_share: float, level: flo
     Args:
         differences: (J,) of all folds of all repeats, J >= 2.
         test_share: Test rows over the other rows of a fold, > 0: 1 / (k - 1).
-        level: Nominal coverage of the interval.
 
     Raises:
         ValueError: fewer than two differences.
@@ -60,7 +62,7 @@ def compute_corrected_t(differences: ArrayLike, *, test_share: float, level: flo
     if not _has_spread(variance, found):
         return _without_spread(name, df, found)
     error = math.sqrt((1 / count + test_share) * variance)
-    reach = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
+    reach = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * error
     p_value = float(2 * special.stdtr(count - 1, -abs(mean / error)))
     return FoldTest(name, mean / error, df, p_value, mean - reach, mean + reach)
 
@@ -90,14 +92,12 @@ def compute_5x2_f(differences: ArrayLike) -> FoldTest:
     return FoldTest(name, statistic, df, float(special.fdtrc(*df, statistic)), math.nan, math.nan)
 
 
-def _has_spread(variance: float, found: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
+def _has_spread(variance: float, found: Floats) -> bool:
     """False where the differences are the same up to rounding, and undefined ones count as having none."""
     return variance > 1e-24 * max(1.0, float(np.max(np.abs(found))) ** 2)
 
 
-def _without_spread(
-    name: str, df: tuple[int, ...], found: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-) -> FoldTest:
+def _without_spread(name: str, df: tuple[int, ...], found: Floats) -> FoldTest:
     """No difference anywhere is no evidence; the same difference everywhere cannot be tested."""
     if np.isfinite(found).all() and np.abs(found).max() < 1e-12:
         return FoldTest(name, 0.0, df, 1.0, math.nan, math.nan)

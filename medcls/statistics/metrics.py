@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +28,7 @@ from medcls.statistics.calibration import (
     compute_slope_and_intercept,
 )
 from medcls.statistics.definitions import DEFINITIONS, PROBABILITIES, THRESHOLD, find_needs
-from medcls.statistics.predictions import Floats, Integers, Predictions, ratio, weighted_mean
+from medcls.statistics.predictions import Floats, Predictions, ratio, weighted_mean
 from medcls.statistics.ranking import build_ranking, compute_areas
 
 Estimates = dict[str, Floats]
@@ -71,36 +72,32 @@ def build_estimator(predictions: Predictions) -> Estimator:
         for name, row in DEFINITIONS.items()
         if row.build is not None and predictions.kind in row.kinds
     }
-    return (lambda weights: estimate(weights) | {name: one(weights) for name, one in own.items()}) if own else estimate
+    return lambda weights: estimate(weights) | {name: one(weights) for name, one in own.items()}
 
 
 def _build_margins(predictions: Predictions) -> Estimator:
     """Return the metrics of scores on any scale: what needs probabilities, or a threshold that is not known, is NaN."""
     ranked = build_estimator(replace(predictions, probabilities=True))
+    unknown = {PROBABILITIES} if predictions.decides else {PROBABILITIES, THRESHOLD}
 
     def estimate(weights: Floats) -> Estimates:
-        nothing = np.full(len(weights), np.nan)
-        return {
-            name: nothing
-            if (needs := find_needs(name)) == PROBABILITIES or (needs == THRESHOLD and not predictions.decides)
-            else value
-            for name, value in ranked(weights).items()
-        }
+        found = ranked(weights)
+        return found | {name: np.full(len(weights), np.nan) for name in found if find_needs(name) in unknown}
 
     return estimate
 
 
 def _build_binary(predictions: Predictions) -> Estimator:
-    """Ranking, the decision at the threshold, and calibration of P(class 1)."""
-    true, score = predictions.grade_true, predictions.y_score
-    return _build_one_label(true, score[:, 0], np.arange(len(true)), called=predictions.called[:, 0])
+    return _build_one_label(predictions, predictions.grade_true, 0)
 
 
-def _build_one_label(true: Integers, probability: Floats, rows: Integers, *, called: NDArray[np.bool_]) -> Estimator:
-    """Return all metrics of one yes-or-no label on the rows where it is known."""
+def _build_one_label(predictions: Predictions, true: NDArray[Any], column: int) -> Estimator:
+    """Return all metrics of one yes-or-no label on the rows where it is known: rank, decision and calibration."""
+    probability = predictions.y_score[:, column]
+    rows = np.flatnonzero(~np.isnan(true))
     ranking = build_ranking(true == 1, probability, rows=rows)
-    known_true, score = true[rows], probability[rows][:, None]
-    predicted = called[rows].astype(np.int64)
+    known_true, score = true[rows].astype(np.int64), probability[rows][:, None]
+    predicted = predictions.called[rows, column].astype(np.int64)
     forecast, outcome = compute_confidence(known_true, score)
     brier, log_loss = compute_brier_rows(known_true, score), compute_log_loss_rows(known_true, score)
 
@@ -142,36 +139,20 @@ def _two_class_rates(confusion: Floats) -> Estimates:
 
 def _build_multilabel(predictions: Predictions) -> Estimator:
     """Return each label as a binary task on its known rows, and the plain mean over the labels."""
-    known = ~np.isnan(predictions.y_true)
-    labels = [
-        _build_one_label(
-            (predictions.y_true[:, k] == 1).astype(np.int64),
-            predictions.y_score[:, k],
-            np.flatnonzero(known[:, k]),
-            called=predictions.called[:, k],
-        )
-        for k in range(len(predictions.class_names))
-    ]
+    labels = [_build_one_label(predictions, true, k) for k, true in enumerate(predictions.y_true.T)]
 
     def estimate(weights: Floats) -> Estimates:
         by_label = [label(weights) for label in labels]
-        means = {
-            name: np.mean([one[name] for one in by_label], axis=0) for name in by_label[0] if DEFINITIONS[name].averaged
-        }
-        return means | _by_class(predictions, by_label)
+        averaged = [name for name in by_label[0] if DEFINITIONS[name].averaged]
+        found = {name: np.mean([one[name] for one in by_label], axis=0) for name in averaged}
+        for class_name, estimates in zip(predictions.class_names, by_label, strict=True):
+            # A class has a recall; the sensitivity is that of the task.
+            found |= {
+                f"{name.replace('sensitivity', 'recall')}_{class_name}": value for name, value in estimates.items()
+            }
+        return found
 
     return estimate
-
-
-def _by_class(predictions: Predictions, by_label: list[Estimates]) -> Estimates:
-    return {
-        f"{_CLASS_NAMES.get(name, name)}_{class_name}": value
-        for class_name, estimates in zip(predictions.class_names, by_label, strict=True)
-        for name, value in estimates.items()
-    }
-
-
-_CLASS_NAMES = {"sensitivity": "recall"}
 
 
 def _build_multiclass(predictions: Predictions) -> Estimator:
@@ -227,33 +208,27 @@ def build_from_classes(predictions: Predictions) -> Estimator:
 def _build_regression(predictions: Predictions) -> Estimator:
     """Errors of the value; with grades also those of the rounded value, and its ranking above each grade."""
     true, value = predictions.y_true, predictions.y_score[:, 0]
-    graded = _build_graded_value(predictions) if predictions.grades else None
 
     def estimate(weights: Floats) -> Estimates:
-        estimates = graded(weights) if graded else {}
-        return estimates | {
+        return {
             **compute_value_errors(true, value, weights=weights),
             "pearson": compute_pearson(true, value, weights=weights),
             "spearman": compute_spearman(true, value, weights=weights),
         }
 
-    return estimate
-
-
-def _build_graded_value(predictions: Predictions) -> Estimator:
-    grade, value, names = predictions.grade_true, predictions.y_score[:, 0], predictions.class_names
-    rankings = [build_ranking(grade > k, value) for k in range(len(names) - 1)]
+    if not predictions.grades:
+        return estimate
+    grade, names = predictions.grade_true, predictions.class_names
+    rankings = {f"auc_above_{name}": build_ranking(grade > k, value) for k, name in enumerate(names[:-1])}
     from_classes = build_from_classes(predictions)
 
-    def estimate(weights: Floats) -> Estimates:
-        above = np.asarray([compute_areas(ranking, weights)[0] for ranking in rankings])
-        return {
-            "auc": above.mean(axis=0),
-            **from_classes(weights),
-            **{f"auc_above_{names[k]}": area for k, area in enumerate(above)},
-        }
+    def estimate_graded(weights: Floats) -> Estimates:
+        above = {name: compute_areas(ranking, weights)[0] for name, ranking in rankings.items()}
+        mean = np.mean(list(above.values()), axis=0)
+        # The errors of the value replace those of the rounded one.
+        return {"auc": mean, **from_classes(weights), **above, **estimate(weights)}
 
-    return estimate
+    return estimate_graded
 
 
 _BUILDERS: dict[str, Callable[[Predictions], Estimator]] = {

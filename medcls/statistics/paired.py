@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +13,6 @@ from scipy import special
 
 from medcls.statistics.bounds import (
     UNBOUNDED,
-    Base,
     Limits,
     bound_skewed,
     combine_difference,
@@ -23,19 +22,34 @@ from medcls.statistics.bounds import (
 from medcls.statistics.curves import list_questions
 from medcls.statistics.definitions import choose_headlines
 from medcls.statistics.delong import compare_areas
-from medcls.statistics.intervals import (
-    correlate,
-    describe_estimates,
-    draw_replicates,
-    find_note,
-    join_replicates,
-)
+from medcls.statistics.intervals import Drawn, collect, correlate, draw_replicates, explain_plainly
 from medcls.statistics.metrics import build_estimator
 from medcls.statistics.predictions import Floats, Integers, Predictions
-from medcls.statistics.support import Support, find_support
+from medcls.statistics.support import find_support
 
-Entries = Mapping[str, Mapping[str, Any]]
 _QUANTILE = NormalDist().inv_cdf(0.975)
+
+
+class Tested(TypedDict):
+    """An interval and a test of no difference; null where undefined, and then `reason` may say why.
+
+    `p_holm` is p within its family, `note` what a reader must know of the interval.
+    """
+
+    low: float | None
+    high: float | None
+    p_value: float | None
+    p_holm: NotRequired[float | None]
+    reason: NotRequired[str]
+    note: NotRequired[str]
+
+
+class Difference(Tested):
+    """A paired difference of metrics.json, with the two numbers; areas compared by DeLong lack these."""
+
+    first: NotRequired[float | None]
+    second: NotRequired[float | None]
+    difference: float | None
 
 
 class Discordance(NamedTuple):
@@ -103,9 +117,25 @@ def adjust_holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def add_holm(family: Iterable[Any]) -> None:
+    """Add to each test, an object with "p_value", the p value that holds for the whole family."""
+    tests = list(family)
+    adjusted = adjust_holm([math.nan if test["p_value"] is None else test["p_value"] for test in tests])
+    for test, p_value in zip(tests, adjusted, strict=True):
+        test["p_holm"] = or_none(p_value)
+
+
+class ComparedPredictions(TypedDict):
+    """Two models on the same rows: metrics by name, areas by question, and right or wrong by row."""
+
+    metrics: dict[str, Difference]
+    auc: dict[str, Difference]
+    mcnemar: NotRequired[dict[str, int | float | str]]
+
+
 def compare_predictions(
     first: Predictions, second: Predictions, patients: Integers, *, replicates: int = 2000, seed: int = 0
-) -> dict[str, Any]:
+) -> ComparedPredictions:
     """Differences (first less second) on the same rows: metrics, AUCs, and right or wrong by row.
 
     Args:
@@ -113,11 +143,10 @@ def compare_predictions(
         second: Of the same rows: the same truth.
         patients: (N,) patient number of each row.
         replicates: Bootstrap samples, the same for both.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        "metrics": name to {"first", "second", "difference", "low", "high", "p_value", "p_holm"} by paired bootstrap
-        over patients; "auc": the same of each question by DeLong; "mcnemar". Undefined numbers are None.
+        "metrics": the headlines by paired bootstrap over patients; "auc": each question by DeLong; "mcnemar".
 
     Raises:
         ValueError: The two have another task or other labels.
@@ -129,57 +158,34 @@ def compare_predictions(
         first.y_true, second.y_true, equal_nan=first.y_true.dtype.kind == "f"
     ):
         raise ValueError("the two predictions are not of the same task, rows and labels")
-    names = choose_headlines(first)
-    metrics = _compare_metrics(first, second, patients, names=names, replicates=replicates, seed=seed)
-    compared = {"metrics": metrics, "auc": describe_areas(first, second, patients)}
-    for family in compared.values():
-        holm = adjust_holm([or_nan(entry["p_value"]) for entry in family.values()])
-        for entry, p_value in zip(family.values(), holm, strict=True):
-            entry["p_holm"] = or_none(p_value)
-    answers = first.decides and second.decides
-    if not answers or first.kind == "multilabel" or (first.kind == "regression" and not first.grades):
-        return compared
-    right = [one.grade_predicted == one.grade_true for one in (first, second)]
-    return compared | {"mcnemar": compute_mcnemar(*right, patients=patients)._asdict()}
-
-
-def _compare_metrics(
-    first: Predictions, second: Predictions, patients: Integers, *, names: Sequence[str], replicates: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    estimators = [build_estimator(one) for one in (first, second)]
-    ones = np.ones((1, len(patients)))
-    values = [estimate(ones) for estimate in estimators]
-    chunks = [
-        [estimate(weights) for estimate in estimators]
-        for weights in draw_replicates(patients, replicates=replicates, seed=seed)
-    ]
-    drawn = [join_replicates([chunk[side] for chunk in chunks]) for side in (0, 1)]
-    described: list[dict[str, dict[str, Any]]] = []
-    supports: list[Support] = []
-    counted: list[dict[str, Base]] = []
-    for model, value, replicated in zip((first, second), values, drawn, strict=True):
-        supports.append(find_support(model, value))
-        counted.append({name: basis.count(patients) for name, basis in supports[-1].items()})
-        numbers = {name: float(one[0]) for name, one in value.items()}
-        described.append(describe_estimates(numbers, replicated, supports[-1], counted[-1]))
-    first_entries, second_entries = described
-    return {
-        name: describe_difference(
-            name, (first_entries, second_entries), (drawn[0], drawn[1]), support=supports[0], counts=counted[0]
-        )
-        for name in names
-        if name in values[0]
+    one, two = draw_pair(first, second, patients, replicates=replicates, seed=seed)
+    headlines = [name for name in choose_headlines(first) if name in one.values]
+    compared: ComparedPredictions = {
+        "metrics": {name: describe_difference(name, one, two) for name in headlines},
+        "auc": describe_areas(first, second, patients),
     }
+    add_holm(compared["metrics"].values())
+    add_holm(compared["auc"].values())
+    if first.decides and second.decides and first.has_classes:
+        right = [model.grade_predicted == model.grade_true for model in (first, second)]
+        compared["mcnemar"] = compute_mcnemar(*right, patients=patients)._asdict()
+    return compared
 
 
-def describe_difference(
-    name: str,
-    entries: tuple[Entries, Entries],
-    drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
-    *,
-    support: Support,
-    counts: Mapping[str, Base],
-) -> dict[str, Any]:
+def draw_pair(
+    first: Predictions, second: Predictions, patients: Integers, *, replicates: int, seed: int
+) -> tuple[Drawn, Drawn]:
+    """Return all metrics of two models of the same rows, in the same bootstrap samples; as `compare_predictions`."""
+    one, two = build_estimator(first), build_estimator(second)
+    chunks = [(one(weights), two(weights)) for weights in draw_replicates(patients, replicates=replicates, seed=seed)]
+    ones = np.ones((1, len(patients)))
+    drawn = []
+    for side, (model, values) in enumerate([(first, one(ones)), (second, two(ones))]):
+        drawn.append(collect(values, [chunk[side] for chunk in chunks], find_support(model, values), patients))
+    return drawn[0], drawn[1]
+
+
+def describe_difference(name: str, first: Drawn, second: Drawn, *, rests: Drawn | None = None) -> Difference:
     """Return two values, their difference with its interval, the p value of no difference, and a note if it is unsure.
 
     The interval follows from those of the two and the correlation of their replicates; of numbers without bounds from
@@ -187,73 +193,71 @@ def describe_difference(
     interval that just reaches 0.
 
     Args:
-        name: Of the number.
-        entries: Of both models, by name, as `intervals.describe_estimates` has them; with the parts of a mean.
-        drawn: (R,) replicates of the numbers of both, from the same draws.
-        support: What each number of the first model rests on.
-        counts: Its patients and rows.
+        name: Number that both have.
+        first: Its replicates, from the same draws as those of the second.
+        second: Likewise.
+        rests: What the difference rests on; None = what the first number does.
 
     Source: Newcombe 1998, method 10 (paired shares); Zou 2007 (any numbers); Zou & Donner 2008 (means).
     """
-    first, second = (side[name] for side in entries)
-    values = first["value"], second["value"]
-    entry: dict[str, Any] = {"first": values[0], "second": values[1], "difference": None, "low": None, "high": None}
-    if None in values:
-        return entry | {"p_value": None}
-    entry["difference"] = difference = values[0] - values[1]
-    if np.array_equal(drawn[0][name], drawn[1][name], equal_nan=True) and difference == 0:
-        return entry | {"p_value": 1.0}
-    if first["low"] is None or second["low"] is None:
-        return entry | {"p_value": None, "reason": (first if first["low"] is None else second)["reason"]}
-    low, high = _limit_difference(name, entries, drawn, support=support, counts=counts)
+    rests = rests or first
+    entries = [drawn.describe_one(name, explain_plainly) for drawn in (first, second)]
+    one, two = (entry["value"] for entry in entries)
+    found: Difference = {
+        "first": one, "second": two, "difference": None, "low": None, "high": None, "p_value": None
+    }  # fmt: skip
+    if one is None or two is None:
+        return found
+    found["difference"] = difference = one - two
+    if difference == 0 and np.array_equal(first.replicates[name], second.replicates[name], equal_nan=True):
+        found["p_value"] = 1.0
+        return found
+    for entry in entries:
+        if entry["low"] is None:
+            found["reason"] = entry["reason"]
+            return found
+    low, high = _limit_difference(name, first, second, rests=rests)
+    found["low"], found["high"] = low, high
     reach = difference - low if difference > 0 else high - difference
-    p_value = math.erfc(abs(difference) / reach * _QUANTILE / math.sqrt(2)) if reach > 0 else None
-    note = find_note(name, support, counts)
-    return entry | {"low": low, "high": high, "p_value": p_value} | ({"note": note} if note else {})
+    if reach > 0:
+        found["p_value"] = math.erfc(abs(difference) / reach * _QUANTILE / math.sqrt(2))
+    note = rests.find_note(name)
+    if note:
+        found["note"] = note
+    return found
 
 
-def _limit_difference(
-    name: str,
-    entries: tuple[Entries, Entries],
-    drawn: tuple[Mapping[str, Floats], Mapping[str, Floats]],
-    *,
-    support: Support,
-    counts: Mapping[str, Base],
-) -> Limits:
+def _limit_difference(name: str, first: Drawn, second: Drawn, *, rests: Drawn) -> Limits:
     """Return the limits of the difference of two numbers that both have an interval."""
-    first, second = (side[name] for side in entries)
-    basis, base = support[name], counts[name]
+    basis, base = rests.support[name], rests.counts[name]
     if basis.scale == "mean":
-        limits = [_limit_difference(part, entries, drawn, support=support, counts=counts) for part in basis.parts]
-        apart = [drawn[0][part] - drawn[1][part] for part in basis.parts]
-        values = [entries[0][part]["value"] - entries[1][part]["value"] for part in basis.parts]
-        return combine_mean(values, limits, correlate(apart))[1]
+        parts = basis.parts
+        limits = [_limit_difference(part, first, second, rests=rests) for part in parts]
+        apart = [first.replicates[part] - second.replicates[part] for part in parts]
+        return combine_mean([first.values[part] - second.values[part] for part in parts], limits, correlate(apart))[1]
+    one, two = first.values[name], second.values[name]
     if basis.scale in UNBOUNDED:
-        apart_here = drawn[0][name] - drawn[1][name]
-        found = bound_skewed(first["value"] - second["value"], apart_here[np.isfinite(apart_here)], base)
+        moved = first.replicates[name] - second.replicates[name]
+        found = bound_skewed(one - two, moved[np.isfinite(moved)], base)
         if found is not None:
             return found
-    correlation = float(correlate([drawn[0][name], drawn[1][name]])[0, 1])
+    correlation = float(correlate([first.replicates[name], second.replicates[name]])[0, 1])
     if basis.scale == "share":
-        correlation = correct_correlation(correlation, first["value"], second["value"], base.rows[0])
-    one, two = ((side["low"], side["high"]) for side in (first, second))
-    return combine_difference(first["value"], second["value"], one, two, correlation)
+        correlation = correct_correlation(correlation, one, two, base.rows[0])
+    of_first, of_second = first.limit(name), second.limit(name)
+    if isinstance(of_first, str) or isinstance(of_second, str):
+        raise TypeError(f"{name} has no interval")  # describe_difference asks only where both have one
+    return combine_difference(one, two, of_first, of_second, correlation)
 
 
-def describe_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, dict[str, Any]]:
-    """Return the difference of the AUCs of each yes-or-no question by paired DeLong.
-
-    Args:
-        first: Of N rows.
-        second: Of the same rows.
-        patients: (N,) patient number of each row.
-    """
+def describe_areas(first: Predictions, second: Predictions, patients: Integers) -> dict[str, Difference]:
+    """Return the difference of the AUCs of each yes-or-no question by paired DeLong; arguments of `draw_pair`."""
     pairs = zip(list_questions(first), list_questions(second), strict=True)
     return {one.name: describe_area(one.positive, one.score, two.score, patients[one.rows]) for one, two in pairs}
 
 
-def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: Integers) -> dict[str, Any]:
-    """Return the difference of two AUCs of one question, as `describe_areas` has it.
+def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: Integers) -> Difference:
+    """Return the difference of two AUCs of one question by paired DeLong.
 
     Args:
         positive: (n,) whether a row is a case.
@@ -266,14 +270,14 @@ def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: 
         found = compare_areas(positive, first, second, patients=units)
     except ValueError as error:
         return {"difference": None, "low": None, "high": None, "p_value": None, "reason": str(error)}
-    return {name: or_none(value) for name, value in found._asdict().items() if name != "z"}
+    return {
+        "difference": or_none(found.difference),
+        "low": or_none(found.low),
+        "high": or_none(found.high),
+        "p_value": or_none(found.p_value),
+    }
 
 
 def or_none(value: float) -> float | None:
     """None for what is not finite, as JSON takes it."""
     return value if math.isfinite(value) else None
-
-
-def or_nan(value: float | None) -> float:
-    """NaN for None."""
-    return math.nan if value is None else value

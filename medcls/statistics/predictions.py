@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ class Predictions:
     def traits(self) -> TaskKind:
         """What labels, scores and answers of its kind of task are."""
         return KINDS[self.kind]
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each row has one true and one predicted class or grade."""
+        return not self.traits.multiple and (self.grades or not self.traits.numeric)
 
     @property
     def decides(self) -> bool:
@@ -97,23 +102,45 @@ def check_predictions(
     class_names: Sequence[str],
     grades: bool = False,
     thresholds: Sequence[float] = (),
-    probabilities: bool = True,
 ) -> Predictions:
     """Return the same values as checked `Predictions`.
 
     Args:
-        kind: "binary", "multiclass", "ordinal", "multilabel" or "regression".
+        kind: One of `KINDS`.
         y_true: (N,) or, multilabel, (N, K) with NaN for unknown.
-        y_score: (N, 1) for binary and regression, else (N, K). (N,) is taken as (N, 1).
+        y_score: Probabilities (N, 1) for binary, else (N, K); values (N, 1) for regression. (N,) is taken as (N, 1).
         class_names: K distinct names; two for binary; may be empty for a regression without grades.
         grades: The classes are ordered grades 0 … K-1.
         thresholds: One for each column of y_score (binary, multilabel), or () for 0.5.
-        probabilities: False = scores on any scale.
 
     Raises:
         ValueError: A shape, threshold, label or score is not as above; the message names the first rows.
 
     Source: own choice.
+    """
+    one = check_margins(kind, y_true, y_score, class_names=class_names, grades=grades, thresholds=thresholds)
+    score = one.y_score
+    if not one.traits.numeric:
+        outside = (score < -1e-6) | (score > 1 + 1e-6)
+        _refuse_rows(outside.any(axis=1), "y_score is not a probability in [0, 1] (logits were passed?)")
+    if one.traits.exclusive:
+        off = np.abs(score.sum(axis=1) - 1) > ROW_SUM_TOLERANCE
+        _refuse_rows(off, "the probabilities of y_score do not sum to 1")
+    return replace(one, probabilities=True)
+
+
+def check_margins(
+    kind: str,
+    y_true: ArrayLike,
+    y_score: ArrayLike,
+    *,
+    class_names: Sequence[str],
+    grades: bool = False,
+    thresholds: Sequence[float] = (),
+) -> Predictions:
+    """Return checked `Predictions` of scores on any scale, which can only be ranked and compared with thresholds.
+
+    Arguments and errors are those of `check_predictions`.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
@@ -121,57 +148,40 @@ def check_predictions(
     score = np.asarray(y_score, dtype=np.float64)
     score = score[:, None] if score.ndim == 1 else score
     true = np.asarray(y_true, dtype=np.float64)
-    _check_names(kind, names, grades=grades)
-    _check_shapes(kind, true, score, names=names)
-    _check_scores(kind, score, probabilities=probabilities)
-    _check_labels(kind, true, names=names, grades=grades)
-    if thresholds and (not KINDS[kind].thresholds or len(thresholds) != score.shape[1]):
-        raise ValueError(f"thresholds has {len(thresholds)} values; expected one for each label, none of a {kind}")
-    labels = true if KINDS[kind].multiple or KINDS[kind].numeric else true.astype(np.int64)
-    return Predictions(kind, labels, score, names, grades, tuple(map(float, thresholds)), probabilities)
-
-
-def _check_names(kind: str, names: tuple[str, ...], *, grades: bool) -> None:
-    if len(set(names)) != len(names):
-        raise ValueError(f"class_names repeats a name: {list(names)}; every class needs its own")
-    row = KINDS[kind]
-    least = 2 if grades else row.fewest
-    if len(names) < least or (row.most is not None and len(names) > row.most):
-        expected = f"exactly {least}" if least == row.most else f"at least {least}"
-        raise ValueError(f"class_names has {len(names)} names; {kind} needs {expected}")
-
-
-def _check_shapes(kind: str, true: Floats, score: Floats, *, names: tuple[str, ...]) -> None:
-    columns = KINDS[kind].count_scores(len(names))
+    one = Predictions(kind, true, score, names, grades, tuple(map(float, thresholds)), probabilities=False)
+    _check_names(one)
+    columns = one.traits.count_scores(len(names))
     if score.ndim != 2 or score.shape[1] != columns:
         raise ValueError(f"y_score has shape {score.shape}; {kind} needs (N, {columns})")
-    expected = score.shape if KINDS[kind].multiple else score.shape[:1]
+    expected = score.shape if one.traits.multiple else score.shape[:1]
     if true.shape != expected:
         raise ValueError(f"y_true has shape {true.shape}; {kind} with y_score {score.shape} needs {expected}")
     if len(score) == 0:
         raise ValueError("y_score has no rows; there is nothing to evaluate")
-
-
-def _check_scores(kind: str, score: Floats, *, probabilities: bool) -> None:
     _refuse_rows(~np.isfinite(score).all(axis=1), "y_score is NaN or infinite")
-    if KINDS[kind].numeric or not probabilities:
-        return
-    outside = (score < -1e-6) | (score > 1 + 1e-6)
-    _refuse_rows(outside.any(axis=1), "y_score is not a probability in [0, 1] (logits were passed?)")
-    if KINDS[kind].exclusive:
-        off = np.abs(score.sum(axis=1) - 1) > ROW_SUM_TOLERANCE
-        _refuse_rows(off, "the probabilities of y_score do not sum to 1")
-
-
-def _check_labels(kind: str, true: Floats, *, names: tuple[str, ...], grades: bool) -> None:
-    if KINDS[kind].multiple:
+    if one.traits.multiple:
         wrong = (~np.isnan(true) & (true != 0) & (true != 1)).any(axis=1)
         _refuse_rows(wrong, "y_true is not 0, 1 or NaN (unknown)")
-        return
-    _refuse_rows(~np.isfinite(true), "y_true is NaN or infinite")
-    if grades or not KINDS[kind].numeric:
+    else:
+        _refuse_rows(~np.isfinite(true), "y_true is NaN or infinite")
+    if one.has_classes:
         wrong = (true != np.floor(true)) | (true < 0) | (true >= len(names))
         _refuse_rows(wrong, f"y_true is not an integer in [0, {len(names)})")
+    if thresholds and not (one.traits.thresholds and len(thresholds) == columns):
+        raise ValueError(f"thresholds has {len(thresholds)} values; expected one for each label, none of a {kind}")
+    if one.traits.multiple or one.traits.numeric:
+        return one
+    return replace(one, y_true=true.astype(np.int64))
+
+
+def _check_names(one: Predictions) -> None:
+    names = one.class_names
+    if len(set(names)) != len(names):
+        raise ValueError(f"class_names repeats a name: {list(names)}; every class needs its own")
+    least = 2 if one.grades else one.traits.fewest
+    if len(names) < least or (one.traits.most is not None and len(names) > one.traits.most):
+        expected = f"exactly {least}" if least == one.traits.most else f"at least {least}"
+        raise ValueError(f"class_names has {len(names)} names; {one.kind} needs {expected}")
 
 
 def _refuse_rows(bad: ArrayLike, what: str) -> None:
@@ -183,14 +193,17 @@ def _refuse_rows(bad: ArrayLike, what: str) -> None:
         raise ValueError(f"{what} in {rows.size} of {total} rows: {named}{more}")
 
 
+def select_rows(predictions: Predictions, rows: NDArray[Any]) -> Predictions:
+    """Return the predictions of some rows, by index or mask."""
+    return replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
+
+
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     """Quotient of the two, broadcast; NaN where the denominator is not above zero.
 
     Source: own choice: an undefined share is NaN, never 0.
     """
-    above, below = np.broadcast_arrays(
-        np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
-    )
+    above, below = np.broadcast_arrays(np.asarray(numerator, np.float64), np.asarray(denominator, np.float64))
     quotient: Floats = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
     return quotient
 
@@ -211,6 +224,6 @@ def sum_by_group(weights: Floats, group: NDArray[np.integer], *, num_groups: int
     Args:
         weights: (R, N).
         group: (N,) group of each row, in [0, num_groups).
-        num_groups: Number of groups; those without rows get 0.
+        num_groups: Those without rows get 0.
     """
     return np.stack([np.bincount(group, weights=replicate, minlength=num_groups) for replicate in weights])

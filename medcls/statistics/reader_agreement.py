@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from medcls.statistics.intervals import summarize
+from medcls.statistics.intervals import MetricEntry, summarize
 from medcls.statistics.metrics import Estimates
 from medcls.statistics.predictions import Floats, Integers
 from medcls.statistics.support import Basis
 
 
-def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 1000, seed: int = 0) -> dict[str, Any]:
+def measure_agreement(
+    votes: Floats, patients: Integers, *, replicates: int = 1000, seed: int = 0
+) -> dict[str, int | MetricEntry]:
     """Return how many images two or more readers have labelled, their agreement and Krippendorff's alpha.
 
     Alpha is 1 if all readers always agree and 0 if they agree as often as chance would have them; for two readers of
@@ -20,7 +20,7 @@ def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 10
 
     Args:
         votes: (N, K): how many readers gave each image each class; readers may be missing.
-        patients: (N,) whose image it is, any numbers.
+        patients: (N,) patient number of each image.
         replicates: Bootstrap samples of patients.
         seed: Seed of the bootstrap.
 
@@ -34,7 +34,7 @@ def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 10
     number = votes.sum(axis=1)
     several = number >= 2
     votes, number = votes[several], number[several]
-    facts = {"images": len(votes), "patients": len(np.unique(patients[several]))}
+    facts: dict[str, int | MetricEntry] = {"images": len(votes), "patients": len(np.unique(patients[several]))}
     if not len(votes):
         return facts
     pairs = (number**2 - (votes**2).sum(axis=1)) / (number - 1)  # ordered pairs that differ, per vote
@@ -53,5 +53,5 @@ def measure_agreement(votes: Floats, patients: Integers, *, replicates: int = 10
     codes = np.unique(patients[several], return_inverse=True)[1]
     everyone = (np.ones(len(codes), dtype=bool),)
     support = {"agreement": Basis("precision", everyone), "alpha": Basis("agreement", everyone)}
-    found = summarize(estimate, codes, support=lambda names: support, replicates=replicates, seed=seed, explain=explain)
-    return facts | found
+    found = summarize(estimate, codes, support, replicates=replicates, seed=seed, explain=explain)
+    return {**facts, **found}

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.statistics.curves import Question, count_at_thresholds, list_questions
-from medcls.statistics.intervals import describe_estimates, draw_replicates
-from medcls.statistics.paired import adjust_holm, compute_mcnemar, describe_area, describe_difference, or_nan, or_none
+from medcls.statistics.intervals import Drawn, collect, draw_replicates, explain_plainly
+from medcls.statistics.metrics import Estimates
+from medcls.statistics.paired import add_holm, compute_mcnemar, describe_area, describe_difference, or_none
 from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
 from medcls.statistics.ranking import compute_curve, compute_roc
-from medcls.statistics.support import find_rate_support, name_sides
+from medcls.statistics.support import RATES, find_rate_support, name_sides
 
 MOST_POINTS = 500
 
@@ -36,6 +37,13 @@ class Readings:
     ordered: bool = False
 
 
+class ReaderStudy(TypedDict):
+    """`entries` for each question, reader and cut; `curves`: the model's ROC curve for each question."""
+
+    entries: list[dict[str, object]]
+    curves: dict[str, dict[str, list[float]]]
+
+
 def compare_readers(
     predictions: Predictions,
     patients: Integers,
@@ -43,7 +51,7 @@ def compare_readers(
     *,
     replicates: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> ReaderStudy:
     """Return each reader's rates with intervals, and the model at the same specificity and at its own decision.
 
     Args:
@@ -62,11 +70,11 @@ def compare_readers(
     Source: paired bootstrap over patients: Efron & Tibshirani 1993, chapter 16; McNemar as in
     `paired.compute_mcnemar`; the comparison at the reader's specificity: our own choice.
     """
-    curves: dict[str, Any] = {}
-    entries: list[dict[str, Any]] = []
+    found: ReaderStudy = {"entries": [], "curves": {}}
     for number, question in enumerate(list_questions(predictions)):
-        model = _call_question(predictions, number) if predictions.decides else None
-        of_question = []
+        model = _call(predictions, number, None) if predictions.decides else None
+        sides = name_sides(predictions, question.metric_suffix)
+        of_question: list[dict[str, Any]] = []
         for reader in readers:
             place = np.full(len(predictions.y_score), -1)
             place[reader.rows] = np.arange(len(reader.rows))
@@ -79,129 +87,97 @@ def compare_readers(
             answers = reader.answers[place[at]]
             cuts = np.unique(answers)[1:].tolist() if reader.ordered else [None]
             for cut in cuts:
-                called = answers >= cut if reader.ordered else _call_answers(predictions, number, answers)
-                entry = _compare_one(
-                    part,
-                    called,
-                    None if model is None else model[at],
-                    units,
-                    side_names=name_sides(predictions, question.metric_suffix),
-                    replicates=replicates,
-                    seed=seed,
-                )
+                called = _call(predictions, number, answers) if cut is None else answers >= cut
+                drawn = _draw(part, called, units, sides, replicates=replicates, seed=seed)
+                entry = {"n_images": len(units), "n_patients": int(units.max()) + 1, **_describe(drawn)}
+                entry |= _judge(part.positive, called, units, model=None if model is None else model[at])
                 entry |= {"reader": reader.name, "question": question.name, "cut": cut}
                 if reader.ordered:
                     entry["area"] = describe_area(part.positive, part.score, answers.astype(np.float64), units)
                 of_question.append(entry)
-        _adjust(of_question)
-        entries += of_question
+        # Of all readers of a question together.
+        add_holm(entry["difference"] for entry in of_question)
+        for side in ("cases", "others"):
+            add_holm(entry["at_decision"][side] for entry in of_question if side in entry["at_decision"])
+        found["entries"] += of_question
         if of_question and 0 < question.positive.sum() < len(question.positive):
-            curves[question.name] = _thin(question)
-    return {"entries": entries, "curves": curves}
+            alarms, hits = compute_roc(compute_curve(question.positive, question.score))
+            kept = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), MOST_POINTS)).round().astype(np.int64))
+            curve = {"false_positive_rate": alarms[kept].tolist(), "sensitivity": hits[kept].tolist()}
+            found["curves"][question.name] = curve
+    return found
 
 
-def _thin(question: Question) -> dict[str, list[float]]:
-    """Return the model's ROC curve, of very many points some."""
-    alarms, hits = compute_roc(compute_curve(question.positive, question.score))
-    kept = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), MOST_POINTS)).round().astype(np.int64))
-    return {"false_positive_rate": alarms[kept].tolist(), "sensitivity": hits[kept].tolist()}
-
-
-def _call_question(predictions: Predictions, number: int) -> NDArray[np.bool_]:
-    """Return whether the model's decision says yes to a question of `list_questions`; (N,)."""
-    if predictions.kind == "binary":
-        return np.asarray(predictions.grade_predicted == 1)
+def _call(predictions: Predictions, number: int, answers: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Return who is called a case in a question of `list_questions`: by a reader's answers, or None = by the model."""
     if predictions.kind == "multilabel":
-        return np.asarray(predictions.called[:, number])
+        return np.asarray((predictions.called if answers is None else answers)[:, number] == 1)
+    said = predictions.grade_predicted if answers is None else answers
     if predictions.kind == "regression":
-        return np.asarray(predictions.grade_predicted > number)
-    return np.asarray(predictions.grade_predicted == number)
+        return np.asarray(said > number)
+    return np.asarray(said == (1 if predictions.kind == "binary" else number))
 
 
-def _call_answers(predictions: Predictions, number: int, answers: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the same of a reader's answers."""
-    if predictions.kind == "binary":
-        return np.asarray(answers == 1)
-    if predictions.kind == "multilabel":
-        return np.asarray(answers[:, number] == 1)
-    return np.asarray(answers > number if predictions.kind == "regression" else answers == number)
-
-
-def _compare_one(
+def _draw(
     question: Question,
     called: NDArray[np.bool_],
-    model: NDArray[np.bool_] | None,
     units: Integers,
-    *,
     side_names: Mapping[str, str],
+    *,
     replicates: int,
     seed: int,
-) -> dict[str, Any]:
+) -> Drawn:
+    """Return sensitivity and specificity of the reader, and the model's sensitivity at that specificity."""
     thresholds = np.append(np.inf, np.unique(question.score)[::-1])
     reader_score = called.astype(np.float64)
 
-    def rates(weights: Floats) -> tuple[Floats, Floats, Floats]:
-        """Sensitivity and specificity of the reader, and the model's sensitivity there; three (R,)."""
+    def estimate(weights: Floats) -> Estimates:
         reader = count_at_thresholds(question.positive, reader_score, thresholds=[0.5], weights=weights)
         curve = count_at_thresholds(question.positive, question.score, thresholds=thresholds, weights=weights)
         # Counts of false alarms rise along the thresholds: the last one that is not above the reader's is theirs.
         allowed = (curve.false_positives <= reader.false_positives + 1e-9).sum(axis=1) - 1
         reached = np.take_along_axis(curve.true_positives, allowed[:, None], axis=1)[:, 0]
         cases, others = reader.positives[:, 0], reader.negatives[:, 0]
-        sensitivity = ratio(reader.true_positives[:, 0], cases)
         specificity = ratio(others - reader.false_positives[:, 0], others)
-        return sensitivity, specificity, np.where(np.isnan(specificity), np.nan, ratio(reached, cases))
+        return {
+            "sensitivity": ratio(reader.true_positives[:, 0], cases),
+            "specificity": specificity,
+            "model_sensitivity": np.where(np.isnan(specificity), np.nan, ratio(reached, cases)),
+        }
 
-    names = ("sensitivity", "specificity", "model_sensitivity")
-    plain = [float(value[0]) for value in rates(np.ones((1, len(units))))]
-    chunks = [rates(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
-    drawn = dict(zip(names, map(np.concatenate, zip(*chunks, strict=True)), strict=True))
     support = find_rate_support(
         question.positive, called, np.arange(len(units)), total=len(units), side_names=side_names
     )
     support["model_sensitivity"] = replace(support["sensitivity"], scale="precision")
-    counts = {name: basis.count(units) for name, basis in support.items()}
-    measured = describe_estimates(dict(zip(names, plain, strict=True)), drawn, support, counts)
-    found = describe_difference(
-        "sensitivity",
-        ({"sensitivity": measured["model_sensitivity"]}, measured),
-        ({"sensitivity": drawn["model_sensitivity"]}, drawn),
-        support=support,
-        counts=counts,
+    chunks = [estimate(weights) for weights in draw_replicates(units, replicates=replicates, seed=seed)]
+    return collect(estimate(np.ones((1, len(units)))), chunks, support, units)
+
+
+def _describe(drawn: Drawn) -> dict[str, object]:
+    """Return the three numbers, and the model's sensitivity less the reader's."""
+    name = "model_sensitivity"
+    model = Drawn(
+        {"sensitivity": drawn.values[name]},
+        {"sensitivity": drawn.replicates[name]},
+        {"sensitivity": drawn.support[name]},
+        {"sensitivity": drawn.counts[name]},
     )
-    tests = {}
-    for name, rows in (("cases", question.positive), ("others", ~question.positive)):
-        if model is not None and rows.any():
+    found = describe_difference("sensitivity", model, drawn, rests=drawn)
+    numbers = drawn.describe(explain_plainly)
+    return {**numbers, "difference": {key: value for key, value in found.items() if key not in ("first", "second")}}
+
+
+def _judge(
+    positive: NDArray[np.bool_], called: NDArray[np.bool_], units: Integers, *, model: NDArray[np.bool_] | None
+) -> dict[str, object]:
+    """Return the model's rates at its own decision, and McNemar's test against the reader in cases and in others."""
+    if model is None:
+        return {"model_at_decision": None, "at_decision": {}}
+    rates, tests = {}, {}
+    for rate, side, rows in zip(RATES, ("cases", "others"), (positive, ~positive), strict=True):
+        right = [answers[rows] == positive[rows] for answers in (model, called)]
+        rates[rate] = or_none(float(ratio(right[0].sum(), rows.sum())))
+        if rows.any():
             some = np.unique(units[rows], return_inverse=True)[1].astype(np.int64)
-            right = [answers[rows] == question.positive[rows] for answers in (model, called)]
-            tests[name] = compute_mcnemar(*right, patients=some)._asdict()
-    return {
-        "n_images": len(units),
-        "n_patients": int(units.max()) + 1,
-        **measured,
-        "difference": {
-            key: found[key] for key in ("difference", "low", "high", "p_value", "reason", "note") if key in found
-        },
-        "model_at_decision": None if model is None else _rate(question.positive, model),
-        "at_decision": tests,
-    }
-
-
-def _rate(positive: NDArray[np.bool_], called: NDArray[np.bool_]) -> dict[str, float | None]:
-    return {
-        "sensitivity": or_none(float(ratio(called[positive].sum(), positive.sum()))),
-        "specificity": or_none(float(ratio((~called)[~positive].sum(), (~positive).sum()))),
-    }
-
-
-def _adjust(entries: Sequence[dict[str, Any]]) -> None:
-    """Add the p values that hold for all readers of a question together."""
-    for group in ("difference", "cases", "others"):
-        tests = [
-            found
-            for entry in entries
-            for found in [entry["difference"] if group == "difference" else entry["at_decision"].get(group)]
-            if found is not None
-        ]
-        for found, p_value in zip(tests, adjust_holm([or_nan(one["p_value"]) for one in tests]), strict=True):
-            found["p_holm"] = or_none(p_value)
+            tests[side] = compute_mcnemar(*right, patients=some)._asdict()
+    return {"model_at_decision": rates, "at_decision": tests}

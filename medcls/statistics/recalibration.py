@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medcls.identity import format_count
 from medcls.statistics.calibration import LOGIT_LIMIT, SMALLEST_PROBABILITY, compute_log_loss_rows
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, select_rows
 
 METHODS = ("none", "temperature", "platt", "isotonic")
 FOLDS = 5
@@ -190,11 +189,6 @@ def _compute_held_out_losses(method: str, predictions: Predictions, fold: Intege
         mapped = apply_recalibration(fitted, select_rows(predictions, fold == held))
         rows.append(compute_log_loss_rows(mapped.grade_true, mapped.y_score))
     return np.concatenate(rows)
-
-
-def select_rows(predictions: Predictions, rows: NDArray[Any]) -> Predictions:
-    """Return the predictions of some rows, by index or mask."""
-    return replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
 
 
 def _columns(predictions: Predictions) -> list[tuple[Floats, Floats]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medcls.statistics.bounds import Base, Limits, bound_by_variance, combine_difference, correct_correlation
+from medcls.statistics.bounds import LEVEL, Base, Limits, bound_by_variance, combine_difference, correct_correlation
 from medcls.statistics.definitions import DEFINITIONS
 from medcls.statistics.delong import compute_delong
 from medcls.statistics.predictions import Floats, Integers
@@ -33,7 +33,6 @@ class Assumptions:
         difference: First model less the second, in the population.
         model_correlation: Of the latent scores of the two models on one image, in [0, 1].
         grades: Number of equally frequent grades, for quadratic_kappa.
-        level: Coverage of the interval; a comparison is two-sided at 1 - level.
     """
 
     metric: str
@@ -44,7 +43,6 @@ class Assumptions:
     difference: float = 0.0
     model_correlation: float = 0.5
     grades: int = 5
-    level: float = 0.95
 
 
 class Estimate(NamedTuple):
@@ -92,13 +90,13 @@ def size_for_half_width(assumed: Assumptions, *, half_width: float, replicates: 
     shares: of the patients' means; kappa: jackknife) instead of a bootstrap; search by bracketing and bisection: own
     choice.
     """
-    limits = _build_limits(assumed, models=1)
+    latent = _find_latent(assumed, models=1)
 
     def simulate(patients: int) -> tuple[float, float, float, float]:
-        studies = _draw_studies(assumed, limits, patients, replicates, seed)
-        widths = [None if one is None else half_width_of(one, assumed) for one in studies]
-        known = np.array([0.5 if width is None else width for width in widths])
-        undefined = sum(width is None for width in widths) / len(widths)
+        studies = _draw_studies(assumed, latent, patients, replicates, seed)
+        # A study without an interval counts as the widest.
+        known = np.array([0.5 if one is None else half_width_of(one, assumed) for one in studies])
+        undefined = sum(one is None for one in studies) / len(studies)
         error = float(known.std(ddof=1)) / math.sqrt(len(known))
         return float(known.mean()), error, float((known <= half_width).mean()), undefined
 
@@ -132,15 +130,15 @@ def size_for_power(
             f"difference={assumed.difference:g} and margin={margin:g}: no number of patients shows this; their sum "
             "must be above 0"
         )
-    limits = _build_limits(assumed, models=2)
-    reach = _NORMAL.inv_cdf((1 + assumed.level) / 2)
+    latent = _find_latent(assumed, models=2)
+    reach = _NORMAL.inv_cdf((1 + LEVEL) / 2)
 
     def simulate(patients: int) -> tuple[float, float, float, float]:
-        studies = _draw_studies(assumed, limits, patients, replicates, seed)
-        bounds = [None if one is None else bound_difference(one, assumed)[0] for one in studies]
-        share = sum(bound is not None and bound > -margin for bound in bounds) / len(bounds)
-        undefined = sum(bound is None for bound in bounds) / len(bounds)
-        return share, math.sqrt(max(share * (1 - share), 1e-9) / len(bounds)), share, undefined
+        studies = _draw_studies(assumed, latent, patients, replicates, seed)
+        known = [one for one in studies if one is not None]
+        share = sum(bound_difference(one, assumed)[0] > -margin for one in known) / len(studies)
+        undefined = (len(studies) - len(known)) / len(studies)
+        return share, math.sqrt(max(share * (1 - share), 1e-9) / len(studies)), share, undefined
 
     patients, (achieved, error, share, undefined) = _search(simulate, reached=lambda found: found >= power)
     inside = _NORMAL.inv_cdf(min(max(achieved, 0.001), 0.999))
@@ -152,9 +150,9 @@ def _search(
     simulate: Callable[[int], tuple[float, float, float, float]], *, reached: Callable[[float], bool]
 ) -> tuple[int, tuple[float, float, float, float]]:
     """Return the least size that reaches the aim, to half a percent, and what was simulated there."""
-    high, found = 100, simulate(100)
+    low = high = 100
+    best = found = simulate(high)
     if reached(found[0]):
-        low = high
         while reached(found[0]) and low > LEAST_PATIENTS:
             high, best = low, found
             low = max(LEAST_PATIENTS, low // 2)
@@ -162,7 +160,6 @@ def _search(
         if reached(found[0]):
             return low, found
     else:
-        low = high
         while not reached(found[0]):
             if high >= MOST_PATIENTS:
                 raise ValueError(f"more than {MOST_PATIENTS} patients: relax the aim, or the assumptions")
@@ -179,24 +176,17 @@ def _search(
     return high, best
 
 
-class _Limits(NamedTuple):
-    """Parameters of the latent scores of each model: shift of the cases, cut of a right answer, or noise of grades."""
-
-    values: tuple[float, ...]
-
-
-def _build_limits(assumed: Assumptions, *, models: int) -> _Limits:
+def _find_latent(assumed: Assumptions, *, models: int) -> Floats:
+    """Return (models,) what makes latent scores have the metric: shift of cases, cut of right answers, or noise."""
     expected = [assumed.expected, assumed.expected - assumed.difference][:models]
     if not all(0 < value < 1 for value in expected):
         named = " and ".join(f"{value:g}" for value in expected)
         raise ValueError(f"{assumed.metric} of {named}: expected values between 0 and 1")
-    match assumed.metric:
-        case "auc":
-            return _Limits(tuple(math.sqrt(2) * _NORMAL.inv_cdf(value) for value in expected))
-        case "quadratic_kappa":
-            return _Limits(tuple(_find_noise(value, assumed.grades) for value in expected))
-        case _:
-            return _Limits(tuple(_NORMAL.inv_cdf(value) for value in expected))
+    if assumed.metric == "auc":
+        return np.array([math.sqrt(2) * _NORMAL.inv_cdf(value) for value in expected])
+    if assumed.metric == "quadratic_kappa":
+        return np.array([_find_noise(value, assumed.grades) for value in expected])
+    return np.array([_NORMAL.inv_cdf(value) for value in expected])
 
 
 def _find_noise(kappa: float, grades: int) -> float:
@@ -204,7 +194,10 @@ def _find_noise(kappa: float, grades: int) -> float:
     low, high = 1e-3, 1e3
     for _ in range(80):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _kappa_of(_confuse(middle, grades)) > kappa else (low, middle)
+        if _kappa_of(_confuse(middle, grades)) > kappa:
+            low = middle
+        else:
+            high = middle
     return math.sqrt(low * high)
 
 
@@ -229,35 +222,32 @@ def _kappa_of(share: Floats) -> float:
 
 
 def _draw_studies(
-    assumed: Assumptions, limits: _Limits, patients: int, replicates: int, seed: int
+    assumed: Assumptions, latent: Floats, patients: int, replicates: int, seed: int
 ) -> list[Estimate | None]:
-    """Estimates of simulated studies; None where too few patients of a class came."""
+    """Return estimates of simulated studies; None if too few patients of a class came."""
     generator = np.random.default_rng([seed, patients])
-    return [_draw_study(assumed, limits, patients, generator) for _ in range(replicates)]
+    return [_draw_study(assumed, latent, patients, generator) for _ in range(replicates)]
 
 
-def _draw_study(
-    assumed: Assumptions, limits: _Limits, patients: int, generator: np.random.Generator
-) -> Estimate | None:
-    models, images = len(limits.values), assumed.images_per_patient
+def _draw_study(assumed: Assumptions, latent: Floats, patients: int, generator: np.random.Generator) -> Estimate | None:
     case = generator.random(patients) < assumed.prevalence
     if assumed.metric in ("sensitivity", "specificity"):
-        patients = int(case.sum()) if assumed.metric == "sensitivity" else int((~case).sum())
+        cases = int(case.sum())
+        patients = cases if assumed.metric == "sensitivity" else patients - cases
         if patients < 2:
             return None
-    shared = _draw_pair(generator, (patients, 1), models, assumed.model_correlation)
-    own = _draw_pair(generator, (patients, images), models, assumed.model_correlation)
-    latent = math.sqrt(assumed.correlation) * shared + math.sqrt(1 - assumed.correlation) * own
-    match assumed.metric:
-        case "auc":
-            return _estimate_areas(case, latent + case[None, :, None] * np.array(limits.values)[:, None, None])
-        case "quadratic_kappa":
-            grade = generator.integers(assumed.grades, size=patients)
-            value = grade[None, :, None] + latent * np.array(limits.values)[:, None, None]
-            predicted = np.clip(np.floor(value + 0.5), 0, assumed.grades - 1).astype(np.int64)
-            return _estimate_kappas(grade, predicted, grades=assumed.grades)
-        case _:
-            return _estimate_shares(latent < np.array(limits.values)[:, None, None])
+    shared = _draw_pair(generator, (patients, 1), len(latent), assumed.model_correlation)
+    own = _draw_pair(generator, (patients, assumed.images_per_patient), len(latent), assumed.model_correlation)
+    score = math.sqrt(assumed.correlation) * shared + math.sqrt(1 - assumed.correlation) * own
+    of_model = latent[:, None, None]
+    if assumed.metric == "auc":
+        return _estimate_areas(case, score + case[None, :, None] * of_model)
+    if assumed.metric == "quadratic_kappa":
+        grade = generator.integers(assumed.grades, size=patients)
+        value = grade[None, :, None] + score * of_model
+        predicted = np.clip(np.floor(value + 0.5), 0, assumed.grades - 1).astype(np.int64)
+        return _estimate_kappas(grade, predicted, grades=assumed.grades)
+    return _estimate_shares(score < of_model)
 
 
 def _draw_pair(generator: np.random.Generator, shape: tuple[int, int], models: int, correlation: float) -> Floats:
@@ -336,7 +326,7 @@ def _bound(study: Estimate, assumed: Assumptions, *, model: int) -> Limits:
     """Return the interval that the report gives a model."""
     value, variance = float(study.values[model]), float(study.covariance[model, model])
     scale = DEFINITIONS[assumed.metric].scale
-    limits = bound_by_variance(scale, value, variance, study.base, level=assumed.level)
+    limits = bound_by_variance(scale, value, variance, study.base)
     if limits is None:
         raise ValueError(f"{assumed.metric}: one patient has no interval")  # studies have two of each side
     return limits

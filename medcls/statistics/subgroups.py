@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from medcls.statistics.definitions import choose_task_metrics
-from medcls.statistics.intervals import explain_undefined, number_patients, summarize
-from medcls.statistics.metrics import build_estimator
-from medcls.statistics.predictions import Integers, Predictions
-from medcls.statistics.support import find_support
+from medcls.statistics.intervals import MetricEntries, number_patients, summarize_metrics
+from medcls.statistics.predictions import Predictions, select_rows
 
 UNKNOWN = "not recorded"
 AGE_BANDS = (0, 18, 40, 60, 80)
 MOST_VALUES = 20
+
+
+class Subgroup(TypedDict):
+    """The size of a group, and its main metrics, or {} and the reason."""
+
+    column: str
+    value: str
+    n_images: int
+    n_patients: NotRequired[int]
+    metrics: MetricEntries
+    reason: NotRequired[str]
 
 
 def name_age_band(age_years: float | None) -> str | None:
@@ -61,19 +69,20 @@ def compute_subgroups(
     least_patients: int = 20,
     replicates: int = 2000,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """One entry for each value of each column: sizes, and the main metrics with intervals, or why there are none.
+) -> list[Subgroup]:
+    """Return the size of the group of each value of each column, and its main metrics, or why there are none.
 
     Args:
         predictions: Of N rows, with the thresholds of the decision.
         patient_ids: (N,).
-        columns: Name to the value of each row; None = not recorded. A column with one value only is no subgroup.
-        least_patients: Groups with fewer patients show their size alone.
+        columns: Name to the value of each row; None = not recorded. A column with a single value has no subgroups.
+        least_patients: Groups with fewer patients show only their size.
         replicates: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     ids = np.asarray(patient_ids, dtype=str)
-    entries: list[dict[str, Any]] = []
+    shown = choose_task_metrics(predictions.kind, grades=predictions.grades).subgroups
+    entries: list[Subgroup] = []
     for column, values in columns.items():
         named = np.array([UNKNOWN if value in (None, "") else str(value) for value in values])
         groups = sorted(set(named.tolist()), key=lambda name: (name == UNKNOWN, name))
@@ -83,31 +92,17 @@ def compute_subgroups(
             continue
         for group in groups if len(groups) > 1 else []:
             rows = named == group
-            entry = {
-                "column": column,
-                "value": group,
-                "n_images": int(rows.sum()),
-                "n_patients": len(np.unique(ids[rows])),
-                "metrics": {},
-            }
-            if entry["n_patients"] < least_patients:
+            size = int(rows.sum())
+            patients = number_patients(ids[rows].tolist(), rows=size)
+            count = int(patients.max()) + 1
+            entry: Subgroup = {
+                "column": column, "value": group, "n_images": size, "n_patients": count, "metrics": {}
+            }  # fmt: skip
+            if count < least_patients:
                 entry["reason"] = f"fewer than {least_patients} patients: suppressed"
             else:
-                part = replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
-                patients = number_patients(ids[rows].tolist(), rows=int(rows.sum()))
-                entry["metrics"] = _summarize(part, patients, replicates=replicates, seed=seed)
+                part = select_rows(predictions, rows)
+                found = summarize_metrics(part, patients, replicates=replicates, seed=seed)
+                entry["metrics"] = {name: found[name] for name in shown if name in found}
             entries.append(entry)
     return entries
-
-
-def _summarize(predictions: Predictions, patients: Integers, *, replicates: int, seed: int) -> dict[str, Any]:
-    names = choose_task_metrics(predictions.kind, grades=predictions.grades).subgroups
-    found = summarize(
-        build_estimator(predictions),
-        patients,
-        support=lambda known: find_support(predictions, known),
-        replicates=replicates,
-        seed=seed,
-        explain=lambda name: explain_undefined(name, predictions),
-    )
-    return {name: found[name] for name in names if name in found}

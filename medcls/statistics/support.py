@@ -13,6 +13,7 @@ from medcls.statistics.definitions import DEFINITIONS, find_stem
 from medcls.statistics.predictions import Integers, Predictions
 
 Mask = NDArray[np.bool_]
+RATES = ("sensitivity", "specificity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,20 @@ class Basis:
 
         Args:
             patients: (N,) patient number of each row.
-            repeats: How often each row stands among them (test rows of several repeats of the folds).
+            repeats: How often each row occurs among them (test rows of several repeats of the folds).
             folds: The number is a mean over so many folds of other patients.
         """
+
+        def count_patients(rows: Mask) -> int:
+            return int(np.count_nonzero(np.bincount(patients[rows])))
+
         sides = [side for side in self.sides if side.any()] or [np.ones(len(patients), dtype=bool)]
-        known = tuple(int(np.count_nonzero(np.bincount(patients[side]))) for side in sides)
+        known = tuple(count_patients(side) for side in sides)
         rows = tuple(int(side.sum()) for side in sides)
-        classes = self.classes or (self.sides if len(self.sides) > 1 else ())
-        smallest = min((int(np.count_nonzero(np.bincount(patients[side]))) for side in classes), default=None)
+        classes = self.classes
+        if not classes and len(self.sides) > 1:
+            classes = self.sides
+        smallest = min((count_patients(side) for side in classes), default=None)
         counted = tuple(max(1, round(number / repeats)) for number in rows)
         return Base(known, counted, clustered=known != rows, smallest=smallest, folds=folds)
 
@@ -67,7 +74,7 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
     questions = _list_questions(predictions)
     everyone = np.ones(len(predictions.y_score), dtype=bool)
     classes: tuple[Mask, ...] = ()
-    if _has_classes(predictions):
+    if predictions.has_classes:
         classes = tuple(predictions.grade_true == k for k in range(len(predictions.class_names)))
     known = set(names)
     support: Support = {}
@@ -78,25 +85,22 @@ def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
         if parts:
             support[name] = Basis("mean", parts=parts, classes=classes)
             continue
+        if definition.scale == "ratio":
+            parts = (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
         key = f"_above{suffix}" if stem == "auc_above" else suffix
+        side_names: tuple[str, ...] = ()
         if key in questions:
-            sides = tuple(questions[key][over] for over in definition.over)
-            of_question = tuple(questions[key][side] for side in ("cases", "others"))
-            words = name_sides(predictions, key)
-            side_names = () if "all" in definition.over else tuple(words[over] for over in definition.over)
+            masks = questions[key]
+            sides = tuple(masks[over] for over in definition.over)
+            of_question: tuple[Mask, ...] = (masks["cases"], masks["others"])
+            if "all" not in definition.over:
+                words = name_sides(predictions, key)
+                side_names = tuple(words[over] for over in definition.over)
         else:
-            side_names = ()
             sides = classes if "cases" in definition.over else (everyone,)
             of_question = classes
-        rates = (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
-        positive = stem == "lr_positive"
         support[name] = Basis(
-            definition.scale,
-            sides,
-            rates if definition.scale == "ratio" else (),
-            positive,
-            classes=of_question,
-            side_names=side_names,
+            definition.scale, sides, parts, stem == "lr_positive", classes=of_question, side_names=side_names
         )
     return support
 
@@ -113,22 +117,17 @@ def find_rate_support(
         total: N.
         side_names: Of `name_sides`.
     """
-    known = np.zeros(total, dtype=bool)
-    known[rows] = True
-    cases, chosen = np.zeros_like(known), np.zeros_like(known)
-    cases[rows], chosen[rows] = positive, called
+    known, cases, chosen = np.zeros((3, total), dtype=bool)
+    known[rows], cases[rows], chosen[rows] = True, positive, called
     masks = _list_masks(known, cases, chosen)
-    rates = ("sensitivity", "specificity")
-    sides = {name: DEFINITIONS[name].over[0] for name in (*rates, "ppv", "npv")}
     classes = (masks["cases"], masks["others"])
-    found = {
-        name: Basis("share", (masks[side],), classes=classes, side_names=(side_names[side],))
-        for name, side in sides.items()
-    }
-    return found | {
-        f"lr_{name}": Basis("ratio", (), rates, name == "positive", classes=classes)
-        for name in ("positive", "negative")
-    }
+    found: Support = {}
+    for name in (*RATES, "ppv", "npv"):
+        side = DEFINITIONS[name].over[0]
+        found[name] = Basis("share", (masks[side],), classes=classes, side_names=(side_names[side],))
+    for name in ("positive", "negative"):
+        found[f"lr_{name}"] = Basis("ratio", (), RATES, name == "positive", classes=classes)
+    return found
 
 
 def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
@@ -137,16 +136,18 @@ def _list_questions(predictions: Predictions) -> dict[str, dict[str, Mask]]:
     everyone = np.ones(len(predictions.y_score), dtype=bool)
     if predictions.kind == "binary":
         return {"": _list_masks(everyone, true == 1, predictions.called[:, 0])}
+    found = {}
     if predictions.kind == "multilabel":
-        return {
-            f"_{name}": _list_masks(~np.isnan(true[:, k]), true[:, k] == 1, predictions.called[:, k])
-            for k, name in enumerate(names)
-        }
-    if not _has_classes(predictions):
-        return {}
-    predicted = predictions.grade_predicted
-    found = {f"_{name}": _list_masks(everyone, true == k, predicted == k) for k, name in enumerate(names)}
-    return found | {f"_above_{name}": _list_masks(everyone, true > k, predicted > k) for k, name in enumerate(names)}
+        for k, name in enumerate(names):
+            found[f"_{name}"] = _list_masks(~np.isnan(true[:, k]), true[:, k] == 1, predictions.called[:, k])
+    elif predictions.has_classes:
+        predicted = predictions.grade_predicted
+        for k, name in enumerate(names):
+            found[f"_{name}"] = _list_masks(everyone, true == k, predicted == k)
+        # After all classes: one of them may be called "above_x".
+        for k, name in enumerate(names):
+            found[f"_above_{name}"] = _list_masks(everyone, true > k, predicted > k)
+    return found
 
 
 def name_sides(predictions: Predictions, key: str) -> dict[str, str]:
@@ -157,20 +158,20 @@ def name_sides(predictions: Predictions, key: str) -> dict[str, str]:
         key: Suffix of the question's metrics: "", "_fracture", "_above_mild".
     """
     name = (key or f"_{predictions.class_names[-1]}")[1:]
+    case, other = f"of class {name}", f"of another class than {name}"
     if key.startswith("_above_") and name not in predictions.class_names:
         case, other = f"above {name[len('above_') :]}", f"not above {name[len('above_') :]}"
     elif predictions.kind == "multilabel":
         case, other = f"with {name}", f"without {name}"
-    else:
-        case, other = f"of class {name}", f"of another class than {name}"
-        if predictions.kind == "binary":
-            other = f"of class {predictions.class_names[0]}"
-    words = {"cases": case, "others": other, "called": f"called {name}", "cleared": f"not called {name}"}
-    return words | {"either": f"{case} or called so"}
-
-
-def _has_classes(predictions: Predictions) -> bool:
-    return predictions.kind not in ("multilabel", "regression") or predictions.grades
+    elif predictions.kind == "binary":
+        other = f"of class {predictions.class_names[0]}"
+    return {
+        "cases": case,
+        "others": other,
+        "called": f"called {name}",
+        "cleared": f"not called {name}",
+        "either": f"{case} or called so",
+    }
 
 
 def _list_masks(known: Mask, cases: Mask, called: Mask) -> dict[str, Mask]:
@@ -186,13 +187,15 @@ def _list_masks(known: Mask, cases: Mask, called: Mask) -> dict[str, Mask]:
 
 def _find_parts(predictions: Predictions, stem: str, suffix: str, known: set[str]) -> tuple[str, ...]:
     """Return the numbers that a metric is the plain mean of; () for others."""
-    names = predictions.class_names
-    if stem == "balanced_accuracy" and (suffix or predictions.kind == "binary"):
-        return (f"recall{suffix}" if suffix else "sensitivity", f"specificity{suffix}")
+    if stem == "balanced_accuracy" and suffix:
+        return (f"recall{suffix}", f"specificity{suffix}")
     if suffix or predictions.kind == "binary":
-        return ()
-    recalls = stem == "sensitivity" or (stem == "balanced_accuracy" and predictions.kind != "multilabel")
-    each = "recall" if recalls else stem
-    above = [f"{'auc' if each == 'auc_above' else each}_above_{name}" for name in names[:-1]]
-    choices = [[f"{each}_{name}" for name in names], above]
-    return next((tuple(parts) for parts in choices if parts and known.issuperset(parts)), ())
+        return RATES if stem == "balanced_accuracy" else ()
+    each = stem
+    if stem == "sensitivity" or (stem == "balanced_accuracy" and predictions.kind != "multilabel"):
+        each = "recall"
+    names, above = predictions.class_names, f"{each.removesuffix('_above')}_above"
+    for parts in ([f"{each}_{name}" for name in names], [f"{above}_{name}" for name in names[:-1]]):
+        if parts and known.issuperset(parts):
+            return tuple(parts)
+    return ()

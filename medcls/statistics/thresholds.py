@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -16,9 +16,10 @@ from medcls.statistics.curves import (
     list_questions,
 )
 from medcls.statistics.intervals import LEAST_REPLICATES, draw_replicates, summarize
+from medcls.statistics.metrics import Estimates, Estimator
 from medcls.statistics.predictions import Floats, Integers, Predictions
 from medcls.statistics.ranking import Curve, compute_curve
-from medcls.statistics.support import Basis, find_rate_support, name_sides
+from medcls.statistics.support import RATES, Basis, find_rate_support, name_sides
 
 RULES = ("youden", "sensitivity", "specificity", "cost")
 YOUDEN = "the largest sum of sensitivity and specificity"
@@ -59,6 +60,21 @@ class Rule:
         return named.get(self.kind, f"{self.kind} ≥ {self.target}")
 
 
+class Point(TypedDict):
+    """A rule's threshold for a yes-or-no question as operating_points.json keeps it; null = `reason` says why.
+
+    `seen` are sensitivity and specificity where it was chosen, `threshold_interval` the bootstrap's.
+    """
+
+    question: str
+    kind: str
+    target: float | None
+    threshold: float | None
+    reason: NotRequired[str]
+    seen: NotRequired[dict[str, float]]
+    threshold_interval: NotRequired[list[float | None]]
+
+
 def list_rules(
     *, sensitivity: Sequence[float], specificity: Sequence[float], cost: Sequence[float]
 ) -> tuple[Rule, ...]:
@@ -73,10 +89,6 @@ def choose_threshold(question: Question, rule: Rule) -> float | None:
     Of equally good thresholds the strictest is taken, except for a specificity, where the laxest is: each rule
     gives away no more of the other rate than it must.
 
-    Args:
-        question: Rows of both classes.
-        rule: What to reach, or what to make as large as possible.
-
     Raises:
         ValueError: A class is absent.
 
@@ -85,59 +97,63 @@ def choose_threshold(question: Question, rule: Rule) -> float | None:
     if question.positive.all() or not question.positive.any():
         lacking = "negative" if question.positive.any() else "positive"
         raise ValueError(f"{question.name}: no {lacking} row to choose a threshold on")
-    return _choose_on_curve(compute_curve(question.positive, question.score), rule)
+    threshold = _choose_on_curve(compute_curve(question.positive, question.score), rule)
+    return threshold if np.isfinite(threshold) else None
 
 
-def _choose_on_curve(curve: Curve, rule: Rule) -> float | None:
+def _choose_on_curve(curve: Curve, rule: Rule) -> float:
+    """Return the threshold; infinite if only "call nobody" meets the rule."""
+    if rule.kind not in RULES:
+        raise ValueError(f"rule is {rule.kind!r}; expected one of {', '.join(RULES)}")
+    if rule.target is None and rule.kind != "youden":
+        raise ValueError(f"rule {rule.kind!r} needs a target")
+    target = rule.target or 0.0
     positives, negatives = curve.true_positives[-1], curve.false_positives[-1]
     sensitivity, specificity = curve.true_positives / positives, 1 - curve.false_positives / negatives
     match rule.kind:
         case "youden":
-            best = int(np.argmax(np.round(sensitivity + specificity, 12)))
+            best = np.argmax(np.round(sensitivity + specificity, 12))
         case "sensitivity":
-            best = int(np.flatnonzero(sensitivity >= _need(rule) - 1e-12)[0])
+            best = np.flatnonzero(sensitivity >= target - 1e-12)[0]
         case "specificity":
-            best = int(np.flatnonzero(specificity >= _need(rule) - 1e-12)[-1])
-        case "cost":
-            best = int(np.argmin(_need(rule) * (positives - curve.true_positives) + curve.false_positives))
+            best = np.flatnonzero(specificity >= target - 1e-12)[-1]
         case _:
-            raise ValueError(f"rule is {rule.kind!r}; expected one of {', '.join(RULES)}")
-    threshold = float(curve.thresholds[best])
-    return threshold if np.isfinite(threshold) else None
-
-
-def _need(rule: Rule) -> float:
-    if rule.target is None:
-        raise ValueError(f"rule {rule.kind!r} needs a target")
-    return rule.target
+            best = np.argmin(target * (positives - curve.true_positives) + curve.false_positives)
+    return float(curve.thresholds[best])
 
 
 def choose_operating_points(
     predictions: Predictions, rules: Sequence[Rule], *, patients: Integers | None = None, seed: int = 0
-) -> list[dict[str, Any]]:
+) -> list[Point]:
     """Return one entry for each yes-or-no question and rule, as it is kept in operating_points.json.
 
     Args:
         predictions: Of the split that thresholds are chosen on (validation).
         rules: At least one.
         patients: (N,) patient number of each row, for "threshold_interval"; None = without it.
-        seed: Of its bootstrap.
+        seed: Seed of its bootstrap.
     """
-    points: list[dict[str, Any]] = []
+    points: list[Point] = []
     for question in list_questions(predictions):
-        both = 0 < question.positive.sum() < len(question.positive)
-        for rule in rules:
-            point: dict[str, Any] = {"question": question.name, **asdict(rule), "threshold": None}
-            if not both:
-                points.append(point | {"reason": ONE_CLASS[bool(question.positive.any())]})
-                continue
+        of_question: list[Point] = [
+            {"question": question.name, "kind": rule.kind, "target": rule.target, "threshold": None} for rule in rules
+        ]
+        points += of_question
+        if question.positive.all() or not question.positive.any():
+            for point in of_question:
+                point["reason"] = ONE_CLASS[bool(question.positive.any())]
+            continue
+        for point, rule in zip(of_question, rules, strict=True):
             threshold = choose_threshold(question, rule)
-            point |= {"threshold": threshold} | ({} if threshold is not None else {"reason": NEVER})
-            points.append(point | {"seen": _rates_at(question, np.inf if threshold is None else threshold)})
-        if both and patients is not None:
+            point["threshold"] = threshold
+            if threshold is None:
+                point["reason"] = NEVER
+            rates = _rates_at(question, np.inf if threshold is None else threshold)(np.ones((1, len(question.score))))
+            point["seen"] = {name: float(rates[name][0]) for name in RATES}
+        if patients is not None:
             bounds = _bound_thresholds(question, rules, patients, seed=seed)
-            for point, interval in zip(points[-len(rules) :], bounds, strict=True):
-                point |= {"threshold_interval": interval}
+            for point, interval in zip(of_question, bounds, strict=True):
+                point["threshold_interval"] = interval
     return points
 
 
@@ -155,18 +171,11 @@ def _bound_thresholds(
             positive = question.positive[chosen]
             if positive.any() and not positive.all():
                 curve = compute_curve(positive, question.score[chosen])
-                found = [_choose_on_curve(curve, rule) for rule in rules]
-                drawn.append([np.inf if threshold is None else threshold for threshold in found])
+                drawn.append([_choose_on_curve(curve, rule) for rule in rules])
     if len(drawn) < LEAST_REPLICATES:
         return [[None, None] for _ in rules]
     bounds = np.quantile(np.array(drawn), [0.025, 0.975], axis=0, method="inverted_cdf").T
     return [[float(bound) if np.isfinite(bound) else None for bound in pair] for pair in bounds]
-
-
-def _rates_at(question: Question, threshold: float) -> dict[str, float]:
-    counts = count_at_thresholds(question.positive, question.score, thresholds=[threshold])
-    rates = compute_operating_rates(counts)
-    return {name: float(rates[name][0, 0]) for name in ("sensitivity", "specificity")}
 
 
 def apply_operating_points(
@@ -177,7 +186,7 @@ def apply_operating_points(
     prevalences: Sequence[float] = (),
     replicates: int = 2000,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Return what the frozen thresholds do on these rows: counts, and every rate with its interval over patients.
 
     Args:
@@ -186,52 +195,43 @@ def apply_operating_points(
         patients: (N,) patient number of each row.
         prevalences: Shares of cases for which PPV and NPV are given beside those of these rows.
         replicates: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     questions = {question.name: question for question in list_questions(predictions)}
-    applied = []
+    stated = {
+        f"{name}_at_{prevalence:g}": Basis("predictive", (), RATES, name == "ppv", prevalence)
+        for prevalence in prevalences
+        for name in ("ppv", "npv")
+    }
+    applied: list[Mapping[str, Any]] = []
     for point in points:
-        if point["threshold"] is None or point["question"] not in questions:
+        question = questions.get(point["question"])
+        if point["threshold"] is None or question is None:
             applied.append(dict(point))
             continue
-        question = questions[point["question"]]
-        counts = count_at_thresholds(question.positive, question.score, thresholds=[point["threshold"]])
-        hits, alarms = int(counts.true_positives[0, 0]), int(counts.false_positives[0, 0])
-        positives, negatives = int(question.positive.sum()), int((~question.positive).sum())
-        threshold = float(point["threshold"])
-        called = question.score >= threshold
-        support = find_rate_support(
-            question.positive,
-            called,
-            question.rows,
-            total=len(patients),
-            side_names=name_sides(predictions, question.metric_suffix),
-        )
-        stated = {
-            f"{name}_at_{prevalence:g}": Basis(
-                "predictive", (), ("sensitivity", "specificity"), name == "ppv", prevalence
-            )
-            for prevalence in prevalences
-            for name in ("ppv", "npv")
-        }
+        called = question.score >= float(point["threshold"])
+        names = name_sides(predictions, question.metric_suffix)
+        support = find_rate_support(question.positive, called, question.rows, total=len(patients), side_names=names)
+        at_threshold = _rates_at(question, float(point["threshold"]), prevalences)
         rates = summarize(
-            _build_rates(question, threshold, prevalences),
+            lambda weights, rows=question.rows, rate=at_threshold: rate(weights[:, rows]),  # type: ignore[misc]
             patients,
-            support=lambda names, bases=support | stated: bases,  # type: ignore[misc]
+            support | stated,
             replicates=replicates,
             seed=seed,
         )
+        hits, alarms = int((called & question.positive).sum()), int((called & ~question.positive).sum())
+        positives, negatives = int(question.positive.sum()), int((~question.positive).sum())
         cells = {"tp": hits, "fn": positives - hits, "fp": alarms, "tn": negatives - alarms}
-        applied.append(dict(point) | {"counts": cells, "rates": rates})
+        applied.append({**point, "counts": cells, "rates": rates})
     return applied
 
 
-def _build_rates(question: Question, threshold: float, prevalences: Sequence[float]) -> Any:
-    """Estimator of the rates at one threshold, PPV and NPV also at each stated prevalence."""
+def _rates_at(question: Question, threshold: float, prevalences: Sequence[float] = ()) -> Estimator:
+    """Return the estimator, of the question's rows, of the rates at a threshold; PPV and NPV also at prevalences."""
 
-    def estimate(weights: Floats) -> dict[str, Floats]:
-        drawn = weights[:, question.rows]
-        counts = count_at_thresholds(question.positive, question.score, thresholds=[threshold], weights=drawn)
+    def estimate(weights: Floats) -> Estimates:
+        counts = count_at_thresholds(question.positive, question.score, thresholds=[threshold], weights=weights)
         rates = {name: value[:, 0] for name, value in compute_operating_rates(counts).items()}
         for prevalence in prevalences:
             values = compute_predictive_values(rates["sensitivity"], rates["specificity"], prevalence=prevalence)

@@ -92,7 +92,7 @@ def _fit_alone(
     nothing = np.zeros((len(targets), count_logits(output if output != "joint" else "multiclass", len(names))))
     everyone = np.ones((1, len(targets)))
     fits = [
-        fit_contrast(each, clinical, weights=everyone, l2=l2, linear=output == REGRESSION)
+        fit_contrast(each, clinical, weights=everyone, l2=l2)
         for each in list_contrasts(output, targets, nothing, class_names=names)
     ]
     bias, weight = (np.nan_to_num(np.concatenate(parts)) for parts in zip(*fits, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from medcls.console import say
 from medcls.data.dataset import StoreDataset
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.files import ODDS_RATIOS, write_json
+from medcls.statistics.intervals import MetricEntry
 from medcls.train.training_data import TrainingData
 from medcls.training.features import FeatureDataset
 from medcls.training.forward import PredictOptions, predict_rows
@@ -84,7 +84,7 @@ def write_odds(
 
 def measure(
     data: TrainingData, dataset: StoreDataset, image: NDArray[np.float64], *, l2: float, seed: int
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[MetricEntry]]:
     """Return for each contrast the ratio of each design column on the rows of a split.
 
     Args:
@@ -101,7 +101,6 @@ def measure(
         contrasts,
         dataset.clinical.double().numpy(),
         np.unique(_patients(data, dataset), return_inverse=True)[1],
-        linear=data.task.output == REGRESSION,
         l2=l2,
         replicates=REPLICATES,
         seed=seed,

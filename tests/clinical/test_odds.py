@@ -29,7 +29,7 @@ def ratios(data: dict[str, Any], *, image: np.ndarray | None = None, replicates:
     logits = data["signal"] if image is None else image
     contrasts = list_contrasts("binary", data["targets"], logits, class_names=NAMES)
     assert [each.name for each in contrasts] == ["yes against no"]
-    settings: dict[str, Any] = {"linear": False, "l2": 1e-3, "replicates": replicates, "seed": 0}
+    settings: dict[str, Any] = {"l2": 1e-3, "replicates": replicates, "seed": 0}
     return compute_ratios(contrasts, data["clinical"], data["patients"], **settings)[0]
 
 
@@ -93,7 +93,7 @@ def test_coefficients_of_a_value_come_back_in_its_unit() -> None:
     clinical, image = generator.normal(size=(2000, 2)), generator.normal(size=(2000, 1))
     value = 100 + 10 * image + clinical @ np.array([[3.0], [-5.0]]) + generator.normal(size=(2000, 1))
     contrasts = list_contrasts("regression", value, 100 + 10 * image, class_names=[])
-    settings: dict[str, Any] = {"linear": True, "l2": 1e-3, "replicates": 100, "seed": 0}
+    settings: dict[str, Any] = {"l2": 1e-3, "replicates": 100, "seed": 0}
     found = compute_ratios(contrasts, clinical, np.arange(2000), **settings)[0]
     for entry, true in zip(found, (3.0, -5.0), strict=True):
         assert entry["low"] < true < entry["high"]

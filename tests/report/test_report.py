@@ -20,7 +20,7 @@ from medcls.report.content import Evaluation, Explanation, Overlay
 from medcls.report.gallery import Picture, choose_worst
 from medcls.report.report import write_report
 from medcls.report.slider import build_slider
-from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating
+from medcls.statistics.assessment import Extras, Rows, assess, choose_calibration, choose_operating
 from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.number_text import format_number, format_threshold
 from medcls.statistics.paired import compare_predictions
@@ -230,8 +230,7 @@ def assess_all(rows, *, seed=0):
     operating, calibration = choose_operating(rows, rules=rules), choose_calibration(rows, alpha=0.2, seed=0)
     columns = {"sex": ["F", "M"] * 30, "site": ["rare <b>"] * 4 + ["large"] * 56}
     found = assess(
-        rows, operating=operating, calibration=calibration, columns=columns, prevalences=[0.05], least_patients=10,
-        replicates=50,
+        rows, operating=operating, calibration=calibration, extras=Extras(columns, [0.05], 10), replicates=50
     )  # fmt: skip
     compared = compare_predictions(rows.predictions, rows.predictions, rows.patients, replicates=50)
     curve = {"unit": "degrees", "points": [{"strength": 2.0, "value": 0.8, "low": 0.7, "high": 0.9}]}

@@ -13,7 +13,7 @@ from medcls.evaluate.frozen_choices import Choices
 from medcls.identity import Identity
 from medcls.predict.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.predict.prediction_table import Case, build_rows
-from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, read_decision
+from medcls.statistics.assessment import Extras, Rows, assess, choose_calibration, choose_operating, read_decision
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import NEVER, list_rules
 
@@ -210,7 +210,7 @@ def test_rows_above_a_point_are_as_many_as_evaluation_counts(task: Task) -> None
     calibration = choose_calibration(chosen_on, alpha=0.1, seed=0)
     rows, cases = draw_rows(task, seed=1)
     rows = replace(rows, predictions=read_decision(operating, rows.predictions).apply(rows.predictions))
-    metrics = assess(rows, operating=operating, calibration=calibration, columns={}, replicates=2)
+    metrics = assess(rows, operating=operating, calibration=calibration, extras=Extras({}), replicates=2)
     everyone = complete_cases(cases, task=task, choices=Choices(operating, calibration, []))
 
     expected = {"image": metrics["operating_points"], "patient": metrics["levels"]["patient"]["operating_points"]}

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medcls.statistics.assessment import Rows, assess, choose_calibration, choose_operating, describe_few
+from medcls.statistics.assessment import Extras, Rows, assess, choose_calibration, choose_operating, describe_few
 from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
 from medcls.statistics.thresholds import list_rules
@@ -32,8 +32,9 @@ def choose(rows):
 
 def measure(rows, operating, calibration, **options):
     found = assess(
-        rows, operating=operating, calibration=calibration, columns={"sex": ["F", "M"] * 30}, replicates=100, **options
-    )
+        rows, operating=operating, calibration=calibration, extras=Extras({"sex": ["F", "M"] * 30}, **options),
+        replicates=100,
+    )  # fmt: skip
     return json.loads(json.dumps(found, allow_nan=False))
 
 

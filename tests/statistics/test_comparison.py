@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from medcls.statistics.delong import compare_areas, compute_area_interval, compute_delong
+from medcls.statistics.bounds import bound_area
+from medcls.statistics.delong import compare_areas, compute_delong
 
 # DeLong, DeLong & Clarke-Pearson 1988 as printed in the documentation of SAS PROC LOGISTIC ("Comparing Receiver
 # Operating Characteristic Curves"): albumin, total protein, K-G score, surgery helps.
@@ -102,11 +103,11 @@ def test_one_patient_of_a_class_is_refused():
 
 def test_interval_of_an_area_of_one_has_a_width_and_stays_within_bounds():
     """Newcombe 2006, method 5, with an area of 1: the smallest A with 1 - A <= z * standard error."""
-    low, high = compute_area_interval(1.0, 0.0, patients=(10, 30))
+    low, high = bound_area(1.0, 0.0, (10, 30))
     shape = 1 + 19 * ((1 - low) / (2 - low) + low / (1 + low))
     assert high == 1.0
     assert 1 - low == pytest.approx(1.959964 * np.sqrt(low * (1 - low) * shape / 300), rel=0.01)
-    low, high = compute_area_interval(0.98, 0.01**2, patients=(100, 100))
+    low, high = bound_area(0.98, 0.01**2, (100, 100))
     assert 0.94 < low < 0.96
     assert 0.99 < high < 1.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcls.statistics.assessment import Rows, assess, choose_operating, read_decision
+from medcls.statistics.assessment import Extras, Rows, assess, choose_operating, read_decision
 from medcls.statistics.decision import build_decision, describe_calls, list_decisions
 from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import KINDS, check_predictions
@@ -48,8 +48,8 @@ def test_headline_subgroups_points_and_confusion_agree(rule, make_task, make_pat
     decision = read_decision(operating, one)
     one = decision.apply(one)
     metrics = assess(
-        Rows(one, patients), operating=operating, calibration={}, columns={"same": ["x"] * 59 + ["y"]},
-        least_patients=1, replicates=50,
+        Rows(one, patients), operating=operating, calibration={},
+        extras=Extras({"same": ["x"] * 59 + ["y"]}, least_patients=1), replicates=50,
     )  # fmt: skip
     headline = measure_predictions(one, patients, replicates=50)
     called = one.y_score[:, 0] >= decision.thresholds["ill"]

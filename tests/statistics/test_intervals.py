@@ -280,11 +280,6 @@ def test_the_order_of_the_rows_does_not_matter_to_the_value_nor_much_to_the_inte
     assert compute(task, patients[order], **shuffled)["auc"] == pytest.approx(compute(task, patients)["auc"])
 
 
-def test_a_higher_level_gives_a_wider_interval(make_task, make_patients):
-    narrow, wide = (compute(make_task("ordinal"), make_patients(60), level=level)["mae"] for level in (0.5, 0.99))
-    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
-
-
 def test_one_patient_has_values_and_no_intervals(make_task):
     found = compute(make_task("binary"), ["only"] * 60)
     assert found["auc"]["value"] > 0.5
@@ -330,10 +325,9 @@ def test_separated_classes_have_no_slope_and_the_reason_says_so(make_task, make_
     assert found["lr_positive"]["reason"] == "no false positive: no finite ratio"
 
 
-@pytest.mark.parametrize("change", [{"replicates": 0}, {"level": 1.0}, {"level": 0.0}])
-def test_impossible_settings_are_refused(make_task, make_patients, change):
+def test_no_replicates_are_refused(make_task, make_patients):
     with pytest.raises(ValueError, match="replicates is"):
-        compute(make_task("binary"), make_patients(60), **change)
+        compute(make_task("binary"), make_patients(60), replicates=0)
 
 
 def test_patients_must_match_the_rows(make_task, make_patients):

@@ -10,11 +10,9 @@ from scipy.stats import binomtest
 
 from medcls.statistics.bounds import combine_difference, compute_wilson, correct_correlation
 from medcls.statistics.delong import compare_areas
-from medcls.statistics.intervals import describe_estimates, draw_replicates, join_replicates
-from medcls.statistics.metrics import build_estimator, compute_metrics
-from medcls.statistics.paired import adjust_holm, compare_predictions, compute_mcnemar, describe_difference
+from medcls.statistics.metrics import compute_metrics
+from medcls.statistics.paired import adjust_holm, compare_predictions, compute_mcnemar, describe_difference, draw_pair
 from medcls.statistics.predictions import KINDS, check_predictions
-from medcls.statistics.support import find_support
 
 
 def right(only_first, only_second, both=5):
@@ -169,17 +167,8 @@ def test_difference_of_means_is_the_mean_of_the_differences(make_task):
     other = task["y_score"][:, :2].copy()
     other[:, 0] = np.random.default_rng(0).permutation(other[:, 0])
     second = replace(first, y_score=other)
-    both = [build_estimator(model) for model in (first, second)]
-    chunks = list(draw_replicates(np.arange(120), replicates=400, seed=0))
-    drawn = [join_replicates([estimate(weights) for weights in chunks]) for estimate in both]
-    plain = [{name: float(v[0]) for name, v in estimate(np.ones((1, 120))).items()} for estimate in both]
-    support = find_support(first, plain[0])
-    counts = {name: basis.count(np.arange(120)) for name, basis in support.items()}
-    entries = [describe_estimates(plain[k], drawn[k], support, counts) for k in (0, 1)]
-    mean, part = (
-        describe_difference(name, tuple(entries), tuple(drawn), support=support, counts=counts)
-        for name in ("auc", "auc_a")
-    )
+    drawn = draw_pair(first, second, np.arange(120), replicates=400, seed=0)
+    mean, part = (describe_difference(name, *drawn) for name in ("auc", "auc_a"))
     assert mean["difference"] == pytest.approx(part["difference"] / 2)
     assert mean["high"] - mean["low"] == pytest.approx((part["high"] - part["low"]) / 2, rel=0.25)
 
