@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -87,32 +88,24 @@ def scan_batches(
         refuse_unreadable=refuse_unreadable,
     )
     while chunk := list(islice(outcomes, BATCH_ROWS)):
-        items, pending[: len(chunk)] = pending[: len(chunk)], []
-        yield _build_batch(
-            [
-                _stand_in(source, path, outcome) if isinstance(outcome, ImageRefusedError) else outcome
-                for (path, _), outcome in zip(items, chunk, strict=True)
-            ]
-        )
+        instances = []
+        for (path, _), outcome in zip(pending[: len(chunk)], chunk, strict=True):
+            if isinstance(outcome, ImageRefusedError):  # its worker did not survive it
+                size = 0
+                with suppress(OSError):  # a disk that fails may not even give that
+                    size = (source / path).lstat().st_size
+                outcome = Instance(path=path, kind="other", size_bytes=size, problem=outcome.reason)
+            instances.append(outcome)
+        del pending[: len(chunk)]
+        yield pa.record_batch([[getattr(each, name) for each in instances] for name in _NAMES], schema=INDEX)
 
 
 def _scan_item(source: Path, item: tuple[str, str]) -> Instance:
     """Return one row; runs in a worker."""
     path, skip = item
-    return Instance(path=path, kind="other", problem=skip) if skip else scan_file(source / path, name=path)
-
-
-def _stand_in(source: Path, path: str, refusal: ImageRefusedError) -> Instance:
-    """Return the row of a file that its worker did not survive."""
-    try:
-        size = (source / path).lstat().st_size
-    except OSError:  # a disk that fails may not even give that
-        size = 0
-    return Instance(path=path, kind="other", size_bytes=size, problem=refusal.reason)
-
-
-def _build_batch(instances: list[Instance]) -> pa.RecordBatch:
-    return pa.record_batch([[getattr(each, name) for each in instances] for name in _NAMES], schema=INDEX)
+    if skip:
+        return Instance(path=path, kind="other", problem=skip)
+    return scan_file(source / path, name=path)
 
 
 def instances_of(table: pa.Table) -> Iterator[Instance]:
@@ -227,7 +220,11 @@ def _compare(table: pa.Table, source: Path) -> Counter[str]:
             counts["missing files"] += 1
             row = next(rows, None)
         else:
-            counts["changed files"] += not _is_as_before(source / row[0], row, file[1])
+            path, problem, size = row
+            if file[1] or problem in SKIP_REASONS:
+                counts["changed files"] += problem != file[1]
+            else:
+                counts["changed files"] += (source / path).lstat().st_size != size
             row, file = next(rows, None), next(files, None)
     return +counts
 
@@ -244,10 +241,3 @@ def _rows_of(table: pa.Table) -> Iterator[tuple[str, str, int]]:
                 )
             last = path
             yield path, problem, size
-
-
-def _is_as_before(file: Path, row: tuple[str, str, int], skip: str) -> bool:
-    _, problem, size = row
-    if skip or problem in SKIP_REASONS:
-        return problem == skip
-    return file.lstat().st_size == size

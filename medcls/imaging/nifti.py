@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -85,10 +85,10 @@ def read_nifti(
             affine = _declare_affine(header, shape, analyze_axes, scale=1.0)
         else:
             affine, notes = _find_affine(header, shape, axes=analyze_axes, form=form)
-        if image is None:
-            values, mask = _read_values(stream, header, shape, start=int(header["sizeof_hdr"]), place=place)
-        else:
-            values, mask = _read_values(_open(files, image), header, shape, start=0, place=place)
+        start = int(header["sizeof_hdr"])
+        if image is not None:
+            stream, start = _open(files, image), 0
+        values, mask = _read_values(stream, header, shape, start=start, place=place)
         return RawVolume(
             values=values,
             mask=mask,
@@ -114,7 +114,8 @@ def _read_header(stream: IO[bytes], *, pair: bool) -> Any:
 
     start = stream.read(4)
     size = int.from_bytes(start, "little")
-    size = size if size in _VERSIONS else int.from_bytes(start, "big")
+    if size not in _VERSIONS:
+        size = int.from_bytes(start, "big")
     if size not in _VERSIONS:
         raise ImageRefusedError("not_nifti", "no NIfTI header")
     name, place, single, double = _VERSIONS[size]
@@ -218,8 +219,9 @@ def _find_dtype(header: Any) -> np.dtype[Any]:
 
 def _find_rescale(header: Any) -> tuple[float, float]:
     """Slope and intercept; a slope of 0 or NaN says that there is none (nifti1.h, scl_slope)."""
-    slope = float(header["scl_slope"])
-    intercept = 0.0 if _is_analyze(header) else float(header["scl_inter"])
+    slope, intercept = float(header["scl_slope"]), 0.0
+    if not _is_analyze(header):
+        intercept = float(header["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(intercept):
@@ -253,8 +255,10 @@ def _declare_affine(header: Any, shape: tuple[int, int, int], axes: str, *, scal
         raise ImageRefusedError("orientation", "an axis of the file has no length")
     linear = np.zeros((3, 3))
     for axis, letter in enumerate(axes):
-        row = "LPS".find(letter) if letter in "LPS" else "RAI".index(letter)
-        linear[row, axis] = spacing[axis] if letter in "LPS" else -spacing[axis]
+        if letter in "LPS":
+            linear["LPS".index(letter), axis] = spacing[axis]
+        else:
+            linear["RAI".index(letter), axis] = -spacing[axis]
     affine = np.eye(4)
     affine[:3, :3] = linear
     affine[:3, 3] = -linear @ ((np.array(shape) - 1) / 2)
@@ -265,6 +269,11 @@ def _find_affine(
     header: Any, shape: tuple[int, int, int], *, axes: str, form: str
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     """Return voxel (k, j, i, 1) to mm, LPS+, and notes of what the file left open."""
+    import nibabel
+
+    def name_axes(affine: Any) -> Any:  # the directions of the patient that the axes run nearest to
+        return nibabel.aff2axcodes(np.nan_to_num(np.asarray(affine, np.float64)))
+
     scale = NIFTI_MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:
         raise ImageRefusedError("malformed_element", "xyzt_units is not a unit of length")
@@ -277,12 +286,15 @@ def _find_affine(
     try:
         chosen = _check_form(header, known[name], scale=scale)
     except ImageRefusedError as error:
-        is_usable = bool(other) and _is_usable(header, known[other], scale=scale)
-        remedy = f", or image.nifti_affine={other} takes the {other}" if is_usable else ""
+        remedy = ""
+        if other:
+            with suppress(ImageRefusedError):
+                _check_form(header, known[other], scale=scale)
+                remedy = f", or image.nifti_affine={other} takes the {other}"
         raise ImageRefusedError(error.reason, f"{name}: {error.detail}{remedy}") from error
     apart = _measure_distance(chosen, known[other], shape) if other else 0.0
     is_apart = apart > _AGREEMENT * min(compute_spacing(chosen))
-    if is_apart and (form == "refuse" or (form == "auto" and not _have_same_axes(chosen, known[other]))):
+    if is_apart and (form == "refuse" or (form == "auto" and name_axes(chosen) != name_axes(known[other]))):
         where = f"place a corner {apart * scale:.4g} mm apart" if math.isfinite(apart) else "disagree, so one is wrong"
         detail = f"sform and qform {where}: image.nifti_affine=sform or image.nifti_affine=qform takes one of them"
         raise ImageRefusedError("affine_conflict", detail)
@@ -306,7 +318,12 @@ def _check_form(header: Any, affine: Any, *, scale: float) -> NDArray[np.float64
     if not np.isfinite(chosen).all():
         raise ImageRefusedError("orientation", f"the affine is not finite: {_CORRECT}")
     edges = np.linalg.norm(chosen[:3, :3], axis=0)
-    _check_axes(chosen, edges)
+    if edges.min() <= 0:
+        raise ImageRefusedError("orientation", f"an axis of the affine has no length: {_CORRECT}")
+    unit = chosen[:3, :3] / edges
+    cosine = float(np.abs(unit.T @ unit - np.eye(3)).max())  # either hand is right, the affine knows which
+    if cosine > _ANGLE:
+        raise ImageRefusedError("orientation", f"axes are not at right angles, product {cosine:.4g}: {_RESAMPLE}")
     if not np.abs(np.asarray(header["pixdim"][1:4], np.float64) / edges - 1).max() <= 0.01:  # NaN is no agreement
         raise ImageRefusedError("affine_conflict", f"pixdim and the affine give different voxel sizes: {_CORRECT}")
     if edges.min() * scale < 1 / FARTHEST_MM or np.abs(chosen[:3]).max() * scale > FARTHEST_MM:
@@ -314,34 +331,8 @@ def _check_form(header: Any, affine: Any, *, scale: float) -> NDArray[np.float64
     return chosen
 
 
-def _is_usable(header: Any, affine: Any, *, scale: float) -> bool:
-    try:
-        _check_form(header, affine, scale=scale)
-    except ImageRefusedError:
-        return False
-    return True
-
-
-def _have_same_axes(one: NDArray[np.float64], other: Any) -> bool:
-    """Return whether the axes of two affines run nearest to the same directions of the patient."""
-    import nibabel
-
-    name_axes: Any = nibabel.aff2axcodes
-    return bool(name_axes(one) == name_axes(np.nan_to_num(np.asarray(other, np.float64))))
-
-
 def _measure_distance(one: NDArray[np.float64], other: Any, shape: tuple[int, int, int]) -> float:
     """Return how far apart two affines place a corner of the volume, in the file's unit; infinity if one is broken."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
     apart = float(np.linalg.norm((corners @ (np.asarray(other, np.float64) - one).T)[:, :3], axis=1).max())
     return apart if math.isfinite(apart) else math.inf
-
-
-def _check_axes(affine: NDArray[np.float64], edges: NDArray[np.float64]) -> None:
-    """Axes must have a length and stand at right angles; either hand is right, the affine knows which."""
-    if edges.min() <= 0:
-        raise ImageRefusedError("orientation", f"an axis of the affine has no length: {_CORRECT}")
-    unit = affine[:3, :3] / edges
-    cosine = float(np.abs(unit.T @ unit - np.eye(3)).max())
-    if cosine > _ANGLE:
-        raise ImageRefusedError("orientation", f"axes are not at right angles, product {cosine:.4g}: {_RESAMPLE}")

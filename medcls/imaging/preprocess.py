@@ -186,7 +186,14 @@ def _fit(
         fill = (max(fill), max(fill))
     zoom = (fill[0] * aspect, fill[1])
     size = (max(1, round(rows * zoom[0])), max(1, round(columns * zoom[1])))
-    resized = _resize(pixels, size)
+    resized = pixels
+    if size != (rows, columns):
+        method = cv2.INTER_LINEAR
+        if size[0] < rows or size[1] < columns:
+            method = cv2.INTER_AREA
+        planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method) for plane in pixels]
+        resized = planes[0][None] if len(planes) == 1 else np.stack(planes)
+        resized = resized.astype(np.float32, copy=False)
     if size == (spec.height, spec.width):
         return resized, (0, 0, *size), (size[0] / rows, size[1] / columns)
     # One of the two differences is zero or both are of one sign: padding and cropping are never mixed.
@@ -196,15 +203,3 @@ def _fit(
     cut = resized[:, max(0, -top) :, max(0, -left) :][:, : spec.height - y, : spec.width - x]
     frame[:, y : y + cut.shape[1], x : x + cut.shape[2]] = cut
     return frame, (y, x, cut.shape[1], cut.shape[2]), (size[0] / rows, size[1] / columns)
-
-
-def _resize(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    rows, columns = pixels.shape[1:]
-    if (rows, columns) == size:
-        return pixels
-    method = cv2.INTER_LINEAR
-    if size[0] < rows or size[1] < columns:
-        method = cv2.INTER_AREA
-    planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method) for plane in pixels]
-    resized = planes[0][None] if len(planes) == 1 else np.stack(planes)
-    return resized.astype(np.float32, copy=False)

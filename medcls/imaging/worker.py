@@ -177,8 +177,9 @@ class _Crew(Generic[Item, Result]):
         outcomes = []
         for item in chunk:
             outcome = self._run_alone(item)
-            again = isinstance(outcome, ImageRefusedError) and outcome.reason in _TRIED_AGAIN
-            outcomes.append(self._run_alone(item) if again else outcome)
+            if isinstance(outcome, ImageRefusedError) and outcome.reason in _TRIED_AGAIN:
+                outcome = self._run_alone(item)
+            outcomes.append(outcome)
         return outcomes
 
     def _run_alone(self, item: Item) -> Result | MedclsError:
@@ -217,8 +218,7 @@ class _Crew(Generic[Item, Result]):
         self._restarts += 1
         if self._restarts > _RESTARTS:
             failure = find_disk_failure(error)
-            limit = advise(failure, "") if failure else ""
-            if failure and limit:
+            if failure and (limit := advise(failure, "")):
                 reason = f"cannot be started ({failure.strerror}): {limit}"
             elif str(error) == _HANGING:
                 reason = (
@@ -278,10 +278,10 @@ def _attempt(function: Callable[[Item], Result], item: Item, *, refuse_unreadabl
             return outcome
         time.sleep(pause)
     outcome = _try_once(function, item)
-    failure = outcome.__cause__ if isinstance(outcome, ReadError) else None
-    # A limit that was reached says nothing of this file.
-    if refuse_unreadable and isinstance(failure, OSError) and not advise(failure, ""):
-        return ImageRefusedError("disk_failure", f"the disk does not give the file ({failure.strerror})")
+    if refuse_unreadable and isinstance(outcome, ReadError):
+        failure = outcome.__cause__
+        if isinstance(failure, OSError) and not advise(failure, ""):  # a limit that was reached says nothing of it
+            return ImageRefusedError("disk_failure", f"the disk does not give the file ({failure.strerror})")
     return outcome
 
 
@@ -347,24 +347,16 @@ def _limit_this_process(memory_bytes: int) -> None:
         os.environ.setdefault(name, "1")  # before numpy: its thread pools reserve address space per core
     if sys.platform == "win32":
         return
-    _keep_freed_memory()
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = _address_space_bytes() + memory_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc hand the pages of one image to the next: fetching fresh ones is up to half the time of a CT slice."""
+    # glibc hands the pages of one image to the next: fetching fresh ones is up to half the time of a CT slice.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 4)
+    import resource
 
-
-def _address_space_bytes() -> int:
-    """Address space this process has reserved; 0 where there is no /proc (macOS ignores the limit anyway)."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    statm, wanted = Path("/proc/self/statm"), memory_bytes
+    if statm.exists():  # without /proc (macOS) the limit is ignored anyway
+        wanted += int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard < 0 else min(wanted, hard), hard))

@@ -213,20 +213,14 @@ def _read_jpeg_2000(data: bytes) -> Codestream:
     components = {data[at + 42 + 3 * each : at + 45 + 3 * each] for each in range(samples)}
     if len(components) != 1 or next(iter(components))[1:] != b"\x01\x01":
         raise ImageRefusedError("unsupported_colour", "components differ in bits, sign or sampling")
-    depth, colour = data[at + 42], ""
-    if _has_colour_transform(data, at):
+    depth, colour, segment = data[at + 42], "", at + 2
+    while data[segment : segment + 2] != b"\xff\x52":  # COD, which has the flag of the multiple component transform
+        if data[segment : segment + 2] == b"\xff\x90":  # start of the first tile part
+            raise ImageRefusedError("damaged_codestream", "no coding style in the main header")
+        segment += 2 + struct.unpack_from(">H", data, segment + 2)[0]
+    if data[segment + 8] == 1:
         colour = "TRANSFORMED"
     return Codestream(bottom - top, right - left, samples, (depth & 0x7F) + 1, depth >= 0x80, colour)
-
-
-def _has_colour_transform(data: bytes, at: int) -> bool:
-    """Return the multiple component transform flag of the COD segment of the main header."""
-    at += 2
-    while data[at : at + 2] != b"\xff\x90":  # start of the first tile part
-        if data[at : at + 2] == b"\xff\x52":
-            return data[at + 8] == 1
-        at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    raise ImageRefusedError("damaged_codestream", "no coding style in the main header")
 
 
 def _find_jpeg_2000(data: bytes) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -110,12 +112,9 @@ def read_lut_words(
     """
     if not isinstance(data, bytes | bytearray):
         return np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF
-    packed = bits == 8 and (length is None or len(data) - length in (0, 1))
-    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
-    if packed:  # the first entry of a word is its low byte, in either byte order
-        entries = words.astype("<u2").view(np.uint8)
-    else:
-        entries = words
+    entries: NDArray[Any] = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if little_endian else ">u2")
+    if bits == 8 and (length is None or len(data) - length in (0, 1)):
+        entries = entries.astype("<u2").view(np.uint8)  # the first entry of a word is its low byte in either order
     return entries[:length].astype(np.int64)
 
 

@@ -339,23 +339,13 @@ class PixelStop:
             self._stream.seek(self._end)
             if self._stream.read().strip(b"\0"):
                 return ImageRefusedError("truncated", "the file ends inside an element")
-        if _describes_image(dataset, self._storage):
+        # An image by its storage class (PS3.4 B.5), or without one, as the header may end before it, by its size.
+        is_image = "Rows" in dataset and "Columns" in dataset
+        if name := str(dataset.get("SOPClassUID") or "").strip() or self._storage:
+            is_image = "Image Storage" in uid.UID(name).name
+        if is_image:
             return ImageRefusedError("truncated", "the header describes an image, and the file ends before its pixels")
         return ImageRefusedError("no_pixel_data")
-
-
-def _describes_image(dataset: Header, storage: str) -> bool:
-    """Return whether a header is that of an image: by its storage class, or without one by the size of its pixels.
-
-    Args:
-        dataset: May end before its own storage class.
-        storage: MediaStorageSOPClassUID; "" if unknown.
-
-    Source: PS3.4 B.5 (the names of image storage classes).
-    """
-    if name := str(dataset.get("SOPClassUID") or "").strip() or storage:
-        return "Image Storage" in uid.UID(name).name
-    return "Rows" in dataset and "Columns" in dataset
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytes:

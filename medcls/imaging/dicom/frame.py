@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
@@ -71,7 +70,13 @@ def decode_frame(file: DicomFile, module: PixelModule, *, frame: int = 0, allow_
     mask, modality, little_endian = None, None, file.syntax.is_little_endian
     if module.photometric.startswith("MONOCHROME"):
         mask = _find_padding(file, module, stored)
-    stored = _check_finite(stored, mask)
+    if stored.values.dtype.kind == "f":
+        values = stored.values
+        if mask is not None:
+            values = np.where(mask, 0, values)  # so that padding takes part in no range
+        if not np.isfinite(values).all():
+            raise ImageRefusedError("not_finite", "float pixels hold NaN or infinity")
+        stored = replace(stored, values=values)
     if module.photometric.startswith("MONOCHROME"):
         source = find_macro(file.dataset, "PixelValueTransformationSequence", frame=frame)
         modality = read_modality(source, signed=stored.signed, little_endian=little_endian)
@@ -232,31 +237,25 @@ def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> 
         mask = np.isnan(values)
     if mask.all():
         raise ImageRefusedError("all_padding", "every pixel is padding")
-    return mask if mask.any() else None
+    if not mask.any():
+        return None
+    return mask
 
 
 def _read_padding(file: DicomFile, module: PixelModule, *, signed: bool) -> tuple[list[float], bool]:
     """Return the ends of the padding as stored values, [] where there is none, and whether they are floats."""
     prefix = {"FloatPixelData": "Float", "DoubleFloatPixelData": "DoubleFloat"}.get(file.element.keyword, "")
-    ends: list[Any] = [file.dataset.get(f"{prefix}PixelPadding{name}") for name in ("Value", "RangeLimit")]
-    ends = [each for each in ends if each is not None and each != ""]
-    return [float(each) if prefix else _wrap(int(each), module.allocated, signed) for each in ends], bool(prefix)
-
-
-def _check_finite(stored: StoredFrame, mask: NDArray[np.bool_] | None) -> StoredFrame:
-    """Float values with padding set to 0, so that it takes part in no range; no NaN or infinity elsewhere."""
-    if stored.values.dtype.kind != "f":
-        return stored
-    values = stored.values if mask is None else np.where(mask, 0, stored.values)
-    if not np.isfinite(values).all():
-        raise ImageRefusedError("not_finite", "float pixels hold NaN or infinity")
-    return replace(stored, values=values)
-
-
-def _wrap(value: int, bits: int, signed: bool) -> int:
-    """Return the value of a cell whatever sign its own element was written with."""
-    value &= (1 << bits) - 1
-    return value - (1 << bits) if signed and value >> (bits - 1) else value
+    ends: list[float] = []
+    for name in ("Value", "RangeLimit"):
+        value = file.dataset.get(f"{prefix}PixelPadding{name}")
+        if value is None or value == "":
+            continue
+        if prefix:
+            ends.append(float(value))
+        else:  # the value of a cell, whatever sign its own element was written with
+            end = int(value) & ((1 << module.allocated) - 1)
+            ends.append(end - (1 << module.allocated) if signed and end >> (module.allocated - 1) else end)
+    return ends, bool(prefix)
 
 
 def _display_colour(frame: DicomFrame) -> NDArray[np.float32]:

@@ -49,13 +49,17 @@ class Modality:
 
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Modality values, float64."""
-        return self.table.apply(values) if self.table else values * self.slope + self.intercept
+        if self.table:
+            return self.table.apply(values)
+        return values * self.slope + self.intercept
 
     def compute_limits(self, *, bits: int, signed: bool) -> tuple[float, float]:
         """Return the smallest and largest value that the stored bits can become."""
         if self.table:
             return float(self.table.entries.min()), float(self.table.entries.max())
-        lowest = -(1 << (bits - 1)) if signed else 0
+        lowest = 0
+        if signed:
+            lowest = -(1 << (bits - 1))
         low, high = sorted(self.apply(np.array([lowest, lowest + (1 << bits) - 1], np.float64)).tolist())
         return low, high
 
@@ -111,7 +115,8 @@ def read_table(item: Header, *, signed: bool, little_endian: bool) -> LookupTabl
     length, first, bits = (int(value) for value in descriptor)
     length = (length & 0xFFFF) or 1 << 16
     first &= 0xFFFF
-    first -= (1 << 16) if signed and first >= 1 << 15 else 0
+    if signed and first >= 1 << 15:
+        first -= 1 << 16
     if not 8 <= bits <= 16:
         raise ImageRefusedError("lut", f"{bits} bits an entry; expected 8 to 16")
     entries = read_lut_words(data, bits=bits, little_endian=little_endian, length=length)
@@ -133,7 +138,7 @@ def build_window(function: str, center: float, width: float) -> Display:
 
     Source: PS3.3 C.11.2.1.2.1, C.11.2.1.3.1, C.11.2.1.3.2.
     """
-    if width < 1 if function == "LINEAR" else width <= 0:
+    if width <= 0 or (function == "LINEAR" and width < 1):
         raise ImageRefusedError(
             "window",
             f"width {width:g} is too small for {function}: image.intensity=range image.range=[…] replaces it",
@@ -167,32 +172,28 @@ def find_voi(
     Source: PS3.3 C.11.2.
     """
     tables = source.get("VOILUTSequence") or []
-    windows = _read_windows(source)
-    if window_index >= len(tables) + len(windows) and (window_index or tables or windows):
-        raise ImageRefusedError("window", f"index {window_index} of {len(tables) + len(windows)}")
+    centers, widths = read_numbers(source, "WindowCenter"), read_numbers(source, "WindowWidth")
+    if len(centers) != len(widths):
+        raise ImageRefusedError("window", f"{len(centers)} centres and {len(widths)} widths")
+    count = len(tables) + len(centers)
+    if window_index >= count and (window_index or count):
+        raise ImageRefusedError("window", f"index {window_index} of {count}")
     if window_index < len(tables):
         table = read_table(tables[window_index], signed=signed, little_endian=little_endian)
         return lambda values: table.apply(values) / ((1 << table.bits) - 1), "voi_lut"
-    if windows:
-        return build_window(*windows[window_index - len(tables)]), "window"
+    if centers:
+        center, width = centers[window_index - len(tables)], widths[window_index - len(tables)]
+        return build_window(str(source.get("VOILUTFunction") or "LINEAR"), center, width), "window"
     if is_ct:
         raise ImageRefusedError("no_window", "CT without a window: give one in HU (image.windows_hu)")
     return None
 
 
-def _read_windows(source: Header) -> list[tuple[str, float, float]]:
-    """Function, centre and width of every window of the file."""
-    centers, widths = read_numbers(source, "WindowCenter"), read_numbers(source, "WindowWidth")
-    if len(centers) != len(widths):
-        raise ImageRefusedError("window", f"{len(centers)} centres and {len(widths)} widths")
-    function = str(source.get("VOILUTFunction") or "LINEAR")
-    return [(function, center, width) for center, width in zip(centers, widths, strict=True)]
-
-
 def find_range(seen: NDArray[Any], modality: Modality) -> tuple[float, float]:
     """Return the smallest and largest modality value of the pixels seen; a table need not be monotonic."""
-    inputs = seen if modality.table else np.array([seen.min(), seen.max()])
-    values = modality.apply(inputs.astype(np.float64))
+    if not modality.table:
+        seen = np.array([seen.min(), seen.max()])
+    values = modality.apply(seen.astype(np.float64))
     return float(values.min()), float(values.max())
 
 

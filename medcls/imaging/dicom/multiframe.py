@@ -66,6 +66,12 @@ def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance
         item = find_macro(dataset, macro, frame=frame)
         return () if item is dataset else tuple(read_numbers(item, keyword))
 
+    image_type = ""
+    for macro in _FRAME_TYPES:
+        item = find_macro(dataset, macro, frame=frame)
+        if item is not dataset:
+            image_type = _join(item.get("FrameType"))
+            break
     spacing = numbers("PixelMeasuresSequence", "PixelSpacing")
     if spacing and min(spacing) <= 0:
         spacing = ()
@@ -73,7 +79,7 @@ def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance
         instance,
         frames=1,
         sop_uid=f"{instance.sop_uid}#{frame:06}",
-        image_type=_find_frame_type(dataset, frame) or instance.image_type,
+        image_type=image_type or instance.image_type,
         stack_key=_compute_key(dataset, frame),
         orientation=numbers("PlaneOrientationSequence", "ImageOrientationPatient"),
         position=numbers("PlanePositionSequence", "ImagePositionPatient"),
@@ -81,25 +87,15 @@ def _describe_frame(dataset: Header, instance: Instance, frame: int) -> Instance
     )
 
 
-def _find_frame_type(dataset: Header, frame: int) -> str:
-    for macro in _FRAME_TYPES:
-        item = find_macro(dataset, macro, frame=frame)
-        if item is not dataset:
-            return _join(item.get("FrameType"))
-    return ""
-
-
 def _compute_key(dataset: Header, frame: int) -> str:
     """Canonical text of echo, time, b-value … of a frame."""
     found = []
     for macro, keyword in _KEYS:
         item = find_macro(dataset, macro, frame=frame)
-        value = None if item is dataset else item.get(keyword)
-        if value is not None:
-            found.append(f"{keyword}={_join(value)}")
+        if item is not dataset and item.get(keyword) is not None:
+            found.append(f"{keyword}={_join(item.get(keyword))}")
     diffusion = find_macro(dataset, "MRDiffusionSequence", frame=frame)
-    directions = None if diffusion is dataset else diffusion.get("DiffusionGradientDirectionSequence")
-    if directions:
+    if diffusion is not dataset and (directions := diffusion.get("DiffusionGradientDirectionSequence")):
         found.append(f"direction={_join(directions[0].get('DiffusionGradientOrientation'))}")
     return ";".join(found)
 
@@ -126,7 +122,11 @@ def split_frames(file: DicomFile, module: PixelModule) -> Iterator[DicomFile]:
         yield file
     elif file.syntax.is_encapsulated:
         for fragments in _group_fragments(file, module.frames):
-            yield _wrap_fragments(file, fragments)
+            # The same file with these fragments alone, behind an empty offset table.
+            items = [b"", *fragments]
+            body = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
+            element = replace(file.element, length=UNDEFINED_LENGTH, offset=0)
+            yield replace(file, element=element, _stream=io.BytesIO(body + b"\xfe\xff\xdd\xe0\0\0\0\0"))
     else:
         bits = module.pixels * module.samples * module.allocated
         size = bits // 8
@@ -167,11 +167,3 @@ def _find_starts(offsets: list[int], fragments: list[bytes]) -> list[int]:
     if all(a < b for a, b in pairwise([-1, *starts])):
         return starts
     return []
-
-
-def _wrap_fragments(file: DicomFile, fragments: list[bytes]) -> DicomFile:
-    """Return the file with these fragments alone, behind an empty offset table."""
-    items = [b"", *fragments]
-    body = b"".join(b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items)
-    stream = io.BytesIO(body + b"\xfe\xff\xdd\xe0\0\0\0\0")
-    return replace(file, element=replace(file.element, length=UNDEFINED_LENGTH, offset=0), _stream=stream)

@@ -114,7 +114,11 @@ def fit_stack(
     for level in levels:  # slices that share a distance must share the place: tiles side by side are no duplicates
         if len(level) > 1 and np.ptp(along[list(level)], axis=0).max() > max(slack, SAME_MM):
             raise ImageRefusedError("lateral_offset", "slices at one distance along the normal are side by side")
-    slope = _fit_slope(places, slack=slack)
+    distances, lateral = places[:, 0], places[:, 1:]
+    slope = distances @ lateral / (distances @ distances)  # mm along rows' and columns' axes for every mm of normal
+    stray = float(np.abs(lateral - np.outer(distances, slope)).max())
+    if stray > slack + 1e-9 or np.abs(slope).max() > _MAX_SLOPE:
+        raise ImageRefusedError("lateral_offset", f"slices are up to {stray:.4g} mm off the line of the others")
     tilt = np.where(np.abs(slope) > _ANGLE, slope, 0.0)
     if tilt.any():
         if rule.tilt == "refuse":
@@ -208,13 +212,3 @@ def _name_fault(steps: NDArray[np.float64], rule: StackRule) -> tuple[str, int]:
     if np.abs(steps - middle).max() <= _STRAY * middle:
         return "jitter", len(steps)
     return "mixed_spacing", max(1, round(float(steps.sum()) / middle))
-
-
-def _fit_slope(places: NDArray[np.float64], *, slack: float) -> NDArray[np.float64]:
-    """Rise: mm along rows' and columns' axes that slices move for every mm along the normal."""
-    distances, lateral = places[:, 0], places[:, 1:]
-    slope: NDArray[np.float64] = distances @ lateral / (distances @ distances)
-    stray = float(np.abs(lateral - np.outer(distances, slope)).max())
-    if stray > slack + 1e-9 or np.abs(slope).max() > _MAX_SLOPE:
-        raise ImageRefusedError("lateral_offset", f"slices are up to {stray:.4g} mm off the line of the others")
-    return slope

@@ -32,7 +32,9 @@ def build_weights(positions: NDArray[np.float64], *, size: int, step: float) -> 
     index = first[:, None] + np.arange(int(np.ceil(box)) + 2)
     distance = positions[:, None] - index
     if box > _NO_BLUR:
-        weights = (_integrate_hat(distance + box / 2) - _integrate_hat(distance - box / 2)) / box
+        ends = np.clip(np.stack([distance - box / 2, distance + box / 2]), -1, 1)
+        low, high = 0.5 + ends - np.sign(ends) * ends**2 / 2  # integrals of max(0, 1 - |t|) from minus infinity
+        weights = (high - low) / box
     else:
         weights = np.maximum(0, 1 - np.abs(distance))
     weights[(index < 0) | (index >= size)] = 0
@@ -42,12 +44,6 @@ def build_weights(positions: NDArray[np.float64], *, size: int, step: float) -> 
     matrix = csr_array((weights.ravel().astype(np.float32), np.clip(index, 0, size - 1).ravel(), rows), shape=shape)
     matrix.sum_duplicates()
     return matrix
-
-
-def _integrate_hat(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Integral of max(0, 1 - |t|) from minus infinity to x."""
-    near = np.clip(x, -1, 1)
-    return 0.5 + near - np.sign(near) * near**2 / 2
 
 
 def resample(values: NDArray[np.float32], weights: Sequence[Any]) -> NDArray[np.float32]:
