@@ -271,8 +271,10 @@ def _find_affine(
     """Return voxel (k, j, i, 1) to mm, LPS+, and notes of what the file left open."""
     import nibabel
 
+    find_codes: Any = nibabel.aff2axcodes
+
     def name_axes(affine: Any) -> Any:  # the directions of the patient that the axes run nearest to
-        return nibabel.aff2axcodes(np.nan_to_num(np.asarray(affine, np.float64)))
+        return find_codes(np.nan_to_num(np.asarray(affine, np.float64)))
 
     scale = NIFTI_MILLIMETRES.get(int(header["xyzt_units"]) & 7)
     if scale is None:

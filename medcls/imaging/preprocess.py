@@ -192,8 +192,8 @@ def _fit(
         if size[0] < rows or size[1] < columns:
             method = cv2.INTER_AREA
         planes = [cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method) for plane in pixels]
-        resized = planes[0][None] if len(planes) == 1 else np.stack(planes)
-        resized = resized.astype(np.float32, copy=False)
+        stacked = planes[0][None] if len(planes) == 1 else np.stack(planes)
+        resized = stacked.astype(np.float32, copy=False)
     if size == (spec.height, spec.width):
         return resized, (0, 0, *size), (size[0] / rows, size[1] / columns)
     # One of the two differences is zero or both are of one sign: padding and cropping are never mixed.

@@ -229,6 +229,7 @@ def _find_padding(file: DicomFile, module: PixelModule, stored: StoredFrame) -> 
     if not numbers:
         return None
     values = stored.values
+    mask: NDArray[np.bool_]
     if len(numbers) == 1:
         mask = values == numbers[0]
     else:
