@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from medcls.models.pooling import MaxPool3d
+from medcls.models.stages import Stage, name_modules
 
 VGGS = ("vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn")
 RESNET = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -25,7 +26,8 @@ class Backbone(nn.Module):
     Args:
         body: Maps (N, C, *spatial) float to (N, num_features).
         num_features: Length of the feature vector.
-        stages: Stage name -> modules of `body`, from input to output; together they hold every parameter.
+        stages: Stage name -> modules of `body`, or names of its modules and parameters, from input to output; together
+            they hold every parameter.
         spatial_dims: 2 for images, 3 for volumes.
         levels: Lengths of the parts of the feature vector, where a head may answer from each (deep supervision).
         optional: Beginnings of the names of parameters that a weights file may lack: they stay random, and the
@@ -34,6 +36,7 @@ class Backbone(nn.Module):
 
     Attributes:
         options: What the architecture was told beside its name; a model card keeps it.
+        stage_names: Stage name -> names of modules and of single parameters of `body`, from input to output.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Backbone(nn.Module):
         body: nn.Module,
         *,
         num_features: int,
-        stages: dict[str, list[nn.Module]],
+        stages: Mapping[str, Sequence[nn.Module | str]],
         spatial_dims: int = 2,
         levels: Sequence[int] = (),
         optional: tuple[str, ...] = (),
@@ -54,12 +57,12 @@ class Backbone(nn.Module):
         self.levels = tuple(levels) or (num_features,)
         self.optional, self.convert = optional, convert
         self.options: dict[str, Any] = {}
-        self._stages = {name: nn.ModuleList(modules) for name, modules in stages.items()}
+        self.stage_names = {stage: name_modules(body, parts) for stage, parts in stages.items()}
 
     @property
-    def stages(self) -> dict[str, nn.ModuleList]:
-        """Stage name -> its modules, from input to output."""
-        return self._stages
+    def stages(self) -> dict[str, Stage]:
+        """Stage name -> its modules and single parameters, from input to output."""
+        return {stage: Stage(self.body, names) for stage, names in self.stage_names.items()}
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features (N, num_features) of normalised images (N, C, *spatial)."""

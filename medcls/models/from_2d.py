@@ -166,11 +166,11 @@ def build_slices(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Bac
     flat = build(replace(plan, options={}))
     attention = AttentionPool(flat.num_features) if pooling == "attention" else None
     body = SliceNetwork(flat.body, attention, planes=planes, num_slices=plan.options.get("num_slices", 0))
-    stages: dict[str, Any] = {stage: list(modules) for stage, modules in flat.stages.items()}
+    stages: dict[str, Any] = {s: [f"network.{name}" for name in names] for s, names in flat.stage_names.items()}
     return Backbone(
         body,
         num_features=flat.num_features,
-        stages=stages | ({} if attention is None else {"attention": [attention]}),
+        stages=stages | ({} if attention is None else {"attention": ["attention"]}),
         spatial_dims=3,
         optional=(*(f"network.{name}" for name in flat.optional), "attention."),
         convert=lambda state: name_network(flat.convert(state)),

@@ -47,10 +47,10 @@ def _draw(name: str, value: Tensor, seed: int) -> Tensor:
 
 def choose_below(backbone: Backbone, state: dict[str, Tensor], *, stage: str) -> dict[str, Tensor]:
     """Return the tensors of the stages up to and including one, by their names in the backbone's body."""
-    names = list(backbone.stages)
-    kept = {id(module) for name in names[: names.index(stage) + 1] for module in backbone.stages[name].modules()}
-    prefixes = tuple(f"{name}." for name, module in backbone.body.named_modules() if name and id(module) in kept)
-    return {name: value for name, value in state.items() if name.startswith(prefixes)}
+    stages = list(backbone.stage_names)
+    kept = [name for s in stages[: stages.index(stage) + 1] for name in backbone.stage_names[s]]
+    prefixes = tuple(f"{name}." for name in kept)
+    return {name: value for name, value in state.items() if name.startswith(prefixes) or name in kept}
 
 
 def list_shallower(name: str) -> list[str]:

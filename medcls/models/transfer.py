@@ -191,17 +191,18 @@ def format_plan(plans: Sequence[StagePlan], *, lr: float, origins: Mapping[str, 
         lr: The optimizer's.
         origins: Stage -> where its weights come from; a stage that is not in it is new: random.
     """
-    lines = [f"{'stage':10s} {'weights':10s} {'parameters':>12s} {'lr':>10s}  {'trained':14s}  batchnorm"]
+    wide = max(10, *(len(plan.name) for plan in plans))
+    lines = [f"{'stage':{wide}s} {'weights':10s} {'parameters':>12s} {'lr':>10s}  {'trained':14s}  batchnorm"]
     for plan in plans:
         rate = f"{lr * plan.lr_scale:.2e}" if plan.lr_scale else "-"
         when, norm = _describe_time(plan), plan.batchnorm or "-"
         if plan.batchnorm == "train" and plan.first_epoch:
             norm = "frozen, then train"
         origin = (origins or {}).get(plan.name, "random")
-        lines.append(f"{plan.name:10s} {origin:10s} {plan.num_parameters:12,d} {rate:>10s}  {when:14s}  {norm}")
+        lines.append(f"{plan.name:{wide}s} {origin:10s} {plan.num_parameters:12,d} {rate:>10s}  {when:14s}  {norm}")
     trained = sum(plan.num_parameters for plan in plans if plan.first_epoch is not None)
     total = sum(plan.num_parameters for plan in plans)
-    return "\n".join([*lines, f"{'all':10s} {'':10s} {total:12,d} {'':10s}  {trained:,d}"])
+    return "\n".join([*lines, f"{'all':{wide}s} {'':10s} {total:12,d} {'':10s}  {trained:,d}"])
 
 
 def _describe_time(plan: StagePlan) -> str:
