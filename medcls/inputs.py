@@ -8,8 +8,9 @@ from pathlib import Path
 from medcls.errors import DataError, MissingInputError
 from medcls.files import DATASET, MODEL
 
-IMAGENET = "imagenet"
-"""Of model.weights: the weights that torchvision offers, instead of a path."""
+IMAGENET, PRETRAINED = "imagenet", "pretrained"
+NAMED = (IMAGENET, PRETRAINED)
+"""Values of model.weights that are not a path: the weights published for the network, of ImageNet or others."""
 WEIGHTS_VARIABLE = "MEDCLS_WEIGHTS_DIR"
 
 
@@ -78,7 +79,7 @@ def check_training_inputs(
     if run is not None and (Path(run) / MODEL).is_file():
         return
     check_store_folder(Path(store))
-    if weights == IMAGENET:
+    if weights in NAMED:
         find_weights_dir(None if weights_dir is None else Path(weights_dir))
     elif weights is not None:
         check_weights(weights)
@@ -111,8 +112,8 @@ def locate_weights(weights: str) -> Path:
 
 
 def find_own_weights(weights: str | None) -> Path | None:
-    """Return the file that model.weights names, there or not; None for ImageNet's weights or random ones."""
-    if weights is None or weights == IMAGENET:
+    """Return the file that model.weights names, there or not; None for published weights or random ones."""
+    if weights is None or weights in NAMED:
         return None
     return locate_weights(weights)
 

@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "medcls.fetch": ("model=resnet18", "weights_dir={weights}"),
     "medcls.launch": ("--standalone", "--nproc-per-node=1", "train", "store={store}", "run={own}/run", *_TRAINING),
+    "medcls.networks": ("cbr_tiny",),
     "medcls.predict": ("run={run}", "source={raw}", "out={own}/p.parquet", "out_of_domain=allow", *_QUICK),
     "medcls.pretrain": (
         *("store={volumes}", "run={own}/run", "model=autoencoder3d_hosseini", "figures=1"),
@@ -76,6 +77,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """An input that each command finishes within seconds; {own} is empty but for what _GIVEN copies there."""
 _GIVEN = {"data_prep.merge": "parts", "medcls.compare": "store"}
 ONLY_PRINTED = {
+    "medcls.networks": ("cbr_tiny",),
     "medcls.samplesize": ("expected=0.8", "half_width=0.2", "replicates=200"),
     "data_prep.index": ("source={raw}", "workers=1"),
     "medcls.train": ("--help",),

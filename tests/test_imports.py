@@ -20,7 +20,7 @@ FOUNDATION |= {"console", "entry", "inputs", "kinds"}
 """Single files at the bottom; they know one another's level, and errors, disk and files know only those before them."""
 
 WINGS = {"train", "pretrain", "evaluate", "predict", "explain", "compare", "fetch", "launch", "samplesize"}
-WINGS |= {"notebook", "doctor"}
+WINGS |= {"notebook", "doctor", "networks"}
 """One for each command, and one for notebooks: the only rooms that take a whole job."""
 
 LEVELS: list[set[str]] = [

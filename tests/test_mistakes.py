@@ -64,6 +64,7 @@ MISTAKES: dict[str, list[tuple[int, str, list[str]]]] = {
     "medcls.fetch": [
         (64, "expected model=NAME", ["modle=resnet18"]),
         (78, "nearest: resnet18", ["model=resnet81"]),
+        (64, "model=timm: model.name=NAME", ["model=timm"]),
         (66, "weights_dir=", ["model=resnet18", "weights_dir={gone}"]),
     ],
     "medcls.launch": [
@@ -72,6 +73,10 @@ MISTAKES: dict[str, list[tuple[int, str, list[str]]]] = {
         (66, "store=", ["--nproc-per-node", "2", "store={gone}", "run={new}"]),
         (66, "store=", ["--nproc-per-node=2", "pretrain", "store={gone}", "run={new}", "model=autoencoder3d"]),
         (64, "run=DIR is missing", ["--standalone", "train", "store={store}"]),
+    ],
+    "medcls.networks": [
+        (64, "expected [WORD", ["model=timm"]),
+        (66, "weights_dir=", ["resnet18", "weights_dir={gone}"]),
     ],
     "medcls.predict": [
         (78, "out_of_domain=alow", ["run={run}", "source={store}", "out={new}.csv", "out_of_domain=alow"]),

@@ -13,7 +13,7 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
-from medcls.inputs import IMAGENET, check_store_folder, locate_weights
+from medcls.inputs import NAMED, check_store_folder, locate_weights
 
 # Of the training, where the arm's overrides say them, for its evaluation.
 _SHARED = ("device", "precision", "workers")
@@ -144,7 +144,7 @@ def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
 
 def find_own_weights(job: TrainJob) -> Path | None:
     """Return the file of weights that a training starts from, there or not; None for ImageNet's or none."""
-    return None if job.model.weights in (None, IMAGENET) else locate_weights(str(job.model.weights))
+    return None if job.model.weights in (None, *NAMED) else locate_weights(str(job.model.weights))
 
 
 def _own_split(chosen: dict[str, str]) -> str:

@@ -18,9 +18,16 @@ class ModelConfig:
     name: str = setting(
         "resnet18", "Architecture; model=NAME also sets the weights and the dropout that suit it.", kind=NAME
     )
+    library: str = setting(
+        "medcls",
+        "Library that has the network; model=timm or torchvision sets it, and model.name is a name of that library, as "
+        "python -m medcls.networks lists them.",
+        choices=("medcls", "timm", "torchvision"),
+    )
     weights: str | None = setting(
         "imagenet",
-        "Weights to start from: imagenet, the folder of another run, or a file; null starts from random weights.",
+        "Weights to start from: imagenet or pretrained for those published for the network, the folder of another run, "
+        "or a file; null starts from random weights.",
         kind=PATH,
         common=True,
     )
@@ -28,6 +35,12 @@ class ModelConfig:
         None,
         "Expected SHA-256 of the file of weights, or its first digits; null checks only a .sha256 beside it.",
         kind=TEXT,
+    )
+    accept_license: str | None = setting(
+        None,
+        "Licence of published weights that you accept, as cc-by-nc-4.0; needed if it is unknown or forbids commercial "
+        "use.",
+        kind=NAME,
     )
     dropout: float = setting(
         0.0, "Share of the features dropped before the head; raise it if the network overfits.", low=0, high=0.95
@@ -71,6 +84,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "model")
+        self._add_library()
         self._check_init()
         self._check_effects()
 
@@ -78,6 +92,17 @@ class ModelConfig:
     def head_kind(self) -> str:
         """The form of the head: auto is a linear one, solved or trained (stages.solved_head.find_solver)."""
         return "linear" if self.head == "auto" else self.head
+
+    def _add_library(self) -> None:
+        """Put the library before the name (timm/NAME), as every record of a run has it."""
+        if self.library == "medcls":
+            return
+        if not self.name:
+            raise ConfigError(
+                f"model={self.library}: set model.name=NAME to a network of it (python -m medcls.networks lists them)"
+            )
+        if not self.name.startswith(f"{self.library}/"):
+            self.name = f"{self.library}/{self.name}"
 
     def _check_init(self) -> None:
         if self.init != "full" and self.weights is None:
@@ -135,7 +160,7 @@ class TransferConfig:
     train_from: str | None = setting(
         None,
         "Lowest stage that transfer=partial or gradual trains: layer1 to layer4 of a resnet, block1 to block5 or fc6 "
-        "of a vgg.",
+        "of a vgg; every run prints the names.",
         kind=NAME,
     )
     thaw_every: int = setting(1, "Epochs after which transfer=gradual trains a further stage.", low=1, unit="epochs")

@@ -20,6 +20,47 @@ CLINICAL = "clinical"
 StateDict = dict[str, Tensor]
 
 
+TORCHVISION_LICENCE = (
+    "code BSD-3-Clause; trained on ImageNet, whose images are for non-commercial research and education"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a library says of a network and of the weights that are published for it.
+
+    Attributes:
+        name: Of the library, with the tag of the weights.
+        mean: What becomes 0 in each of the three channels, of values in [0, 1].
+        std: What becomes 1.
+        size: (H, W) of the images that the weights were trained on, pixels.
+        fixed: Whether the network is built for one size.
+        interpolation: How those images were resized, "bicubic" …; "" if unknown.
+        licence: Of the weights, "unknown" where the library does not know; "" where there are none.
+        url: Address of the weights; "" where there is none.
+        hub: Repository of the weights on Hugging Face; "" where there is none.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: tuple[int, ...]
+    fixed: bool = False
+    interpolation: str = ""
+    licence: str = ""
+    url: str = ""
+    hub: str = ""
+
+    def refuse_size(self, architecture: str, sides: str) -> str:
+        """Return the message that a network, by its model.name, cannot take images of these sides ("96 x 64")."""
+        own = " x ".join(map(str, self.size))
+        return (
+            f"model.name={architecture} cannot be built for images of {sides} pixels (its weights were trained at "
+            f"{own}): prepare the store with image.size=[{self.size[0]},{self.size[1]}] or a multiple, or choose "
+            "another network"
+        )
+
+
 class Backbone(nn.Module):
     """A network from images or volumes to a feature vector; parameter names under `body` are torchvision's or MONAI's.
 

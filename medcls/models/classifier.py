@@ -197,7 +197,7 @@ def build_classifier(
         raise ConfigError("model=clinical takes no images: set clinical.categorical=[…] or clinical.numeric=[…]")
     backbone = build_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options)
     # Fully connected layers carry the dropout; a second one on the same features would double it.
-    dropped = any(isinstance(module, nn.Dropout) for module in backbone.modules())
+    dropped = any(isinstance(module, nn.Dropout) and module.p for module in backbone.modules())
     head_dropout = 0.0 if dropped and head == "linear" else dropout
     num_logits = count_logits(kind, num_classes)
     top = build_head(head, backbone.levels, num_logits, dropout=head_dropout, width=head_width)

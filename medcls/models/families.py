@@ -19,9 +19,11 @@ from medcls.models.autoencoder import CLASSIFIER_OF
 from medcls.models.backbones import (
     CLINICAL,
     RESNET,
+    TORCHVISION_LICENCE,
     VGGS,
     Backbone,
     Blueprint,
+    Published,
     build_blind,
     build_resnet,
     build_vgg,
@@ -31,9 +33,10 @@ from medcls.models.from_2d import build_inflated, build_slices
 from medcls.models.initialization import Slim, slim_resnet, slim_vgg
 from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD
 from medcls.models.small import CBR, build_antony, build_cbr, build_vgg_m
+from medcls.models.timm_networks import TIMM, build_timm, describe_timm, list_timm
+from medcls.models.torchvision_networks import TORCHVISION, build_torchvision, describe_torchvision, list_torchvision
 from medcls.models.volumetric import RESNET_3D, build_acnn, build_encoder, build_resnet_3d
 
-_TORCHVISION = "code BSD-3-Clause; trained on ImageNet, whose images are for non-commercial research and education"
 _MEDICALNET = "MIT"
 
 
@@ -54,6 +57,7 @@ class Family:
         url: Name -> address of ImageNet weights, as a file whose name ends in -XXXXXXXX.pth, the first eight digits of
             its sha256; None: there are none, train from scratch or from a run.
         licence: Of published weights, those of url or those that Backbone.convert understands; "" where there are none.
+        published: What a library says of its network; None for the networks of this table.
     """
 
     names: tuple[str, ...]
@@ -67,14 +71,23 @@ class Family:
     slim: Callable[[Slim, nn.Module], None] | None = None
     url: Callable[[str], str] | None = None
     licence: str = ""
+    published: Published | None = None
 
 
 _SLIM = ("above", "width")
 FAMILIES: tuple[Family, ...] = (
     Family(
-        VGGS, build_vgg, least_size=32, options=_SLIM, slim=slim_vgg, url=find_torchvision_url, licence=_TORCHVISION
+        VGGS,
+        build_vgg,
+        least_size=32,
+        options=_SLIM,
+        slim=slim_vgg,
+        url=find_torchvision_url,
+        licence=TORCHVISION_LICENCE,
     ),
-    Family(RESNET, build_resnet, options=_SLIM, slim=slim_resnet, url=find_torchvision_url, licence=_TORCHVISION),
+    Family(
+        RESNET, build_resnet, options=_SLIM, slim=slim_resnet, url=find_torchvision_url, licence=TORCHVISION_LICENCE
+    ),
     Family(CBR, build_cbr),
     Family(("antony2017_class",), build_antony, least_size=31),
     Family(("antony2017_joint",), build_antony, least_size=61),
@@ -83,6 +96,46 @@ FAMILIES: tuple[Family, ...] = (
     Family(("acnn3d",), build_acnn, spatial_dims=3, colour=False, options=("all_levels",)),
     Family(("encoder3d",), build_encoder, spatial_dims=3, colour=False),
     Family(RESNET_3D, build_resnet_3d, spatial_dims=3, colour=False, licence=_MEDICALNET),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """Networks for images of a package, each by its own name behind a prefix.
+
+    Attributes:
+        prefix: Of model.name.
+        list_names: () -> the package's names.
+        describe: Name -> what the package says of it.
+        build: Blueprint -> randomly initialised backbone.
+    """
+
+    prefix: str
+    list_names: Callable[[], tuple[str, ...]]
+    describe: Callable[[str], Published]
+    build: Callable[[Blueprint], Backbone]
+
+    def find(self, name: str) -> Family | None:
+        """Return the row of one of its networks, prefix included in the name; None if it has none of that name."""
+        bare = name.removeprefix(self.prefix)
+        if bare not in self.list_names():
+            return None
+        published = self.describe(bare)
+        red, green, blue = published.mean
+        return Family(
+            (name,),
+            self.build,
+            mean=(red, green, blue),
+            std=published.std,  # type: ignore[arg-type]
+            options=("img_size",),
+            licence=published.licence,
+            published=published,
+        )
+
+
+LIBRARIES: tuple[Library, ...] = (
+    Library(TIMM, list_timm, describe_timm, build_timm),
+    Library(TORCHVISION, list_torchvision, describe_torchvision, build_torchvision),
 )
 
 
@@ -117,8 +170,14 @@ def list_names(spatial_dims: int) -> list[str]:
 def find_family(name: str) -> Family | None:
     """Return the row of an architecture; of a volume form that of its network for images; None for an unknown name."""
     flat = flat_name(name)
-    family = next((row for row in FAMILIES if flat in row.names), None)
+    library = find_library(flat)
+    family = library.find(flat) if library else next((row for row in FAMILIES if flat in row.names), None)
     return None if family is None or (flat != name and family.spatial_dims != 2) else family
+
+
+def find_library(name: str) -> Library | None:
+    """Return the library that a name without the prefix of a volume form is one of; None for our own networks."""
+    return next((library for library in LIBRARIES if name.startswith(library.prefix)), None)
 
 
 def find_form(name: str) -> VolumeForm | None:
@@ -137,6 +196,13 @@ def choose_family(name: str) -> Family:
         return family
     if name in CLASSIFIER_OF:
         raise ConfigError(f"model.name={name} is an autoencoder: python -m medcls.pretrain trains it")
+    library = find_library(flat_name(name))
+    if library is not None:
+        bare = flat_name(name).removeprefix(library.prefix)
+        raise ConfigError(
+            f"model.name={flat_name(name)}: {library.prefix[:-1]} has no network of this name"
+            f"{nearest(bare, library.list_names())}: python -m medcls.networks {bare.split('_')[0]} lists some"
+        )
     flat, known, volumes = flat_name(name), [*list_names(2), *list_names(0)], list_names(3)
     prefixes = " or ".join(form.prefix for form in VOLUME_FORMS)
     raise ConfigError(
@@ -188,11 +254,17 @@ def build_backbone(
     if family.colour and shape[0] not in (1, 3):
         raise ConfigError(f"the store has {shape[0]} channels: {name} takes 1 (grey) or 3 (colour)")
     plan = Blueprint(flat_name(name), shape, dropout, options=options)
+    if form is not None and family.published is not None:
+        raise ConfigError(
+            f"model.name={name}: networks of a library cannot be applied to volumes: set "
+            f"model.name={form.prefix}NAME with one of {', '.join((*VGGS, *RESNET))}"
+        )
     if form is not None:
         backbone = form.build(plan, family.build)
     elif family.slim is not None and options:
         backbone = family.build(replace(plan, change=partial(family.slim, Slim(**options))))
     else:
         backbone = family.build(plan)
-    backbone.options = options
+    # A network of fixed size says which it was built for: the model file keeps it.
+    backbone.options = backbone.options | options
     return backbone

@@ -129,7 +129,7 @@ def _list_children(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
 
 
-def settle(body: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def cover_all(body: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Return stages as `Stage` takes them, after checking that every parameter is in exactly one of the groups.
 
     Raises:

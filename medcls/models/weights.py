@@ -1,9 +1,11 @@
-"""Named ImageNet weights: find or download, verify by checksum, load into a network."""
+"""Published weights: find or download, check their licence and checksum, load into a network."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 import socket
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +18,22 @@ from torch import Tensor, nn
 from medcls.disk import check_disk
 from medcls.errors import ConfigError, DataError, MissingInputError, WriteError
 from medcls.files import sha256_file
-from medcls.inputs import IMAGENET, check_weights, find_weights_dir, flat_name, locate_weights
-from medcls.models.families import find_family
+from medcls.inputs import NAMED, check_weights, find_weights_dir, flat_name, locate_weights
+from medcls.models.backbones import TORCHVISION_LICENCE, Published
+from medcls.models.families import Family, find_family
 
 _TIMEOUT_SECONDS = 20.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 # Of a ResNet and of a VGG; also inside a network over slices.
 _LAST = tuple(f"{layer}.{kind}" for layer in ("fc", "classifier.6") for kind in ("weight", "bias"))
+
+_HUB_FILE = "model.safetensors"
+_FREE = frozenset(
+    {"", "apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", TORCHVISION_LICENCE}
+    | {"dinov3-license", "apple-ascl", "fastvit-license", "mobileone-license", "cvnets-license"}
+)
+"""Licences that allow commercial use: those that everybody knows, and terms of a company that do. All others ask."""
 
 StateDict = dict[str, Tensor]
 
@@ -43,10 +53,12 @@ def find_weights(
 
     "imagenet" is looked for in weights_dir (or $MEDCLS_WEIGHTS_DIR) as <architecture>-imagenet.safetensors,
     <architecture>-imagenet-features.safetensors or under torchvision's own file name, then in torch's cache, then
-    downloaded from torchvision's address (IMAGENET1K_V1). Anything else is a path.
+    downloaded from torchvision's address (IMAGENET1K_V1); "pretrained" is the same. The weights of timm's and of
+    torchvision's networks by name are looked for only (fetch_published brings them). Anything else is a path.
 
     Args:
-        weights: "imagenet", the folder of a finished run, or a path to .safetensors or a torchvision .pth file.
+        weights: "imagenet", "pretrained", the folder of a finished run, or a path to .safetensors or a torchvision .pth
+            file.
         architecture: Name of the network, a volume form's too.
         weights_dir: Offline folder, or None.
         sha256: Expected checksum, hexadecimal; None takes that of FILE.sha256 beside the file, where there is one.
@@ -56,8 +68,8 @@ def find_weights(
         DataError: the checksum differs.
         ConfigError: the architecture has no ImageNet weights.
     """
-    if weights == IMAGENET:
-        path = _find_imagenet(flat_name(architecture), weights_dir)
+    if weights in NAMED:
+        path = _find_named(flat_name(architecture), weights_dir)
     else:
         check_weights(weights)
         path = locate_weights(weights)
@@ -70,9 +82,117 @@ def find_weights(
     return WeightsFile(path, found)
 
 
+def _find_named(architecture: str, weights_dir: Path | None) -> Path:
+    family = find_family(architecture)
+    if family is None or family.published is None:
+        return _find_imagenet(architecture, weights_dir)
+    path = find_published(architecture, family.published, weights_dir=weights_dir)
+    if path is None:
+        library, _, name = architecture.partition("/")
+        places = [str(folder) for folder in (find_weights_dir(weights_dir),) if folder]
+        raise MissingInputError(
+            f"model.weights=pretrained: {family.published.name}.safetensors is not in "
+            f"{' or '.join([*places, 'the cache'])}: run python -m medcls.fetch model={library} model.name={name} "
+            "weights_dir=DIR where there is a network, then set weights_dir=DIR; or set model.weights=null"
+        )
+    return path
+
+
+def find_published(architecture: str, published: Published, *, weights_dir: Path | None) -> Path | None:
+    """Return the file of a library's weights on this machine; None if there is none. Never asks a network.
+
+    It is looked for in weights_dir (or $MEDCLS_WEIGHTS_DIR) as NAME.safetensors, NAME/model.safetensors, under the
+    name of its address, or in a copy of Hugging Face's cache; then in the caches of Hugging Face and of torch.
+
+    Args:
+        architecture: Value of model.name.
+        published: What the library says of it.
+        weights_dir: Offline folder, or None.
+
+    Raises:
+        ConfigError: no weights are published for this network.
+    """
+    if not (published.hub or published.url):
+        raise ConfigError(
+            f"model.weights=pretrained: no weights are published for {architecture}: choose a name with a tag "
+            f"(python -m medcls.networks {published.name}), or train it from scratch (transfer=scratch)"
+        )
+    official = published.url.rsplit("/", 1)[-1]
+    names = [f"{published.name}.safetensors", f"{published.name}/model.safetensors", *([official] if official else [])]
+    folder = find_weights_dir(weights_dir)
+    places = [folder / name for name in names] if folder else []
+    places += [cached for cached in [_find_in_hub(published.hub, folder)] if cached] if folder else []
+    places += [cached for cached in [_find_in_hub(published.hub, None)] if cached]
+    places += [Path(torch.hub.get_dir()) / "checkpoints" / official] if official else []
+    return next((path for path in places if path.is_file()), None)
+
+
+def _find_in_hub(repository: str, cache: Path | None) -> Path | None:
+    """Return the file of Hugging Face's cache, looked up in its folders alone."""
+    if not repository:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, _HUB_FILE, cache_dir=cache)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch_published(architecture: str, published: Published, *, weights_dir: Path | None) -> Path:
+    """Return the file of a library's weights, after downloading it if it is not here: into weights_dir, or the cache.
+
+    Args, raises: as find_published; MissingInputError: it cannot be downloaded.
+    """
+    path = find_published(architecture, published, weights_dir=weights_dir)
+    folder = find_weights_dir(weights_dir)
+    if path is not None:
+        return path
+    if not published.hub:
+        official = published.url.rsplit("/", 1)[-1]
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        return _download(published.url, (folder or cache) / official, folder=folder)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        if folder is None:
+            return Path(hf_hub_download(published.hub, _HUB_FILE))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as own:
+            made = hf_hub_download(published.hub, _HUB_FILE, local_dir=own)
+            return Path(shutil.move(made, folder / f"{published.name}.safetensors"))
+    except (OSError, RuntimeError, ValueError) as error:  # of the hub: HTTP, no network, gated, no such file
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise WriteError(f"cannot write the weights of {published.name}: {error.strerror}; free space") from error
+        raise MissingInputError(
+            f"the weights of {published.name} are neither on this machine nor can they be downloaded from "
+            f"{published.hub} ({_reason(error)}): run the same command where there is a network"
+        ) from error
+
+
+def check_licence(architecture: str, licence: str, *, accepted: str | None) -> None:
+    """Check that published weights may be used: a non-commercial or unknown licence has to be accepted by its name.
+
+    Raises:
+        ConfigError: it has not been.
+    """
+    if licence in _FREE or accepted == licence:
+        return
+    fault = "is unknown" if licence == "unknown" else f"is {licence}, which may forbid commercial or clinical use"
+    raise ConfigError(
+        f"model.name={architecture}: the licence of its weights {fault}: read it, then set "
+        f"model.accept_license={licence}, or choose other weights (python -m medcls.networks shows each licence)"
+    )
+
+
 def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
+    found = _find_torchvision_file(architecture, weights_dir)
+    if found is not None:
+        return found
     url = _imagenet_url(architecture)
-    official = url.rsplit("/", 1)[1]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return _download(url, cache / url.rsplit("/", 1)[1], folder=find_weights_dir(weights_dir))
+
+
+def _find_torchvision_file(architecture: str, weights_dir: Path | None) -> Path | None:
+    official = _imagenet_url(architecture).rsplit("/", 1)[1]
     folder = find_weights_dir(weights_dir)
     names = [
         f"{architecture}-imagenet.safetensors",
@@ -81,10 +201,19 @@ def _find_imagenet(architecture: str, weights_dir: Path | None) -> Path:
     ]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     places = [folder / name for name in names] if folder else []
-    for path in [*places, cache / official]:
-        if path.is_file():
-            return path
-    return _download(url, cache / official, folder=folder)
+    return next((path for path in [*places, cache / official] if path.is_file()), None)
+
+
+def describe_hand(architecture: str, family: Family, *, weights_dir: Path | None) -> str:
+    """Return whether the published weights of a network are on this machine: "here", "fetch", or "none" published."""
+    published = family.published
+    if family.url is None and (published is None or not (published.hub or published.url)):
+        return "none"
+    if published is not None:
+        path = find_published(architecture, published, weights_dir=weights_dir)
+    else:
+        path = _find_torchvision_file(architecture, weights_dir)
+    return "fetch" if path is None else "here"
 
 
 def _imagenet_url(architecture: str) -> str:
@@ -212,7 +341,7 @@ def match_state(
         DataError: the file is of another architecture: other shapes, unknown names, or missing ones.
     """
     own = module.state_dict()
-    given = {name: value for name, value in state.items() if not name.endswith(_LAST)}
+    given = {name: value for name, value in state.items() if name in own or not name.endswith(_LAST)}
     unknown = sorted(set(given) - set(own))
     shapes = [n for n in given if n in own and given[n].shape != own[n].shape]
     missing = sorted(set(own) - set(given) - {n for n in own if n.endswith("num_batches_tracked")})

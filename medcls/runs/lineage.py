@@ -24,7 +24,7 @@ from medcls.data.store import Rows, Store
 from medcls.errors import DataError
 from medcls.files import ANCESTORS, IMAGES, MANIFEST, PATIENTS, sha256_file, sha256_json
 from medcls.identity import format_count
-from medcls.inputs import IMAGENET
+from medcls.inputs import NAMED
 from medcls.records import to_json
 from medcls.runs.model_file import ModelCard
 
@@ -38,7 +38,8 @@ class Lineage:
     """The models that weights went through, and what they have seen.
 
     Attributes:
-        models: Oldest first, as a model card keeps them: "weights" (imagenet | run | file), "file", "sha256"; of a run
+        models: Oldest first, as a model card keeps them: "weights" (imagenet | pretrained | run | file), "file",
+            "sha256"; of a library's weights "name" and "licence"; of a run
             also "run", "architecture", "task", "seed", "store_sha256", "split_sha256", "preprocess_sha256",
             "deidentify", and "seen": whether its patients and images are known.
         seen: Columns ancestor (sha256 of a model file), kind (patient_id | pixel_sha256) and value.
@@ -58,7 +59,9 @@ def no_lineage() -> Lineage:
     return Lineage([], _SCHEMA.empty_table())
 
 
-def read_lineage(path: Path, card: ModelCard | None, *, sha256: str, weights: str) -> Lineage:
+def read_lineage(
+    path: Path, card: ModelCard | None, *, sha256: str, weights: str, published: dict[str, str] | None = None
+) -> Lineage:
     """Return the lineage of a file of weights, the file itself as its last model.
 
     Args:
@@ -66,13 +69,15 @@ def read_lineage(path: Path, card: ModelCard | None, *, sha256: str, weights: st
         card: Of a run's model; None for other weights.
         sha256: Of the file.
         weights: As in model.weights.
+        published: Name and licence of a library's weights; None for others.
 
     Raises:
         DataError: a file beside a run's model is not the one that was written with it.
     """
     if card is None:
-        origin = IMAGENET if weights == IMAGENET else FILE
-        return Lineage([{"weights": origin, "file": path.name, "sha256": sha256}], _SCHEMA.empty_table())
+        origin = weights if weights in NAMED else FILE
+        known = {"weights": origin, "file": path.name, "sha256": sha256} | (published or {})
+        return Lineage([known], _SCHEMA.empty_table())
     here = all((path.parent / name).is_file() for _, name in _KINDS.values())
     earlier = card.ancestors if here else [model | {"seen": False} for model in card.ancestors]
     own = {
@@ -173,7 +178,7 @@ def list_incomparable(store: Store, lineage: Lineage) -> list[str]:
     """Return one sentence, or none: models whose patients or images could be here without being found."""
     preprocess = sha256_json(to_json(store.spec))
     found = []
-    for model in (model for model in lineage.models if model["weights"] != IMAGENET):
+    for model in (model for model in lineage.models if model["weights"] not in NAMED):
         name = _name(lineage, model["sha256"])
         if not model.get("seen"):
             found.append(f"patients and images of {name}, which are unknown (a file without its run)")

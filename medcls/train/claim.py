@@ -32,7 +32,7 @@ from medcls.files import (
     write_bytes,
     write_json,
 )
-from medcls.inputs import IMAGENET, find_own_weights
+from medcls.inputs import NAMED, find_own_weights
 from medcls.locks import lock_folder
 from medcls.runs.folder import OURS, SETTINGS, read_settings
 from medcls.runs.model_file import read_any_card
@@ -166,7 +166,7 @@ def _leave_out_places(settings: Settings) -> Settings:
     """Settings without where store and weights lie: before anything goes on their content is compared, by checksum."""
     model = settings.get("model")
     kept = {key: value for key, value in settings.items() if key != "store"}
-    if isinstance(model, dict) and model.get("weights") not in (None, IMAGENET):
+    if isinstance(model, dict) and model.get("weights") not in (None, *NAMED):
         kept["model"] = model | {"weights": "of a file"}
     return kept
 

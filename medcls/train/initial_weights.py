@@ -11,12 +11,13 @@ import torch
 from medcls.config import ModelConfig
 from medcls.console import say
 from medcls.errors import ConfigError
+from medcls.inputs import NAMED
 from medcls.models.autoencoder import CLASSIFIER_OF, take_encoder
 from medcls.models.backbones import CLINICAL, StateDict
 from medcls.models.classifier import Classifier
 from medcls.models.families import build_backbone, choose_family, find_form
 from medcls.models.initialization import Slim, choose_below, choose_shallower, draw_mean_variance, list_shallower
-from medcls.models.weights import WeightsFile, find_weights, load_backbone, match_state, read_weights
+from medcls.models.weights import WeightsFile, check_licence, find_weights, load_backbone, match_state, read_weights
 from medcls.runs.checksums import note_version
 from medcls.runs.lineage import Lineage, no_lineage, read_lineage
 from medcls.runs.model_file import ModelCard, find_card, read_state
@@ -59,6 +60,9 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
         raise ConfigError(
             f"model.init=hybrid: model.name={name} cannot be slimmer above a stage: choose a VGG or ResNet"
         )
+    published = choose_family(name).published
+    if published is not None and config.weights in NAMED:
+        check_licence(name, published.licence, accepted=config.accept_license)
     file = find_weights(
         config.weights,
         architecture=takes[0],
@@ -138,10 +142,21 @@ def load_source(
         "hybrid": f"; up to {config.init_to}, above it new and {config.width:g} times as wide",
         "shallower": f"; the first four convolutions, fc6 and fc7 of a {source.architecture}",
     }
-    say(f"weights: {file.path} (sha256 {file.sha256[:12]}…){how[init]}")
+    known = describe_published(config)
+    says = f"; {known['name']}, licence {known['licence']}" if known else ""
+    say(f"weights: {file.path} (sha256 {file.sha256[:12]}…{says}){how[init]}")
     if left and init in ("full", "mean_var"):
         say(f"notice: the file has the convolutional base only; random: {', '.join(left)}")
-    return left, read_lineage(file.path, source.card, sha256=file.sha256, weights=str(config.weights))
+    lineage = read_lineage(file.path, source.card, sha256=file.sha256, weights=str(config.weights), published=known)
+    return left, lineage
+
+
+def describe_published(config: ModelConfig) -> dict[str, str]:
+    """Return name and licence of a library's published weights, as a model card keeps them; {} for other weights."""
+    published = choose_family(config.name).published
+    if published is None or config.weights not in NAMED:
+        return {}
+    return {"name": published.name, "licence": published.licence}
 
 
 def read_source(model: Classifier, source: Source) -> StateDict:
@@ -151,7 +166,9 @@ def read_source(model: Classifier, source: Source) -> StateDict:
     state, _ = read_state(source.file.path)
     if source.architecture in CLASSIFIER_OF:
         return take_encoder(state)
-    return {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
+    own = {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
+    # A network of fixed size that was trained at another one has other places.
+    return own if source.card.options == model.backbone.options else model.backbone.convert(own)
 
 
 def load_part(config: ModelConfig, model: Classifier, state: StateDict, *, source: Source) -> list[str]:

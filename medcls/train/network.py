@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from medcls.config import ClinicalConfig, ModelConfig, TransferConfig
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
@@ -66,6 +68,7 @@ def start_network(config: ModelConfig, data: TrainingData, *, weights_dir: str |
         head=config.head_kind,
         head_width=config.head_width,
     )
+    check_forward(model, config.name, data.train.shape)
     left, lineage = load_source(config, model, source, seed=seed)
     if data.task.kind == "regression":
         model.head.set_unit(data.train.targets)
@@ -182,6 +185,24 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
             f"model.name={name} takes images of at least {least} pixels, these have {size}: "
             "prepare the store with a larger image.size (or raise crop.size), or set model=resnet50"
         )
+
+
+def check_forward(model: Classifier, name: str, shape: tuple[int, ...]) -> None:
+    """Check that a library's network takes images (C, H, W): what it needs is known to nobody but itself.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    published = choose_family(name).published
+    if published is None:
+        return
+    model.backbone.eval()
+    try:
+        with torch.no_grad():
+            model.backbone(torch.zeros(1, 3, *shape[1:]))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        sides = " x ".join(map(str, shape[1:]))
+        raise ConfigError(published.refuse_size(name, sides)) from error
 
 
 def stages_of(model: Classifier, parameters: list[str]) -> set[str]:
