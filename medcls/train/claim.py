@@ -140,9 +140,11 @@ def claim_run(asked: RunRequest) -> bool:
             f"schedule ends later: {onward}with another run="
         )
     if changed:
-        state = "a finished" if finished else "an unfinished"
+        others = f"run with other settings ({'; '.join(changed)})"
+        if finished:
+            raise ConfigError(f"run={run} holds a finished {others}: choose another run=")
         raise ConfigError(
-            f"run={run} holds {state} run with other settings ({'; '.join(changed)}): choose another run="
+            f"run={run} holds an unfinished {others}: set them as before to resume it, or choose another run="
         )
     return finished
 
