@@ -23,17 +23,9 @@ from medcls.imaging.decode import DecodeTask, decode_image
 from medcls.imaging.volume.spec import VolumeSpec
 from medcls.inputs import check_file
 from medcls.models.backbones import CLINICAL
-from medcls.predict.clinical_values import ClinicalTable
-from medcls.predict.predict import (
-    answer_arrays,
-    answer_files,
-    find_files,
-    find_volume_cases,
-    load_models,
-    open_runs,
-    read_files,
-)
+from medcls.predict.predict import FileRequest, answer_arrays, answer_files, find_files, find_volume_cases
 from medcls.predict.prediction_table import OK, build_table, summarize
+from medcls.predict.scoring import open_runs
 from medcls.runs.checksums import open_store
 from medcls.runs.model_file import ModelCard
 
@@ -57,17 +49,24 @@ class LoadedModel:
     ) -> None:
         given = [run] if isinstance(run, str | Path) else list(run)
         self.runs = [_find_run(Path(each).expanduser()) for each in given]
-        self._settings: dict[str, Any] = {
-            "run": [str(each) for each in self.runs],
-            "device": device,
-            "precision": precision,
-            "out_of_domain": out_of_domain,
-            "choices": None if choices is None else str(choices),
-        }
-        self._runs = open_runs(self._build_job())
+        # The job of the command checks the settings.
+        job = PredictJob(
+            run=[str(each) for each in self.runs],
+            device=device,
+            precision=precision,
+            out_of_domain=out_of_domain,
+            choices=None if choices is None else str(choices),
+        )
+        self._runs = open_runs(
+            self.runs,
+            choices=job.choices,
+            out_of_domain=out_of_domain,
+            device=device,
+            precision=precision,
+        )
         self.cards = self._runs.cards
         # Now, not at the first image: a damaged model or a device that is not there is found where it is named.
-        load_models(self._runs, ClinicalTable())
+        self._runs.load()
 
     @property
     def card(self) -> ModelCard:
@@ -122,26 +121,32 @@ class LoadedModel:
         """
         if not isinstance(images, str | Path | np.ndarray):
             raise UsageError(f"images: a {type(images).__name__}: expected a path or a numpy array of stored values")
-        files: dict[str, Any] = {"clinical_file": clinical_file, "boxes": boxes}
+        files: dict[str, str] = {}
+        for name, path in (("clinical_file", clinical_file), ("boxes", boxes)):
+            if path is not None:
+                files[name] = str(path)
         identity = DeidentifyConfig(deidentify, None if key_file is None else str(key_file))
-        job = self._build_job(
-            **{name: None if path is None else str(path) for name, path in files.items()},
-            source=None if isinstance(images, np.ndarray) else str(Path(images).expanduser()),
-            deidentify=identity,
-            batch_size=batch_size,
-            workers=workers,
-        )
+        # The job of the command checks the settings.
+        PredictJob(**files, deidentify=identity, batch_size=batch_size, workers=workers)
         if isinstance(images, np.ndarray):
-            named = [name for name, path in files.items() if path is not None]
-            if named:
+            if files:
+                name = next(iter(files))
                 raise UsageError(
-                    f"{named[0]}=: an array has no path and no patient that its rows could name: predict files"
+                    f"{name}=: an array has no path and no patient that its rows could name: predict files"
                 )
-            found = answer_arrays(self._runs, self._check_stored(images), batch_size=job.batch_size)
+            found = answer_arrays(self._runs, self._check_stored(images), batch_size=batch_size)
         else:
-            for name, path in files.items():
-                check_file(path, name)
-            found = answer_files(self._runs, read_files(job))
+            for name, file in files.items():
+                check_file(file, name)
+            request = FileRequest(
+                Path(images).expanduser(),
+                files.get("clinical_file"),
+                files.get("boxes"),
+                identity,
+                batch_size,
+                workers,
+            )
+            found = answer_files(self._runs, request)
         if not any(case.state == OK for case in found.cases):
             say(f"notice: no image could be classified: {summarize(found.cases)}")
         return build_table(found.rows, task=self.card.task)
@@ -181,20 +186,17 @@ class LoadedModel:
         pixels: NDArray[Any] = prepared.pixels
         return pixels
 
-    def _build_job(self, **settings: Any) -> PredictJob:
-        return PredictJob(**self._settings | settings)
-
     def _check_whole(self) -> None:
-        """A whole film, read for a network that has seen joints alone, looks like a stored image and is none."""
-        cards = zip(self.runs, self.cards, strict=True)
-        run = next((run for run, card in cards if card.domain is not None and card.domain.regions == ALL), None)
-        if run is None:
+        """Check that the runs take whole images: a whole film looks like a stored image of a joint."""
+        pairs = zip(self.runs, self.cards, strict=True)
+        trained = [run for run, card in pairs if card.domain and card.domain.regions == ALL]
+        if not trained:
             return
         fault = (
-            f"run={run} was trained on regions, read gives whole images: predict the file with boxes=FILE.csv, or take "
-            "stored images from open_store"
+            f"run={trained[0]} was trained on regions, read gives whole images: predict the file with boxes=FILE.csv, "
+            "or take stored images from open_store"
         )
-        if self._settings["out_of_domain"] == "refuse":
+        if self._runs.out_of_domain == "refuse":
             raise ConfigError(f"{fault} (out_of_domain=allow reads it all the same)")
         say(f"notice: {fault}")
 

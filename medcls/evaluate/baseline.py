@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from medcls.data.manifest import write_table
-from medcls.data.splits import VAL
 from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.split_predictions import SplitPredictions, values_of
 from medcls.files import sha256_file
-from medcls.runs.folder import read_store_folder
 from medcls.statistics.assessment import describe_rows
 from medcls.statistics.decision import Decision, build_decision
 from medcls.statistics.definitions import THRESHOLD, find_needs
@@ -34,46 +31,38 @@ def measure_baseline(
     wanted: RowRequest,
     replicates: int,
     seed: int,
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Return the baseline's metrics with intervals and the network's paired differences from it; None without one.
 
     Its threshold is chosen by the network's rule on the same validation rows; without these only numbers that need no
     threshold are compared. Its predictions are written beside the network's. It opens nothing that is not open already.
-
-    Args:
-        predictions: The network's.
-        operating: The network's operating_points.json; {} = nothing was frozen, so that both use 0.5.
-        wanted: Which rows the network's were asked for.
-        replicates: Resamples of the patients.
-        seed: Seed of the resampling.
     """
-    model = read_baseline(predictions.run) if len(predictions.parts) == 1 else None
+    model = read_baseline(predictions.run)
     if model is None:
         return None
     opened, one = predictions.opened, predictions.rows.predictions
     scores = model.predict(read_features(opened.store, opened.rows))
     decision = choose_decision(model, predictions, operating, wanted=wanted)
     other = check_predictions(one.kind, one.y_true, scores, class_names=one.class_names, grades=one.grades)
-    other = other if decision is None else decision.apply(other)
+    if decision is not None:
+        other = decision.apply(other)
     columns = {"image_id": values_of(opened, "image_id"), "patient_id": list(predictions.rows.patient_ids)}
     table = pa.table(columns | {"y_true": opened.targets.tolist(), "y_score": scores.tolist()})
     write_table(predictions.folder / BASELINE_PREDICTIONS, table)
-    settings: dict[str, Any] = {"replicates": replicates, "seed": seed}
-    metrics = measure_predictions(other, predictions.rows.patient_ids, **settings)
-    compared = compare_predictions(one, other, predictions.rows.patients, **settings)
+    metrics = measure_predictions(other, predictions.rows.patient_ids, replicates=replicates, seed=seed)
+    compared = compare_predictions(one, other, predictions.rows.patients, replicates=replicates, seed=seed)
+    said = ""
     if decision is None:
-        metrics = {name: entry for name, entry in metrics.items() if find_needs(name) != THRESHOLD}
-        compared["metrics"] = {
-            name: entry for name, entry in compared["metrics"].items() if find_needs(name) != THRESHOLD
-        }
+        for numbers in (metrics, compared["metrics"]):
+            for name in [name for name in numbers if find_needs(name) == THRESHOLD]:
+                del numbers[name]
         compared.pop("mcnemar", None)
         said = (
             "Numbers that need a threshold are left out: the validation rows, on which its threshold is chosen, are "
             "not in this store."
         )
-    else:
+    elif decision.thresholds:
         said = f"{NAME.capitalize()} uses the network's rule, with its own threshold. {decision.describe()}"
-        said = said if decision.thresholds else ""
     comparison = {"first": "network", "second": NAME, "note": said, **compared}
     sha256 = sha256_file(predictions.folder / BASELINE_PREDICTIONS)
     return {"name": NAME, "metrics": metrics, "comparison": comparison, "predictions_sha256": sha256}
@@ -86,17 +75,15 @@ def choose_decision(
     one, run = predictions.rows.predictions, predictions.run
     if one.kind not in ("binary", "multilabel") or not operating:
         return build_decision(one)
-    here = predictions.opened.store.sha256 == predictions.card.store_sha256
-    own = predictions.opened.store.folder if here else read_store_folder(run)
-    if not own.is_dir():
+    asked = predictions.opened.request_validation(wanted, run, predictions.card)
+    if asked is None:
         return None
-    opened = open_rows(replace(wanted, store=str(own), split=VAL), run, predictions.card)
-    chosen = check_predictions(
-        one.kind,
-        opened.targets if one.kind == "multilabel" else opened.targets[:, 0],
-        model.predict(read_features(opened.store, opened.rows)),
-        class_names=one.class_names,
-    )
+    opened = open_rows(asked, run, predictions.card)
+    truth = opened.targets[:, 0]
+    if one.kind == "multilabel":
+        truth = opened.targets
+    scores = model.predict(read_features(opened.store, opened.rows))
+    chosen = check_predictions(one.kind, truth, scores, class_names=one.class_names)
     points = choose_operating_points(chosen, [Rule(rule["kind"], rule["target"]) for rule in operating["rules"]])
     where = describe_rows(operating["chosen_on"])
     return build_decision(one, operating["settings"].get("decision"), points=points, chosen_on=where)

@@ -137,8 +137,8 @@ def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredicti
     stacked = torch.from_numpy(np.stack([part.logits for part in parts]))
     logits = average_logits(first.card.task.output, stacked).numpy()
     rows = build_rows(first.card, first.opened, logits)
-    key = first.key | {"model_sha256": join_checksums([part.key["model_sha256"] for part in parts])}
-    key |= {"runs": [part.key for part in parts]}
+    model_sha256 = join_checksums([part.key["model_sha256"] for part in parts])
+    key = {**first.key, "model_sha256": model_sha256, "runs": [part.key for part in parts]}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(folder, first.opened, rows=rows, logits=logits, key=key)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medcls.config import EvaluateJob
-from medcls.console import put, say
+from medcls.console import say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate.baseline import measure_baseline
@@ -16,18 +16,17 @@ from medcls.evaluate.ensemble import Member, open_members, predict_members, read
 from medcls.evaluate.evaluation_data import RowRequest, open_rows
 from medcls.evaluate.far_images import describe_far, measure_far
 from medcls.evaluate.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
-from medcls.evaluate.frozen_choices import Choices, freeze_choices
+from medcls.evaluate.frozen_choices import freeze_choices
 from medcls.evaluate.image_views import ViewRequest
 from medcls.evaluate.judged_rows import (
     Compared,
     Found,
     Judged,
-    Measuring,
     hold_evaluations,
     list_columns,
     measure_all,
-    print_results,
-    write_results,
+    publish,
+    read_measuring,
 )
 from medcls.evaluate.own_predictions import describe_evaluated
 from medcls.evaluate.report_explanations import read_explanations
@@ -64,26 +63,11 @@ from medcls.evaluate.split_predictions import (
 )
 from medcls.files import MODEL, ODDS_RATIOS, read_json, sha256_file
 from medcls.models.backbones import CLINICAL
-from medcls.report.content import Evaluation, Explanation
+from medcls.report.content import Evaluation
 from medcls.report.gallery import choose_worst
 from medcls.runs.folder import read_environment
 from medcls.statistics.analysis import check_analysis
 from medcls.statistics.exposure import Exposure
-
-
-@dataclass(frozen=True, slots=True)
-class PageSettings:
-    """What the page shows beside the numbers.
-
-    Attributes:
-        gallery: Number of images that the network has most wrong.
-        show_ids: Whether ids of patients and images, which may be paths, are listed.
-        seed: Seed of the bands of its curves.
-    """
-
-    gallery: int
-    show_ids: bool
-    seed: int
 
 
 def evaluate(job: EvaluateJob) -> None:
@@ -94,79 +78,84 @@ def evaluate(job: EvaluateJob) -> None:
 
     Two evaluations of one run write the same files, and so do its explanations: the second waits for the first.
     """
-    runs = [*job.runs, *([Path(job.against)] if job.against else [])]
-    with hold_evaluations(runs, job.out, command="medcls.evaluate"):
-        _evaluate(job)
-
-
-def _evaluate(job: EvaluateJob) -> None:
-    request, out = read_request(job), Path(job.out) if job.out else None
-    if len(job.runs) > 1 and out is None:
-        raise UsageError(
-            f"out=DIR is missing: the joint results of {len(job.runs)} runs belong to no single one: set a folder for "
-            f"them"
+    against = Path(job.against) if job.against else None
+    with hold_evaluations([*job.runs, *filter(None, [against])], job.out, command="medcls.evaluate"):
+        request, out = read_request(job), Path(job.out) if job.out else None
+        if len(job.runs) > 1 and out is None:
+            raise UsageError(
+                f"out=DIR is missing: the joint results of {len(job.runs)} runs belong to no single one: set a folder "
+                "for them"
+            )
+        members = open_members(job.runs, request.rows)
+        task = members[0].card.task
+        if job.robustness or job.shortcuts:
+            check_sees_images(members)
+        rehearsal = job.split not in TESTS
+        plan = freeze_plan(members, job.analysis, folder=out, against=against is not None or rehearsal)
+        choices = freeze_choices(request, members, asked=job.choosing, seed=job.seed, folder=out)
+        choices.say_notes()
+        other = open_other(against, members[0], request, asked=job.choosing, seed=job.seed) if against else None
+        use = describe_use(other, robustness=job.robustness, shortcuts=bool(job.shortcuts))
+        predictions = predict_members(request, members, folder=out, use=use)
+        predictions = replace(predictions, rows=choices.apply(predictions.rows))
+        describe_evaluated(predictions.folder / PREDICTIONS, task, choices.decide(predictions.rows.predictions))
+        positive = describe_positive(task, recorded=bool(members[0].card.positive_class))
+        if positive:
+            say(positive)
+        columns, absent = read_subgroup_columns(predictions, list_columns(job.subgroups, plan))
+        judged = Judged(
+            predictions.rows,
+            choices,
+            columns,
+            image_ids=values_of(predictions.opened, "image_id"),
+            labels=task.mapping,
+            plan=plan,
+            plan_notes=("these are not test rows: a rehearsal",) * (rehearsal and not job.store),
         )
-    members = open_members(job.runs, request.rows)
-    first = members[0]
-    if job.robustness or job.shortcuts:
-        check_sees_images(members)
-    rehearsal = job.split not in TESTS
-    plan = freeze_plan(members, job.analysis, folder=out, against=job.against is not None or rehearsal)
-    choices = freeze_choices(request, members, asked=job.choosing, seed=job.seed, folder=out)
-    choices.say_notes()
-    other = open_other(Path(job.against), first, request, asked=job.choosing, seed=job.seed) if job.against else None
-    use = describe_use(other, robustness=job.robustness, shortcuts=bool(job.shortcuts))
-    predictions = choices.decide_rows(predict_members(request, members, folder=out, use=use))
-    describe_evaluated(predictions.folder / PREDICTIONS, first.card.task, choices.decide(predictions.rows.predictions))
-    positive = describe_positive(first.card.task, recorded=bool(first.card.positive_class))
-    if positive:
-        say(positive)
-    columns, absent = read_subgroup_columns(predictions, list_columns(job.subgroups, plan))
-    measuring = Measuring(
-        job.prevalences, job.least_patients, job.replicates, job.seed, readers=job.readers, samplesize=job.samplesize
-    )
-    judged = Judged(
-        predictions.rows,
-        operating=choices.operating,
-        calibration=choices.calibration,
-        columns=columns,
-        image_ids=values_of(predictions.opened, "image_id"),
-        labels=first.card.task.mapping,
-        plan=plan,
-        plan_notes=("these are not test rows: a rehearsal",) if rehearsal and not job.store else (),
-    )
-    facts = {
+        measuring = read_measuring(job)
+        beside: dict[str, object] = {}
+        if job.robustness:
+            options = request.choose_options()
+            beside["robustness"] = measure_robustness(predictions, options, **measuring.sampling)
+        if job.shortcuts:
+            options = request.choose_options()
+            beside["shortcuts"] = measure_shortcuts(
+                predictions, job.shortcuts, options, least_patients=measuring.least_patients, **measuring.sampling
+            )
+        beside |= measure_references(predictions, choices.operating, request, **measuring.sampling)
+        found = measure_all(
+            measuring, judged, facts=describe_rows(predictions), other=name_compared(predictions, other), beside=beside
+        )
+        notes = [positive.removeprefix("notice: ")] * positive.startswith("notice")
+        notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
+        notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
+        if absent:
+            notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
+        notes += [*found.notes, *describe_far(found.metrics.get("training_distance"))]
+
+        def build() -> Evaluation:
+            explained = read_explanations(predictions, store=job.store)
+            gallery = draw_gallery(predictions, choose_worst(predictions.rows.predictions, count=job.gallery))
+            page = build_evaluation(predictions, found, notes=notes, show_ids=job.show_ids, seed=job.seed)
+            return replace(
+                page,
+                operating=choices.operating,
+                gallery=gallery,
+                explanations=explained[0],
+                explanation_notes=explained[1],
+            )
+
+        publish(predictions.folder, judged, found, build if job.report else None, title=job.split, said=("", ""))
+
+
+def describe_rows(predictions: SplitPredictions) -> dict[str, object]:
+    """Return what metrics.json says of the rows and the runs."""
+    return {
         "patients_from": predictions.opened.store.patients_from,
         "openings": predictions.openings,
         "rows": measure_exposure_of(predictions).to_json(),
-    } | list_runs(predictions.parts)
-    beside = {}
-    if job.robustness:
-        options = request.choose_options()
-        beside["robustness"] = measure_robustness(predictions, options, **measuring.sampling)
-    if job.shortcuts:
-        options = request.choose_options()
-        beside["shortcuts"] = measure_shortcuts(
-            predictions, job.shortcuts, options, least_patients=job.least_patients, **measuring.sampling
-        )
-    beside |= measure_references(predictions, choices.operating, request, **measuring.sampling)
-    compared = None if other is None else name_compared(predictions, other)
-    found = measure_all(measuring, judged, facts=facts, other=compared, beside=beside)
-    notes = [positive.removeprefix("notice: ")] if positive.startswith("notice") else []
-    notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
-    notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
-    if absent:
-        notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
-    notes += [*found.notes, *describe_far(found.metrics.get("training_distance"))]
-    page = PageSettings(job.gallery, job.show_ids, job.seed)
-
-    def build() -> Evaluation:
-        explained = read_explanations(predictions, store=job.store)
-        return build_evaluation(predictions, choices, found, notes=notes, explained=explained, page=page)
-
-    written = write_results(predictions.folder, found.metrics, build, report=job.report)
-    print_results(found.metrics, predictions.rows.predictions, title=job.split)
-    put(f"{written.stem}: {written}")
+        **list_runs(predictions.parts),
+    }
 
 
 def read_request(job: EvaluateJob) -> SplitRequest:
@@ -233,29 +222,24 @@ def check_sees_images(members: Sequence[Member]) -> None:
 
 def measure_references(
     predictions: SplitPredictions, operating: Mapping[str, Any], request: SplitRequest, *, replicates: int, seed: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Measure the rows against what training left in the run: its distance, its baseline, its odds ratios.
 
-    Args:
-        predictions: The rows.
-        operating: operating_points.json.
-        request: What the predictions were asked for.
-        replicates: Resamples of the patients.
-        seed: Seed of the resampling.
-
     Returns:
-        "training_distance", "baseline" and "odds_ratios", each as far as the run has it.
+        "training_distance", "baseline" and "odds_ratios", each if the run has it; several runs have none.
     """
-    found: dict[str, Any] = {}
-    if not predictions.members and predictions.opened.exposure.has_unseen:
-        options = request.choose_options()
-        far = measure_far(predictions.run, card=predictions.card, opened=predictions.opened, options=options)
+    found: dict[str, object] = {}
+    if predictions.members:
+        return found
+    run, opened = predictions.run, predictions.opened
+    if opened.exposure.has_unseen:
+        far = measure_far(run, card=predictions.card, opened=opened, options=request.choose_options())
         found |= {"training_distance": far} if far else {}
     baseline = measure_baseline(predictions, operating, wanted=request.rows, replicates=replicates, seed=seed)
     if baseline is not None:
         found["baseline"] = baseline
-    if not predictions.members and (predictions.run / ODDS_RATIOS).is_file():
-        found["odds_ratios"] = read_json(predictions.run / ODDS_RATIOS)
+    if (run / ODDS_RATIOS).is_file():
+        found["odds_ratios"] = read_json(run / ODDS_RATIOS)
     return found
 
 
@@ -264,12 +248,7 @@ def open_other(
 ) -> SplitPredictions:
     """Return the predictions of the run against=, on the very same images, kept and counted there.
 
-    Args:
-        run: The other run.
-        like: The run that is evaluated, and its rows.
-        request: What is asked of both.
-        asked: Settings of the choices, which the other run makes for itself.
-        seed: Seed of the choices.
+    `asked` are the settings of the choices, which the other run makes for itself.
 
     Raises:
         UsageError: against= is run= itself.
@@ -286,11 +265,14 @@ def open_other(
         raise DataError(f"split={request.rows.split}: run={like.run} and against={run} have different images in it")
     choices = freeze_choices(request, [Member(run, card, theirs)], asked=asked, seed=seed)
     use = f"compared with model {sha256_file(like.run / MODEL)[:12]}"
-    return choices.decide_rows(predict_split(request, run, card=card, opened=theirs, use=use))
+    found = predict_split(request, run, card=card, opened=theirs, use=use)
+    return replace(found, rows=choices.apply(found.rows))
 
 
-def name_compared(predictions: SplitPredictions, other: SplitPredictions) -> Compared:
-    """Return the other run's predictions under the names of both folders."""
+def name_compared(predictions: SplitPredictions, other: SplitPredictions | None) -> Compared | None:
+    """Return the other run's predictions, if there is one, under the names of both folders."""
+    if other is None:
+        return None
     return Compared(predictions.run.resolve().name, other.run.resolve().name, other.rows.predictions)
 
 
@@ -300,37 +282,24 @@ def measure_exposure_of(predictions: SplitPredictions) -> Exposure:
 
 
 def build_evaluation(
-    predictions: SplitPredictions,
-    choices: Choices,
-    found: Found,
-    *,
-    notes: list[str],
-    explained: tuple[list[Explanation], list[str]],
-    page: PageSettings,
+    predictions: SplitPredictions, found: Found, *, notes: list[str], show_ids: bool, seed: int
 ) -> Evaluation:
-    """Return what the report is made of.
+    """Return what the report is made of, but for its pictures.
 
-    Args:
-        predictions: The rows.
-        choices: What was chosen on validation.
-        found: What was measured.
-        notes: What a reader has to know.
-        explained: The explanations beside the evaluation, and what to say below them.
-        page: What the page shows.
+    The bands of its curves follow from `seed`; ids of patients and images, which may be paths, are listed if asked for.
     """
-    opened, one, parts = predictions.opened, predictions.rows.predictions, predictions.parts
-    split = predictions.key["split"]
+    opened, parts, split = predictions.opened, predictions.parts, predictions.key["split"]
     return Evaluation(
-        predictions=one,
+        predictions=predictions.rows.predictions,
         patient_ids=predictions.rows.patient_ids,
         metrics=found.metrics,
         split=split,
         store_name=opened.store.name,
-        seed=page.seed,
-        certificate=opened.certificate if page.show_ids else hide_ids(opened.certificate),
+        seed=seed,
+        certificate=opened.certificate if show_ids else hide_ids(opened.certificate),
         split_facts=describe_certificate(opened.certificate),
         labelling=describe_labelling(opened.store),
-        shows_ids=page.show_ids,
+        shows_ids=show_ids,
         config_yaml=read_configs(parts),
         environment=read_environment(predictions.run),
         history=read_history(parts),
@@ -338,11 +307,7 @@ def build_evaluation(
         contact_sheets=list_sheets(parts),
         flow=describe_flow(predictions, split=split),
         demographics=describe_splits(predictions),
-        gallery=draw_gallery(predictions, choose_worst(one, count=page.gallery)),
-        explanations=explained[0],
-        explanation_notes=explained[1],
-        operating=choices.operating,
         model=describe_model(parts),
         exposure=measure_exposure_of(predictions),
-        facts=describe_study(predictions) | found.facts,
+        facts={**describe_study(predictions), **found.facts},
     )

@@ -3,83 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medcls.config import EvaluateJob, check_choice
-from medcls.console import put, say
+from medcls.config import EvaluateJob
+from medcls.console import say
 from medcls.errors import ConfigError, DataError, UsageError
+from medcls.evaluate.choices import Choices, choose, complete_settings
 from medcls.evaluate.frozen_analysis import FROZEN, freeze_analysis
 from medcls.evaluate.judged_rows import (
     METRICS,
     Compared,
-    Found,
     Judged,
-    Measuring,
     hold_evaluations,
     list_columns,
     measure_all,
-    print_results,
-    write_results,
+    publish,
+    read_measuring,
 )
 from medcls.evaluate.score_file import read_number
-from medcls.evaluate.score_table import ScoreTable, Wanted, read_scores
-from medcls.files import MODEL, read_json, write_json
-from medcls.identity import PER_IMAGE, format_count
-from medcls.report.content import Evaluation
-from medcls.reproducibility import describe_software
-from medcls.statistics.analysis import check_analysis
-from medcls.statistics.assessment import (
-    IMAGE,
-    choose_calibration,
-    choose_operating,
-    describe_few,
-    read_decision,
+from medcls.evaluate.score_form import Wanted
+from medcls.evaluate.score_table import ScoreTable, read_scores
+from medcls.evaluate.scores_report import (
+    AGE,
+    UNKNOWN,
+    UNPROVEN,
+    build_evaluation,
+    describe_facts,
+    describe_loss,
 )
-from medcls.statistics.decision import list_decisions
-from medcls.statistics.exposure import Exposure
+from medcls.files import MODEL, read_json, write_json
+from medcls.identity import format_count
+from medcls.report.content import Evaluation
+from medcls.statistics.analysis import check_analysis
+from medcls.statistics.assessment import IMAGE, describe_few
 from medcls.statistics.predictions import Predictions, select_rows
 from medcls.statistics.recalibration import count_patients as count_by_class
-from medcls.statistics.subgroups import count_patients, name_age_band
-from medcls.statistics.thresholds import FROM_FILE, GIVEN, NEVER, list_rules
+from medcls.statistics.subgroups import name_age_band
+from medcls.statistics.thresholds import FROM_FILE, GIVEN, NEVER
 
 INPUTS = "inputs.json"
 OPERATING, CALIBRATION = "operating_points.json", "calibration.json"
-FORMAT = 1
-UNKNOWN = "unknown"
-UNPROVEN = {
-    "training_rows": "whether these rows trained or selected the model",
-    "leaks": "whether patients of these rows were in its training data",
-    "frozen_choices": "whether thresholds were chosen before these rows were seen",
-    "openings": "how often these rows were evaluated",
-}
-"""What a file of scores cannot prove, by its name in metrics.json."""
-_AGE = ("age_years", "age")
-_DEFAULTS: dict[str, Any] = {"sensitivity": [0.95], "specificity": [0.95], "cost": [], "alpha": 0.1}
-# Settings of a run's evaluation that a file of scores has no use for, and their defaults.
+# Settings of a run's evaluation that a file of scores has no use for.
 _OF_RUNS = ("run", "store", "robustness", "shortcuts", "views", "scales", "flips")
+# Settings of choices by the name that they have as a rule.
+_NAMED = {"sensitivity": "sensitivity_at_least", "specificity": "specificity_at_least", "cost": "miss_costs"}
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What was decided before the main file was opened.
+class Scores:
+    """The files of scores, read and checked against one another.
 
     Attributes:
-        operating: operating_points.json, or the threshold that was set; {} = nothing.
-        calibration: calibration.json; {} = nothing.
-        table: The rows of choices=, or None.
+        table: Rows of predictions=.
+        choices: What was chosen, set, or in the file before its rows are judged.
+        chosen: Rows of choices=, or None.
+        other: Predictions of against= in the order of the rows, or None.
     """
 
-    operating: dict[str, Any]
-    calibration: dict[str, Any]
-    table: ScoreTable | None = None
-
-    def decide(self, predictions: Predictions) -> Predictions:
-        """Return the predictions with the thresholds of the decision."""
-        return read_decision(self.operating, predictions).apply(predictions)
+    table: ScoreTable
+    choices: Choices
+    chosen: ScoreTable | None
+    other: Predictions | None
 
 
 def evaluate_scores(job: EvaluateJob) -> None:
@@ -90,172 +78,136 @@ def evaluate_scores(job: EvaluateJob) -> None:
         ConfigError: A setting that belongs to a run, or contradicts the files.
         DataError, MissingInputError: A file is missing or wrong.
     """
-    folder = check_settings(job)
-    with hold_evaluations([], job.out, command="medcls.evaluate"):
-        _evaluate_scores(job, folder)
-
-
-def _evaluate_scores(job: EvaluateJob, folder: Path) -> None:
-    evaluated = (folder / METRICS).is_file()
-    plan = freeze_analysis(folder, job.analysis, openings=None, evaluated=evaluated, where=f"out={folder}")
-    wanted = Wanted(job.kind, job.positive, tuple(job.classes), job.grades, job.sums, job.patients)
-    choices = Path(job.choices) if job.choices is not None else None
-    chosen = choose(choices, wanted, folder=folder, asked=job.choosing, threshold=job.threshold, seed=job.seed)
-    source = Path(str(job.predictions))
-    table = read_scores(source, name="predictions", wanted=wanted, like=chosen.table, margins=use_margins(chosen))
-    if chosen.table is not None:
-        check_apart(chosen.table, table)
-    if plan is not None:
-        one = table.form
-        where, against = f"analysis={job.analysis or folder / FROZEN}", job.against is not None
-        check_analysis(
-            plan.analysis, one.kind, class_names=one.class_names, grades=one.grades, against=against, where=where
-        )
-    other = read_other(Path(job.against), wanted, table) if job.against else None
-    chosen = set_threshold(chosen, table, job.threshold)
-    check_out(folder, table, chosen)
-    table = replace(table, rows=replace(table.rows, predictions=chosen.decide(table.rows.predictions)))
-    columns, absent = read_columns(table, list_columns(job.subgroups, plan))
-    found = measure_all(
-        Measuring(
-            job.prevalences,
-            job.least_patients,
-            job.replicates,
-            job.seed,
-            readers=job.readers,
-            samplesize=job.samplesize,
-        ),
-        Judged(
-            table.rows,
-            operating=chosen.operating,
-            calibration=chosen.calibration,
-            columns=columns,
-            image_ids=table.image_ids,
-            labels=table.form.labels,
-            plan=plan,
-        ),
-        facts={
-            "rows": Exposure(len(table.rows.patient_ids), known=False).to_json(),
-            "patients_from": "declared" if table.patients_known else PER_IMAGE,
-            "openings": UNKNOWN,
-            "unproven": dict.fromkeys(UNPROVEN, UNKNOWN),
-            "source": describe_source(table),
-        },
-        other=None if other is None else name_compared(source, Path(str(job.against)), chosen.decide(other)),
-    )
-    notes = [*list_notes(table, chosen, threshold=job.threshold, against=bool(job.against)), *found.notes]
-    # The defaults are asked for by nobody.
-    if absent and job.subgroups != EvaluateJob().subgroups:
-        notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
-    written = write_results(
-        folder,
-        found.metrics,
-        lambda: build_evaluation(table, chosen, found, notes=notes, name=source.name, seed=job.seed),
-        report=job.report,
-    )
-    put(f"kind={table.form.kind} ({table.form.why}); {describe_classes(table)}")
-    print_results(found.metrics, table.rows.predictions, title=source.name)
-    put(f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}")
-    put(f"{written.stem}: {written}")
-
-
-def check_settings(job: EvaluateJob) -> Path:
-    """Return the folder of the results, after checking that no setting belongs to a run."""
     if not job.out:
         raise UsageError(f"out=DIR is missing: set the folder for the results of predictions={job.predictions}")
-    fresh = EvaluateJob()
+    fresh, folder, source = EvaluateJob(), Path(job.out), Path(str(job.predictions))
     for name in _OF_RUNS:
         if getattr(job, name) != getattr(fresh, name):
             raise ConfigError(f"{name}={getattr(job, name)} needs images, and predictions= has none: remove either")
-    folder = Path(job.out)
     if (folder / MODEL).exists():
         raise ConfigError(f"out={folder} is a run: choose another folder")
-    return folder
+    with hold_evaluations([], job.out, command="medcls.evaluate"):
+        evaluated = (folder / METRICS).is_file()
+        plan = freeze_analysis(folder, job.analysis, openings=None, evaluated=evaluated, where=f"out={folder}")
+        wanted = Wanted(job.kind, job.positive, tuple(job.classes), job.grades, job.sums, job.patients)
+        chosen, choices = None, Choices({}, {})
+        if job.choices is not None:
+            chosen, choices = choose_on_file(
+                Path(job.choices), folder, wanted, asked=job.choosing, threshold=job.threshold, seed=job.seed
+            )
+        elif job.choosing:
+            asked = next(iter(job.choosing))
+            raise ConfigError(
+                f"{_NAMED.get(asked, asked)} is chosen on other rows than those that are judged: set choices=FILE"
+            )
+        scores = read_files(source, wanted, job.against, choices=choices, chosen=chosen, threshold=job.threshold)
+        table, form = scores.table, scores.table.form
+        if plan is not None:
+            where, against = f"analysis={job.analysis or folder / FROZEN}", job.against is not None
+            check_analysis(
+                plan.analysis, form.kind, class_names=form.class_names, grades=form.grades, against=against, where=where
+            )
+        check_out(folder, table, chosen)
+        columns, absent = read_columns(table, list_columns(job.subgroups, plan))
+        rows = scores.choices.apply(table.rows)
+        judged = Judged(rows, scores.choices, columns, table.image_ids, form.labels, plan)
+        compared = name_compared(source, job.against, scores)
+        found = measure_all(read_measuring(job), judged, facts=describe_facts(table), other=compared)
+        notes = list_notes(scores, threshold=job.threshold) + found.notes
+        # The defaults are asked for by nobody.
+        if absent and job.subgroups != fresh.subgroups:
+            notes.append(f"no subgroups by {', '.join(absent)}: the file has no such column")
+        said = f"kind={form.kind} ({form.why}); {_name_classes(table)}", f"{UNKNOWN}: {'; '.join(UNPROVEN.values())}"
+
+        def build() -> Evaluation:
+            return build_evaluation(table, judged, found, notes=notes, name=source.name, seed=job.seed)
+
+        publish(folder, judged, found, build if job.report else None, title=source.name, said=said)
 
 
-def use_margins(chosen: Chosen) -> bool:
-    """Whether the file of choices has scores outside [0, 1]: then those of the main file are no probabilities."""
-    return chosen.table is not None and not chosen.table.rows.predictions.probabilities
+def read_files(
+    source: Path,
+    wanted: Wanted,
+    against: str | None,
+    *,
+    choices: Choices,
+    chosen: ScoreTable | None,
+    threshold: float | None,
+) -> Scores:
+    """Return the rows of predictions= and against=, with the thresholds that are set or in the file."""
+    # If one file has scores outside [0, 1], those of the other are no probabilities either.
+    margins = chosen is not None and not chosen.rows.predictions.probabilities
+    table = read_scores(source, name="predictions", wanted=wanted, like=chosen, margins=margins)
+    if chosen is not None:
+        check_apart(chosen, table)
+    other = read_other(Path(against), wanted, table) if against else None
+    if chosen is None:
+        thresholds = find_thresholds(table, threshold)
+        if thresholds:
+            choices = replace(choices, operating=set_thresholds(thresholds, given=threshold is not None))
+    return Scores(table, choices, chosen, other)
 
 
-def choose(
-    choices: Path | None,
+def choose_on_file(
+    path: Path,
+    folder: Path,
     wanted: Wanted,
     *,
-    folder: Path,
-    asked: Mapping[str, Any],
+    asked: Mapping[str, object],
     threshold: float | None,
     seed: int,
-) -> Chosen:
-    """Return what is chosen on the rows of choices=, written before the main file is opened; or what is set.
-
-    Args:
-        choices: File of the rows that choose; None = nothing is chosen.
-        wanted: What the file is asked to be.
-        folder: Of the results.
-        asked: Settings of the choices that are given.
-        threshold: As it was set, or None.
-        seed: Seed of the choices.
-    """
-    if choices is None:
-        if asked:
-            named = {"sensitivity": "sensitivity_at_least", "specificity": "specificity_at_least", "cost": "miss_costs"}
-            first = named.get(next(iter(asked)), next(iter(asked)))
-            raise ConfigError(f"{first} is chosen on other rows than those that are judged: set choices=FILE")
-        return Chosen({}, {})
+) -> tuple[ScoreTable, Choices]:
+    """Return the rows of choices= and what is chosen on them, written before the main file is opened."""
     if threshold is not None:
         raise ConfigError(f"threshold={threshold:g} is set and choices= chooses one: remove either")
-    table = read_scores(choices, name="choices", wanted=wanted)
+    table = read_scores(path, name="choices", wanted=wanted)
+    rows, one = table.rows, table.rows.predictions
+    settings = complete_settings(asked, kind=one.kind, grades=one.grades)
+    images, patients = len(rows.patient_ids), len(set(rows.patient_ids))
+    chosen_on = {
+        "split": f"the file {path.name}",
+        "sha256": table.sha256,
+        "frozen": UNKNOWN,
+        "n_images": images,
+        "n_patients": patients,
+        "patients_by_class": count_by_class(one, rows.patients),
+    }
+    choices = choose(rows, settings, chosen_on, seed=seed, points_seed=0)
+    check_frozen(folder, choices.operating)
+    write_json(folder / OPERATING, dict(choices.operating))
+    write_json(folder / CALIBRATION, dict(choices.calibration))
+    of = f"{format_count(images, 'image')} of {format_count(patients, 'patient')}"
+    say(f"chosen on {path} ({of}): {folder / OPERATING}")
+    return table, choices
+
+
+def find_thresholds(table: ScoreTable, given: float | None) -> dict[str, float]:
+    """Return threshold= for the positive class or every label, or the thresholds that the file has; {} = neither.
+
+    Raises:
+        ConfigError: threshold= for a kind of task that has none.
+    """
     one = table.rows.predictions
-    settings = _DEFAULTS | dict(asked)
-    rules = list_rules(**{name: settings[name] for name in ("sensitivity", "specificity", "cost")})
-    known = list_decisions(one.kind, rules, grades=one.grades)
-    settings["decision"] = settings.get("decision") or known[0]
-    check_choice("decision", settings["decision"], known)
-    sizes = {"n_images": len(table.rows.patient_ids), "n_patients": len(set(table.rows.patient_ids))}
-    chosen_on = {"split": f"the file {choices.name}", "sha256": table.sha256, "frozen": UNKNOWN, **sizes}
-    chosen_on["patients_by_class"] = count_by_class(one, table.rows.patients)
-    shared = {"format": FORMAT, "chosen_on": chosen_on, "settings": settings}
-    operating = shared | {"rules": [asdict(rule) for rule in rules]} | choose_operating(table.rows, rules=rules)
-    calibration = shared | choose_calibration(table.rows, alpha=settings["alpha"], seed=seed)
-    check_frozen(folder, operating)
-    write_json(folder / OPERATING, operating)
-    write_json(folder / CALIBRATION, calibration)
-    say(
-        f"chosen on {choices} ({format_count(sizes['n_images'], 'image')} of "
-        f"{format_count(sizes['n_patients'], 'patient')}): {folder / OPERATING}"
-    )
-    return Chosen(operating, calibration, table)
+    questions = {"binary": one.class_names[1:], "multilabel": one.class_names}.get(one.kind, ())
+    if given is not None and not questions:
+        raise ConfigError(f"threshold={given:g}: kind={one.kind} has no threshold: remove it")
+    if given is not None:
+        return dict.fromkeys(questions, given)
+    if questions and len(table.thresholds) == len(questions):
+        return dict(zip(questions, table.thresholds.values(), strict=True))
+    return {}
 
 
-def set_threshold(chosen: Chosen, table: ScoreTable, threshold: float | None) -> Chosen:
-    """Return the choices with threshold= for the positive class or every label, or with those that the file gives."""
-    one = table.rows.predictions
-    own = use_own(table, chosen) and threshold is None
-    if threshold is None and not own:
-        return chosen
-    if one.kind not in ("binary", "multilabel"):
-        raise ConfigError(f"threshold={threshold:g}: kind={one.kind} has no threshold: remove it")
-    questions = one.class_names[1:] if one.kind == "binary" else one.class_names
-    kind = FROM_FILE if own else GIVEN
-    known = dict(zip(questions, table.thresholds.values(), strict=True)) if own else {}
-    points = [
-        {"question": question, "kind": kind, "target": None, **_give(known.get(question, threshold))}
-        for question in questions
-    ]
-    return replace(chosen, operating={"levels": {IMAGE: {"points": points}}, "settings": {"decision": kind}})
-
-
-def use_own(table: ScoreTable, chosen: Chosen) -> bool:
-    """Return whether the thresholds are those that medcls wrote with the scores: nothing was chosen anew."""
-    decides = table.form.kind in ("binary", "multilabel") and chosen.table is None
-    return decides and len(table.thresholds) == len(table.rows.predictions.y_score[0])
-
-
-def _give(value: float | None) -> dict[str, Any]:
-    if value is None or np.isinf(value):
-        return {"threshold": None, "reason": NEVER}
-    return {"threshold": float(value)}
+def set_thresholds(thresholds: Mapping[str, float], *, given: bool) -> dict[str, object]:
+    """Return the content of operating_points.json for thresholds that were given, or that the file has."""
+    kind = GIVEN if given else FROM_FILE
+    points: list[dict[str, object]] = []
+    for question, value in thresholds.items():
+        point: dict[str, object] = {"question": question, "kind": kind, "target": None, "threshold": float(value)}
+        if np.isinf(value):
+            point |= {"threshold": None, "reason": NEVER}
+        points.append(point)
+    return {"levels": {IMAGE: {"points": points}}, "settings": {"decision": kind}}
 
 
 def check_frozen(folder: Path, operating: Mapping[str, Any]) -> None:
@@ -290,12 +242,12 @@ def check_apart(chosen: ScoreTable, table: ScoreTable) -> None:
         )
 
 
-def check_out(folder: Path, table: ScoreTable, chosen: Chosen) -> None:
+def check_out(folder: Path, table: ScoreTable, chosen: ScoreTable | None) -> None:
     """Check that out= does not hold the results of other rows, and note which rows these are."""
-    inputs = {"predictions_sha256": table.sha256, "choices_sha256": chosen.table and chosen.table.sha256}
+    inputs = {"predictions_sha256": table.sha256, "choices_sha256": chosen and chosen.sha256}
     if (folder / INPUTS).is_file() and read_json(folder / INPUTS).get("predictions_sha256") != table.sha256:
         raise ConfigError(f"out={folder} holds the results of other predictions: choose another folder")
-    if chosen.table is None and (folder / OPERATING).is_file():
+    if chosen is None and (folder / OPERATING).is_file():
         raise ConfigError(f"out={folder} holds choices of an earlier choices=: set it again, or choose another folder")
     write_json(folder / INPUTS, inputs)
 
@@ -307,7 +259,7 @@ def read_other(path: Path, wanted: Wanted, table: ScoreTable) -> Predictions:
         DataError: Rows that cannot be matched, other rows, or another truth.
     """
     other = read_scores(path, name="against", wanted=wanted, like=table)
-    mine, theirs = (name_rows(one) for one in (table, other))
+    mine, theirs = _name_rows(table), _name_rows(other)
     if mine is None or theirs is None:
         raise DataError(
             f"against={path}: a patient has several rows, which are matched by image_id: add it to both files"
@@ -329,7 +281,7 @@ def read_other(path: Path, wanted: Wanted, table: ScoreTable) -> Predictions:
     return aligned
 
 
-def name_rows(table: ScoreTable) -> Sequence[str] | None:
+def _name_rows(table: ScoreTable) -> Sequence[str] | None:
     """Return what tells the rows apart: the images, or patients with one row each; None = nothing does."""
     if table.image_ids:
         return table.image_ids
@@ -337,144 +289,57 @@ def name_rows(table: ScoreTable) -> Sequence[str] | None:
     return ids if table.patients_known and len(set(ids)) == len(ids) else None
 
 
-def name_compared(source: Path, against: Path, other: Predictions) -> Compared:
-    """Return the predictions of against= under the names of both files."""
-    names = [source.name, against.name]
-    if names[0] == names[1]:
-        names = [f"{names[0]} (predictions)", f"{names[1]} (against)"]
-    return Compared(names[0], names[1], other)
-
-
 def read_columns(table: ScoreTable, names: Sequence[str]) -> tuple[dict[str, list[Any]], list[str]]:
     """Return the value of each row by column, and the columns asked for that the file does not have."""
     columns: dict[str, list[Any]] = {}
     absent: list[str] = []
     for name in names:
-        source = next((age for age in _AGE if age in table.columns), "") if name == "age" else name
+        source = name
+        if name == "age":
+            source = next((age for age in AGE if age in table.columns), "")
         if source not in table.columns:
             absent.append(name)
             continue
         cells = table.columns[source]
-        columns[name] = [name_age_band(read_number(cell)) for cell in cells] if name == "age" else list(cells)
+        columns[name] = list(cells)
+        if name == "age":
+            columns[name] = [name_age_band(read_number(cell)) for cell in cells]
     return columns, absent
 
 
-def describe_source(table: ScoreTable) -> dict[str, Any]:
-    """Return what metrics.json says of the file."""
-    return {
-        "kind": "file of scores",
-        "sha256": table.sha256,
-        "probabilities": table.rows.predictions.probabilities,
-        "left_out": table.left_out,
-        "normalized": table.normalized,
-        "patients_known": table.patients_known,
-    }
+def name_compared(source: Path, against: str | None, scores: Scores) -> Compared | None:
+    """Return the predictions of against=, called as those of predictions= are, under the names of both files."""
+    if against is None or scores.other is None:
+        return None
+    names = [source.name, Path(against).name]
+    if names[0] == names[1]:
+        names = [f"{names[0]} (predictions)", f"{names[1]} (against)"]
+    return Compared(names[0], names[1], scores.choices.decide(scores.other).apply(scores.other))
 
 
-def describe_classes(table: ScoreTable) -> str:
-    """Return the classes, of a binary task which one is positive, in words."""
+def _name_classes(table: ScoreTable) -> str:
     names = table.form.class_names
     if table.form.kind == "binary":
         return f"positive class {names[1]}, negative {names[0]}"
     return f"classes {', '.join(names)}" if names else "a value"
 
 
-def list_notes(table: ScoreTable, chosen: Chosen, *, threshold: float | None, against: bool) -> list[str]:
+def list_notes(scores: Scores, *, threshold: float | None) -> list[str]:
     """Return what a reader must know first, and say it on the terminal."""
+    table = scores.table
     notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
-    if chosen.table is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
-        how = "set by threshold=" if threshold is not None else "0.5 by default"
-        how = f"as in the file (rule {table.rule})" if threshold is None and use_own(table, chosen) else how
+    if scores.chosen is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
+        how = "0.5 by default"
+        if threshold is not None:
+            how = "set by threshold="
+        elif scores.choices.operating:
+            how = f"as in the file (rule {table.rule})"
         notes.append(f"nothing was chosen on other rows: the threshold is {how}")
-    notes += describe_few(chosen.operating)
-    if table.unscored:
-        notes.append(
-            f"{format_count(table.unscored, 'image')} without a score (refused or skipped by predict) left out: the "
-            "numbers are those of the others"
-        )
-    if table.left_out:
-        notes.append(f"{format_count(table.left_out, 'row')} without a truth left out")
-    if not table.rows.predictions.probabilities and table.form.kind != "regression":
-        notes.append(
-            f"{format_count(table.outside, 'score')} outside [0, 1]: all are taken as margins, which rank images; "
-            "calibration is not measured, since it needs probabilities"
-        )
-    if table.normalized:
-        notes.append(
-            f"sums=normalize: the probabilities of {format_count(table.normalized, 'row')} were divided by their sum"
-        )
-    if not table.patients_known:
-        notes.append("patients are unknown: every row counts as a patient, so intervals may be too narrow")
-    if against:
+    notes += describe_few(scores.choices.operating)
+    notes += describe_loss(table)
+    if scores.other is not None:
         notes.append("the thresholds of predictions= are also used for against=")
-    # The first stands on the terminal below the numbers.
+    # The first is printed below the numbers.
     for note in notes[1:]:
         say(f"notice: {note}")
     return notes
-
-
-def build_evaluation(
-    table: ScoreTable, chosen: Chosen, found: Found, *, notes: list[str], name: str, seed: int
-) -> Evaluation:
-    """Return what the report is made of; what a file cannot prove reads "unknown".
-
-    Args:
-        table: The rows, with the thresholds of the decision.
-        chosen: What was decided before the file was opened.
-        found: What was measured.
-        notes: What a reader has to know.
-        name: Of the file.
-        seed: Seed of the bands of the curves.
-    """
-    rows, one, metrics = table.rows, table.rows.predictions, found.metrics
-    sizes = {"images": metrics["n_images"], "patients": metrics["n_patients"]}
-    flow = [
-        {
-            "title": "Rows in the file",
-            **table.total,
-            "images": table.total["images"] + table.unscored,
-            "left_out": [("without a score", table.unscored)] * bool(table.unscored)
-            + [("without a truth", table.left_out)] * bool(table.left_out),
-        },
-        {"title": "Evaluated", **sizes, "left_out": []},
-    ]
-    first = np.unique(rows.patients, return_index=True)[1].tolist()
-    known = {column: [cells[row] or None for row in first] for column, cells in table.columns.items()}
-    ages = [read_number(cell or "") for cell in next((known[column] for column in _AGE if column in known), [])]
-    described = count_patients(
-        ages, {column: known[column] for column in ("sex", "manufacturer", "modality") if column in known}
-    )
-    return Evaluation(
-        predictions=one,
-        patient_ids=rows.patient_ids,
-        metrics=metrics,
-        split="",
-        store_name="",
-        source=f"a file of scores, {name}",
-        seed=seed,
-        exposure=Exposure(metrics["n_images"], known=False),
-        environment=describe_software(),
-        notes=notes,
-        flow=flow,
-        demographics={"evaluated": sizes | described},
-        operating=chosen.operating,
-        facts=describe_unknown(table) | found.facts,
-    )
-
-
-def describe_unknown(table: ScoreTable) -> dict[str, Any]:
-    """Return the items of the checklists that only the makers of the scores know, as unknown."""
-    names = ", ".join(table.form.class_names)
-    seen = f"{UNKNOWN}: {UNPROVEN['training_rows']}, and {UNPROVEN['leaks']}"
-    return {
-        "technology": f"{UNKNOWN}: scores of another tool for {table.form.kind}" + (f" ({names})" if names else ""),
-        "initialization": UNKNOWN,
-        "selection": UNKNOWN,
-        "training": UNKNOWN,
-        "preprocessing": UNKNOWN,
-        "partitions": UNKNOWN,
-        "disjoint": seen,
-        "internal": seen,
-        "external": seen,
-        "missing": f"{format_count(table.left_out, 'row')} without a truth left out; other losses are {UNKNOWN}",
-    }

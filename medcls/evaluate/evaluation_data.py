@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Opened:
         store: Where they lie.
         rows: Manifest rows with a label of the task.
         targets: (N, T) of them.
-        certificate: Of the split; {} for split=all of a store without one.
+        certificate: Certificate of the split; {} for split=all of a store without one.
         notes: What a reader of the report has to know.
         exposure: What the model has seen of the rows.
         clinical: (N, C) of the rows for a model that takes clinical columns, else None.
@@ -68,6 +68,15 @@ class Opened:
     def build_dataset(self, *, crop: Crop | None) -> StoreDataset:
         """Return the rows as a model takes them that was trained on crops such as this."""
         return StoreDataset(self.store, self.rows, targets=self.targets, crop=crop, clinical=self.clinical)
+
+    def request_validation(self, wanted: RowRequest, run: Path, card: ModelCard) -> RowRequest | None:
+        """Return the same request for the validation rows of the run's own store; None if that store is not here."""
+        own = self.store.folder
+        if self.store.sha256 != card.store_sha256:
+            own = read_store_folder(run)
+        if not own.is_dir():
+            return None
+        return replace(wanted, store=str(own), split=VAL)
 
 
 def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
@@ -120,7 +129,7 @@ def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
         notes.append("synthetic images: the figures say nothing about patients")
     rows = rows[known]
     exposure = Exposure(len(rows), int(trained[known].sum()), int(chose[known].sum()))
-    notes = [exposure.title, *notes] if exposure.title else notes
+    notes[:0] = filter(None, [exposure.title])
     clinical = encode_rows(card.clinical, store, rows, where=f"split={wanted.split}")
     return Opened(store, rows, targets[known], certificate, notes, exposure, clinical)
 
@@ -163,10 +172,12 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
 
 def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -> None:
     """Raise DataError if the model was trained on regions and the store holds whole images, or the other way round."""
-    trained = card.domain.regions if card.domain else ""
-    here, share = summarize_regions(store, rows) if len(rows) else ("", [])
+    if card.domain is None or not len(rows):
+        return
+    trained = card.domain.regions
+    here, share = summarize_regions(store, rows)
     if trained == ALL and here == NONE:
-        typical = describe_share(card.domain.region_share if card.domain else [])
+        typical = describe_share(card.domain.region_share)
         raise DataError(
             f"store={store.folder} contains whole images, but the run was trained on regions{typical}: prepare it "
             "with roi_x, roi_y, roi_w and roi_h in its labels file"
@@ -202,15 +213,17 @@ def check_external(
         return seen, [said, *list_incomparable(store, lineage)]
     remedy = "remove them from the external store, or set in_sample=allow to have every figure marked as in-sample"
     notes = check_unseen(store, rows, lineage, remedy=remedy, own=sha256)
-    unknown = PER_IMAGE in (store.patients_from, card.training.get("patients_from"))
-    what = "no image of it was trained or selected on; patients unknown"
-    what = what if unknown else "no patient id and no image of it was trained or selected on"
+    what = "no patient id and no image of it was trained or selected on"
+    if PER_IMAGE in (store.patients_from, card.training.get("patients_from")):
+        what = "no image of it was trained or selected on; patients unknown"
     return seen, [f"external store {store.name}: {what}", *notes]
 
 
 def list_patient_notes(store: Store, card: ModelCard) -> list[str]:
     """Return what a reader has to know if the patients of the store or of the training data are unknown."""
-    notes = [describe_patients(store.patients_from)] if store.patients_from in (PER_IMAGE, "") else []
+    notes = []
+    if store.patients_from in (PER_IMAGE, ""):
+        notes.append(describe_patients(store.patients_from))
     if store.patients_from != PER_IMAGE == card.training.get("patients_from"):
         notes.append("patients of the training data are unknown, so overlap with them cannot be ruled out")
     return notes

@@ -16,16 +16,10 @@ from medcls.training.feature_distance import FAR
 from medcls.training.forward import PredictOptions
 
 
-def measure_far(run: Path, *, card: ModelCard, opened: Opened, options: PredictOptions) -> dict[str, Any] | None:
+def measure_far(run: Path, *, card: ModelCard, opened: Opened, options: PredictOptions) -> dict[str, float] | None:
     """Return the share of the opened images that are far from training, with Wilson's interval over patients.
 
     On test rows of the run's own store these are the false alarms of `predict`.
-
-    Args:
-        run: The run's folder.
-        card: Of its model.
-        opened: The rows; up to MOST_IMAGES of them are measured.
-        options: How they are predicted.
 
     Returns:
         share, low, high, images, patients, and expected: the share among images like those of validation. None where

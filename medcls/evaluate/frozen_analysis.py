@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.files import read_json, sha256_file, write_json
+from medcls.identity import format_count
 from medcls.inputs import check_file
 from medcls.statistics.analysis import Analysis, judge_analysis, parse_analysis
 
@@ -35,7 +36,7 @@ class FrozenAnalysis:
     sha256: str
     notes: tuple[str, ...] = ()
 
-    def judge(self, metrics: dict[str, Any], *, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+    def judge(self, metrics: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> dict[str, object]:
         """Return what metrics.json holds under "analysis"."""
         return judge_analysis(self.analysis, metrics) | {"sha256": self.sha256, "notes": [*self.notes, *notes]}
 
@@ -72,9 +73,8 @@ def freeze_analysis(
             "rows were opened: use that file, or remove analysis="
         )
     before = "unknown" if openings is None else openings
-    write_json(
-        folder / FROZEN, {"format": _FORMAT, "sha256": sha256, "content": content, "test_openings_before": before}
-    )
+    record = {"format": _FORMAT, "sha256": sha256, "content": content, "test_openings_before": before}
+    write_json(folder / FROZEN, record)
     say(f"plan of analysis frozen: {folder / FROZEN} (sha256 {sha256[:12]}…)")
     return FrozenAnalysis(analysis, sha256, _describe(before))
 
@@ -96,7 +96,7 @@ def _describe(before: Any) -> tuple[str, ...]:
     if before == "unknown":
         return ("whether the plan was written before these scores were seen is unknown",)
     if before:
-        times = f"{before} time{'s' if before != 1 else ''}"
+        times = format_count(before, "time")
         return (f"the plan was frozen after test rows had been opened {times}, so it was not decided beforehand",)
     return ()
 
@@ -114,12 +114,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def read_plan(path: Path, setting: str) -> Any:
-    """Return the data in a YAML file; nothing in it is run, and tags other than those of plain data are refused.
-
-    Args:
-        path: The file.
-        setting: "analysis=FILE", for messages.
-    """
+    """Return the data in a YAML file; nothing in it is run, and tags other than those of plain data are refused."""
     check_file(path, setting.partition("=")[0])
     if path.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"{setting}: {path.stat().st_size} bytes: expected a short YAML file")
@@ -127,17 +122,18 @@ def read_plan(path: Path, setting: str) -> Any:
         return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        problem = f" ({_TWICE})" if getattr(error, "problem", None) == _TWICE else ""
-        raise ConfigError(f"{setting}: not YAML of plain data{line}{problem}: correct it") from error
+        what = "not YAML of plain data"
+        if mark:
+            what += f" in line {mark.line + 1}"
+        if getattr(error, "problem", None) == _TWICE:
+            what += f" ({_TWICE})"
+        raise ConfigError(f"{setting}: {what}: correct it") from error
 
 
-def read_sample_size(path: str | None, *, patients: int) -> tuple[dict[str, Any], list[str]]:
+def read_sample_size(path: str | None, *, patients: int) -> tuple[dict[str, object], list[str]]:
     """Return the fact for the checklists and what a reader has to know; both empty without a file.
 
-    Args:
-        path: What `medcls.samplesize out=FILE.json` wrote, or None.
-        patients: Number of patients that were evaluated.
+    The file is what `medcls.samplesize out=FILE.json` wrote.
 
     Raises:
         DataError: Another file.

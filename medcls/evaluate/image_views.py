@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -67,17 +66,17 @@ class ViewPlan:
         if self.scales != (self.usual,):
             parts.append("q" + "-".join(map(str, self.scales)))
         if self.flips != (self.kind != CENTER):
-            parts.append("flips" if self.flips else "noflips")
+            parts.append("no" * (not self.flips) + "flips")
         if self.crops_per_side not in (None, _GRID):
             parts.append(f"{self.crops_per_side}x{self.crops_per_side}")
         return "-".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what the results follow from; {} for the plain evaluation, whose key has no views."""
         if not self.name:
             return {}
-        names = ("kind", "scales", "flips", "crops_per_side")
-        return {"views": {name: getattr(self, name) for name in names} | {"scales": list(self.scales)}}
+        views = {"kind": self.kind, "scales": list(self.scales), "flips": self.flips}
+        return {"views": {**views, "crops_per_side": self.crops_per_side}}
 
     def describe(self) -> str:
         """Return what a report says of it; "" for the plain evaluation."""
@@ -86,8 +85,8 @@ class ViewPlan:
         grid = f"{self.crops_per_side} x {self.crops_per_side} crops"
         whole = "densely on the whole image, the class map averaged"
         what = {CENTER: "the middle", DENSE: whole, MULTICROP: grid, BOTH: f"{whole}, and {grid}"}[self.kind]
-        scales = f"at shortest side {', '.join(map(str, self.scales))}"
-        return f"views of each image: {what}; {scales}{', also mirrored' if self.flips else ''}; scores averaged"
+        scales = f"at shortest side {', '.join(map(str, self.scales))}" + ", also mirrored" * self.flips
+        return f"views of each image: {what}; {scales}; scores averaged"
 
 
 def plan_views(
@@ -96,10 +95,10 @@ def plan_views(
     """Return the plan of the views asked for.
 
     Args:
-        wanted: What is asked for.
-        crop: Of the model.
-        sides: Names that are sides of the body: then images are not mirrored.
+        wanted: Views that are asked for.
+        crop: What the model takes of an image.
         stored: (C, *spatial) of the store's images.
+        sides: Names that are sides of the body: then images are not mirrored.
 
     Raises:
         ConfigError: a scale above the store's images or below those trained on; views of volumes; flips that exchange
@@ -107,8 +106,12 @@ def plan_views(
     """
     if wanted.flips and sides:
         raise ConfigError(f"flips=true mirrors images, but labels name sides ({', '.join(sides[:3])}): set flips=false")
-    shape, usual = (stored, min(stored[1:])) if crop is None else (crop.shape(stored), crop.scale)
-    flips = wanted.flips if wanted.flips is not None else wanted.kind != CENTER and not sides
+    shape, usual = stored, min(stored[1:])
+    if crop is not None:
+        shape, usual = crop.shape(stored), crop.scale
+    flips = wanted.flips
+    if flips is None:
+        flips = wanted.kind != CENTER and not sides
     if wanted.kind == CENTER and not flips and wanted.scales in ((), (usual,)):
         return ViewPlan(CENTER, (), False, None, shape[1:], crop, usual)
     if len(stored) != 3:
@@ -123,7 +126,9 @@ def plan_views(
         raise ConfigError(
             f"scales={list(scales)}: the model was trained on {shape[1]} x {shape[2]} pixels: scales may not be smaller"
         )
-    crops = wanted.crops_per_side if wanted.kind in (MULTICROP, BOTH) else None
+    crops = None
+    if wanted.kind in (MULTICROP, BOTH):
+        crops = wanted.crops_per_side
     return ViewPlan(wanted.kind, scales, flips, crops, shape[1:], crop, usual)
 
 
@@ -132,18 +137,15 @@ def find_sides_of(card: ModelCard) -> list[str]:
     recorded = card.training.get("augment")
     if isinstance(recorded, dict):
         return [str(name) for name in recorded.get("sides", [])]
-    return list_sides(card.task, clinical=card.clinical.columns if card.clinical else [])
+    columns = []
+    if card.clinical is not None:
+        columns = card.clinical.columns
+    return list_sides(card.task, clinical=columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over the images.
-
-    Attributes:
-        name: For the progress bar.
-        network: Images to logits.
-        crop: What it takes of an image; None = all of it.
-    """
+    """One pass over the images: name in the progress bar, network, and crop of each image that it takes (None: all)."""
 
     name: str
     network: nn.Module
@@ -153,10 +155,7 @@ class Pass:
 def build_passes(plan: ViewPlan, model: Classifier, *, output: str) -> list[Pass]:
     """Return the passes over the images whose scores are averaged: one for each scale, and for both forms of it.
 
-    Args:
-        plan: Of the views.
-        model: In evaluation mode.
-        output: What its logits are (data.targets.Task.output).
+    The model is in evaluation mode, and `output` says what its logits are (data.targets.Task.output).
 
     Raises:
         ConfigError: the network has no dense form.

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medcls.config import EvaluateJob
 from medcls.console import put, say
+from medcls.evaluate.choices import Choices
 from medcls.evaluate.frozen_analysis import FrozenAnalysis, read_sample_size
-from medcls.evaluate.reader_file import measure_readers
+from medcls.evaluate.reader_file import measure_readers, read_readers
 from medcls.files import EVALUATION, delete_partial, write_json
 from medcls.identity import PER_IMAGE, name_units
 from medcls.locks import lock_folders
@@ -57,14 +59,25 @@ class Measuring:
         return {"replicates": self.replicates, "seed": self.seed}
 
 
+def read_measuring(job: EvaluateJob) -> Measuring:
+    """Return what the settings ask to be measured, of a run and of a file of scores alike."""
+    return Measuring(
+        job.prevalences,
+        job.least_patients,
+        job.replicates,
+        job.seed,
+        readers=job.readers,
+        samplesize=job.samplesize,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Rows, and what was decided before they were opened.
 
     Attributes:
         rows: Scores and truth with the thresholds of the decision, and whose they are.
-        operating: operating_points.json; {} = nothing was frozen.
-        calibration: calibration.json; {} likewise.
+        choices: What was chosen on other rows.
         columns: For subgroups: name to the value of each row.
         image_ids: Name of each row; () if nothing names them.
         labels: Cell of a reader's answer to class index.
@@ -73,8 +86,7 @@ class Judged:
     """
 
     rows: Rows
-    operating: Mapping[str, Any]
-    calibration: Mapping[str, Any]
+    choices: Choices
     columns: Mapping[str, Sequence[Any]]
     image_ids: Sequence[str]
     labels: Mapping[str, int]
@@ -109,7 +121,7 @@ class Found:
 
     metrics: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -133,7 +145,8 @@ def hold_evaluations(runs: Sequence[Path], out: str | None, *, command: str) -> 
 
 def list_columns(subgroups: Sequence[str], plan: FrozenAnalysis | None) -> list[str]:
     """Return the columns whose subgroups are measured: those of the plan, then those asked for."""
-    return list(dict.fromkeys([*(plan.analysis.columns if plan else ()), *subgroups]))
+    planned = plan.analysis.columns if plan else ()
+    return list(dict.fromkeys([*planned, *subgroups]))
 
 
 def measure_all(
@@ -146,19 +159,14 @@ def measure_all(
 ) -> Found:
     """Measure everything that the rows and the choices answer.
 
-    Args:
-        measuring: What is measured.
-        judged: The rows.
-        facts: What metrics.json says of the rows themselves: "patients_from", "openings", "rows" …
-        other: What they are compared with, or None.
-        beside: What only the images tell (robustness, shortcuts, a baseline).
+    `facts` is what metrics.json says of the rows themselves, `beside` what only images tell (robustness, a baseline).
     """
-    rows, sampling = judged.rows, measuring.sampling
-    metrics = measure_rows(rows, judged.operating, **sampling) | dict(facts)
+    rows, operating, sampling = judged.rows, judged.choices.operating, measuring.sampling
+    metrics = measure_rows(rows, operating, **sampling) | dict(facts)
     metrics |= assess(
         rows,
-        operating=judged.operating,
-        calibration=judged.calibration,
+        operating=operating,
+        calibration=judged.choices.calibration,
         extras=Extras(judged.columns, measuring.prevalences, measuring.least_patients),
         **sampling,
     )
@@ -168,15 +176,9 @@ def measure_all(
     metrics |= beside or {}
     notes = describe_calls(rows.predictions)
     if measuring.readers:
-        metrics["readers"], found = measure_readers(
-            Path(measuring.readers),
-            rows,
-            image_ids=judged.image_ids,
-            labels=judged.labels,
-            operating=judged.operating,
-            **sampling,
-        )
-        notes += found
+        readers = read_readers(Path(measuring.readers), rows, image_ids=judged.image_ids, labels=judged.labels)
+        metrics["readers"] = measure_readers(readers, rows, operating, **sampling)
+        notes += readers.notes
     size, found = read_sample_size(measuring.samplesize, patients=metrics["n_patients"])
     notes += found
     if judged.plan is not None:
@@ -195,42 +197,55 @@ def name_reasons(found: Any, *, patients_from: str) -> Any:
         inner["claim"] = inner["claim"].replace("by patient", "by image; patients unknown")
     texts = {key: inner[key] for key in ("reason", "note", "assumption") if isinstance(inner.get(key), str)}
     inner |= {key: name_units(text, patients_from) for key, text in texts.items()}
-    return inner | ({"n_patients": None} if isinstance(inner.get("n_patients"), int) else {})
+    if isinstance(inner.get("n_patients"), int):
+        inner["n_patients"] = None
+    return inner
 
 
-def write_results(
-    folder: Path, metrics: dict[str, Any], build: Callable[[], Evaluation], *, report: bool = True
-) -> Path:
-    """Write metrics.json and, unless report=false, the report; return the path of the latter, or of the former."""
-    write_json(folder / METRICS, metrics)
-    if report:
-        return write_report(folder, build())
-    if (folder / REPORT).is_file():
+def publish(
+    folder: Path,
+    judged: Judged,
+    found: Found,
+    build: Callable[[], Evaluation] | None,
+    *,
+    title: str,
+    said: tuple[str, str],
+) -> None:
+    """Write metrics.json and, unless report=false, the report, and print the results and the path.
+
+    `build` collects what the report is made of (None = report=false); `said` is printed above and below the results.
+    """
+    metrics, written = found.metrics, folder / METRICS
+    write_json(written, metrics)
+    if build is not None:
+        written = write_report(folder, build())
+    elif (folder / REPORT).is_file():
         say(f"notice: {folder / REPORT} is from an earlier evaluation: set report=true to rewrite it")
-    return folder / METRICS
-
-
-def print_results(metrics: Mapping[str, Any], predictions: Predictions, *, title: str) -> None:
-    """Print the headline metrics, the paired differences and the verdicts of the plan, as far as there are any."""
-    put(format_metrics(metrics, title=title, calls=describe_calls(predictions), labels=count_labels(predictions)))
+    one = judged.rows.predictions
+    lines = [said[0], format_metrics(metrics, title=title, calls=describe_calls(one), labels=count_labels(one))]
     if "comparison" in metrics:
-        put(format_comparison(metrics["comparison"], patients_from=metrics["patients_from"]))
+        lines.append(format_comparison(metrics["comparison"], patients_from=metrics["patients_from"]))
     if "baseline" in metrics:
-        put(describe_baseline(metrics["baseline"]))
+        lines.append(_describe_baseline(metrics["baseline"]))
     if "analysis" in metrics:
-        put(format_analysis(metrics["analysis"]))
+        lines.append(format_analysis(metrics["analysis"]))
+    for line in filter(None, [*lines, said[1], f"{written.stem}: {written}"]):
+        put(line)
 
 
-def describe_baseline(baseline: Mapping[str, Any]) -> str:
+def _describe_baseline(baseline: Mapping[str, Any]) -> str:
     """Return the first headline metric of the baseline and the network's difference from it, in one line."""
     name, entry = next(iter(baseline["comparison"]["metrics"].items()))
-    found = baseline["metrics"][name]
-    value, difference = (_format(each, key) for each, key in ((found, "value"), (entry, "difference")))
+    value, difference = _format(baseline["metrics"][name], "value"), _format(entry, "difference")
     return f"baseline, {baseline['name']}: {name} {value}; network minus baseline {difference}"
 
 
 def _format(entry: Mapping[str, Any], key: str) -> str:
     if entry[key] is None:
         return "undefined"
-    interval = "" if entry["low"] is None else f" [{entry['low']:.3f}, {entry['high']:.3f}]"
-    return f"{entry[key]:.3f}{interval}" + (f" ({entry['note']})" if "note" in entry else "")
+    text = f"{entry[key]:.3f}"
+    if entry["low"] is not None:
+        text += f" [{entry['low']:.3f}, {entry['high']:.3f}]"
+    if "note" in entry:
+        text += f" ({entry['note']})"
+    return text

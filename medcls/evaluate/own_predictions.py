@@ -32,7 +32,7 @@ class OwnTable:
     """A file of scores in the columns that other tools write.
 
     Attributes:
-        file: Its cells.
+        file: Cells of the file.
         task: Kind, classes and grades, as the file beside it says; {} = nobody says.
         thresholds: Label ("" or the positive class of a binary task) to the threshold of the run's decision; infinite =
             never called; {} = not known.
@@ -54,11 +54,13 @@ def name_sidecar(path: Path) -> Path:
 
 def describe_evaluated(path: Path, task: Task, decision: Decision) -> None:
     """Write what predictions.parquet of an evaluation holds beside it, in the form of predict's tables."""
-    columns = dict(EVALUATED)
+    columns, thresholds = dict(EVALUATED), dict[str, list[float]]()
     if not task.positive:
         del columns["positive_class"]
-    names = [THRESHOLD] if task.kind == "binary" else [f"{THRESHOLD}_{name}" for name in decision.thresholds]
-    values = [[value] if math.isfinite(value) else [] for value in decision.thresholds.values()]
+    for name, value in decision.thresholds.items():
+        column = THRESHOLD if task.kind == "binary" else f"{THRESHOLD}_{name}"
+        # A class that is never called has no threshold.
+        thresholds[column] = [value] * math.isfinite(value)
     content = {
         "columns": columns,
         "task": task.kind,
@@ -66,12 +68,12 @@ def describe_evaluated(path: Path, task: Task, decision: Decision) -> None:
         "grades": task.grades,
         "positive_class": task.positive or None,
         "rules": [decision.rule],
-        "thresholds": dict(zip(names, values, strict=True)),
+        "thresholds": thresholds,
     }
     write_json(name_sidecar(path), content)
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> Mapping[str, Any]:
     """Return the description beside a table; {} without one.
 
     Raises:
@@ -80,8 +82,8 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     beside = name_sidecar(path)
     if not beside.is_file():
         return {}
-    found = read_json(beside)
-    if not isinstance(found, dict) or not isinstance(found.get("task"), str) or "classes" not in found:
+    found: Mapping[str, Any] = read_json(beside)
+    if not isinstance(found, Mapping) or not isinstance(found.get("task"), str) or "classes" not in found:
         raise DataError(f"{beside}: not as medcls wrote it: restore it, or remove it")
     return found
 
@@ -105,34 +107,29 @@ def translate(file: ScoreFile, path: Path) -> OwnTable:
 
 def _translate_evaluated(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable:
     kind, names = beside["task"], [str(name) for name in beside["classes"]]
+    true = [cells for name, cells in file.columns.items() if name.startswith(f"{TRUE}.")]
+    score = [cells for name, cells in file.columns.items() if name.startswith(f"{SCORES}.")]
     columns = {name: cells for name, cells in file.columns.items() if not name.startswith((f"{TRUE}.", f"{SCORES}."))}
     columns.pop("positive_class", None)
-    true, score = (
-        [cells for name, cells in file.columns.items() if name.startswith(f"{part}.")] for part in (TRUE, SCORES)
-    )
-    expected = {"binary": 1, "regression": 1}.get(kind, len(names))
-    if len(score) != expected or len(true) != (len(names) if kind == "multilabel" else 1):
-        raise DataError(f"{file.setting}: {len(score)} scores per row, expected {expected} of kind={kind}: restore it")
-    if kind == "regression":
-        columns |= {"truth": true[0], "score": score[0]}
-    elif kind == "multilabel":
-        columns |= {f"label_{name}": cells for name, cells in zip(names, true, strict=True)}
-        columns |= {f"score_{name}": cells for name, cells in zip(names, score, strict=True)}
-    else:
-        columns["truth"] = [names[int(float(cell))] for cell in true[0]]
-        asked = names[1:] if kind == "binary" else names
-        columns |= {f"score_{name}": cells for name, cells in zip(asked, score, strict=True)}
+    # The classes that have a score, and the columns that then hold scores and truths.
+    asked = {"binary": names[-1:], "regression": [""]}.get(kind, names)
+    scores = {"regression": ["score"]}.get(kind, [f"score_{name}" for name in asked])
+    truths = {"multilabel": [f"label_{name}" for name in names]}.get(kind, ["truth"])
+    if len(score) != len(scores) or len(true) != len(truths):
+        raise DataError(
+            f"{file.setting}: {len(score)} scores per row, expected {len(scores)} of kind={kind}: restore it"
+        )
+    if kind not in ("multilabel", "regression"):
+        true = [[names[int(float(cell))] for cell in true[0]]]
+    columns |= dict(zip(truths + scores, true + score, strict=True))
+    found, thresholds = beside.get("thresholds", {}), dict[str, float]()
+    for name in asked:
+        column = THRESHOLD if kind == "binary" else f"{THRESHOLD}_{name}"
+        if column in found:
+            # Without a value the class is never called.
+            thresholds[name] = float([*found[column], math.inf][0])
     rules = beside.get("rules") or [""]
-    return OwnTable(replace(file, columns=columns), beside, _read_thresholds(beside), str(rules[0]))
-
-
-def _read_thresholds(beside: Mapping[str, Any]) -> dict[str, float]:
-    """Question to threshold; infinite = never called."""
-    kind, names = beside["task"], [str(name) for name in beside["classes"]]
-    asked = {THRESHOLD: names[-1]} if kind == "binary" else {f"{THRESHOLD}_{name}": name for name in names}
-    found = beside.get("thresholds", {})
-    known = {name: found[column] for column, name in asked.items() if column in found}
-    return {name: float(values[0]) if values else math.inf for name, values in known.items()}
+    return OwnTable(replace(file, columns=columns), beside, thresholds, str(rules[0]))
 
 
 def _translate_predicted(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable:

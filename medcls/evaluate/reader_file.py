@@ -14,7 +14,7 @@ from medcls.evaluate.score_file import Faults, ScoreFile, read_number, read_scor
 from medcls.identity import format_count
 from medcls.statistics.aggregation import aggregate
 from medcls.statistics.assessment import IMAGE, PATIENT, Rows, read_decision
-from medcls.statistics.predictions import Integers, Predictions
+from medcls.statistics.predictions import Floats, Predictions
 from medcls.statistics.reader_study import Readings, compare_readers
 
 READER, DECISION, GRADE = "reader", "decision", "grade"
@@ -62,77 +62,52 @@ def read_readers(path: Path, rows: Rows, *, image_ids: Sequence[str], labels: Ma
     key, level = _find_key(file, rows, image_ids)
     columns, ordered = _find_answers(file, one)
     faults = Faults(file)
-    read = _choose_parser(one, labels, ordered=ordered)
-    answers = np.array(
-        [[_parse(file, faults, read, column, row) for column in columns] for row in range(len(file))], np.float64
-    )
-    index = _index_rows(rows, image_ids, level, by_image=key in ("image_id", "image"))
-    seen: set[tuple[str, str]] = set()
-    for row, pair in enumerate(zip(file.columns[READER], file.columns[key], strict=True)):
-        if not all(pair):
-            faults.add(f"{READER} or {key} is blank", row)
-        elif pair in seen:
-            faults.add(f"the same {READER} and {key} as an earlier row", row)
-        seen.add(pair)
+    answers = _read_answers(file, columns, one, labels, ordered, faults)
+    _check_pairs(file, key, faults)
     faults.check()
+    by_image = key in ("image_id", "image")
+    index = {name: row for row, name in enumerate(image_ids if by_image else rows.patient_ids)}
+    if level == PATIENT:
+        index = dict(zip(rows.patient_ids, rows.patients.tolist(), strict=True))
     place = np.array([index.get(name, -1) for name in file.columns[key]], np.int64)
     known = place >= 0
     if not known.any():
         raise DataError(f"{file.setting}: no {key} of its {len(file)} rows is among the evaluated ones: check the ids")
-    notes = [
-        f"readers: {int((~known).sum())} of {format_count(len(file), 'decision')} left out: of images that were not "
-        "evaluated"
-    ]
+    notes = []
+    if not known.all():
+        left, of = int((~known).sum()), format_count(len(file), "decision")
+        notes.append(f"readers: {left} of {of} left out: of images that were not evaluated")
     names = list(dict.fromkeys(file.columns[READER]))
     readings = []
     for number, name in enumerate(names, start=1):
         mine = np.flatnonzero(known & (np.array(file.columns[READER]) == name))
         mine = mine[np.argsort(place[mine])]
         if len(mine):
-            given = answers[mine] if one.kind == "multilabel" else answers[mine, 0]
+            given = answers[mine]
+            if one.kind != "multilabel":
+                given = given[:, 0]
             readings.append(Readings(f"reader {number}", place[mine], given, ordered))
-    return Readers(level, readings, [] if known.all() else notes, file.sha256)
+    return Readers(level, readings, notes, file.sha256)
 
 
 def measure_readers(
-    path: Path,
-    rows: Rows,
-    *,
-    image_ids: Sequence[str],
-    labels: Mapping[str, int],
-    operating: Mapping[str, Any],
-    replicates: int,
-    seed: int,
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what metrics.json holds under "readers", and what a reader of the report has to know.
-
-    Args:
-        path: The file.
-        rows: The rows that were evaluated, with the thresholds of the decision.
-        image_ids: As in `read_readers`.
-        labels: As in `read_readers`.
-        operating: operating_points.json, for readers of whole patients; {} = nothing was chosen.
-        replicates: Bootstrap samples.
-        seed: Seed of the bootstrap.
-    """
-    readers = read_readers(path, rows, image_ids=image_ids, labels=labels)
+    readers: Readers, rows: Rows, operating: Mapping[str, Any], *, replicates: int, seed: int
+) -> dict[str, object]:
+    """Return what metrics.json holds under "readers"."""
     one, patients, rule, readings = rows.predictions, rows.patients, None, readers.readings
     if readers.level == PATIENT:
         rule = operating.get("levels", {}).get(PATIENT, {}).get("aggregation", {}).get("rule", "mean")
         merged = aggregate(one, patients, rule=rule)
         one = read_decision(operating, merged.predictions, level=PATIENT).apply(merged.predictions)
-        units, patients = patients[merged.first], np.arange(len(merged.first))
-        place = np.full(int(rows.patients.max()) + 1, -1)
-        place[units] = np.arange(len(units))
-        readings = [_move(reading, place[reading.rows]) for reading in readings]
+        place = np.full(int(patients.max()) + 1, -1)
+        place[patients[merged.first]] = np.arange(len(merged.first))
+        patients, readings = np.arange(len(merged.first)), []
+        for reading in readers.readings:
+            moved = place[reading.rows]
+            # Answers on patients whose images were left out are left out, too.
+            readings.append(replace(reading, rows=moved[moved >= 0], answers=reading.answers[moved >= 0]))
     found = compare_readers(one, patients, readings, replicates=replicates, seed=seed)
-    return {"level": readers.level, "rule": rule, "sha256": readers.sha256, **found}, readers.notes
-
-
-def _move(reading: Readings, rows: Integers) -> Readings:
-    """Return the same answers for other rows; those of patients that were left out (-1) are left out, too."""
-    kept = rows >= 0
-    return replace(reading, rows=rows[kept], answers=reading.answers[kept])
+    return {"level": readers.level, "rule": rule, "sha256": readers.sha256, **found}
 
 
 def _find_key(file: ScoreFile, rows: Rows, image_ids: Sequence[str]) -> tuple[str, str]:
@@ -142,18 +117,13 @@ def _find_key(file: ScoreFile, rows: Rows, image_ids: Sequence[str]) -> tuple[st
     if image and image_ids:
         return image, IMAGE
     if patient is None:
-        missing = "the evaluated rows have no image_id" if image else "no column image_id or patient_id"
+        missing = "no column image_id or patient_id"
+        if image:
+            missing = "the evaluated rows have no image_id"
         raise DataError(f"{file.setting}: {missing}: name the image or the patient of each decision")
-    several = len(set(rows.patient_ids)) < len(rows.patient_ids)
-    return patient, PATIENT if several else IMAGE
-
-
-def _index_rows(rows: Rows, image_ids: Sequence[str], level: str, *, by_image: bool) -> dict[str, int]:
-    if by_image:
-        return {name: row for row, name in enumerate(image_ids)}
-    if level == IMAGE:
-        return {name: row for row, name in enumerate(rows.patient_ids)}
-    return dict(zip(rows.patient_ids, rows.patients.tolist(), strict=True))
+    if len(set(rows.patient_ids)) < len(rows.patient_ids):
+        return patient, PATIENT
+    return patient, IMAGE
 
 
 def _find_answers(file: ScoreFile, one: Predictions) -> tuple[list[str], bool]:
@@ -170,6 +140,32 @@ def _find_answers(file: ScoreFile, one: Predictions) -> tuple[list[str], bool]:
     return found, found == [GRADE] and one.kind == "binary"
 
 
+def _check_pairs(file: ScoreFile, key: str, faults: Faults) -> None:
+    seen: set[tuple[str, str]] = set()
+    for row, pair in enumerate(zip(file.columns[READER], file.columns[key], strict=True)):
+        if not all(pair):
+            faults.add(f"{READER} or {key} is blank", row)
+        elif pair in seen:
+            faults.add(f"the same {READER} and {key} as an earlier row", row)
+        seen.add(pair)
+
+
+def _read_answers(
+    file: ScoreFile, columns: Sequence[str], one: Predictions, labels: Mapping[str, int], ordered: bool, faults: Faults
+) -> Floats:
+    """Return the answer in each row and column; wrong cells are noted as faults."""
+    read, expected = _choose_parser(one, labels, ordered=ordered)
+    answers = np.full((len(file), len(columns)), np.nan)
+    for row in range(len(file)):
+        for place, column in enumerate(columns):
+            value = read(file.columns[column][row])
+            if value is None:
+                faults.add(f"{column} is not {expected}", row)
+            else:
+                answers[row, place] = value
+    return answers
+
+
 def _choose_parser(one: Predictions, labels: Mapping[str, int], *, ordered: bool) -> tuple[Callable[[str], Any], str]:
     """Return what reads a cell (None = wrong), and what is expected."""
     if ordered:
@@ -180,10 +176,3 @@ def _choose_parser(one: Predictions, labels: Mapping[str, int], *, ordered: bool
     if one.kind == "binary":
         names = {"0": 0, "1": 1} | names
     return lambda cell: names.get(spell_label(cell), names.get(cell)), f"one of {', '.join(one.class_names)}"
-
-
-def _parse(file: ScoreFile, faults: Faults, read: tuple[Callable[[str], Any], str], column: str, row: int) -> float:
-    value = read[0](file.columns[column][row])
-    if value is None:
-        faults.add(f"{column} is not {read[1]}", row)
-    return float("nan") if value is None else float(value)

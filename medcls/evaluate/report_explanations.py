@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,6 @@ def read_explanations(predictions: SplitPredictions, *, store: str | None) -> tu
     They are those in the run's own folder of this split, where `medcls.explain` without out= puts them. Explanations of
     another model or store are left out and named.
 
-    Args:
-        predictions: What is evaluated.
-        store: As it was set; None = the run's own.
-
     Raises:
         DataError: an explanations.json is no JSON, or another one than explain writes.
     """
@@ -38,7 +35,12 @@ def read_explanations(predictions: SplitPredictions, *, store: str | None) -> tu
     folder = predictions.log.parent
     paths = sorted(folder.glob(f"explanation-*/{EXPLANATIONS}"))
     found = {path.parent: read_json(path, remedy="restore it, or explain again") for path in paths}
-    own = {path: content for path, content in found.items() if _is_of(content, predictions)}
+    names = ("model_sha256", "store_sha256")
+    own = {
+        path: content
+        for path, content in found.items()
+        if all(content.get(name) == predictions.key[name] for name in names)
+    }
     rows = {image_id: row for row, image_id in enumerate(values_of(predictions.opened, "image_id"))}
     notes = [
         f"{path.name} was made from another model or store and is left out: explain again."
@@ -62,12 +64,7 @@ def read_explanations(predictions: SplitPredictions, *, store: str | None) -> tu
         ) from error
 
 
-def _is_of(content: dict[str, Any], predictions: SplitPredictions) -> bool:
-    names = ("model_sha256", "store_sha256")
-    return all(content.get(name) == predictions.key[name] for name in names)
-
-
-def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Explanation:
+def _read_one(folder: Path, content: Mapping[str, Any], rows: Mapping[str, int]) -> Explanation:
     sanity = content["summary"]["sanity"]
     pictured = [
         Overlay(rows[row["image_id"]], row["true"], row["predicted"], png)
@@ -83,7 +80,7 @@ def _read_one(folder: Path, content: dict[str, Any], rows: dict[str, int]) -> Ex
     )
 
 
-def _shrink(path: Path, row: dict[str, Any]) -> bytes:
+def _shrink(path: Path, row: Mapping[str, Any]) -> bytes:
     """Return the picture of a row as PNG, at most WIDTH wide; empty where there is none."""
     if not path.is_file() or path.is_symlink():
         return b""

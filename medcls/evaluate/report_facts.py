@@ -35,12 +35,13 @@ def read_subgroup_columns(
     columns: dict[str, list[Any]] = {}
     absent: list[str] = []
     for name in names:
-        source = "age_years" if name == AGE else name
+        source = {AGE: "age_years"}.get(name, name)
         if source not in predictions.opened.store.column_names:
             absent.append(name)
             continue
-        values = values_of(predictions.opened, source)
-        columns[name] = [name_age_band(value) for value in values] if name == AGE else values
+        columns[name] = values_of(predictions.opened, source)
+        if name == AGE:
+            columns[name] = [name_age_band(value) for value in columns[name]]
     return columns, absent
 
 
@@ -52,21 +53,29 @@ def describe_study(predictions: SplitPredictions) -> dict[str, str]:
         "manifest are kept",
     }
     kind = str(predictions.opened.store.info["deidentify"]["kind"])
-    tasks = [read_settings(part.run)["task"] for part in predictions.parts]
-    weights = [
-        f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}" for task in tasks
-    ]
+    weights = []
+    for part in predictions.parts:
+        task = read_settings(part.run)["task"]
+        weights.append(f"class weights {task['class_weights']}, sampler {task['sampler']}, loss {task['loss']}")
+    facts = {"deidentification": kinds.get(kind, kind), "imbalance": "; ".join(dict.fromkeys(weights))}
     ensemble = describe_ensemble(predictions.parts)
-    return {
-        "deidentification": kinds.get(kind, kind),
-        "imbalance": "; ".join(dict.fromkeys(weights)),
-    } | ({"ensembling": "; ".join(ensemble)} if ensemble else {})
+    if ensemble:
+        facts["ensembling"] = "; ".join(ensemble)
+    return facts
 
 
 # Parts of a certificate that are counts, settings, names of classes and checksums; others may list ids.
 _WITHOUT_IDS = frozenset(
-    {"source", "algorithm", "seed", "fractions", "on_leak", "near_duplicates", "dropped", "classes_missing", "images"}
-    | {
+    [
+        "source",
+        "algorithm",
+        "seed",
+        "fractions",
+        "on_leak",
+        "near_duplicates",
+        "dropped",
+        "classes_missing",
+        "images",
         "patients",
         "strata",
         "table",
@@ -75,29 +84,29 @@ _WITHOUT_IDS = frozenset(
         "store_sha256",
         "split_sha256",
         "name",
-    }
+    ]
 )
 
 
-def hide_ids(certificate: Mapping[str, Any]) -> dict[str, Any]:
+def hide_ids(certificate: Mapping[str, Any]) -> dict[str, object]:
     """Return a split's certificate with the number of entries in place of each list that may hold ids or paths.
 
     The whole of it stays in the store, in splits/NAME.json.
     """
-    shown = {
-        name: value if name in _WITHOUT_IDS or not isinstance(value, list | dict) else len(value)
-        for name, value in certificate.items()
-    }
-    # Each image is a patient of its own there, so that the list of patients is empty whoever they are.
-    unknown = certificate.get("patients_from") == PER_IMAGE
-    return shown | ({"patients_in_several_splits": "unknown"} if unknown else {})
+    shown = dict(certificate)
+    for name, value in certificate.items():
+        if name not in _WITHOUT_IDS and isinstance(value, list | dict):
+            shown[name] = len(value)
+    if certificate.get("patients_from") == PER_IMAGE:
+        # Each image is a patient of its own there, so that the list of patients is empty whoever they are.
+        shown["patients_in_several_splits"] = "unknown"
+    return shown
 
 
 def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
     """Return what a split's certificate says, a sentence each, in counts; [] without a certificate.
 
-    Args:
-        certificate: As `read_split` returns it; of version 0.2.0 some facts are missing, and nothing is said of them.
+    Version 0.2.0 recorded fewer facts, and nothing is said of those that are missing.
     """
     if not certificate:
         return []
@@ -114,13 +123,15 @@ def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
         said.append(f"{number} with images of another patient id counted as that patient.")
     found = {name: certificate.get(name, ()) for name in ("patients_in_several_splits", "images_in_several_splits")}
     leaks = count_leaks(found)
-    # Each image is a patient of its own there, so that no patient is found in two splits whoever they are.
-    unknown = certificate.get("patients_from") == PER_IMAGE
-    looked = "the same image; patients are unknown" if unknown else "the same patient, and the same image under two ids"
+    looked = "the same patient, and the same image under two ids"
+    if certificate.get("patients_from") == PER_IMAGE:
+        # Each image is a patient of its own there, so that no patient is found in two splits whoever they are.
+        looked = "the same image; patients are unknown"
     said.append(f"Leaks between splits (looked for: {looked}): {leaks or 'none'}.")
     if leaks:
-        left = format_count(certificate.get("dropped", 0), "image")
-        done = f"{left} left out" if certificate.get("on_leak") == "drop" else "nothing was left out"
+        done = "nothing was left out"
+        if certificate.get("on_leak") == "drop":
+            done = f"{format_count(certificate.get('dropped', 0), 'image')} left out"
         said.append(f"What was done about them (on_leak={certificate.get('on_leak')}): {done}.")
     number = certificate.get("linked_patients_in_one_split", 0)
     if number:
@@ -160,51 +171,51 @@ def describe_readers(name: str, readers: Mapping[str, Any]) -> str:
     if "alpha" not in readers:
         return f"{text}; no image has labels of two readers."
     agreement, alpha = readers["agreement"], readers["alpha"]
-    text += (
-        f"; on {readers['images']} {'images of two or more readers'} {100 * agreement['value']:.1f} % of pairs agree"
-    )
-    if alpha["value"] is None:
-        return f"{text}."
-    interval = "" if alpha["low"] is None else f" (95 % interval {alpha['low']:.2f} to {alpha['high']:.2f}, "
-    interval += f"bootstrap over {readers['interval_over']})" if interval else ""
-    return f"{text}, Krippendorff's alpha {alpha['value']:.2f}{interval}."
+    text += f"; on {readers['images']} images of two or more readers {100 * agreement['value']:.1f} % of pairs agree"
+    if alpha["value"] is not None:
+        text += f", Krippendorff's alpha {alpha['value']:.2f}"
+        if alpha["low"] is not None:
+            interval = f"95 % interval {alpha['low']:.2f} to {alpha['high']:.2f}"
+            text += f" ({interval}, bootstrap over {readers['interval_over']})"
+    return f"{text}."
 
 
-def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, Any]]:
+def describe_flow(predictions: SplitPredictions, *, split: str) -> list[dict[str, object]]:
     """Return the steps from files to evaluated images: title, count, and what was left out before the next."""
     opened = predictions.opened
     store = opened.store
     patients = read_patients(store, opened.certificate)
-    known = store.patients_from != PER_IMAGE
-    steps: list[dict[str, Any]] = []
+
+    def count(rows: NDArray[np.int64]) -> dict[str, object]:
+        chosen = np.zeros(len(store), dtype=np.bool_)
+        chosen[rows] = True
+        known = store.patients_from != PER_IMAGE
+        return {"images": len(rows), "patients": patients.count(chosen) if known else None}
+
+    steps: list[dict[str, object]] = []
     if (store.folder / LEDGER).is_file():
         ledger = read_columns(store.folder / LEDGER, "state", "reason", coded=True)
         counted = ledger.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist()
         out = [(f"{row['state']}: {row['reason']}", row["count_all"]) for row in counted if row["state"] != "ok"]
         steps.append({"title": "Files found", "files": ledger.num_rows, "left_out": sorted(out)})
     everyone = np.arange(len(store), dtype=np.int64)
-    steps.append({"title": "Images stored", **_count(patients, everyone, known=known)})
+    steps.append({"title": "Images stored", **count(everyone)})
+    here, left_out = everyone, list[tuple[str, int]]()
     if opened.certificate:
         splits, _ = read_split(store, predictions.card.split_name)
         here = rows_of(splits, split)
         sizes = [(name, int((splits == code).sum())) for code, name in enumerate(SPLIT_NAMES)]
         others = [(f"split {name}", size) for name, size in sizes if size and name != split]
         steps[-1]["left_out"] = [other for other in others if split != "all" or other[0] == "split dropped"]
-        steps.append({"title": f"Split {split}", **_count(patients, here, known=known)})
-    else:
-        here = everyone
+        steps.append({"title": f"Split {split}", **count(here)})
     without = len(here) - len(opened.rows)
-    steps[-1]["left_out"] = [*steps[-1].get("left_out", []), *([("no label of this task", without)] if without else [])]
-    return [*steps, {"title": "Evaluated", **_count(patients, opened.rows, known=known), "left_out": []}]
+    if without:
+        left_out.append(("no label of this task", without))
+    steps[-1]["left_out"] = left_out
+    return [*steps, {"title": "Evaluated", **count(opened.rows), "left_out": []}]
 
 
-def _count(patients: Codes, rows: NDArray[np.int64], *, known: bool) -> dict[str, int | None]:
-    chosen = np.zeros(len(patients.values), dtype=np.bool_)
-    chosen[rows] = True
-    return {"images": len(rows), "patients": patients.count(chosen) if known else None}
-
-
-def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
+def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, object]]:
     """Return images, patients, sex, age, manufacturer and modality of each split, counted by patient."""
     opened = predictions.opened
     patients = read_patients(opened.store, opened.certificate)
@@ -215,11 +226,12 @@ def describe_splits(predictions: SplitPredictions) -> dict[str, dict[str, Any]]:
     return {name: _describe_patients(opened.store, chosen, patients) for name, chosen in rows.items() if len(chosen)}
 
 
-def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -> dict[str, Any]:
+def _describe_patients(store: Store, rows: NDArray[np.int64], patients: Codes) -> dict[str, object]:
     first = rows[np.unique(patients.values[rows], return_index=True)[1]]
     columns = {column: store.column(column, first) for column in ("sex", "manufacturer", "modality")}
-    unknown = store.patients_from == PER_IMAGE
-    sizes = {"images": len(rows), "patients": "unknown" if unknown else len(first)}
+    sizes: dict[str, object] = {"images": len(rows), "patients": len(first)}
+    if store.patients_from == PER_IMAGE:
+        sizes["patients"] = "unknown"
     return sizes | count_patients(store.column("age_years", first), columns)
 
 
@@ -231,10 +243,10 @@ def draw_gallery(predictions: SplitPredictions, worst: Sequence[Worst]) -> list[
     return [Picture(one, encode_thumbnail(image, bounds)) for one, image in zip(worst, images, strict=True)]
 
 
-def encode_thumbnail(image: NDArray[Any], value_range: tuple[float, float], *, size: int = THUMBNAIL) -> bytes:
-    """Return a JPEG, at most `size` pixels high and wide, of what `draw_pixels` shows of a stored image."""
+def encode_thumbnail(image: NDArray[Any], value_range: tuple[float, float]) -> bytes:
+    """Return a JPEG, at most THUMBNAIL pixels high and wide, of what `draw_pixels` shows of a stored image."""
     picture = np.ascontiguousarray(draw_pixels(image, value_range)[..., ::-1])
-    scale = size / max(picture.shape[:2])
+    scale = THUMBNAIL / max(picture.shape[:2])
     shape = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
     small = cv2.resize(picture, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,18 @@ def hide_folders(text: str) -> str:
 def read_configs(parts: Sequence[SplitPredictions]) -> str:
     """Return the composed configuration, of several runs one below the other; of paths their last part."""
     files = [part.run / CONFIG for part in parts]
-    texts = [hide_folders(_read_config(file)) if file.is_file() else "" for file in files]
+    texts = []
+    for file in files:
+        try:
+            texts.append(hide_folders(file.read_text(encoding="utf-8")) if file.is_file() else "")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8: restore it from a copy of the run") from error
     if len(parts) == 1:
         return texts[0]
     return "\n".join(f"# run {name}\n{text}" for name, text in zip(name_runs(parts), texts, strict=True))
 
 
-def _read_config(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: restore it from a copy of the run") from error
-
-
-def read_history(parts: Sequence[SplitPredictions]) -> list[dict[str, Any]]:
+def read_history(parts: Sequence[SplitPredictions]) -> Sequence[Mapping[str, Any]]:
     """Return the rows of metrics.jsonl; [] of several runs, whose curves are in their own reports."""
     return read_json_lines(parts[0].run / METRICS_LOG) if len(parts) == 1 else []
 
@@ -63,18 +61,21 @@ def list_sheets(parts: Sequence[SplitPredictions]) -> dict[str, Path]:
     return {title: path for title, path in sheets.items() if path.is_file()}
 
 
-def describe_model(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
+def describe_model(parts: Sequence[SplitPredictions]) -> dict[str, object]:
     """Return the metadata of the model file; of several the values that differ side by side: "vgg16 + vgg19"."""
     cards = [to_json(part.card) for part in parts]
     ancestors = [ancestor for card in cards for ancestor in card["ancestors"]]
-    return _join(cards) | {"ancestors": ancestors, "training": _join([card["training"] for card in cards])}
+    return {**_join(cards), "ancestors": ancestors, "training": _join([card["training"] for card in cards])}
 
 
-def _join(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = {key: [row.get(key) for row in rows] for row in rows for key in row}
-    return {
-        key: each[0] if each.count(each[0]) == len(each) else " + ".join(map(str, each)) for key, each in values.items()
-    }
+def _join(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    joined: dict[str, object] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(key) for row in rows]
+        joined[key] = values[0]
+        if values.count(values[0]) < len(values):
+            joined[key] = " + ".join(map(str, values))
+    return joined
 
 
 def describe_ensemble(parts: Sequence[SplitPredictions]) -> list[str]:
@@ -94,7 +95,7 @@ def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> list[
 
     Openings count by the content of their rows: under another split, store, view, folder or use, too.
     """
-    counts = [f"{part.openings} time{'s' if part.openings != 1 else ''}" for part in parts]
+    counts = [format_count(part.openings, "time") for part in parts]
     if len(parts) == 1:
         return [f"split {split} was opened {counts[0]} by this run", *_list_openings(parts[0])]
     named = [f"{count} by {name}" for name, count in zip(name_runs(parts), counts, strict=True)]
@@ -109,18 +110,21 @@ def _list_openings(part: SplitPredictions) -> list[str]:
     lines = list_openings(part.run, part.opened, split=part.key["split"])
     if len(lines) < 2 or not part.opened.exposure.has_unseen:
         return []
-    said = [
-        f"{number}. {line.get('use', 'by an earlier version')} (split {line['key']['split']}"
-        + (f" of {line['store']}, {format_count(line['images'], 'image')})" if "store" in line else ")")
-        for number, line in enumerate(lines, start=1)
-    ]
+    said = []
+    for number, line in enumerate(lines, start=1):
+        where = f"split {line['key']['split']}"
+        if "store" in line:
+            where += f" of {line['store']}, {format_count(line['images'], 'image')}"
+        said.append(f"{number}. {line.get('use', 'by an earlier version')} ({where})")
     return [f"all openings of these images: {'; '.join(said)}"]
 
 
-def list_runs(parts: Sequence[SplitPredictions]) -> dict[str, Any]:
+def list_runs(parts: Sequence[SplitPredictions]) -> dict[str, object]:
     """Return what metrics.json says of several runs under "runs", and of other views under "views"; else {}."""
+    if len(parts) == 1:
+        return parts[0].plan.to_json()
     rows = [
         {"name": name, "model_sha256": part.key["model_sha256"], "openings": part.openings, **part.plan.to_json()}
         for name, part in zip(name_runs(parts), parts, strict=True)
     ]
-    return {"runs": rows} if len(parts) > 1 else parts[0].plan.to_json()
+    return {"runs": rows}

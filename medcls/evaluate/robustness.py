@@ -54,14 +54,15 @@ def measure_robustness(
     metric = TASK_METRICS[predictions.rows.predictions.kind].joining
     plain = predictions.rows.predictions.y_score
     measure = partial(_measure, predictions, metric=metric, replicates=min(replicates, MOST_REPLICATES), seed=seed)
-    curves: dict[str, Any] = {}
+    curves: dict[str, dict[str, Any]] = {
+        name: {"unit": unit, "points": []} for name, (unit, _) in PERTURBATIONS.items()
+    }
     points = [(name, strength) for name, (_, values) in PERTURBATIONS.items() for strength in values]
     for name, strength in show_progress(points, desc="robustness", unit="point"):
         worsen = partial(_worsen, name=name, strength=strength, seed=seed, value_range=value_range)
         logits = predict_rows(model, dataset, options, through=worsen)
         score: Floats = compute_scores(predictions.card.task.output, torch.from_numpy(logits)).numpy()
-        curve = curves.setdefault(name, {"unit": PERTURBATIONS[name][0], "points": []})
-        curve["points"].append({"strength": strength, **measure(score)})
+        curves[name]["points"].append({"strength": strength, **measure(score)})
     return {"metric": metric, "unchanged": measure(plain), "curves": curves}
 
 

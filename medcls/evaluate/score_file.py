@@ -86,9 +86,7 @@ class Faults:
 def read_score_file(path: Path, *, name: str) -> ScoreFile:
     """Return the cells of a .csv, .tsv or .parquet file.
 
-    Args:
-        path: The file.
-        name: The setting that names it, such as "predictions".
+    `name` is the setting that names the file, such as "predictions".
 
     Raises:
         MissingInputError: No such file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,20 +34,18 @@ def measure_shortcuts(
     least_patients: int,
     replicates: int,
     seed: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return for each named column what `compute_shortcut` finds; one more pass over the images."""
     columns, absent = read_subgroup_columns(predictions, names)
-    answer: dict[str, Any] = {name: {"reason": "the store has no such column"} for name in absent}
-    features = compute_features(predictions, options)
+    answer: dict[str, object] = {name: {"reason": "the store has no such column"} for name in absent}
+    true = predictions.opened.targets
+    # A label that is not known is 0, and a column of its own says so.
+    labels = np.nan_to_num(np.hstack([true, np.isnan(true)]))
+    told_from = {"features": compute_features(predictions, options), "labels": labels}
+    ids = predictions.rows.patient_ids
     for name, values in columns.items():
         answer[name] = compute_shortcut(
-            features,
-            predictions.opened.targets,
-            values,
-            predictions.rows.patient_ids,
-            least_patients=least_patients,
-            replicates=replicates,
-            seed=seed,
+            told_from, values, ids, least_patients=least_patients, replicates=replicates, seed=seed
         )
     return answer
 
@@ -62,8 +60,7 @@ def compute_features(predictions: SplitPredictions, options: PredictOptions) -> 
 
 
 def compute_shortcut(
-    features: Floats,
-    true: Floats,
+    told_from: Mapping[str, Floats],
     values: Sequence[Any],
     patient_ids: Sequence[str],
     *,
@@ -71,22 +68,21 @@ def compute_shortcut(
     replicates: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Return the AUC with which a column is told from the features of held-out patients, and from the labels alone.
+    """Return the AUC with which a column is told from the features of held-out patients, and from only their labels.
 
     Scores of different folds' models are not on one scale: an AUC is taken within each fold and averaged, of the values
     one against the rest. The labels' AUC says how much of the features' the labels explain.
 
     Args:
-        features: (N, F), finite: what the head sees.
-        true: (N, T) labels; NaN counts as unknown.
+        told_from: "features" (what the head sees) and "labels", (N, F) each, finite.
         values: (N,) of the column; None and values of few patients are left out.
-        patient_ids: (N,).
+        patient_ids: Patient of each row, (N,).
         least_patients: Fewest patients of a value.
         replicates: Bootstrap samples over patients.
-        seed: Of folds and bootstrap.
+        seed: Seed of folds and bootstrap.
 
     Returns:
-        "values" with their patients, and "features" and "labels", each {"value", "low", "high", "p_value"}; or
+        "values" with their patients, and for each entry of `told_from` {"value", "low", "high", "p_value"}; or
         "reason". "p_value" is of an AUC this high by chance: the share of 200 permutations of the patients' values.
 
     Source: own choice: ridge regression to indicators, five folds by patient; permutations after Ojala & Garriga 2010;
@@ -102,10 +98,9 @@ def compute_shortcut(
     rows = np.isin(named, list(kept))
     target = np.searchsorted(sorted(kept), named[rows]).astype(np.int64)
     patients = number_patients(ids[rows].tolist(), rows=int(rows.sum()))
-    known = np.nan_to_num(np.hstack([true[rows], np.isnan(true[rows])]))
     answer: dict[str, Any] = {"values": kept}
-    for name, columns in (("features", features[rows]), ("labels", known)):
-        folds = _prepare_folds(columns, patients, seed=seed)
+    for name, columns in told_from.items():
+        folds = _prepare_folds(columns[rows], patients, seed=seed)
         answer[name] = _measure(folds, target, patients, replicates=replicates, seed=seed)
     return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -83,11 +84,11 @@ class SplitPredictions:
     """What a run says about the images of a split.
 
     Attributes:
-        run: The run's folder.
-        card: Of its model.
+        run: Folder of the run.
+        card: Card of its model.
         opened: The rows.
         rows: Scores and truth, and whose they are.
-        folder: Of the results.
+        folder: Folder of the results.
         log: opened.jsonl.
         key: Checksums of all that the predictions follow from.
         plan: The views of each image.
@@ -102,7 +103,7 @@ class SplitPredictions:
     rows: Rows
     folder: Path
     log: Path
-    key: dict[str, Any]
+    key: Mapping[str, Any]
     plan: ViewPlan
     logits: NDArray[np.float64]
     members: tuple[SplitPredictions, ...] = ()
@@ -132,13 +133,7 @@ def predict_split(
     The same inputs as before give the predictions of before. They are opened again only for another use: test rows
     that have judged a run judge an ensemble, a comparison or its explanations once more.
 
-    Args:
-        request: What is asked for.
-        run: The run's folder.
-        card: Metadata of its model.
-        opened: The rows.
-        folder: For the results; None = the folder of this split in the run.
-        use: What the rows are opened for, in words.
+    `use` says what the rows are opened for; the results go into the folder of this split in the run if none is given.
     """
     plan = plan_views(request.views, crop=card.crop, stored=opened.store.shape, sides=find_sides_of(card))
     split = request.rows.split
@@ -159,7 +154,7 @@ def predict_split(
     return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
 
 
-def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan) -> dict[str, Any]:
+def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan) -> Mapping[str, Any]:
     """Return the checksums and settings that predictions follow from."""
     return {
         "model_sha256": sha256_file(run / MODEL),
@@ -174,14 +169,11 @@ def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewP
 
 def build_rows(card: ModelCard, opened: Opened, logits: NDArray[np.float64]) -> Rows:
     """Return scores and truth of the opened rows, checked, and whose they are."""
-    task = card.task
-    predictions = check_predictions(
-        task.kind,
-        opened.targets if task.kind == "multilabel" else opened.targets[:, 0],
-        compute_scores(task.output, torch.from_numpy(logits)).numpy(),
-        class_names=task.class_names,
-        grades=task.grades,
-    )
+    task, truth = card.task, opened.targets
+    if task.kind != "multilabel":
+        truth = truth[:, 0]
+    scores = compute_scores(task.output, torch.from_numpy(logits)).numpy()
+    predictions = check_predictions(task.kind, truth, scores, class_names=task.class_names, grades=task.grades)
     return Rows(predictions, name_patients(opened), values_of(opened, "study_id"))
 
 
@@ -207,13 +199,7 @@ def predict_views(
 ) -> NDArray[np.float64]:
     """Return the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
 
-    Args:
-        request: What is asked for.
-        run: The run's folder.
-        opened: The rows.
-        plan: Of the views.
-        log: In the run, wherever the results go and whatever the views: nothing makes an opening uncounted.
-        use: What they are opened for, in words.
+    The log is in the run, wherever the results go and whatever the views: nothing makes an opening uncounted.
     """
     # A model or device that cannot be used is found before the split is opened.
     model, card = read_model(run / MODEL)
@@ -227,7 +213,7 @@ def predict_views(
     return averaged
 
 
-def log_opening(run: Path, *, opened: Opened, key: dict[str, Any], log: Path, use: str) -> None:
+def log_opening(run: Path, *, opened: Opened, key: Mapping[str, Any], log: Path, use: str) -> None:
     """Append an opening to the log, with the content of its rows beside it; of rows that can judge the run say so."""
     log.parent.mkdir(parents=True, exist_ok=True)
     split = key["split"]
@@ -236,9 +222,18 @@ def log_opening(run: Path, *, opened: Opened, key: dict[str, Any], log: Path, us
     if not (log.parent / name).is_file():
         write_table(log.parent / name, opened.store.read(PIXELS, rows=opened.rows))
     number = len(list_openings(run, opened, split=split)) + 1
-    line = {"number": number, "use": use, "store": opened.store.name, "images": len(opened.rows)}
-    content = {"rows": name, "rows_sha256": rows, "unseen": opened.exposure.has_unseen}
-    append_json_line(log, seal({"key": key, "split": split} | line | content))
+    line = {
+        "key": key,
+        "split": split,
+        "number": number,
+        "use": use,
+        "store": opened.store.name,
+        "images": len(opened.rows),
+        "rows": name,
+        "rows_sha256": rows,
+        "unseen": opened.exposure.has_unseen,
+    }
+    append_json_line(log, seal(line))
     if opened.exposure.has_unseen:
         what = f"split={split} of {opened.store.name}"
         say(f"opening {what} ({use}): {format_count(len(opened.rows), 'image')}; opening number {number}")
@@ -249,14 +244,15 @@ def hash_rows(opened: Opened) -> str:
     return sha256_json(sorted(values_of(opened, PIXELS)))
 
 
-def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, Any]]:
+def list_openings(run: Path, opened: Opened, *, split: str) -> list[Mapping[str, Any]]:
     """Return every line on any of these rows, in the order of opening: by content, not by folder, store, view or use.
 
     Of rows that can judge the run only openings of such rows: split=all holds the validation split, too.
 
     Version 0.2.0 wrote no content: its lines are on these rows if store and split agree.
     """
-    rows, values, known = hash_rows(opened), pa.array(values_of(opened, PIXELS)), {}
+    rows, values = hash_rows(opened), pa.array(values_of(opened, PIXELS))
+    known: dict[str, bool] = {rows: True}
     found = []
     for log in sorted((run / EVALUATION).glob(f"*/{OPENED}")):
         for line in _read_openings(log):
@@ -265,15 +261,13 @@ def list_openings(run: Path, opened: Opened, *, split: str) -> list[dict[str, An
             sha256 = line.get("rows_sha256")
             if sha256 is None:
                 splits = {line["key"]["split"], split}
-                same = line["key"]["store_sha256"] == opened.store.sha256 and (len(splits) == 1 or "all" in splits)
-            elif sha256 == rows:
-                same = True
-            else:
-                if sha256 not in known:
-                    other = _read_opened(log.parent / Path(line["rows"]).name, sha256=sha256)
-                    known[sha256] = bool(pc.any(pc.is_in(values, value_set=other)).as_py())
-                same = known[sha256]
-            if same:
+                if line["key"]["store_sha256"] == opened.store.sha256 and (len(splits) == 1 or "all" in splits):
+                    found.append(line)
+                continue
+            if sha256 not in known:
+                other = _read_opened(log.parent / Path(line["rows"]).name, sha256=sha256)
+                known[sha256] = bool(pc.any(pc.is_in(values, value_set=other)).as_py())
+            if known[sha256]:
                 found.append(line)
     return sorted(found, key=lambda line: line.get("number", 0))
 
@@ -292,12 +286,12 @@ def count_test_openings(run: Path, model_sha256: str) -> int:
     return sum(line["key"]["model_sha256"] == model_sha256 and _is_unseen(line) for line in lines)
 
 
-def _is_unseen(line: dict[str, Any]) -> bool:
+def _is_unseen(line: Mapping[str, Any]) -> bool:
     """Return whether rows that can judge the run were opened; version 0.2.0 knew by the split's name."""
     return bool(line.get("unseen", line["key"]["split"] in TESTS))
 
 
-def _read_openings(log: Path) -> list[dict[str, Any]]:
+def _read_openings(log: Path) -> Sequence[Mapping[str, Any]]:
     """Return the lines of a log, checked: one that cannot be counted is not a log without openings."""
     lines = [open_seal(line, log, remedy="restore it from a copy of the run") for line in read_json_lines(log)]
     names = {"model_sha256", "store_sha256", "split"}
@@ -311,11 +305,11 @@ def _read_openings(log: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_repetition(folder: Path, key: dict[str, Any]) -> NDArray[np.float64] | None:
+def read_repetition(folder: Path, key: Mapping[str, Any]) -> NDArray[np.float64] | None:
     """Return the logits there where they are whole and were made from the very same inputs; else None."""
     if not (folder / PREDICTIONS).is_file() or not (folder / INPUTS).is_file():
         return None
-    if read_json(folder / INPUTS) != key | {_OF_PREDICTIONS: sha256_file(folder / PREDICTIONS)}:
+    if read_json(folder / INPUTS) != {**key, _OF_PREDICTIONS: sha256_file(folder / PREDICTIONS)}:
         return None
     say(f"predictions of {folder}: the same inputs as before; reused")
     table = read_table(folder / PREDICTIONS, columns=("logits",))
@@ -337,7 +331,7 @@ def compute_logits(opened: Opened, passed: Pass, options: PredictOptions, *, spl
 
 
 def write_predictions(
-    folder: Path, opened: Opened, *, rows: Rows, logits: NDArray[np.float64], key: dict[str, Any]
+    folder: Path, opened: Opened, *, rows: Rows, logits: NDArray[np.float64], key: Mapping[str, Any]
 ) -> None:
     """Write one row an image (image_id, patient_id, y_true, logits, y_score), and what they were made from."""
     columns = {
@@ -351,4 +345,4 @@ def write_predictions(
         # y_true 1 and y_score are about this class.
         columns["positive_class"] = [rows.predictions.positive_class] * len(opened.rows)
     written = write_table(folder / PREDICTIONS, pa.table(columns))
-    write_json(folder / INPUTS, key | {"predictions_sha256": written})
+    write_json(folder / INPUTS, {**key, _OF_PREDICTIONS: written})

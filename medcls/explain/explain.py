@@ -189,7 +189,9 @@ def predict(run: Path, request: SplitRequest) -> SplitPredictions:
     opened = open_rows(request.rows, run, card)
     found = predict_split(request, run, card=card, opened=opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
-    return choices.decide_rows(found) if choices else found
+    if choices is None:
+        return found
+    return replace(found, rows=choices.apply(found.rows))
 
 
 def choose_subjects(

@@ -46,9 +46,7 @@ class ClinicalTable:
 def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTable:
     """Return the table, after checking that every column that a model takes is in it or in DICOM headers.
 
-    Args:
-        path: CSV with path or patient_id, and the models' columns as the store's manifest names them; None = no table.
-        cards: Of the runs.
+    The CSV has path or patient_id, and the models' columns as the store's manifest names them; None = no table.
 
     Raises:
         ConfigError: a table without a model that takes it, or no source for a column.
@@ -81,9 +79,7 @@ def read_clinical(path: Path | None, cards: Sequence[ModelCard]) -> ClinicalTabl
 def read_csv(path: Path, *, setting: str) -> tuple[list[str], list[dict[str, str]]]:
     """Return the header and the rows of a CSV file, cells stripped, blank lines left out.
 
-    Args:
-        path: The file.
-        setting: That names it in messages.
+    `setting` names the file in messages.
 
     Raises:
         MissingInputError: no such file.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medcls.data.targets import Task
-from medcls.evaluate.frozen_choices import Choices
+from medcls.evaluate.choices import Choices
 from medcls.identity import format_count
 from medcls.predict.prediction_table import (
     IMAGE,
@@ -31,38 +31,32 @@ from medcls.statistics.thresholds import Rule
 # Level -> the attributes that tell its units apart, the last of which a file must have. A series is a patient's own:
 # should two patients' files carry one SeriesInstanceUID by mistake, they are not mixed.
 UNITS = {"series": ("PatientID", "SeriesInstanceUID"), "patient": ("PatientID",)}
-_SERIES_IDS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+# Level -> the attributes that a row of it shows.
+_IDS = {"series": ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), "patient": ("PatientID",)}
 
 
 def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
     """Return the cases of the files, then of the series and patients, with the columns of the frozen choices.
 
     Args:
-        cases: Of files, with the scores of those that have any.
-        task: Of the runs.
-        choices: Of the run that made the scores; None where there are none: then no such columns.
+        cases: Files, with the scores of those that have any.
+        task: Task that the runs were trained on.
+        choices: What was frozen for the runs; None: no such columns.
     """
-    everyone = [*cases, *merge_cases(cases, task=task, choices=choices)]
+    frozen = choices.operating.get("levels", {}) if choices else {}
+    everyone = list(cases)
+    for level in UNITS:
+        # The rule that was chosen on validation for the level, the mean if none was.
+        rule = frozen.get(level, {}).get("aggregation", {}).get("rule", RULES[0])
+        everyone += _merge_level(cases, level, task=task, rule=rule)
     decide_cases(everyone, task=task, choices=choices)
     if choices is not None:
         apply_choices(everyone, task=task, choices=choices)
     return everyone
 
 
-def merge_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
-    """Return a case for each series, then for each patient, with an image that has scores.
-
-    The scores follow the rule that was chosen on validation for the level, the mean where none was.
-    """
-    frozen = choices.operating.get("levels", {}) if choices else {}
-    merged = []
-    for level in UNITS:
-        rule = frozen.get(level, {}).get("aggregation", {}).get("rule", RULES[0])
-        merged += _merge_level(cases, level, task=task, rule=rule)
-    return merged
-
-
 def _merge_level(cases: Sequence[Case], level: str, *, task: Task, rule: str) -> list[Case]:
+    """Return a case for each series or patient with an image that has scores."""
     members: dict[tuple[str, ...], list[Case]] = {}
     seen: set[tuple[str, ...]] = set()
     refused: dict[tuple[str, ...], int] = {}
@@ -81,33 +75,23 @@ def _merge_level(cases: Sequence[Case], level: str, *, task: Task, rule: str) ->
     units = np.repeat(np.arange(len(members)), [len(images) for images in members.values()])
     scores = np.array([case.scores for images in members.values() for case in images])
     merged = aggregate(build_predictions(task, scores), units, rule=rule).predictions.y_score.tolist()
-    return [
-        _describe_unit(images, level, refused=refused.get(unit, 0), scores=values, rule=rule)
-        for (unit, images), values in zip(members.items(), merged, strict=True)
-    ]
-
-
-def _describe_unit(images: Sequence[Case], level: str, *, refused: int, scores: list[float], rule: str) -> Case:
-    """Return the case of one unit; what was noted of any of its images, or kept one out of it, is noted of it."""
-    names = _SERIES_IDS if level == "series" else UNITS[level]
-    details = [case.detail for case in images if case.detail]
-    details += [f"{refused} more of its images refused"] if refused else []
-    studies = len({case.headers.get("StudyInstanceUID", "") for case in images})
-    if level == "patient" and studies > 1:
-        details.append(f"images of {studies} studies, combined by {rule}")
-    if level == "series" and len(images) > 1 and images[0].files:
-        details.append(f"{len(images)} volumes of one series, combined by {rule}")
-    return Case(
-        "",
-        OK,
-        next((case.reason for case in images if case.reason), ""),
-        "; ".join(dict.fromkeys(details)),
-        headers={name: images[0].headers.get(name, "") for name in names},
-        scores=scores,
-        level=level,
-        images=len(images),
-        aggregation=rule,
-    )
+    cases_of_level = []
+    for (unit, images), values in zip(members.items(), merged, strict=True):
+        # What was noted of an image, or kept one out, is noted of its unit.
+        details = [case.detail for case in images if case.detail]
+        if unit in refused:
+            details.append(f"{refused[unit]} more of its images refused")
+        studies = len({case.headers.get("StudyInstanceUID", "") for case in images})
+        if level == "patient" and studies > 1:
+            details.append(f"images of {studies} studies, combined by {rule}")
+        if level == "series" and len(images) > 1 and images[0].files:
+            details.append(f"{len(images)} volumes of one series, combined by {rule}")
+        reason = next((case.reason for case in images if case.reason), "")
+        merged_case = Case("", OK, reason, "; ".join(dict.fromkeys(details)), level=level, aggregation=rule)
+        merged_case.headers = {name: images[0].headers.get(name, "") for name in _IDS[level]}
+        merged_case.scores, merged_case.images = values, len(images)
+        cases_of_level.append(merged_case)
+    return cases_of_level
 
 
 def describe_repeats(cases: Sequence[Case]) -> list[str]:
@@ -180,9 +164,13 @@ def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> Non
     other levels have no recalibrated score.
     """
     levels = choices.operating.get("levels", {})
-    fitted = _find_map(choices.calibration)
-    columns: dict[str, Any] = name_scores(task, None, prefix="calibrated") if fitted else {}
-    columns |= name_thresholds(task, None, prefix="calibrated_threshold") if fitted else {}
+    # The scores may be best as they are, and a regression has no map.
+    fitted: Mapping[str, Any] = choices.calibration.get("map", {"method": "none"})
+    mapped = fitted["method"] != "none"
+    columns: dict[str, float | bool | None] = {}
+    if mapped:
+        columns |= name_scores(task, None, prefix="calibrated")
+        columns |= name_thresholds(task, None, prefix="calibrated_threshold")
     columns |= {name_point(task, point): None for point in levels.get(IMAGE, {}).get("points", [])}
     for case in cases:
         case.chosen = dict(columns)
@@ -191,13 +179,13 @@ def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> Non
         if scored:
             _apply_points(scored, levels.get(level, {}).get("points", []), task=task)
     scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
-    if fitted and scored:
+    if mapped and scored:
         plain = build_predictions(task, np.array([case.scores for case in scored]))
         decision = choices.decide(plain)
-        mapped = apply_recalibration(fitted, decision.apply(plain))
+        moved_rows = apply_recalibration(fitted, decision.apply(plain))
         # Rising maps keep who is called: the threshold of the recalibrated score is the mapped threshold.
-        moved = replace(decision, thresholds=dict(zip(decision.thresholds, mapped.thresholds, strict=True)))
-        for case, values in zip(scored, mapped.y_score.tolist(), strict=True):
+        moved = replace(decision, thresholds=dict(zip(decision.thresholds, moved_rows.thresholds, strict=True)))
+        for case, values in zip(scored, moved_rows.y_score.tolist(), strict=True):
             case.chosen |= name_scores(task, values, prefix="calibrated")
             case.chosen |= name_thresholds(task, moved, prefix="calibrated_threshold")
 
@@ -217,9 +205,3 @@ def name_point(task: Task, point: Mapping[str, Any]) -> str:
     """Return the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
     rule = Rule(point["kind"], point["target"]).name
     return f"above_{rule}" if task.kind == "binary" else f"above_{point['question']}_{rule}"
-
-
-def _find_map(calibration: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The recalibration that was chosen; None where the scores are best left as they are, and for a regression."""
-    fitted: Mapping[str, Any] = calibration.get("map", {"method": "none"})
-    return fitted if fitted["method"] != "none" else None

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from medcls.statistics.predictions import Predictions
 
 OK, REFUSED, SKIPPED = "ok", "refused", "skipped"
 IMAGE = "image"
+Row = dict[str, str | float | bool | list[float] | None]
+"""One row of the table: column to cell."""
 
 
 @dataclass(slots=True)
@@ -81,51 +83,41 @@ class Case:
         return self.key or self.path
 
 
-def build_rows(
-    cases: Sequence[Case], *, task: Task, identity: Identity, origin: dict[str, str]
-) -> list[dict[str, Any]]:
+def build_rows(cases: Sequence[Case], *, task: Task, identity: Identity, origin: Mapping[str, str]) -> list[Row]:
     """Return the output rows.
 
-    Args:
-        cases: One for each file, series and patient.
-        task: Of the runs.
-        identity: How ids are named.
-        origin: Columns that are the same in every row: what the scores were made by.
+    `origin` holds columns that are the same in every row: what the scores were made by.
     """
-    return [_build_row(case, task, identity) | origin for case in cases]
+    return [{**_build_row(case, task, identity), **origin} for case in cases]
 
 
-def _build_row(case: Case, task: Task, identity: Identity) -> dict[str, Any]:
+def _build_row(case: Case, task: Task, identity: Identity) -> Row:
     headers = case.headers
-    return {
+    row: Row = {
         "level": case.level,
         "image_id": identity.name("image", case.name) or None,
         "patient_id": identity.name("patient", headers.get("PatientID", "")) or None,
         "study_id": identity.name("study", headers.get("StudyInstanceUID", "")) or None,
         "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
-        "images": case.images if case.level != IMAGE else int(case.scores is not None),
+        "images": case.images or int(case.scores is not None),
         "aggregation": case.aggregation or None,
         "state": case.state,
         "reason": case.reason or None,
         "detail": case.detail or None,
         "predicted": case.predicted,
-        **({"positive_class": task.positive} if task.positive else {}),
-        **({"grade": name_grade(task, case.scores)} if task.kind == "regression" and task.grades else {}),
-        "rule": case.decision.rule if case.decision else None,
-        **name_thresholds(task, case.decision),
-        **name_scores(task, case.scores),
-        **case.chosen,
-        "training_distance": case.distance,
-        "logits": case.logits,
     }
+    if task.positive:
+        row["positive_class"] = task.positive
+    if task.kind == "regression" and task.grades:
+        row["grade"] = name_grade(task, case.scores)
+    row["rule"] = case.decision.rule if case.decision else None
+    row |= name_thresholds(task, case.decision) | name_scores(task, case.scores) | case.chosen
+    row |= {"training_distance": case.distance, "logits": case.logits}
+    return row
 
 
 def name_answers(predictions: Predictions) -> list[str | float]:
-    """Return what each row is called: a class, the called labels joined by ";", or the number of a regression.
-
-    Args:
-        predictions: Of N rows, with the thresholds of the decision.
-    """
+    """Return what each row is called: a class, the called labels joined by ";", or the number of a regression."""
     names = predictions.class_names
     if predictions.kind == "regression":
         return [float(value) for value in predictions.y_score[:, 0]]
@@ -157,12 +149,7 @@ def name_thresholds(task: Task, decision: Decision | None, *, prefix: str = "thr
 
 
 def build_predictions(task: Task, scores: NDArray[np.float64]) -> Predictions:
-    """Return the scores as evaluation takes them, with zeros for the labels that nobody knows.
-
-    Args:
-        task: Of the runs.
-        scores: (N, K) or (N, 1) as compute_scores returns them.
-    """
+    """Return the scores as evaluation takes them, with zeros for the labels that nobody knows."""
     labels = np.zeros(scores.shape if task.kind == "multilabel" else len(scores))
     return Predictions(task.kind, labels, scores, tuple(task.class_names), task.grades)
 
@@ -177,20 +164,16 @@ def name_scores(task: Task, scores: Sequence[float] | None, *, prefix: str = "sc
     return {f"{prefix}_{name}": value for name, value in zip(task.class_names, values, strict=True)}
 
 
-def build_table(rows: Sequence[dict[str, Any]], *, task: Task) -> pa.Table:
+def build_table(rows: Sequence[Row], *, task: Task) -> pa.Table:
     """Return the rows, at least one, with the type that each column has whatever is in it."""
     schema = pa.schema([(name, _find_type(name, task)) for name in rows[0]])
     return pa.Table.from_pylist(list(rows), schema=schema)
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, form: str) -> None:
+def write_rows(path: Path, rows: Sequence[Row], *, task: Task, form: str) -> None:
     """Write the rows atomically and apart: they may name patients.
 
-    Args:
-        path: The file.
-        rows: As `build_rows` returns them, at least one.
-        task: Of the runs.
-        form: "parquet"; "csv", a blank cell for null; "json", one array of objects; "jsonl", one object a line.
+    As "parquet"; "csv", a blank cell for null; "json", one array of objects; or "jsonl", one object a line.
     """
     if form == "parquet":
         write_table(path, build_table(rows, task=task), apart=True)
@@ -257,17 +240,13 @@ COLUMNS = {
 """What a column holds; of columns that carry a class, a label or a rule in their name, by the word before it."""
 
 
-def write_columns(path: Path, rows: Sequence[dict[str, Any]], *, task: Task, intended_use: str) -> None:
-    """Write what a table of predictions holds beside it, as PATH.columns.json.
-
-    Args:
-        path: Of the table.
-        rows: Its rows.
-        task: Of the runs.
-        intended_use: What the predictions may be used for.
-    """
+def write_columns(path: Path, rows: Sequence[Row], *, task: Task, intended_use: str) -> None:
+    """Write what a table of predictions holds beside it, as PATH.columns.json."""
     decided = [name for name in rows[0] if name == "rule" or name.startswith("threshold")]
-    found = {name: sorted({row[name] for row in rows if row[name] is not None}) for name in decided}
+    found: dict[str, list[Any]] = {}
+    for name in decided:
+        values: set[Any] = {row[name] for row in rows if row[name] is not None}
+        found[name] = sorted(values)
     content = {
         "columns": {name: describe_column(name) for name in rows[0]},
         "task": task.kind,

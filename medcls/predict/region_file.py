@@ -24,11 +24,7 @@ _LINE = f"boxes=FILE.csv with the columns path, {', '.join(COLUMNS)}, one row fo
 def check_regions(path: Path | None, cards: Sequence[ModelCard], *, runs: Sequence[Path], allow: bool) -> None:
     """Check that regions are given to runs that were trained on regions, and whole images to the others.
 
-    Args:
-        path: Of boxes=; None = whole images.
-        cards: Of the runs.
-        runs: Their folders.
-        allow: out_of_domain=allow: say what does not fit, and go on.
+    With `allow` (out_of_domain=allow) what does not fit is said, and prediction goes on.
 
     Raises:
         ConfigError: regions and runs do not fit, or a run takes volumes.
@@ -92,12 +88,7 @@ def _read_box(cells: Sequence[str]) -> Box | None:
 def split_cases(cases: Sequence[Case], regions: Regions, *, path: Path, trained: str, allow: bool) -> list[Case]:
     """Return a case for each region, named as a store names it; files without a row stay whole, or are refused.
 
-    Args:
-        cases: Of files.
-        regions: Of `read_regions`.
-        path: Of the file, for messages.
-        trained: Whether the runs were trained on regions, as the model card says.
-        allow: Predict whole images of runs that were trained on regions.
+    `trained` is what the model card says of regions; with `allow` whole images are predicted all the same.
 
     Raises:
         DataError: rows that name no file of the source.

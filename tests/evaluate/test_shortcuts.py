@@ -23,7 +23,8 @@ def draw_features(*, seen):
 def test_a_site_that_shows_is_found_and_one_that_does_not_is_chance():
     true = np.random.default_rng(1).integers(2, size=(ROWS, 1)).astype(float)
     shown, hidden = (
-        compute_shortcut(draw_features(seen=seen), true, SITE, PATIENTS, replicates=100) for seen in (1, 0)
+        compute_shortcut({"features": draw_features(seen=seen), "labels": true}, SITE, PATIENTS, replicates=100)
+        for seen in (1, 0)
     )
     assert shown["values"] == {"A": 40, "B": 40, "C": 40}
     assert shown["features"]["low"] > 0.85
@@ -45,7 +46,9 @@ def test_noise_tells_no_site(monkeypatch):
         site = generator.choice(["A", "B"], 60)
         ids = [str(patient) for patient in range(60)]
         noise = generator.normal(size=(60, 12))
-        entry = compute_shortcut(noise, np.zeros((60, 1)), site, ids, least_patients=5, replicates=40, seed=seed)
+        entry = compute_shortcut(
+            {"features": noise, "labels": np.zeros((60, 1))}, site, ids, least_patients=5, replicates=40, seed=seed
+        )
         areas.append(entry["features"]["value"])
         chances.append(entry["features"]["p_value"])
     assert abs(np.mean(areas) - 0.5) < 0.025
@@ -54,7 +57,7 @@ def test_noise_tells_no_site(monkeypatch):
 
 def test_labels_that_differ_between_sites_explain_it():
     true = (SITE == "A").astype(float)[:, None]
-    found = compute_shortcut(draw_features(seen=0), true, SITE, PATIENTS, replicates=100)
+    found = compute_shortcut({"features": draw_features(seen=0), "labels": true}, SITE, PATIENTS, replicates=100)
     assert found["labels"]["value"] > 0.7
 
 
@@ -62,17 +65,17 @@ def test_patients_are_held_out_whole():
     """Two copies of each row of pure noise: known copies would give the site away."""
     noise = np.random.default_rng(2).normal(size=(ROWS // 2, 200)).repeat(2, axis=0)
     site = np.random.default_rng(3).choice(["A", "B"], ROWS // 2).repeat(2)
-    true = np.zeros((ROWS, 1))
-    whole = compute_shortcut(noise, true, site, PATIENTS, replicates=100)["features"]["value"]
-    mixed = compute_shortcut(noise, true, site, [str(row) for row in range(ROWS)], replicates=100)["features"]["value"]
+    told_from = {"features": noise, "labels": np.zeros((ROWS, 1))}
+    whole = compute_shortcut(told_from, site, PATIENTS, replicates=100)["features"]["value"]
+    mixed = compute_shortcut(told_from, site, [str(row) for row in range(ROWS)], replicates=100)["features"]["value"]
     assert whole < 0.65 < 0.8 < mixed
 
 
 def test_values_of_few_patients_and_unknown_ones_are_left_out():
     site = ["A"] * 100 + [None] * 40 + ["B"] * 80 + ["rare"] * 20
-    true, features = np.zeros((ROWS, 1)), draw_features(seen=0)
-    assert compute_shortcut(features, true, site, PATIENTS, replicates=100)["values"] == {"A": 50, "B": 40}
-    found = compute_shortcut(features, true, ["A"] * ROWS, PATIENTS)
+    told_from = {"features": draw_features(seen=0), "labels": np.zeros((ROWS, 1))}
+    assert compute_shortcut(told_from, site, PATIENTS, replicates=100)["values"] == {"A": 50, "B": 40}
+    found = compute_shortcut(told_from, ["A"] * ROWS, PATIENTS)
     assert found["reason"] == "1 value with 20 patients or more: nothing to tell apart"
 
 

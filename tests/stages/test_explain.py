@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from medcls.config import ExplainJob
+from medcls.config.schema import read_settings
 from medcls.data.splits import read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import Task
@@ -17,7 +19,7 @@ from medcls.errors import ConfigError, DataError
 from medcls.explain.explain import explain, file_name
 from medcls.explain.explanation_report import describe_sanity, summarize, write_sentences
 from medcls.explain.map_checks import read_boxes
-from medcls.explain.method import Explained, Subject, Target, choose_target
+from medcls.explain.method import TECHNIQUES, Explained, Subject, Target, choose_target
 from medcls.explain.sanity import check_sanity, judge_sanity
 from medcls.files import read_json, read_json_lines
 from medcls.models.classifier import build_classifier
@@ -64,6 +66,10 @@ def test_every_method_writes_maps_pictures_figures_and_a_page(
     printed = capsys.readouterr().out
     assert found["found"][0] in printed
     assert "explanation.html" in printed
+
+
+def test_choices_of_method_are_the_rows_of_techniques() -> None:
+    assert read_settings(ExplainJob)["method"].choices == tuple(each.name for each in TECHNIQUES)
 
 
 def test_same_seed_same_bytes_and_old_pictures_go(run_copy: Path, run_explain: RunExplain) -> None:

@@ -19,7 +19,7 @@ from medcls.evaluate.evaluation_data import RowRequest
 from medcls.evaluate.split_predictions import SplitRequest
 from medcls.explain import explain
 from medcls.files import read_json, read_json_lines, sha256_file, write_json
-from medcls.predict.predict import find_choices
+from medcls.predict.scoring import find_choices
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import read_model
 

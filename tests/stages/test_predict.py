@@ -33,9 +33,10 @@ from medcls.evaluate import judged_rows
 from medcls.files import FEATURE_DISTANCE, MODEL, read_json, sha256_file, sha256_json, write_json
 from medcls.identity import write_key
 from medcls.predict import predict as stage
+from medcls.predict import scoring
 from medcls.predict.__main__ import main
-from medcls.predict.predict import judge_distance
 from medcls.predict.prediction_table import COLUMNS, Case
+from medcls.predict.scoring import judge_distance
 from medcls.records import to_json
 from medcls.runs.checksums import finish_run
 from medcls.runs.model_file import ModelCard, read_card, read_model, read_state
@@ -96,14 +97,14 @@ def by_image(rows: Rows) -> dict[str, dict[str, Any]]:
 def seen_pixels(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[Any]]:
     """Every image that the network was given, in order."""
     seen: list[NDArray[Any]] = []
-    original = stage.predict_logits
+    original = scoring.predict_logits
 
     def record(model: Any, batches: Any, rules: Any) -> Any:
         batches = list(batches)
         seen.extend(image for batch in batches for image in batch.images.numpy())
         return original(model, batches, rules)
 
-    monkeypatch.setattr(stage, "predict_logits", record)
+    monkeypatch.setattr(scoring, "predict_logits", record)
     return seen
 
 
@@ -591,14 +592,14 @@ def test_missing_distance_is_said_and_a_changed_one_is_refused(
 def test_outputs_that_are_not_finite_cost_their_row(
     predict: Callable[..., Rows], trained: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = stage.predict_logits
+    original = scoring.predict_logits
 
     def overflow(*args: Any) -> Any:
         logits = original(*args)
         logits[1, 0] = np.inf
         return logits
 
-    monkeypatch.setattr(stage, "predict_logits", overflow)
+    monkeypatch.setattr(scoring, "predict_logits", overflow)
     rows = predict(trained, few)
     assert [row["state"] for row in rows] == ["ok", "refused", "ok"]
     assert (rows[1]["reason"], rows[1]["logits"]) == ("not_finite", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medcls.data.targets import Task
-from medcls.evaluate.frozen_choices import Choices
+from medcls.evaluate.choices import Choices
 from medcls.identity import Identity
 from medcls.predict.prediction_levels import complete_cases, describe_answers, describe_repeats
 from medcls.predict.prediction_table import Case, build_rows
