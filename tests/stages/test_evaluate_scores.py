@@ -487,7 +487,7 @@ def test_another_tool_is_compared_in_pairs_whatever_its_order(
     auc = found["metrics"]["auc"]
     assert auc["difference"] > 0.1
     printed = capsys.readouterr().out
-    assert "scores.csv less other.csv, paired over patients; p corrected for" in printed
+    assert "scores.csv minus other.csv, paired over patients; p corrected for" in printed
     line = next(line for line in printed.splitlines() if line.split()[:1] == ["auc"] and "p " in line)
     assert line.split()[1:4] == [f"{auc['difference']:+.3f}", f"[{auc['low']:+.3f},", f"{auc['high']:+.3f}]"]
     turned = run_scores(path, f"against={write_rows(worse[::-1], 'other.csv')}", out="turned")["comparison"]
