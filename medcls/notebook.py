@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,22 @@ from medcls.predict.prediction_table import OK, build_table, summarize
 from medcls.predict.scoring import open_runs
 from medcls.runs.checksums import open_store
 from medcls.runs.model_file import ModelCard
+
+
+class FileOptions(TypedDict, total=False):
+    """Settings of `LoadedModel.predict` for raw files; arrays have none.
+
+    Attributes:
+        clinical_file: CSV with path or patient_id, for models that take clinical columns.
+        boxes: CSV of regions, for models that were trained on regions.
+        deidentify: "auto" (pseudonyms if a file is DICOM), "hmac" or "declared" (ids as they are).
+        key_file: Key of the pseudonyms (python -m data_prep.key).
+    """
+
+    clinical_file: str | Path | None
+    boxes: str | Path | None
+    deidentify: str
+    key_file: str | Path | None
 
 
 class LoadedModel:
@@ -87,12 +103,9 @@ class LoadedModel:
         self,
         images: str | Path | NDArray[Any],
         *,
-        clinical_file: str | Path | None = None,
-        boxes: str | Path | None = None,
-        deidentify: str = "auto",
-        key_file: str | Path | None = None,
         batch_size: int = 64,
         workers: int = 0,
+        **files: Unpack[FileOptions],
     ) -> pa.Table:
         """Return the table that `python -m medcls.predict` writes: one row an image, then each series and patient.
 
@@ -100,13 +113,10 @@ class LoadedModel:
             images: A folder of raw files, one raw file, or an array of stored values: `shape` or (N, *shape) in the
                 dtype of the store, as `read` and `OpenedStore.images` return them. A raw array is refused, since
                 nothing says how its values are scaled or how far apart its pixels are: name its file.
-            clinical_file: CSV with path or patient_id, for models that take clinical columns; files only.
-            boxes: CSV of regions, for models that were trained on regions; files only.
-            deidentify: "auto" (pseudonyms if a file is DICOM), "hmac" or "declared" (ids as they are); files only.
-            key_file: Key of the pseudonyms (python -m data_prep.key).
             batch_size: Images at once. Another one may change the last bits of a score.
             workers: Processes that decode, each with limits of memory and time, -1 = one a core; 0 decodes in this
                 process and without limits. A script that sets it needs a main guard.
+            files: Settings of raw files: `FileOptions`.
 
         Returns:
             Columns as of medcls.predict, described in its .columns.json; `state` is "ok", "refused" or "skipped", and
@@ -121,27 +131,31 @@ class LoadedModel:
         """
         if not isinstance(images, str | Path | np.ndarray):
             raise UsageError(f"images: a {type(images).__name__}: expected a path or a numpy array of stored values")
-        files: dict[str, str] = {}
-        for name, path in (("clinical_file", clinical_file), ("boxes", boxes)):
+        unknown = sorted(set(files) - set(FileOptions.__annotations__))
+        if unknown:
+            raise TypeError(f"predict() got an unexpected keyword argument {unknown[0]!r}")
+        key_file = files.get("key_file")
+        identity = DeidentifyConfig(files.get("deidentify", "auto"), None if key_file is None else str(key_file))
+        tables: dict[str, str] = {}
+        for name, path in (("clinical_file", files.get("clinical_file")), ("boxes", files.get("boxes"))):
             if path is not None:
-                files[name] = str(path)
-        identity = DeidentifyConfig(deidentify, None if key_file is None else str(key_file))
+                tables[name] = str(path)
         # The job of the command checks the settings.
-        PredictJob(**files, deidentify=identity, batch_size=batch_size, workers=workers)
+        PredictJob(**tables, deidentify=identity, batch_size=batch_size, workers=workers)
         if isinstance(images, np.ndarray):
-            if files:
-                name = next(iter(files))
+            if tables:
+                name = next(iter(tables))
                 raise UsageError(
                     f"{name}=: an array has no path and no patient that its rows could name: predict files"
                 )
             found = answer_arrays(self._runs, self._check_stored(images), batch_size=batch_size)
         else:
-            for name, file in files.items():
+            for name, file in tables.items():
                 check_file(file, name)
             request = FileRequest(
                 Path(images).expanduser(),
-                files.get("clinical_file"),
-                files.get("boxes"),
+                tables.get("clinical_file"),
+                tables.get("boxes"),
                 identity,
                 batch_size,
                 workers,
