@@ -36,7 +36,10 @@ _IDS = {"series": ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), "patie
 
 
 def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> list[Case]:
-    """Return the cases of the files, then of the series and patients, with the columns of the frozen choices.
+    """Return the cases of the files, then of the series and patients, with what each is called.
+
+    The rule is the one that evaluate reports: 0.5 if nothing is frozen. With frozen choices there are also the columns
+    above_<point> of every level, and calibrated_<class> of images, on which the map was fitted and judged.
 
     Args:
         cases: Files, with the scores of those that have any.
@@ -49,9 +52,17 @@ def complete_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None
         # The rule that was chosen on validation for the level, the mean if none was.
         rule = frozen.get(level, {}).get("aggregation", {}).get("rule", RULES[0])
         everyone += _merge_level(cases, level, task=task, rule=rule)
-    decide_cases(everyone, task=task, choices=choices)
-    if choices is not None:
-        apply_choices(everyone, task=task, choices=choices)
+    columns: dict[str, float | bool | None] = {}
+    if choices is not None and _find_map(choices) is not None:
+        columns |= name_scores(task, None, prefix="calibrated")
+        columns |= name_thresholds(task, None, prefix="calibrated_threshold")
+    columns |= {name_point(task, point): None for point in frozen.get(IMAGE, {}).get("points", [])}
+    for case in everyone:
+        case.chosen = dict(columns)
+    for level in (IMAGE, *UNITS):
+        scored = [case for case in everyone if case.level == level and case.scores is not None]
+        if scored:
+            _decide_level(scored, level, task=task, choices=choices)
     return everyone
 
 
@@ -142,63 +153,36 @@ def describe_answers(cases: Sequence[Case], task: Task) -> list[str]:
     return [*lines, *describe_calls(predictions)]
 
 
-def decide_cases(cases: Sequence[Case], *, task: Task, choices: Choices | None) -> None:
-    """Fill in what each case is called, by the decision that evaluate reports: 0.5 if nothing is frozen.
-
-    A series, which has no frozen points, is decided by those of images.
-    """
-    for level in (IMAGE, *UNITS):
-        scored = [case for case in cases if case.level == level and case.scores is not None]
-        if not scored:
-            continue
-        predictions = build_predictions(task, np.array([case.scores for case in scored]))
-        decision = choices.decide(predictions, level=level) if choices else build_decision(predictions)
-        for case, answer in zip(scored, name_answers(decision.apply(predictions)), strict=True):
-            case.predicted, case.decision = answer, decision
-
-
-def apply_choices(cases: Sequence[Case], *, task: Task, choices: Choices) -> None:
-    """Fill in the columns of the frozen choices: above_<point> at each level, calibrated_<class> of images.
-
-    A point is null where a level or rule got no threshold on validation. The map was fitted and judged on images:
-    other levels have no recalibrated score.
-    """
-    levels = choices.operating.get("levels", {})
-    # The scores may be best as they are, and a regression has no map.
-    fitted: Mapping[str, Any] = choices.calibration.get("map", {"method": "none"})
-    mapped = fitted["method"] != "none"
-    columns: dict[str, float | bool | None] = {}
-    if mapped:
-        columns |= name_scores(task, None, prefix="calibrated")
-        columns |= name_thresholds(task, None, prefix="calibrated_threshold")
-    columns |= {name_point(task, point): None for point in levels.get(IMAGE, {}).get("points", [])}
-    for case in cases:
-        case.chosen = dict(columns)
-    for level in (IMAGE, *UNITS):
-        scored = [case for case in cases if case.level == level and case.scores is not None]
-        if scored:
-            _apply_points(scored, levels.get(level, {}).get("points", []), task=task)
-    scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
-    if mapped and scored:
-        plain = build_predictions(task, np.array([case.scores for case in scored]))
-        decision = choices.decide(plain)
-        moved_rows = apply_recalibration(fitted, decision.apply(plain))
+def _decide_level(scored: Sequence[Case], level: str, *, task: Task, choices: Choices | None) -> None:
+    """Fill in what each case is called; a series, which has no frozen points, is decided by those of images."""
+    predictions = build_predictions(task, np.array([case.scores for case in scored]))
+    decision = choices.decide(predictions, level=level) if choices else build_decision(predictions)
+    decided = decision.apply(predictions)
+    for case, answer in zip(scored, name_answers(decided), strict=True):
+        case.predicted, case.decision = answer, decision
+    if choices is None:
+        return
+    scores = {question.name: question.score for question in list_questions(predictions)}
+    for point in choices.operating.get("levels", {}).get(level, {}).get("points", []):
+        # A level or rule that got no threshold on validation has null.
+        if point["threshold"] is not None:
+            # As evaluation counts: called positive from the threshold on.
+            for case, above in zip(scored, scores[point["question"]] >= point["threshold"], strict=True):
+                case.chosen[name_point(task, point)] = bool(above)
+    fitted = _find_map(choices)
+    if level == IMAGE and fitted is not None:
+        mapped = apply_recalibration(fitted, decided)
         # Rising maps keep who is called: the threshold of the recalibrated score is the mapped threshold.
-        moved = replace(decision, thresholds=dict(zip(decision.thresholds, moved_rows.thresholds, strict=True)))
-        for case, values in zip(scored, moved_rows.y_score.tolist(), strict=True):
+        moved = replace(decision, thresholds=dict(zip(decision.thresholds, mapped.thresholds, strict=True)))
+        for case, values in zip(scored, mapped.y_score.tolist(), strict=True):
             case.chosen |= name_scores(task, values, prefix="calibrated")
             case.chosen |= name_thresholds(task, moved, prefix="calibrated_threshold")
 
 
-def _apply_points(scored: Sequence[Case], points: Sequence[Mapping[str, Any]], *, task: Task) -> None:
-    predictions = build_predictions(task, np.array([case.scores for case in scored]))
-    scores = {question.name: question.score for question in list_questions(predictions)}
-    for point in points:
-        if point["threshold"] is None:
-            continue
-        # As evaluation counts: called positive from the threshold on.
-        for case, above in zip(scored, scores[point["question"]] >= point["threshold"], strict=True):
-            case.chosen[name_point(task, point)] = bool(above)
+def _find_map(choices: Choices) -> Mapping[str, Any] | None:
+    """Return the recalibration that was chosen; None if the scores are best as they are, and for a regression."""
+    fitted: Mapping[str, Any] = choices.calibration.get("map", {"method": "none"})
+    return None if fitted["method"] == "none" else fitted
 
 
 def name_point(task: Task, point: Mapping[str, Any]) -> str:
