@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.presentation import describe_mixture
+from medcls.config import StackRule
 from medcls.imaging.catalog import instances_of
 from medcls.imaging.companions import NO_IMAGE
 from medcls.imaging.dicom.terms import name_body_part, name_modality
@@ -17,7 +18,7 @@ from medcls.imaging.instance import Instance
 from medcls.imaging.volume.find import find_unnamed, stack_series
 from medcls.imaging.volume.pieces import fit_slices
 from medcls.imaging.volume.select import SeriesKey, summarize_series
-from medcls.imaging.volume.stack import Stack, StackRule
+from medcls.imaging.volume.stack import Stack
 
 _KINDS = {"dicom": "DICOM", "nifti": "NIfTI", "raster": "pictures", "other": "others"}
 _SYNTAXES = {

@@ -31,7 +31,6 @@ from medcls.imaging.decode import Spec
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.source import is_image, list_files
-from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.select import SeriesRule
 from medcls.imaging.volume.spec import VolumeSpec, find_windows
 
@@ -74,7 +73,7 @@ def build_spec(job: PrepareJob) -> Spec:
         spacing = image.spacing_mm
         spacing = [spacing] * 3 if isinstance(spacing, int | float) else spacing
         given["spacing_mm"] = tuple(map(float, spacing)) if spacing else None
-        given["stack"] = StackRule(**asdict(job.stack))
+        given["stack"] = job.stack
         given["series"] = SeriesRule(**{name: _freeze(value) for name, value in asdict(job.series).items()})
     return kind(**given)
 

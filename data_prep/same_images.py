@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from data_prep.labels.label_rows import is_label
 from medcls.config import SplitConfig
 from medcls.data.columns import Codes, code_column
-from medcls.data.duplicates import Differ, DuplicatePair, find_store_duplicates
+from medcls.data.duplicates import Differ, DuplicatePair, NearLimits, find_store_duplicates
 from medcls.data.label_words import spelling_key
 from medcls.data.splits import DROPPED, SPLIT_NAMES, Splits
 from medcls.data.store import Store
@@ -86,13 +86,8 @@ def find_same_images(store: Store, labels: pa.Table, *, patients: Codes, config:
         config: Limits of a near duplicate.
     """
     differ = build_differ(labels)
-    pairs = find_store_duplicates(
-        store,
-        patients,
-        max_bits=config.near_duplicate_bits,
-        min_correlation=config.near_duplicate_correlation,
-        differ=differ,
-    )
+    limits = NearLimits(config.near_duplicate_bits, config.near_duplicate_correlation)
+    pairs = find_store_duplicates(store, patients, limits, differ=differ)
     listed = labels.column("listed").to_numpy()
     pairs = [pair for pair in pairs if listed[pair.first] and listed[pair.second]]
     ends = np.array([(pair.first, pair.second) for pair in pairs], np.int64).reshape(-1, 2)

@@ -8,10 +8,11 @@ import pyarrow as pa
 
 from data_prep.labels.joining import SERIES
 from data_prep.ledger import LEFT_OUT
+from medcls.config import StackRule
 from medcls.imaging.instance import Instance
 from medcls.imaging.volume.find import QUARANTINED, SKIPPED, find_series
 from medcls.imaging.volume.select import SeriesRule
-from medcls.imaging.volume.stack import Leftover, StackRule
+from medcls.imaging.volume.stack import Leftover
 
 _BATCH = 4096
 _SERIES = pa.schema([*SERIES, *((name, pa.string()) for name in ("patient_sex", "patient_age", "laterality"))])

@@ -19,7 +19,7 @@ def main(job: ShowJob) -> None:
     import numpy as np
 
     from medcls.data.contact_sheet import write_contact_sheet
-    from medcls.data.dataset import StoreDataset
+    from medcls.data.dataset import ImageView, StoreDataset
     from medcls.data.store import Store
     from medcls.data.targets import build_task, encode_targets
     from medcls.train.augment_choice import choose_augmentation, list_sides, read_kinds
@@ -35,7 +35,7 @@ def main(job: ShowJob) -> None:
     chosen = choose_augmentation(job.augment, store.spec, shape=store.shape, sides=sides, **kinds)
     if chosen.notice:
         say(chosen.notice)
-    dataset = StoreDataset(store, rows, targets=targets[rows], augmentation=chosen.augmentation, seed=job.seed)
+    dataset = StoreDataset(store, rows, targets=targets[rows], view=ImageView(None, chosen.augmentation, job.seed))
     out = Path(job.out or f"{store.name}-contact-sheet.png")
     classes = task.class_names if kind == "multiclass" and task.num_classes <= 20 else []
     write_contact_sheet(out, dataset, class_names=classes, per_class=job.per_class)

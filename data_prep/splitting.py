@@ -31,6 +31,7 @@ from medcls.data.splits import (
     OUT,
     SPLIT_NAMES,
     TRAIN,
+    Certificate,
     Splits,
     code_splits,
     count_leaks,
@@ -133,7 +134,7 @@ def split_store(
         ),
     )
     empty = _check_classes(splits, strata, config=config, given=given)
-    certificate = {
+    certificate: Certificate = {
         "source": _name_source(giver if given else "", fractions, dealt=dealt),
         "algorithm": None if fractions is None else DEALING,
         "seed": None if fractions is None else config.seed,
@@ -199,12 +200,12 @@ def _settle_contradictions(
     return labels.set_column(labels.schema.get_field_index("listed"), "listed", pa.array(listed))
 
 
-def _policy(config: SplitConfig) -> dict[str, Any]:
+def _policy(config: SplitConfig) -> Certificate:
     limits = {"max_bits_of_256": config.near_duplicate_bits, "min_correlation": config.near_duplicate_correlation}
     return {"on_leak": config.on_leak, "near_duplicates": limits}
 
 
-def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Splits, dict[str, Any]] | None:
+def _read_kept(store: Store, labels: pa.Table, config: SplitConfig) -> tuple[Splits, Certificate] | None:
     """Return the split of this name if version 0.2.0 dealt it from the same labels and settings, and say that it stays.
 
     Runs are tied to its checksum. Whoever repeats a command has not asked for another split.
@@ -337,13 +338,15 @@ def _check_classes(splits: Splits, strata: Strata, *, config: SplitConfig, given
     return missing
 
 
-def _say_split(name: str, certificate: dict[str, Any], *, known: bool = True) -> None:
+def _say_split(name: str, certificate: Certificate, *, known: bool = True) -> None:
     images, patients = certificate["images"], certificate["patients"]
-    counts = ", ".join(
-        f"{s} {format_count(images[s], 'image')}" + (f" of {format_count(patients[s], 'patient')}" if known else "")
-        for s in (*ORDER, DROPPED)
-        if s in images
-    )
+    parts = []
+    for split in (*ORDER, DROPPED):
+        if split in images:
+            number = patients[split]
+            owners = "" if number is None else f" of {format_count(number, 'patient')}"
+            parts.append(f"{split} {format_count(images[split], 'image')}{owners}")
+    counts = ", ".join(parts)
     counts += "" if known else "; patients unknown: each image counts as one"
     leaks = len(certificate["patients_in_several_splits"]) + len(certificate["images_in_several_splits"])
     found = f"leaks found{'' if known else ' by image'}: {leaks} (on_leak={certificate['on_leak']})"
@@ -363,7 +366,7 @@ def _list_links(
     labels: pa.Table,
     *,
     splits: Splits,
-    certificate: dict[str, Any],
+    certificate: Certificate,
     origin: Origin,
     patients: Codes,
 ) -> None:

@@ -18,7 +18,7 @@ from data_prep.demo.knees import draw_knee
 from data_prep.shard_work import StoreTask, store_image
 from medcls.config import ScheduleConfig
 from medcls.data.augment import build_augmentation
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.shards import ShardFile
 from medcls.data.store import Store
@@ -163,8 +163,10 @@ def test_architecture_lists_the_files_that_an_image_passes(tmp_path: Path, small
         small_store,
         np.arange(2),
         targets=np.zeros((2, 1)),
-        augmentation=build_augmentation(
-            {"HorizontalFlip": {}}, shape=small_store.shape, dtype="uint8", value_range=(0, 255)
+        view=ImageView(
+            augmentation=build_augmentation(
+                {"HorizontalFlip": {}}, shape=small_store.shape, dtype="uint8", value_range=(0, 255)
+            )
         ),
     )
     model = build_classifier("resnet18", kind="binary", num_classes=2)

@@ -9,6 +9,7 @@ from medcls.config import FoldsConfig
 from medcls.console import say
 from medcls.data.folds import (
     Fold,
+    Linked,
     check_labels,
     find_links,
     keep_earlier,
@@ -17,7 +18,7 @@ from medcls.data.folds import (
     shrink_training,
     write_fold,
 )
-from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, read_patients, read_split, rows_of
+from medcls.data.splits import DROPPED, SPLIT_NAMES, TEST, TRAIN, VAL, Certificate, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.strata import build_strata
 from medcls.data.stratification import EARLIER
@@ -73,24 +74,16 @@ def plan_folds(
     strata = build_strata(store.read_labels(), label=_find_label(store, config.label))
     pairs = find_links(store, certificate)
     patients = link_patients(read_patients(store, certificate), pairs)
-    k, repeats = config.shape
+    linked = Linked(patients, pairs)
     if config.kind == "holdout":
-        dealt = certificate.get("algorithm", EARLIER)
+        dealt, (_, repeats) = certificate.get("algorithm", EARLIER), config.shape
         folds = [Fold(repeat, 1, splits, algorithm=dealt) for repeat in range(1, repeats + 1)]
     else:
         pool = splits != SPLIT_NAMES.index(DROPPED)
         if config.over == "development":
             pool &= splits != SPLIT_NAMES.index(TEST)
-        folds = make_folds(
-            patients,
-            strata,
-            pool=pool,
-            k=k,
-            repeats=repeats,
-            val=config.val,
-            seed=config.seed,
-        )
-    provenance = {
+        folds = make_folds(patients, strata, config, pool=pool)
+    provenance: Certificate = {
         "source": f"fold of {config.prefix} by patient, stratified by label, of the rows of {config.split} "
         f"({'train, val and test' if config.over == 'all' else 'train and val'})",
         "seed": config.seed,
@@ -118,7 +111,7 @@ def plan_folds(
             label = _name_fold(config, part)
             name = config.split if own else f"{config.prefix}-{label}" + (f"-n{size}" if size else "")
             if not own:
-                write_fold(store, name, fold=part, strata=strata, pairs=pairs, provenance=provenance, patients=patients)
+                write_fold(store, name, fold=part, strata=strata, linked=linked, provenance=provenance)
             drawn = seed + (0 if config.same_seed else part.repeat - 1)
             planned.append(_plan_fold(store, part, name=label, split=name, seed=drawn))
     say(

@@ -11,22 +11,21 @@ from typing import Any, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
+from medcls.config.arrays import ImageConfig, SeriesConfig, StackRule
 from medcls.config.checks import SPLITS, check_choice, check_file_name, check_range, nearest
 from medcls.config.comparison import VOXELS, CompareJob, FoldsConfig
-from medcls.config.evaluation import EvaluateJob, ExplainJob, PredictJob, ShowJob
+from medcls.config.evaluation import EvaluateJob, PredictJob
+from medcls.config.explanation import ExplainJob, ShowJob
 from medcls.config.labelling import LabellingConfig
 from medcls.config.model import ModelConfig, TransferConfig
 from medcls.config.preparation import (
     DeidentifyConfig,
-    ImageConfig,
     IndexJob,
     LimitsConfig,
     PatientConfig,
     PrepareJob,
-    SeriesConfig,
     ShardConfig,
     SplitConfig,
-    StackConfig,
 )
 from medcls.config.pretraining import CorruptionConfig, PatchConfig, PretrainJob
 from medcls.config.sample_size import SampleSizeJob
@@ -69,7 +68,7 @@ __all__ = [
     "ShowJob",
     "SplitChoice",
     "SplitConfig",
-    "StackConfig",
+    "StackRule",
     "TaskConfig",
     "TrainJob",
     "TrainerConfig",

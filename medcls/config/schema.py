@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ class Setting:
     """
 
     help: str
-    choices: tuple[Any, ...] = ()
+    choices: Sequence[Any] = ()
     low: float | None = None
     high: float | None = None
     open_low: bool = False
@@ -88,21 +88,16 @@ def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
 
 
-def setting(
-    default: T,
-    help: str,
-    *,
-    choices: Sequence[Any] = (),
-    low: float | None = None,
-    high: float | None = None,
-    open_low: bool = False,
-    unit: str = "",
-    kind: str = "",
-    common: bool = False,
-) -> T:
-    """Return a dataclass field with its default and what there is to know about it (the arguments of `Setting`)."""
-    known = Setting(help, tuple(choices), low, high, open_low, unit, kind, common)
-    metadata = {_METADATA: known}
+def setting(default: T, help: str, *, record: Mapping[str, Any] | None = None, **known: Any) -> T:
+    """Return a dataclass field with its default and what there is to know about it.
+
+    Args:
+        default: The default.
+        help: As in `Setting`.
+        record: What `records.newer` returned, if the group is written into stores and models.
+        known: The other attributes of `Setting`.
+    """
+    metadata = {_METADATA: Setting(help, **known), **(record or {})}
     made: Any
     if isinstance(default, list | dict):
         made = field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

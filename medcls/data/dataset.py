@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,25 @@ class Batch(NamedTuple):
     clinical: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """How a stored image becomes what the network sees.
+
+    Attributes:
+        crop: What is cut out of each image before it is augmented: at random beside an augmentation, from the middle
+            without one. None = the stored image as it is.
+        augmentation: None for evaluation.
+        seed: Seed of crop and augmentation.
+    """
+
+    crop: Crop | Patch | None = None
+    augmentation: Augment | None = None
+    seed: int = 0
+
+
+AS_STORED = ImageView()
+
+
 class StoreDataset(Dataset[Batch]):
     """Some rows of a store, and no others: it is handed the rows it may read.
 
@@ -45,10 +65,7 @@ class StoreDataset(Dataset[Batch]):
         store: The store.
         rows: Manifest rows.
         targets: (N, T) of these rows.
-        augmentation: None for evaluation.
-        crop: What is cut out of each image before it is augmented: at random beside an augmentation, from the middle
-            without one. None = the stored image as it is.
-        seed: Of crop and augmentation.
+        view: What is done to each image.
         clinical: (N, C) of these rows; None = none.
         soft: Targets that batches have in place of `targets`, as `encode_shares` returns them; None = `targets`.
     """
@@ -59,18 +76,17 @@ class StoreDataset(Dataset[Batch]):
         rows: NDArray[np.int64],
         *,
         targets: NDArray[np.float64],
-        augmentation: Augment | None = None,
-        crop: Crop | Patch | None = None,
-        seed: int = 0,
+        view: ImageView = AS_STORED,
         clinical: NDArray[np.float32] | None = None,
         soft: NDArray[np.float64] | None = None,
     ) -> None:
-        self.store, self.rows, self.seed, self.augmentation, self.crop = store, rows, seed, augmentation, crop
+        self.store, self.rows = store, rows
+        self.seed, self.augmentation, self.crop = view.seed, view.augmentation, view.crop
         self.clinical = torch.empty(len(rows), 0) if clinical is None else torch.from_numpy(clinical)
         self.targets = torch.as_tensor(targets, dtype=torch.float32)
         self.soft = self.targets if soft is None else torch.as_tensor(soft, dtype=torch.float32)
         # Arrow, not Python strings: also forked workers share it instead of copying it count by count.
-        self._image_ids = None if augmentation is None else store.read("image_id", rows=rows).column(0)
+        self._image_ids = None if self.augmentation is None else store.read("image_id", rows=rows).column(0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,7 +94,9 @@ class StoreDataset(Dataset[Batch]):
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, *spatial) of every image that it yields."""
-        return self.crop.shape(self.store.shape) if self.crop is not None else self.store.shape
+        if self.crop is None:
+            return self.store.shape
+        return self.crop.shape(self.store.shape)
 
     @property
     def has_soft_targets(self) -> bool:
@@ -88,7 +106,9 @@ class StoreDataset(Dataset[Batch]):
     def view(self, image: NDArray[Any], *, epoch: int, position: int) -> NDArray[Any]:
         """Return what the network sees of one stored image (C, *spatial): cropped, augmented."""
         if self.augmentation is None or self._image_ids is None:
-            return self.crop.take_center(image) if self.crop is not None else image
+            if self.crop is None:
+                return image
+            return self.crop.take_center(image)
         image_id = self._image_ids[position].as_py()
         if self.crop is not None:
             # A stream of its own: with and without crops the same image is augmented alike.

@@ -46,6 +46,19 @@ class DuplicatePair:
     identical: bool
 
 
+@dataclass(frozen=True, slots=True)
+class NearLimits:
+    """From when on two images are nearly the same.
+
+    Attributes:
+        max_bits: Largest Hamming distance of the hashes of a candidate, 0 to 255.
+        min_correlation: Smallest correlation of the thumbnails of a near duplicate.
+    """
+
+    max_bits: int
+    min_correlation: float
+
+
 def hash_pixels(pixels: NDArray[Any]) -> str:
     """Return the hexadecimal SHA-256 of an image's shape, dtype and pixels."""
     head = f"{pixels.shape}{pixels.dtype.str}".encode()
@@ -89,15 +102,14 @@ def compute_thumbnail(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def find_store_duplicates(
-    store: Store, patients: Codes, *, max_bits: int, min_correlation: float, differ: Differ | None = None
+    store: Store, patients: Codes, limits: NearLimits, *, differ: Differ | None = None
 ) -> list[DuplicatePair]:
     """Return the pairs of identical or near-identical images of different patients of a store, in row order.
 
     Args:
         store: Store of the images.
         patients: patient_id of each image.
-        max_bits: As in `find_duplicates`, like min_correlation and differ.
-        min_correlation: Smallest correlation of a near duplicate.
+        limits: As in `find_duplicates`, like differ.
         differ: Which pairs of rows of one patient count, too.
     """
     extents = store.read("valid_y", "valid_x", "valid_height", "valid_width")
@@ -111,8 +123,7 @@ def find_store_duplicates(
         checksums=store.words("pixel_sha256"),
         hashes=store.words("pixel_dhash"),
         read_pixels=read_pixels,
-        max_bits=max_bits,
-        min_correlation=min_correlation,
+        limits=limits,
         differ=differ,
     )
 
@@ -123,8 +134,7 @@ def find_duplicates(
     checksums: Words,
     hashes: Words,
     read_pixels: Callable[[int], NDArray[Any]],
-    max_bits: int,
-    min_correlation: float,
+    limits: NearLimits,
     differ: Differ | None = None,
 ) -> list[DuplicatePair]:
     """Return the pairs of identical or near-identical images of different patients, in row order.
@@ -136,8 +146,7 @@ def find_duplicates(
         checksums: hash_pixels of each row.
         hashes: compute_dhash of the rows that have one; the others are compared by checksum alone.
         read_pixels: Row -> (C, H, W) without padding; called for candidates only.
-        max_bits: Largest Hamming distance of a candidate, 0 to 255.
-        min_correlation: Smallest correlation of a near duplicate.
+        limits: What counts as a near duplicate.
         differ: Rows (n,), rows (n,) -> (n,), whether a pair of one patient counts, too (its labels differ); None = no.
     """
 
@@ -154,11 +163,11 @@ def find_duplicates(
     repeated, values = find_repeats(checksums)
     found = [DuplicatePair(i, j, 1.0, identical=True) for i, j in _identical_pairs(repeated, values, counts)]
     same = dict(zip(repeated.tolist(), values.tolist(), strict=True))
-    for first, second in _near_pairs(hashes, counts, max_bits=max_bits):
+    for first, second in _near_pairs(hashes, counts, max_bits=limits.max_bits):
         if first in same and same[first] == same.get(second):
             continue
         correlation = float(thumbnail(first) @ thumbnail(second))
-        if correlation >= min_correlation:
+        if correlation >= limits.min_correlation:
             found.append(DuplicatePair(first, second, correlation, identical=False))
     return sorted(found, key=lambda pair: (pair.first, pair.second))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +15,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from medcls.config import FoldsConfig
 from medcls.data.columns import Codes
-from medcls.data.duplicates import DuplicatePair, find_store_duplicates
+from medcls.data.duplicates import DuplicatePair, NearLimits, find_store_duplicates
 from medcls.data.splits import (
-    MERGED,
     OUT,
     SPLIT_NAMES,
     TEST,
     TRAIN,
     VAL,
+    Certificate,
     Splits,
     read_certificate,
     read_split,
@@ -85,7 +85,20 @@ def link_patients(patients: Codes, pairs: Sequence[DuplicatePair]) -> Codes:
     return Codes(group[patients.values].astype(np.int32), pa.array(names, pa.string()))
 
 
-def find_links(store: Store, certificate: dict[str, Any]) -> list[DuplicatePair]:
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """The patients of a store, and why some of them count as one.
+
+    Attributes:
+        patients: Patient of each image, those that share an image as one.
+        pairs: Images of different patients that are the same.
+    """
+
+    patients: Codes
+    pairs: Sequence[DuplicatePair]
+
+
+def find_links(store: Store, certificate: Certificate) -> list[DuplicatePair]:
     """Return the pairs of images of different patients that are the same; searched for only where some are known.
 
     Args:
@@ -95,38 +108,23 @@ def find_links(store: Store, certificate: dict[str, Any]) -> list[DuplicatePair]
     if not certificate["linked_patients_in_one_split"] and not certificate["images_in_several_splits"]:
         return []
     limits = certificate["near_duplicates"]
-    return find_store_duplicates(
-        store,
-        store.codes("patient_id"),
-        max_bits=limits["max_bits_of_256"],
-        min_correlation=limits["min_correlation"],
-    )
+    near = NearLimits(limits["max_bits_of_256"], limits["min_correlation"])
+    return find_store_duplicates(store, store.codes("patient_id"), near)
 
 
-def make_folds(
-    patients: Codes,
-    strata: Strata,
-    *,
-    pool: NDArray[np.bool_],
-    k: int,
-    repeats: int = 1,
-    val: float = 0.1,
-    seed: int = 0,
-) -> list[Fold]:
-    """Return `repeats` partitions of the pool into k folds, each stratified by label.
+def make_folds(patients: Codes, strata: Strata, config: FoldsConfig, *, pool: NDArray[np.bool_]) -> list[Fold]:
+    """Return the partitions of the pool into folds that the settings ask for, each stratified by label.
 
     Args:
         patients: Of each image, linked ones as one.
         strata: Labels of the images.
+        config: Folds of a partition, partitions, share of a fold's other patients that is its validation part, seed.
         pool: (N,) images that take part; the others are dropped from every split.
-        k: Folds of a partition.
-        repeats: Partitions.
-        val: Share of a fold's other patients that is its validation part.
-        seed: Of all draws.
 
     Raises:
         DataError: fewer patients than k folds with training and validation need.
     """
+    (k, repeats), seed = config.shape, config.seed
     found = patients.count(pool)
     if found < max(k, 3):
         raise DataError(f"{found} patients cannot make {k} folds with training and validation: lower folds.k")
@@ -141,7 +139,7 @@ def make_folds(
             splits = assign_splits(
                 patients,
                 strata.restrict(rest),
-                fractions={TRAIN: 1 - val, VAL: val},
+                fractions={TRAIN: 1 - config.val, VAL: config.val},
                 seed=draw_seed("validation", seed, repeat, number),
                 listed=rest,
             )
@@ -150,7 +148,7 @@ def make_folds(
     return folds
 
 
-def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, Any], val: float) -> Fold:
+def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: Certificate, val: float) -> Fold:
     """Return the fold as version 0.2.0 wrote it from the same arguments; the fold itself if it did not.
 
     That version dealt the patients with most images to training first. Runs are tied to its files: a comparison that it
@@ -167,7 +165,7 @@ def keep_earlier(store: Store, name: str, *, fold: Fold, provenance: dict[str, A
     if not path.is_file() or not path.with_suffix(".json").is_file():
         return fold
     written = read_certificate(path)
-    if written.get("algorithm", EARLIER) != EARLIER or any(written.get(k) != v for k, v in provenance.items()):
+    if written.get("algorithm", EARLIER) != EARLIER or written | provenance != written:
         return fold
     splits, _ = read_split(store, name)
     train, found = ((splits == code).sum() for code in (_TRAIN, _VAL))
@@ -221,9 +219,8 @@ def write_fold(
     *,
     fold: Fold,
     strata: Strata,
-    pairs: Sequence[DuplicatePair],
-    provenance: dict[str, Any],
-    patients: Codes | None = None,
+    linked: Linked,
+    provenance: Certificate,
 ) -> None:
     """Write a fold as a split of the store with its certificate, after one more check for leaks.
 
@@ -232,29 +229,28 @@ def write_fold(
         name: Of the split.
         fold: To write.
         strata: Labels of the images, for the counts.
-        pairs: What `find_links` returned.
+        linked: The patients.
         provenance: "source", "seed" and "near_duplicates" as the certificate states them.
-        patients: Patient of each image, linked ones as one; None = the manifest's.
 
     Raises:
         DataError: a patient, or an image under two names, is in two of its splits.
         ConfigError: the store has another split of this name.
     """
-    known = store.codes("patient_id")
-    patients = patients or known
+    patients = linked.patients
     splits, found = resolve_leaks(
         fold.splits,
         patients=patients,
         name_images=lambda rows: store.column("image_id", rows),
-        duplicates=pairs,
+        duplicates=linked.pairs,
         on_leak="refuse",
     )
-    certificate = provenance | {
+    certificate: Certificate = {
+        **provenance,
         "algorithm": fold.algorithm,
         "fractions": None,
         "on_leak": "refuse",
         **found,
-        MERGED: len(known.texts) - len(patients.texts),
+        "merged_patients": len(store.codes("patient_id").texts) - len(patients.texts),
         "classes_missing": find_missing(splits, strata, wanted=(TRAIN, VAL, TEST)),
         **describe_split(splits, strata, patients=patients),
     }

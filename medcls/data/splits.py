@@ -7,9 +7,9 @@ holds a Python object for each image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,10 +28,59 @@ TRAIN, VAL, TEST, DROPPED = "train", "val", "test", "dropped"
 ORDER = (TRAIN, VAL, TEST)
 SPLIT_NAMES = (*ORDER, DROPPED)
 OUT = SPLIT_NAMES.index(DROPPED)
-# Key of a certificate: how many patients were merged into others, since they share images.
-MERGED = "merged_patients"
 _NAME = "split.name"
 Splits = NDArray[np.int8]
+
+
+class LeakedPair(TypedDict):
+    """One image in two splits, as a certificate states it."""
+
+    images: list[str]
+    splits: list[str]
+    correlation: float
+    identical: bool
+
+
+class Leaks(TypedDict):
+    """What `resolve_leaks` found; dropped: images that it took out of their split."""
+
+    patients_in_several_splits: dict[str, list[str]]
+    images_in_several_splits: list[LeakedPair]
+    linked_patients_in_one_split: int
+    dropped: NotRequired[int]
+
+
+class Certificate(TypedDict, total=False):
+    """What is known of a split, in splits/<name>.json; those of version 0.2.0 lack some of it.
+
+    source: where it comes from, in words. algorithm: how patients were dealt, None = given by the user.
+    near_duplicates: limits of the search for same images. merged_patients: how many patients count as another one, with
+    whom they share images. images, patients, strata: counts of each split. table: rows that `show` prints.
+    """
+
+    name: str
+    source: str
+    algorithm: str | None
+    seed: int | None
+    fractions: dict[str, float] | None
+    patients_from: str
+    on_leak: str
+    near_duplicates: dict[str, Any]
+    on_contradiction: str
+    contradictions: dict[str, int]
+    extends: list[Any]
+    merged_patients: int
+    patients_in_several_splits: dict[str, list[str]]
+    images_in_several_splits: list[LeakedPair]
+    linked_patients_in_one_split: int
+    dropped: int
+    classes_missing: dict[str, list[str]]
+    images: dict[str, int]
+    patients: dict[str, int | None]
+    strata: dict[str, dict[str, int]]
+    table: list[Any]
+    store_sha256: str
+    split_sha256: str
 
 
 def code_splits(names: Codes) -> Splits:
@@ -72,7 +121,7 @@ def resolve_leaks(
     duplicates: Sequence[DuplicatePair],
     on_leak: str,
     remedy: str = "correct the labels file",
-) -> tuple[Splits, dict[str, Any]]:
+) -> tuple[Splits, Leaks]:
     """Return the splits after the policy, and what was found.
 
     Args:
@@ -91,7 +140,7 @@ def resolve_leaks(
     kept = [d for d in duplicates if OUT not in (splits[d.first], splits[d.second])]
     crossing = [d for d in kept if splits[d.first] != splits[d.second]]
     names = name_images([row for d in crossing for row in (d.first, d.second)])
-    found = {
+    found: Leaks = {
         "patients_in_several_splits": shared,
         "images_in_several_splits": [
             {
@@ -105,9 +154,14 @@ def resolve_leaks(
         "linked_patients_in_one_split": len(kept) - len(crossing),
     }
     if on_leak == "refuse" and (shared or crossing):
-        raise DataError(_describe_leak(found, remedy))
-    result = _drop_leaks(splits, patients, crossing) if on_leak == "drop" else splits
-    return result, found | {"dropped": int((result == OUT).sum() - (splits == OUT).sum())}
+        raise DataError(
+            f"leak between splits: {count_leaks(found)}: {remedy}, or set split.on_leak=drop (leaves out the rows "
+            "nearer to training)"
+        )
+    result = splits
+    if on_leak == "drop":
+        result = _drop_leaks(splits, patients, crossing)
+    return result, {**found, "dropped": int((result == OUT).sum() - (splits == OUT).sum())}
 
 
 def _drop_leaks(splits: Splits, patients: Codes, crossing: Sequence[DuplicatePair]) -> Splits:
@@ -120,18 +174,13 @@ def _drop_leaks(splits: Splits, patients: Codes, crossing: Sequence[DuplicatePai
     return result
 
 
-def _describe_leak(found: dict[str, Any], remedy: str) -> str:
-    advice = f"{remedy}, or set split.on_leak=drop (leaves out the rows nearer to training)"
-    return f"leak between splits: {count_leaks(found)}: {advice}"
-
-
-def count_leaks(found: Mapping[str, Any]) -> str:
+def count_leaks(found: Leaks | Certificate) -> str:
     """Return how many patients and pairs of images are in more than one split, and in which; "" without any.
 
     Args:
         found: Certificate of a split, or what `resolve_leaks` found.
     """
-    patients, images = found["patients_in_several_splits"], found["images_in_several_splits"]
+    patients, images = found.get("patients_in_several_splits", {}), found.get("images_in_several_splits", [])
     lines = []
     if patients:
         are = "is" if len(patients) == 1 else "are"
@@ -158,7 +207,7 @@ def write_split_once(
     name: str,
     *,
     splits: Splits,
-    certificate: dict[str, Any],
+    certificate: Certificate,
     patients: Codes | None = None,
     setting: str = _NAME,
 ) -> Path:
@@ -181,8 +230,9 @@ def write_split_once(
     certificate_file = path.with_suffix(".json")
     if path.is_file() and certificate_file.is_file():
         written = read_certificate(path)
-        same_policy = all(written.get(key) == certificate[key] for key in ("on_leak", "near_duplicates"))
-        same_policy &= written.get(MERGED, 0) == certificate.get(MERGED, 0)
+        same_policy = written.get("on_leak") == certificate["on_leak"]
+        same_policy &= written.get("near_duplicates") == certificate["near_duplicates"]
+        same_policy &= written.get("merged_patients", 0) == certificate.get("merged_patients", 0)
         same = store.has_images_of(path) and (code_splits(read_codes(path, "split")) == splits).all()
         if not same_policy or not same:
             raise ConfigError(
@@ -195,7 +245,7 @@ def write_split_once(
 
 
 def write_split(
-    store: Store, name: str, *, splits: Splits, certificate: dict[str, Any], patients: Codes | None = None
+    store: Store, name: str, *, splits: Splits, certificate: Certificate, patients: Codes | None = None
 ) -> Path:
     """Write splits/<name>.parquet and its certificate <name>.json; return the parquet file's path.
 
@@ -209,19 +259,19 @@ def write_split(
     path = store.folder / SPLITS_FOLDER / f"{name}.parquet"
     names = pa.array(SPLIT_NAMES).take(pa.array(splits, pa.int8()))
     table = store.read("image_id").append_column("split", names)
-    if patients is not None and certificate.get(MERGED):
+    if patients is not None and certificate.get("merged_patients"):
         table = table.append_column("patient", patients.texts.take(pa.array(patients.values)))
     write_table(path, table)
     return _write_certificate(store, path, certificate)
 
 
-def _write_certificate(store: Store, path: Path, certificate: dict[str, Any]) -> Path:
-    content = certificate | {"store_sha256": store.sha256, "split_sha256": sha256_file(path), "name": path.stem}
+def _write_certificate(store: Store, path: Path, certificate: Certificate) -> Path:
+    content = {**certificate, "store_sha256": store.sha256, "split_sha256": sha256_file(path), "name": path.stem}
     write_json(path.with_suffix(".json"), content)
     return path
 
 
-def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
+def read_split(store: Store, name: str) -> tuple[Splits, Certificate]:
     """Return the split of each image and the certificate, after checking both against the store again.
 
     Raises:
@@ -248,7 +298,7 @@ def read_split(store: Store, name: str) -> tuple[Splits, dict[str, Any]]:
     return splits, certificate
 
 
-def read_certificate(path: Path) -> dict[str, Any]:
+def read_certificate(path: Path) -> Certificate:
     """Return the certificate beside a split's parquet file, after checking that it is as it was written.
 
     Raises:
@@ -256,17 +306,18 @@ def read_certificate(path: Path) -> dict[str, Any]:
         MissingInputError: it is missing.
     """
     # Repeated beside a damaged certificate, data_prep cannot tell whether the split is the one that it would make.
-    return read_json(path.with_suffix(".json"), remedy="restore it, or remove it and run data_prep again")
+    content: Any = read_json(path.with_suffix(".json"), remedy="restore it, or remove it and run data_prep again")
+    return cast(Certificate, content)
 
 
-def read_patients(store: Store, certificate: dict[str, Any]) -> Codes:
+def read_patients(store: Store, certificate: Certificate) -> Codes:
     """Return the patient of each image as a split counts them: those who were merged are one, under one of their ids.
 
     Args:
         store: Store of the images.
         certificate: Certificate of the split, as `read_split` returns it; {} = the manifest's patients.
     """
-    if not certificate.get(MERGED):
+    if not certificate.get("merged_patients"):
         return store.codes("patient_id")
     return read_codes(store.folder / SPLITS_FOLDER / f"{Path(str(certificate['name'])).name}.parquet", "patient")
 

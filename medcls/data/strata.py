@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, code_column
 from medcls.data.label_words import are_measurements, spelling_key
-from medcls.data.splits import ORDER, SPLIT_NAMES, Splits
+from medcls.data.splits import ORDER, SPLIT_NAMES, Certificate, Splits
 
 BIN = "bin "
 
@@ -109,7 +109,7 @@ def find_missing(splits: Splits, strata: Strata, *, wanted: Sequence[str]) -> di
     return {name: sorted(every - counts[name].keys()) for name in wanted if every - counts[name].keys()}
 
 
-def describe_split(splits: Splits, strata: Strata, *, patients: Codes) -> dict[str, Any]:
+def describe_split(splits: Splits, strata: Strata, *, patients: Codes) -> Certificate:
     """Return the images, patients and labels of each split that has any, as a certificate states them."""
     used = [(name, splits == code) for code, name in enumerate(SPLIT_NAMES) if (splits == code).any()]
     return {

@@ -7,7 +7,6 @@ The label itself is the class with the most votes, or unknown: whoever counts ca
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from medcls.data.columns import code_column
 from medcls.data.targets import Task, encode_targets
 from medcls.errors import DataError
+from medcls.kinds import KINDS
 
 VOTES = "votes"
 
@@ -34,7 +34,7 @@ def encode_shares(task: Task, labels: pa.Table) -> NDArray[np.float64] | None:
     """Return the shares of votes as the loss takes them; None if no row has votes, or the loss cannot take them.
 
     Args:
-        task: A task whose output is binary, multiclass or multilabel.
+        task: The task; grades and numbers have no shares.
         labels: Rows of labels.parquet.
 
     Returns:
@@ -44,10 +44,11 @@ def encode_shares(task: Task, labels: pa.Table) -> NDArray[np.float64] | None:
     Raises:
         DataError: a column of votes that data_prep did not write.
     """
-    if task.output not in ("binary", "multiclass", "multilabel") or not has_votes(task, labels):
+    row = KINDS.get(task.output)
+    if row is None or row.ordered or row.numeric or not has_votes(task, labels):
         return None
     shares, _ = encode_targets(task, labels)
-    if task.output == "multiclass":
+    if row.exclusive:
         unknown = np.isnan(shares[:, 0])
         shares = np.eye(task.num_classes)[np.nan_to_num(shares[:, 0]).astype(np.int64)]
         shares[unknown] = np.nan
@@ -58,26 +59,29 @@ def encode_shares(task: Task, labels: pa.Table) -> NDArray[np.float64] | None:
         for code, text in enumerate(codes.texts.to_pylist()):
             share = _share(task, column, _parse(str(text), name_votes(column)))
             rows = codes.values == code
-            if task.output == "multilabel":
-                shares[rows, place] = share[-1]
+            if row.exclusive:
+                shares[rows] = share
             else:
-                shares[rows] = share if task.output == "multiclass" else share[-1:]
+                shares[rows, place] = share[-1]
     return shares
 
 
 def _share(task: Task, column: str, votes: dict[str, float]) -> NDArray[np.float64]:
     """Return the share of each class, (K,) or (no, yes); NaN where no vote is for a class of the task."""
-    alone = Task("multilabel", [column], [column]) if task.output == "multilabel" else task
+    alone, size = task, task.num_classes
+    if task.traits.multiple:
+        alone, size = Task(task.kind, [column], [column]), 2
     places, known = encode_targets(alone, pa.table({column: list(votes)}))
     weights = np.array(list(votes.values()))[known]
-    size = 2 if task.output == "multilabel" else task.num_classes
     counts = np.bincount(places[known, 0].astype(np.int64), weights=weights, minlength=size)
-    return counts / counts.sum() if counts.sum() else np.full(size, np.nan)
+    if not counts.sum():
+        return np.full(size, np.nan)
+    shares: NDArray[np.float64] = counts / counts.sum()
+    return shares
 
 
 def _parse(text: str, column: str) -> dict[str, float]:
     try:
-        votes: dict[str, Any] = json.loads(text)
-        return {str(label): float(count) for label, count in votes.items()}
+        return {str(label): float(count) for label, count in json.loads(text).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{column} of the store is damaged: prepare the store again") from error

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medcls.data.crops import Crop
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.regions import ALL, NONE, describe_share, summarize_regions
-from medcls.data.splits import TRAIN, VAL, Splits, read_split, rows_of
+from medcls.data.splits import TRAIN, VAL, Certificate, Splits, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import describe_left_out, encode_targets, find_respelled
 from medcls.errors import DataError, MissingInputError
@@ -60,14 +59,14 @@ class Opened:
     store: Store
     rows: NDArray[np.int64]
     targets: NDArray[np.float64]
-    certificate: dict[str, Any]
+    certificate: Certificate
     notes: list[str]
     exposure: Exposure
     clinical: NDArray[np.float32] | None = None
 
     def build_dataset(self, *, crop: Crop | None) -> StoreDataset:
         """Return the rows as a model takes them that was trained on crops such as this."""
-        return StoreDataset(self.store, self.rows, targets=self.targets, crop=crop, clinical=self.clinical)
+        return StoreDataset(self.store, self.rows, targets=self.targets, view=ImageView(crop), clinical=self.clinical)
 
     def request_validation(self, wanted: RowRequest, run: Path, card: ModelCard) -> RowRequest | None:
         """Return the same request for the validation rows of the run's own store; None if that store is not here."""
@@ -92,7 +91,7 @@ def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
         raise DataError(f"store {folder} has changed since this run was trained: restore it, or set store={folder}")
     check_same_preprocessing(store, card)
     notes = [*list_lineage_notes(card), *list_patient_notes(store, card)]
-    certificate: dict[str, Any] = {}
+    certificate: Certificate = {}
     if external and wanted.split == "all":
         rows = np.arange(len(store), dtype=np.int64)
     else:

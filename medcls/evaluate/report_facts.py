@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medcls.data.columns import Codes, read_columns
-from medcls.data.splits import ORDER, SPLIT_NAMES, count_leaks, read_patients, read_split, rows_of
+from medcls.data.splits import ORDER, SPLIT_NAMES, Certificate, count_leaks, read_patients, read_split, rows_of
 from medcls.data.store import Store
 from medcls.evaluate.report_runs import describe_ensemble
 from medcls.evaluate.split_predictions import SplitPredictions, values_of
@@ -103,7 +103,7 @@ def hide_ids(certificate: Mapping[str, Any]) -> dict[str, object]:
     return shown
 
 
-def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
+def describe_certificate(certificate: Certificate) -> list[str]:
     """Return what a split's certificate says, a sentence each, in counts; [] without a certificate.
 
     Version 0.2.0 recorded fewer facts, and nothing is said of those that are missing.
@@ -121,8 +121,7 @@ def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
     if certificate.get("merged_patients"):
         number = format_count(certificate["merged_patients"], "patient id")
         said.append(f"{number} with images of another patient id counted as that patient.")
-    found = {name: certificate.get(name, ()) for name in ("patients_in_several_splits", "images_in_several_splits")}
-    leaks = count_leaks(found)
+    leaks = count_leaks(certificate)
     looked = "the same patient, and the same image under two ids"
     if certificate.get("patients_from") == PER_IMAGE:
         # Each image is a patient of its own there, so that no patient is found in two splits whoever they are.
@@ -133,9 +132,9 @@ def describe_certificate(certificate: Mapping[str, Any]) -> list[str]:
         if certificate.get("on_leak") == "drop":
             done = f"{format_count(certificate.get('dropped', 0), 'image')} left out"
         said.append(f"What was done about them (on_leak={certificate.get('on_leak')}): {done}.")
-    number = certificate.get("linked_patients_in_one_split", 0)
-    if number:
-        said.append(f"{format_count(number, 'pair')} of the same image under two patient ids within one split.")
+    linked = certificate.get("linked_patients_in_one_split", 0)
+    if linked:
+        said.append(f"{format_count(linked, 'pair')} of the same image under two patient ids within one split.")
     missing = certificate.get("classes_missing") or {}
     said += [f"No image of {', '.join(names)} in split {split}." for split, names in _in_order(missing)]
     return said

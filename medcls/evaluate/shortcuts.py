@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.evaluate.report_facts import read_subgroup_columns
 from medcls.evaluate.split_predictions import SplitPredictions
 from medcls.files import MODEL
@@ -55,7 +55,7 @@ def compute_features(predictions: SplitPredictions, options: PredictOptions) -> 
     model = read_model(predictions.run / MODEL)[0].to(options.rules.device)
     opened = predictions.opened
     # The image's features only: what the columns say is no shortcut of the image.
-    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, crop=predictions.card.crop)
+    dataset = StoreDataset(opened.store, opened.rows, targets=opened.targets, view=ImageView(predictions.card.crop))
     return predict_rows(nn.Sequential(model.normalize, model.backbone), dataset, options)
 
 

@@ -11,7 +11,7 @@ from medcls.config import AugmentConfig, CorruptionConfig, PatchConfig
 from medcls.console import say
 from medcls.data.corruption import CorruptedDataset, Corruption
 from medcls.data.crops import Patch
-from medcls.data.dataset import Batch, StoreDataset
+from medcls.data.dataset import Batch, ImageView, StoreDataset
 from medcls.data.splits import TEST, TRAIN, VAL
 from medcls.data.store import Store
 from medcls.data.targets import Task
@@ -69,9 +69,7 @@ def open_volumes(
             store,
             parts[name],
             targets=np.zeros((len(parts[name]), 1)),
-            augmentation=chosen.augmentation if name == TRAIN else None,
-            crop=cut,
-            seed=seed,
+            view=ImageView(cut, chosen.augmentation if name == TRAIN else None, seed),
         )
         for name in (TRAIN, VAL)
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from medcls.clinical.odds import REGRESSION, compute_ratios, list_contrasts, read_own
 from medcls.console import say
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.splits import TRAIN, VAL, read_patients
 from medcls.files import ODDS_RATIOS, write_json
 from medcls.statistics.intervals import MetricEntry
@@ -24,7 +24,7 @@ REPLICATES = 1000
 _FORMAT = 1
 _LIMITS = (
     "Adjusted for the other columns and for the image, as scored by this network, times one fitted factor. "
-    "The intervals over patients do not cover the variation between trainings. On training patients a "
+    "The intervals over patients do not cover the view between trainings. On training patients a "
     "network that memorised them leaves the columns nothing to explain; its epoch was chosen on the validation "
     "patients. Associations, not effects."
 )
@@ -119,7 +119,9 @@ def predict_alone(data: TrainingData, split: str, *, model: nn.Module, options: 
     dataset = (
         FeatureDataset(cached.views[:1], cached.rows, targets=cached.targets, clinical=torch.from_numpy(nothing))
         if cached
-        else StoreDataset(data.store, stored.rows, targets=stored.targets.numpy(), crop=stored.crop, clinical=nothing)
+        else StoreDataset(
+            data.store, stored.rows, targets=stored.targets.numpy(), view=ImageView(stored.crop), clinical=nothing
+        )
     )
     return predict_rows(model, dataset, replace(options, workers=0) if cached else options)
 

@@ -18,10 +18,10 @@ from medcls.console import say
 from medcls.data.columns import code_column
 from medcls.data.contact_sheet import write_contact_sheet
 from medcls.data.crops import Crop
-from medcls.data.dataset import Batch, StoreDataset
+from medcls.data.dataset import Batch, ImageView, StoreDataset
 from medcls.data.manifest import write_table
 from medcls.data.regions import summarize_regions
-from medcls.data.splits import TEST, TRAIN, VAL, read_split, rows_of
+from medcls.data.splits import TEST, TRAIN, VAL, Certificate, read_split, rows_of
 from medcls.data.store import Store
 from medcls.data.targets import (
     Task,
@@ -67,7 +67,7 @@ class TrainingData:
     task: Task
     train: StoreDataset
     val: StoreDataset
-    certificate: dict[str, Any]
+    certificate: Certificate
     labels_sha256: str
     held_out: NDArray[np.int64]
     clinical: ClinicalSpec | None = None
@@ -95,7 +95,7 @@ class Variation:
     seed: int
 
 
-def read_rows(store: Store, split: str, *, what: str = "images") -> tuple[SplitRows, dict[str, Any]]:
+def read_rows(store: Store, split: str, *, what: str = "images") -> tuple[SplitRows, Certificate]:
     """Return the manifest rows of each part of a split, after checking that train and val have some; its certificate.
 
     Raises:
@@ -140,9 +140,7 @@ def open_data(
             store,
             kept,
             targets=targets,
-            augmentation=chosen.augmentation if name == TRAIN else None,
-            crop=crop,
-            seed=varied.seed,
+            view=ImageView(crop, chosen.augmentation if name == TRAIN else None, varied.seed),
             clinical=encode_rows(spec, store, kept, where=name),
             soft=soft,
         )

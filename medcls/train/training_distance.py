@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medcls.console import say
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.splits import TRAIN, VAL
 from medcls.data.store import Store
 from medcls.errors import DataError
@@ -70,7 +70,7 @@ def _compute_features(data: TrainingData, split: str, *, model: Classifier, opti
         data.store,
         stored.rows[drawn],
         targets=stored.targets.numpy()[drawn],
-        crop=stored.crop,
+        view=ImageView(stored.crop),
         clinical=stored.clinical.numpy()[drawn],
     )
     return run_backbone(model, dataset, options)

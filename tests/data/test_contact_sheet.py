@@ -11,7 +11,7 @@ import pytest
 
 from medcls.data.augment import Augmentation
 from medcls.data.contact_sheet import write_contact_sheet
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.store import Store
 from medcls.errors import DataError
 
@@ -21,7 +21,7 @@ CELL, TITLE = 116, 18
 def make_dataset(store: Store, classes: list[float], *, transforms: dict[str, object] | None = None) -> StoreDataset:
     augmentation = None if transforms is None else Augmentation(transforms, shape=store.shape, dtype=store.spec.dtype)
     rows = np.arange(len(classes), dtype=np.int64)
-    return StoreDataset(store, rows, targets=np.array(classes)[:, None], augmentation=augmentation)
+    return StoreDataset(store, rows, targets=np.array(classes)[:, None], view=ImageView(augmentation=augmentation))
 
 
 def read(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medcls.data.augment import Augmentation
 from medcls.data.crops import Crop, rescale, scale_sides
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.store import Store
 from medcls.errors import ConfigError
 
@@ -108,7 +108,7 @@ def make_dataset(small_store: Store) -> Callable[..., StoreDataset]:
         augmentation = None if transforms is None else Augmentation(transforms, shape=(1, 16, 16))
         index = np.array(rows, dtype=np.int64)
         targets = np.zeros((len(rows), 1))
-        return StoreDataset(small_store, index, targets=targets, augmentation=augmentation, crop=crop, seed=seed)
+        return StoreDataset(small_store, index, targets=targets, view=ImageView(crop, augmentation, seed))
 
     return make
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medcls.data.augment import Augmentation
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.store import Store
 from medcls.reproducibility import draw_seed
 
@@ -23,7 +23,7 @@ def make_dataset(small_store: Store) -> Callable[..., StoreDataset]:
     def make(rows: np.ndarray = ROWS, *, seed: int = 0, augment: bool = True) -> StoreDataset:
         augmentation = Augmentation(TRANSFORMS, shape=small_store.shape) if augment else None
         return StoreDataset(
-            small_store, rows, targets=np.resize(TARGETS, (len(rows), 1)), augmentation=augmentation, seed=seed
+            small_store, rows, targets=np.resize(TARGETS, (len(rows), 1)), view=ImageView(None, augmentation, seed)
         )
 
     return make
@@ -54,7 +54,10 @@ def test_augmentation_is_drawn_from_the_image_id(small_store: Store) -> None:
     """Written down: another recipe would change every finished run."""
     drawn: list[int] = []
     dataset = StoreDataset(
-        small_store, ROWS, targets=TARGETS, augmentation=lambda image, seed: drawn.append(seed) or image, seed=7
+        small_store,
+        ROWS,
+        targets=TARGETS,
+        view=ImageView(None, lambda image, seed: drawn.append(seed) or image, 7),
     )
     dataset.__getitems__([(2, 1), (2, 0)])
     ids = small_store.column("image_id")

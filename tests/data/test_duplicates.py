@@ -17,6 +17,7 @@ from medcls.config import SplitConfig
 from medcls.data.columns import Words
 from medcls.data.duplicates import (
     DuplicatePair,
+    NearLimits,
     _near_pairs,
     compute_dhash,
     compute_thumbnail,
@@ -48,16 +49,14 @@ def search(
 ) -> list[DuplicatePair]:
     """find_duplicates with the thresholds that data_prep uses by default."""
     config = SplitConfig()
-    rules = {
-        "max_bits": config.near_duplicate_bits,
-        "min_correlation": config.near_duplicate_correlation,
-        "read_pixels": lambda row: images[row],
-    }
+    limits = {"max_bits": config.near_duplicate_bits, "min_correlation": config.near_duplicate_correlation}
+    limits |= {name: changes.pop(name) for name in tuple(limits) if name in changes}
     return find_duplicates(
         np.arange(len(images)) if patients is None else np.unique(patients, return_inverse=True)[1],
         checksums=as_words([bytes.fromhex(hash_pixels(image)) for image in images]),
         hashes=as_words([compute_dhash(image) if hashed else None for image in images]),
-        **rules | changes,
+        limits=NearLimits(**limits),
+        **{"read_pixels": lambda row: images[row]} | changes,
     )
 
 

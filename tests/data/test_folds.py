@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcls.config import FoldsConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.duplicates import DuplicatePair
 from medcls.data.folds import (
     Fold,
+    Linked,
     check_labels,
     find_links,
     keep_earlier,
@@ -57,7 +59,8 @@ def test_every_repeat_is_a_partition_by_patient(number: int, k: int, repeats: in
     patients, strata = make_set(number)
     pool = everyone(patients)
     pool[: 2 * (number // 6)] = False
-    folds = make_folds(patients, strata, pool=pool, k=k, repeats=repeats, val=0.2, seed=seed)
+    kind = "repeated" if repeats > 1 else "kfold"
+    folds = make_folds(patients, strata, FoldsConfig(kind=kind, k=k, repeats=repeats, val=0.2, seed=seed), pool=pool)
     assert [(fold.repeat, fold.number) for fold in folds] == [
         (r, f) for r in range(1, repeats + 1) for f in range(1, k + 1)
     ]
@@ -74,7 +77,9 @@ def test_every_repeat_is_a_partition_by_patient(number: int, k: int, repeats: in
 
 def test_labels_are_in_proportion_in_folds_and_validation() -> None:
     patients, strata = make_set(90)
-    for fold in make_folds(patients, strata, pool=everyone(patients), k=5, repeats=2, val=0.25):
+    for fold in make_folds(
+        patients, strata, FoldsConfig(kind="repeated", k=5, repeats=2, val=0.25), pool=everyone(patients)
+    ):
         counts = strata.count(fold.splits)
         assert counts[TEST].tolist() == [12, 12, 12]
         assert counts[VAL].tolist() == [12, 12, 12]
@@ -83,7 +88,10 @@ def test_labels_are_in_proportion_in_folds_and_validation() -> None:
 def test_repeats_and_seeds_differ_and_the_same_arguments_give_the_same() -> None:
     patients, strata = make_set(30)
     make = lambda seed: [
-        f.splits.tolist() for f in make_folds(patients, strata, pool=everyone(patients), k=2, repeats=2, seed=seed)
+        f.splits.tolist()
+        for f in make_folds(
+            patients, strata, FoldsConfig(kind="repeated", k=2, repeats=2, seed=seed), pool=everyone(patients)
+        )
     ]
     assert make(0) == make(0)
     assert make(0) != make(1)
@@ -95,8 +103,10 @@ def test_row_order_does_not_matter() -> None:
     order = np.random.default_rng(0).permutation(60)
     texts = [patients.text(c) for c in patients.values[order]]
     labels = [strata.names[c] for c in strata.codes[order]]
-    shuffled = make_folds(code(texts), stratify(code(labels)), pool=np.ones(60, bool), k=3)
-    for fold, other in zip(make_folds(patients, strata, pool=np.ones(60, bool), k=3), shuffled, strict=True):
+    shuffled = make_folds(code(texts), stratify(code(labels)), FoldsConfig(k=3), pool=np.ones(60, bool))
+    for fold, other in zip(
+        make_folds(patients, strata, FoldsConfig(k=3), pool=np.ones(60, bool)), shuffled, strict=True
+    ):
         assert fold.splits[order].tolist() == other.splits.tolist()
         small = shrink_training(fold, 12, patients=patients, strata=strata)
         again = shrink_training(other, 12, patients=code(texts), strata=stratify(code(labels)))
@@ -111,7 +121,7 @@ def test_linked_patients_stay_together() -> None:
     assert linked.values[0] == linked.values[39] == linked.values[20]
     assert linked.text(linked.values[39]) == "p000"
     for seed in range(5):
-        for fold in make_folds(linked, strata, pool=everyone(patients), k=4, seed=seed):
+        for fold in make_folds(linked, strata, FoldsConfig(k=4, seed=seed), pool=everyone(patients)):
             assert len({fold.splits[row] for row in (0, 1, 38, 39, 20, 21)}) == 1
 
 
@@ -119,7 +129,7 @@ def test_linked_patients_stay_together() -> None:
 @given(st.integers(0, 9), st.integers(6, 40), st.integers(6, 40))
 def test_a_smaller_training_set_lies_within_a_larger_one(seed: int, one: int, other: int) -> None:
     patients, strata = make_set(36)
-    fold = make_folds(patients, strata, pool=everyone(patients), k=3, seed=seed)[0]
+    fold = make_folds(patients, strata, FoldsConfig(k=3, seed=seed), pool=everyone(patients))[0]
     small, large = (
         shrink_training(fold, size, patients=patients, strata=strata, seed=seed) for size in sorted((one, other))
     )
@@ -135,7 +145,7 @@ def test_a_smaller_training_set_lies_within_a_larger_one(seed: int, one: int, ot
 
 def test_a_size_beyond_the_training_images_is_refused() -> None:
     patients, strata = make_set(30)
-    fold = make_folds(patients, strata, pool=everyone(patients), k=3)[0]
+    fold = make_folds(patients, strata, FoldsConfig(k=3), pool=everyone(patients))[0]
     with pytest.raises(DataError, match=r"sizes=60: fold r1f1 has \d+ training images; 0 takes all"):
         shrink_training(fold, 60, patients=patients, strata=strata)
 
@@ -143,8 +153,8 @@ def test_a_size_beyond_the_training_images_is_refused() -> None:
 def test_too_few_patients_and_missing_labels_are_refused() -> None:
     patients, strata = make_set(4)
     with pytest.raises(DataError, match=r"4 patients cannot make 5 folds"):
-        make_folds(patients, strata, pool=everyone(patients), k=5)
-    fold = make_folds(patients, strata, pool=everyone(patients), k=2)[0]
+        make_folds(patients, strata, FoldsConfig(k=5), pool=everyone(patients))
+    fold = make_folds(patients, strata, FoldsConfig(k=2), pool=everyone(patients))[0]
     with pytest.raises(DataError, match=r"fold r1f1: .*has no image of"):
         check_labels(fold, strata)
 
@@ -155,33 +165,61 @@ def test_a_fold_becomes_a_certified_split_and_is_written_once(fresh_store: Store
     assert pairs == []
     patients = fresh_store.codes("patient_id")
     strata = build_strata(pa.table({"label": fresh_store.read("side").column("side")}))
-    folds = make_folds(patients, strata, pool=everyone(patients), k=2)
+    folds = make_folds(patients, strata, FoldsConfig(k=2), pool=everyone(patients))
     provenance = {"source": "fold", "seed": 0, "near_duplicates": LIMITS}
     for _ in range(2):
-        write_fold(fresh_store, "cv", fold=folds[0], strata=strata, pairs=pairs, provenance=provenance)
+        write_fold(
+            fresh_store,
+            "cv",
+            fold=folds[0],
+            strata=strata,
+            linked=Linked(fresh_store.codes("patient_id"), pairs),
+            provenance=provenance,
+        )
     splits, written = read_split(fresh_store, "cv")
     assert splits.tolist() == folds[0].splits.tolist()
     assert written["on_leak"] == "refuse"
     assert sum(written["images"].values()) == 48
     with pytest.raises(ConfigError, match=r"split.name=cv is already in the store, made with other .*folds\.name="):
-        write_fold(fresh_store, "cv", fold=folds[1], strata=strata, pairs=pairs, provenance=provenance)
+        write_fold(
+            fresh_store,
+            "cv",
+            fold=folds[1],
+            strata=strata,
+            linked=Linked(fresh_store.codes("patient_id"), pairs),
+            provenance=provenance,
+        )
 
 
 def test_a_fold_of_version_0_2_0_is_kept_for_the_same_arguments(fresh_store: Store) -> None:
     patients = fresh_store.codes("patient_id")
     strata = build_strata(pa.table({"label": fresh_store.read("side").column("side")}))
-    first, second = make_folds(patients, strata, pool=everyone(patients), k=2, val=0.2)
+    first, second = make_folds(patients, strata, FoldsConfig(k=2, val=0.2), pool=everyone(patients))
     provenance = {"source": "fold", "seed": 0, "near_duplicates": LIMITS}
     arguments = {"fold": first, "provenance": provenance, "val": 0.2}
     assert keep_earlier(fresh_store, "cv", **arguments) is first
-    write_fold(fresh_store, "cv", fold=second, strata=strata, pairs=[], provenance=provenance)
+    write_fold(
+        fresh_store,
+        "cv",
+        fold=second,
+        strata=strata,
+        linked=Linked(fresh_store.codes("patient_id"), []),
+        provenance=provenance,
+    )
     assert keep_earlier(fresh_store, "cv", **arguments) is first, "made by this version: compared, and refused"
     splits, certificate = read_split(fresh_store, "cv")
     old = {name: value for name, value in certificate.items() if name != "algorithm"}
     write_split(fresh_store, "cv", splits=splits, certificate=old)
     kept = keep_earlier(fresh_store, "cv", **arguments)
     assert kept.splits.tolist() == second.splits.tolist()
-    write_fold(fresh_store, "cv", fold=kept, strata=strata, pairs=[], provenance=provenance)
+    write_fold(
+        fresh_store,
+        "cv",
+        fold=kept,
+        strata=strata,
+        linked=Linked(fresh_store.codes("patient_id"), []),
+        provenance=provenance,
+    )
     assert read_split(fresh_store, "cv")[1]["algorithm"] == EARLIER
     assert keep_earlier(fresh_store, "cv", **arguments).splits.tolist() == second.splits.tolist()
     for change in ({"val": 0.4}, {"provenance": provenance | {"seed": 1}}):
@@ -191,16 +229,30 @@ def test_a_fold_of_version_0_2_0_is_kept_for_the_same_arguments(fresh_store: Sto
 def test_a_leaking_fold_is_never_written(fresh_store: Store) -> None:
     patients = fresh_store.codes("patient_id")
     strata = build_strata(pa.table({"label": fresh_store.read("side").column("side")}))
-    fold = make_folds(patients, strata, pool=everyone(patients), k=2)[0]
+    fold = make_folds(patients, strata, FoldsConfig(k=2), pool=everyone(patients))[0]
     first_test = int(np.flatnonzero(fold.splits == TEST)[0])
     first_train = int(np.flatnonzero(fold.splits == TRAIN)[0])
     pairs = [DuplicatePair(*sorted((first_test, first_train)), 1.0, identical=True)]
     provenance = {"source": "fold", "seed": 0, "near_duplicates": LIMITS}
     with pytest.raises(DataError, match="leak between splits"):
-        write_fold(fresh_store, "cv", fold=fold, strata=strata, pairs=pairs, provenance=provenance)
+        write_fold(
+            fresh_store,
+            "cv",
+            fold=fold,
+            strata=strata,
+            linked=Linked(fresh_store.codes("patient_id"), pairs),
+            provenance=provenance,
+        )
     fold.splits[first_train] = SPLIT_NAMES.index("test")
     with pytest.raises(DataError, match="leak between splits: 1 patient is"):
-        write_fold(fresh_store, "cv", fold=fold, strata=strata, pairs=[], provenance=provenance)
+        write_fold(
+            fresh_store,
+            "cv",
+            fold=fold,
+            strata=strata,
+            linked=Linked(fresh_store.codes("patient_id"), []),
+            provenance=provenance,
+        )
 
 
 def test_identical_images_of_two_patients_are_found_and_kept_together(
@@ -220,9 +272,9 @@ def test_identical_images_of_two_patients_are_found_and_kept_together(
     assert len(linked.texts) == 24
     pool = splits != OUT
     strata = build_strata(pa.table({"label": store.read("side").column("side")}))
-    for fold in make_folds(linked, strata, pool=pool, k=3):
+    for fold in make_folds(linked, strata, FoldsConfig(k=3), pool=pool):
         provenance = {"source": "fold", "seed": 0, "near_duplicates": certificate["near_duplicates"]}
-        write_fold(store, fold.name, fold=fold, strata=strata, pairs=pairs, provenance=provenance, patients=linked)
+        write_fold(store, fold.name, fold=fold, strata=strata, linked=Linked(linked, pairs), provenance=provenance)
         written = read_split(store, fold.name)[1]
         assert written["merged_patients"] == 1
         assert sum(written["patients"].values()) == linked.count(pool), "as one in counts and intervals"

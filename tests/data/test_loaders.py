@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from medcls.data import loaders
 from medcls.data.augment import Augmentation
-from medcls.data.dataset import StoreDataset
+from medcls.data.dataset import ImageView, StoreDataset
 from medcls.data.loaders import EpochSampler, balance_weights, build_loader, choose_workers
 from medcls.data.store import Store
 from medcls.errors import ConfigError
@@ -106,7 +106,7 @@ def load_epoch(small_store: Store) -> Callable[..., dict[int, bytes]]:
         transforms = {"Affine": {"rotate": [-20, 20], "p": 1.0}, "RandomBrightnessContrast": {"p": 0.5}}
         augmentation = Augmentation(transforms, shape=small_store.shape)
         rows = np.arange(24, dtype=np.int64)
-        dataset = StoreDataset(small_store, rows, targets=np.zeros((24, 1)), augmentation=augmentation, seed=1)
+        dataset = StoreDataset(small_store, rows, targets=np.zeros((24, 1)), view=ImageView(None, augmentation, 1))
         sampler = EpochSampler(24, batch_size=batch_size, seed=1, shuffle=True)
         sampler.epoch = epoch
         found: dict[int, bytes] = {}

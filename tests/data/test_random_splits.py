@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from medcls.config import FoldsConfig
 from medcls.data.columns import Codes, code_column
 from medcls.data.folds import make_folds
 from medcls.data.strata import Strata
@@ -100,7 +101,7 @@ def deal_splits(cohort: Cohort, seed: int) -> list[NDArray[np.bool_]]:
 def deal_folds(cohort: Cohort, seed: int) -> list[NDArray[np.bool_]]:
     """The test parts of three folds, and the validation part of the first."""
     pool = np.ones(len(cohort.patients.values), bool)
-    folds = make_folds(cohort.patients, cohort.strata, pool=pool, k=3, val=0.2, seed=seed)
+    folds = make_folds(cohort.patients, cohort.strata, FoldsConfig(k=3, val=0.2, seed=seed), pool=pool)
     parts = [fold.splits[cohort.first] for fold in folds]
     return [*(part == 2 for part in parts), parts[0] == 1]
 
@@ -108,7 +109,9 @@ def deal_folds(cohort: Cohort, seed: int) -> list[NDArray[np.bool_]]:
 def deal_halves(cohort: Cohort, seed: int) -> list[NDArray[np.bool_]]:
     """One half of a 5x2 design, in its fifth repeat."""
     pool = np.ones(len(cohort.patients.values), bool)
-    folds = make_folds(cohort.patients, cohort.strata, pool=pool, k=2, repeats=5, val=0.1, seed=seed)
+    folds = make_folds(
+        cohort.patients, cohort.strata, FoldsConfig(kind="repeated", k=2, repeats=5, val=0.1, seed=seed), pool=pool
+    )
     return [folds[8].splits[cohort.first] == 2]
 
 

@@ -13,6 +13,7 @@ import pytest
 from pydicom import uid
 
 from data_prep.labels.joining import find_companions
+from medcls.config import StackRule
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import DataError
@@ -21,7 +22,6 @@ from medcls.imaging.companions import name_companion
 from medcls.imaging.source import list_files
 from medcls.imaging.volume.find import find_series
 from medcls.imaging.volume.select import SeriesRule
-from medcls.imaging.volume.stack import StackRule
 from tests.data_prep.test_index import write_slice
 from tests.imaging import build_series as build
 

@@ -16,6 +16,7 @@ from pydicom import uid
 from data_prep.index import main
 from data_prep.overview import judge_geometry
 from data_prep.series import find_volumes
+from medcls.config import StackRule
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.errors import ImageRefusedError
@@ -24,7 +25,6 @@ from medcls.imaging.image import read_image
 from medcls.imaging.scan_file import scan_file
 from medcls.imaging.source import list_files
 from medcls.imaging.volume.select import SeriesRule
-from medcls.imaging.volume.stack import StackRule
 from tests.data_prep.test_index import write_slice
 from tests.imaging import fuzz
 from tests.imaging.fuzz_corpus import load_corpus, load_pictures

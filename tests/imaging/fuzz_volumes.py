@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.scan_file import scan_file
-from medcls.imaging.volume.geometry import StackRule, compute_spacing
+from medcls.imaging.volume.geometry import compute_spacing
 from medcls.imaging.volume.stack import build_stacks
 from medcls.imaging.volume.volume import RawVolume, read_volume
 from tests.imaging import fuzz

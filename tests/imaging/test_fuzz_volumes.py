@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
-from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.volume import RawVolume
 from tests.imaging import fuzz, fuzz_volumes
 from tests.imaging.fuzz_corpus import PLANTED

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
-from medcls.imaging.volume.geometry import StackGeometry, StackRule, compute_axes, compute_spacing, fit_stack
+from medcls.imaging.volume.geometry import StackGeometry, compute_axes, compute_spacing, fit_stack
 from medcls.imaging.volume.resample import resample_depth, shear_slices
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)

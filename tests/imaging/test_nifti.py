@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.nifti import read_nifti
-from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.standardize import to_canonical
 from medcls.imaging.volume.volume import read_volume
 from tests.imaging.modality import read_modality_values

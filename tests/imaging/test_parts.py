@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.geometry import StackRule
 from medcls.imaging.volume.stack import build_stacks
 from medcls.imaging.volume.volume import read_volume
 from tests.imaging.test_stacks import check_conserved, run

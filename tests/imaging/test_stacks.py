@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, RTDoseStorage, UltrasoundMultiFrameImageStorage
 
+from medcls.config import StackRule
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.stack import Leftover, Stack, StackRule, build_stacks
+from medcls.imaging.volume.stack import Leftover, Stack, build_stacks
 from medcls.records import from_json, to_json
 
 RULE = StackRule()

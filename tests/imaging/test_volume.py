@@ -24,11 +24,12 @@ from pydicom.encaps import encapsulate, encapsulate_extended
 from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import MRImageStorage, RLELossless, UltrasoundMultiFrameImageStorage, generate_uid
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.nifti import read_nifti
 from medcls.imaging.scan_file import scan_file
 from medcls.imaging.volume.stack import build_stacks
-from medcls.imaging.volume.volume import RawVolume, StackRule, read_volume
+from medcls.imaging.volume.volume import RawVolume, read_volume
 from tests.imaging.modality import read_modality_values
 
 RULE = StackRule()

@@ -12,12 +12,13 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from medcls.config import StackRule
 from medcls.imaging.catalog import instances_of
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
 from medcls.imaging.source import SKIP_REASONS
 from medcls.imaging.volume.select import SeriesKey, SeriesRule, select_series, series_key, summarize_series
-from medcls.imaging.volume.stack import PICTURES, Leftover, Stack, StackRule, build_stacks, find_fault
+from medcls.imaging.volume.stack import PICTURES, Leftover, Stack, build_stacks, find_fault
 
 QUARANTINED, SKIPPED = "quarantined", "skipped"
 _KEY = ("patient_id", "study_uid", "series_uid")

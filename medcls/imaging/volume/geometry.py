@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medcls.config import check_record
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
-from medcls.records import newer
 
 _ANGLE = 1e-3
 """Radians that direction cosines may be off for being rounded: 0.06 degrees, half a pixel across a large stack."""
@@ -23,30 +22,6 @@ _STRAY = 0.25
 """Distances of slices that differ by less than this fraction of their median are meant to be one distance."""
 
 _MAX_SLOPE = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class StackRule:
-    """What is done about slices that are not a regular stack; carried by the store, the run and the model file.
-
-    Its fields are the settings stack.*, described in preparation.StackConfig.
-
-    Raises:
-        ConfigError: a value that no command line could have given.
-    """
-
-    gap: str = "refuse"
-    jitter: str = "refuse"
-    mixed_spacing: str = "refuse"
-    tilt: str = "shear"
-    duplicate: str = "refuse"
-    tolerance: float = 0.01
-    max_gap_mm: float = 10.0
-    min_slices: int = 3
-    parts: str = field(default="join", metadata=newer(omit=True))
-
-    def __post_init__(self) -> None:
-        check_record("stack", self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.dicom.scan import KEY_WORDS
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.geometry import StackRule, compute_axes
+from medcls.imaging.volume.geometry import compute_axes
 from medcls.imaging.volume.pieces import (
     NEAR,
     Part,

@@ -10,9 +10,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.geometry import SAME_MM, StackGeometry, StackRule, compute_axes, find_levels, fit_stack
+from medcls.imaging.volume.geometry import SAME_MM, StackGeometry, compute_axes, find_levels, fit_stack
 
 Part: TypeAlias = tuple[Instance, ...]
 

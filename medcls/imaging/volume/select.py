@@ -30,7 +30,7 @@ _SAME_MM = 1e-3
 class SeriesRule:
     """Which series are taken; an empty field takes all. Words and patterns ignore upper and lower case.
 
-    Its fields are the settings series.* (preparation.SeriesConfig). Of several series of a study that per_study
+    Its fields are the settings series.* (arrays.SeriesConfig). Of several series of a study that per_study
     ranks alike the first by SeriesInstanceUID is taken; an unknown slice distance ranks last.
 
     Raises:

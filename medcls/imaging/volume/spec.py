@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medcls.config import check_record
+from medcls.config import StackRule, check_record
 from medcls.config.checks import VOLUME_DTYPES, VOLUME_INTENSITIES, check_choice, check_image, check_sides
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.preprocess import PreprocessSpec
 from medcls.imaging.volume.select import SeriesRule
-from medcls.imaging.volume.stack import StackRule
 from medcls.records import from_json, newer
 
 WINDOWS_HU = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft_tissue": (50.0, 400.0)}

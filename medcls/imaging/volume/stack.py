@@ -8,15 +8,16 @@ from typing import TypeAlias
 
 from pydicom import uid
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.imaging.companions import name_companion
 from medcls.imaging.instance import Instance
-from medcls.imaging.volume.geometry import FARTHEST_MM, StackRule
+from medcls.imaging.volume.geometry import FARTHEST_MM
 from medcls.imaging.volume.parts import ROUNDING, SAME_COSINES, Scan, join_parts
 from medcls.imaging.volume.pieces import Part, fit_slices, is_parallel, measure_piece
 from medcls.imaging.volume.select import name_plane
 
-__all__ = ["Leftover", "Stack", "StackRule", "build_stacks", "find_fault"]
+__all__ = ["Leftover", "Stack", "build_stacks", "find_fault"]
 
 Leftover: TypeAlias = tuple[str, str, str, str]
 """(path, state, reason, detail) of an instance that is in no stack; state is "skipped" or "quarantined"."""

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.config import StackRule
 from medcls.errors import ImageRefusedError
 from medcls.identity import format_count
 from medcls.imaging.dicom.burnt_in import TEXT_KEYWORDS, find_text_risk
@@ -24,7 +25,7 @@ from medcls.imaging.scan_file import scan_file
 from medcls.imaging.volume.geometry import StackGeometry
 from medcls.imaging.volume.pieces import fit_slices
 from medcls.imaging.volume.resample import resample_depth, shear_slices
-from medcls.imaging.volume.stack import StackRule, build_stacks, find_fault
+from medcls.imaging.volume.stack import build_stacks, find_fault
 
 _HEADER_BYTES = 1 << 26
 _MOST_FILLED = 32
