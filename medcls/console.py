@@ -42,9 +42,7 @@ def say(message: str) -> None:
 def show_progress(steps: Iterable[Any] | None = None, **options: Any) -> Any:
     """Return a tqdm bar on standard error, shown where status lines are, by the first of several processes.
 
-    Args:
-        steps: What is iterated over; None for a bar that is updated by hand.
-        options: Options of tqdm.
+    Without `steps` the bar is updated by hand; `options` are those of tqdm.
     """
     from tqdm import tqdm
 

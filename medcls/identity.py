@@ -160,12 +160,7 @@ def read_identity(kind: str, *, key_file: str | None) -> Identity:
 
 
 def describe_key(identity: Identity, *, key_file: str | None) -> str:
-    """Return a notice if the key in use carries no checksum of its own, as those of version 0.2.0; else "".
-
-    Args:
-        identity: As `read_identity` returned it.
-        key_file: As it was given.
-    """
+    """Return a notice if the key in use carries no checksum of its own, as those of version 0.2.0; else ""."""
     if identity.kind != "hmac":
         return ""  # the key file may not be on this machine
     text = _read_key(Path(key_file)) if key_file is not None else os.environ.get(KEY_VARIABLE, "")

@@ -50,13 +50,7 @@ class Row:
 
 
 def list_rows(name: str, conf: Path, options: Sequence[str] = ()) -> list[Row]:
-    """Return every setting of a command, in the order of its schema, with the default that its options give it.
-
-    Args:
-        name: Key of config.SCHEMAS.
-        conf: Folder of the groups.
-        options: Chosen options (optimizer=sgd), which change the defaults.
-    """
+    """Return every setting of a command, in the order of its schema, with the default that its options give it."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf)):
         values = OmegaConf.to_container(hydra.compose(name, overrides=list(options)))
     return list(_walk(SCHEMAS[name], values, group=""))

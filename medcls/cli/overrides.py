@@ -82,11 +82,6 @@ def quote_value(key: str, value: str, form: Form) -> str:
     null and a value within quotes of its own stay as they are; ~/ of a path becomes the home folder; ${key} still is an
     interpolation (run=runs/${seed}). In a list of names each item is quoted.
 
-    Args:
-        key: As typed, a + before it included.
-        value: As typed.
-        form: The key's, as `find_form` returns it.
-
     Raises:
         UsageError: a text is blank, as of an unset shell variable; as a path it would mean the current folder.
     """

@@ -13,11 +13,7 @@ from medcls.errors import MedclsError
 
 
 class JobFailedError(MedclsError):
-    """A job of a sweep has failed, and has said why; it ends with that job's exit code.
-
-    Args:
-        exit_code: Of the job.
-    """
+    """A job of a sweep has failed, and has said why; it ends with that job's exit code."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)

@@ -63,12 +63,6 @@ def plan_folds(
 
     The test share is test images over the other images, on average over the folds before any is made smaller: it does
     not depend on which sizes are asked for together.
-
-    Args:
-        config: Which folds.
-        store: The store.
-        sizes: Training patients of each fold; 0 = all of them.
-        seed: Seed of the trainings.
     """
     splits, certificate = read_split(store, config.split)
     strata = build_strata(store.read_labels(), label=_find_label(store, config.label))

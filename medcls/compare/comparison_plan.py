@@ -124,11 +124,6 @@ def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], stor
     Every training does so for its own fold; here it is found before any of them runs. An arm that says
     transfer.val_seen=allow is left to them.
 
-    Args:
-        first: Arm -> its first step.
-        folds: Of all sizes.
-        store: Of the folds.
-
     Raises:
         DataError: patients or images that a fold holds out were trained or selected on (late split, biased transfer).
     """

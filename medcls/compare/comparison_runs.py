@@ -27,11 +27,7 @@ _PAUSE_SECONDS = 0.2
 def describe_progress(name: str, seconds: Sequence[float], *, left: int, slots: int) -> str:
     """Return "3/20 finetune-r1f2 in 41 s; about 12 min left".
 
-    Args:
-        name: Of the work that has ended.
-        seconds: Of all works so far, its own last.
-        left: Works that wait or run.
-        slots: At once.
+    `seconds` are those of all works so far, this one last; `left` wait or run, `slots` at once.
     """
     mean = sum(seconds) / len(seconds)
     rest = f"; about {describe_seconds(left * mean / min(slots, max(1, left)))} left" if left else ""
@@ -53,11 +49,7 @@ def evaluation_folder(out: Path, work: Work, store: Store) -> Path:
 def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None) -> bool:
     """Return whether a work has its model and, where it is evaluated, predictions of this very model, fold and labels.
 
-    Args:
-        out: Of the comparison.
-        work: The work.
-        store: Of the folds.
-        fold: Of the work; None for a step on another store.
+    A step on another store has no fold.
     """
     model = run_folder(out, work.name) / MODEL
     if not model.is_file():
@@ -107,15 +99,7 @@ def seconds_of(out: Path, name: str) -> Path:
 def run_works(
     works: Sequence[Work], *, out: Path, store: Store, executor: Executor, threads: int
 ) -> dict[str, dict[str, Any]]:
-    """Run the works that are left, and return the arms that failed: name -> {"work", "exit_code", "log"}.
-
-    Args:
-        works: Those that are not finished, in the order in which they start.
-        out: Of the comparison.
-        store: Of the folds.
-        executor: Where they run.
-        threads: Of each process.
-    """
+    """Run the works that are left, and return the arms that failed: name -> {"work", "exit_code", "log"}."""
     waiting, unmade = list(works), {work.name for work in works}
     running: dict[str, tuple[Work, Handle, float]] = {}
     failed: dict[str, dict[str, Any]] = {}

@@ -74,9 +74,7 @@ class ComparisonTask:
 def run_task(task: ComparisonTask, *, on_start: Callable[[subprocess.Popen[bytes]], None] | None = None) -> int:
     """Return the exit code of the first command that fails, or 0.
 
-    Args:
-        task: To run.
-        on_start: Is told each process.
+    `on_start` is told each process.
     """
     task.log.parent.mkdir(parents=True, exist_ok=True)
     with task.log.open("ab") as log:

@@ -31,12 +31,7 @@ def draw_reconstructions(
     The slices are the middle ones, along left and right a quarter off the middle: no profile of a face. All are drawn
     by the range of the intact volume, the first channel of several.
 
-    Args:
-        path: Of the PNG; none is written for count=0.
-        model: Trained; all its levels take part, also where they were trained one by one.
-        volumes: Held out; (N, C, …) or with corrupted twins (N, 2 C, …).
-        count: How many.
-        rules: Device and layout.
+    All levels take part, also where they were trained one by one. Nothing is written for count=0.
     """
     model.eval()
     model.choose_level(None)

@@ -80,11 +80,7 @@ def check_run(run: Path) -> None:
 
 
 def note_version(model: Path) -> None:
-    """Say once that damage to a run cannot be noticed: version 0.2.0 wrote neither checksums.json nor one of the card.
-
-    Args:
-        model: The run's model file, which may lie in a folder of its own.
-    """
+    """Say once that damage to a run cannot be noticed: version 0.2.0 wrote neither checksums.json nor one of the card."""
     checksum = read_card_checksum(model)
     if not checksum:
         _say_once(

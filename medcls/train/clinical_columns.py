@@ -64,12 +64,6 @@ def encode_rows(spec: ClinicalSpec | None, store: Store, rows: Rows, *, where: s
 def start_wide(model: Classifier, task: Task, train: StoreDataset, *, l2: float) -> None:
     """Start the wide part and the bias at the regression on the clinical columns alone: the image learns the rest.
 
-    Args:
-        model: With a wide part.
-        task: Of the run.
-        train: Training rows.
-        l2: Of the penalty.
-
     Source: own choice, docs/decisions/0018; without it the first steps would go to what a regression finds at once.
     """
     head, wide = model.head, model.wide

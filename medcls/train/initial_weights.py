@@ -43,10 +43,6 @@ class Source:
 def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Source | None:
     """Return what the network starts from; None for random numbers.
 
-    Args:
-        config: The network asked for.
-        weights_dir: Folder with files of ImageNet weights, or None.
-
     Raises:
         ConfigError: weights of another architecture than model.name and model.init can take.
     """
@@ -110,12 +106,6 @@ def load_source(
     config: ModelConfig, model: Classifier, source: Source | None, *, seed: int
 ) -> tuple[list[str], Lineage]:
     """Load the backbone, say from where, and leave the head as it is: new.
-
-    Args:
-        config: The network asked for.
-        model: The network.
-        source: What it starts from; None for random numbers.
-        seed: Of what model.init=mean_var draws.
 
     Returns:
         The backbone's parameters that were left at random numbers, and what the weights went through.

@@ -44,14 +44,7 @@ class Recipe:
     rules: StepRules
 
     def build_learner(self, model: nn.Module, groups: list[dict[str, Any]], *, loss: Loss, batches: int) -> Learner:
-        """Return what a step changes.
-
-        Args:
-            model: On its device.
-            groups: Its trained parameters, as `build_parameter_groups` returns them.
-            loss: (outputs, targets) to a scalar.
-            batches: Batches of an epoch.
-        """
+        """Return what a step changes."""
         chosen = self.optimizer
         optimizer = build_optimizer(chosen.name, groups, lr=chosen.lr, momentum=chosen.momentum)
         return Learner(

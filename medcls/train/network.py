@@ -40,15 +40,7 @@ class Start:
 
 
 def start_network(config: ModelConfig, data: TrainingData, *, weights_dir: str | None, seed: int, l2: float) -> Start:
-    """Build the network for a store and a task, load its weights, and set its head to the targets.
-
-    Args:
-        config: The network asked for.
-        data: What it is trained on.
-        weights_dir: Folder with files of ImageNet weights, or None.
-        seed: Seed of what model.init=mean_var draws.
-        l2: Penalty of the regression on clinical columns that the wide part starts at.
-    """
+    """Build the network for a store and a task, load its weights, and set its head to the targets."""
     spec = data.store.spec
     check_dims(config.name, spec.shape)
     check_size(config.name, data.train.shape)
@@ -82,15 +74,7 @@ def start_network(config: ModelConfig, data: TrainingData, *, weights_dir: str |
 def plan_network(
     start: Start, transfer: TransferConfig, *, init: str, recipe: Recipe, clinical: ClinicalConfig
 ) -> list[StagePlan]:
-    """Return how each stage is trained, apply it, and print it with what may not be meant.
-
-    Args:
-        start: The network.
-        transfer: From which epoch on each stage is trained, and at which share of the rate.
-        init: How the weights were taken.
-        recipe: Rate and length of the training.
-        clinical: Rate of the clinical coefficients.
-    """
+    """Return how each stage is trained, apply it, and print it with what may not be meant."""
     model, left, epochs = start.model, set(start.left), recipe.trainer.epochs
     fresh = set() if start.is_new else stages_of(model, start.left)
     first = choose_first_epochs(

@@ -35,13 +35,7 @@ def write_odds(
 ) -> None:
     """Write odds_ratios.json of the clinical columns: of the training and of the validation patients.
 
-    Args:
-        run: The run's folder.
-        data: Its rows, with clinical columns.
-        model: Images, or cached features, and clinical columns to logits, with the weights of the best epoch.
-        options: How rows are predicted.
-        l2: Penalty of the regressions.
-        seed: Seed of the bootstrap.
+    The network takes images, or cached features, and has the weights of the best epoch.
 
     Raises:
         ValueError: The data has no clinical columns.
@@ -85,15 +79,7 @@ def write_odds(
 def measure(
     data: TrainingData, dataset: StoreDataset, image: NDArray[np.float64], *, l2: float, seed: int
 ) -> dict[str, list[MetricEntry]]:
-    """Return for each contrast the ratio of each design column on the rows of a split.
-
-    Args:
-        data: Rows of the run.
-        dataset: The split's.
-        image: (N, L) logits by the image alone.
-        l2: Penalty of the regressions.
-        seed: Seed of the bootstrap.
-    """
+    """Return for each contrast the ratio of each design column on the rows of a split."""
     contrasts = list_contrasts(
         data.task.output, dataset.targets.double().numpy(), image, class_names=data.task.class_names
     )

@@ -59,9 +59,6 @@ class Session:
     def begin(self, write_more: Callable[[Path], None] = lambda run: None) -> Progress:
         """Resume the run from its newest checkpoint, or start it, and return where it is.
 
-        Args:
-            write_more: Writes what else a run starts with.
-
         Raises:
             ConfigError: the inputs have changed since the run began.
             WriteError: the disk has no room for two checkpoints.
@@ -104,13 +101,7 @@ class Session:
         return progress
 
     def run(self, progress: Progress, plan: RunPlan, checkpoint: CheckpointConfig) -> None:
-        """Run the loop from where it is to its end; signals are noted meanwhile.
-
-        Args:
-            progress: Where it is; the best epoch is left there.
-            plan: Data, end and validation.
-            checkpoint: How often the training is kept, and when it counts as hanging.
-        """
+        """Run the loop from where it is to its end; signals are noted meanwhile."""
         learner, run = self.learner, self.asked.folder
         if distributed.count_ranks() > 1:
             weights = {name: tensor.cpu().contiguous() for name, tensor in learner.model.state_dict().items()}
@@ -140,14 +131,7 @@ def describe_process(model: nn.Module, rules: StepRules) -> dict[str, object]:
 
 
 def describe_model(session: Session, config: ModelConfig, best: Best, training: Mapping[str, object]) -> ModelCard:
-    """Return the card of what a session trained.
-
-    Args:
-        session: The training.
-        config: The network.
-        best: The epoch that is kept.
-        training: How it was trained and how good it is, in short.
-    """
+    """Return the card of what a session trained."""
     data, spec = session.data, session.data.store.spec
     counts = {
         "seed": session.recipe.rules.seed,

@@ -146,13 +146,7 @@ def train(job: TrainJob) -> None:
 
 
 def choose_augmented(model: str, asked: AugmentConfig, left: AugmentConfig) -> AugmentConfig:
-    """Return the augmentation of the training images, none where no image is looked at; say why it is left out.
-
-    Args:
-        model: Name of the network.
-        asked: The settings.
-        left: What of them the training can use.
-    """
+    """Return the augmentation of the training images, none where no image is looked at; say why it is left out."""
     if model == CLINICAL:
         return AugmentConfig()
     if asked.auto and not left.auto:
@@ -164,14 +158,6 @@ def measure_best(
     session: Session, network: Classifier, best: Best, *, options: PredictOptions, l2: float, sees_images: bool
 ) -> tuple[dict[str, Tensor], str]:
     """Write what belongs to the weights of the best epoch: odds ratios, and the distance from the training images.
-
-    Args:
-        session: The training.
-        network: The whole network; gets the weights.
-        best: The best epoch.
-        options: How rows are predicted.
-        l2: Penalty of the clinical columns.
-        sees_images: Whether the network takes images.
 
     Returns:
         All weights of the network, and the checksum of the file of distances, "" without one.

@@ -38,13 +38,6 @@ def write_training_distance(
 ) -> str:
     """Fit the distance on training images, freeze its threshold on validation images, and write both into the run.
 
-    Args:
-        run: The run's folder.
-        data: Its rows, or their cached features.
-        model: The whole network; gets the weights `state`.
-        state: Weights of the best epoch.
-        options: How images are predicted.
-
     Returns:
         The sha256 of the file; "" if there are too few images to fit a distance.
     """

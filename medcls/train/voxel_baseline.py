@@ -24,14 +24,7 @@ _CHUNK = 16
 
 
 def write_baseline(run: Path, data: TrainingData, *, metric: str, seed: int) -> None:
-    """Fit the baseline on the training rows, measure it on the validation rows, and keep it in the run.
-
-    Args:
-        run: The run's folder.
-        data: Its rows.
-        metric: Name of the metric that is printed.
-        seed: Seed of the folds that choose its penalty.
-    """
+    """Fit the baseline on the training rows, measure it on the validation rows, and keep it in the run."""
     train, val = data.train, data.val
     patients = read_patients(data.store, data.certificate)
     model = fit_voxels(

@@ -112,12 +112,6 @@ class PredictOptions:
 def choose_options(*, device: str, precision: str, batch_size: int, workers: int = 0) -> PredictOptions:
     """Return the options of a command that predicts: "auto" and -1 become what this machine has.
 
-    Args:
-        device: "auto", "cpu" or "cuda".
-        precision: "auto", "fp32", "bf16" or "fp16".
-        batch_size: Largest batch.
-        workers: Loading processes; -1 chooses by the cores.
-
     Raises:
         ConfigError: device=cuda on a machine without a CUDA device.
     """

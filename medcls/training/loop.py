@@ -165,14 +165,6 @@ def train_epoch(
 ) -> None:
     """Train on the batches that are left of an epoch; the model must be in training mode.
 
-    Args:
-        learner: What is trained.
-        progress: Where it is; its `result` counts on.
-        batches: Of this process.
-        rules: How a step is made.
-        keeper: Keeps the training safe.
-        bar: tqdm bar of images.
-
     Raises:
         NonFiniteError: rules.max_nonfinite steps in a row were not finite.
     """
@@ -220,13 +212,7 @@ def run_epochs(
 ) -> None:
     """Train from where `progress` is to the end, and leave the best epoch there.
 
-    Args:
-        learner: What is trained.
-        progress: Where it is.
-        plan: Data, end and validation.
-        rules: How a step is made.
-        keeper: Keeps the training safe.
-        sink: Gets one row of each epoch, and is closed; None in processes that write nothing.
+    The sink gets one row of each epoch, and is closed; it is None in processes that write nothing.
     """
     train, total = plan.train, plan.train.sampler.num_samples
     with show_progress(total=plan.epochs * total, unit="image", desc="train", mininterval=1.0) as bar:

@@ -73,9 +73,7 @@ def build_loss(output: str, settings: LossSettings = PLAIN) -> Loss:
 def supervise_deeply(loss: Loss, weights: Sequence[float]) -> Loss:
     """Return sum_k w_k loss(logits_k) of the logits of several heads side by side, (N, len(weights) L).
 
-    Args:
-        loss: Of one head.
-        weights: w_k, from input to output; the last head is the one that answers after training.
+    The last head is the one that answers after training.
 
     Source: Lee et al., arXiv 1409.5185 (there with SVMs); weights are our own choice, docs/decisions/0022.
     """
@@ -284,10 +282,6 @@ def compute_ssim(volumes: Tensor, targets: Tensor) -> Tensor:
 
     Means over cubic windows of 7 voxels (of smaller maps the largest odd number that fits), windows that reach over
     the border left out; the dynamic range is that of the target's channel.
-
-    Args:
-        volumes: (N, C, D, H, W) float32.
-        targets: The same shape.
 
     Source: Wang et al., IEEE Transactions on Image Processing, 2004, equation 13, with uniform windows.
     """

@@ -23,10 +23,7 @@ class MemoryLimitError(MedclsError):
 def cut_batch(batch: Batch, size: int | None, *, least: int = 1) -> list[Batch]:
     """Return the batch in pieces of at most `size` images, which differ by one at most; whole where size is None.
 
-    Args:
-        batch: N images, 1 or more.
-        size: Of a piece.
-        least: No piece is smaller, though it be larger than `size`.
+    No piece is smaller than `least`, even if it is larger than `size`.
     """
     images = len(batch.images)
     count = 1 if size is None else max(1, min(-(-images // size), images // least))

@@ -79,12 +79,7 @@ def build_schedule(
 ) -> LambdaLR:
     """Return the schedule; call its step() after each optimizer step.
 
-    Args:
-        optimizer: Its groups carry their own rates.
-        config: Course of the rate; its epochs may have fractions.
-        steps_per_epoch: Optimizer steps of one epoch.
-        epochs: Epochs of the whole training.
-        max_steps: The training ends after so many steps, and the cosine with it.
+    The training ends after `max_steps`, and the cosine with it.
 
     Raises:
         ConfigError: the warm-up is longer than the training.
