@@ -19,9 +19,9 @@ def main(job: CompareJob) -> None:
     if not job.arms:
         raise UsageError("no arms: set comparison=NAME, or arms.NAME=[overrides of medcls.train]")
     check_store_folder(Path(job.store))
-    from medcls.compare.comparison_commands import check_arms
+    from medcls.compare.comparison_commands import check_arms, list_arms
 
-    check_arms(job)
+    check_arms([arm for arm in list_arms(job) if arm.name in job.chosen])
     # torch takes seconds to import: --help, --cfg job and a mistake do without it.
     from medcls.compare.compare import compare
 

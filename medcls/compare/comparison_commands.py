@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,29 @@ from medcls.data.splits import read_split
 from medcls.data.store import Store
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.files import LABELS, sha256_file, sha256_json
-from medcls.inputs import NAMED, check_store_folder, locate_weights
+from medcls.inputs import check_store_folder, find_own_weights
 
-# Of the training, where the arm's overrides say them, for its evaluation.
+# Settings of a training that its evaluation takes as well.
 _SHARED = ("device", "precision", "workers")
 _OURS = ("run", "split.name", "seed")
 _PYTHON = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An arm as the user typed it.
+
+    Attributes:
+        name: Its name.
+        steps: Overrides of each of its trainings, in order.
+        common: Overrides of all arms, beneath its own.
+        stores: NAME -> folder, for steps that train on another store first.
+    """
+
+    name: str
+    steps: list[list[str]]
+    common: list[str]
+    stores: Mapping[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +46,7 @@ class Step:
         chosen: Key -> override, the shared ones beneath the arm's own.
         job: What medcls.train makes of them.
         foreign: NAME of stores.NAME, or None for the store of the folds.
-        folder: Of the store.
+        folder: Folder of its store.
         inputs: Name -> sha256 of what it is trained on, as far as the folds do not decide it.
     """
 
@@ -45,7 +62,7 @@ class Work:
     """One training and, after the last step of an arm, its evaluation.
 
     Attributes:
-        name: Of its folder in runs/ and its log.
+        name: Name of its folder in runs/ and of its log.
         arms: Those that need it.
         fold: The fold's folder name; None for a step on another store, which all folds of a seed share.
         settings: What its result follows from, without the places of store and results.
@@ -65,7 +82,26 @@ class Work:
     evaluated: bool
 
 
-def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
+def list_arms(job: CompareJob) -> list[Arm]:
+    """Return all arms, in their order."""
+    return [Arm(name, job.steps(name), job.shared, job.stores) for name in job.arms]
+
+
+def check_arms(arms: Sequence[Arm]) -> None:
+    """Check, without torch, what can be said of arms before the store is opened.
+
+    Raises:
+        ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
+        MissingInputError, DataError: a store or weights that are not there, or are incomplete.
+    """
+    for arm in arms:
+        for number in range(1, len(arm.steps) + 1):
+            _, foreign, _ = _compose_step(arm, number)
+            if foreign is not None:
+                check_store_folder(Path(str(arm.stores[foreign])))
+
+
+def plan_steps(arm: Arm, store: Store) -> list[Step]:
     """Return the steps of an arm, each composed, so that no mistake is found after hours.
 
     Raises:
@@ -73,78 +109,57 @@ def plan_steps(job: CompareJob, arm: str, store: Store) -> list[Step]:
         DataError: a network for images on a store of volumes, or the other way round.
         MissingInputError: a store that is not there.
     """
-    steps = [_plan_step(job, arm, number, store) for number in range(1, len(job.steps(arm)) + 1)]
+    # torch takes seconds to import; check_arms does without it.
+    from medcls.train.network import check_dims
+
+    steps = []
+    for number in range(1, len(arm.steps) + 1):
+        chosen, foreign, composed = _compose_step(arm, number)
+        trains_on = store if foreign is None else Store(Path(str(arm.stores[foreign])))
+        try:
+            check_dims(composed.model.name, trains_on.shape)
+        except DataError as error:
+            raise DataError(f"arms.{arm.name}: {error}") from error
+        inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
+        if foreign is not None:
+            inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
+        weights = find_own_weights(composed.model.weights)
+        if number == 1 and weights is not None:
+            inputs["weights"] = sha256_file(weights)
+        steps.append(Step(chosen, composed, foreign, trains_on.folder.resolve(), inputs))
     if steps[-1].foreign is not None:
         raise ConfigError(
-            f"arms.{arm}: its last step sets store=, but only earlier steps may train on another store: remove it"
+            f"arms.{arm.name}: its last step sets store=, but only earlier steps may train on another store: remove it"
         )
     return steps
 
 
-def check_arms(job: CompareJob) -> None:
-    """Check, without torch, what can be said of the arms that take part before the store is opened.
-
-    Raises:
-        ConfigError: a step that medcls.train would refuse, or a setting that the comparison makes itself.
-        MissingInputError, DataError: a store or weights that are not there, or are incomplete.
-    """
-    for arm in job.chosen:
-        for number in range(1, len(job.steps(arm)) + 1):
-            _, foreign, _ = _compose_step(job, arm, number)
-            if foreign is not None:
-                check_store_folder(Path(str(job.stores[foreign])))
-
-
-def _compose_step(job: CompareJob, arm: str, number: int) -> tuple[dict[str, str], str | None, TrainJob]:
+def _compose_step(arm: Arm, number: int) -> tuple[dict[str, str], str | None, TrainJob]:
     """Return the overrides by key, NAME of stores.NAME or None, and what medcls.train makes of the overrides."""
-    overrides = job.steps(arm)[number - 1]
-    chosen = merge_overrides(job.shared, overrides)
+    name, overrides = arm.name, arm.steps[number - 1]
+    chosen, own = merge_overrides(arm.common, overrides), merge_overrides([], overrides)
     for key in _OURS:
         if key in chosen and not (key == "split.name" and "store" in chosen):
-            raise ConfigError(f"arms.{arm}: {chosen[key]}: the comparison sets {key}= itself")
-    own = merge_overrides([], overrides)
+            raise ConfigError(f"arms.{name}: {chosen[key]}: the comparison sets {key}= itself")
     if number > 1 and "model.weights" in own:
         raise ConfigError(
-            f"arms.{arm}: step {number} sets {own['model.weights']}, but it starts from the step before: "
+            f"arms.{name}: step {number} sets {own['model.weights']}, but it starts from the step before: "
             "set weights only in the first step"
         )
     foreign = chosen["store"].partition("=")[2] if "store" in chosen else None
-    if foreign is not None and not job.stores.get(foreign):
-        raise MissingInputError(f"stores.{foreign}=DIR is missing: arm {arm} trains on it first")
+    if foreign is not None and not arm.stores.get(foreign):
+        raise MissingInputError(f"stores.{foreign}=DIR is missing: arm {name} trains on it first")
     try:
-        composed = compose_job("train", choose_settings(chosen, weights="step before" if number > 1 else ""))
+        job = compose_job("train", choose_settings(chosen, weights="step before" if number > 1 else ""))
     except ConfigError as error:
-        raise ConfigError(f"arms.{arm}: {error}") from error
-    weights = find_own_weights(composed) if number == 1 else None
-    if weights is not None and not weights.is_file():
+        raise ConfigError(f"arms.{name}: {error}") from error
+    weights = find_own_weights(job.model.weights)
+    if number == 1 and weights is not None and not weights.is_file():
         raise MissingInputError(
-            f"arms.{arm}: model.weights={composed.model.weights} is neither a finished run nor a file: train it first, "
+            f"arms.{name}: model.weights={job.model.weights} is neither a finished run nor a file: train it first, "
             "or set another one for all arms with 'extra=[model.weights=RUN]'"
         )
-    return chosen, foreign, composed
-
-
-def _plan_step(job: CompareJob, arm: str, number: int, store: Store) -> Step:
-    # torch takes seconds to import; check_arms does without it.
-    from medcls.train.network import check_dims
-
-    chosen, foreign, composed = _compose_step(job, arm, number)
-    trains_on = store if foreign is None else Store(Path(str(job.stores[foreign])))
-    try:
-        check_dims(composed.model.name, trains_on.shape)
-    except DataError as error:
-        raise DataError(f"arms.{arm}: {error}") from error
-    inputs = {"store": trains_on.sha256, "labels": sha256_file(trains_on.folder / LABELS)}
-    if foreign is not None:
-        inputs["split"] = read_split(trains_on, _own_split(chosen).partition("=")[2])[1]["split_sha256"]
-    weights = find_own_weights(composed) if number == 1 else None
-    inputs |= {"weights": sha256_file(weights)} if weights is not None else {}
-    return Step(chosen, composed, foreign, trains_on.folder.resolve(), inputs)
-
-
-def find_own_weights(job: TrainJob) -> Path | None:
-    """Return the file of weights that a training starts from, there or not; None for ImageNet's or none."""
-    return None if job.model.weights in (None, *NAMED) else locate_weights(str(job.model.weights))
+    return chosen, foreign, job
 
 
 def _own_split(chosen: dict[str, str]) -> str:
@@ -162,9 +177,9 @@ def choose_settings(chosen: dict[str, str], *, weights: str) -> list[str]:
     return [text for key, text in (chosen | last).items() if key not in ("store", "split.name")]
 
 
-def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]) -> list[Work]:
+def plan_arm(out: Path, arm: str, fold: PlannedFold, steps: Sequence[Step]) -> list[Work]:
     """Return the works of one arm on one fold: its steps, each starting from the one before."""
-    out, works, shared, before = Path(job.out or ""), [], True, ""
+    works, shared, before = [], True, ""
     for number, step in enumerate(steps, start=1):
         # A step on another store sees nothing of the folds: all folds of a seed start from the same run.
         shared = shared and step.foreign is not None
@@ -180,7 +195,10 @@ def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]
         typed = [f"run={run}", f"store={step.folder}", *settings[:2], *choose_settings(step.chosen, weights=weights)]
         commands = [[_PYTHON, "-m", "medcls.train", *typed]]
         if last:
-            commands.append(_evaluate(run, step))
+            # Without intervals: those of a comparison are over all folds together.
+            typed = [f"run={run}", f"store={step.folder}", "split=test", "report=false", "replicates=1"]
+            typed += [step.chosen[key] for key in _SHARED if key in step.chosen]
+            commands.append([_PYTHON, "-m", "medcls.evaluate", *typed])
         works.append(
             Work(
                 name=name,
@@ -195,13 +213,6 @@ def plan_arm(job: CompareJob, arm: str, fold: PlannedFold, steps: Sequence[Step]
         )
         before = name
     return works
-
-
-def _evaluate(run: Path, step: Step) -> list[str]:
-    """Return the numbers of metrics.json come without intervals: those of a comparison are over all folds together."""
-    kept = [step.chosen[key] for key in _SHARED if key in step.chosen]
-    what = [f"run={run}", f"store={step.folder}", "split=test", "report=false", "replicates=1"]
-    return [_PYTHON, "-m", "medcls.evaluate", *what, *kept]
 
 
 def run_folder(out: Path, name: str) -> Path:

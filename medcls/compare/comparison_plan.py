@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medcls.compare.comparison_commands import Step, Work, find_own_weights, plan_arm, plan_steps
+from medcls.compare.comparison_commands import Step, Work, list_arms, plan_arm, plan_steps
 from medcls.compare.comparison_folds import PlannedFold, plan_folds
 from medcls.config import CompareJob
 from medcls.console import say
@@ -18,6 +18,7 @@ from medcls.data.store import Store
 from medcls.data.targets import Task, build_task
 from medcls.errors import ConfigError, DataError, MedclsError
 from medcls.files import read_json, write_json
+from medcls.inputs import find_own_weights
 from medcls.runs.checksums import open_store
 from medcls.runs.lineage import check_unseen, read_lineage
 from medcls.runs.model_file import find_card
@@ -70,28 +71,25 @@ def make_plan(job: CompareJob) -> ComparisonPlan:
     """
     store = open_store(Path(job.store or ""))
     arms: dict[str, list[Step]] = {}
-    for arm in job.arms:
+    for arm in list_arms(job):
         try:
-            arms[arm] = plan_steps(job, arm, store)
+            arms[arm.name] = plan_steps(arm, store)
         except MedclsError as error:
-            if arm in job.chosen:
+            if arm.name in job.chosen:
                 raise
-            say(f"notice: arm {arm} is left out: {error}")
+            say(f"notice: arm {arm.name} is left out: {error}")
     folds, test_share = plan_folds(job.folds, store, sizes=job.sizes, seed=job.seed)
     asked = [name for name in (job.metric, *job.secondary) if name != "auto"]
     check_metrics(asked, arms, max(folds, key=lambda fold: fold.images[TRAIN]), store)
     check_held_out({arm: steps[0] for arm, steps in arms.items() if arm in job.chosen}, folds, store)
     works: dict[str, Work] = {}
     for fold in folds:
-        for arm, steps in arms.items():
-            for work in plan_arm(job, arm, fold, steps):
-                works[work.name] = _join(works.get(work.name, work), work)
+        for name, steps in arms.items():
+            for work in plan_arm(Path(job.out or ""), name, fold, steps):
+                # A step that several arms share is done once.
+                known = works.get(work.name, work)
+                works[work.name] = replace(known, arms=tuple(dict.fromkeys((*known.arms, *work.arms))))
     return ComparisonPlan(store, list(arms), folds, list(works.values()), test_share)
-
-
-def _join(known: Work, work: Work) -> Work:
-    """Return a step that several arms share is done once."""
-    return replace(known, arms=tuple(dict.fromkeys((*known.arms, *work.arms))))
 
 
 def check_metrics(names: Sequence[str], arms: Mapping[str, Sequence[Step]], fold: PlannedFold, store: Store) -> None:
@@ -128,19 +126,22 @@ def check_held_out(first: Mapping[str, Step], folds: Sequence[PlannedFold], stor
         DataError: patients or images that a fold holds out were trained or selected on (late split, biased transfer).
     """
     parts = [rows_of(read_split(store, fold.split)[0], name) for fold in folds for name in (VAL, TEST)]
-    notices: list[str] = []
+    notices: dict[str, None] = {}
     for arm, step in first.items():
-        path = None if step.foreign or step.job.transfer.val_seen == "allow" else find_own_weights(step.job)
-        card = None if path is None else find_card(path)
-        if path is None or card is None:
+        path = find_own_weights(step.job.model.weights)
+        if path is None or step.foreign or step.job.transfer.val_seen == "allow":
+            continue
+        card = find_card(path)
+        if card is None:
             continue
         seen = read_lineage(path, card, sha256=step.inputs["weights"], weights=str(step.job.model.weights))
         remedy = "the folds hold them out: start from a run on other patients"
         try:
-            notices += check_unseen(store, np.unique(np.concatenate(parts)), seen, remedy=remedy)
+            found = check_unseen(store, np.unique(np.concatenate(parts)), seen, remedy=remedy)
         except DataError as error:
             raise DataError(f"arms.{arm}: {error}") from error
-    for notice in dict.fromkeys(notices):
+        notices |= dict.fromkeys(found)
+    for notice in notices:
         say(f"notice: {notice}")
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from medcls.compare.comparison_commands import Work, merge_overrides, run_folder
+from medcls.compare.comparison_commands import Work, merge_overrides
 from medcls.compare.comparison_folds import PlannedFold
 from medcls.compare.comparison_plan import ComparisonPlan
-from medcls.compare.comparison_runs import evaluation_folder, seconds_of
+from medcls.compare.comparison_runs import ComparisonFolder, FailedArm
 from medcls.config import VOXELS, CompareJob
 from medcls.console import say
 from medcls.data.manifest import column_list, read_table
@@ -22,6 +22,7 @@ from medcls.evaluate.judged_rows import METRICS
 from medcls.evaluate.split_predictions import INPUTS, PREDICTIONS
 from medcls.files import METRICS_LOG, OPENED, open_seal, read_json, read_json_lines, sha256_file, write_json
 from medcls.identity import name_units
+from medcls.records import to_json
 from medcls.report.comparison_page import ALL
 from medcls.statistics.arms import FoldPredictions, assess_arms
 from medcls.statistics.definitions import describe_direction
@@ -31,7 +32,7 @@ from medcls.statistics.shared_metrics import choose_metrics
 COMPARISON = "comparison.json"
 FORMAT = 1
 _RESTORE = "restore it, or remove the evaluation's folder and compare again"
-NO_COST: dict[str, Any] = {
+NO_COST: dict[str, float | None] = {
     "train_seconds": None,
     "evaluate_seconds": None,
     "shared_seconds": None,
@@ -45,25 +46,24 @@ _NOTE = (
 
 
 def write_results(
-    job: CompareJob, out: Path, plan: ComparisonPlan, *, arms: Sequence[str], failed: Mapping[str, Any]
+    job: CompareJob,
+    folder: ComparisonFolder,
+    plan: ComparisonPlan,
+    *,
+    arms: Sequence[str],
+    failed: Mapping[str, FailedArm],
 ) -> dict[str, Any]:
     """Return what comparison.json holds; {} where no arm is whole.
-
-    Args:
-        job: Of the comparison.
-        out: Its folder.
-        plan: What was planned.
-        arms: Those that are whole.
-        failed: What `run_works` returned.
 
     Fields: "arms", "folds", "metric", "secondary", "design" {…}, "failed"; "sizes": training images ("all", "100") ->
     {"arms": name -> {"metrics", "folds", "cost"}, "pairs": metric -> pairs} as `assess_arms` describes them.
     """
     if not arms:
         return {}
-    patients_from = plan.store.patients_from
+    patients_from, opened = plan.store.patients_from, folder.out / OPENED
     say(f"statistics: bootstrap over {name_units('patients', patients_from)} …")
-    read = {size: read_arms(out, plan, arms, size=size) for size in dict.fromkeys(fold.size for fold in plan.folds)}
+    folds_of = {size: [fold for fold in plan.folds if fold.size == size] for size in {f.size: 0 for f in plan.folds}}
+    read = {size: read_arms(folder, plan, arms, folds) for size, folds in folds_of.items()}
     metric, secondary = choose(read, asked=job.metric, secondary=job.secondary)
     sizes = {}
     for size, folds in read.items():
@@ -79,7 +79,7 @@ def write_results(
         except ValueError as error:
             raise DataError(f"the arms cannot be compared: {error}") from error
         for arm, entry in found["arms"].items():
-            entry["cost"] = NO_COST if arm == VOXELS else measure_cost(out, arm, plan, size=size)
+            entry["cost"] = NO_COST if arm == VOXELS else measure_cost(folder, arm, plan, folds_of[size])
         sizes[ALL if size is None else str(size)] = found
     results = {
         "format": FORMAT,
@@ -102,33 +102,31 @@ def write_results(
             "seed": job.seed,
             "test_share": plan.test_share,
             "replicates": job.replicates,
-            "openings": sum(
-                bool(open_seal(line, out / OPENED, remedy=_RESTORE)) for line in read_json_lines(out / OPENED)
-            ),
+            "openings": sum(bool(open_seal(line, opened, remedy=_RESTORE)) for line in read_json_lines(opened)),
         },
         "folds": [{"fold": f.name, "size": f.size, "split": f.split, "images": f.images} for f in plan.folds],
-        "failed": dict(failed),
+        "failed": {arm: to_json(one) for arm, one in failed.items()},
         "notes": [_NOTE] if any(VOXELS in found["arms"] for found in sizes.values()) else [],
         "sizes": sizes,
     }
-    write_json(out / COMPARISON, results)
+    write_json(folder.out / COMPARISON, results)
     return results
 
 
 def read_arms(
-    out: Path, plan: ComparisonPlan, arms: Sequence[str], *, size: int | None
+    folder: ComparisonFolder, plan: ComparisonPlan, arms: Sequence[str], folds: Sequence[PlannedFold]
 ) -> dict[str, list[FoldPredictions]]:
-    """Return what each arm says about the folds of one size, and the baseline of voxels beside them.
+    """Return what each arm says about folds of one size, and the baseline of voxels beside them.
 
     Every training of an arm that keeps it fits the baseline on the fold's rows: of equal tasks it is the same one, so
     the first such arm's is taken. Stores of images have none.
     """
-    folds = [fold for fold in plan.folds if fold.size == size]
-    read = {arm: [read_fold(out, arm, fold, plan) for fold in folds] for arm in arms}
+    works = {arm: [find_work(plan, arm, fold) for fold in folds] for arm in arms}
+    read = {arm: list(map(partial(read_fold, folder), folds, works[arm])) for arm in arms}
     for arm in arms:
-        works = [find_work(plan, arm, fold) for fold in folds]
-        if all((evaluation_folder(out, work, plan.store) / BASELINE_PREDICTIONS).is_file() for work in works):
-            return read | {VOXELS: [read_fold(out, arm, fold, plan, file=BASELINE_PREDICTIONS) for fold in folds]}
+        if all((folder.evaluation(work) / BASELINE_PREDICTIONS).is_file() for work in works[arm]):
+            read_baseline = partial(read_fold, folder, file=BASELINE_PREDICTIONS)
+            return read | {VOXELS: list(map(read_baseline, folds, works[arm]))}
     return read
 
 
@@ -137,14 +135,11 @@ def find_work(plan: ComparisonPlan, arm: str, fold: PlannedFold) -> Work:
     return next(one for one in plan.works if one.evaluated and one.arms == (arm,) and one.fold == fold.folder)
 
 
-def read_fold(
-    out: Path, arm: str, fold: PlannedFold, plan: ComparisonPlan, *, file: str = PREDICTIONS
-) -> FoldPredictions:
+def read_fold(out: ComparisonFolder, fold: PlannedFold, work: Work, *, file: str = PREDICTIONS) -> FoldPredictions:
     """Return what an arm, or the baseline in its runs, say about the test rows of a fold."""
-    work = find_work(plan, arm, fold)
-    task = read_run_card(run_folder(out, work.name)).task
+    task = read_run_card(out.run(work)).task
     names = ("image_id", "patient_id", "y_true", "y_score")
-    folder = evaluation_folder(out, work, plan.store)
+    folder = out.evaluation(work)
     metrics = read_json(folder / METRICS, remedy=_RESTORE)
     record = read_json(folder / INPUTS, remedy=_RESTORE) if file == PREDICTIONS else metrics.get("baseline", {})
     sha256 = sha256_file(folder / file)
@@ -179,33 +174,39 @@ def choose(
     return metric, [name for name in chosen if name != metric]
 
 
-def measure_cost(out: Path, arm: str, plan: ComparisonPlan, *, size: int | None) -> dict[str, Any]:
+def measure_cost(
+    folder: ComparisonFolder, arm: str, plan: ComparisonPlan, folds: Sequence[PlannedFold]
+) -> dict[str, float | None]:
     """Return the wall times of an arm's works of one size, all folds together, and how fast it trained.
 
     "train_seconds" and "evaluate_seconds" count whole processes, start included; "shared_seconds" those of steps on
     another store, which serve all folds and arms that start from them. None where a time was not kept.
     """
-    folders = {fold.folder for fold in plan.folds if fold.size == size}
-    works = [work for work in plan.works if arm in work.arms]
-    own = [work for work in works if work.fold in folders]
-    shared = [work for work in works if work.fold is None]
-    history = [row for work in own for row in read_json_lines(run_folder(out, work.name) / METRICS_LOG)]
+    names = {fold.folder for fold in folds}
+    own = [work for work in plan.works if arm in work.arms and work.fold in names]
+    shared = [work for work in plan.works if arm in work.arms and work.fold is None]
+    history = [row for work in own for row in read_json_lines(folder.run(work) / METRICS_LOG)]
     timed = [row for row in history if row.get("images_per_second") and row.get("seconds")]
     seconds = sum(row["seconds"] for row in timed)
+    images = sum(row["seconds"] * row["images_per_second"] for row in timed)
     return {
-        "train_seconds": _sum_seconds(out, own, "train"),
-        "evaluate_seconds": _sum_seconds(out, [work for work in own if work.evaluated], "evaluate"),
-        "shared_seconds": _sum_seconds(out, shared, "train") if shared else 0.0,
+        "train_seconds": _sum_seconds(folder, own, "train"),
+        "evaluate_seconds": _sum_seconds(folder, [work for work in own if work.evaluated], "evaluate"),
+        "shared_seconds": _sum_seconds(folder, shared, "train") if shared else 0.0,
         "trainings": len(own),
-        "train_images_per_second": sum(row["seconds"] * row["images_per_second"] for row in timed) / seconds
-        if seconds
-        else None,
+        "train_images_per_second": images / seconds if seconds else None,
     }
 
 
-def _sum_seconds(out: Path, works: Sequence[Work], command: str) -> float | None:
-    known = [read_json(path).get(command) if (path := seconds_of(out, work.name)).is_file() else None for work in works]
-    return None if any(one is None for one in known) else float(sum(one for one in known if one is not None))
+def _sum_seconds(folder: ComparisonFolder, works: Sequence[Work], command: str) -> float | None:
+    total = 0.0
+    for work in works:
+        path = folder.seconds(work)
+        known = read_json(path).get(command) if path.is_file() else None
+        if known is None:
+            return None
+        total += known
+    return total
 
 
 def format_comparison(results: Mapping[str, Any]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medcls.compare.comparison_commands import Work, run_folder
 from medcls.compare.comparison_executors import Executor, Handle
@@ -41,68 +41,94 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def evaluation_folder(out: Path, work: Work, store: Store) -> Path:
-    """Return where the evaluation of a work puts its predictions."""
-    return run_folder(out, work.name) / "evaluation" / f"{store.name}-test"
+@dataclass(frozen=True, slots=True)
+class ComparisonFolder:
+    """Where the works of a comparison leave their files.
+
+    Attributes:
+        out: The comparison's folder.
+        store: Store of the folds.
+    """
+
+    out: Path
+    store: Store
+
+    def run(self, work: Work) -> Path:
+        """Return the run folder of a work."""
+        return run_folder(self.out, work.name)
+
+    def evaluation(self, work: Work) -> Path:
+        """Return where the evaluation of a work puts its predictions."""
+        return self.run(work) / "evaluation" / f"{self.store.name}-test"
+
+    def log(self, work: Work) -> Path:
+        """Return the log of a work."""
+        return self.out / "logs" / f"{work.name}.log"
+
+    def seconds(self, work: Work) -> Path:
+        """Return the file with a work's wall times."""
+        return self.out / "logs" / f"{work.name}.json"
 
 
-def is_finished(out: Path, work: Work, *, store: Store, fold: PlannedFold | None) -> bool:
+@dataclass(frozen=True, slots=True)
+class FailedArm:
+    """Why an arm ended, as comparison.json keeps it.
+
+    Attributes:
+        work: The work that failed.
+        exit_code: Exit code of its command.
+        log: Its log, seen from the comparison's folder.
+    """
+
+    work: str
+    exit_code: int
+    log: str
+
+
+def is_finished(folder: ComparisonFolder, work: Work, *, fold: PlannedFold | None) -> bool:
     """Return whether a work has its model and, where it is evaluated, predictions of this very model, fold and labels.
 
     A step on another store has no fold.
     """
-    model = run_folder(out, work.name) / MODEL
+    model, store = folder.run(work) / MODEL, folder.store
     if not model.is_file():
         return False
     if not work.evaluated or fold is None:
         return True
-    folder = evaluation_folder(out, work, store)
-    if not (folder / INPUTS).is_file() or not (folder / METRICS).is_file():
+    evaluation = folder.evaluation(work)
+    if not (evaluation / INPUTS).is_file() or not (evaluation / METRICS).is_file():
         return False
-    inputs = read_json(folder / INPUTS, remedy="restore it, or remove it to evaluate again")
-    return all(
-        inputs.get(key) == value
-        for key, value in {
-            "model_sha256": sha256_file(model),
-            "store_sha256": store.sha256,
-            "split_sha256": fold.split_sha256,
-            "labels_sha256": sha256_file(store.folder / LABELS),
-        }.items()
-    )
+    inputs = read_json(evaluation / INPUTS, remedy="restore it, or remove it to evaluate again")
+    expected = {
+        "model_sha256": sha256_file(model),
+        "store_sha256": store.sha256,
+        "split_sha256": fold.split_sha256,
+        "labels_sha256": sha256_file(store.folder / LABELS),
+    }
+    return all(inputs.get(key) == value for key, value in expected.items())
 
 
-def build_task(out: Path, work: Work, *, store: Store, threads: int) -> ComparisonTask:
+def build_task(folder: ComparisonFolder, work: Work, *, threads: int) -> ComparisonTask:
     """Return the task of a work, with its log and number of threads; a model that is there is only evaluated."""
-    run = run_folder(out, work.name)
-    makes = [run / MODEL, evaluation_folder(out, work, store) / METRICS][: len(work.commands)]
-    done = 1 if work.evaluated and makes[0].is_file() else 0
+    makes = [folder.run(work) / MODEL, folder.evaluation(work) / METRICS][: len(work.commands)]
+    done = int(work.evaluated and makes[0].is_file())
     return ComparisonTask(
         name=work.name,
         commands=work.commands[done:],
         makes=makes[done:],
-        log=log_of(out, work.name),
-        seconds=seconds_of(out, work.name),
+        log=folder.log(work),
+        seconds=folder.seconds(work),
         environment={"OMP_NUM_THREADS": str(threads)},
     )
 
 
-def log_of(out: Path, name: str) -> Path:
-    """Return the log of a work."""
-    return out / "logs" / f"{name}.log"
-
-
-def seconds_of(out: Path, name: str) -> Path:
-    """Return the file with a work's wall times."""
-    return out / "logs" / f"{name}.json"
-
-
 def run_works(
-    works: Sequence[Work], *, out: Path, store: Store, executor: Executor, threads: int
-) -> dict[str, dict[str, Any]]:
-    """Run the works that are left, and return the arms that failed: name -> {"work", "exit_code", "log"}."""
+    works: Sequence[Work], folder: ComparisonFolder, executor: Executor, *, threads: int
+) -> dict[str, FailedArm]:
+    """Run the works that are left, in their order, and return the arms that failed."""
     waiting, unmade = list(works), {work.name for work in works}
     running: dict[str, tuple[Work, Handle, float]] = {}
-    failed: dict[str, dict[str, Any]] = {}
+    failed: dict[str, FailedArm] = {}
     seconds: list[float] = []
     tries: Counter[str] = Counter()
     try:
@@ -111,8 +137,8 @@ def run_works(
             ready = [work for work in waiting if not unmade & set(work.needs)]
             for work in ready[: executor.slots - len(running)]:
                 waiting.remove(work)
-                task = build_task(out, work, store=store, threads=threads)
-                running[work.name] = (work, executor.start(task), time.monotonic())
+                handle = executor.start(build_task(folder, work, threads=threads))
+                running[work.name] = (work, handle, time.monotonic())
             for work, handle, started in [one for one in running.values() if one[1].done()]:
                 del running[work.name]
                 code = handle.result()
@@ -122,7 +148,9 @@ def run_works(
                     waiting.insert(0, work)
                     continue
                 if code:
-                    failed |= _note_failure(work, code, out=out, failed=failed)
+                    _say_failure(folder, work, code)
+                    ended = FailedArm(work.name, code, str(folder.log(work).relative_to(folder.out)))
+                    failed = dict.fromkeys(work.arms, ended) | failed
                     continue
                 unmade.discard(work.name)
                 seconds.append(time.monotonic() - started)
@@ -135,19 +163,16 @@ def run_works(
     return failed
 
 
-def _drop_failed(waiting: Sequence[Work], failed: dict[str, dict[str, Any]]) -> list[Work]:
-    """Return a work is left out when all arms that need it have failed."""
+def _drop_failed(waiting: Sequence[Work], failed: Mapping[str, FailedArm]) -> list[Work]:
+    """Return the works that are still needed: all arms that need a work may have failed."""
     return [work for work in waiting if not set(work.arms) <= failed.keys()]
 
 
-def _note_failure(work: Work, code: int, *, out: Path, failed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Say what the log says last, and return the arms that end with it; its lines go into no result."""
-    log = log_of(out, work.name)
+def _say_failure(folder: ComparisonFolder, work: Work, code: int) -> None:
+    """Say how the log of a work ends; its lines go into no result."""
+    log = folder.log(work)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    tail = [line.rpartition("\r")[2] for line in lines if line.strip()][-_TAIL:]
-    arms = [arm for arm in work.arms if arm not in failed]
     say(f"FAILED {work.name} (exit code {code}); its log {log} ends with:")
-    for line in tail:
-        say(f"    {line}")
+    for line in [line for line in lines if line.strip()][-_TAIL:]:
+        say(f"    {line.rpartition(chr(13))[2]}")
     say(f"arm {', '.join(work.arms)} stops; the other arms go on")
-    return {arm: {"work": work.name, "exit_code": code, "log": str(log.relative_to(out))} for arm in arms}

@@ -21,7 +21,7 @@ from medcls.compare.compare import ArmsFailedError, compare
 from medcls.compare.comparison_commands import Work, choose_settings, merge_overrides
 from medcls.compare.comparison_executors import LocalExecutor, SlurmExecutor, is_queued
 from medcls.compare.comparison_plan import make_plan
-from medcls.compare.comparison_runs import describe_progress, run_works
+from medcls.compare.comparison_runs import ComparisonFolder, describe_progress, run_works
 from medcls.compare.comparison_task import ComparisonTask, main, run_task
 from medcls.config import CompareJob, conf_folder
 from medcls.data.splits import read_split
@@ -696,7 +696,7 @@ def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> N
 
     works = [Work(f"{arm}-r1f1", (arm,), "r1f1", [], {}, [["python"]], (), False) for arm in "ab"]
     executor = Preempting()
-    failed = run_works(works, out=tmp_path, store=store, executor=executor, threads=1)
+    failed = run_works(works, ComparisonFolder(tmp_path, store), executor, threads=1)
     assert executor.started.count("a-r1f1") == 3
     assert {arm: one["exit_code"] for arm, one in failed.items()} == {"b": 75}
 
