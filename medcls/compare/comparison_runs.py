@@ -150,7 +150,8 @@ def run_works(
                 if code:
                     _say_failure(folder, work, code)
                     ended = FailedArm(work.name, code, str(folder.log(work).relative_to(folder.out)))
-                    failed = dict.fromkeys(work.arms, ended) | failed
+                    for arm in work.arms:
+                        failed.setdefault(arm, ended)
                     continue
                 unmade.discard(work.name)
                 seconds.append(time.monotonic() - started)

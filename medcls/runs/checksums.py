@@ -80,7 +80,7 @@ def check_run(run: Path) -> None:
 
 
 def note_version(model: Path) -> None:
-    """Say once that damage to a run cannot be noticed: version 0.2.0 wrote neither checksums.json nor one of the card."""
+    """Say once that damage to a run cannot be noticed: version 0.2.0 wrote no checksum, neither of files nor card."""
     checksum = read_card_checksum(model)
     if not checksum:
         _say_once(

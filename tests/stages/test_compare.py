@@ -698,7 +698,7 @@ def test_an_interrupted_training_starts_again(store: Store, tmp_path: Path) -> N
     executor = Preempting()
     failed = run_works(works, ComparisonFolder(tmp_path, store), executor, threads=1)
     assert executor.started.count("a-r1f1") == 3
-    assert {arm: one["exit_code"] for arm, one in failed.items()} == {"b": 75}
+    assert {arm: one.exit_code for arm, one in failed.items()} == {"b": 75}
 
 
 def test_progress_says_how_long_it_may_take() -> None:
