@@ -172,7 +172,8 @@ class _QueuedJob:
         self._asked, self._gone = time.monotonic(), False
 
     def done(self) -> bool:
-        if _is_there(self._result):
+        # A listing is fresh where a network file system still remembers that there was no such file.
+        if self._result.parent.is_dir() and self._result in self._result.parent.iterdir():
             return True
         if time.monotonic() - self._asked < _ASK_SECONDS:
             return False
@@ -185,11 +186,12 @@ class _QueuedJob:
         return _ENDED_BY_CLUSTER if code is None else code
 
 
-class _StartedJob:
+class _StartedJob(_QueuedJob):
     """A job that submitit runs on this machine, to try it without a cluster."""
 
     def __init__(self, job: Any, result: Path) -> None:
-        self._job, self._result = job, result
+        super().__init__(str(job.job_id), result)
+        self._job = job
 
     def done(self) -> bool:
         return bool(self._job.done())
@@ -197,10 +199,4 @@ class _StartedJob:
     def result(self) -> int:
         while not self.done():
             time.sleep(_PAUSE_SECONDS)
-        code = read_exit_code(self._result)
-        return _ENDED_BY_CLUSTER if code is None else code
-
-
-def _is_there(path: Path) -> bool:
-    """Return a listing is fresh where a network file system still remembers that there was no such file."""
-    return path.parent.is_dir() and path in path.parent.iterdir()
+        return super().result()

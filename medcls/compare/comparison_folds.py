@@ -65,7 +65,10 @@ def plan_folds(
     not depend on which sizes are asked for together.
     """
     splits, certificate = read_split(store, config.split)
-    strata = build_strata(store.read_labels(), label=_find_label(store, config.label))
+    labels = store.read_labels()
+    if config.label and config.label not in labels.column_names:
+        raise DataError(f"folds.label={config.label}: the store's labels have {', '.join(labels.column_names)}")
+    strata = build_strata(labels, label=config.label)
     pairs = find_links(store, certificate)
     patients = link_patients(read_patients(store, certificate), pairs)
     linked = Linked(patients, pairs)
@@ -106,8 +109,19 @@ def plan_folds(
             name = config.split if own else f"{config.prefix}-{label}" + (f"-n{size}" if size else "")
             if not own:
                 write_fold(store, name, fold=part, strata=strata, linked=linked, provenance=provenance)
-            drawn = seed + (0 if config.same_seed else part.repeat - 1)
-            planned.append(_plan_fold(store, part, name=label, split=name, seed=drawn))
+            parts, written = read_split(store, name)
+            planned.append(
+                PlannedFold(
+                    name=label,
+                    repeat=part.repeat,
+                    number=part.number,
+                    size=part.size,
+                    split=name,
+                    split_sha256=written["split_sha256"],
+                    seed=seed if config.same_seed else seed + part.repeat - 1,
+                    images={each: len(rows_of(parts, each)) for each in (TRAIN, VAL, TEST)},
+                )
+            )
     say(
         f"folds: {len(folds)} ({config.prefix}), {format_count(len({fold.split for fold in planned}), 'split')} in "
         f"{store.folder}"
@@ -120,27 +134,6 @@ def _measure_test_share(fold: Fold) -> float:
     return test / (train + val)
 
 
-def _find_label(store: Store, label: str | None) -> str | None:
-    names = store.read_labels().column_names if label else []
-    if label and label not in names:
-        raise DataError(f"folds.label={label}: the store's labels have {', '.join(names)}")
-    return label
-
-
 def _name_fold(config: FoldsConfig, fold: Fold) -> str:
-    """Return a holdout has seeds, each with its own draw of a smaller training set."""
+    """Return the name of a fold; a holdout has seeds, each with its own draw of a smaller training set."""
     return f"s{fold.repeat}" if config.kind == "holdout" else f"r{fold.repeat}f{fold.number}"
-
-
-def _plan_fold(store: Store, fold: Fold, *, name: str, split: str, seed: int) -> PlannedFold:
-    splits, certificate = read_split(store, split)
-    return PlannedFold(
-        name=name,
-        repeat=fold.repeat,
-        number=fold.number,
-        size=fold.size,
-        split=split,
-        split_sha256=certificate["split_sha256"],
-        seed=seed,
-        images={part: len(rows_of(splits, part)) for part in (TRAIN, VAL, TEST)},
-    )

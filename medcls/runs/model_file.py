@@ -42,6 +42,7 @@ _DIGEST = "tensors_sha256"
 """Key beside the card's own fields."""
 MOST_CLASSES = 10_000
 _METADATA = "medcls"
+_TOO_LARGE = (RecursionError, OverflowError)
 _KNOWN_RUN = {"deidentify", "preprocess_sha256"}
 """What an ancestor whose patients are known says beside its names."""
 
@@ -52,24 +53,20 @@ class ModelCard:
 
     Attributes:
         architecture: Name for classifier.build_classifier, or of an autoencoder for autoencoder.build_autoencoder.
-        dropout: As trained.
-        in_channels: Of the stored images: 1 or 3, of volumes any number.
+        in_channels: Channels of the stored images: 1 or 3, of volumes any number.
         max_value: Largest stored value.
         task: Classes and kind; of an autoencoder the kind is "reconstruction".
         preprocess: What the images or volumes must have gone through.
-        store_sha256: Of the store trained on.
-        split_name: Of the split.
-        split_sha256: Of the split.
-        labels_sha256: Of labels.parquet; "" where no label was looked at.
-        ancestors: The weights it went through, oldest first, as stages/lineage.py describes them.
+        labels_sha256: Checksum of labels.parquet; "" where no label was looked at.
+        ancestors: The weights it went through, oldest first, as runs/lineage.py describes them.
         training: Epoch, metric and settings in short.
         domain: Kinds of images trained on; None in files from before it was recorded.
         crop: What was cut out of the images; None = nothing, they were taken whole.
         deidentify: The store's: {"kind": …, "key_fingerprint": …}; {} in files from before it was recorded.
-        seen_sha256: Of the run's files that say whom this model and its ancestors have seen, by name.
+        seen_sha256: Checksums of the run's files that say whom this model and its ancestors have seen, by name.
         normalize: "imagenet" for images, one of models.normalization.NORMALIZATIONS for volumes.
         clinical: How clinical columns are encoded; None where the model takes only images.
-        options: Of the architecture, for classifier.build_classifier.
+        options: Options of the architecture, for classifier.build_classifier.
         head: One of models.heads.HEADS.
         head_width: Its hidden units; 0 = none.
         positive_class: Of a binary task, as it was named at training; "" for other kinds, and in files from before it
@@ -243,10 +240,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
             raise TypeError(f"{_DIGEST} is not a text")
         card = _parse_card({name: value for name, value in plain.items() if name != _DIGEST})
         return card, metadata
-    except (
-        *(SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError),
-        *(RecursionError, OverflowError),
-    ) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError, LookupError, *_TOO_LARGE) as error:
         check_disk(path, error)
         raise DataError(f"{path} is not a model file of medcls, or is damaged ({_shorten(error)})") from error
 
@@ -265,8 +259,11 @@ def _check_depth(value: Any, *, most: int) -> None:
     """Raise ValueError for lists and objects within one another that would take other code's stack."""
     if not most:
         raise ValueError("nested too deeply")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(inner, most=most - 1)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            _check_depth(inner, most=most - 1)
 
 
 def _shorten(error: Exception) -> str:
@@ -297,7 +294,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
         MissingInputError: no such file.
         DataError: damaged.
     """
-    read_any_card(path)
+    check_model_file(path)
     card, metadata = _read_metadata(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -342,8 +339,8 @@ def _fill(build: Callable[[], Network], state: dict[str, Tensor], *, path: Path,
         different = sorted(set(found.items()) ^ set(expected.items()))
         if different:
             name = different[0][0]
-            sizes = f"{_describe_shape(found.get(name))}, expected {_describe_shape(expected.get(name))}"
-            raise DataError(f"{path}: its weights are not those of {wanted}: {name[:100]} is {sizes}")
+            here, there = (str(list(shapes[name])) if name in shapes else "missing" for shapes in (found, expected))
+            raise DataError(f"{path}: its weights are not those of {wanted}: {name[:100]} is {here}, expected {there}")
         model = build()
         model.load_state_dict(state)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
@@ -351,10 +348,6 @@ def _fill(build: Callable[[], Network], state: dict[str, Tensor], *, path: Path,
     except (RuntimeError, OverflowError, ZeroDivisionError, AssertionError) as error:
         raise DataError(f"{path}: its weights are not those of {wanted}: {_shorten(error)}") from error
     return model
-
-
-def _describe_shape(shape: torch.Size | None) -> str:
-    return "missing" if shape is None else str(list(shape))
 
 
 def read_autoencoder(path: Path) -> tuple[Autoencoder, ModelCard]:

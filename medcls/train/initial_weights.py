@@ -49,7 +49,9 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
     name, init = config.name, config.init
     if config.weights is None or name == CLINICAL:
         return None
-    takes = list_shallower(name) if init == "shallower" else [name]
+    takes = [name]
+    if init == "shallower":
+        takes = list_shallower(name)
     if not takes:
         raise ConfigError(f"model.init=shallower: no VGG is shallower than model.name={name}: set model=vgg16 or vgg19")
     if init == "hybrid" and (choose_family(name).slim is None or find_form(name) is not None):
@@ -62,14 +64,15 @@ def find_source(config: ModelConfig, *, weights_dir: str | None = None) -> Sourc
     file = find_weights(
         config.weights,
         architecture=takes[0],
-        weights_dir=None if weights_dir is None else Path(weights_dir),
+        weights_dir=Path(weights_dir) if weights_dir else None,
         sha256=config.weights_sha256,
     )
     card = find_card(file.path)
-    if card is not None:
-        note_version(file.path)
-        check_ancestor(config, card, takes=takes)
-    return Source(file, card, takes[0] if card is None else card.architecture)
+    if card is None:
+        return Source(file, None, takes[0])
+    note_version(file.path)
+    check_ancestor(config, card, takes=takes)
+    return Source(file, card, card.architecture)
 
 
 def check_ancestor(model: ModelConfig, card: ModelCard, *, takes: list[str]) -> None:
@@ -97,8 +100,9 @@ def choose_options(model: ModelConfig, source: Source | None) -> dict[str, Any]:
     if (form := find_form(model.name)) is not None:
         return {key: getattr(model, key) for key in form.options}
     if choose_family(model.name).slim is not None:
-        card = None if source is None or model.init == "shallower" else source.card
-        return {} if card is None else dict(card.options)
+        if source is None or source.card is None or model.init == "shallower":
+            return {}
+        return dict(source.card.options)
     return {"all_levels": True} if model.supervision else {}
 
 

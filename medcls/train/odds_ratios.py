@@ -42,34 +42,32 @@ def write_odds(
     """
     if data.clinical is None:
         raise ValueError("there are no clinical columns")
-    linear = data.task.output == REGRESSION
-    own = read_own(data.task.output, model.state_dict()["wide.weight"].cpu().double().numpy())
     splits = {TRAIN: data.train, VAL: data.val}
-    measured = {
-        split: measure(data, dataset, predict_alone(data, split, model=model, options=options), l2=l2, seed=seed)
-        for split, dataset in splits.items()
-    }
+    patients = {split: _patients(data, dataset) for split, dataset in splits.items()}
+    own, kind = read_own(data.task.output, model.state_dict()["wide.weight"].cpu().double().numpy()), "coefficient"
+    if data.task.output != REGRESSION:
+        own, kind = [np.exp(each) for each in own], "odds ratio"
+    measured = {}
+    for split, dataset in splits.items():
+        image = predict_alone(data, split, model=model, options=options)
+        measured[split] = measure(data, dataset, image, l2=l2, seed=seed)
     contrasts = [
-        {
-            "name": name,
-            "model": (own[i] if linear else np.exp(own[i])).tolist(),
-            **{s: measured[s][name] for s in splits},
-        }
+        {"name": name, "model": own[i].tolist(), **{split: measured[split][name] for split in splits}}
         for i, name in enumerate(measured[TRAIN])
     ]
+    terms = []
+    for term, column in zip(data.clinical.terms, data.train.clinical.numpy().T, strict=True):
+        having = len(np.unique(patients[TRAIN][column == 1])) if term.level else None
+        terms.append(asdict(term) | {"n_patients": having})
     content = {
         "format": _FORMAT,
-        "measure": "coefficient" if linear else "odds ratio",
+        "measure": kind,
         "limits": _LIMITS,
         "l2": l2,
         "replicates": REPLICATES,
         "n_images": {split: len(dataset) for split, dataset in splits.items()},
-        "n_patients": {split: len(np.unique(_patients(data, dataset))) for split, dataset in splits.items()},
-        "terms": [
-            asdict(term)
-            | {"n_patients": len(np.unique(_patients(data, data.train)[column == 1])) if term.level else None}
-            for term, column in zip(data.clinical.terms, data.train.clinical.numpy().T, strict=True)
-        ],
+        "n_patients": {split: len(np.unique(codes)) for split, codes in patients.items()},
+        "terms": terms,
         "contrasts": contrasts,
     }
     write_json(run / ODDS_RATIOS, content)
@@ -101,15 +99,13 @@ def predict_alone(data: TrainingData, split: str, *, model: nn.Module, options: 
     """
     stored = {TRAIN: data.train, VAL: data.val}[split]
     nothing = np.zeros(stored.clinical.shape, dtype=np.float32)
-    cached = data.features.get(split)
-    dataset = (
-        FeatureDataset(cached.views[:1], cached.rows, targets=cached.targets, clinical=torch.from_numpy(nothing))
-        if cached
-        else StoreDataset(
-            data.store, stored.rows, targets=stored.targets.numpy(), view=ImageView(stored.crop), clinical=nothing
-        )
-    )
-    return predict_rows(model, dataset, replace(options, workers=0) if cached else options)
+    if split in data.features:
+        cached, clinical = data.features[split], torch.from_numpy(nothing)
+        first = FeatureDataset(cached.views[:1], cached.rows, targets=cached.targets, clinical=clinical)
+        return predict_rows(model, first, replace(options, workers=0))
+    view, targets = ImageView(stored.crop), stored.targets.numpy()
+    plain = StoreDataset(data.store, stored.rows, targets=targets, view=view, clinical=nothing)
+    return predict_rows(model, plain, options)
 
 
 def _patients(data: TrainingData, dataset: StoreDataset) -> NDArray[np.int32]:

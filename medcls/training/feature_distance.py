@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ LEAST_IMAGES = 10
 _MOST_COMPONENTS = 64
 _EXPLAINED = 0.95  # share of the variance that the components hold, if 64 of them can
 _KEY = "medcls_feature_distance"
+_TENSORS = ("mean", "components", "variances")
+_NUMBERS = ("rest", "threshold", "false_alarms")
 Floats = NDArray[np.float64]
 
 
@@ -66,13 +68,11 @@ class FeatureDistance:
 
     def measure(self, features: NDArray[Any]) -> Floats:
         """Return the distance of each row of features (N, F) in units of the threshold, (N,): far is above FAR."""
-        return self._measure(features) / self.threshold
-
-    def _measure(self, features: NDArray[Any]) -> Floats:
         centred = _normalize(features) - self.mean
         along = centred @ self.components.T
         outside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + outside / self.rest))
+        distances = np.sqrt((along**2 / self.variances).sum(axis=1) + outside / self.rest)
+        return np.asarray(distances / self.threshold)
 
 
 def fit_distance(train: NDArray[Any], val: NDArray[Any], *, model_sha256: str) -> FeatureDistance | None:
@@ -102,15 +102,7 @@ def fit_distance(train: NDArray[Any], val: NDArray[Any], *, model_sha256: str) -
     cloud = FeatureDistance(mean, components[:held], np.maximum(variances[:held], rest), rest, 1.0, 0.0, model_sha256)
     distances = np.sort(cloud.measure(val))
     place = min(math.ceil((1 - FALSE_ALARMS) * (len(val) + 1)), len(val))
-    return FeatureDistance(
-        mean,
-        components[:held],
-        cloud.variances,
-        rest,
-        threshold=float(distances[place - 1]),
-        false_alarms=1 - place / (len(val) + 1),
-        model_sha256=model_sha256,
-    )
+    return replace(cloud, threshold=float(distances[place - 1]), false_alarms=1 - place / (len(val) + 1))
 
 
 def _normalize(features: NDArray[Any]) -> Floats:
@@ -135,12 +127,8 @@ def tap_features(backbone: nn.Module) -> Iterator[list[Tensor]]:
 
 def write_distance(path: Path, distance: FeatureDistance) -> None:
     """Write the file atomically; the same distance gives the same bytes."""
-    tensors = {
-        "mean": distance.mean,
-        "components": distance.components,
-        "variances": distance.variances,
-    }
-    numbers = {name: getattr(distance, name) for name in ("rest", "threshold", "false_alarms", "model_sha256")}
+    tensors = {name: getattr(distance, name) for name in _TENSORS}
+    numbers = {name: getattr(distance, name) for name in _NUMBERS} | {"model_sha256": distance.model_sha256}
     write_bytes(path, save(tensors, metadata={_KEY: json.dumps(numbers, sort_keys=True)}))
 
 
@@ -153,16 +141,11 @@ def read_distance(path: Path) -> FeatureDistance:
     try:
         with safe_open(path, framework="numpy") as file:
             numbers = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in ("mean", "components", "variances")}
-        distance = FeatureDistance(
-            mean=np.asarray(tensors["mean"], np.float64),
-            components=np.asarray(tensors["components"], np.float64),
-            variances=np.asarray(tensors["variances"], np.float64),
-            rest=float(numbers["rest"]),
-            threshold=float(numbers["threshold"]),
-            false_alarms=float(numbers["false_alarms"]),
-            model_sha256=str(numbers["model_sha256"]),
-        )
+            tensors = {name: np.asarray(file.get_tensor(name), np.float64) for name in _TENSORS}
+        rest, threshold, false_alarms = (float(numbers[name]) for name in _NUMBERS)
+        mean, components, variances = tensors.values()
+        sha256 = str(numbers["model_sha256"])
+        distance = FeatureDistance(mean, components, variances, rest, threshold, false_alarms, sha256)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         check_disk(path, error)
         raise DataError(f"{path} is not a file of feature distances, or damaged: train the run again") from error

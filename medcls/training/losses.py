@@ -103,23 +103,24 @@ def _multiclass_loss(settings: LossSettings) -> Loss:
     class_weights, gamma, label_smoothing = settings.class_weights, settings.gamma, settings.label_smoothing
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        weights = torch.ones_like(logits[0], dtype=torch.float32)
+        if class_weights is not None:
+            weights = class_weights.to(logits.device)
         if targets.shape[1] > 1:
-            return soft(logits.float(), targets)
+            return soft(logits.float(), targets, weights)
         known = (~targets[:, 0].isnan()).float()
         index = targets[:, 0].nan_to_num().long()
         # The weights go in here, not on the result: the smoothed part of the loss carries those of all classes.
-        weights = None if class_weights is None else class_weights.to(logits.device)
         losses = F.cross_entropy(
             logits.float(), index, weight=weights, reduction="none", label_smoothing=label_smoothing
         )
         if gamma:
             chance = logits.float().softmax(dim=1).gather(1, index[:, None])[:, 0]
             losses = _focus(1 - chance, gamma) * losses
-        return _divide((losses * known).sum(), known.sum() if weights is None else (known * weights[index]).sum())
+        return _divide((losses * known).sum(), (known * weights[index]).sum())
 
-    def soft(logits: Tensor, shares: Tensor) -> Tensor:
-        """Return each class of a row counts like a row of its own, with its share."""
-        weights = torch.ones_like(logits[0]) if class_weights is None else class_weights.to(logits.device)
+    def soft(logits: Tensor, shares: Tensor, weights: Tensor) -> Tensor:
+        # Each class of a row counts like a row of its own, with its share.
         each = -weights * logits.log_softmax(dim=1)
         losses = (1 - label_smoothing) * each + label_smoothing * each.mean(dim=1, keepdim=True)
         if gamma:
@@ -151,14 +152,14 @@ def _binary_loss(settings: LossSettings) -> Loss:
             return _mean(F.binary_cross_entropy_with_logits(logits.float(), flags, reduction="none"), known)
         # Each side of a target counts with its share; of a hard one that is a single side.
         total, weight = torch.zeros_like(flags), torch.zeros_like(flags)
-        for side, share in ((1.0, flags), (0.0, 1 - flags)):
-            losses = F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(flags, side), reduction="none")
+        for side, share in ((1, flags), (0, 1 - flags)):
+            target = torch.full_like(flags, side)
+            losses = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
             if gamma:
-                chance = logits.float().sigmoid()
-                losses = _focus(1 - chance if side else chance, gamma) * losses
+                losses = _focus((target - logits.float().sigmoid()).abs(), gamma) * losses
             weights = known * share
             if class_weights is not None:
-                weights = weights * class_weights.to(losses.device).view(-1, 2)[:, int(side)]
+                weights = weights * class_weights.to(losses.device).view(-1, 2)[:, side]
             total, weight = total + weights * losses, weight + weights
         return _divide(total.sum(), weight.sum())
 
