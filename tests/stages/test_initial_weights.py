@@ -77,7 +77,7 @@ def test_hybrid_says_what_is_new_and_trains_it_although_frozen(
 def test_a_hybrid_is_handed_on_as_it_is(
     run_train: Run, hybrid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medcls.train.network.check_lineage", lambda *_, **__: None)  # one store serves here
+    monkeypatch.setattr("medcls.train.train.check_lineage", lambda *_, **__: None)  # one store serves here
     child = run_train(tmp_path / "child", f"model.weights={hybrid}", "transfer=frozen", "task=regression",
                       "task.label=hurt")  # fmt: skip
     states = [backbone_of(run).state_dict() for run in (child, hybrid)]
@@ -161,7 +161,7 @@ def test_networks_without_imagenet_weights_say_so(compose_train: Compose, tmp_pa
 def test_small_networks_train_from_scratch_and_are_handed_on(
     run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("medcls.train.network.check_lineage", lambda *_, **__: None)
+    monkeypatch.setattr("medcls.train.train.check_lineage", lambda *_, **__: None)
     first = run_train(tmp_path / "first", f"model={name}", "transfer=scratch")
     child = run_train(tmp_path / "child", f"model={name}", f"model.weights={first}", "transfer=frozen")
     states = [backbone_of(run).state_dict() for run in (child, first)]
