@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from medcls.errors import ConfigError
 from medcls.explain.perturbation import Score
+from medcls.models.stages import Stage
+
+Arrange = Callable[[Tensor], Tensor]
+_MOST_TOKENS = 8
+"""Class tokens and registers of a transformer."""
 
 
 def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tuple[str, nn.Module]:
@@ -22,7 +29,7 @@ def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tupl
     A pool at the end of a stage, also inside its last Sequential, is left out: the map before it is larger.
 
     Args:
-        stages: Stage name -> module, from input to output; a ModuleList stands for its modules in a row.
+        stages: Stage name -> module, from input to output; a Stage stands for its modules in a row.
         name: Of the stage; None = the last one with a convolution.
 
     Raises:
@@ -42,7 +49,7 @@ def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tupl
 def _unfold(module: nn.Module) -> list[nn.Module]:
     """The modules that run one after the other: those of a list or a Sequential, and of a block that ends in a pool."""
     children = list(module.children())
-    if type(module) in (nn.ModuleList, nn.Sequential) or (children and _is_pool(children[-1])):
+    if type(module) in (Stage, nn.Sequential) or (children and _is_pool(children[-1])):
         return [each for child in children for each in _unfold(child)]
     return [module]
 
@@ -52,15 +59,105 @@ def _is_pool(module: nn.Module) -> bool:
     return "Pool" in type(module).__name__ and not any(True for _ in module.parameters())
 
 
-def explain_gradcam(score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False) -> NDArray[np.float32]:
+def find_grid(
+    score: Score, image: NDArray[Any], stages: Mapping[str, nn.Module], name: str | None = None
+) -> tuple[str, nn.Module, Arrange]:
+    """Return a stage's name, its last module whose map the score depends on place by place, and how to read the map.
+
+    For networks of which nothing else is known: the image goes through once. Behind the pooling there are no places,
+    and what a class token alone is read from has no gradient at the others: both are passed over.
+
+    Args:
+        score: As for explain_gradcam.
+        image: (C, H, W).
+        stages: Stage name -> module, from input to output, without the head.
+        name: Of the stage; None = the last one with such a map.
+
+    Raises:
+        ConfigError: no such stage, or it has no such map.
+    """
+    places = {id(module): stage for stage, part in stages.items() for module in part.modules()}
+    kept: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: object) -> Tensor | None:
+        if not isinstance(output, Tensor):
+            return None
+        kept.append((module, output))
+        return output.clone()
+
+    handles = [module.register_forward_hook(keep) for part in stages.values() for module in part.modules()]
+    try:
+        pixels = torch.from_numpy(image.astype(np.float32))[None].requires_grad_()
+        with torch.enable_grad():
+            value = score(pixels).sum()
+            slopes = torch.autograd.grad(value, [output for _, output in kept], allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, tuple[str, nn.Module, Arrange]] = {}
+    for (module, output), slope in zip(kept, slopes, strict=True):
+        arrange = find_arrangement(output, image.shape[1:])
+        if arrange is not None and slope is not None and bool(arrange(slope).any()):
+            found[places[id(module)]] = (places[id(module)], module, arrange)
+    chosen = name if name is not None else next((stage for stage in reversed(list(stages)) if stage in found), None)
+    if chosen not in found:
+        raise ConfigError(
+            f"stage={name}: expected a stage with a map of places, one of {', '.join(s for s in stages if s in found)}"
+        )
+    return found[chosen]
+
+
+def find_arrangement(maps: Tensor, size: Sequence[int]) -> Arrange | None:
+    """Return how a module's output of one image becomes (1, K, h, w) with h w > 1; None if it has no places.
+
+    Maps have channels before or after their places; tokens (1, T, K) are a grid of the image's form, row by row, behind
+    class tokens and registers.
+
+    Args:
+        maps: What the module returned.
+        size: (H, W) of the image.
+    """
+    if maps.ndim == 4 and _has_form(maps.shape[2:], size):
+        return lambda values: values
+    if maps.ndim == 4 and _has_form(maps.shape[1:3], size):
+        return lambda values: values.permute(0, 3, 1, 2)
+    if maps.ndim != 3 or maps.shape[0] != 1:
+        return None
+    for prefix in range(_MOST_TOKENS + 1):
+        count = maps.shape[1] - prefix
+        height = round(math.sqrt(count * size[0] / size[1])) if count > 1 else 0
+        if height and count % height == 0 and _has_form((height, count // height), size):
+            return partial(_place_tokens, start=prefix, grid=(height, count // height))
+    return None
+
+
+def _place_tokens(tokens: Tensor, *, start: int, grid: tuple[int, int]) -> Tensor:
+    placed: Tensor = tokens[:, start:].transpose(1, 2).unflatten(2, grid)  # type: ignore[no-untyped-call]
+    return placed
+
+
+def _has_form(grid: Sequence[int], size: Sequence[int]) -> bool:
+    """Return whether a grid of more than one place has an image's form, to one place: sizes are rounded in strides."""
+    height, width = grid
+    if height * width < 2 or height > size[0] or width > size[1]:
+        return False
+    return abs(height * size[1] - width * size[0]) < max(size)
+
+
+def explain_gradcam(
+    score: Score, image: NDArray[Any], *, layer: nn.Module, plus: bool = False, arrange: Arrange | None = None
+) -> NDArray[np.float32]:
     """Return the map (*spatial), >= 0, enlarged to the image (bilinear or trilinear); `plus` is Grad-CAM++.
 
-    The score is a logit, before softmax; it runs `layer` once, whose output is (1, K, *spatial).
+    The score is a logit, before softmax; it runs `layer` once, whose output is (1, K, *spatial), or becomes it by
+    `arrange`.
 
     Source: Selvaraju et al., arXiv 1610.02391, equations 1 and 2; Grad-CAM++: Chattopadhyay et al., arXiv 1710.11063,
     equations 10 and 19, the score's exponential taken as Y.
     """
     features, slopes = _run(score, image, layer)
+    if arrange is not None:
+        features, slopes = arrange(features), arrange(slopes)
     axes = tuple(range(2, features.ndim))
     channel = slopes.mean(dim=axes, keepdim=True)
     if plus:

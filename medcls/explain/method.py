@@ -16,7 +16,7 @@ from medcls.data.crops import Box
 from medcls.data.targets import Task
 from medcls.errors import ConfigError
 from medcls.explain.faithfulness import correlate_ranks
-from medcls.explain.gradcam import explain_gradcam, explain_integrated_gradients, find_layer
+from medcls.explain.gradcam import explain_gradcam, explain_integrated_gradients, find_grid, find_layer
 from medcls.explain.lime import LimeSettings, cut_superpixels, explain_lime
 from medcls.explain.perturbation import Score, build_background, count_windows, explain_occlusion
 from medcls.models.classifier import Classifier
@@ -215,9 +215,12 @@ def _explain_lime(method: Method, model: Classifier, image: NDArray[Any], target
 
 
 def _explain_gradcam(method: Method, model: Classifier, image: NDArray[Any], target: Target, name: str) -> Explained:
-    stage, layer = find_layer(model.stages, method.job.stage)
-    slope = method.score(model, target, slope=True)
-    heat = explain_gradcam(slope, image, layer=layer, plus=method.job.method == "gradcam++")
+    slope, arrange = method.score(model, target, slope=True), None
+    if model.backbone.is_library:
+        stage, layer, arrange = find_grid(slope, image, model.backbone.stages, method.job.stage)
+    else:
+        stage, layer = find_layer(model.stages, method.job.stage)
+    heat = explain_gradcam(slope, image, layer=layer, plus=method.job.method == "gradcam++", arrange=arrange)
     return Explained(heat, {"stage": stage})
 
 

@@ -74,6 +74,7 @@ class Backbone(nn.Module):
         optional: Beginnings of the names of parameters that a weights file may lack: they stay random, and the
             caller says so.
         convert: Weights as their file names and shapes them -> as `body` does.
+        is_library: Whether it is a library's network by name: of its layers nothing is known but their stages.
 
     Attributes:
         options: What the architecture was told beside its name; a model card keeps it.
@@ -90,13 +91,14 @@ class Backbone(nn.Module):
         levels: Sequence[int] = (),
         optional: tuple[str, ...] = (),
         convert: Callable[[StateDict], StateDict] = dict,
+        is_library: bool = False,
     ) -> None:
         super().__init__()
         self.body = body
         self.num_features = num_features
         self.spatial_dims = spatial_dims
         self.levels = tuple(levels) or (num_features,)
-        self.optional, self.convert = optional, convert
+        self.optional, self.convert, self.is_library = optional, convert, is_library
         self.options: dict[str, Any] = {}
         self.stage_names = {stage: name_modules(body, parts) for stage, parts in stages.items()}
 

@@ -69,6 +69,7 @@ def build_timm(plan: Blueprint) -> Backbone:
         num_features=body.head_hidden_size,
         stages=cover_all(body, name_groups(_group(body))),
         convert=functools.partial(_convert, published, settings),
+        is_library=True,
     )
     if published.fixed:
         backbone.options = {"img_size": list(size or published.size)}

@@ -79,6 +79,7 @@ def build_torchvision(plan: Blueprint) -> Backbone:
         num_features=num_features,
         stages=cover_all(body, name_groups(group_by_tree(body))),
         convert=functools.partial(_convert, architecture, size, last),
+        is_library=True,
     )
     if published.fixed:
         backbone.options = {"img_size": list(size)}

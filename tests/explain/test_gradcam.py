@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.explain.gradcam import explain_gradcam, find_layer
+from medcls.explain.gradcam import (
+    explain_gradcam,
+    find_arrangement,
+    find_grid,
+    find_layer,
+)
 from medcls.models.classifier import build_classifier
 from medcls.models.families import count_dims
 
@@ -150,3 +155,51 @@ def test_stage_is_chosen_by_name_and_unknown_ones_are_refused() -> None:
     assert find_layer(model.stages, "block2")[0] == "block2"
     with pytest.raises(ConfigError, match="stage=fc6: expected a stage with convolutions, one of block1, block2"):
         find_layer(model.stages, "fc6")
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "grid"),
+    [
+        ("timm/test_vit", "blocks.5", (4, 6)),
+        ("timm/test_convnext", "stages.3", (2, 3)),
+        ("timm/test_resnet", "layer4", (2, 3)),
+        ("torchvision/mobilenet_v3_small", "features.12", (2, 3)),
+        ("torchvision/densenet121", "features.denseblock4", (2, 3)),
+        ("torchvision/swin_t", "features.7", (2, 3)),
+    ],
+)
+def test_map_of_a_library_is_the_last_one_with_places(name: str, stage: str, grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(name, kind="multiclass", num_classes=3, size=(64, 96)).eval().requires_grad_(False)
+    image = np.random.default_rng(0).integers(0, 255, (1, 64, 96)).astype(np.uint8)
+
+    def score(images: torch.Tensor) -> torch.Tensor:
+        return model(images)[:, 0]
+
+    found, layer, arrange = find_grid(score, image, model.backbone.stages)
+    shapes: list[tuple[int, ...]] = []
+    layer.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(arrange(output).shape)))
+    heat = explain_gradcam(score, image, layer=layer, arrange=arrange)
+    assert (found, shapes[0][2:], heat.shape) == (stage, grid, (64, 96))
+    assert np.isfinite(heat).all()
+    with pytest.raises(ConfigError, match="stage=head: expected a stage with a map of places, one of stem, "):
+        find_grid(score, image, model.backbone.stages, "head")
+
+
+def test_map_of_tokens_lies_where_the_score_comes_from() -> None:
+    torch.manual_seed(0)
+    model = build_classifier("timm/test_vit", kind="multiclass", num_classes=3, size=(64, 96)).eval()
+    maps = torch.zeros(1, 25, 8)
+    arrange = find_arrangement(maps, (64, 96))
+    assert arrange is not None
+    assert model.backbone.options == {"img_size": [64, 96]}
+    # Token 1 + 6 row + column, behind the class token.
+    maps[0, 1 + 6 * 2 + 5] = 1
+    assert arrange(maps)[0, 0].nonzero().tolist() == [[2, 5]]
+    last = torch.zeros(1, 2, 3, 8)
+    last[0, 1, 2] = 1
+    after = find_arrangement(last, (64, 96))
+    assert after is not None
+    assert after(last)[0, 0].nonzero().tolist() == [[1, 2]]
+    assert find_arrangement(torch.zeros(1, 8, 1, 1), (64, 96)) is None
+    assert find_arrangement(torch.zeros(1, 8), (64, 96)) is None
