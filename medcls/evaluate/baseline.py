@@ -75,7 +75,7 @@ def choose_decision(
     one, run = predictions.rows.predictions, predictions.run
     if one.kind not in ("binary", "multilabel") or not operating:
         return build_decision(one)
-    asked = predictions.opened.request_validation(wanted, run, predictions.card)
+    asked = predictions.opened.request_validation(wanted)
     if asked is None:
         return None
     opened = open_rows(asked, run, predictions.card)

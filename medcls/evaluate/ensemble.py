@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +37,7 @@ _ALIKE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A run and the rows that are evaluated.
-
-    Attributes:
-        run: Folder.
-        card: Of its model.
-        opened: The rows, checked against this run.
-    """
-
-    run: Path
-    card: ModelCard
-    opened: Opened
-
-
-def open_members(runs: Sequence[Path], wanted: RowRequest) -> list[Member]:
+def open_members(runs: Sequence[Path], wanted: RowRequest) -> list[Opened]:
     """Open the rows to evaluate, once for each run: each may forbid patients that only it has seen.
 
     Raises:
@@ -65,7 +50,7 @@ def open_members(runs: Sequence[Path], wanted: RowRequest) -> list[Member]:
     cards = [read_run_card(run) for run in runs]
     for run, card in zip(runs, cards, strict=True):
         check_alike(run, card, runs[0], cards[0])
-    return [Member(run, card, open_rows(wanted, run, card)) for run, card in zip(runs, cards, strict=True)]
+    return [open_rows(wanted, run, card) for run, card in zip(runs, cards, strict=True)]
 
 
 def read_run_card(run: Path) -> ModelCard:
@@ -77,43 +62,38 @@ def read_run_card(run: Path) -> ModelCard:
 
 
 def check_alike(run: Path, card: ModelCard, first: Path, like: ModelCard) -> None:
-    """Raise ConfigError where two runs may not be averaged; of other folds, one's test images trained the other."""
-    changed = list(
-        dict.fromkeys(name for field, name in _ALIKE.items() if getattr(card, field) != getattr(like, field))
-    )
+    """Check that two runs may be averaged: of two folds, the test images of one trained the other."""
+    changed = [name for field, name in _ALIKE.items() if getattr(card, field) != getattr(like, field)]
     if changed:
+        what = " and ".join(dict.fromkeys(changed))
         raise ConfigError(
-            f"run={run} has another {' and '.join(changed)} than run={first}: only runs of one task, preprocessing, "
-            "store and split are averaged"
+            f"run={run} has another {what} than run={first}: only runs of one task, preprocessing, store and split are "
+            "averaged"
         )
 
 
 def predict_members(
-    request: SplitRequest, members: list[Member], *, folder: Path | None = None, use: str = EVALUATED
+    request: SplitRequest, members: list[Opened], *, folder: Path | None = None, use: str = EVALUATED
 ) -> SplitPredictions:
     """Return the predictions of one run, or the mean of several; each run keeps its own and counts its own opening."""
     if len(members) == 1:
-        (one,) = members
-        return predict_split(request, one.run, card=one.card, opened=one.opened, folder=folder, use=use)
+        return predict_split(request, members[0], folder=folder, use=use)
     if folder is not None:
         check_out(folder, members)
     use = f"averaged with {len(members) - 1} other runs, models {sha256_json(identify(members))[:12]}"
-    return fuse(
-        [predict_split(request, each.run, card=each.card, opened=each.opened, use=use) for each in members],
-        folder=folder,
-    )
+    return fuse([predict_split(request, each, use=use) for each in members], folder=folder)
 
 
-def check_out(folder: Path, members: list[Member]) -> None:
-    """Raise ConfigError where out= is a run, or holds what other runs together have answered or chosen."""
+def check_out(folder: Path, members: list[Opened]) -> None:
+    """Check that out= is not a run, and holds nothing that other runs together have answered or chosen."""
     if (folder / MODEL).exists():
         raise ConfigError(f"out={folder} is a run: choose a new folder for the results of several")
-    check_folder(folder, members[0].opened.store)
+    check_folder(folder, members[0].store)
     if (folder / INPUTS).is_file() and read_json(folder / INPUTS)["model_sha256"] != identify(members):
         raise ConfigError(f"out={folder} holds the results of other runs: choose a new folder")
 
 
-def identify(members: list[Member]) -> str:
+def identify(members: list[Opened]) -> str:
     """Return the checksum of the model file, or of several, in whichever order they were named."""
     return join_checksums([sha256_file(member.run / MODEL) for member in members])
 
@@ -136,7 +116,7 @@ def fuse(parts: list[SplitPredictions], *, folder: Path | None) -> SplitPredicti
             raise DataError(f"run={part.run} and run={first.run} have different images or targets in this split")
     stacked = torch.from_numpy(np.stack([part.logits for part in parts]))
     logits = average_logits(first.card.task.output, stacked).numpy()
-    rows = build_rows(first.card, first.opened, logits)
+    rows = build_rows(first.opened, logits)
     model_sha256 = join_checksums([part.key["model_sha256"] for part in parts])
     key = {**first.key, "model_sha256": model_sha256, "runs": [part.key for part in parts]}
     if folder is not None:

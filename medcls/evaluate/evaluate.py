@@ -12,8 +12,8 @@ from medcls.console import say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate.baseline import measure_baseline
-from medcls.evaluate.ensemble import Member, open_members, predict_members, read_run_card
-from medcls.evaluate.evaluation_data import RowRequest, open_rows
+from medcls.evaluate.ensemble import open_members, predict_members, read_run_card
+from medcls.evaluate.evaluation_data import Opened, RowRequest, open_rows
 from medcls.evaluate.far_images import describe_far, measure_far
 from medcls.evaluate.frozen_analysis import FROZEN, FrozenAnalysis, freeze_analysis
 from medcls.evaluate.frozen_choices import freeze_choices
@@ -127,7 +127,7 @@ def evaluate(job: EvaluateJob) -> None:
             measuring, judged, facts=describe_rows(predictions), other=name_compared(predictions, other), beside=beside
         )
         notes = [positive.removeprefix("notice: ")] * positive.startswith("notice")
-        notes += list(dict.fromkeys(note for member in members for note in member.opened.notes)) + choices.notes
+        notes += list(dict.fromkeys(note for member in members for note in member.notes)) + choices.notes
         notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
         if absent:
             notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
@@ -171,7 +171,7 @@ def read_request(job: EvaluateJob) -> SplitRequest:
 
 
 def freeze_plan(
-    members: Sequence[Member], analysis: str | None, *, folder: Path | None, against: bool
+    members: Sequence[Opened], analysis: str | None, *, folder: Path | None, against: bool
 ) -> FrozenAnalysis | None:
     """Return the plan of analysis, frozen before test rows are opened; None = there is no plan.
 
@@ -206,7 +206,7 @@ def describe_use(other: SplitPredictions | None, *, robustness: bool, shortcuts:
     return ", ".join(uses + ["robustness"] * robustness + ["shortcuts"] * shortcuts)
 
 
-def check_sees_images(members: Sequence[Member]) -> None:
+def check_sees_images(members: Sequence[Opened]) -> None:
     """Check that every run takes images, which robustness and shortcuts are measured on.
 
     Raises:
@@ -233,7 +233,7 @@ def measure_references(
         return found
     run, opened = predictions.run, predictions.opened
     if opened.exposure.has_unseen:
-        far = measure_far(run, card=predictions.card, opened=opened, options=request.choose_options())
+        far = measure_far(opened, request.choose_options())
         found |= {"training_distance": far} if far else {}
     baseline = measure_baseline(predictions, operating, wanted=request.rows, replicates=replicates, seed=seed)
     if baseline is not None:
@@ -244,7 +244,7 @@ def measure_references(
 
 
 def open_other(
-    run: Path, like: Member, request: SplitRequest, *, asked: Mapping[str, Any], seed: int
+    run: Path, like: Opened, request: SplitRequest, *, asked: Mapping[str, Any], seed: int
 ) -> SplitPredictions:
     """Return the predictions of the run against=, on the very same images, kept and counted there.
 
@@ -261,11 +261,11 @@ def open_other(
     if not card.task.asks_the_same(like.card.task):
         raise ConfigError(f"against={run} has another task than run={like.run}: compare only runs of the same task")
     theirs = open_rows(request.rows, run, card)
-    if values_of(theirs, "image_id") != values_of(like.opened, "image_id"):
+    if values_of(theirs, "image_id") != values_of(like, "image_id"):
         raise DataError(f"split={request.rows.split}: run={like.run} and against={run} have different images in it")
-    choices = freeze_choices(request, [Member(run, card, theirs)], asked=asked, seed=seed)
+    choices = freeze_choices(request, [theirs], asked=asked, seed=seed)
     use = f"compared with model {sha256_file(like.run / MODEL)[:12]}"
-    found = predict_split(request, run, card=card, opened=theirs, use=use)
+    found = predict_split(request, theirs, use=use)
     return replace(found, rows=choices.apply(found.rows))
 
 

@@ -44,9 +44,11 @@ class RowRequest:
 
 @dataclass(slots=True)
 class Opened:
-    """The rows that are evaluated.
+    """The rows that are evaluated, checked against a run.
 
     Attributes:
+        run: Folder of the run.
+        card: Card of its model.
         store: Where they lie.
         rows: Manifest rows with a label of the task.
         targets: (N, T) of them.
@@ -56,6 +58,8 @@ class Opened:
         clinical: (N, C) of the rows for a model that takes clinical columns, else None.
     """
 
+    run: Path
+    card: ModelCard
     store: Store
     rows: NDArray[np.int64]
     targets: NDArray[np.float64]
@@ -68,11 +72,11 @@ class Opened:
         """Return the rows as a model takes them that was trained on crops such as this."""
         return StoreDataset(self.store, self.rows, targets=self.targets, view=ImageView(crop), clinical=self.clinical)
 
-    def request_validation(self, wanted: RowRequest, run: Path, card: ModelCard) -> RowRequest | None:
+    def request_validation(self, wanted: RowRequest) -> RowRequest | None:
         """Return the same request for the validation rows of the run's own store; None if that store is not here."""
         own = self.store.folder
-        if self.store.sha256 != card.store_sha256:
-            own = read_store_folder(run)
+        if self.store.sha256 != self.card.store_sha256:
+            own = read_store_folder(self.run)
         if not own.is_dir():
             return None
         return replace(wanted, store=str(own), split=VAL)
@@ -130,7 +134,7 @@ def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
     exposure = Exposure(len(rows), int(trained[known].sum()), int(chose[known].sum()))
     notes[:0] = filter(None, [exposure.title])
     clinical = encode_rows(card.clinical, store, rows, where=f"split={wanted.split}")
-    return Opened(store, rows, targets[known], certificate, notes, exposure, clinical)
+    return Opened(run, card, store, rows, targets[known], certificate, notes, exposure, clinical)
 
 
 def find_used(store: Store, rows: NDArray[np.int64], splits: Splits) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -158,7 +162,7 @@ def refuse_in_sample(wanted: RowRequest, trained: NDArray[np.bool_]) -> None:
 
 
 def check_same_preprocessing(store: Store, card: ModelCard) -> None:
-    """Raise DataError where the store's pixels were made otherwise than those the model was trained on."""
+    """Check that the store was preprocessed like the images that the model was trained on."""
     trained, here = to_json(card.preprocess), to_json(store.spec)
     names = {**trained, **here}
     changed = [f"{n}: {trained.get(n)} -> {here.get(n)}" for n in names if trained.get(n) != here.get(n)]
@@ -170,7 +174,7 @@ def check_same_preprocessing(store: Store, card: ModelCard) -> None:
 
 
 def check_same_regions(store: Store, rows: NDArray[np.int64], card: ModelCard) -> None:
-    """Raise DataError if the model was trained on regions and the store holds whole images, or the other way round."""
+    """Check that a model trained on regions gets regions, and one trained on whole images gets whole images."""
     if card.domain is None or not len(rows):
         return
     trained = card.domain.regions

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from medcls.evaluate.evaluation_data import Opened
 from medcls.files import MODEL
-from medcls.runs.model_file import ModelCard, read_model
+from medcls.runs.model_file import read_model
 from medcls.statistics.bounds import compute_wilson
 from medcls.train.training_distance import draw_images, read_training_distance, run_backbone
 from medcls.training.feature_distance import FAR
 from medcls.training.forward import PredictOptions
 
 
-def measure_far(run: Path, *, card: ModelCard, opened: Opened, options: PredictOptions) -> dict[str, float] | None:
+def measure_far(opened: Opened, options: PredictOptions) -> dict[str, float] | None:
     """Return the share of the opened images that are far from training, with Wilson's interval over patients.
 
     On test rows of the run's own store these are the false alarms of `predict`.
@@ -25,14 +24,14 @@ def measure_far(run: Path, *, card: ModelCard, opened: Opened, options: PredictO
         share, low, high, images, patients, and expected: the share among images like those of validation. None where
         the run has no distance.
     """
-    distance = read_training_distance(run, card)
+    distance = read_training_distance(opened.run, opened.card)
     if distance is None:
         return None
-    model, _ = read_model(run / MODEL)
+    model, _ = read_model(opened.run / MODEL)
     drawn = draw_images(opened.store, opened.rows)
     clinical = None if opened.clinical is None else opened.clinical[drawn]
     part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
-    dataset = part.build_dataset(crop=card.crop)
+    dataset = part.build_dataset(crop=opened.card.crop)
     far = distance.measure(run_backbone(model.to(options.rules.device), dataset, options)) > FAR
     patients = len(set(opened.store.column("patient_id", part.rows)))
     share = float(far.mean())

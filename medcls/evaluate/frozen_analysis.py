@@ -28,7 +28,7 @@ class FrozenAnalysis:
 
     Attributes:
         analysis: The plan.
-        sha256: Of the file that it was read from.
+        sha256: Checksum of the file that it was read from.
         notes: What a reader has to know of when it was written.
     """
 

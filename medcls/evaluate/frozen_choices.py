@@ -10,8 +10,8 @@ from typing import Any
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.evaluate.choices import FORMAT, Choices, choose, complete_settings
-from medcls.evaluate.ensemble import Member, check_out, identify, predict_members
-from medcls.evaluate.evaluation_data import open_rows
+from medcls.evaluate.ensemble import check_out, identify, predict_members
+from medcls.evaluate.evaluation_data import Opened, open_rows
 from medcls.evaluate.image_views import ViewRequest, find_sides_of, plan_views
 from medcls.evaluate.split_predictions import SplitPredictions, SplitRequest, count_test_openings
 from medcls.files import MODEL, read_json, sha256_file, write_json
@@ -24,7 +24,7 @@ _EARLIER = "version 0.2.0 chose it for any number of patients"
 
 
 def freeze_choices(
-    request: SplitRequest, members: list[Member], *, asked: Mapping[str, Any], seed: int, folder: Path | None = None
+    request: SplitRequest, members: list[Opened], *, asked: Mapping[str, Any], seed: int, folder: Path | None = None
 ) -> Choices:
     """Return what was chosen on the validation split for the model; choose and write it now if it was not yet chosen.
 
@@ -35,7 +35,7 @@ def freeze_choices(
         members: One run, or several whose scores are averaged.
         asked: Settings of the choice that are given; the others are as frozen, or the defaults.
         seed: Seed of the bootstrap.
-        folder: Of several runs, for what they choose together.
+        folder: Folder for what several runs choose together.
 
     Raises:
         ConfigError: other rules are asked for than those that were frozen before a test split was opened.
@@ -88,12 +88,12 @@ def freeze_choices(
     return choices
 
 
-def name_views(wanted: ViewRequest, members: list[Member]) -> str:
+def name_views(wanted: ViewRequest, members: list[Opened]) -> str:
     """Return the name of the views of all members; "" for the plain middle."""
     names = set()
     for each in members:
         sides = find_sides_of(each.card)
-        names.add(plan_views(wanted, crop=each.card.crop, stored=each.opened.store.shape, sides=sides).name)
+        names.add(plan_views(wanted, crop=each.card.crop, stored=each.store.shape, sides=sides).name)
     return "+".join(sorted(names - {""}))
 
 
@@ -165,15 +165,12 @@ def _fit(parts: Mapping[Path, Mapping[str, Any]]) -> bool:
     return len(others) == 1 and all(first[name] == others[0][name] for name in ("settings", "chosen_on"))
 
 
-def _predict_validation(request: SplitRequest, members: list[Member]) -> SplitPredictions | None:
-    """Predictions of the validation split of the runs' own store; None where that store is not here."""
-    wanted = members[0].opened.request_validation(request.rows, members[0].run, members[0].card)
+def _predict_validation(request: SplitRequest, members: list[Opened]) -> SplitPredictions | None:
+    """Return the predictions of the validation split of the runs' own store; None if that store is not here."""
+    wanted = members[0].request_validation(request.rows)
     if wanted is None:
         return None
-    return predict_members(
-        replace(request, rows=wanted),
-        [replace(each, opened=open_rows(wanted, each.run, each.card)) for each in members],
-    )
+    return predict_members(replace(request, rows=wanted), [open_rows(wanted, each.run, each.card) for each in members])
 
 
 def _describe(operating: Mapping[str, Any]) -> list[str]:

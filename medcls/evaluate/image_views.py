@@ -43,7 +43,7 @@ class ViewPlan:
         kind: "center", "dense", "multicrop" or "both".
         scales: Shortest sides Q, ascending; () = the image as `crop` takes it, and nothing else.
         flips: Mirror images, too.
-        crops_per_side: Of the grid of crops; None where there is none.
+        crops_per_side: Side of the grid of crops; None if there is none.
         size: (H, W) that the network was trained on.
         crop: What the model takes of an image; None = all of it.
         usual: The middle of the training scales, which a name leaves out.

@@ -78,7 +78,7 @@ class Judged:
     Attributes:
         rows: Scores and truth with the thresholds of the decision, and whose they are.
         choices: What was chosen on other rows.
-        columns: For subgroups: name to the value of each row.
+        columns: Columns of subgroups: name to the value of each row.
         image_ids: Name of each row; () if nothing names them.
         labels: Cell of a reader's answer to class index.
         plan: The frozen plan of analysis, or None.
@@ -114,9 +114,9 @@ class Found:
     """What was measured.
 
     Attributes:
-        metrics: As in metrics.json.
+        metrics: Content of metrics.json.
         notes: What a reader of the report has to know.
-        facts: For the checklists: the planned size of the study.
+        facts: Items of the checklists: the planned size of the study.
     """
 
     metrics: dict[str, Any]

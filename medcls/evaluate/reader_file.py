@@ -28,7 +28,7 @@ class Readers:
         level: "image", or "patient" if the file names patients that have several images.
         readings: One for each reader; their rows are rows of the predictions, or patients by their number.
         notes: What a reader of the report has to know.
-        sha256: Of the file.
+        sha256: Checksum of the file.
     """
 
     level: str
@@ -46,7 +46,7 @@ def read_readers(path: Path, rows: Rows, *, image_ids: Sequence[str], labels: Ma
     Args:
         path: .csv, .tsv or .parquet.
         rows: The rows that were evaluated.
-        image_ids: Of each of them; () = not known.
+        image_ids: Image of each row; () = not known.
         labels: Label as written to class index; {} for several labels and grades as numbers.
 
     Raises:

@@ -107,7 +107,7 @@ def describe_openings(parts: Sequence[SplitPredictions], *, split: str) -> list[
 
 def _list_openings(part: SplitPredictions) -> list[str]:
     """Return one line for several openings; none for one, or of rows that cannot judge the run."""
-    lines = list_openings(part.run, part.opened, split=part.key["split"])
+    lines = list_openings(part.opened, split=part.key["split"])
     if len(lines) < 2 or not part.opened.exposure.has_unseen:
         return []
     said = []

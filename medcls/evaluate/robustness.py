@@ -69,7 +69,7 @@ def measure_robustness(
 def _worsen(
     batches: Iterable[Batch], *, name: str, strength: float, seed: int, value_range: tuple[float, float]
 ) -> Iterator[Batch]:
-    """The batches with each image perturbed; what is drawn for an image depends on its place, not on its batch."""
+    """Yield the batches with each image perturbed; the draws of an image depend on its place, not on its batch."""
     for batch in batches:
         changed = [
             perturb(
@@ -102,7 +102,7 @@ def perturb(
     Args:
         image: (C, H, W) or (C, D, H, W), uint8, uint16, int16 or float16.
         name: One of `PERTURBATIONS`.
-        strength: In the unit that stands there.
+        strength: Strength in the unit of `PERTURBATIONS`.
         seed: One for each image.
         value_range: (lowest, highest) value that the image may have.
 

@@ -30,9 +30,9 @@ class ScoreFile:
         setting: "predictions=scores.csv", for messages.
         columns: Name to the cells, stripped; "" = blank. Numbers of a Parquet file are spelt so that they read back
             to the same bits.
-        places: Of each row its line in the file (CSV, the header is line 1) or its number from 1 (Parquet).
+        places: Place of each row: its line in the file (CSV, the header is line 1) or its number from 1 (Parquet).
         unit: "line" or "row".
-        sha256: Of the file.
+        sha256: Checksum of the file.
     """
 
     setting: str

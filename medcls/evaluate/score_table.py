@@ -27,12 +27,12 @@ class ScoreTable:
     Attributes:
         form: The task.
         rows: Predictions, patients and studies of the rows with a known truth.
-        image_ids: Of each row; () if the file has no such column.
+        image_ids: Image of each row; () if the file has no such column.
         columns: Other columns by name, "" = blank.
         left_out: Number of rows without a truth.
         outside: Number of scores outside [0, 1], of a task with probabilities.
         normalized: Number of rows whose probabilities were divided by their sum.
-        sha256: Of the file.
+        sha256: Checksum of the file.
         patients_known: Whether the file says whose rows they are.
         total: Number of "images" and "patients" of the file, rows without a truth included.
         thresholds: Label to the threshold of the run's decision, of a table that medcls wrote; {} = not known.

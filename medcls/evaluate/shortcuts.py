@@ -159,14 +159,14 @@ def _rank(folds: Sequence[_Fold], target: Integers) -> list[list[Ranking]]:
 
 
 def _average(rankings: Sequence[Ranking], weights: Floats) -> Floats:
-    """Mean AUC of the folds that hold both sides, in each replicate; (R,), NaN where none does."""
+    """Return the mean AUC of the folds that hold both sides, in each replicate; (R,), NaN if no fold does."""
     areas = np.array([compute_auc(ranking, weights) for ranking in rankings])
     known = np.isfinite(areas)
     return ratio(np.where(known, areas, 0.0).sum(axis=0), known.sum(axis=0))
 
 
 def _solve_ridge(columns: Floats, new: Floats) -> Floats:
-    """The matrix (new, N) from indicators of the known rows to scores; solved over features or rows, the fewer."""
+    """Return the matrix (new, N) from known rows' indicators to scores, solved over the fewer of features and rows."""
     mean, spread = columns.mean(axis=0), columns.std(axis=0)
     scale = np.where(spread > 1e-12, spread, np.inf)
     known, asked = (columns - mean) / scale, (new - mean) / scale

@@ -84,8 +84,6 @@ class SplitPredictions:
     """What a run says about the images of a split.
 
     Attributes:
-        run: Folder of the run.
-        card: Card of its model.
         opened: The rows.
         rows: Scores and truth, and whose they are.
         folder: Folder of the results.
@@ -93,12 +91,10 @@ class SplitPredictions:
         key: Checksums of all that the predictions follow from.
         plan: The views of each image.
         logits: (N, L).
-        members: Of several runs, whose scores these are the mean of; () = of this run alone. Where there are some,
-            `run`, `card`, `opened`, `log` and `plan` are the first one's.
+        members: Predictions of each of several runs, if these are their mean; () for one run. If there are some,
+            `opened`, `log` and `plan` are the first one's.
     """
 
-    run: Path
-    card: ModelCard
     opened: Opened
     rows: Rows
     folder: Path
@@ -109,24 +105,28 @@ class SplitPredictions:
     members: tuple[SplitPredictions, ...] = ()
 
     @property
+    def run(self) -> Path:
+        """Folder of the run."""
+        return self.opened.run
+
+    @property
+    def card(self) -> ModelCard:
+        """Card of its model."""
+        return self.opened.card
+
+    @property
     def parts(self) -> tuple[SplitPredictions, ...]:
-        """Of each run by itself."""
+        """Predictions of each run by itself."""
         return self.members or (self,)
 
     @property
     def openings(self) -> int:
         """How often these rows were opened by the run; of several by the one that opened them most."""
-        return max(len(list_openings(part.run, part.opened, split=part.key["split"])) for part in self.parts)
+        return max(len(list_openings(part.opened, split=part.key["split"])) for part in self.parts)
 
 
 def predict_split(
-    request: SplitRequest,
-    run: Path,
-    *,
-    card: ModelCard,
-    opened: Opened,
-    folder: Path | None = None,
-    use: str = EVALUATED,
+    request: SplitRequest, opened: Opened, *, folder: Path | None = None, use: str = EVALUATED
 ) -> SplitPredictions:
     """Return the predictions of the opened rows and keep them as predictions.parquet, one row an image.
 
@@ -135,29 +135,30 @@ def predict_split(
 
     `use` says what the rows are opened for; the results go into the folder of this split in the run if none is given.
     """
+    run, card = opened.run, opened.card
     plan = plan_views(request.views, crop=card.crop, stored=opened.store.shape, sides=find_sides_of(card))
     split = request.rows.split
     log = run / EVALUATION / f"{opened.store.name}-{split}" / OPENED
     folder = folder or log.parent.with_name("-".join(filter(None, (log.parent.name, plan.name))))
     check_folder(folder, opened.store)
     folder.mkdir(parents=True, exist_ok=True)
-    key = list_inputs(request, run, opened=opened, plan=plan)
+    key = list_inputs(request, opened, plan)
     logits = read_repetition(folder, key)
     if logits is None:
-        logits = predict_views(request, run, opened=opened, plan=plan, log=log, use=use)
+        logits = predict_views(request, opened, plan=plan, log=log, use=use)
     elif opened.exposure.has_unseen and not any(
-        line["key"] == key and line.get("use", EVALUATED) == use for line in list_openings(run, opened, split=split)
+        line["key"] == key and line.get("use", EVALUATED) == use for line in list_openings(opened, split=split)
     ):
-        log_opening(run, opened=opened, key=key, log=log, use=use)
-    rows = build_rows(card, opened, logits)
+        log_opening(opened, key=key, log=log, use=use)
+    rows = build_rows(opened, logits)
     write_predictions(folder, opened, rows=rows, logits=logits, key=key)
-    return SplitPredictions(run, card, opened, rows, folder, log, key, plan, logits)
+    return SplitPredictions(opened, rows, folder, log, key, plan, logits)
 
 
-def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan) -> Mapping[str, Any]:
+def list_inputs(request: SplitRequest, opened: Opened, plan: ViewPlan) -> Mapping[str, Any]:
     """Return the checksums and settings that predictions follow from."""
     return {
-        "model_sha256": sha256_file(run / MODEL),
+        "model_sha256": sha256_file(opened.run / MODEL),
         "store_sha256": opened.store.sha256,
         "split": request.rows.split,
         "split_sha256": opened.certificate.get("split_sha256"),
@@ -167,9 +168,9 @@ def list_inputs(request: SplitRequest, run: Path, *, opened: Opened, plan: ViewP
     } | plan.to_json()
 
 
-def build_rows(card: ModelCard, opened: Opened, logits: NDArray[np.float64]) -> Rows:
+def build_rows(opened: Opened, logits: NDArray[np.float64]) -> Rows:
     """Return scores and truth of the opened rows, checked, and whose they are."""
-    task, truth = card.task, opened.targets
+    task, truth = opened.card.task, opened.targets
     if task.kind != "multilabel":
         truth = truth[:, 0]
     scores = compute_scores(task.output, torch.from_numpy(logits)).numpy()
@@ -189,31 +190,30 @@ def values_of(opened: Opened, column: str) -> list[Any]:
 
 
 def check_folder(folder: Path, store: Store) -> None:
-    """Raise ConfigError where the folder holds the results of another store, which may have the same name."""
+    """Check that the folder does not hold the results of another store, which may have the same name."""
     if (folder / INPUTS).is_file() and read_json(folder / INPUTS).get("store_sha256") != store.sha256:
         raise ConfigError(f"{folder} holds the results of another store: choose a folder with out=DIR")
 
 
 def predict_views(
-    request: SplitRequest, run: Path, *, opened: Opened, plan: ViewPlan, log: Path, use: str = EVALUATED
+    request: SplitRequest, opened: Opened, *, plan: ViewPlan, log: Path, use: str = EVALUATED
 ) -> NDArray[np.float64]:
     """Return the logits (N, L) of the opened rows, the scores of several views averaged; the opening is counted.
 
     The log is in the run, wherever the results go and whatever the views: nothing makes an opening uncounted.
     """
     # A model or device that cannot be used is found before the split is opened.
-    model, card = read_model(run / MODEL)
+    model, card = read_model(opened.run / MODEL)
     options = request.choose_options()
     passes = build_passes(plan, model.to(options.rules.device), output=card.task.output)
     # Counted before the first image is read: an evaluation that is interrupted was an opening, too.
-    key = list_inputs(request, run, opened=opened, plan=plan)
-    log_opening(run, opened=opened, key=key, log=log, use=use)
+    log_opening(opened, key=list_inputs(request, opened, plan), log=log, use=use)
     logits = [compute_logits(opened, passed, options, split=request.rows.split) for passed in passes]
     averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
     return averaged
 
 
-def log_opening(run: Path, *, opened: Opened, key: Mapping[str, Any], log: Path, use: str) -> None:
+def log_opening(opened: Opened, *, key: Mapping[str, Any], log: Path, use: str) -> None:
     """Append an opening to the log, with the content of its rows beside it; of rows that can judge the run say so."""
     log.parent.mkdir(parents=True, exist_ok=True)
     split = key["split"]
@@ -221,7 +221,7 @@ def log_opening(run: Path, *, opened: Opened, key: Mapping[str, Any], log: Path,
     name = f"opened-{rows[:16]}.parquet"
     if not (log.parent / name).is_file():
         write_table(log.parent / name, opened.store.read(PIXELS, rows=opened.rows))
-    number = len(list_openings(run, opened, split=split)) + 1
+    number = len(list_openings(opened, split=split)) + 1
     line = {
         "key": key,
         "split": split,
@@ -244,7 +244,7 @@ def hash_rows(opened: Opened) -> str:
     return sha256_json(sorted(values_of(opened, PIXELS)))
 
 
-def list_openings(run: Path, opened: Opened, *, split: str) -> list[Mapping[str, Any]]:
+def list_openings(opened: Opened, *, split: str) -> list[Mapping[str, Any]]:
     """Return every line on any of these rows, in the order of opening: by content, not by folder, store, view or use.
 
     Of rows that can judge the run only openings of such rows: split=all holds the validation split, too.
@@ -254,7 +254,7 @@ def list_openings(run: Path, opened: Opened, *, split: str) -> list[Mapping[str,
     rows, values = hash_rows(opened), pa.array(values_of(opened, PIXELS))
     known: dict[str, bool] = {rows: True}
     found = []
-    for log in sorted((run / EVALUATION).glob(f"*/{OPENED}")):
+    for log in sorted((opened.run / EVALUATION).glob(f"*/{OPENED}")):
         for line in _read_openings(log):
             if opened.exposure.has_unseen and not _is_unseen(line):
                 continue

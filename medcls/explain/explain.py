@@ -187,7 +187,7 @@ def predict(run: Path, request: SplitRequest) -> SplitPredictions:
     card = read_card(run / MODEL)
     note_version(run / MODEL)
     opened = open_rows(request.rows, run, card)
-    found = predict_split(request, run, card=card, opened=opened, use="explained")
+    found = predict_split(request, opened, use="explained")
     choices = read_choices(run, model_sha256=found.key["model_sha256"])
     if choices is None:
         return found
@@ -286,7 +286,7 @@ def file_name(image_id: str) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError where the folder holds something that no explanation wrote."""
+    """Check that the folder holds nothing but what an explanation wrote."""
     if folder.is_file():
         raise ConfigError(f"out={folder} is a file: choose a folder")
     paths = list(folder.iterdir()) if folder.is_dir() else []

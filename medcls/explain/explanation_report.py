@@ -220,7 +220,7 @@ def write_explanation_page(
         folder: Folder of the explanation.
         method: How the maps were made.
         summary: What was found.
-        curves: Of each image, the map's and those of the map moved; [] of a blank one.
+        curves: Curves of each image, of its map and of the map moved; [] of a blank map.
         pictures: The images.
         facts: Name of the store, and what a reader must know about the rows.
     """

@@ -47,7 +47,7 @@ def find_layer(stages: Mapping[str, nn.Module], name: str | None = None) -> tupl
 
 
 def _unfold(module: nn.Module) -> list[nn.Module]:
-    """The modules that run one after the other: those of a list or a Sequential, and of a block that ends in a pool."""
+    """Return the modules that run one after the other: of a list, a Sequential, or a block that ends in a pool."""
     children = list(module.children())
     if type(module) in (Stage, nn.Sequential) or (children and _is_pool(children[-1])):
         return [each for child in children for each in _unfold(child)]

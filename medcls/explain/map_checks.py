@@ -43,7 +43,7 @@ def read_boxes(path: Path, store: Store) -> dict[str, Box]:
 
     Args:
         path: CSV with image_id (or path, where ids are as declared) and box_y, box_x, box_h, box_w in file pixels.
-        store: Of 2-D images that were padded or stretched into their frame.
+        store: Store of 2-D images that were padded or stretched into their frame.
 
     Raises:
         MissingInputError: no such file.

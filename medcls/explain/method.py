@@ -33,7 +33,7 @@ class Target:
     Attributes:
         kind: The task.
         index: Class; -1 = the whole answer (a value, or the expected grade).
-        words: For readers.
+        words: Name for readers.
         output: What the network's outputs are; "" = as the kind says.
         clinical: (C,) the image's own columns, held fixed; () where the network takes none.
     """

@@ -29,11 +29,11 @@ def write_overlay(
     is; maps with negative values are drawn in red (for) and blue (against), others from dark to bright.
 
     Args:
-        path: Of the PNG.
+        path: Path of the PNG.
         image: (C, H, W) or (C, D, H, W), 1 or 3 channels. Unsigned integers by their type's range, others by their own.
         heat: (H, W) or (D, H, W).
         title: Over the picture, such as the predicted score.
-        legend: Of the colour bar.
+        legend: Text at the colour bar.
         box: (y, x, height, width) drawn dashed: where the sign is known to be.
     """
     if heat.ndim == 3:

@@ -41,8 +41,8 @@ class Case:
             saw the like and out_of_domain=allow.
         detail: What was found and expected; no identifying value.
         headers: Allow-listed DICOM attributes; {} for other formats and where the header was not understood.
-        logits: Of one run; None for several, and where there are no scores.
-        scores: As compute_scores returns them, the mean over the runs; None where there are none.
+        logits: Outputs of one run; None for several runs, or without scores.
+        scores: Mean over the runs of what compute_scores returns; None if there are none.
         level: "image", "series" or "patient".
         images: How many went into the scores of a series or patient.
         aggregation: By which rule; "" of an image.
@@ -51,8 +51,8 @@ class Case:
         key: What the image_id is made of, as in a store; "" = the path.
         predicted: The answer of the decision: a class, labels joined by ";", or a number; None without scores.
         decision: The rule that answered, with its thresholds; None without scores.
-        distance: From the training images, in units of the threshold frozen on validation; None if not known.
-        pixel_sha256: Of what the network saw of an image; "" of a series or patient.
+        distance: Distance from the training images, in units of the threshold frozen on validation; None if not known.
+        pixel_sha256: Checksum of the pixels of an image; "" for a series or patient.
         region: (x, y, width, height) in pixels of the file; None = the whole image.
         notes: Words of imaging.volume.NOTES with spaces between; "" of an image of 2-D.
     """

@@ -215,8 +215,8 @@ def judge_distance(case: Case, distance: float, *, false_alarms: float, out_of_d
     """Fill in how far the image is from those of training, and refuse or note it if it is far.
 
     Args:
-        case: Of the image.
-        distance: In units of the threshold that was frozen on validation.
+        case: Case of the image.
+        distance: Distance in units of the threshold that was frozen on validation.
         false_alarms: Expected share of images like those of validation that are far.
         out_of_domain: "refuse", "note" or "allow".
     """

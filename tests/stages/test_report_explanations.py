@@ -50,7 +50,7 @@ def read(compose_job: Callable[..., Any]) -> Callable[[Path], Found]:
         job: EvaluateJob = compose_job("evaluate", f"run={run}", "device=cpu", "workers=0")
         card = read_card(run / MODEL)
         request = read_request(job)
-        found = predict_split(request, run, card=card, opened=open_rows(request.rows, run, card))
+        found = predict_split(request, open_rows(request.rows, run, card))
         return read_explanations(found, store=job.store)
 
     return read_of
