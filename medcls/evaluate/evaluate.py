@@ -12,6 +12,7 @@ from medcls.console import say
 from medcls.data.targets import describe_positive
 from medcls.errors import ConfigError, DataError, UsageError
 from medcls.evaluate.baseline import measure_baseline
+from medcls.evaluate.choices import Choices
 from medcls.evaluate.ensemble import open_members, predict_members, read_run_card
 from medcls.evaluate.evaluation_data import Opened, RowRequest, open_rows
 from medcls.evaluate.far_images import describe_far, measure_far
@@ -126,11 +127,7 @@ def evaluate(job: EvaluateJob) -> None:
         found = measure_all(
             measuring, judged, facts=describe_rows(predictions), other=name_compared(predictions, other), beside=beside
         )
-        notes = [positive.removeprefix("notice: ")] * positive.startswith("notice")
-        notes += list(dict.fromkeys(note for member in members for note in member.notes)) + choices.notes
-        notes += [*describe_openings(predictions.parts, split=job.split), *describe_ensemble(predictions.parts)]
-        if absent:
-            notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
+        notes = list_notes(members, predictions, choices, positive=positive, absent=absent)
         notes += [*found.notes, *describe_far(found.metrics.get("training_distance"))]
 
         def build() -> Evaluation:
@@ -146,6 +143,27 @@ def evaluate(job: EvaluateJob) -> None:
             )
 
         publish(predictions.folder, judged, found, build if job.report else None, title=job.split, said=("", ""))
+
+
+def list_notes(
+    members: Sequence[Opened],
+    predictions: SplitPredictions,
+    choices: Choices,
+    *,
+    positive: str,
+    absent: Sequence[str],
+) -> list[str]:
+    """Return what a reader has to know of the positive class, the rows, the choices, the openings and the subgroups."""
+    notes = []
+    if positive.startswith("notice"):
+        notes.append(positive.removeprefix("notice: "))
+    notes += dict.fromkeys(note for member in members for note in member.notes)
+    notes += choices.notes
+    notes += describe_openings(predictions.parts, split=predictions.key["split"])
+    notes += describe_ensemble(predictions.parts)
+    if absent:
+        notes.append(f"no subgroups by {', '.join(absent)}: the store has no such column")
+    return notes
 
 
 def describe_rows(predictions: SplitPredictions) -> dict[str, object]:

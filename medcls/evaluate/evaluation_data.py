@@ -132,7 +132,7 @@ def open_rows(wanted: RowRequest, run: Path, card: ModelCard) -> Opened:
         notes.append("synthetic images: the figures say nothing about patients")
     rows = rows[known]
     exposure = Exposure(len(rows), int(trained[known].sum()), int(chose[known].sum()))
-    notes[:0] = filter(None, [exposure.title])
+    notes = [*filter(None, [exposure.title]), *notes]
     clinical = encode_rows(card.clinical, store, rows, where=f"split={wanted.split}")
     return Opened(run, card, store, rows, targets[known], certificate, notes, exposure, clinical)
 

@@ -66,7 +66,7 @@ class ViewPlan:
         if self.scales != (self.usual,):
             parts.append("q" + "-".join(map(str, self.scales)))
         if self.flips != (self.kind != CENTER):
-            parts.append("no" * (not self.flips) + "flips")
+            parts.append("flips" if self.flips else "noflips")
         if self.crops_per_side not in (None, _GRID):
             parts.append(f"{self.crops_per_side}x{self.crops_per_side}")
         return "-".join(parts)
@@ -85,7 +85,9 @@ class ViewPlan:
         grid = f"{self.crops_per_side} x {self.crops_per_side} crops"
         whole = "densely on the whole image, the class map averaged"
         what = {CENTER: "the middle", DENSE: whole, MULTICROP: grid, BOTH: f"{whole}, and {grid}"}[self.kind]
-        scales = f"at shortest side {', '.join(map(str, self.scales))}" + ", also mirrored" * self.flips
+        scales = f"at shortest side {', '.join(map(str, self.scales))}"
+        if self.flips:
+            scales += ", also mirrored"
         return f"views of each image: {what}; {scales}; scores averaged"
 
 

@@ -60,7 +60,7 @@ def describe_evaluated(path: Path, task: Task, decision: Decision) -> None:
     for name, value in decision.thresholds.items():
         column = THRESHOLD if task.kind == "binary" else f"{THRESHOLD}_{name}"
         # A class that is never called has no threshold.
-        thresholds[column] = [value] * math.isfinite(value)
+        thresholds[column] = [value] if math.isfinite(value) else []
     content = {
         "columns": columns,
         "task": task.kind,
