@@ -138,7 +138,7 @@ def test_the_real_report_has_flow_patients_pictures_and_documents(
     folder = run_evaluate(run_copy, "split=test", "gallery=2")
     page = (folder / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 4
-    assert "Who is in it?" in page
+    assert "Which patients were evaluated?" in page
     assert "Patients of each split" in page
     claim = read_json(folder / "claim.json")
     filled = {entry["item"] for entry in claim["filled"]}
