@@ -140,10 +140,6 @@ def _parse(text: str) -> float:
 def encode_clinical(spec: ClinicalSpec, table: pa.Table) -> tuple[NDArray[np.float32], Faults]:
     """Return the design matrix of some rows, and why rows have none.
 
-    Args:
-        spec: Of the model.
-        table: Rows with the columns of the spec.
-
     Returns:
         (N, C) float32, NaN in rows with a fault; place of the row -> what is wrong with it. A fault is a missing value
         where training had none, a level that training did not have, and a text that is no number.

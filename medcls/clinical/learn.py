@@ -23,12 +23,7 @@ _ONE = 1 - 1e-9  # correlation with the label
 
 
 def check_columns(names: Sequence[str], *, there: Sequence[str]) -> None:
-    """Raise ConfigError where a column is asked for twice, name a patient, image or label, or is not there.
-
-    Args:
-        names: Asked for.
-        there: Of the manifest.
-    """
+    """Raise ConfigError where a column is asked for twice, name a patient, image or label, or is not there."""
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"clinical: {name} is listed twice: name each column once")

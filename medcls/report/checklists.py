@@ -122,7 +122,7 @@ NOT_STATED = {
 """What stands beside an item that is left to the authors although a setting could fill it."""
 
 
-def fill_checklist(items: tuple[Item, ...], facts: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+def fill_checklist(items: tuple[Item, ...], facts: Mapping[str, Any], *, source: str) -> dict[str, object]:
     """Items with a known fact filled, all others listed for the authors; ready for JSON.
 
     Args:

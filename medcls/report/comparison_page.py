@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medcls.files import write_bytes
-from medcls.identity import PER_IMAGE, describe_patients, name_units
-from medcls.report.assessed_tables import Cell, Table
+from medcls.identity import PER_IMAGE, describe_patients, format_count, name_units
+from medcls.report.assessed_tables import Cell, Row, Table
 from medcls.report.content import INTENDED_USE
 from medcls.report.drawing import draw_arms, draw_folds, draw_learning_curves
 from medcls.report.panels import Panel, PanelPlan, write_panel
 from medcls.report.templates import load_template
 from medcls.statistics.definitions import find_definition, name_metric
-from medcls.statistics.number_text import Number, format_number, format_p, format_value
+from medcls.statistics.number_text import Number, format_interval, format_number, format_p, format_value
 
 Results = Mapping[str, Any]
 ALL = "all"
@@ -29,14 +30,10 @@ _TESTS = {
 
 
 def write_comparison_page(folder: Path, results: Results) -> Path:
-    """Return the path of report.html; beside it figures/ as PNG.
+    """Write report.html and its figures; return the page's path.
 
     The page needs no network, runs no script, follows the reader's light or dark scheme, and shows no patient or image
     identifier.
-
-    Args:
-        folder: Is made if missing.
-        results: What comparison.json holds.
     """
     # All training images first: what a reader asks about.
     sizes = sorted(results["sizes"], key=lambda size: size != ALL)
@@ -66,7 +63,6 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
     design = results["design"]
     first = next(iter(next(iter(results["sizes"].values()))["arms"].values()))["folds"]
     once = [fold for fold in first if fold["repeat"] == first[0]["repeat"]]
-    known = _origin(results) != PER_IMAGE
     shape = {
         "kfold": f"{design['k']} folds",
         "repeated": f"{design['repeats']} × {design['k']} folds",
@@ -75,10 +71,14 @@ def list_facts(results: Results) -> list[tuple[str, str]]:
     }[design["kind"]]
     return [
         (str(len(results["arms"])), "arms"),
-        (shape, "by patient" if known else "by image"),
+        (shape, name_units("by patient", _origin(results))),
         (str(sum(fold["images"] for fold in once)), "images tested"),
-        (str(sum(fold["patients"] for fold in once)), "patients") if known else ("unknown", "patients"),
+        (_count_patients(sum(fold["patients"] for fold in once), results), "patients"),
     ]
+
+
+def _count_patients(number: int, results: Results) -> str:
+    return "unknown" if _origin(results) == PER_IMAGE else str(number)
 
 
 def list_notes(results: Results) -> list[str]:
@@ -89,11 +89,9 @@ def list_notes(results: Results) -> list[str]:
     ]
     openings = results["design"]["openings"]
     if openings:
-        notes.append(
-            f"the store's test rows were opened {openings} time{'s' if openings != 1 else ''} for this comparison"
-        )
+        notes.append(f"the store's test rows were opened {format_count(openings, 'time')} for this comparison")
     unknown = describe_patients(_origin(results)) if "patients_from" in results else ""
-    return [*([unknown] if unknown else []), *results.get("notes", []), *notes]
+    return [*filter(None, [unknown]), *results.get("notes", []), *notes]
 
 
 def _origin(results: Results) -> str:
@@ -115,13 +113,13 @@ def describe_spread(results: Results) -> str:
     """Return what a number is the mean of, and what its interval is over."""
     unit = name_unit(results)
     over = name_units("patients", _origin(results))
-    return f"Mean over {unit}s with 95 % interval over {over}" + (" and seeds" if unit == "seed" else "")
+    return f"Mean over {unit}s with 95 % interval over {over}" + " and seeds" * (unit == "seed")
 
 
 def draw_panels(results: Results, figures: Path) -> list[Panel]:
     """Return the figures: all arms, their folds, and over sizes."""
     metric, label = results["metric"], name_metric(results["metric"])
-    largest = ALL if ALL in results["sizes"] else max(results["sizes"], key=int)
+    largest = max(results["sizes"], key=lambda size: math.inf if size == ALL else int(size))
     arms = results["sizes"][largest]["arms"]
     entries = {name: arm["metrics"][metric] for name, arm in arms.items()}
     by_fold = {name: [fold["metrics"][metric] for fold in arm["folds"]] for name, arm in arms.items()}
@@ -145,7 +143,7 @@ def build_curves(results: Results) -> dict[str, list[tuple[float, Mapping[str, A
     """Arm -> its metric at each number of training images, rising; "all" is the mean over the folds."""
     images: dict[str, list[int]] = {}
     for fold in results["folds"]:
-        images.setdefault(ALL if fold["size"] is None else str(fold["size"]), []).append(fold["images"]["train"])
+        images.setdefault(str(fold["size"] or ALL), []).append(fold["images"]["train"])
     sizes = sorted((sum(images[size]) / len(images[size]), size) for size in results["sizes"])
     names = next(iter(results["sizes"].values()))["arms"]
     return {
@@ -162,11 +160,12 @@ def build_arm_tables(results: Results, size: str) -> list[Table]:
     arms = results["sizes"][size]["arms"]
     tables = []
     for part, metrics in enumerate(_divide([results["metric"], *results["secondary"]])):
-        rows: list[tuple[str, list[Cell]]] = [
+        rows: list[Row] = [
             (name, [format_number(metric, arm["metrics"][metric]) for metric in metrics]) for name, arm in arms.items()
         ]
-        title = f"Arms{', further metrics' if part else ''}, training images: {size}"
-        tables.append(Table(title, "" if part else caption, ["Arm", *map(name_metric, metrics)], rows))
+        further = ", further metrics" * (part > 0)
+        columns = ["Arm", *map(name_metric, metrics)]
+        tables.append(Table(f"Arms{further}, training images: {size}", caption * (part == 0), columns, rows))
     return tables
 
 
@@ -181,7 +180,7 @@ def build_pair_tables(results: Results, size: str) -> list[Table]:
     tables = [_build_pairs(pairs[main], name_metric(main), results, size)]
     caption = "Differences; p values are Holm-corrected over the pairs of a metric, not over the metrics."
     for metrics in _divide([metric for metric in results["secondary"] if metric in pairs]):
-        rows: list[tuple[str, list[Cell]]] = [
+        rows: list[Row] = [
             (f"{pair['first']} − {pair['second']}", [_difference(pairs[metric][k]) for metric in metrics])
             for k, pair in enumerate(pairs[main])
         ]
@@ -191,33 +190,29 @@ def build_pair_tables(results: Results, size: str) -> list[Table]:
 
 
 def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Results, size: str) -> Table:
-    tested = any(pair["test"] for pair in pairs)
-    columns = ["Pair", "Difference"]
-    columns += ["p of the test", "Holm"] if tested else []
-    columns += ["Bootstrap interval", "p of the bootstrap", "Holm"]
-    rows: list[tuple[str, list[Cell]]] = []
+    columns = ["Pair", "Difference", "Bootstrap interval", "p of the bootstrap", "Holm"]
+    caption = f"{title}: {results['direction']}. Test: {_TESTS[results['design']['kind']]}"
+    if any(pair["test"] for pair in pairs):
+        columns[2:2] = ["p of the test", "Holm"]
+        caption += "; the bootstrap keeps the trained models and resamples patients"
+    rows: list[Row] = []
     for pair in pairs:
         test, drawn = pair["test"], pair["bootstrap"]
-        cells: list[Cell] = [_number(pair["difference"], test)]
-        cells += [format_p(test["p_value"]), format_p(test["p_holm"])] if test else []
-        cells += [_interval(drawn), format_p(drawn["p_value"]), format_p(drawn["p_holm"])]
+        undefined = "undefined in a fold" * (pair["difference"] is None)
+        bounds = format_interval(drawn["low"], drawn["high"]) or "—"
+        cells: list[Cell] = [
+            Number(_signed(pair["difference"]), "", undefined, None),
+            Number(bounds, "", str(drawn.get("reason") or drawn.get("note") or ""), None),
+            format_p(drawn["p_value"]),
+            format_p(drawn["p_holm"]),
+        ]
+        if test:
+            interval = format_interval(test["low"], test["high"])
+            cells[0] = Number(_signed(pair["difference"]), interval, undefined, None)
+            cells[1:1] = [format_p(test["p_value"]), format_p(test["p_holm"])]
         rows.append((f"{pair['first']} − {pair['second']}", cells))
-    caption = f"{title}: {results['direction']}. Test: {_TESTS[results['design']['kind']]}"
-    caption += "; the bootstrap keeps the trained models and resamples patients" if tested else ""
     caption += ". Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
-
-
-def _number(value: float | None, test: Mapping[str, Any] | None) -> Number:
-    bounded = test is not None and test["low"] is not None
-    interval = f"{format_value(test['low'])} – {format_value(test['high'])}" if bounded and test else ""
-    return Number(_signed(value), interval, "" if value is not None else "undefined in a fold", None)
-
-
-def _interval(drawn: Mapping[str, Any]) -> Number:
-    known = drawn["low"] is not None
-    text = f"{format_value(drawn['low'])} – {format_value(drawn['high'])}" if known else "—"
-    return Number(text, "", str(drawn.get("reason") or drawn.get("note") or ""), None)
 
 
 def _difference(pair: Mapping[str, Any]) -> Number:
@@ -233,11 +228,10 @@ def build_fold_table(results: Results, size: str) -> Table:
     """Folds in rows, arms in columns: the main metric."""
     arms = results["sizes"][size]["arms"]
     folds = next(iter(arms.values()))["folds"]
-    rows: list[tuple[str, list[Cell]]] = []
+    rows: list[Row] = []
     for k, fold in enumerate(folds):
         values = [format_value(arm["folds"][k]["metrics"][results["metric"]]) for arm in arms.values()]
-        patients = "unknown" if _origin(results) == PER_IMAGE else str(fold["patients"])
-        rows.append((fold["fold"], [str(fold["images"]), patients, *values]))
+        rows.append((fold["fold"], [str(fold["images"]), _count_patients(fold["patients"], results), *values]))
     unit = name_unit(results)
     columns = [unit.capitalize(), "Images tested", "Patients", *arms]
     return Table(f"{name_metric(results['metric'])} by {unit}, training images: {size}", "", columns, rows)
@@ -245,24 +239,21 @@ def build_fold_table(results: Results, size: str) -> Table:
 
 def build_cost_table(results: Results) -> Table:
     """Seconds of all folds together."""
-    rows: list[tuple[str, list[Cell]]] = []
+    rows: list[Row] = []
     for size, found in results["sizes"].items():
         for name, arm in found["arms"].items():
             cost = arm["cost"]
-            cells: list[Cell] = [size, str(cost["trainings"])]
-            cells += [_seconds(cost[key]) for key in ("train_seconds", "shared_seconds", "evaluate_seconds")]
+            seconds = [cost[key] for key in ("train_seconds", "shared_seconds", "evaluate_seconds")]
             speed = cost["train_images_per_second"]
-            rows.append((name, [*cells, "—" if speed is None else f"{speed:.1f}"]))
+            cells: list[Cell] = [size, str(cost["trainings"])]
+            numbers = [*((each, 0) for each in seconds), (speed, 1)]
+            rows.append((name, [*cells, *("—" if each is None else f"{each:.{digits}f}" for each, digits in numbers)]))
     caption = (
         "Wall time of whole processes, including start-up; shared steps on another store serve all folds and arms. "
         "Cached features are computed by the first run that needs them, and are free for later ones."
     )
     columns = ["Arm", "Training images", "Trainings", "Training, s", "Shared steps, s", "Evaluation, s", "Images/s"]
     return Table("Cost", caption, columns, rows)
-
-
-def _seconds(value: float | None) -> str:
-    return "—" if value is None else f"{value:.0f}"
 
 
 def list_definitions(results: Results) -> list[tuple[str, str, str]]:

@@ -14,12 +14,17 @@ from medcls.report.checklists import CLAIM, CLAIM_SOURCE, TRIPOD, TRIPOD_SOURCE,
 from medcls.report.content import Evaluation
 from medcls.report.odds_table import build_odds_tables, say_number
 from medcls.statistics.curves import name_question
-from medcls.statistics.definitions import DEFINITIONS, HOW_INTERVALS, TASK_METRICS
+from medcls.statistics.definitions import DEFINITIONS, HOW_INTERVALS, choose_headlines
 from medcls.statistics.exposure import Exposure
-from medcls.statistics.number_text import format_number, format_value
+from medcls.statistics.number_text import format_number
+from medcls.statistics.support import RATES
 from medcls.statistics.thresholds import Rule
 
 LEFT = "*Left to the authors.*"
+_UNKNOWN = (
+    "disjoint", "external", "failures", "internal", "recalibration_method", "sample_size", "subgroups_method"
+)  # fmt: skip
+"""Facts that nobody may know of an evaluation."""
 
 
 def write_documents(folder: Path, evaluation: Evaluation) -> None:
@@ -36,28 +41,28 @@ def write_documents(folder: Path, evaluation: Evaluation) -> None:
 def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
     """Return what is known of the study without asking anyone, by the names that `checklists` uses."""
     one, model, metrics = evaluation.predictions, evaluation.model, evaluation.metrics
-    chosen = metrics.get("chosen_on") or {}
-    decision = metrics.get("decision", {}).get("words", "")
     exposure = evaluation.exposure or Exposure(0, known=False)
-    claim, marked = exposure.claim, bool(exposure.title) and exposure.known
-    external = any(note.startswith("external store") for note in evaluation.notes)
-    headline = describe_headlines(evaluation)
-    here = evaluation.where
+    marked = bool(exposure.title) and exposure.known
     known = str(metrics.get("patients_from", ""))
-    trained = str(model.get("training", {}).get("patients_from", known)) if model else known
-    by = "patient" if known else "patient (how patients were told apart is not recorded)"
-    by = "image; patients unknown" if PER_IMAGE in (known, trained) else by
-    claim = claim.replace("by patient", f"by {by}")
-    counts = {"images": metrics.get("n_images"), "patients": metrics.get("n_patients")}
-    facts: dict[str, Any] = {
+    trained = str(model["training"].get("patients_from", known)) if "training" in model else known
+    by = "patient"
+    if PER_IMAGE in (known, trained):
+        by = "image; patients unknown"
+    elif not known:
+        by = "patient (how patients were told apart is not recorded)"
+    claim = exposure.claim.replace("by patient", f"by {by}")
+    performance = describe_headlines(evaluation)
+    facts: dict[str, Any] = dict.fromkeys(_UNKNOWN, "") | {
         "missing": "Images without a label of the task are left out and counted; if one of several labels is unknown, "
         "the image is left out for that label. Unreadable files are quarantined with a reason.",
         "metrics": sorted(name for name in DEFINITIONS if name in metrics),
         "uncertainty": name_units(HOW_INTERVALS, known),
-        "performance": headline,
         "flow": [dict(step) for step in evaluation.flow],
         "demographics": {name: dict(facts) for name, facts in evaluation.demographics.items()},
-        "numbers": counts | ({"patients": "unknown"} if known == PER_IMAGE else {}),
+        "numbers": {
+            "images": metrics.get("n_images"),
+            "patients": "unknown" if known == PER_IMAGE else metrics.get("n_patients"),
+        },
         "accuracy": [
             {
                 "rule": point["kind"],
@@ -68,92 +73,86 @@ def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
             for point in metrics.get("operating_points", [])
             if "rates" in point
         ],
-        "failures": f"report.html shows {len(evaluation.gallery)} of the worst and most uncertain images"
-        if evaluation.gallery
-        else "",
-        "internal": "" if external else f"{here}: {claim}",
-        "external": f"{here}: a different store from the training's; {claim}" if external else "",
         "robustness": metrics.get("robustness", ""),
-        "sample_size": "",
         "subgroups": metrics.get("subgroups", ""),
-        "subgroups_method": name_units(
-            "The main metrics in each subgroup with intervals; groups with few patients are suppressed.", known
-        )
-        if metrics.get("subgroups")
-        else "",
         "recalibration": metrics.get("recalibration", ""),
-        "recalibration_method": "Temperature, Platt or isotonic maps, as the number of patients allows"
-        + (f", fitted on {chosen['where']} {_say_frozen(chosen)}." if chosen else ".")
-        if metrics.get("recalibration")
-        else "",
-        "thresholds": " ".join(
-            [
-                *([f"Chosen on {chosen['where']} {_say_frozen(chosen)}."] if chosen else []),
-                *([decision] if decision else []),
-            ]
-        ),
         "software": {key: evaluation.environment[key] for key in sorted(evaluation.environment)},
         "partitions": dict(evaluation.certificate),
         "labels": list(evaluation.labelling),
         "readers": [sentence for sentence in evaluation.labelling if " readers, rule " in sentence],
-        "disjoint": f"by {by}" if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked else "",
+        **_describe_choices(metrics),
     }
+    if evaluation.gallery:
+        facts["failures"] = f"report.html shows {len(evaluation.gallery)} of the worst and most uncertain images"
+    if any(note.startswith("external store") for note in evaluation.notes):
+        facts["external"] = f"{evaluation.where}: a different store from the training's; {claim}"
+    else:
+        facts["internal"] = f"{evaluation.where}: {claim}"
+    if metrics.get("subgroups"):
+        facts["subgroups_method"] = name_units(
+            "The main metrics in each subgroup with intervals; groups with few patients are suppressed.", known
+        )
+    if evaluation.certificate.get("on_leak") in ("refuse", "drop") and not marked:
+        facts["disjoint"] = f"by {by}"
     if one.kind == "binary":
         negative, positive = one.class_names
         facts["positive"] = f"{positive} (negative: {negative}); sensitivity, PPV and scores are those of {positive}"
-        facts["performance"] = {"Positive class": positive, **headline}
+        performance = {"Positive class": positive, **performance}
     if marked:
-        facts["performance"] = {"Rows": claim, **facts["performance"]}
-    return facts | (_describe_model(model) if model else {}) | dict(evaluation.facts)
+        performance = {"Rows": claim, **performance}
+    facts["performance"] = performance
+    if model:
+        facts |= _describe_model(model)
+    return facts | dict(evaluation.facts)
 
 
-def _say_frozen(chosen: Mapping[str, Any]) -> str:
-    frozen = chosen.get("frozen", True)
-    return "and frozen" if frozen is True else f"(whether that was before these rows were seen is {frozen})"
+def _describe_choices(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the thresholds and the recalibration were chosen."""
+    chosen, thresholds, fitted = metrics.get("chosen_on"), "", "."
+    if chosen:
+        frozen = chosen.get("frozen", True)
+        how = "and frozen" if frozen is True else f"(whether that was before these rows were seen is {frozen})"
+        thresholds, fitted = f"Chosen on {chosen['where']} {how}.", f", fitted on {chosen['where']} {how}."
+    words = metrics.get("decision", {}).get("words", "")
+    facts = {"thresholds": " ".join(filter(None, [thresholds, words]))}
+    if metrics.get("recalibration"):
+        facts["recalibration_method"] = f"Temperature, Platt or isotonic maps, as the number of patients allows{fitted}"
+    return facts
 
 
-def _describe_model(model: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_model(model: Mapping[str, Any]) -> dict[str, object]:
     task, training = model["task"], model["training"]
-    names = ", ".join(task["class_names"])
+    technology = f"deep learning: {model['architecture']}, {task['kind']}"
     if task["kind"] == "binary":
-        names = f"positive class {task['class_names'][1]}, negative {task['class_names'][0]}"
-    transfer = str(training.get("transfer", ""))
+        technology += f" (positive class {task['class_names'][1]}, negative {task['class_names'][0]})"
+    elif task["class_names"]:
+        technology += f" ({', '.join(task['class_names'])})"
+    # Version 0.2.0 recorded the best epoch as `epoch`, counted from 0.
+    best = training["best_epoch"] if "best_epoch" in training else training.get("epoch", -1) + 1
     return {
-        "technology": f"deep learning: {model['architecture']}, {task['kind']}" + (f" ({names})" if names else ""),
+        "technology": technology,
         "preprocessing": model["preprocess"] | ({"crop": model["crop"]} if model.get("crop") else {}),
         "input": f"{model['in_channels']}-channel images, prepared as recorded in the model file",
         "model": {key: model[key] for key in ("architecture", "dropout", "in_channels", "max_value", "task")},
         "initialization": model["ancestors"] or "random",
-        "training": {"transfer": transfer, **training},
-        "selection": f"epoch {_find_best_epoch(training)} by validation {training.get('metric')}",
+        "training": {"transfer": str(training.get("transfer", "")), **training},
+        "selection": f"epoch {int(best) or None} by validation {training.get('metric')}",
         "ensembling": "none",
         "input_checks": "predict refuses images of kinds not seen in training (modality, photometric interpretation, "
         "spacing), and files that cannot be decoded",
     }
 
 
-def _find_best_epoch(training: Mapping[str, Any]) -> int | None:
-    """Return the epoch that was kept, counted from 1; version 0.2.0 recorded it as `epoch`, counted from 0."""
-    epoch = training["best_epoch"] if "best_epoch" in training else training.get("epoch", -1) + 1
-    return int(epoch) or None
-
-
 def describe_headlines(evaluation: Evaluation) -> dict[str, str]:
     """Title to "0.871 (0.829 – 0.908)" of the headline numbers that are there, with their notes and reasons."""
-    found = {}
-    for name in TASK_METRICS[evaluation.predictions.kind].headlines:
-        entry = evaluation.metrics.get(name)
-        if entry is None:
-            continue
-        found[DEFINITIONS[name].title] = _say_entry(entry)
-    return found
+    found = {name: evaluation.metrics.get(name) for name in choose_headlines(evaluation.predictions)}
+    return {DEFINITIONS[name].title: _say_entry(entry) for name, entry in found.items() if entry is not None}
 
 
 def _say_entry(entry: Mapping[str, Any]) -> str:
     """Return an entry of metrics.json as text: value, interval, and what a reader must know of it."""
     number = format_number("", entry)
-    interval = f" ({number.interval})" if number.interval else ""
-    return f"{number.text}{interval}" + (f"; {number.reason}" if number.reason else "")
+    return "; ".join(filter(None, [say_number(number), number.reason]))
 
 
 def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
@@ -171,27 +170,19 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     if facts.get("thresholds"):
         lines += ["", _escape(facts["thresholds"])]
     lines += _list_verdicts(evaluation.metrics.get("analysis"))
-    lines += ["", *(f"- {_escape(sentence)}" for sentence in evaluation.labelling)] if evaluation.labelling else []
+    if evaluation.labelling:
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in evaluation.labelling)]
     lines += ["", "## Results", "", f"| Metric | Value ({over}) |", "|---|---|"]
-    lines += [f"| {title} | {_escape(text)} |" for title, text in facts["performance"].items()]
+    lines += [_row(title, _escape(text)) for title, text in facts["performance"].items()]
     points = facts["accuracy"]
     if points:
         decided = str(evaluation.metrics.get("decision", {}).get("rule", ""))
         lines += ["", f"| Question | Rule | Sensitivity ({over}) | Specificity ({over}) |"]
         lines += ["|---|---|---|---|", *(_card_row(point, decided) for point in points)]
     for table in build_odds_tables(evaluation.metrics):
-        lines += [
-            "",
-            f"## {_escape(table.title)}",
-            "",
-            name_units(table.caption, known),
-            "",
-            f"| {' | '.join(table.columns)} |",
-        ]
-        lines += ["|---" * len(table.columns) + "|"]
-        lines += [
-            f"| {' | '.join(_escape(say_number(cell)) for cell in (name, *cells))} |" for name, cells in table.rows
-        ]
+        lines += ["", f"## {_escape(table.title)}", "", name_units(table.caption, known), ""]
+        lines += [_row(*table.columns), "|---" * len(table.columns) + "|"]
+        lines += [_row(*(_escape(say_number(cell)) for cell in (name, *cells))) for name, cells in table.rows]
     lines += ["", "## Training data", "", *_list(facts, "training", "preprocessing", "disjoint")]
     lines += ["## Ethical considerations", "", LEFT, "", "## Limitations", "", LEFT, ""]
     return "\n".join(lines)
@@ -205,26 +196,31 @@ def _list_verdicts(judged: Mapping[str, Any] | None) -> list[str]:
     lines += [f"> {_escape(note)}" for note in judged["notes"]] + [""] * bool(judged["notes"])
     lines += ["| Criterion | Value (95 % interval) | Verdict |", "|---|---|---|"]
     for row in judged["criteria"]:
-        interval = "" if row["low"] is None else f" ({format_value(row['low'])} – {format_value(row['high'])})"
-        verdict = row["verdict"] + (f": {row['reason']}" if row["reason"] else "")
-        lines.append(f"| {_escape(row['title'])} | {format_value(row['value'])}{interval} | {_escape(verdict)} |")
+        verdict = ": ".join(filter(None, [row["verdict"], row["reason"]]))
+        lines.append(_row(_escape(row["title"]), say_number(format_number("", row)), _escape(verdict)))
     return lines
 
 
 def _card_row(point: Mapping[str, Any], decided: str) -> str:
-    one = Rule(point["rule"], point["target"])
-    rule = one.title + (" (decision)" if one.name == decided else "")
-    rates = " | ".join(_escape(_say_entry(point[name])) for name in ("sensitivity", "specificity"))
-    return f"| {_escape(str(point['question']))} | {rule} | {rates} |"
+    rule = Rule(point["rule"], point["target"]).mark(decided)
+    rates = (_escape(_say_entry(point[name])) for name in RATES)
+    return _row(_escape(str(point["question"])), rule, *rates)
+
+
+def _row(*cells: str) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def _list(facts: Mapping[str, Any], *names: str) -> list[str]:
-    known = [(name, facts[name]) for name in names if facts.get(name)]
-    return [f"- {name}: {_escape(value if isinstance(value, str) else _dump(value))}" for name, value in known] + [""]
-
-
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    lines = []
+    for name in names:
+        value = facts.get(name)
+        if value and not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+        if value:
+            lines.append(f"- {name}: {_escape(value)}")
+    return [*lines, ""]
 
 
 def _escape(text: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -56,6 +57,17 @@ STYLE: dict[Any, Any] = {
 }
 
 Draw = Callable[[Axes], None]
+P = ParamSpec("P")
+
+
+def on_axes(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, Draw]:
+    """Turn a function that draws on axes into one that takes the other arguments and returns a drawing."""
+
+    @wraps(draw)
+    def build(*args: P.args, **kwargs: P.kwargs) -> Draw:
+        return lambda axes: draw(axes, *args, **kwargs)
+
+    return build
 
 
 def write_figure(draw: Draw, path: Path, *, width: float = 5.2, height: float = 4.2) -> str:
@@ -109,120 +121,83 @@ def _follow_scheme(svg: str) -> str:
     return svg[start:end] + style + svg[end:]
 
 
-def draw_risk(kept: Floats, wrong: Floats) -> Draw:
-    """Share of wrong classes over the share of images kept.
-
-    Args:
-        kept: (N,) rising to 1.
-        wrong: (N,).
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.plot(kept, wrong, color=ACCENT, drawstyle="steps-post")
-        axes.set(xlabel="Share of images kept", ylabel="Wrong among them", xlim=(0, 1.01))
-        axes.set_ylim(bottom=-0.005)
-        axes.xaxis.set_major_locator(MultipleLocator(0.2))
-
-    return draw
+@on_axes
+def draw_risk(axes: Axes, kept: Floats, wrong: Floats) -> None:
+    """Draw the share of wrong classes over the share of images kept, which rises to 1; (N,) each."""
+    axes.plot(kept, wrong, color=ACCENT, drawstyle="steps-post")
+    axes.set(xlabel="Share of images kept", ylabel="Wrong among them", xlim=(0, 1.01))
+    axes.set_ylim(bottom=-0.005)
+    axes.xaxis.set_major_locator(MultipleLocator(0.2))
 
 
-def draw_strengths(points: Sequence[Mapping[str, Any]], *, unchanged: float | None, x_label: str, y_label: str) -> Draw:
-    """Return a metric at each strength with its interval; undefined ones are left out.
+@on_axes
+def draw_strengths(
+    axes: Axes, points: Sequence[Mapping[str, Any]], *, unchanged: float | None, x_label: str, y_label: str
+) -> None:
+    """Draw a metric at each strength with its interval; undefined ones are left out.
 
-    Args:
-        points: {"strength", "value", "low", "high"} each.
-        unchanged: The metric on the images as they are.
-        x_label: What the strength is.
-        y_label: The metric.
+    Points have "strength", "value", "low" and "high"; `unchanged` is the metric on the images as they are.
     """
     known = [point for point in points if point["value"] is not None]
-
-    def draw(axes: Axes) -> None:
-        if unchanged is not None:
-            axes.axhline(unchanged, color=MUTED, linewidth=1.0, linestyle=":")
-        strengths, values = [p["strength"] for p in known], [p["value"] for p in known]
-        bounds = [[p["value"] if p[side] is None else p[side] for p in known] for side in ("low", "high")]
-        reach = np.abs(np.array(bounds) - np.array(values)) if known else None
-        axes.errorbar(strengths, values, yerr=reach, color=ACCENT, marker="o", markersize=4, capsize=2.5, linewidth=1.4)
-        axes.set(xlabel=x_label, ylabel=y_label)
-
-    return draw
+    if unchanged is not None:
+        axes.axhline(unchanged, color=MUTED, linewidth=1.0, linestyle=":")
+    strengths, values = [p["strength"] for p in known], [p["value"] for p in known]
+    bounds = [[p["value"] if p[side] is None else p[side] for p in known] for side in ("low", "high")]
+    reach = np.abs(np.array(bounds) - np.array(values)) if known else None
+    axes.errorbar(strengths, values, yerr=reach, color=ACCENT, marker="o", markersize=4, capsize=2.5, linewidth=1.4)
+    axes.set(xlabel=x_label, ylabel=y_label)
 
 
 Entry = Mapping[str, Any]
 
 
-def draw_arms(entries: Mapping[str, Entry], *, label: str) -> Draw:
-    """Return each arm's metric with its interval, one below the other; undefined ones are left out.
-
-    Args:
-        entries: Arm -> {"value", "low", "high"}.
-        label: Of the axis.
-    """
+@on_axes
+def draw_arms(axes: Axes, entries: Mapping[str, Entry], *, label: str) -> None:
+    """Draw each arm's metric with its interval, one below the other; undefined ones are left out."""
     known = {name: entry for name, entry in entries.items() if entry["value"] is not None}
-
-    def draw(axes: Axes) -> None:
-        places = np.arange(len(known))
-        for place, entry in zip(places, known.values(), strict=True):
-            if entry["low"] is not None:
-                axes.plot([entry["low"], entry["high"]], [place, place], color=ACCENT, linewidth=2.4, alpha=0.55)
-            axes.plot(entry["value"], place, marker="o", markersize=6.5, color=ACCENT)
-        axes.set_yticks(places, list(known))
-        axes.set_ylim(len(known) - 0.5, -0.5)
-        axes.set_xlabel(label)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-
-    return draw
+    places = np.arange(len(known))
+    for place, entry in zip(places, known.values(), strict=True):
+        if entry["low"] is not None:
+            axes.plot([entry["low"], entry["high"]], [place, place], color=ACCENT, linewidth=2.4, alpha=0.55)
+        axes.plot(entry["value"], place, marker="o", markersize=6.5, color=ACCENT)
+    axes.set_yticks(places, list(known))
+    axes.set_ylim(len(known) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
 
 
-def draw_folds(values: Mapping[str, Sequence[float | None]], *, label: str) -> Draw:
-    """Return each fold's metric of every arm, one thin line a fold, and the means.
-
-    Args:
-        values: Arm -> its metric in each fold; None where undefined.
-        label: Of the axis.
-    """
+@on_axes
+def draw_folds(axes: Axes, values: Mapping[str, Sequence[float | None]], *, label: str) -> None:
+    """Draw each fold's metric of every arm, one thin line per fold, and the means; None where undefined."""
     names = list(values)
     table = np.array([[np.nan if value is None else value for value in values[name]] for name in names])
-
-    def draw(axes: Axes) -> None:
-        places = np.arange(len(names))
-        for fold in table.T:
-            axes.plot(places, fold, color=MUTED, linewidth=0.8, alpha=0.6, marker="o", markersize=2.5)
-        axes.plot(places, table.mean(axis=1), color=ACCENT, linewidth=0, marker="D", markersize=7, label="mean")
-        axes.set_xticks(places, names, rotation=20 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
-        axes.set_xlim(-0.4, len(names) - 0.6)
-        axes.set_ylabel(label)
-        axes.legend(loc="best")
-
-    return draw
+    places = np.arange(len(names))
+    for fold in table.T:
+        axes.plot(places, fold, color=MUTED, linewidth=0.8, alpha=0.6, marker="o", markersize=2.5)
+    axes.plot(places, table.mean(axis=1), color=ACCENT, linewidth=0, marker="D", markersize=7, label="mean")
+    axes.set_xticks(places, names, rotation=20 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
+    axes.set_xlim(-0.4, len(names) - 0.6)
+    axes.set_ylabel(label)
+    axes.legend(loc="best")
 
 
-def draw_learning_curves(curves: Mapping[str, Sequence[tuple[float, Entry]]], *, label: str) -> Draw:
-    """Return each arm's metric over the number of training images, with intervals; a logarithmic axis.
-
-    Args:
-        curves: Arm -> (training images, {"value", "low", "high"}), rising.
-        label: Of the axis.
-    """
-
-    def draw(axes: Axes) -> None:
-        ticks = sorted({size for points in curves.values() for size, _ in points})
-        for number, (name, points) in enumerate(curves.items()):
-            colour, shift = SERIES[number % len(SERIES)], 1 + 0.02 * (number - (len(curves) - 1) / 2)
-            known = [(size * shift, entry) for size, entry in points if entry["value"] is not None]
-            sizes, values = [size for size, _ in known], [entry["value"] for _, entry in known]
-            for size, entry in known:
-                if entry["low"] is not None:
-                    axes.plot([size, size], [entry["low"], entry["high"]], color=colour, linewidth=1.2, alpha=0.5)
-            axes.plot(sizes, values, color=colour, marker="o", markersize=4.5, label=name)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(ticks, [f"{round(tick):,}".replace(",", " ") for tick in ticks])
-        axes.set(xlabel="Training images", ylabel=label)
-        axes.legend(loc="best")
-
-    return draw
+@on_axes
+def draw_learning_curves(axes: Axes, curves: Mapping[str, Sequence[tuple[float, Entry]]], *, label: str) -> None:
+    """Draw each arm's metric, with intervals, over rising numbers of training images; a logarithmic axis."""
+    ticks = sorted({size for points in curves.values() for size, _ in points})
+    for number, (name, points) in enumerate(curves.items()):
+        colour, shift = SERIES[number % len(SERIES)], 1 + 0.02 * (number - (len(curves) - 1) / 2)
+        known = [(size * shift, entry) for size, entry in points if entry["value"] is not None]
+        sizes, values = [size for size, _ in known], [entry["value"] for _, entry in known]
+        for size, entry in known:
+            if entry["low"] is not None:
+                axes.plot([size, size], [entry["low"], entry["high"]], color=colour, linewidth=1.2, alpha=0.5)
+        axes.plot(sizes, values, color=colour, marker="o", markersize=4.5, label=name)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(ticks, [f"{round(tick):,}".replace(",", " ") for tick in ticks])
+    axes.set(xlabel="Training images", ylabel=label)
+    axes.legend(loc="best")

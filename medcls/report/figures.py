@@ -1,4 +1,4 @@
-"""The curves and plots of the report; each function returns a drawing for `drawing.write_figure`."""
+"""The curves and plots of the report; called without axes, each function returns a drawing for `write_figure`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from medcls.report.drawing import ACCENT, INK, MUTED, SERIES, Draw
+from medcls.report.drawing import ACCENT, INK, MUTED, SERIES, on_axes
 from medcls.statistics.calibration import NUM_BINS, compute_reliability
 from medcls.statistics.curves import (
     Question,
@@ -24,109 +24,83 @@ from medcls.statistics.ranking import compute_curve, compute_precision_recall, c
 GRID = np.linspace(0, 1, 201)
 
 
-def draw_roc(questions: Sequence[Question], labels: Sequence[str], *, patients: Integers, seed: int) -> Draw:
-    """ROC curve of each question; with a 95 % band where there is one only.
-
-    Args:
-        questions: At least one, each with both classes.
-        labels: Legend of each.
-        patients: (N,) patient number of each row, for the band.
-        seed: Of the band.
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
-        for k, (question, label) in enumerate(zip(questions, labels, strict=True)):
-            false_positive_rate, sensitivity = compute_roc(compute_curve(question.positive, question.score))
-            axes.plot(false_positive_rate, sensitivity, color=_colour(k), label=label)
-        if len(questions) == 1:
-            low, high = compute_roc_band(questions[0], patients, false_positive_rates=GRID, seed=seed)
-            axes.fill_between(GRID, low, high, color=ACCENT, alpha=0.16, linewidth=0, label="95 % band")
-        _frame_unit_square(axes, "1 − specificity (false-positive rate)", "Sensitivity")
-        _add_legend(axes, len(questions))
-
-    return draw
+@on_axes
+def draw_roc(
+    axes: Axes, questions: Sequence[Question], labels: Sequence[str], *, patients: Integers, seed: int
+) -> None:
+    """Draw the ROC curve of each question with both classes; of a single one with a 95 % band over patients."""
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+    for k, (question, label) in enumerate(zip(questions, labels, strict=True)):
+        false_positive_rate, sensitivity = compute_roc(compute_curve(question.positive, question.score))
+        axes.plot(false_positive_rate, sensitivity, color=_colour(k), label=label)
+    if len(questions) == 1:
+        low, high = compute_roc_band(questions[0], patients, false_positive_rates=GRID, seed=seed)
+        axes.fill_between(GRID, low, high, color=ACCENT, alpha=0.16, linewidth=0, label="95 % band")
+    _frame_unit_square(axes, "1 − specificity (false-positive rate)", "Sensitivity")
+    _add_legend(axes, len(questions))
 
 
-def draw_precision_recall(questions: Sequence[Question], labels: Sequence[str]) -> Draw:
-    """Precision-recall curve of each question, with the prevalence that a useless model would reach."""
-
-    def draw(axes: Axes) -> None:
-        for k, (question, label) in enumerate(zip(questions, labels, strict=True)):
-            recall, precision = compute_precision_recall(compute_curve(question.positive, question.score))
-            axes.step(
-                np.append(0, recall),
-                np.append(precision[0], precision),
-                where="pre",
-                color=_colour(k),
-                label=label,
-            )
-            axes.axhline(question.positive.mean(), color=_colour(k), linewidth=0.8, linestyle=":", alpha=0.8)
-        _frame_unit_square(axes, "Recall (sensitivity)", "Precision (PPV)")
-        _add_legend(axes, len(questions))
-
-    return draw
+@on_axes
+def draw_precision_recall(axes: Axes, questions: Sequence[Question], labels: Sequence[str]) -> None:
+    """Draw the precision-recall curve of each question, with the prevalence that a useless model would reach."""
+    for k, (question, label) in enumerate(zip(questions, labels, strict=True)):
+        recall, precision = compute_precision_recall(compute_curve(question.positive, question.score))
+        axes.step(
+            np.append(0, recall),
+            np.append(precision[0], precision),
+            where="pre",
+            color=_colour(k),
+            label=label,
+        )
+        axes.axhline(question.positive.mean(), color=_colour(k), linewidth=0.8, linestyle=":", alpha=0.8)
+    _frame_unit_square(axes, "Recall (sensitivity)", "Precision (PPV)")
+    _add_legend(axes, len(questions))
 
 
-def draw_confusion(confusion: Floats, class_names: Sequence[str]) -> Draw:
-    """Draw counts and row percentages, shaded by the percentage.
-
-    Args:
-        confusion: (K, K) counts, true class in rows.
-        class_names: K names.
-    """
+@on_axes
+def draw_confusion(axes: Axes, confusion: Floats, class_names: Sequence[str]) -> None:
+    """Draw counts (K, K), true classes in rows, and row percentages, shaded by the percentage."""
     totals = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, totals, out=np.zeros_like(confusion), where=totals > 0)
-
-    def draw(axes: Axes) -> None:
-        number = len(class_names)
-        size = 9.5 if number <= 6 else 7.5
-        for row in range(number):
-            for column in range(number):
-                cell = share[row, column]
-                axes.fill_between(
-                    [column, column + 1], row, row + 1, color=ACCENT, alpha=0.04 + 0.6 * cell, linewidth=0
-                )
-                text = f"{confusion[row, column]:.0f}\n{100 * cell:.0f} %"
-                weight = "bold" if row == column else "normal"
-                axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, weight=weight)
-        axes.set(xlim=(0, number), ylim=(number, 0), xlabel="Predicted class", ylabel="True class")
-        rows = [f"{name}\n(n = {total:.0f})" for name, total in zip(class_names, totals[:, 0], strict=True)]
-        axes.set_xticks(np.arange(number) + 0.5, class_names)
-        axes.set_yticks(np.arange(number) + 0.5, rows)
-        axes.tick_params(length=0)
-        axes.grid(visible=False)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-
-    return draw
+    number = len(class_names)
+    size = 9.5 if number <= 6 else 7.5
+    for row in range(number):
+        for column in range(number):
+            cell = share[row, column]
+            axes.fill_between([column, column + 1], row, row + 1, color=ACCENT, alpha=0.04 + 0.6 * cell, linewidth=0)
+            text = f"{confusion[row, column]:.0f}\n{100 * cell:.0f} %"
+            weight = "bold" if row == column else "normal"
+            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, weight=weight)
+    axes.set(xlim=(0, number), ylim=(number, 0), xlabel="Predicted class", ylabel="True class")
+    rows = [f"{name}\n(n = {total:.0f})" for name, total in zip(class_names, totals[:, 0], strict=True)]
+    axes.set_xticks(np.arange(number) + 0.5, class_names)
+    axes.set_yticks(np.arange(number) + 0.5, rows)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
-def draw_reliability(forecasts: Sequence[tuple[str, Floats, Floats]], *, axis_label: str) -> Draw:
-    """Observed frequency against forecast in equal-width bins, dots sized by the rows, with 95 % Wilson bars.
+@on_axes
+def draw_reliability(axes: Axes, forecasts: Sequence[tuple[str, Floats, Floats]], *, axis_label: str) -> None:
+    """Draw observed frequency against forecast in equal-width bins, dots sized by the rows, with 95 % Wilson bars.
 
-    Args:
-        forecasts: Name, (n,) forecast in [0, 1], (n,) outcome 0 or 1.
-        axis_label: What the forecast is.
+    Forecasts are a name, (n,) forecast in [0, 1] and (n,) outcome 0 or 1 each.
 
     Source: bars: Wilson 1927; they take the rows of a bin as independent.
     """
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
-        for k, (name, forecast, outcome) in enumerate(forecasts):
-            bins = compute_reliability(forecast, outcome, num_bins=NUM_BINS)
-            size = 12 + 110 * bins.size / bins.size.max()
-            axes.plot(bins.forecast, bins.observed, color=_colour(k), linewidth=1.2, alpha=0.8)
-            axes.scatter(bins.forecast, bins.observed, s=size, color=_colour(k), alpha=0.85, label=name, linewidth=0)
-            if len(forecasts) == 1:
-                low, high = _compute_wilson(bins.observed, bins.size)
-                axes.vlines(bins.forecast, low, high, color=_colour(k), linewidth=1.0, alpha=0.7)
-        _frame_unit_square(axes, axis_label, "Observed frequency")
-        if len(forecasts) > 1:
-            _add_legend(axes, len(forecasts))
-
-    return draw
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+    for k, (name, forecast, outcome) in enumerate(forecasts):
+        bins = compute_reliability(forecast, outcome, num_bins=NUM_BINS)
+        size = 12 + 110 * bins.size / bins.size.max()
+        axes.plot(bins.forecast, bins.observed, color=_colour(k), linewidth=1.2, alpha=0.8)
+        axes.scatter(bins.forecast, bins.observed, s=size, color=_colour(k), alpha=0.85, label=name, linewidth=0)
+        if len(forecasts) == 1:
+            low, high = _compute_wilson(bins.observed, bins.size)
+            axes.vlines(bins.forecast, low, high, color=_colour(k), linewidth=1.0, alpha=0.7)
+    _frame_unit_square(axes, axis_label, "Observed frequency")
+    if len(forecasts) > 1:
+        _add_legend(axes, len(forecasts))
 
 
 def _compute_wilson(share: Floats, size: Floats) -> tuple[Floats, Floats]:
@@ -137,39 +111,36 @@ def _compute_wilson(share: Floats, size: Floats) -> tuple[Floats, Floats]:
     return centre - reach, centre + reach
 
 
-def draw_scores(groups: Sequence[tuple[str, Floats]], *, axis_label: str, limits: tuple[float, float] | None) -> Draw:
-    """Histogram of a score in each group of rows, as shares of the group.
+@on_axes
+def draw_scores(
+    axes: Axes, groups: Sequence[tuple[str, Floats]], *, axis_label: str, limits: tuple[float, float] | None
+) -> None:
+    """Draw the histogram of (n,) scores in each named group of rows, as shares of the group; empty groups are left out.
 
-    Args:
-        groups: Name and (n,) scores; empty groups are left out.
-        axis_label: What the score is.
-        limits: Of the bins; those of the data by default.
+    Limits are those of the bins; None = of the data.
     """
     filled = [(k, name, score) for k, (name, score) in enumerate(groups) if len(score)]
     everything = np.concatenate([score for _, _, score in filled])
     edges = np.histogram_bin_edges(everything, bins=25, range=limits).tolist()
-
-    def draw(axes: Axes) -> None:
-        for k, name, score in filled:
-            share = np.full(len(score), 1 / len(score))
-            axes.hist(score, edges, weights=share, color=_colour(k), alpha=0.14, linewidth=0)
-            axes.hist(
-                score,
-                edges,
-                weights=share,
-                color=_colour(k),
-                histtype="step",
-                linewidth=1.5,
-                label=f"{name} (n = {len(score)})",
-            )
-        axes.set(xlabel=axis_label, ylabel="Share of the group")
-        axes.legend()
-
-    return draw
+    for k, name, score in filled:
+        share = np.full(len(score), 1 / len(score))
+        axes.hist(score, edges, weights=share, color=_colour(k), alpha=0.14, linewidth=0)
+        axes.hist(
+            score,
+            edges,
+            weights=share,
+            color=_colour(k),
+            histtype="step",
+            linewidth=1.5,
+            label=f"{name} (n = {len(score)})",
+        )
+    axes.set(xlabel=axis_label, ylabel="Share of the group")
+    axes.legend()
 
 
-def draw_decision(question: Question, *, patients: Integers, seed: int) -> Draw:
-    """Net benefit of the model over thresholds, with a 95 % band, beside calling all or none positive."""
+@on_axes
+def draw_decision(axes: Axes, question: Question, *, patients: Integers, seed: int) -> None:
+    """Draw the net benefit of the model over thresholds, with a 95 % band, beside calling all or none positive."""
     thresholds = np.linspace(0.01, 0.99, 99)
     model, everyone = compute_net_benefit(
         count_at_thresholds(question.positive, question.score, thresholds=thresholds), thresholds=thresholds
@@ -179,108 +150,92 @@ def draw_decision(question: Question, *, patients: Integers, seed: int) -> Draw:
     )
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     prevalence = float(question.positive.mean())
-
-    def draw(axes: Axes) -> None:
-        axes.axhline(0, color=MUTED, linewidth=1.0)
-        axes.text(0.99, 0, "none positive ", color=MUTED, ha="right", va="bottom", fontsize=8)
-        axes.plot(thresholds, everyone[0], color=SERIES[1], linewidth=1.3, label="all positive")
-        axes.plot(thresholds, model[0], color=ACCENT, label="model")
-        axes.fill_between(thresholds, low, high, color=ACCENT, alpha=0.16, linewidth=0, label="95 % band")
-        axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1))
-        axes.set_ylim(-0.35 * max(prevalence, 0.05), 1.15 * max(prevalence, 0.05))
-        axes.legend()
-
-    return draw
+    axes.axhline(0, color=MUTED, linewidth=1.0)
+    axes.text(0.99, 0, "none positive ", color=MUTED, ha="right", va="bottom", fontsize=8)
+    axes.plot(thresholds, everyone[0], color=SERIES[1], linewidth=1.3, label="all positive")
+    axes.plot(thresholds, model[0], color=ACCENT, label="model")
+    axes.fill_between(thresholds, low, high, color=ACCENT, alpha=0.16, linewidth=0, label="95 % band")
+    axes.set(xlabel="Threshold probability", ylabel="Net benefit", xlim=(0, 1))
+    axes.set_ylim(-0.35 * max(prevalence, 0.05), 1.15 * max(prevalence, 0.05))
+    axes.legend()
 
 
-def draw_by_grade(true: Floats, predicted: Floats, class_names: Sequence[str]) -> Draw:
-    """Predicted value of each row by its true grade, with boxes (quartiles; whiskers to 1.5 ranges)."""
+@on_axes
+def draw_by_grade(axes: Axes, true: Floats, predicted: Floats, class_names: Sequence[str]) -> None:
+    """Draw the predicted value of each row by its true grade, with boxes (quartiles; whiskers to 1.5 ranges)."""
     grades = true.astype(int)
     groups = [(grade, predicted[grades == grade]) for grade in range(len(class_names)) if (grades == grade).any()]
     jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(true))
-
-    def draw(axes: Axes) -> None:
-        axes.plot(
-            [-0.5, len(class_names) - 0.5],
-            [-0.5, len(class_names) - 0.5],
-            color=MUTED,
-            lw=0.9,
-            ls=(0, (4, 4)),
-        )
-        axes.scatter(true + jitter, predicted, s=7, color=ACCENT, alpha=0.35, linewidth=0, rasterized=len(true) > 5000)
-        line = {"color": INK, "linewidth": 1.2}
-        axes.boxplot(
-            [values for _, values in groups],
-            positions=[grade for grade, _ in groups],
-            widths=0.62,
-            showfliers=False,
-            medianprops={"color": SERIES[1], "linewidth": 2},
-            boxprops=line,
-            whiskerprops=line,
-            capprops=line,
-        )
-        axes.set_xticks(range(len(class_names)), class_names)
-        axes.set(xlabel="True grade", ylabel="Predicted value", xlim=(-0.6, len(class_names) - 0.4))
-
-    return draw
+    axes.plot(
+        [-0.5, len(class_names) - 0.5],
+        [-0.5, len(class_names) - 0.5],
+        color=MUTED,
+        lw=0.9,
+        ls=(0, (4, 4)),
+    )
+    axes.scatter(true + jitter, predicted, s=7, color=ACCENT, alpha=0.35, linewidth=0, rasterized=len(true) > 5000)
+    line = {"color": INK, "linewidth": 1.2}
+    axes.boxplot(
+        [values for _, values in groups],
+        positions=[grade for grade, _ in groups],
+        widths=0.62,
+        showfliers=False,
+        medianprops={"color": SERIES[1], "linewidth": 2},
+        boxprops=line,
+        whiskerprops=line,
+        capprops=line,
+    )
+    axes.set_xticks(range(len(class_names)), class_names)
+    axes.set(xlabel="True grade", ylabel="Predicted value", xlim=(-0.6, len(class_names) - 0.4))
 
 
-def draw_scatter(true: Floats, predicted: Floats) -> Draw:
-    """Predicted against true value."""
-
-    def draw(axes: Axes) -> None:
-        ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
-        axes.plot(ends, ends, color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
-        axes.scatter(true, predicted, s=9, color=ACCENT, alpha=0.45, linewidth=0, rasterized=len(true) > 5000)
-        axes.set(xlabel="True value", ylabel="Predicted value")
-
-    return draw
+@on_axes
+def draw_scatter(axes: Axes, true: Floats, predicted: Floats) -> None:
+    """Draw predicted against true values."""
+    ends = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+    axes.plot(ends, ends, color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+    axes.scatter(true, predicted, s=9, color=ACCENT, alpha=0.45, linewidth=0, rasterized=len(true) > 5000)
+    axes.set(xlabel="True value", ylabel="Predicted value")
 
 
-def draw_residuals(true: Floats, predicted: Floats) -> Draw:
-    """Error against the mean of true and predicted value, with the mean error and its limits of agreement.
+@on_axes
+def draw_residuals(axes: Axes, true: Floats, predicted: Floats) -> None:
+    """Draw the error against the mean of true and predicted value, with the mean error and its limits of agreement.
 
     Source: Bland & Altman 1986.
     """
     error, middle = predicted - true, (predicted + true) / 2
-
-    def draw(axes: Axes) -> None:
-        axes.scatter(middle, error, s=9, color=ACCENT, alpha=0.45, linewidth=0, rasterized=len(true) > 5000)
-        spread = float(error.std(ddof=1)) if len(error) > 1 else 0.0
-        for offset, label in ((0.0, "mean error"), (1.96, "+1.96 SD"), (-1.96, "−1.96 SD")):
-            level = float(error.mean()) + offset * spread
-            axes.axhline(level, color=SERIES[1], linewidth=1.2, linestyle="-" if offset == 0 else "--")
-            axes.annotate(
-                f"{label}: {level:.2f}".replace("-", "−"),
-                (1, level),
-                (0, 2),
-                xycoords=("axes fraction", "data"),
-                textcoords="offset points",
-                ha="right",
-                va="bottom",
-                fontsize=8,
-            )
-        axes.set(xlabel="Mean of true and predicted value", ylabel="Predicted − true")
-
-    return draw
+    axes.scatter(middle, error, s=9, color=ACCENT, alpha=0.45, linewidth=0, rasterized=len(true) > 5000)
+    spread = float(error.std(ddof=1)) if len(error) > 1 else 0.0
+    for offset, label in ((0.0, "mean error"), (1.96, "+1.96 SD"), (-1.96, "−1.96 SD")):
+        level = float(error.mean()) + offset * spread
+        axes.axhline(level, color=SERIES[1], linewidth=1.2, linestyle="-" if offset == 0 else "--")
+        axes.annotate(
+            f"{label}: {level:.2f}".replace("-", "−"),
+            (1, level),
+            (0, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
+    axes.set(xlabel="Mean of true and predicted value", ylabel="Predicted − true")
 
 
-def draw_history(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Draw:
-    """Curves of the named columns of metrics.jsonl over the epochs."""
-
-    def draw(axes: Axes) -> None:
-        for k, name in enumerate(names):
-            points = [(row["epoch"], row[name]) for row in history if is_number(row.get(name))]
-            axes.plot(*zip(*points, strict=True), color=_colour(k), label=name, marker="o", markersize=2.5)
-        axes.set(xlabel="Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
-
-    return draw
+@on_axes
+def draw_history(axes: Axes, history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Draw curves of the named columns of metrics.jsonl over the epochs."""
+    for k, name in enumerate(names):
+        points = [(row["epoch"], row[name]) for row in history if is_number(row.get(name))]
+        axes.plot(*zip(*points, strict=True), color=_colour(k), label=name, marker="o", markersize=2.5)
+    axes.set(xlabel="Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
 
 
 def is_number(value: object) -> bool:
-    """True for a finite int or float."""
+    """Return whether a value is a finite int or float."""
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 

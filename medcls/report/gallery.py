@@ -98,32 +98,37 @@ def _measure_ties(predictions: Predictions) -> Floats:
 def _describe(predictions: Predictions, row: int) -> tuple[str, str]:
     """Truth and prediction of a row in words."""
     names, score = predictions.class_names, predictions.y_score[row]
-    if predictions.kind == "regression":
-        truth = float(predictions.y_true[row])
-        return names[int(truth)] if predictions.grades else f"{truth:g}", f"{score[0]:.2f}"
     if predictions.kind == "multilabel":
-        true = predictions.y_true[row]
-        present = [name for name, value in zip(names, true, strict=True) if value == 1]
-        called = predictions.called[row]
-        thresholds = predictions.thresholds or (0.5,) * len(names)
-        told = [
-            f"{name} {_tell_apart(p, threshold, 2)}"
-            for name, p, threshold in zip(names, score, thresholds, strict=True)
-        ]
-        said = [words for words, c in zip(told, called, strict=True) if c]
-        missed = [words for words, c, t in zip(told, called, true, strict=True) if t == 1 and not c]
-        words = ", ".join(said) or "none"
-        present += [f"{name} unknown" for name, value in zip(names, true, strict=True) if np.isnan(value)]
-        return ", ".join(present) or "none", words + (f"; not called: {', '.join(missed)}" if missed else "")
-    truth_name = names[int(predictions.grade_true[row])]
+        return _describe_labels(predictions, row)
+    truth = names[int(predictions.grade_true[row])] if predictions.has_classes else f"{predictions.y_true[row]:g}"
+    if predictions.kind == "regression":
+        return truth, f"{score[0]:.2f}"
     if predictions.kind == "binary":
-        said_name = names[int(predictions.called[row, 0])]
-        return (
-            truth_name,
-            f"{said_name}, P({names[1]}) {_tell_apart(score[0], (predictions.thresholds or (0.5,))[0], 3)}",
-        )
+        told = _tell_apart(score[0], (predictions.thresholds or (0.5,))[0], 3)
+        return truth, f"{names[int(predictions.called[row, 0])]}, P({names[1]}) {told}"
     best = int(np.argmax(score))
-    return truth_name, f"{names[best]} {score[best]:.2f}"
+    return truth, f"{names[best]} {score[best]:.2f}"
+
+
+def _describe_labels(predictions: Predictions, row: int) -> tuple[str, str]:
+    """Return the labels that are there or unknown; and those that are called, and those that are missed."""
+    present, unknown, said, missed = [], [], [], []
+    thresholds = predictions.thresholds or (0.5,) * len(predictions.class_names)
+    for k, name in enumerate(predictions.class_names):
+        true, called = predictions.y_true[row, k], predictions.called[row, k]
+        told = f"{name} {_tell_apart(predictions.y_score[row, k], thresholds[k], 2)}"
+        if np.isnan(true):
+            unknown.append(f"{name} unknown")
+        elif true == 1:
+            present.append(name)
+        if called:
+            said.append(told)
+        elif true == 1:
+            missed.append(told)
+    words = ", ".join(said) or "none"
+    if missed:
+        words += f"; not called: {', '.join(missed)}"
+    return ", ".join([*present, *unknown]) or "none", words
 
 
 def _tell_apart(score: float, threshold: float, decimals: int) -> str:

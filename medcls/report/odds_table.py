@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medcls.report.assessed_tables import Cell, Table
+from medcls.report.assessed_tables import Cell, Row, Table
 from medcls.statistics.number_text import Number, format_number, format_value
 
 SPLITS = {"val": "Validation patients", "train": "Training patients"}
@@ -24,19 +24,15 @@ def build_odds_tables(metrics: Mapping[str, Any]) -> list[Table]:
     counts = " and ".join(f"{found['n_patients'][split]} {name.lower()}" for split, name in SPLITS.items())
     caption = f"{measure}s with 95 % intervals over {counts}. {found['limits']}"
     columns = ["Column", "Patients in training", f"{measure} in the model", *SPLITS.values()]
-    return [
-        Table(f"{measure}s of the clinical columns: {contrast['name']}", caption, columns, _build_rows(found, contrast))
-        for contrast in found["contrasts"]
-    ]
-
-
-def _build_rows(found: Mapping[str, Any], contrast: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
-    rows: list[tuple[str, list[Cell]]] = []
-    for i, term in enumerate(found["terms"]):
-        count = "—" if term["n_patients"] is None else str(term["n_patients"])
-        numbers: list[Cell] = [format_number("", contrast[split][i]) for split in SPLITS]
-        rows.append((name_term(term), [count, format_value(contrast["model"][i]), *numbers]))
-    return rows
+    tables = []
+    for contrast in found["contrasts"]:
+        rows: list[Row] = []
+        for i, term in enumerate(found["terms"]):
+            count = "—" if term["n_patients"] is None else str(term["n_patients"])
+            numbers: list[Cell] = [format_number("", contrast[split][i]) for split in SPLITS]
+            rows.append((name_term(term), [count, format_value(contrast["model"][i]), *numbers]))
+        tables.append(Table(f"{measure}s of the clinical columns: {contrast['name']}", caption, columns, rows))
+    return tables
 
 
 def name_term(term: Mapping[str, Any]) -> str:

@@ -40,7 +40,7 @@ def describe_means(predictions: Predictions) -> dict[str, str]:
     number = len(predictions.class_names)
     if predictions.kind == "multilabel":
         return dict.fromkeys(choose_headlines(predictions), f"mean of {format_count(number, 'label')}")
-    if predictions.kind in ("multiclass", "ordinal"):
+    if predictions.traits.exclusive:
         classes = "grades" if predictions.has_grades else "classes"
         return dict.fromkeys(("auc", "average_precision"), f"mean of {number} {classes}, each against all others")
     return {}
@@ -56,17 +56,16 @@ def build_class_table(
 ) -> tuple[list[Definition], list[tuple[str, list[Number | None]]]]:
     """Columns and rows of the metrics of single classes; both empty where the task has none."""
     names = predictions.class_names
-    stems = [
-        stem for stem, row in DEFINITIONS.items() if row.by_class and any(f"{stem}_{name}" in metrics for name in names)
-    ]
-    rows = [(name, [_find_number(stem, name, metrics) for stem in stems]) for name in names if stems]
-    return [DEFINITIONS[stem] for stem in stems], rows
-
-
-def _find_number(stem: str, class_name: str, metrics: Mapping[str, Any]) -> Number | None:
-    """None where a class has no such metric, as the last grade has no "above"."""
-    entry = metrics.get(f"{stem}_{class_name}")
-    return None if entry is None else format_number(stem, entry)
+    columns: list[Definition] = []
+    rows: dict[str, list[Number | None]] = {name: [] for name in names}
+    for stem, definition in DEFINITIONS.items():
+        entries = [metrics.get(f"{stem}_{name}") for name in names]
+        if definition.by_class and any(entries):
+            columns.append(definition)
+            for name, entry in zip(names, entries, strict=True):
+                # A class may lack a metric, as the last grade has no "above".
+                rows[name].append(None if entry is None else format_number(stem, entry))
+    return columns, list(rows.items()) if columns else []
 
 
 def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[tuple[str, int, int]]:
@@ -74,16 +73,13 @@ def build_counts(predictions: Predictions, patient_ids: Sequence[str]) -> list[t
     patients = np.asarray(patient_ids, dtype=str)
     names, true = predictions.class_names, predictions.y_true
     chosen: list[tuple[str, Any]] = []
-    if predictions.kind == "multilabel":
-        for k, name in enumerate(names):
-            sides = [
-                (name, true[:, k] == 1),
-                (f"no {name}", true[:, k] == 0),
-                (f"{name} unknown", np.isnan(true[:, k])),
-            ]
-            chosen += sides if sides[2][1].any() else sides[:2]
-    elif predictions.kind != "regression" or predictions.grades:
-        chosen = [(name, true == k) for k, name in enumerate(names)]
+    for k, name in enumerate(names):
+        if predictions.has_classes:
+            chosen.append((name, true == k))
+        elif predictions.kind == "multilabel":
+            chosen += [(name, true[:, k] == 1), (f"no {name}", true[:, k] == 0)]
+            unknown = np.isnan(true[:, k])
+            chosen += [(f"{name} unknown", unknown)] * bool(unknown.any())
     chosen.append(("All", np.ones(len(patients), dtype=bool)))
     return [(name, int(rows.sum()), len(np.unique(patients[rows]))) for name, rows in chosen]
 
@@ -109,11 +105,13 @@ def format_metrics(metrics: Mapping[str, Any], *, title: str, calls: Sequence[st
         lines.insert(0, f"{metrics['rows']['claim']}.")
     if "positive_class" in metrics:
         lines[-1] += f"; positive class {metrics['positive_class']}"
-    lines += [f"  {line}" for line in (*([metrics["decision"]["words"]] if "decision" in metrics else []), *calls)]
+    if "decision" in metrics:
+        lines.append(f"  {metrics['decision']['words']}")
+    lines += [f"  {line}" for line in calls]
     for name, entry in metrics.items():
         if not isinstance(entry, dict) or name not in DEFINITIONS or not DEFINITIONS[name].printed:
             continue
-        shown = f"{name} (mean of {labels} labels)" if labels else name
+        shown = name + f" (mean of {labels} labels)" * bool(labels)
         why = str(entry.get("reason") or entry.get("note", "")).removeprefix("no interval: ")
         if entry["value"] is None:
             lines.append(f"  {shown:28s} undefined: {why}")
@@ -140,11 +138,13 @@ def format_comparison(compared: Mapping[str, Any], *, patients_from: str = "") -
         if entry["difference"] is None:
             lines.append(f"  {name:28s} undefined")
             continue
-        low, high = entry["low"], entry["high"]
-        interval = "no interval" if low is None else f"[{low:+.3f}, {high:+.3f}]"
-        p_value = "" if entry["p_holm"] is None else f"  p {format_p(entry['p_holm'])}"
-        note = f" ({entry['note']})" if "note" in entry else ""
-        lines.append(f"  {name:28s} {entry['difference']:+.3f}  {interval}{p_value}{note}")
+        line = f"  {name:28s} {entry['difference']:+.3f}  "
+        line += "no interval" if entry["low"] is None else f"[{entry['low']:+.3f}, {entry['high']:+.3f}]"
+        if entry["p_holm"] is not None:
+            line += f"  p {format_p(entry['p_holm'])}"
+        if "note" in entry:
+            line += f" ({entry['note']})"
+        lines.append(line)
     return "\n".join(lines)
 
 

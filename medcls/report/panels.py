@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from medcls.report import figures as plots
+from medcls.report.content import Evaluation
 from medcls.report.drawing import Draw, draw_risk, draw_strengths, write_figure
 from medcls.report.reader_panel import draw_readers
 from medcls.statistics.agreement import compute_confusion
@@ -18,6 +19,7 @@ from medcls.statistics.calibration import NUM_BINS, compute_confidence
 from medcls.statistics.conformal import compute_risk_coverage
 from medcls.statistics.curves import Question, list_questions
 from medcls.statistics.definitions import DEFINITIONS, HIGH
+from medcls.statistics.intervals import number_patients
 from medcls.statistics.number_text import format_number
 from medcls.statistics.predictions import Integers, Predictions
 
@@ -61,32 +63,19 @@ def write_panel(plan: PanelPlan, figures: Path) -> Panel:
     return Panel(plan.title, plan.caption, image, round(105 * plan.width))
 
 
-def plan_panels(
-    predictions: Predictions,
-    patients: Integers,
-    *,
-    metrics: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    seed: int,
-) -> dict[str, list[PanelPlan]]:
-    """Return the figures that this task has, by the section they belong to.
-
-    Args:
-        predictions: Of N rows.
-        patients: (N,) patient number of each row.
-        metrics: As in metrics.json, for the legends.
-        history: Rows of metrics.jsonl.
-        seed: Of the bands.
-    """
+def plan_panels(evaluation: Evaluation) -> dict[str, list[PanelPlan]]:
+    """Return the figures that this task has, by the section they belong to."""
+    one, metrics, seed = evaluation.predictions, evaluation.metrics, evaluation.seed
+    patients = number_patients(evaluation.patient_ids, rows=len(one.y_score))
     return {
-        "discrimination": _plan_ranking(predictions, patients, metrics, seed),
-        "classes": _plan_classes(predictions, metrics.get("decision", {}).get("words", "")),
-        "values": _plan_values(predictions),
-        "calibration": _plan_calibration(predictions, patients, seed),
-        "certainty": _plan_certainty(predictions),
+        "discrimination": _plan_ranking(one, patients, metrics, seed),
+        "classes": _plan_classes(one, metrics.get("decision", {}).get("words", "")),
+        "values": _plan_values(one),
+        "calibration": _plan_calibration(one, patients, seed),
+        "certainty": _plan_certainty(one),
         "readers": _plan_readers(metrics.get("readers", {})),
         "robustness": _plan_robustness(metrics.get("robustness")),
-        "training": _plan_history(history),
+        "training": _plan_history(evaluation.history),
     }
 
 
@@ -102,8 +91,7 @@ def _plan_ranking(
     roc = plots.draw_roc(questions, _label(questions, metrics, "auc"), patients=patients, seed=seed)
     plans = [PanelPlan("roc", "ROC curve", f"Legend: AUC with 95 % interval.{left_out}", roc)]
     if predictions.kind != "regression":
-        labels = _label(questions, metrics, "average_precision")
-        draw = plots.draw_precision_recall(questions, labels)
+        draw = plots.draw_precision_recall(questions, _label(questions, metrics, "average_precision"))
         caption = f"Legend: average precision with 95 % interval; dotted: prevalence.{left_out}"
         plans.append(PanelPlan("precision_recall", "Precision and recall", caption, draw))
     return plans
@@ -122,7 +110,7 @@ def _label(questions: Sequence[Question], metrics: Mapping[str, Any], stem: str)
 def _plan_classes(predictions: Predictions, decision: str) -> list[PanelPlan]:
     """Confusion matrix, where every row has one class."""
     names = predictions.class_names
-    if predictions.kind == "multilabel" or (predictions.kind == "regression" and not predictions.grades):
+    if not predictions.has_classes:
         return []
     if not predictions.decides:
         return [_plan_scores(predictions)]
@@ -131,9 +119,10 @@ def _plan_classes(predictions: Predictions, decision: str) -> list[PanelPlan]:
     counts = compute_confusion(predictions.grade_true, predictions.grade_predicted, num_classes=len(names))[0]
     side = max(3.8, 0.8 * len(names) + 1.0)
     caption = f"Images, and share of the true class. {decision}".strip()
-    draw = plots.draw_confusion(counts, names)
-    matrix = PanelPlan("confusion", "Confusion matrix", caption, draw, width=side + 0.6, height=side)
-    return [matrix, _plan_scores(predictions)] if predictions.kind == "binary" else [matrix]
+    plans = [PanelPlan("confusion", "Confusion matrix", caption, plots.draw_confusion(counts, names), side + 0.6, side)]
+    if predictions.kind == "binary":
+        plans.append(_plan_scores(predictions))
+    return plans
 
 
 def _plan_values(predictions: Predictions) -> list[PanelPlan]:
@@ -141,15 +130,14 @@ def _plan_values(predictions: Predictions) -> list[PanelPlan]:
     if predictions.kind != "regression":
         return []
     true, value = predictions.y_true, predictions.y_score[:, 0]
+    caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
+    residuals = PanelPlan("residuals", "Residuals", caption, plots.draw_residuals(true, value))
     if predictions.grades:
         caption = "Each dot is an image; boxes: quartiles and median; dashed: perfect."
         draw = plots.draw_by_grade(true, value, predictions.class_names)
-        first = PanelPlan("values_by_grade", "Prediction by true grade", caption, draw)
-    else:
-        draw = plots.draw_scatter(true, value)
-        first = PanelPlan("values", "Prediction against truth", "Each dot is an image; dashed: perfect.", draw)
-    caption = "Errors against the mean of truth and prediction; lines: mean error and limits of agreement."
-    return [first, PanelPlan("residuals", "Residuals", caption, plots.draw_residuals(true, value))]
+        return [PanelPlan("values_by_grade", "Prediction by true grade", caption, draw), residuals]
+    caption, draw = "Each dot is an image; dashed: perfect.", plots.draw_scatter(true, value)
+    return [PanelPlan("values", "Prediction against truth", caption, draw), residuals]
 
 
 def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -> list[PanelPlan]:
@@ -162,16 +150,17 @@ def _plan_calibration(predictions: Predictions, patients: Integers, seed: int) -
         decisions = [plan for q in questions[:MOST_DECISIONS] for plan in _plan_decision(q, patients, seed)]
         return [_plan_reliability(forecasts, "P(label)"), *decisions] if forecasts else []
     forecast, outcome = compute_confidence(predictions.grade_true, predictions.y_score)
-    binary = predictions.kind == "binary"
     reliability = _plan_reliability([("all", forecast, outcome)], _name_score(predictions))
-    beside = _plan_decision(questions[0], patients, seed, alone=True) if binary else [_plan_scores(predictions)]
-    return [reliability, *beside]
+    if predictions.kind == "binary":
+        return [reliability, *_plan_decision(questions[0], patients, seed, alone=True)]
+    return [reliability, _plan_scores(predictions)]
 
 
 def _name_score(predictions: Predictions) -> str:
-    if not predictions.probabilities:
-        return f"Score of {predictions.class_names[1]}" if predictions.kind == "binary" else "Highest score"
-    return f"P({predictions.class_names[1]})" if predictions.kind == "binary" else "Highest probability"
+    if predictions.kind != "binary":
+        return "Highest probability" if predictions.probabilities else "Highest score"
+    positive = predictions.positive_class
+    return f"P({positive})" if predictions.probabilities else f"Score of {positive}"
 
 
 def _plan_scores(predictions: Predictions) -> PanelPlan:
@@ -215,22 +204,22 @@ def _plan_certainty(predictions: Predictions) -> list[PanelPlan]:
     """Return what would be left wrong if the least certain images went to a reader."""
     if predictions.kind in ("multilabel", "regression") or not predictions.probabilities:
         return []
-    kept, wrong = compute_risk_coverage(predictions)
+    draw = draw_risk(*compute_risk_coverage(predictions))
     caption = "Share of wrong classes among the images that the model keeps, most certain first."
-    return [
-        PanelPlan("risk_coverage", "Errors left if the least certain are referred", caption, draw_risk(kept, wrong))
-    ]
+    return [PanelPlan("risk_coverage", "Errors left if the least certain are referred", caption, draw)]
 
 
 def _plan_readers(measured: Mapping[str, Any]) -> list[PanelPlan]:
     """Return one ROC plane for each question, the readers in it as points."""
-    plans = []
-    for number, (question, curve) in enumerate(list(measured.get("curves", {}).items())[:MOST_DECISIONS]):
+    plans, curves = [], list(measured.get("curves", {}).items())
+    caption = (
+        "Each point is a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
+    )
+    for number, (question, curve) in enumerate(curves[:MOST_DECISIONS]):
         entries = [entry for entry in measured["entries"] if entry["question"] == question]
-        title = "Readers in the ROC plane" + (f": {question}" if len(measured["curves"]) > 1 else "")
-        caption = (
-            "Each point is a reader, on the images that they read, with both 95 % intervals; the curve is the model's."
-        )
+        title = "Readers in the ROC plane"
+        if len(curves) > 1:
+            title += f": {question}"
         plans.append(PanelPlan(f"readers_{number}", title, caption, draw_readers(curve, entries)))
     return plans
 
@@ -255,31 +244,29 @@ def _plan_robustness(measured: Mapping[str, Any] | None) -> list[PanelPlan]:
 
 def _plan_history(history: Sequence[Mapping[str, Any]]) -> list[PanelPlan]:
     """Losses, validation metrics and learning rates over the epochs."""
-    rows = [_flatten(row) for row in history if plots.is_number(row.get("epoch"))]
+    rows: list[dict[str, object]] = []
+    for row in history:
+        if not plots.is_number(row.get("epoch")):
+            continue
+        flat: dict[str, object] = {}
+        for name, value in row.items():
+            # {"val": {"auc": 0.9}} as {"val.auc": 0.9}.
+            inner = value if isinstance(value, Mapping) else None
+            flat |= {name: value} if inner is None else {f"{name}.{key}": each for key, each in inner.items()}
+        rows.append(flat)
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if plots.is_number(value)))
     losses = [name for name in names if "loss" in name and "log_loss" not in name]
     validation = [name for name in names if name.startswith("val") and name not in losses]
     # All values of one scale in one figure, and none of single classes: those crowd the rest out.
     rising = {name for name, definition in DEFINITIONS.items() if definition.ideal == HIGH}
     headline = [name for name in validation if re.sub(r"^val(idation)?[._/]", "", name) in rising] or validation
-    rates = [name for name in names if name.startswith(("lr", "learning_rate"))]
     groups = [
         ("loss", "Loss", losses),
         ("validation", "Validation metrics", headline),
-        ("learning_rate", "Learning rate", rates),
+        ("learning_rate", "Learning rate", [name for name in names if name.startswith(("lr", "learning_rate"))]),
     ]
     return [
         PanelPlan(f"history_{file}", title, "By epoch.", plots.draw_history(rows, chosen[:MOST_CURVES]), 4.2, 3.6)
         for file, title, chosen in groups
         if chosen
     ]
-
-
-def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
-    """{"val": {"auc": 0.9}} as {"val.auc": 0.9}."""
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        flat |= (
-            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, Mapping) else {name: value}
-        )
-    return flat

@@ -8,8 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from medcls.report.assessed_tables import MOST_ROWS, Cell, Table
-from medcls.report.drawing import MUTED, SERIES, Draw
-from medcls.statistics.number_text import Number, format_number, format_value
+from medcls.report.drawing import MUTED, SERIES, on_axes
+from medcls.statistics.number_text import format_difference, format_number, format_reason, format_value
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 CAPTION = (
@@ -29,52 +29,40 @@ def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
     for entry in entries[:MOST_ROWS]:
         cut = "" if entry["cut"] is None else f", cut at {entry['cut']:g}"
         name = f"{entry['question']}: " if several else ""
-        found = entry["difference"]
-        shown = {"value": found["difference"], **{key: found.get(key) for key in ("low", "high", "reason", "note")}}
         cells: list[Cell] = [f"{entry['n_images']} ({entry['n_patients']})"]
         cells += [format_number(rate, entry[rate]) for rate in ("sensitivity", "specificity")]
-        cells += [format_number("sensitivity", entry["model_sensitivity"]), format_number("difference", shown)]
+        cells += [format_number("sensitivity", entry["model_sensitivity"]), format_difference(entry["difference"])]
         cells += [_say_p(entry["at_decision"].get(group)) for group in ("cases", "others")]
         rows.append((f"{name}{entry['reader']}{cut}", cells))
     columns = ["Reader", "Images (patients)", "Sensitivity", "Specificity", "Model's sensitivity there"]
     columns += ["Difference (model − reader)", "p (Holm), cases", "p (Holm), others"]
-    level = measured.get("level", "image")
-    joined = f" Decisions are for whole patients; the model's images are combined by {measured.get('rule')}."
-    caption = CAPTION + (joined if level != "image" else "")
+    caption = CAPTION
+    if measured.get("level", "image") != "image":
+        caption += f" Decisions are for whole patients; the model's images are combined by {measured.get('rule')}."
     return [Table("Readers and the model", caption, columns, rows)] if rows else []
 
 
 def _say_p(found: Mapping[str, Any] | None) -> Cell:
     if found is None:
-        return Number("—", "", "no such image", None)
+        return format_reason("no such image")
     value, holm = (format_value(found.get(key)) for key in ("p_value", "p_holm"))
     return f"{value} ({holm})"
 
 
-def draw_readers(curve: Mapping[str, Sequence[float]], entries: Sequence[Mapping[str, Any]]) -> Draw:
-    """Return the drawing of the model's ROC curve with each reader as a point with both intervals.
-
-    Args:
-        curve: Of one question.
-        entries: Of the same question.
-    """
-
-    def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
-        axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=SERIES[0], label="model")
-        for k, name in enumerate(dict.fromkeys(entry["reader"] for entry in entries)):
-            points = [
-                entry for entry in entries if entry["reader"] == name and entry["sensitivity"]["value"] is not None
-            ]
-            look = {"color": SERIES[1 + k % (len(SERIES) - 1)], "marker": MARKS[k % len(MARKS)]}
-            for entry in points:
-                _draw_point(axes, entry, name if entry is points[0] else "", look)
-        axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity")
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.015))
-        axes.set_aspect("equal", adjustable="box")
-        axes.legend(loc="lower right")
-
-    return draw
+@on_axes
+def draw_readers(axes: Axes, curve: Mapping[str, Sequence[float]], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the model's ROC curve with each reader as a point with both intervals."""
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+    axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=SERIES[0], label="model")
+    for k, name in enumerate(dict.fromkeys(entry["reader"] for entry in entries)):
+        points = [entry for entry in entries if entry["reader"] == name and entry["sensitivity"]["value"] is not None]
+        look = {"color": SERIES[1 + k % (len(SERIES) - 1)], "marker": MARKS[k % len(MARKS)]}
+        for entry in points:
+            _draw_point(axes, entry, name if entry is points[0] else "", look)
+    axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.015))
+    axes.set_aspect("equal", adjustable="box")
+    axes.legend(loc="lower right")
 
 
 def _draw_point(axes: Axes, entry: Mapping[str, Any], label: str, look: Mapping[str, Any]) -> None:

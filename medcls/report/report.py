@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from medcls.files import write_bytes
 from medcls.identity import PER_IMAGE, name_units
@@ -26,8 +25,6 @@ from medcls.report.slider import build_slider
 from medcls.report.templates import load_template
 from medcls.statistics.curves import name_question
 from medcls.statistics.definitions import HOW_INTERVALS, choose_headlines
-from medcls.statistics.intervals import number_patients
-from medcls.statistics.predictions import Predictions
 
 TITLES = {
     "discrimination": "Does it rank cases above non-cases?",
@@ -66,35 +63,22 @@ class Section:
     tables: list[Table] = field(default_factory=list)
 
 
-def build_sections(
-    predictions: Predictions,
-    patient_ids: Sequence[str],
-    *,
-    metrics: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]],
-    seed: int,
-    figures: Path,
-    kept: Sequence[str] = (),
-) -> list[Section]:
+def build_sections(evaluation: Evaluation, figures: Path, *, kept: Sequence[str] = ()) -> list[Section]:
     """Return the sections that have something to show, each figure also written as PNG.
 
     Args:
-        predictions: Of N rows.
-        patient_ids: (N,).
-        metrics: As in metrics.json.
-        history: Rows of metrics.jsonl.
-        seed: Of the bands.
+        evaluation: What to show.
         figures: Folder of the PNG files.
         kept: Anchors of sections whose content the page adds itself.
     """
-    patients = number_patients(patient_ids, rows=len(predictions.y_score))
-    plans = plan_panels(predictions, patients, metrics=metrics, history=history, seed=seed)
-    named = partial(name_question, predictions.kind, grades=predictions.grades)
+    one, metrics = evaluation.predictions, evaluation.metrics
+    plans = plan_panels(evaluation)
+    named = partial(name_question, one.kind, grades=one.grades)
     answers = {
         "operating": tables.build_operating_tables(metrics, named),
         "calibration": tables.build_recalibration_table(metrics),
         "certainty": tables.build_conformal_tables(metrics),
-        "levels": tables.build_level_table(metrics, choose_headlines(predictions)),
+        "levels": tables.build_level_table(metrics, choose_headlines(one)),
         "subgroups": [*tables.build_subgroup_table(metrics), *tables.build_shortcut_table(metrics)],
         "baseline": tables.build_comparison_tables(metrics.get("baseline", {})),
         "clinical": build_odds_tables(metrics),
@@ -102,29 +86,26 @@ def build_sections(
         "readers": build_reader_table(metrics),
     }
     known = str(metrics.get("patients_from", ""))
-    return [
-        Section(
-            anchor,
-            name_units(title, known),
-            [_name_panel(write_panel(plan, figures), known) for plan in plans.get(anchor, [])],
-            [_name_table(table, known) for table in answers.get(anchor, [])],
-        )
-        for anchor, title in TITLES.items()
-        if plans.get(anchor) or answers.get(anchor) or anchor in kept
-    ]
-
-
-def _name_panel(panel: Panel, patients_from: str) -> Panel:
-    return replace(panel, caption=name_units(panel.caption, patients_from))
+    sections = []
+    for anchor, title in TITLES.items():
+        drawn, shown = plans.get(anchor, []), answers.get(anchor, [])
+        if drawn or shown or anchor in kept:
+            panels = [write_panel(plan, figures) for plan in drawn]
+            panels = [replace(panel, caption=name_units(panel.caption, known)) for panel in panels]
+            sections.append(
+                Section(anchor, name_units(title, known), panels, [_name_table(table, known) for table in shown])
+            )
+    return sections
 
 
 def _name_table(table: Table, patients_from: str) -> Table:
     """The table with its title, caption and headings in the unit that is known; the cells of patients read unknown."""
-    at = [i for i, column in enumerate(table.columns) if column == "Patients" and patients_from == PER_IMAGE]
-    rows = [(name, ["unknown" if i + 1 in at else cell for i, cell in enumerate(cells)]) for name, cells in table.rows]
-    columns = [column if i in at else name_units(column, patients_from) for i, column in enumerate(table.columns)]
-    title, caption = (name_units(text, patients_from) for text in (table.title, table.caption))
-    return Table(title, caption, columns, rows)
+    columns, rows = [name_units(column, patients_from) for column in table.columns], table.rows
+    if patients_from == PER_IMAGE and "Patients" in table.columns:
+        at = table.columns.index("Patients")
+        columns[at] = "Patients"
+        rows = [(name, [*cells[: at - 1], "unknown", *cells[at:]]) for name, cells in rows]
+    return Table(name_units(table.title, patients_from), name_units(table.caption, patients_from), columns, rows)
 
 
 REPORT = "report.html"
@@ -132,49 +113,42 @@ _SCRIPT = Path(__file__).with_name("slider.js").read_text(encoding="utf-8")
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> Path:
-    """Return the path of report.html; beside it figures/ as PNG, MODEL_CARD.md, claim.json and tripod_ai.json.
+    """Write report.html, its figures, the model card and both checklists; return the page's path.
 
     The page needs no network, runs no script but its own (the threshold slider), follows the reader's light or dark
     scheme, and shows no patient or image identifier.
-
-    Args:
-        folder: Is made if missing.
-        evaluation: What to show.
 
     Raises:
         OSError: A contact sheet cannot be read or a file not written.
 
     Source: own choice; what it holds follows the results items of CLAIM 2024 and TRIPOD+AI 2024.
     """
-    predictions = evaluation.predictions
-    start = evaluation.metrics.get("decision", {}).get("thresholds", {})
+    one, metrics, patient_ids = evaluation.predictions, evaluation.metrics, evaluation.patient_ids
     slider = build_slider(
-        predictions,
-        evaluation.metrics.get("operating_points", []),
-        start=start,
-        several_images=len(set(evaluation.patient_ids)) < len(evaluation.patient_ids),
+        one,
+        metrics.get("operating_points", []),
+        start=metrics.get("decision", {}).get("thresholds", {}),
+        several_images=len(set(patient_ids)) < len(patient_ids),
     )
+    added = {
+        "operating": slider,
+        "failures": evaluation.gallery,
+        "explanations": evaluation.explanations or evaluation.explanation_notes,
+    }
+    kept = [anchor for anchor, content in added.items() if content]
     page = load_template("report", "report.html.j2").render(
         evaluation=evaluation,
-        graded=predictions.has_grades,
-        positive_class=predictions.positive_class,
-        patients_known=evaluation.metrics.get("patients_from") != PER_IMAGE,
-        intervals=name_units(HOW_INTERVALS, str(evaluation.metrics.get("patients_from", ""))),
-        cards=build_cards(predictions, evaluation.metrics),
-        means=describe_means(predictions),
-        counts=build_counts(predictions, evaluation.patient_ids),
-        metric_table=build_metric_table(evaluation.metrics),
-        class_table=build_class_table(predictions, evaluation.metrics),
-        sections=build_sections(
-            predictions,
-            evaluation.patient_ids,
-            metrics=evaluation.metrics,
-            history=evaluation.history,
-            seed=evaluation.seed,
-            figures=folder / "figures",
-            kept=choose_kept(evaluation, slider=bool(slider)),
-        ),
-        verdicts=build_verdict_table(evaluation.metrics.get("analysis")),
+        graded=one.has_grades,
+        positive_class=one.positive_class,
+        patients_known=metrics.get("patients_from") != PER_IMAGE,
+        intervals=name_units(HOW_INTERVALS, str(metrics.get("patients_from", ""))),
+        cards=build_cards(one, metrics),
+        means=describe_means(one),
+        counts=build_counts(one, patient_ids),
+        metric_table=build_metric_table(metrics),
+        class_table=build_class_table(one, metrics),
+        sections=build_sections(evaluation, folder / "figures", kept=kept),
+        verdicts=build_verdict_table(metrics.get("analysis")),
         slider=slider,
         # A browser unescapes nothing inside <script>: the escape of JSON keeps a class name from ending it.
         slider_json=json.dumps(slider).replace("<", "\\u003c"),
@@ -187,13 +161,3 @@ def write_report(folder: Path, evaluation: Evaluation) -> Path:
     write_bytes(path, page.encode())
     write_documents(folder, evaluation)
     return path
-
-
-def choose_kept(evaluation: Evaluation, *, slider: bool) -> list[str]:
-    """Return the anchors of the sections whose content the page adds itself."""
-    given = {
-        "operating": slider,
-        "failures": bool(evaluation.gallery),
-        "explanations": bool(evaluation.explanations or evaluation.explanation_notes),
-    }
-    return [anchor for anchor, here in given.items() if here]

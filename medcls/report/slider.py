@@ -23,7 +23,7 @@ def build_slider(
     *,
     start: Mapping[str, float | None],
     several_images: bool = False,
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Return what the page's script needs, ready for JSON; None if no question has both answers.
 
     A thousand steps between the ends, and every frozen threshold as a step of its own, so that the counts there, and
@@ -43,12 +43,14 @@ def build_slider(
 
 def _build_one(
     question: Question, predictions: Predictions, points: Sequence[Mapping[str, Any]], *, start: float | None
-) -> dict[str, Any]:
-    low, high = (0.0, 1.0)
+) -> dict[str, object]:
+    low, high = 0.0, 1.0
     if predictions.kind == "regression" or not predictions.probabilities:
         low, high = float(question.score.min()), float(question.score.max())
     frozen = [p for p in points if p["question"] == question.name and p["threshold"] is not None]
-    exact = [float(point["threshold"]) for point in frozen] + ([] if start is None else [start])
+    exact = [float(point["threshold"]) for point in frozen]
+    if start is not None:
+        exact.append(start)
     steps = np.unique([*(low + (high - low) * np.arange(STEPS + 1) / STEPS), *exact])
     counts = count_at_thresholds(question.positive, question.score, thresholds=steps)
     marks = [
@@ -59,7 +61,7 @@ def _build_one(
         }
         for p in frozen
     ]
-    first = start if start is not None else exact[0] if exact else (low + high) / 2
+    first = next((each for each in (start, *exact) if each is not None), (low + high) / 2)
     return {
         "name": name_question(predictions.kind, question.name, grades=predictions.grades),
         "thresholds": steps.tolist(),

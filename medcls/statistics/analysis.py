@@ -64,7 +64,9 @@ class Criterion:
             title += f" between {self.low:g} and {self.high:g}"
         if self.level != "image":
             title += f", {self.level} level"
-        return title + (f", each {self.each}" if self.each else "")
+        if self.each:
+            title += f", each {self.each}"
+        return title
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,9 @@ def parse_analysis(content: Any, *, where: str) -> Analysis:
     if not isinstance(subgroups, list) or not all(isinstance(name, str) for name in subgroups):
         raise ConfigError(f"{where}: subgroups: expected a list of columns like [sex, age]")
     primary = plan.get("primary", "")
-    known = [*(one.metric for one in criteria), *([COMPARISON] if comparison else [])]
+    known = [one.metric for one in criteria]
+    if comparison:
+        known.append(COMPARISON)
     if primary and known.count(primary) != 1:
         found = f"{known.count(primary)} criteria have it"
         raise ConfigError(f"{where}: primary: {found}: expected one of {', '.join(dict.fromkeys(known))}")
@@ -279,10 +283,6 @@ def judge_analysis(analysis: Analysis, metrics: Mapping[str, Any]) -> dict[str, 
     A criterion is met if the whole 95 % interval is within its limits, not met if the whole interval is outside,
     and undecided otherwise.
 
-    Args:
-        analysis: The plan.
-        metrics: As in metrics.json.
-
     Source: intersection-union: Berger 1982; non-inferiority by the interval: ICH E9, section 3.3.2.
     """
     rows: list[Verdict] = []
@@ -360,14 +360,14 @@ def _judge(
     if value is None or left is None or right is None:
         return row
     low, high = (-math.inf if limits[0] is None else limits[0]), (math.inf if limits[1] is None else limits[1])
-    reasons = [str(entry["note"])] if entry.get("note") else []
-    if left < low or right > high or (kind == COMPARISON and (left == low or right == high)):
-        row["verdict"] = NOT_MET if right < low or left > high else UNDECIDED
+    contains = ""
+    if right < low or left > high:
+        row["verdict"] = NOT_MET
+    elif left < low or right > high or (kind == COMPARISON and (left == low or right == high)):
+        contains = "the interval contains the limit"
     else:
         row["verdict"] = MET
-    if row["verdict"] == UNDECIDED:
-        reasons.insert(0, "the interval contains the limit")
-    row["low"], row["high"], row["reason"] = left, right, "; ".join(reasons)
+    row["low"], row["high"], row["reason"] = left, right, "; ".join(filter(None, [contains, entry.get("note")]))
     return row
 
 
@@ -379,5 +379,5 @@ def format_analysis(judged: Mapping[str, Any]) -> str:
         line = f"  {row['verdict']:9s} {'primary: ' * row['primary']}{row['title']}"
         if row["low"] is not None:
             line += " ({}, {} to {})".format(*(format_value(row[key]) for key in ("value", "low", "high")))
-        lines.append(line + (f": {row['reason']}" if row["reason"] else ""))
+        lines.append(": ".join(filter(None, [line, row["reason"]])))
     return "\n".join(lines)

@@ -18,8 +18,8 @@ from medcls.config import nearest
 from medcls.statistics.fold_tests import compute_5x2_f, compute_corrected_t
 from medcls.statistics.intervals import Drawn, MetricEntries, draw_replicates, explain_undefined, number_patients
 from medcls.statistics.metrics import Estimates, Estimator
-from medcls.statistics.paired import Tested, add_holm, describe_difference, or_none
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.paired import Tested, add_holm, describe_difference
+from medcls.statistics.predictions import Floats, Integers, Predictions, or_none
 from medcls.statistics.shared_metrics import as_grades, build_shared_estimator, check_one_question
 from medcls.statistics.support import Basis, Support, find_support
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from medcls.identity import format_count
 from medcls.statistics.predictions import Floats
 
 Limits = tuple[float, float]
@@ -71,8 +72,12 @@ def bound(scale: str, value: float, drawn: Floats, base: Base) -> Limits | None:
     """
     if scale not in UNBOUNDED:
         return bound_by_variance(scale, value, float(drawn.var(ddof=1)) * _correct(base), base)
-    limits = (bound_coefficient if scale == "real" else bound_skewed)(value, drawn, base)
-    return limits if limits is None or scale != "error" else (max(0.0, limits[0]), limits[1])
+    if scale == "real":
+        return bound_coefficient(value, drawn, base)
+    limits = bound_skewed(value, drawn, base)
+    if limits is None or scale != "error":
+        return limits
+    return max(0.0, limits[0]), limits[1]
 
 
 def bound_by_variance(scale: str, value: float, variance: float, base: Base) -> Limits | None:
@@ -100,17 +105,11 @@ def bound_by_variance(scale: str, value: float, variance: float, base: Base) -> 
 def note_undercoverage(scale: str, base: Base) -> str:
     """Return what a reader must know of an interval that holds the truth less often than it promises; "" for others.
 
-    Args:
-        scale: As in `definitions.Definition`.
-        base: What the number, or each of the two numbers of a difference, rests on.
-
     Source: simulation, docs/results/coverage.md.
     """
     if scale not in ("error", "real") or base.smallest is None or base.smallest >= LEAST_IN_CLASS:
         return ""
-    few = (
-        f"{base.smallest} patient{'' if base.smallest == 1 else 's'} in the smallest class, fewer than {LEAST_IN_CLASS}"
-    )
+    few = f"{format_count(base.smallest, 'patient')} in the smallest class, fewer than {LEAST_IN_CLASS}"
     return f"{few}: such intervals contain the truth less often than 95 % (docs/results/coverage.md)"
 
 
@@ -191,14 +190,16 @@ def _expect_variance(areas: Floats, cases: int, others: int) -> Floats:
 
 def _bound_by_size(scale: str, value: float, variance: float, base: Base) -> Limits:
     """Wilson's interval of a number that is no share, by the size of the share that would vary as much."""
-    share = (value + 1) / 2 if scale == "agreement" else value
-    spread = variance / 4 if scale == "agreement" else variance
-    number = len(base.patients) ** 2 / sum(1 / patients for patients in base.patients)
-    otherwise = float(base.fewest) if scale == "precision" else number
+    share, spread, otherwise = value, variance, float(base.fewest)
+    if scale == "agreement":
+        # From -1 to 1: half of it, shifted, is a share.
+        share, spread = (value + 1) / 2, variance / 4
+        otherwise = len(base.patients) ** 2 / sum(1 / patients for patients in base.patients)
     effective = _effective(share, spread, otherwise=otherwise)
-    shrunk = effective * (_NORMAL / _student(_count_freedom(base, base.fewest))) ** 2
-    low, high = compute_wilson(share, shrunk)
-    return (2 * low - 1, 2 * high - 1) if scale == "agreement" else (low, high)
+    low, high = compute_wilson(share, effective * (_NORMAL / _student(_count_freedom(base, base.fewest))) ** 2)
+    if scale == "agreement":
+        return 2 * low - 1, 2 * high - 1
+    return low, high
 
 
 def bound_skewed(value: float, drawn: Floats, base: Base) -> Limits | None:
@@ -300,12 +301,6 @@ def correct_correlation(correlation: float, first: float, second: float, rows: i
     """Return the correlation of two shares of the same rows, with Newcombe's correction for continuity.
 
     Without it the interval of their difference is too narrow if the two disagree on few rows.
-
-    Args:
-        correlation: Of the estimates.
-        first: Share.
-        second: Share.
-        rows: Number of rows.
 
     Source: Newcombe 1998, method 10: half of the rows is taken from the product of the fourfold table, down to 0.
     """

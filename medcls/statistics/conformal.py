@@ -105,8 +105,9 @@ def _bound(misfit: Floats, units: Integers, *, alpha: float) -> float | None:
 
 def build_sets(problem: Problem, bounds: Mapping[str, Any], *, by_class: bool) -> NDArray[np.bool_]:
     """Return which classes are in the set of each row; (n, K)."""
-    chosen = [bounds["by_class"].get(name) if by_class else bounds["bound"] for name in problem.names]
-    limits = np.array([np.inf if limit is None else limit for limit in chosen])
+    chosen = bounds["by_class"] if by_class else dict.fromkeys(problem.names, bounds["bound"])
+    limits = np.array([chosen.get(name) for name in problem.names], dtype=np.float64)
+    limits[np.isnan(limits)] = np.inf  # no bound: the class is always kept
     # A rounding error of 1 - p must not throw out the class that set the bound.
     return np.asarray(1 - problem.score <= limits + 1e-12)
 

@@ -153,13 +153,7 @@ def list_questions(predictions: Predictions) -> list[Question]:
 
 
 def name_question(kind: str, name: str, *, grades: bool) -> str:
-    """Return a question as a reader needs it: "grade 2 against all others", which "grade 2 or above" is not.
-
-    Args:
-        kind: Kind of the task.
-        name: Name of one of `list_questions`.
-        grades: The classes are ordered grades.
-    """
+    """Return a question as a reader needs it: "grade 2 against all others", which "grade 2 or above" is not."""
     if kind not in ("multiclass", "ordinal"):
         return name
     return f"{'grade ' if grades or kind == 'ordinal' else ''}{name} against all others"

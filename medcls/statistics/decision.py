@@ -10,7 +10,7 @@ import numpy as np
 
 from medcls.identity import format_count
 from medcls.statistics.number_text import format_threshold
-from medcls.statistics.predictions import Predictions
+from medcls.statistics.predictions import Predictions, or_none
 from medcls.statistics.thresholds import NEVER, YOUDEN, Rule
 
 HALF, HIGHEST, ROUNDED, VALUE, NONE = "half", "highest", "rounded", "value", "none"
@@ -84,7 +84,7 @@ class Decision:
         return {
             "rule": self.rule,
             "title": self.title,
-            "thresholds": {name: value if np.isfinite(value) else None for name, value in self.thresholds.items()},
+            "thresholds": {name: or_none(value) for name, value in self.thresholds.items()},
             "intervals": self.intervals,
             "chosen_on": self.chosen_on or None,
             "reasons": self.reasons,
@@ -143,11 +143,7 @@ def build_decision(
 
 
 def describe_calls(predictions: Predictions) -> list[str]:
-    """Return a sentence for every class or label that none, or every, row was called; one if all were called one class.
-
-    Args:
-        predictions: Of N rows, with the thresholds of the decision.
-    """
+    """Return a sentence for each class or label that no row, or every row, was called; one if all are one class."""
     names, rows = predictions.class_names, len(predictions.y_score)
     if predictions.kind == "regression" or not predictions.decides:
         return []

@@ -180,9 +180,9 @@ def measure_predictions(
             continue
         said = "all images were called the same"
         if entry["low"] is None:
-            entry["reason"] = "; ".join([said, *([entry["reason"]] if "reason" in entry else [])])
+            entry["reason"] = "; ".join(filter(None, [said, entry.get("reason")]))
         else:
-            entry["note"] = "; ".join([said, *([entry["note"]] if "note" in entry else [])])
+            entry["note"] = "; ".join(filter(None, [said, entry.get("note")]))
     return found
 
 

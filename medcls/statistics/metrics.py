@@ -59,11 +59,7 @@ def compute_metrics(predictions: Predictions, *, weights: ArrayLike | None = Non
 
 
 def build_estimator(predictions: Predictions) -> Estimator:
-    """Return a function from weights (R, N) to all metrics, each (R,); what can be sorted once is sorted here.
-
-    Args:
-        predictions: Checked predictions of N rows.
-    """
+    """Return a function from weights (R, N) to all metrics, each (R,); what can be sorted once is sorted here."""
     if predictions.kind != "regression" and not (predictions.probabilities and predictions.decides):
         return _build_margins(predictions)
     estimate = _BUILDERS[predictions.kind](predictions)
@@ -180,11 +176,7 @@ def _build_multiclass(predictions: Predictions) -> Estimator:
 
 
 def build_from_classes(predictions: Predictions) -> Estimator:
-    """Return a function from weights (R, N) to what needs only the true and the predicted class of each row, each (R,).
-
-    Args:
-        predictions: Of several classes, or of a regression of grades.
-    """
+    """Return a function from weights (R, N) to what needs only the true and predicted class of each row, each (R,)."""
     true, predicted, names = predictions.grade_true, predictions.grade_predicted, predictions.class_names
 
     def estimate(weights: Floats) -> Estimates:

@@ -30,13 +30,26 @@ class Number:
 def format_number(name: str, entry: Mapping[str, Any]) -> Number:
     """Return one entry of metrics.json as text."""
     value, low, high = entry["value"], entry["low"], entry["high"]
-    bounded = name in DEFINITIONS and DEFINITIONS[name].unit_range and low is not None
-    return Number(
-        text=format_value(value),
-        interval="" if low is None else f"{format_value(low)} – {format_value(high)}",
-        reason=str(entry.get("reason") or entry.get("note") or ""),
-        bar=(100 * low, max(100 * (high - low), 0.8), 100 * value) if bounded else None,
-    )
+    bar = None
+    if name in DEFINITIONS and DEFINITIONS[name].unit_range and low is not None:
+        bar = (100 * low, max(100 * (high - low), 0.8), 100 * value)
+    reason = str(entry.get("reason") or entry.get("note") or "")
+    return Number(format_value(value), format_interval(low, high), reason, bar)
+
+
+def format_difference(entry: Mapping[str, Any]) -> Number:
+    """Return a paired difference of metrics.json as text."""
+    return format_number("difference", {"low": None, "high": None, **entry, "value": entry["difference"]})
+
+
+def format_reason(reason: str) -> Number:
+    """Return why there is no number, beside the dash that is shown for it."""
+    return Number("—", "", reason, None)
+
+
+def format_interval(low: float | None, high: float | None) -> str:
+    """Return "0.870 – 0.941"; "" without an interval."""
+    return "" if low is None else f"{format_value(low)} – {format_value(high)}"
 
 
 def format_value(value: float | None) -> str:

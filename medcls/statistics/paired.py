@@ -24,7 +24,7 @@ from medcls.statistics.definitions import choose_headlines
 from medcls.statistics.delong import compare_areas
 from medcls.statistics.intervals import Drawn, collect, correlate, draw_replicates, explain_plainly
 from medcls.statistics.metrics import build_estimator
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, or_none
 from medcls.statistics.support import find_support
 
 _QUANTILE = NormalDist().inv_cdf(0.975)
@@ -276,8 +276,3 @@ def describe_area(positive: ArrayLike, first: Floats, second: Floats, patients: 
         "high": or_none(found.high),
         "p_value": or_none(found.p_value),
     }
-
-
-def or_none(value: float) -> float | None:
-    """None for what is not finite, as JSON takes it."""
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -196,6 +197,11 @@ def _refuse_rows(bad: ArrayLike, what: str) -> None:
 def select_rows(predictions: Predictions, rows: NDArray[Any]) -> Predictions:
     """Return the predictions of some rows, by index or mask."""
     return replace(predictions, y_true=predictions.y_true[rows], y_score=predictions.y_score[rows])
+
+
+def or_none(value: float) -> float | None:
+    """Return None for what is not finite, as JSON takes it."""
+    return value if math.isfinite(value) else None
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Floats:

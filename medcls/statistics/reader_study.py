@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from medcls.statistics.curves import Question, count_at_thresholds, list_questions
 from medcls.statistics.intervals import Drawn, collect, draw_replicates, explain_plainly
 from medcls.statistics.metrics import Estimates
-from medcls.statistics.paired import add_holm, compute_mcnemar, describe_area, describe_difference, or_none
-from medcls.statistics.predictions import Floats, Integers, Predictions, ratio
+from medcls.statistics.paired import add_holm, compute_mcnemar, describe_area, describe_difference
+from medcls.statistics.predictions import Floats, Integers, Predictions, or_none, ratio
 from medcls.statistics.ranking import compute_curve, compute_roc
 from medcls.statistics.support import RATES, find_rate_support, name_sides
 

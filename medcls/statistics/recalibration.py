@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -23,15 +23,41 @@ _TILT = 1e-6
 """Share of the score itself in an isotonic map, so that different scores never become equal."""
 
 
-def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
+class FittedColumn(TypedDict, total=False):
+    """A rising map of one column: a line on the logit (slope, intercept), or corners (scores, values)."""
+
+    slope: float
+    intercept: float
+    scores: list[float]
+    values: list[float]
+
+
+class FittedMap(TypedDict):
+    """A fitted map as calibration.json keeps it; `inverse` is 1 / temperature of all classes together."""
+
+    method: str
+    inverse: NotRequired[float]
+    columns: NotRequired[list[FittedColumn]]
+
+
+class ChosenMap(TypedDict):
+    """A map, its method ("mixed" if labels differ), the held-out log losses, and the reason if it is none.
+
+    `methods` of several labels: name to method.
+    """
+
+    method: str
+    map: FittedMap
+    log_loss: Mapping[str, object]
+    methods: NotRequired[dict[str, str]]
+    reason: NotRequired[str]
+
+
+def fit_recalibration(method: str, predictions: Predictions) -> FittedMap:
     """Return the fitted map, ready for JSON.
 
     Binary and multilabel: one rising map for each column, of P(label). Multiclass and ordinal: one temperature for all
     classes; Platt and isotonic fit each class against the rest and divide by the sum (`list_methods` offers neither).
-
-    Args:
-        method: One of `METHODS`.
-        predictions: Of the split it is fitted on; no regression.
 
     Raises:
         ValueError: An unknown method, or a regression.
@@ -43,32 +69,27 @@ def fit_recalibration(method: str, predictions: Predictions) -> dict[str, Any]:
         raise ValueError(f"method {method!r} of a {predictions.kind}: expected {', '.join(METHODS)}, no regression")
     if method == "none":
         return {"method": method}
-    if method == "temperature" and predictions.kind in ("multiclass", "ordinal"):
+    if method == "temperature" and predictions.traits.exclusive:
         return {"method": method, "inverse": _fit_softmax_slope(predictions)}
     fit = {"temperature": _fit_temperature, "platt": _fit_platt, "isotonic": _fit_isotonic}[method]
     return {"method": method, "columns": [fit(true, score) for true, score in _columns(predictions)]}
 
 
 def apply_recalibration(fitted: Mapping[str, Any], predictions: Predictions) -> Predictions:
-    """Return the same rows with recalibrated probabilities, and the thresholds mapped with them: who is called stays.
-
-    Args:
-        fitted: What `fit_recalibration` answered, perhaps read back from JSON.
-        predictions: Of the same task.
-    """
+    """Return the same rows with recalibrated probabilities and with thresholds mapped alike: who is called stays."""
     score = predictions.y_score
     if fitted["method"] == "none":
         return predictions
     if "inverse" in fitted:
         return replace(predictions, y_score=_sharpen(score, float(fitted["inverse"])))
-    mapped = np.stack(
-        [_map_column(column, score[:, k]) for k, column in enumerate(fitted["columns"])], axis=1
-    )  # fmt: skip
+    mapped = np.stack([_map_column(column, score[:, k]) for k, column in enumerate(fitted["columns"])], axis=1)
     if predictions.thresholds:
-        pairs = zip(fitted["columns"], predictions.thresholds, strict=True)
-        moved = tuple(t if np.isinf(t) else float(_map_column(column, np.array([t]))[0]) for column, t in pairs)
-        return replace(predictions, y_score=mapped, thresholds=moved)
-    if predictions.kind in ("multiclass", "ordinal"):
+        moved = list(predictions.thresholds)
+        for k, column in enumerate(fitted["columns"]):
+            if np.isfinite(moved[k]):
+                moved[k] = float(_map_column(column, np.array([moved[k]]))[0])
+        return replace(predictions, y_score=mapped, thresholds=tuple(moved))
+    if predictions.traits.exclusive:
         total = mapped.sum(axis=1, keepdims=True)
         mapped = np.where(total > 0, mapped / np.where(total > 0, total, 1), 1 / mapped.shape[1])
     return replace(predictions, y_score=mapped)
@@ -83,26 +104,24 @@ def list_methods(predictions: Predictions, patients: Integers) -> tuple[str, ...
         predictions: Of the split that choices are made on; no regression.
         patients: (N,) patient number of each row.
     """
-    several = predictions.kind in ("multiclass", "ordinal")
     fewest = min(count_patients(predictions, patients).values())
-    known = METHODS[1:2] if several else METHODS[1:]
+    known = METHODS[1:2] if predictions.traits.exclusive else METHODS[1:]
     return ("none", *(method for method in known if fewest >= LEAST_PATIENTS[method]))
 
 
 def count_patients(predictions: Predictions, patients: Integers) -> dict[str, int]:
     """Return the number of patients with a row of each class; of several labels with and without each."""
-    names, true = predictions.class_names, predictions.y_true
-    if predictions.kind == "multilabel":
-        sides = {"": 1, "no ": 0}
-        groups = {f"{side}{name}": true[:, k] == value for k, name in enumerate(names) for side, value in sides.items()}
-    elif predictions.kind == "regression" and not predictions.grades:
-        return {}
-    else:
-        groups = {name: predictions.grade_true == k for k, name in enumerate(names)}
+    groups = {}
+    for k, name in enumerate(predictions.class_names):
+        if predictions.traits.multiple:
+            groups[name] = predictions.y_true[:, k] == 1
+            groups[f"no {name}"] = predictions.y_true[:, k] == 0
+        elif predictions.has_classes:
+            groups[name] = predictions.grade_true == k
     return {name: len(np.unique(patients[rows])) for name, rows in groups.items()}
 
 
-def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: int = 0) -> dict[str, Any]:
+def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: int = 0) -> ChosenMap:
     """Return the map to use, all held-out log losses, and the reason if it is none.
 
     Each map that the counts bear is fitted on four fifths of the patients and scored on the rest. A map with more
@@ -115,15 +134,13 @@ def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: 
         patients: (N,) patient number of each row.
         seed: Of the folds.
 
-    Returns:
-        "method" ("mixed" if labels differ), "map" as `fit_recalibration` returns it, "log_loss", "reason", "methods"
-        (of several labels: name to method).
-
     Source: own choice, docs/decisions/0046-maps-that-the-counts-bear.md; one standard error: Breiman et al. 1984.
     """
     if predictions.kind != "multilabel":
         return _choose_map(predictions, patients, seed=seed)
-    columns, methods, losses = [], {}, {}
+    columns: list[FittedColumn] = []
+    methods: dict[str, str] = {}
+    losses: dict[str, object] = {}
     for k, name in enumerate(predictions.class_names):
         rows = ~np.isnan(predictions.y_true[:, k])
         one = replace(
@@ -135,38 +152,39 @@ def choose_recalibration(predictions: Predictions, patients: Integers, *, seed: 
             thresholds=(),
         )
         found = _choose_map(one, np.unique(patients[rows], return_inverse=True)[1], seed=seed)
-        columns += found["map"].get("columns", [{"slope": 1.0, "intercept": 0.0}])
+        columns += found["map"].get("columns", [FittedColumn(slope=1.0, intercept=0.0)])
         methods[name], losses[name] = found["method"], found["log_loss"]
     kinds = set(methods.values())
     method = kinds.pop() if len(kinds) == 1 else "mixed"
-    fitted = {"method": method} | ({"columns": columns} if method != "none" else {})
-    reason = {"reason": "no label has a map that is better than none by more than chance"} if method == "none" else {}
-    return {"method": method, "map": fitted, "log_loss": losses, "methods": methods} | reason
+    chosen: ChosenMap = {"method": method, "map": {"method": method}, "log_loss": losses, "methods": methods}
+    if method == "none":
+        chosen["reason"] = "no label has a map that is better than none by more than chance"
+    else:
+        chosen["map"]["columns"] = columns
+    return chosen
 
 
-def _choose_map(predictions: Predictions, patients: Integers, *, seed: int) -> dict[str, Any]:
+def _choose_map(predictions: Predictions, patients: Integers, *, seed: int) -> ChosenMap:
     """Choose for one column, or for several classes together."""
-    none: dict[str, Any] = {"method": "none", "map": {"method": "none"}, "log_loss": {}}
-    counts = count_patients(predictions, patients) if len(patients) else dict.fromkeys(predictions.class_names, 0)
+    counts = count_patients(predictions, patients)
     rarest = min(counts, key=lambda name: counts[name])
-    if counts[rarest] < LEAST_PATIENTS["temperature"]:
-        least = LEAST_PATIENTS["temperature"]
-        return none | {
-            "reason": f"{format_count(counts[rarest], 'patient')} of class {rarest}: a map needs {least} of each class"
-        }
+    least = LEAST_PATIENTS["temperature"]
+    if counts[rarest] < least:
+        reason = f"{format_count(counts[rarest], 'patient')} of class {rarest}: a map needs {least} of each class"
+        return {"method": "none", "map": {"method": "none"}, "log_loss": {}, "reason": reason}
     fold = _deal_folds(predictions.grade_true, patients, seed=seed)
-    rows = {
-        method: _compute_held_out_losses(method, predictions, fold)[np.argsort(np.argsort(fold, kind="stable"))]
-        for method in list_methods(predictions, patients)
-    }
+    methods = list_methods(predictions, patients)
+    rows = {method: _compute_held_out_losses(method, predictions, fold) for method in methods}
     chosen = "none"
     for method, losses in rows.items():
         difference = np.bincount(patients, weights=rows[chosen] - losses)
         if difference.sum() > np.sqrt(len(difference)) * difference.std():
             chosen = method
     means = {method: float(losses.mean()) for method, losses in rows.items()}
-    reason = {} if chosen != "none" else {"reason": "no map is better than none by more than chance"}
-    return {"method": chosen, "map": fit_recalibration(chosen, predictions), "log_loss": means} | reason
+    found: ChosenMap = {"method": chosen, "map": fit_recalibration(chosen, predictions), "log_loss": means}
+    if chosen == "none":
+        found["reason"] = "no map is better than none by more than chance"
+    return found
 
 
 def _deal_folds(true: Integers, patients: Integers, *, seed: int) -> Integers:
@@ -182,24 +200,25 @@ def _deal_folds(true: Integers, patients: Integers, *, seed: int) -> Integers:
 
 
 def _compute_held_out_losses(method: str, predictions: Predictions, fold: Integers) -> Floats:
-    """Log loss of each row by the map of the other folds; (N,), sorted by fold."""
-    rows = []
+    """Log loss of each row by the map of the other folds; (N,)."""
+    losses = np.empty(len(fold))
     for held in range(FOLDS):
         fitted = fit_recalibration(method, select_rows(predictions, fold != held))
         mapped = apply_recalibration(fitted, select_rows(predictions, fold == held))
-        rows.append(compute_log_loss_rows(mapped.grade_true, mapped.y_score))
-    return np.concatenate(rows)
+        losses[fold == held] = compute_log_loss_rows(mapped.grade_true, mapped.y_score)
+    return losses
 
 
 def _columns(predictions: Predictions) -> list[tuple[Floats, Floats]]:
     """Truth (0 or 1) and probability of each column, on the rows where the truth is known."""
-    true, score = predictions.y_true, predictions.y_score
-    if predictions.kind == "binary":
-        return [(true.astype(np.float64), score[:, 0])]
-    if predictions.kind == "multilabel":
-        known = [~np.isnan(true[:, k]) for k in range(score.shape[1])]
-        return [(true[rows, k], score[rows, k]) for k, rows in enumerate(known)]
-    return [((true == k).astype(np.float64), score[:, k]) for k in range(score.shape[1])]
+    columns = []
+    for k, score in enumerate(predictions.y_score.T):
+        true = predictions.y_true[:, k] if predictions.traits.multiple else predictions.y_true == k
+        if predictions.traits.pair:
+            true = predictions.y_true
+        known = ~np.isnan(true)
+        columns.append((true[known].astype(np.float64), score[known]))
+    return columns
 
 
 def to_logit(probability: Floats) -> Floats:
@@ -216,7 +235,7 @@ def _map_column(column: Mapping[str, Any], probability: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-np.clip(eta, -500, 500))))
 
 
-def _fit_temperature(true: Floats, score: Floats) -> dict[str, Any]:
+def _fit_temperature(true: Floats, score: Floats) -> FittedColumn:
     """Slope of the logit without intercept: 1 / temperature."""
     if not 0 < true.sum() < len(true):
         return {"slope": 1.0, "intercept": 0.0}
@@ -234,9 +253,7 @@ def _fit_softmax_slope(predictions: Predictions) -> float:
     target = np.repeat(((1 - kept) / (classes - 1))[true][:, None], classes, axis=1)
     target[np.arange(len(true)), true] = kept[true]
     expected = (target * logs).sum(axis=1)
-    return _find_root(
-        lambda b: float((expected - (_sharpen(predictions.y_score, b) * logs).sum(axis=1)).sum())
-    )  # fmt: skip
+    return _find_root(lambda b: float((expected - (_sharpen(predictions.y_score, b) * logs).sum(axis=1)).sum()))
 
 
 def _sharpen(score: Floats, inverse: float) -> Floats:
@@ -245,15 +262,19 @@ def _sharpen(score: Floats, inverse: float) -> Floats:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def _find_root(gradient: Any, *, low: float = 1e-3, high: float = 1e3) -> float:
-    """Where the falling gradient of a log likelihood crosses zero, within [low, high]; by bisection of the log."""
+def _find_root(gradient: Callable[[float], float]) -> float:
+    """Where the falling gradient of a log likelihood crosses zero, within [1e-3, 1e3]; by bisection of the log."""
+    low, high = 1e-3, 1e3
     for _ in range(STEPS):
         middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if gradient(middle) > 0 else (low, middle)
+        if gradient(middle) > 0:
+            low = middle
+        else:
+            high = middle
     return float(np.sqrt(low * high))
 
 
-def _fit_platt(true: Floats, score: Floats) -> dict[str, Any]:
+def _fit_platt(true: Floats, score: Floats) -> FittedColumn:
     """Slope and intercept on the logit by Newton's method with halved steps."""
     positives, negatives = true.sum(), len(true) - true.sum()
     if not positives or not negatives:
@@ -283,8 +304,10 @@ def _fit_platt(true: Floats, score: Floats) -> dict[str, Any]:
     low, high = -50.0, 50.0
     for _ in range(STEPS):
         middle = (low + high) / 2
-        more = (target - 1 / (1 + np.exp(-np.clip(offset + middle, -500, 500)))).sum() > 0
-        low, high = (middle, high) if more else (low, middle)
+        if (target - 1 / (1 + np.exp(-np.clip(offset + middle, -500, 500)))).sum() > 0:
+            low = middle
+        else:
+            high = middle
     return {"slope": LEAST_SLOPE, "intercept": (low + high) / 2}
 
 
@@ -297,7 +320,7 @@ def _soften(true: Floats) -> Floats:
     return np.asarray(np.where(true == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2)))
 
 
-def _fit_isotonic(true: Floats, score: Floats) -> dict[str, Any]:
+def _fit_isotonic(true: Floats, score: Floats) -> FittedColumn:
     """Return steps of the best rising function, by pooling adjacent violators; scores between two are interpolated."""
     if not 0 < true.sum() < len(true):
         return {"slope": 1.0, "intercept": 0.0}

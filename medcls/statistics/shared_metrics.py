@@ -26,11 +26,7 @@ _OF_VALUES = {
 
 
 def expect_grades(predictions: Predictions) -> Predictions:
-    """Return the same rows as a regression of grades: the expected grade of probabilities, or the value as it is.
-
-    Args:
-        predictions: Of ordered grades.
-    """
+    """Return the same rows as a regression of grades: the expected grade of probabilities, or the value as it is."""
     if predictions.kind == "regression":
         return predictions
     value = predictions.y_score @ np.arange(len(predictions.class_names), dtype=np.float64)

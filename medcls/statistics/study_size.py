@@ -312,12 +312,7 @@ def _estimate_kappas(grade: Integers, predicted: Integers, *, grades: int) -> Es
 
 
 def half_width_of(study: Estimate, assumed: Assumptions) -> float:
-    """Return half the distance of the bounds of the first model's interval.
-
-    Args:
-        study: One simulated study.
-        assumed: What it is like.
-    """
+    """Return half the distance of the bounds of the first model's interval."""
     low, high = _bound(study, assumed, model=0)
     return (high - low) / 2
 
@@ -333,12 +328,7 @@ def _bound(study: Estimate, assumed: Assumptions, *, model: int) -> Limits:
 
 
 def bound_difference(study: Estimate, assumed: Assumptions) -> Limits:
-    """Return the interval of the first model less the second, as the report gives it.
-
-    Args:
-        study: One simulated study of two models.
-        assumed: What it is like.
-    """
+    """Return the interval of the first model less the second, as the report gives it."""
     first, second = (float(value) for value in study.values)
     one, two = (_bound(study, assumed, model=model) for model in (0, 1))
     moving = float(np.prod(np.diag(study.covariance)))

@@ -65,12 +65,7 @@ Support = dict[str, Basis]
 
 
 def find_support(predictions: Predictions, names: Iterable[str]) -> Support:
-    """Return the basis of each metric.
-
-    Args:
-        predictions: Of N rows.
-        names: Of metrics, as `metrics.build_estimator` has them.
-    """
+    """Return the basis of each metric."""
     questions = _list_questions(predictions)
     everyone = np.ones(len(predictions.y_score), dtype=bool)
     classes: tuple[Mask, ...] = ()

@@ -17,7 +17,7 @@ from medcls.statistics.curves import (
 )
 from medcls.statistics.intervals import LEAST_REPLICATES, draw_replicates, summarize
 from medcls.statistics.metrics import Estimates, Estimator
-from medcls.statistics.predictions import Floats, Integers, Predictions
+from medcls.statistics.predictions import Floats, Integers, Predictions, or_none
 from medcls.statistics.ranking import Curve, compute_curve
 from medcls.statistics.support import RATES, Basis, find_rate_support, name_sides
 
@@ -55,9 +55,14 @@ class Rule:
             "youden": "Youden",
             GIVEN: "as set, not chosen on any rows",
             FROM_FILE: "as the file gives it; which rows chose it is unknown here",
-            "cost": f"a miss = {self.target:g} false alarms" if self.target else "",
         }
+        if self.kind == "cost":
+            return f"a miss = {self.target:g} false alarms"
         return named.get(self.kind, f"{self.kind} ≥ {self.target}")
+
+    def mark(self, decided: str) -> str:
+        """Return the title, marked if this is the rule of the decision, which is given by name."""
+        return f"{self.title} (decision)" if self.name == decided else self.title
 
 
 class Point(TypedDict):
@@ -98,7 +103,7 @@ def choose_threshold(question: Question, rule: Rule) -> float | None:
         lacking = "negative" if question.positive.any() else "positive"
         raise ValueError(f"{question.name}: no {lacking} row to choose a threshold on")
     threshold = _choose_on_curve(compute_curve(question.positive, question.score), rule)
-    return threshold if np.isfinite(threshold) else None
+    return or_none(threshold)
 
 
 def _choose_on_curve(curve: Curve, rule: Rule) -> float:
@@ -175,7 +180,7 @@ def _bound_thresholds(
     if len(drawn) < LEAST_REPLICATES:
         return [[None, None] for _ in rules]
     bounds = np.quantile(np.array(drawn), [0.025, 0.975], axis=0, method="inverted_cdf").T
-    return [[float(bound) if np.isfinite(bound) else None for bound in pair] for pair in bounds]
+    return [[or_none(float(bound)) for bound in pair] for pair in bounds]
 
 
 def apply_operating_points(

@@ -165,10 +165,10 @@ def fit_logits(decisions: Floats, targets: Integers) -> tuple[float, float, bool
     if decisions.shape[1] == 1:
         probabilities = 1 / (1 + np.exp(-scaled))
         (fitted,) = fit_recalibration("platt", Predictions("binary", targets, probabilities, names, False))["columns"]
-        slope, shift = float(fitted["slope"]), float(fitted["intercept"])
+        slope, shift = fitted["slope"], fitted["intercept"]
     else:
         powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
-        fitted = fit_recalibration("temperature", Predictions("multiclass", targets, probabilities, names, False))
-        slope, shift = float(fitted["inverse"]), 0.0
+        found = fit_recalibration("temperature", Predictions("multiclass", targets, probabilities, names, False))
+        slope, shift = found["inverse"], 0.0
     return max(slope, _LEAST_SLOPE) / unit, shift, slope > 2 * _LEAST_SLOPE

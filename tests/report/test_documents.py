@@ -7,7 +7,8 @@ import pytest
 
 from medcls.report.checklists import CLAIM, TRIPOD, fill_checklist
 from medcls.report.content import Evaluation
-from medcls.report.documents import describe_facts, write_documents
+from medcls.report.documents import describe_facts, describe_headlines, write_documents
+from medcls.report.page_tables import build_cards
 from medcls.statistics.intervals import measure_predictions
 from medcls.statistics.predictions import check_predictions
 from medcls.statistics.thresholds import Rule
@@ -54,6 +55,15 @@ def test_every_fact_that_an_item_asks_for_can_be_known(make_evaluation):
     """A misspelt fact would leave its item to the authors for ever."""
     known = set(describe_facts(make_evaluation(facts={"deidentification": "hmac", "imbalance": "none"})))
     assert {fact for _, _, fact in CLAIM + TRIPOD if fact} == known & {fact for _, _, fact in CLAIM + TRIPOD if fact}
+
+
+@pytest.mark.parametrize("kind", ["regression", "multiclass"])
+def test_card_of_grades_has_the_headlines_of_the_page(kind, make_evaluation, make_task, make_patients):
+    one = check_predictions(**make_task(kind) | {"grades": True})
+    metrics = measure_predictions(one, make_patients(60), replicates=50)
+    found = describe_headlines(make_evaluation(predictions=one, metrics=metrics))
+    assert list(found) == [card.definition.title for card in build_cards(one, metrics)]
+    assert found["Quadratic kappa"].startswith(f"{metrics['quadratic_kappa']['value']:.3f} (")
 
 
 def test_what_is_not_known_is_left_to_the_authors(make_evaluation):
