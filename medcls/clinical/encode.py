@@ -154,26 +154,18 @@ def encode_clinical(spec: ClinicalSpec, table: pa.Table) -> tuple[NDArray[np.flo
 
 def _encode_levels(spec: Levels, column: pa.ChunkedArray[Any], *, unseen: str, faults: Faults) -> NDArray[np.float64]:
     texts, codes = read_texts(column, spec.name)
-    places = np.array([_place(text, spec, unseen) for text in texts])
+    known = {level: place for place, level in enumerate(spec.levels)} | {spec.reference: _REFERENCE}
+    # A new level is read as missing only if training had missing ones.
+    otherwise = known.get(MISSING, _FAULT) if unseen == MISSING else _FAULT
+    places = np.array([known.get(text, otherwise) for text in texts])
     for row in np.flatnonzero(places[codes] == _FAULT).tolist():
-        text = texts[codes[row]]
-        what = (
-            "is missing, and training had none missing"
-            if text == MISSING
-            else "has a value that was not seen in training"
-        )
+        what = "has a value that was not seen in training"
+        if texts[codes[row]] == MISSING:
+            what = "is missing, and training had none missing"
         faults.setdefault(row, f"{spec.name} {what}")
     # The reference and faults find no one: eye() has no row for them but zeros.
     one_hot = np.concatenate([np.eye(len(spec.levels)), np.zeros((2, len(spec.levels)))])
     return np.asarray(one_hot[places][codes])
-
-
-def _place(text: str, spec: Levels, unseen: str) -> int:
-    if text == spec.reference:
-        return _REFERENCE
-    if text not in spec.levels and unseen == MISSING and MISSING in spec.levels:
-        text = MISSING
-    return spec.levels.index(text) if text in spec.levels else _FAULT
 
 
 def _encode_number(spec: NumericColumn, column: pa.ChunkedArray[Any], *, faults: Faults) -> NDArray[np.float64]:

@@ -143,7 +143,14 @@ def compute_ratios(
             sides = [contrast.rows[contrast.outcome == outcome] for outcome in (0, 1)]
         masks = tuple(np.isin(np.arange(len(patients)), rows) for rows in sides)
         support = dict.fromkeys(names, Basis("real", masks))
-        found = summarize(estimate, patients, support, replicates=replicates, seed=seed, explain=_explain)
+        found = summarize(
+            estimate,
+            patients,
+            support,
+            replicates=replicates,
+            seed=seed,
+            explain=lambda name: "one class or one value only among these patients",
+        )
         entries = [found[name] for name in names]
         for entry in () if contrast.linear else entries:
             for key in ("value", "low", "high"):
@@ -151,10 +158,6 @@ def compute_ratios(
                 entry[key] = None if number is None else float(np.exp(number))
         answers.append(entries)
     return answers
-
-
-def _explain(name: str) -> str:
-    return "one class or one value only among these patients"
 
 
 def read_own(output: str, weight: Floats) -> list[Floats]:

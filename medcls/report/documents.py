@@ -178,7 +178,11 @@ def write_card(evaluation: Evaluation, facts: Mapping[str, Any]) -> str:
     if points:
         decided = str(evaluation.metrics.get("decision", {}).get("rule", ""))
         lines += ["", f"| Question | Rule | Sensitivity ({over}) | Specificity ({over}) |"]
-        lines += ["|---|---|---|---|", *(_card_row(point, decided) for point in points)]
+        lines.append("|---|---|---|---|")
+        for point in points:
+            rule = Rule(point["rule"], point["target"]).mark(decided)
+            rates = (_escape(_say_entry(point[name])) for name in RATES)
+            lines.append(_row(_escape(str(point["question"])), rule, *rates))
     for table in build_odds_tables(evaluation.metrics):
         lines += ["", f"## {_escape(table.title)}", "", name_units(table.caption, known), ""]
         lines += [_row(*table.columns), "|---" * len(table.columns) + "|"]
@@ -199,12 +203,6 @@ def _list_verdicts(judged: Mapping[str, Any] | None) -> list[str]:
         verdict = ": ".join(filter(None, [row["verdict"], row["reason"]]))
         lines.append(_row(_escape(row["title"]), say_number(format_number("", row)), _escape(verdict)))
     return lines
-
-
-def _card_row(point: Mapping[str, Any], decided: str) -> str:
-    rule = Rule(point["rule"], point["target"]).mark(decided)
-    rates = (_escape(_say_entry(point[name])) for name in RATES)
-    return _row(_escape(str(point["question"])), rule, *rates)
 
 
 def _row(*cells: str) -> str:

@@ -41,7 +41,7 @@ TITLES = {
     "readers": "How does it compare with readers?",
     "robustness": "Is it robust to degraded images?",
     "failures": "Where does it fail?",
-    "explanations": "Explanations: where does it look?",
+    "explanations": "Explanations: what are its answers based on?",
     "training": "How was it trained?",
 }
 

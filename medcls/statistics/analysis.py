@@ -163,7 +163,13 @@ def _parse_criterion(content: Any, where: str) -> Criterion:
     if not isinstance(each, str) or (each and level != "image"):
         raise ConfigError(f"{where}: each: expected the name of a column, without level")
     if limits == ["between"]:
-        return Criterion(metric, *_read_pair(entry["between"], where), level, each)
+        pair = entry["between"]
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ConfigError(f"{where}: between: expected [LOW, HIGH]")
+        low, high = (_read_limit(value, f"{where}, between") for value in pair)
+        if low >= high:
+            raise ConfigError(f"{where}: between: {low:g} is not below {high:g}")
+        return Criterion(metric, low, high, level, each)
     value = _read_limit(entry[limits[0]], f"{where}, {limits[0]}")
     ideal = DEFINITIONS[find_stem(metric)].ideal
     if isinstance(ideal, float):
@@ -199,15 +205,6 @@ def _read_limit(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e9 < value < 1e9:
         raise ConfigError(f"{where}: expected a number")
     return float(value)
-
-
-def _read_pair(value: Any, where: str) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ConfigError(f"{where}: between: expected [LOW, HIGH]")
-    low, high = (_read_limit(one, f"{where}, between") for one in value)
-    if low >= high:
-        raise ConfigError(f"{where}: between: {low:g} is not below {high:g}")
-    return low, high
 
 
 def check_analysis(

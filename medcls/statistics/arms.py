@@ -7,7 +7,7 @@ a patient who is drawn twice counts twice everywhere; of a holdout they draw its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import NotRequired, TypedDict
@@ -240,6 +240,11 @@ def _join_support(folds: Sequence[FoldPredictions], names: Iterable[str]) -> Sup
 
 
 def _describe_arm(arm: _Arm, patients: Sequence[Integers]) -> ArmNumbers:
+    def explain(name: str) -> str:
+        # The first fold in which the metric has no value.
+        one = arm.folds[int(np.flatnonzero(~np.isfinite(arm.values[name]))[0])]
+        return f"fold {one.fold}: {explain_undefined(name, one.predictions)}"
+
     rows: list[FoldNumbers] = [
         {
             "fold": one.fold,
@@ -250,17 +255,7 @@ def _describe_arm(arm: _Arm, patients: Sequence[Integers]) -> ArmNumbers:
         }
         for k, (one, numbers) in enumerate(zip(arm.folds, patients, strict=True))
     ]
-    return {"metrics": arm.means.describe(_explain(arm)), "folds": rows}
-
-
-def _explain(arm: _Arm) -> Callable[[str], str]:
-    """Return why a mean over folds has no value: the first fold in which the metric has none."""
-
-    def explain(name: str) -> str:
-        one = arm.folds[int(np.flatnonzero(~np.isfinite(arm.values[name]))[0])]
-        return f"fold {one.fold}: {explain_undefined(name, one.predictions)}"
-
-    return explain
+    return {"metrics": arm.means.describe(explain), "folds": rows}
 
 
 def _compare_pairs(measured: Mapping[str, _Arm], metric: str, *, design: str, test_share: float) -> list[Pair]:

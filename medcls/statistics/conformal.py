@@ -153,7 +153,7 @@ def evaluate_conformal(
                 _find_support(problem, held, total=len(patients)),
                 replicates=replicates,
                 seed=seed,
-                explain=_explain,
+                explain=lambda name: f"no image {'is kept' if name.startswith('right_if_kept') else 'of this class'}",
             )
         answers.append(answer)
     return answers
@@ -171,10 +171,6 @@ def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str
         for name, (bound, patients) in sorted(found.items())  # JSON keeps no order of keys
         if bound is None
     ]
-
-
-def _explain(name: str) -> str:
-    return "no image is kept" if name.startswith("right_if_kept") else "no image of this class"
 
 
 def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int) -> Support:

@@ -31,9 +31,10 @@ def fit_logistic(
     ridge = np.broadcast_to(np.zeros(len(design)) if penalty is None else penalty, (len(weights), len(design)))
     coefficients = _start(design, outcome, offset=offset, weights=weights, ridge=ridge)
     products = (design[:, None, :] * design[None, :, :]).reshape(len(design) ** 2, -1)
-    open_ = _has_both_classes(outcome, weights)
-    coefficients[~open_] = np.nan
-    running = np.flatnonzero(open_)
+    positive = weights @ outcome
+    both = (positive > 0) & (positive < weights.sum(axis=1))
+    coefficients[~both] = np.nan
+    running = np.flatnonzero(both)
     for _ in range(_STEPS):
         if running.size == 0:
             break
@@ -103,11 +104,6 @@ def _is_flat(curvature: Floats) -> NDArray[np.bool_]:
     return np.asarray(
         (diagonal < _FLAT).any(axis=1) | (np.linalg.det(curvature / (scale[:, :, None] * scale[:, None])) < _FLAT)
     )
-
-
-def _has_both_classes(outcome: Floats, weights: Floats) -> NDArray[np.bool_]:
-    positive = weights @ outcome
-    return np.asarray((positive > 0) & (positive < weights.sum(axis=1)))
 
 
 def fit_linear(

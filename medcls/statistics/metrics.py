@@ -83,10 +83,6 @@ def _build_margins(predictions: Predictions) -> Estimator:
     return estimate
 
 
-def _build_binary(predictions: Predictions) -> Estimator:
-    return _build_one_label(predictions, predictions.grade_true, 0)
-
-
 def _build_one_label(predictions: Predictions, true: NDArray[Any], column: int) -> Estimator:
     """Return all metrics of one yes-or-no label on the rows where it is known: rank, decision and calibration."""
     probability = predictions.y_score[:, column]
@@ -224,7 +220,7 @@ def _build_regression(predictions: Predictions) -> Estimator:
 
 
 _BUILDERS: dict[str, Callable[[Predictions], Estimator]] = {
-    "binary": _build_binary,
+    "binary": lambda predictions: _build_one_label(predictions, predictions.grade_true, 0),
     "multiclass": _build_multiclass,
     "ordinal": _build_multiclass,
     "multilabel": _build_multilabel,

@@ -176,12 +176,12 @@ def check_margins(
 
 
 def _check_names(one: Predictions) -> None:
-    names = one.class_names
+    names, traits = one.class_names, one.traits
     if len(set(names)) != len(names):
         raise ValueError(f"class_names repeats a name: {list(names)}; every class needs its own")
-    least = 2 if one.grades else one.traits.fewest
-    if len(names) < least or (one.traits.most is not None and len(names) > one.traits.most):
-        expected = f"exactly {least}" if least == one.traits.most else f"at least {least}"
+    least = 2 if one.grades else traits.fewest
+    if len(names) < least or (traits.most is not None and len(names) > traits.most):
+        expected = f"exactly {least}" if least == traits.most else f"at least {least}"
         raise ValueError(f"class_names has {len(names)} names; {one.kind} needs {expected}")
 
 

@@ -72,7 +72,16 @@ def fit_recalibration(method: str, predictions: Predictions) -> FittedMap:
     if method == "temperature" and predictions.traits.exclusive:
         return {"method": method, "inverse": _fit_softmax_slope(predictions)}
     fit = {"temperature": _fit_temperature, "platt": _fit_platt, "isotonic": _fit_isotonic}[method]
-    return {"method": method, "columns": [fit(true, score) for true, score in _columns(predictions)]}
+    columns = []
+    for k, score in enumerate(predictions.y_score.T):
+        true = predictions.y_true
+        if predictions.traits.multiple:
+            true = true[:, k]
+        elif predictions.traits.exclusive:
+            true = true == k
+        known = ~np.isnan(true)
+        columns.append(fit(true[known].astype(np.float64), score[known]))
+    return {"method": method, "columns": columns}
 
 
 def apply_recalibration(fitted: Mapping[str, Any], predictions: Predictions) -> Predictions:
@@ -174,7 +183,12 @@ def _choose_map(predictions: Predictions, patients: Integers, *, seed: int) -> C
         return {"method": "none", "map": {"method": "none"}, "log_loss": {}, "reason": reason}
     fold = _deal_folds(predictions.grade_true, patients, seed=seed)
     methods = list_methods(predictions, patients)
-    rows = {method: _compute_held_out_losses(method, predictions, fold) for method in methods}
+    rows = {method: np.empty(len(fold)) for method in methods}
+    for held in range(FOLDS):
+        rest, out = select_rows(predictions, fold != held), select_rows(predictions, fold == held)
+        for method, losses in rows.items():
+            mapped = apply_recalibration(fit_recalibration(method, rest), out)
+            losses[fold == held] = compute_log_loss_rows(mapped.grade_true, mapped.y_score)
     chosen = "none"
     for method, losses in rows.items():
         difference = np.bincount(patients, weights=rows[chosen] - losses)
@@ -197,28 +211,6 @@ def _deal_folds(true: Integers, patients: Integers, *, seed: int) -> Integers:
     fold = np.empty(number, dtype=np.int64)
     fold[order] = np.arange(number) % FOLDS
     return np.asarray(fold[patients])
-
-
-def _compute_held_out_losses(method: str, predictions: Predictions, fold: Integers) -> Floats:
-    """Log loss of each row by the map of the other folds; (N,)."""
-    losses = np.empty(len(fold))
-    for held in range(FOLDS):
-        fitted = fit_recalibration(method, select_rows(predictions, fold != held))
-        mapped = apply_recalibration(fitted, select_rows(predictions, fold == held))
-        losses[fold == held] = compute_log_loss_rows(mapped.grade_true, mapped.y_score)
-    return losses
-
-
-def _columns(predictions: Predictions) -> list[tuple[Floats, Floats]]:
-    """Truth (0 or 1) and probability of each column, on the rows where the truth is known."""
-    columns = []
-    for k, score in enumerate(predictions.y_score.T):
-        true = predictions.y_true[:, k] if predictions.traits.multiple else predictions.y_true == k
-        if predictions.traits.pair:
-            true = predictions.y_true
-        known = ~np.isnan(true)
-        columns.append((true[known].astype(np.float64), score[known]))
-    return columns
 
 
 def to_logit(probability: Floats) -> Floats:

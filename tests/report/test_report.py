@@ -132,7 +132,12 @@ def test_explanations_are_shown_and_escaped_the_untrusted_as_a_warning(write):
     path, page, _ = write("binary", explanations=given, explanation_notes=["one was left out"])
     assert page.open == []
     assert {"explanations"} <= page.anchors
-    for text in ("true: <b>ill, said: well 0.7, row 17", "LIME <i>verdict", "2 of 9 explained", "one was left out"):
+    for text in (
+        "true: <b>ill, predicted: well 0.7, row 17",
+        "LIME <i>verdict",
+        "2 of 9 explained",
+        "one was left out",
+    ):
         assert text in page.text
     assert sum(link.startswith("data:image/png") for link in page.links) == 4
     verdicts = re.findall(r'<p class="(verdict[^"]*)">', path.read_text(encoding="utf-8"))
