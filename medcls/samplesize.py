@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from medcls.config import SampleSizeJob
 from medcls.console import put
 from medcls.errors import ConfigError, UsageError
 from medcls.files import write_json
+from medcls.statistics.bounds import LEVEL
 from medcls.statistics.definitions import DEFINITIONS
 from medcls.statistics.study_size import Assumptions, Size, size_for_half_width, size_for_power
 
@@ -25,7 +27,7 @@ def main(job: SampleSizeJob) -> None:
     if job.half_width is None and job.margin is None and job.difference is None:
         raise UsageError(f"the aim is missing: set half_width=, margin= or difference=: {example}")
     shared = {field.name for field in fields(Assumptions)} & {field.name for field in fields(job)}
-    settings: dict[str, Any] = {name: getattr(job, name) for name in shared}
+    settings = {name: getattr(job, name) for name in shared}
     assumed = Assumptions(**settings | {"difference": job.difference or 0.0})
     drawn = {"replicates": job.replicates, "seed": job.seed}
     try:
@@ -44,7 +46,7 @@ def main(job: SampleSizeJob) -> None:
         check_printed()
 
 
-def describe_size(job: SampleSizeJob, assumed: Assumptions, size: Size) -> dict[str, Any]:
+def describe_size(job: SampleSizeJob, assumed: Assumptions, size: Size) -> dict[str, object]:
     """Return what out=FILE.json holds, which `evaluate samplesize=FILE.json` reads."""
     title = DEFINITIONS[assumed.metric].title
     if job.half_width is not None:
@@ -62,7 +64,7 @@ def describe_size(job: SampleSizeJob, assumed: Assumptions, size: Size) -> dict[
         "patients": size.patients,
         "images": size.patients * assumed.images_per_patient,
         "assumptions": list_assumptions(job, assumed),
-        "settings": asdict(assumed) | {"replicates": job.replicates, "seed": job.seed},
+        "settings": asdict(assumed) | {"level": LEVEL, "replicates": job.replicates, "seed": job.seed},
         "simulated": asdict(size),
         "sentence": f"{size.patients} patients for {goal}",
     }
@@ -93,7 +95,7 @@ def list_assumptions(job: SampleSizeJob, assumed: Assumptions) -> list[str]:
     return [*lines, f"{job.replicates} simulated studies of each size, seed {job.seed}"]
 
 
-def format_size(record: dict[str, Any]) -> str:
+def format_size(record: Mapping[str, Any]) -> str:
     """Return the number of patients, its Monte Carlo error, and the assumptions, as lines of text."""
     found, aim = record["simulated"], record["aim"]
     about = f"Monte Carlo error {found['error']:.2g}, which is about ± {found['patients_error']:.0f} patients"

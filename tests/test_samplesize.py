@@ -32,7 +32,7 @@ def test_out_holds_number_assumptions_and_sentence(compose_job: Compose, tmp_pat
     assert record["format"] == 1
     assert record["aim"] == {"kind": "half_width", "half_width": 0.1}
     assert record["sentence"].startswith(f"{record['patients']} patients for ")
-    assert record["settings"]["prevalence"] == 0.2
+    assert (record["settings"]["prevalence"], record["settings"]["level"]) == (0.2, 0.95)
     assert 170 < record["patients"] < 230  # 39 cases by Wilson, at one case in five
 
 

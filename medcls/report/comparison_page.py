@@ -180,10 +180,13 @@ def build_pair_tables(results: Results, size: str) -> list[Table]:
     tables = [_build_pairs(pairs[main], name_metric(main), results, size)]
     caption = "Differences; p values are Holm-corrected over the pairs of a metric, not over the metrics."
     for metrics in _divide([metric for metric in results["secondary"] if metric in pairs]):
-        rows: list[Row] = [
-            (f"{pair['first']} − {pair['second']}", [_difference(pairs[metric][k]) for metric in metrics])
-            for k, pair in enumerate(pairs[main])
-        ]
+        rows: list[Row] = []
+        for pair, *others in zip(pairs[main], *(pairs[metric] for metric in metrics), strict=True):
+            cells: list[Cell] = []
+            for other in others:
+                p_holm = (other["test"] or other["bootstrap"])["p_holm"]
+                cells.append(Number(_signed(other["difference"]), f"p {format_p(p_holm)}", "", None))
+            rows.append((f"{pair['first']} − {pair['second']}", cells))
         title = f"Pairs in other metrics, training images: {size}"
         tables.append(Table(title, caption, ["Pair", *map(name_metric, metrics)], rows))
     return [table for table in tables if table.rows]
@@ -213,11 +216,6 @@ def _build_pairs(pairs: Sequence[Mapping[str, Any]], title: str, results: Result
         rows.append((f"{pair['first']} − {pair['second']}", cells))
     caption += ". Holm over the pairs of this table."
     return Table(f"Pairs in {title}, training images: {size}", caption, columns, rows)
-
-
-def _difference(pair: Mapping[str, Any]) -> Number:
-    tested = pair["test"] or pair["bootstrap"]
-    return Number(_signed(pair["difference"]), f"p {format_p(tested['p_holm'])}", "", None)
 
 
 def _signed(value: float | None) -> str:

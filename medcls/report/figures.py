@@ -96,19 +96,14 @@ def draw_reliability(axes: Axes, forecasts: Sequence[tuple[str, Floats, Floats]]
         axes.plot(bins.forecast, bins.observed, color=_colour(k), linewidth=1.2, alpha=0.8)
         axes.scatter(bins.forecast, bins.observed, s=size, color=_colour(k), alpha=0.85, label=name, linewidth=0)
         if len(forecasts) == 1:
-            low, high = _compute_wilson(bins.observed, bins.size)
+            z, share, size = 1.959964, bins.observed, bins.size
+            centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
+            reach = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+            low, high = centre - reach, centre + reach
             axes.vlines(bins.forecast, low, high, color=_colour(k), linewidth=1.0, alpha=0.7)
     _frame_unit_square(axes, axis_label, "Observed frequency")
     if len(forecasts) > 1:
         _add_legend(axes, len(forecasts))
-
-
-def _compute_wilson(share: Floats, size: Floats) -> tuple[Floats, Floats]:
-    """95 % interval of a proportion."""
-    z = 1.959964
-    centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
-    reach = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
-    return centre - reach, centre + reach
 
 
 @on_axes

@@ -32,7 +32,12 @@ def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
         cells: list[Cell] = [f"{entry['n_images']} ({entry['n_patients']})"]
         cells += [format_number(rate, entry[rate]) for rate in ("sensitivity", "specificity")]
         cells += [format_number("sensitivity", entry["model_sensitivity"]), format_difference(entry["difference"])]
-        cells += [_say_p(entry["at_decision"].get(group)) for group in ("cases", "others")]
+        for group in ("cases", "others"):
+            found = entry["at_decision"].get(group)
+            if found is None:
+                cells.append(format_reason("no such image"))
+            else:
+                cells.append("{} ({})".format(*(format_value(found.get(key)) for key in ("p_value", "p_holm"))))
         rows.append((f"{name}{entry['reader']}{cut}", cells))
     columns = ["Reader", "Images (patients)", "Sensitivity", "Specificity", "Model's sensitivity there"]
     columns += ["Difference (model − reader)", "p (Holm), cases", "p (Holm), others"]
@@ -42,13 +47,6 @@ def build_reader_table(metrics: Mapping[str, Any]) -> list[Table]:
     return [Table("Readers and the model", caption, columns, rows)] if rows else []
 
 
-def _say_p(found: Mapping[str, Any] | None) -> Cell:
-    if found is None:
-        return format_reason("no such image")
-    value, holm = (format_value(found.get(key)) for key in ("p_value", "p_holm"))
-    return f"{value} ({holm})"
-
-
 @on_axes
 def draw_readers(axes: Axes, curve: Mapping[str, Sequence[float]], entries: Sequence[Mapping[str, Any]]) -> None:
     """Draw the model's ROC curve with each reader as a point with both intervals."""
@@ -56,22 +54,19 @@ def draw_readers(axes: Axes, curve: Mapping[str, Sequence[float]], entries: Sequ
     axes.plot(curve["false_positive_rate"], curve["sensitivity"], color=SERIES[0], label="model")
     for k, name in enumerate(dict.fromkeys(entry["reader"] for entry in entries)):
         points = [entry for entry in entries if entry["reader"] == name and entry["sensitivity"]["value"] is not None]
-        look = {"color": SERIES[1 + k % (len(SERIES) - 1)], "marker": MARKS[k % len(MARKS)]}
+        colour, marker = SERIES[1 + k % (len(SERIES) - 1)], MARKS[k % len(MARKS)]
         for entry in points:
-            _draw_point(axes, entry, name if entry is points[0] else "", look)
+            hit, clear = entry["sensitivity"], entry["specificity"]
+            if clear["value"] is None:
+                continue
+            alarm = 1 - clear["value"]
+            if hit["low"] is not None:
+                axes.vlines(alarm, hit["low"], hit["high"], color=colour, linewidth=1.0, alpha=0.7)
+            if clear["low"] is not None:
+                axes.hlines(hit["value"], 1 - clear["high"], 1 - clear["low"], color=colour, linewidth=1.0, alpha=0.7)
+            label = name if entry is points[0] else None
+            axes.plot([alarm], [hit["value"]], linestyle="", markersize=7, label=label, color=colour, marker=marker)
     axes.set(xlabel="1 − specificity (false-positive rate)", ylabel="Sensitivity")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.015))
     axes.set_aspect("equal", adjustable="box")
     axes.legend(loc="lower right")
-
-
-def _draw_point(axes: Axes, entry: Mapping[str, Any], label: str, look: Mapping[str, Any]) -> None:
-    hit, clear = entry["sensitivity"], entry["specificity"]
-    if clear["value"] is None:
-        return
-    alarm, thin = 1 - clear["value"], {"color": look["color"], "linewidth": 1.0, "alpha": 0.7}
-    if hit["low"] is not None:
-        axes.vlines(alarm, hit["low"], hit["high"], **thin)
-    if clear["low"] is not None:
-        axes.hlines(hit["value"], 1 - clear["high"], 1 - clear["low"], **thin)
-    axes.plot([alarm], [hit["value"]], linestyle="", markersize=7, label=label or None, **look)

@@ -53,14 +53,15 @@ def _build_one(
         exact.append(start)
     steps = np.unique([*(low + (high - low) * np.arange(STEPS + 1) / STEPS), *exact])
     counts = count_at_thresholds(question.positive, question.score, thresholds=steps)
-    marks = [
-        {
-            "title": Rule(p["kind"], p["target"]).title,
-            "step": int(np.searchsorted(steps, p["threshold"])),
-            "intervals": {name: _say_interval(name, p.get("rates", {}).get(name)) for name in SHARES},
-        }
-        for p in frozen
-    ]
+    marks = []
+    for point in frozen:
+        intervals = dict.fromkeys(SHARES, "")
+        for name in SHARES if "rates" in point else ():
+            # As the table of operating points has it, with its note.
+            number = format_number(name, point["rates"][name])
+            intervals[name] = "; ".join(filter(None, [number.interval, number.reason]))
+        rule, step = Rule(point["kind"], point["target"]), np.searchsorted(steps, point["threshold"])
+        marks.append({"title": rule.title, "step": int(step), "intervals": intervals})
     first = next((each for each in (start, *exact) if each is not None), (low + high) / 2)
     return {
         "name": name_question(predictions.kind, question.name, grades=predictions.grades),
@@ -73,11 +74,3 @@ def _build_one(
         "false_positives": counts.false_positives[0].astype(int).tolist(),
         "frozen": marks,
     }
-
-
-def _say_interval(name: str, entry: Mapping[str, Any] | None) -> str:
-    """Return the interval of a rate as the table of operating points has it, with its note."""
-    if entry is None:
-        return ""
-    number = format_number(name, entry)
-    return "; ".join(filter(None, [number.interval, number.reason]))

@@ -54,8 +54,10 @@ def compute_delong(positive: ArrayLike, scores: ArrayLike, *, patients: Integers
     wins = np.stack([_compute_win_shares(cases, column) for column in values.T], axis=1)
     auc = wins[cases].mean(axis=0)
     residuals = wins - auc
-    of_cases = _sum_by_unit(residuals * cases[:, None], units) / cases.sum()
-    of_others = _sum_by_unit(residuals * ~cases[:, None], units) / (~cases).sum()
+    of_cases, of_others = np.zeros((2, int(units.max()) + 1, values.shape[1]))
+    np.add.at(of_cases, units[cases], residuals[cases])
+    np.add.at(of_others, units[~cases], residuals[~cases])
+    of_cases, of_others = of_cases / cases.sum(), of_others / (~cases).sum()
     cross = _correct(units) * of_cases.T @ of_others
     covariance = (
         _correct(units[cases]) * of_cases.T @ of_cases
@@ -118,13 +120,6 @@ def _compute_win_shares(cases: np.ndarray[tuple[int], np.dtype[np.bool_]], score
         won = np.searchsorted(rivals, mine, side="left") + np.searchsorted(rivals, mine, side="right")
         shares[rows] = won / (2 * len(rivals))
     return shares
-
-
-def _sum_by_unit(rows: Floats, units: Integers) -> Floats:
-    """Return sums over the rows of each patient; (P, M)."""
-    sums = np.zeros((int(units.max()) + 1, rows.shape[1]))
-    np.add.at(sums, units, rows)
-    return sums
 
 
 def _correct(units: Integers) -> float:

@@ -29,7 +29,12 @@ def fit_logistic(
         Houwelingen 1992 (penalty).
     """
     ridge = np.broadcast_to(np.zeros(len(design)) if penalty is None else penalty, (len(weights), len(design)))
-    coefficients = _start(design, outcome, offset=offset, weights=weights, ridge=ridge)
+    coefficients = np.zeros((len(weights), len(design)))
+    if len(weights) > 1:
+        # The replicates begin to climb at the maximum of all of them together, if there is one.
+        mean, mean_ridge = weights.mean(axis=0)[None], ridge.mean(axis=0)[None]
+        together = fit_logistic(design, outcome, offset=offset, weights=mean, penalty=mean_ridge)
+        coefficients[:] = np.nan_to_num(together)
     products = (design[:, None, :] * design[None, :, :]).reshape(len(design) ** 2, -1)
     positive = weights @ outcome
     both = (positive > 0) & (positive < weights.sum(axis=1))
@@ -46,16 +51,6 @@ def fit_logistic(
         running = running[~flat & (np.abs(step).max(axis=1) > _CONVERGED)]
     coefficients[running] = np.nan
     return coefficients
-
-
-def _start(design: Floats, outcome: Floats, *, offset: Floats, weights: Floats, ridge: Floats) -> Floats:
-    """Where the replicates begin to climb: at the maximum of all of them together, if there is one; else at 0."""
-    if len(weights) == 1:
-        return np.zeros((1, len(design)))
-    together = fit_logistic(
-        design, outcome, offset=offset, weights=weights.mean(axis=0)[None], penalty=ridge.mean(axis=0)[None]
-    )
-    return np.repeat(np.nan_to_num(together), len(weights), axis=0)
 
 
 class _Problem:
