@@ -124,7 +124,8 @@ def compute_pearson(true: Floats, predicted: Floats, *, weights: Floats) -> Floa
     """
     x, y = true - true.mean(), predicted - predicted.mean()
     covariance = weighted_mean(weights, x * y) - weighted_mean(weights, x) * weighted_mean(weights, y)
-    return _bounded(ratio(covariance, np.sqrt(_variance(true, weights) * _variance(predicted, weights))))
+    correlation = ratio(covariance, np.sqrt(_variance(true, weights) * _variance(predicted, weights)))
+    return np.clip(correlation, -1.0, 1.0)
 
 
 def compute_spearman(true: Floats, predicted: Floats, *, weights: Floats) -> Floats:
@@ -135,7 +136,7 @@ def compute_spearman(true: Floats, predicted: Floats, *, weights: Floats) -> Flo
     x, y = _centred_midranks(true, weights), _centred_midranks(predicted, weights)
     covariance = (weights * x * y).sum(axis=1)
     spread = (weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1)
-    return _bounded(ratio(covariance, np.sqrt(spread)))
+    return np.clip(ratio(covariance, np.sqrt(spread)), -1.0, 1.0)
 
 
 def _centred_midranks(values: Floats, weights: Floats) -> Floats:
@@ -155,7 +156,3 @@ def _variance(values: Floats, weights: Floats) -> Floats:
     variance = weighted_mean(weights, centred**2) - weighted_mean(weights, centred) ** 2
     # The difference of two equal numbers leaves rounding, which would make a constant look like a spread.
     return np.where(variance > 1e-12 * (centred**2).max(initial=0.0), variance, 0.0)
-
-
-def _bounded(correlation: Floats) -> Floats:
-    return np.clip(correlation, -1.0, 1.0)

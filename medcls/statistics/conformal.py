@@ -144,7 +144,15 @@ def evaluate_conformal(
             continue
         own = bounds[problem.title]
         answer: dict[str, object] = {"label": problem.title, "classes": list(problem.names)}
-        answer["unbounded"] = _list_unbounded(own, alpha=frozen["alpha"])
+        # _bound needs n >= (1 - alpha) (n + 1); 0.2.0 kept no numbers of patients.
+        needed = math.ceil((1 - frozen["alpha"]) / frozen["alpha"] - 1e-9)
+        counts = {"": own.get("patients")} | own.get("patients_by_class", {})
+        limits = {"": own["bound"], **own["by_class"]}
+        answer["unbounded"] = [
+            {"class": name, "patients": counts.get(name), "needed": needed}
+            for name, bound in sorted(limits.items())  # JSON keeps no order of keys
+            if bound is None
+        ]
         for kind, refer in (("marginal", False), ("by_class", True)):
             held = build_sets(problem, own, by_class=refer)
             answer[kind] = summarize(
@@ -157,20 +165,6 @@ def evaluate_conformal(
             )
         answers.append(answer)
     return answers
-
-
-def _list_unbounded(bounds: Mapping[str, Any], *, alpha: float) -> list[dict[str, str | int | None]]:
-    """Return what no bound could be set for, "" = all classes together; 0.2.0 kept no numbers of patients."""
-    # _bound needs n >= (1 - alpha) (n + 1).
-    needed = math.ceil((1 - alpha) / alpha - 1e-9)
-    found = {"": (bounds["bound"], bounds.get("patients"))}
-    known = bounds.get("patients_by_class", {})
-    found |= {name: (bound, known.get(name)) for name, bound in bounds["by_class"].items()}
-    return [
-        {"class": name, "patients": patients, "needed": needed}
-        for name, (bound, patients) in sorted(found.items())  # JSON keeps no order of keys
-        if bound is None
-    ]
 
 
 def _find_support(problem: Problem, held: NDArray[np.bool_], *, total: int) -> Support:

@@ -98,10 +98,21 @@ def _build_one_label(predictions: Predictions, true: NDArray[Any], column: int) 
         drawn = weights if len(rows) == weights.shape[1] else weights[:, rows]
         confusion = compute_confusion(known_true, predicted, num_classes=2, weights=drawn)
         slope, intercept = compute_slope_and_intercept(forecast, outcome, weights=drawn)
+        rates = {name: value[:, 1] for name, value in compute_rates(confusion).items()}
+        sensitivity, specificity = rates["recall"], rates["specificity"]
         return {
             "auc": auc,
             "average_precision": average_precision,
-            **_two_class_rates(confusion),
+            "accuracy": compute_accuracy(confusion),
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "ppv": rates["ppv"],
+            "npv": rates["npv"],
+            "lr_positive": ratio(sensitivity, 1 - specificity),
+            "lr_negative": ratio(1 - sensitivity, specificity),
+            "f1": rates["f1"],
+            "mcc": compute_mcc(confusion),
             "brier": weighted_mean(drawn, brier),
             "log_loss": weighted_mean(drawn, log_loss),
             "ece": compute_ece(forecast, outcome, weights=drawn),
@@ -110,23 +121,6 @@ def _build_one_label(predictions: Predictions, true: NDArray[Any], column: int) 
         }
 
     return estimate
-
-
-def _two_class_rates(confusion: Floats) -> Estimates:
-    rates = {name: value[:, 1] for name, value in compute_rates(confusion).items()}
-    sensitivity, specificity = rates["recall"], rates["specificity"]
-    return {
-        "accuracy": compute_accuracy(confusion),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "ppv": rates["ppv"],
-        "npv": rates["npv"],
-        "lr_positive": ratio(sensitivity, 1 - specificity),
-        "lr_negative": ratio(1 - sensitivity, specificity),
-        "f1": rates["f1"],
-        "mcc": compute_mcc(confusion),
-    }
 
 
 def _build_multilabel(predictions: Predictions) -> Estimator:
