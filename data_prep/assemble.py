@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 
 import medcls
 from data_prep.grey_values import judge_levels
-from data_prep.identity_map import map_path, name_column, write_way_back
+from data_prep.identity_map import map_path, name_column, write_identity_map
 from data_prep.ledger import OK, QUARANTINED, SKIPPED, build_ledger, count_states
 from data_prep.plan import Plan
 from data_prep.shard_work import PARTS, Refusals, ShardSetting, checksum, part_names, read_part
@@ -24,46 +23,37 @@ from medcls.identity import PER_IMAGE, format_count
 from medcls.records import to_json
 
 _BATCH = 8192
+_PATHS_AT_ONCE = 65536
 
 
-def assemble_store(
-    plan: Plan, setting: ShardSetting, *, listing: pa.Table, max_quarantined: float, few_levels: str = "refuse"
-) -> None:
+def assemble_store(plan: Plan, setting: ShardSetting, *, listing: pa.Table) -> None:
     """Write manifest, ledger and dataset.json of a store whose shards are all decoded, and remove the parts.
-
-    Args:
-        plan: All units.
-        setting: What the shards share.
-        listing: path, skip: every file of the source.
-        max_quarantined: Share of refused images that is accepted.
-        few_levels: "refuse" or "allow" a store most of whose images keep few of their grey levels.
 
     Raises:
         MissingInputError: a shard is not decoded yet, or not from these files; they are named.
         DataError: too many refused images, none stored, or too few grey levels left.
     """
     folder = setting.folder
-    numbers = range(plan.shards)
-    parts = [read_part(folder, plan.shard(n, source=setting.source, setting=setting.to_json())) for n in numbers]
-    absent = [n for n, part in enumerate(parts) if part is None]
+    found = {number: read_part(folder, setting.plan_shard(plan, number)) for number in range(plan.shards)}
+    parts = {number: part for number, part in found.items() if part is not None}
+    absent = sorted(found.keys() - parts.keys())
     if absent:
         raise MissingInputError(
             f"store={folder}: {len(absent)} of {plan.shards} shards are not decoded from these files, labels and "
-            f"settings: {_ranges(absent)}; give the arguments of the jobs, or run those jobs (shard.index: the number "
-            "modulo shard.count)"
+            f"settings: {_list_ranges(absent)}; give the arguments of the jobs, or run those jobs (shard.index: the "
+            "number modulo shard.count)"
         )
-    whole: list[dict[str, Any]] = [part for part in parts if part is not None]
-    refusals = Refusals.of(max_quarantined, len(plan), plan.early)
-    for part in whole:
-        refusals.add(part["refused"])
+    refusals = Refusals.of(setting.max_quarantined, len(plan), plan.early)
+    for part in parts.values():
+        refusals.add(part.refused)
     if not len(plan):
         raise DataError(f"no image is left to decode: {'; '.join(refusals.shown) or 'a rule excluded every image'}")
-    tables = [read_table(folder / part_names(n)["manifest"]) for n in numbers]
+    tables = [read_table(folder / part_names(n)["manifest"]) for n in parts]
     # Parts that an earlier version left lack columns: what they would say is unknown.
     manifest = pa.concat_tables(tables, promote_options="default")
     if not manifest.num_rows:
         raise DataError(f"no image could be read: {'; '.join(refusals.shown)}")
-    judge_levels(manifest, setting.spec, allow=few_levels == "allow")
+    judge_levels(manifest, setting.spec, allow=setting.allow_few_levels)
     ledger = _account(plan, setting, listing)
     if pc.sum(ledger.column("images")).as_py() != manifest.num_rows or ledger.num_rows != listing.num_rows:
         raise MedclsError(
@@ -73,97 +63,81 @@ def assemble_store(
         )
     write_table(folder / MANIFEST, manifest)
     write_table(folder / LEDGER, ledger)
-    sums = {name: sha for part in whole for name, sha in part["sha256"].items() if not name.startswith(PARTS)}
+    sums = {name: sha for part in parts.values() for name, sha in part.sha256.items() if not name.startswith(PARTS)}
     for path in folder.glob("shard-*.npy"):
         if path.name not in sums:  # of an earlier, longer plan
             path.unlink()
-    write_json(folder / DATASET, _describe(manifest, ledger, setting, sums, patients_from=plan.patients_from))
+    counts: dict[str, object] = {"files": ledger.num_rows, "states": count_states(ledger), "images": manifest.num_rows}
+    counts["patients"] = None
+    if plan.patients_from != PER_IMAGE:
+        counts["patients"] = pc.count_distinct(manifest.column("patient_id")).as_py()
+    if "may_show_face" in manifest.column_names:
+        # A head that is not skull-stripped can be rendered as a face: whoever shares the store has to know.
+        counts["may_show_face"] = pc.sum(manifest.column("may_show_face")).as_py() or 0
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "medcls": medcls.__version__,
+        "preprocess": to_json(setting.spec),
+        "counts": counts,
+        "patients_from": plan.patients_from,
+        "deidentify": {"kind": setting.identity.kind, "key_fingerprint": setting.identity.fingerprint},
+        "sha256": {name: sha256_file(folder / name) for name in (MANIFEST, LEDGER)} | sums,
+    }
+    write_json(folder / DATASET, content)
     shutil.rmtree(folder / PARTS)
 
 
 def _account(plan: Plan, setting: ShardSetting, listing: pa.Table) -> pa.Table:
-    """The ledger: the parts' entries, and every other file of the source as skipped or refused before decoding."""
-    tables = [read_table(setting.folder / part_names(n)["ledger"]) for n in range(plan.shards)]
-    entries = pa.concat_tables(tables)
-    planned = pc.list_flatten(plan.table.column("files")).cast(pa.large_string())
-    known = pc.is_in(listing.column("path").cast(pa.large_string()), value_set=_one_array(planned))
+    """Return the ledger: the parts' entries, and every other file of the source as skipped or refused."""
+    entries = pa.concat_tables([read_table(setting.folder / part_names(n)["ledger"]) for n in range(plan.shards)])
+    planned = _join_chunks(pc.list_flatten(plan.table.column("files")))
+    known = pc.is_in(listing.column("path").cast(pa.large_string()), value_set=planned)
     rest = listing.filter(pc.invert(known))
-    return build_ledger(pa.concat_tables([entries, *_rest(rest, plan, setting, entries.schema)]))
-
-
-def _rest(rest: pa.Table, plan: Plan, setting: ShardSetting, schema: pa.Schema) -> Iterator[pa.Table]:
-    """The files that no image was planned of, under the names that outputs may show."""
     early = pa.concat_tables([plan.skipped, plan.refused])
-    place = pc.index_in(
-        rest.column("path").cast(pa.large_string()), value_set=_one_array(early.column("path").cast(pa.large_string()))
+    place = pc.index_in(rest.column("path").cast(pa.large_string()), value_set=_join_chunks(early.column("path")))
+    no_text = pa.scalar(None, pa.string())
+    skip = pc.if_else(pc.equal(rest.column("skip"), ""), no_text, rest.column("skip"))
+    refused = pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows)
+    found = pa.table(
+        {
+            "path": rest.column("path"),
+            "state": pc.if_else(refused, QUARANTINED, SKIPPED),
+            "reason": pc.coalesce(early.column("reason").take(place), skip, plan.rest),
+            "detail": pc.fill_null(early.column("detail").take(place), ""),
+        }
     )
-    reason = pc.coalesce(early.column("reason").take(place), _not_blank(rest.column("skip")), plan.rest)
-    state = pc.if_else(pc.greater_equal(pc.fill_null(place, -1), plan.skipped.num_rows), QUARANTINED, SKIPPED)
-    detail = pc.fill_null(early.column("detail").take(place), "")
-    found = pa.table({"path": rest.column("path"), "state": state, "reason": reason, "detail": detail})
+    tables = [entries]
     for start in range(0, found.num_rows, _BATCH):
         batch = found.slice(start, _BATCH)
-        shown = name_column(batch.column("path"), "path", setting.identity)
-        rows = len(shown)
-        columns = {name: batch.column(name) for name in ("state", "reason", "detail")}
+        rows = batch.num_rows
+        columns: dict[str, object] = {name: batch.column(name) for name in ("state", "reason", "detail")}
+        columns["path"] = name_column(batch.column("path"), "path", setting.identity)
         blank = {"images": [0] * rows, "file_sha256": [""] * rows, "refused": pa.nulls(rows, pa.string())}
-        yield pa.table({"path": shown, **columns, **blank}).cast(schema)
+        tables.append(pa.table({**columns, **blank}).select(entries.column_names).cast(entries.schema))
+    return build_ledger(pa.concat_tables(tables))
 
 
-def _one_array(column: Any) -> Any:
-    """Return a chunked column as one array."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+def _join_chunks(column: Any) -> Any:
+    """Return a column of paths as one array, which may be larger than 2 GiB of text."""
+    column = column.cast(pa.large_string())
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks()
+    return column
 
 
-def _not_blank(column: pa.ChunkedArray[Any]) -> pa.ChunkedArray[Any]:
-    known: pa.ChunkedArray[Any] = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-    return known
-
-
-def _describe(
-    manifest: pa.Table, ledger: pa.Table, setting: ShardSetting, shards: dict[str, str], *, patients_from: str
-) -> dict[str, Any]:
-    """Return the content of dataset.json."""
-    folder, identity = setting.folder, setting.identity
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "medcls": medcls.__version__,
-        "preprocess": to_json(setting.spec),
-        "counts": {
-            "files": ledger.num_rows,
-            "states": count_states(ledger),
-            "images": manifest.num_rows,
-            "patients": None
-            if patients_from == PER_IMAGE
-            else pc.count_distinct(manifest.column("patient_id")).as_py(),
-            **_count_faces(manifest),
-        },
-        "patients_from": patients_from,
-        "deidentify": {"kind": identity.kind, "key_fingerprint": identity.fingerprint},
-        "sha256": {name: sha256_file(folder / name) for name in (MANIFEST, LEDGER)} | shards,
-    }
-
-
-def _count_faces(manifest: pa.Table) -> dict[str, int]:
-    """Return a head that is not skull-stripped can be rendered as a face: whoever shares the store has to know."""
-    if "may_show_face" not in manifest.column_names:
-        return {}
-    return {"may_show_face": pc.sum(manifest.column("may_show_face")).as_py() or 0}
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers as text: 3, 5-9, …."""
+def _list_ranges(numbers: list[int]) -> str:
+    """Return ascending numbers as text: 3, 5-9 and so on."""
     runs: list[list[int]] = []
     for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
         else:
-            runs.append([n, n])
-    shown = [str(a) if a == b else f"{a}-{b}" for a, b in runs[:10]]
-    return ", ".join(shown) + (", …" if len(runs) > 10 else "")
-
-
-_PATHS_AT_ONCE = 65536
+            runs.append([n])
+    shown = []
+    for run in runs[:10]:
+        ends = dict.fromkeys((run[0], run[-1]))  # one number if they are the same
+        shown.append("-".join(map(str, ends)))
+    return ", ".join(shown + ["…"] * (len(runs) > 10))
 
 
 def reopen(plan: Plan, setting: ShardSetting) -> Store:
@@ -186,13 +160,13 @@ def reopen(plan: Plan, setting: ShardSetting) -> Store:
         # Of version 0.2.0; the content, and so the store's checksum, stays the same.
         write_json(setting.folder / DATASET, store.info)
     if not map_path(setting.folder).exists():
-        write_way_back(setting.folder, plan, setting.identity)
+        write_identity_map(setting.folder, plan, setting.identity)
     say(f"store {setting.folder}: complete, {format_count(len(store), 'image')}; nothing to decode")
     return store
 
 
 def _check_reusable(store: Store, setting: ShardSetting) -> None:
-    """A store is immutable: other pixels, another key or other columns need another store."""
+    """Check that a store has these pixels, this key and these columns: it is immutable."""
     where = f"store={store.folder} is complete and immutable"
     if store.spec != setting.spec:
         before, now = to_json(store.spec), to_json(setting.spec)
@@ -209,14 +183,21 @@ def _check_reusable(store: Store, setting: ShardSetting) -> None:
 
 
 def _check_same_files(store: Store, plan: Plan, setting: ShardSetting) -> None:
-    """Every image of the labels is in the store or was refused before, from the same files as now."""
+    """Check that every image of the labels is stored or was refused, from the same files as now."""
     ledger = read_table(store.folder / LEDGER)
     planned = name_column(plan.table.column("key"), "image", setting.identity)
     known = pa.chunked_array(
         [*store.read("image_id").column(0).chunks, *pc.list_flatten(ledger.column("refused")).chunks], pa.string()
     )
     new = len(planned) - (pc.sum(pc.is_in(planned, value_set=known.combine_chunks())).as_py() or 0)
-    changed = _count_changed(plan, ledger, setting) + _count_regrouped(plan, store, planned)
+    changed = _count_changed(plan, ledger, setting)
+    if "source_files" in store.column_names:
+        # Volumes of more or fewer files than when they were stored.
+        stored = store.read("image_id", "source_files")
+        place = pc.index_in(planned, value_set=stored.column("image_id").combine_chunks())
+        before = stored.column("source_files").take(place).cast(pa.int64())
+        now = pc.cast(pc.list_value_length(plan.table.column("files")), pa.int64())
+        changed += pc.sum(pc.not_equal(before, now)).as_py() or 0
     if new or changed:
         raise DataError(
             f"store={store.folder} is complete and immutable, but {format_count(new, 'image')} of the labels not in "
@@ -226,7 +207,7 @@ def _check_same_files(store: Store, plan: Plan, setting: ShardSetting) -> None:
 
 
 def _count_changed(plan: Plan, ledger: pa.Table, setting: ShardSetting) -> int:
-    """Files of stored and refused images whose checksum is not the ledger's."""
+    """Return how many files of stored and refused images have another checksum than in the ledger."""
     paths = pc.unique(pc.list_flatten(plan.table.column("files")))
     places = pc.index_in(name_column(paths, "path", setting.identity), value_set=ledger.column("path").combine_chunks())
     before = ledger.column("file_sha256").take(places)
@@ -244,14 +225,3 @@ def _count_changed(plan: Plan, ledger: pa.Table, setting: ShardSetting) -> int:
             grown = volumes and was not in (OK, QUARANTINED)
             count += grown or (bool(sha) and sha != checksum(setting.source / str(path), most_bytes=most))
     return count
-
-
-def _count_regrouped(plan: Plan, store: Store, planned: pa.Array[Any]) -> int:
-    """Volumes that are of more or fewer files than when they were stored."""
-    if "source_files" not in store.column_names:
-        return 0
-    stored = store.read("image_id", "source_files")
-    place = pc.index_in(planned, value_set=stored.column("image_id").combine_chunks())
-    before = stored.column("source_files").take(place).cast(pa.int64())
-    now = pc.cast(pc.list_value_length(plan.table.column("files")), pa.int64())
-    return pc.sum(pc.not_equal(before, now)).as_py() or 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -38,7 +37,7 @@ class Known:
     """
 
     splits: NDArray[np.int8]
-    chain: list[dict[str, Any]]
+    chain: list[Mapping[str, object]]
 
     def spread(self, patients: Codes, units: Codes) -> NDArray[np.int8]:
         """Return the most held-out known split of each unit of merged patients."""
@@ -154,10 +153,11 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
     folder = store.folder.resolve()
     beside = [path.parent for path in folder.parent.glob(f"*/{DATASET}") if path.parent != folder]
     newest = sorted(beside, key=lambda path: (-(path / DATASET).stat().st_mtime_ns, path.name))[:_MOST_STORES]
-    older = list(dict.fromkeys([*([Path(reuse).resolve()] if reuse else []), *newest]))
+    if reuse:
+        newest.insert(0, Path(reuse).resolve())
     here = _most_held_out(splits, patients)
     found: list[tuple[Path, int, int]] = []
-    for path in older:
+    for path in dict.fromkeys(newest):
         try:
             location, name = _locate(str(path), _DEFAULT)
             old = Store(location)
@@ -177,9 +177,11 @@ def warn_shared_patients(store: Store, splits: Splits, *, patients: Codes, reuse
     path, number, moved = found[0]
     ids = name_units("patient id", store.patients_from)
     held_out = name_units("patients", store.patients_from)
-    more = f" (and {format_count(len(found) - 1, 'more store')} beside it)" if found[1:] else ""
+    more = ""
+    if found[1:]:
+        more = f" (and {format_count(len(found) - 1, 'more store')} beside it)"
     say(
-        f"notice: {format_count(number, ids)} {'is' if number == 1 else 'are'} also in store {path}, {moved} in "
+        f"notice: {format_count(number, f'{ids} is', f'{ids}s are')} also in store {path}, {moved} in "
         f"another of its splits{more}: a model of one store may have been trained on the held-out {held_out} of the "
         f"other; set split.extends={path} with another split.name= to keep them in the split they had"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from math import ceil, floor
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.labels.label_rows import ROI
 from data_prep.manifest_rows import describe_values
 from data_prep.plan import Plan
 from data_prep.shard_work import ShardSetting
@@ -41,7 +41,7 @@ _CAUSES = {
 }
 
 
-def judge_sample(plan: Plan, setting: ShardSetting, *, allow: bool) -> None:
+def judge_sample(plan: Plan, setting: ShardSetting) -> None:
     """Decode a few images of a large plan and refuse what would be refused after hours of decoding.
 
     The sample is a pure function of the number of images, so that all jobs of one store see the same.
@@ -49,29 +49,34 @@ def judge_sample(plan: Plan, setting: ShardSetting, *, allow: bool) -> None:
     Raises:
         DataError: nearly all images of the sample lose their grey levels.
     """
-    if allow or setting.earlier is not None or setting.spec.spatial_dims != 2 or len(plan) < _WORTH_SAMPLING:
+    if (
+        setting.allow_few_levels
+        or setting.earlier is not None
+        or setting.spec.spatial_dims != 2
+        or len(plan) < _WORTH_SAMPLING
+    ):
         return
     places = np.sort(np.random.default_rng(0).choice(len(plan), _SAMPLED, replace=False))
     rows = plan.table.take(pa.array(places))
+    tasks = []
+    for row in rows.select(["files", *ROI]).to_pylist():
+        box: Any = tuple(row[name] for name in ROI)
+        if box[0] is None:
+            box = None
+        paths = tuple(setting.source / path for path in row["files"])
+        tasks.append(DecodeTask(paths, box, setting.spec, setting.limits.memory_bytes))
     outcomes = run_limited(
         decode_image,
-        _tasks(rows, setting),
+        tasks,
         workers=min(setting.workers, 4),
         limits=setting.limits,
         refuse_unreadable=setting.refuse_unreadable,
     )
     found = [describe_values(each) for each in outcomes if not isinstance(each, ImageRefusedError)]
-    lost = _find_losses(pa.Table.from_pylist(found, schema=_COLUMNS), setting.spec)
+    table = pa.Table.from_pylist(found, schema=_COLUMNS)
+    lost = _find_losses(table, setting.spec)
     if found and lost.mean() >= _NEARLY_ALL:
-        raise DataError(_describe(pa.Table.from_pylist(found, schema=_COLUMNS), lost, setting.spec, of="a sample of "))
-
-
-def _tasks(rows: pa.Table, setting: ShardSetting) -> Iterator[DecodeTask]:
-    for row in rows.select(["files", "roi_x", "roi_y", "roi_w", "roi_h"]).to_pylist():
-        files, *roi = row.values()
-        box: Any = None if roi[0] is None else tuple(roi)
-        paths = tuple(setting.source / path for path in files)
-        yield DecodeTask(paths, box, setting.spec, setting.limits.memory_bytes)
+        raise DataError(_describe(table, lost, setting.spec, of="a sample of "))
 
 
 def judge_levels(manifest: pa.Table, spec: Spec, *, allow: bool) -> None:
@@ -125,9 +130,9 @@ def _describe(table: pa.Table, lost: NDArray[np.bool_], spec: Spec, *, of: str =
     known = table.num_rows - table["stored_levels"].null_count
     stored, source = (int(np.median(few[name].to_numpy())) for name in ("stored_levels", "value_levels"))
     scaling: Any = Counter(few["value_scaling"].to_pylist()).most_common(1)[0][0]
-    each = "percentile" if scaling == "own_range" else "minmax"
     settings = [f"{_propose(few)} (the same for all images)"]
     if scaling != "window":  # what a window has cut off does not come back by stretching
+        each = {"own_range": "percentile"}.get(scaling, "minmax")
         settings.append(f"image.intensity={each} (each image by its own range)")
     if spec.dtype == "uint8" and scaling in ("type", "voi_lut"):
         settings.append("image.dtype=uint16 (keeps every level)")
@@ -144,12 +149,13 @@ def _say_range(table: pa.Table) -> str:
 
 
 def _propose(table: pa.Table) -> str:
-    """The setting that fits the values of all but one image in twenty: a whole number of bits if that is near."""
+    """Return the setting that fits the values of all but one image in twenty: whole bits if that is near."""
     low, high = (pc.drop_null(table[name]).to_numpy() for name in ("value_low", "value_high"))
     bottom, top = float(np.percentile(low, 5)), float(np.percentile(high, 95))
     if top <= 1.0:
         return f"image.intensity=range image.range=[{bottom:.3g},{top:.3g}]"
-    bits = max(1, int(np.ceil(np.log2(floor(top) + 1))))
-    whole = bottom >= 0 and bottom < top / 2
-    ends = (0, (1 << bits) - 1) if whole else (floor(bottom), ceil(top))
-    return f"image.intensity=range image.range=[{ends[0]},{ends[1]}]"
+    first, last = floor(bottom), ceil(top)
+    if 0 <= bottom < top / 2:
+        bits = max(1, int(np.ceil(np.log2(floor(top) + 1))))
+        first, last = 0, (1 << bits) - 1
+    return f"image.intensity=range image.range=[{first},{last}]"

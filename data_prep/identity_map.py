@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_prep.labels.label_rows import Column
 from data_prep.plan import Plan
 from medcls.console import say
 from medcls.files import atomic_file
@@ -17,8 +18,17 @@ from medcls.identity import Identity, guard_cell
 _BATCH = 8192
 
 
-def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
-    """Write a CSV of mode 0600, one row an image and file; it belongs outside the store."""
+def map_path(folder: Path) -> Path:
+    """Return the path of a store's map: beside the store, never inside."""
+    folder = folder.resolve()
+    return folder.parent / f"{folder.name}.identity-map.csv"
+
+
+def write_identity_map(folder: Path, plan: Plan, identity: Identity) -> None:
+    """Write a CSV of mode 0600 beside a store, one row for each image and file; declared ids need no map."""
+    if identity.kind != "hmac":
+        return
+    path = map_path(folder)
     with atomic_file(path, private=True) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         writer = csv.writer(text)
@@ -31,26 +41,15 @@ def write_identity_map(path: Path, plan: Plan, identity: Identity) -> None:
                     writer.writerow(map(guard_cell, cells))
         text.flush()
         text.detach()
+    say(f"pseudonyms: {path} (mode 0600) maps them back to the patients: keep it apart from the store")
 
 
-def map_path(folder: Path) -> Path:
-    """Return where the map of a store lies: beside it, and never inside."""
-    folder = folder.resolve()
-    return folder.parent / f"{folder.name}.identity-map.csv"
-
-
-def write_way_back(folder: Path, plan: Plan, identity: Identity) -> None:
-    """Write the identity map beside the store, and never inside it."""
-    if identity.kind == "hmac":
-        path = map_path(folder)
-        write_identity_map(path, plan, identity)
-        say(f"pseudonyms: {path} (mode 0600) maps them back to the patients: keep it apart from the store")
-
-
-def name_column(column: pa.ChunkedArray[Any] | pa.Array[Any], domain: str, identity: Identity) -> pa.Array[Any]:
+def name_column(column: Column, domain: str, identity: Identity) -> pa.Array[Any]:
     """Return a column of ids or paths as outputs show it; pseudonyms are made piece by piece."""
-    if identity.kind == "declared":
-        return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    named = [pa.array([identity.name(domain, value.as_py()) for value in chunk], pa.string()) for chunk in chunks]
-    return pa.concat_arrays(named or [pa.array([], pa.string())])
+    if identity.kind == "hmac":
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        named = [pa.array([identity.name(domain, value.as_py()) for value in chunk], pa.string()) for chunk in chunks]
+        column = pa.chunked_array(named, pa.string())
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks()
+    return column

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from medcls.cli.command_line import check_printed, run_command
@@ -25,13 +24,13 @@ def main(job: IndexJob) -> None:
     from medcls.files import clear_private
     from medcls.imaging.catalog import build_index, write_index
     from medcls.imaging.source import list_files
+    from medcls.imaging.worker import count_workers
 
     if out is not None:
         clear_private(out.resolve().parent)
-    workers = job.workers if job.workers >= 0 else os.cpu_count() or 1
     total = sum(1 for _ in list_files(source))  # before hours of work: a closed folder ends it here
     files = show_progress(list_files(source), total=total, desc="index", unit="file", mininterval=0.5)
-    table = build_index(source, files, workers=workers)
+    table = build_index(source, files, workers=count_workers(job.workers))
     for line in describe_folder(table, lines=job.lines):
         put(line)
     if out is None:

@@ -62,8 +62,9 @@ class Entry:
 
 def describe_refusal(number: int, path: str, reason: str, detail: str) -> str:
     """Return "row 3 truncated: …", or "a.png truncated: …" without a labels file; a path may hold a name."""
-    where = f"row {number}" if number else path
-    return f"{where} {ImageRefusedError(reason, detail)}"
+    if number:
+        path = f"row {number}"
+    return f"{path} {ImageRefusedError(reason, detail)}"
 
 
 def build_entries(entries: Sequence[Entry]) -> pa.Table:
@@ -77,18 +78,19 @@ def build_ledger(entries: pa.Table) -> pa.Table:
     Args:
         entries: Table of ENTRIES; a file with several regions has several rows.
     """
+    if not entries.num_rows:
+        return LEDGER.empty_table()
     good = pc.cast(pc.not_equal(entries.column("state"), QUARANTINED), pa.int8())
     keys = entries.select(["path"]).append_column("good", good)
     order = pc.sort_indices(keys, sort_keys=[("path", "ascending"), ("good", "ascending")])  # stable
     paths = entries.column("path").take(order).combine_chunks()
-    starts = np.flatnonzero(np.append(True, pc.not_equal(paths[1:], paths[:-1]))) if len(paths) else np.empty(0, int)
+    starts = np.flatnonzero(np.append(True, pc.not_equal(paths[1:], paths[:-1])))
     refused = entries.column("refused").take(order)
     before = np.append(0, np.cumsum(pc.is_valid(refused)))
     offsets: Any = pa.array(before[np.append(starts, len(paths))].astype(np.int32))
-    images: Any = np.add.reduceat(entries.column("images").take(order).to_numpy(), starts) if len(paths) else []
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         **{name: entries.column(name).take(order.take(pa.array(starts))) for name, _ in _FIELDS},
-        "images": images,
+        "images": np.add.reduceat(entries.column("images").take(order).to_numpy(), starts),
         "refused": pa.ListArray.from_arrays(offsets, pc.drop_null(refused).combine_chunks()),
     }
     return pa.table(columns).cast(LEDGER).combine_chunks()
@@ -98,6 +100,8 @@ def count_states(ledger: pa.Table) -> dict[str, int]:
     """Return how many files ended in each state, reasons apart: {"ok": n, "quarantined: truncated": n, …}."""
     counts: Counter[str] = Counter()
     for row in ledger.group_by(["state", "reason"]).aggregate([([], "count_all")]).to_pylist():
-        reason = "" if row["state"] == OK else row["reason"]
-        counts[f"{row['state']}: {reason}" if reason else row["state"]] += row["count_all"]
+        state = row["state"]
+        if row["reason"] and state != OK:
+            state = f"{state}: {row['reason']}"
+        counts[state] += row["count_all"]
     return dict(sorted(counts.items()))

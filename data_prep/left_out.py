@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,7 @@ from medcls.data.label_words import spelling_key
 from medcls.data.manifest import read_table
 from medcls.data.store import Store
 from medcls.files import LEDGER
-from medcls.identity import Identity, format_count
+from medcls.identity import Identity, format_count, list_first
 
 _SHOWN = 8
 # By the reason of the ledger. Without a setting the file itself has to change.
@@ -78,75 +78,87 @@ _SKIPPED = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An image that was planned and not stored.
+
+    Attributes:
+        reason: Word of the ledger.
+        detail: What was found.
+        number: Line of the labels file, 0 without one.
+        label: Its class; None if unknown.
+        row: Row of the ledger; -1 for a volume refused before decoding.
+    """
+
+    reason: str
+    detail: str
+    number: int
+    label: str | None
+    row: int = -1
+
+
 def describe_left_out(plan: Plan, store: Store, identity: Identity) -> Iterator[str]:
     """Yield a line for each reason why images were refused, files were skipped, or stored images are notable.
 
     Examples are lines of the labels file or rows of the ledger; classes are named, paths and ids, which may be a
     person's name, are not.
-
-    Args:
-        plan: What was planned.
-        store: What was stored.
-        identity: Of the store.
     """
     ledger = read_table(store.folder / LEDGER).select(["path", "state", "reason", "detail", "refused"])
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in [*_find_refused(plan, ledger, identity), *plan.lost.to_pylist()]:
-        groups[row["reason"]].append(row)
-    for reason in sorted(groups):
-        rows = groups[reason]
-        first = min(rows, key=lambda row: (row["number"], row.get("ledger", 0)))
-        where = f"line {first['number']}" if first["number"] else _name_row(first, reason, ledger)
+    groups: dict[str, list[_Refused]] = defaultdict(list)
+    for image in _list_refused(plan, ledger, identity):
+        groups[image.reason].append(image)
+    for reason, images in sorted(groups.items()):
+        first = min(images, key=lambda image: (image.number, max(image.row, 0)))
+        if first.number:
+            where = f"line {first.number}"
+        else:
+            row = first.row
+            if row < 0:
+                row = pc.index(ledger["reason"], reason).as_py()
+            where = f"row {row} of {LEDGER} (counted from 0)"
         setting = _SETTINGS.get(reason, "correct or convert the files")
-        what = f"{format_count(len(rows), 'image')}{list_classes([row['label'] for row in rows])}"
-        yield f"{QUARANTINED}: {what}: {reason}: {first['detail'] or 'no detail'}; e.g. {where}; {setting}"
-    counts = Counter(ledger.filter(pc.equal(ledger["state"], SKIPPED))["reason"].to_pylist())
-    for reason, meaning in _SKIPPED.items():
-        if counts[reason]:
-            classes = _list_chosen_out(plan, ledger) if reason == "other_file" and plan.layout else ""
-            yield f"{SKIPPED}: {format_count(counts[reason], 'file')}{classes}: {reason}: {meaning}"
-    stored = Counter(ledger.filter(pc.equal(ledger["state"], OK))["reason"].to_pylist())
-    for reason, meaning in _NOTED.items():
-        if stored[reason]:
-            yield f"{OK}: {format_count(stored[reason], 'file')}: {reason}: {meaning}"
-
-
-def _name_row(row: Mapping[str, Any], reason: str, ledger: pa.Table) -> str:
-    """Return the row of the ledger that an image without a line of a labels file is found in."""
-    place = row.get("ledger", pc.index(ledger["reason"], reason).as_py())
-    return f"row {place} of {LEDGER} (counted from 0)"
+        what = f"{format_count(len(images), 'image')}{list_classes(image.label for image in images)}"
+        yield f"{QUARANTINED}: {what}: {reason}: {first.detail or 'no detail'}; e.g. {where}; {setting}"
+    counts = Counter(zip(ledger["state"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
+    for state, meanings in ((SKIPPED, _SKIPPED), (OK, _NOTED)):
+        for reason, meaning in meanings.items():
+            if number := counts[state, reason]:
+                classes = ""
+                if reason == "other_file" and plan.layout:
+                    classes = _list_chosen_out(plan, ledger)
+                yield f"{state}: {format_count(number, 'file')}{classes}: {reason}: {meaning}"
 
 
 def _list_chosen_out(plan: Plan, ledger: pa.Table) -> str:
-    """The classes of files that patterns leave out; of a folder that is not a class nothing, it may be a patient's."""
+    """Return the classes of files that patterns leave out; a folder that is not a class may be a patient's."""
     known = {spelling_key(label): label for label in pc.unique(plan.table["label"]).drop_null().to_pylist()}
     names = name_classes(ledger.filter(pc.equal(ledger["reason"], "other_file"))["path"], plan.layout)
-    return list_classes([known.get(spelling_key(name or "")) for name in names])
+    return list_classes(known.get(spelling_key(name or "")) for name in names)
 
 
-def _find_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> list[dict[str, Any]]:
-    """Number, label, reason, detail and row of the ledger of each image planned and not stored, each once."""
-    ledger = ledger.append_column("ledger", pa.array(range(len(ledger)), pa.int64()))
-    bad = ledger.filter(pc.equal(ledger["state"], QUARANTINED))
-    if not pc.sum(pc.list_value_length(bad["refused"])).as_py():
-        return []
-    names = name_column(plan.table["key"], "image", identity)
-    label = plan.table["label"] if "label" in plan.table.column_names else pa.nulls(len(plan), pa.string())
-    found: dict[str, dict[str, Any]] = {}
-    for row in bad.to_pylist():
-        for image_id in row["refused"]:
-            found.setdefault(image_id, {name: row[name] for name in ("reason", "detail", "ledger")})
-    places = pc.index_in(pa.array(list(found), pa.string()), value_set=names).to_pylist()
-    for row, place in zip(found.values(), places, strict=True):
-        known = place is not None
-        row |= {"number": plan.table["number"][place].as_py() if known else 0}
-        row |= {"label": label[place].as_py() if known else None}
-    return list(found.values())
+def _list_refused(plan: Plan, ledger: pa.Table, identity: Identity) -> Iterator[_Refused]:
+    """Yield each image that was planned and not stored, once."""
+    bad = ledger.append_column("row", pa.array(range(len(ledger)), pa.int64()))
+    bad = bad.filter(pc.equal(ledger["state"], QUARANTINED))
+    if pc.sum(pc.list_value_length(bad["refused"])).as_py():
+        rows: dict[str, tuple[str, str, int]] = {}
+        for row in bad.to_pylist():
+            for image_id in row["refused"]:
+                rows.setdefault(image_id, (row["reason"], row["detail"], row["row"]))
+        names = name_column(plan.table["key"], "image", identity)
+        places = pc.index_in(pa.array(rows, pa.string()), value_set=names)
+        numbers = pc.fill_null(plan.table["number"].take(places), 0).to_pylist()
+        labels = plan.classes.take(places).to_pylist()
+        for (reason, detail, at), number, label in zip(rows.values(), numbers, labels, strict=True):
+            yield _Refused(reason, detail, number, label, at)
+    for row in plan.lost.to_pylist():
+        yield _Refused(row["reason"], row["detail"], row["number"], row["label"])
 
 
 def list_classes(labels: Iterable[str | None]) -> str:
     """Return " (nevus 12, melanoma 3)", most frequent first; "" without labels."""
     counts = Counter(label for label in labels if label is not None)
+    if not counts:
+        return ""
     listed = [f"{name} {count}" for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return f" ({', '.join(listed[:_SHOWN])}{more})" if listed else ""
+    return f" ({list_first(listed, _SHOWN)})"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from data_prep.plan import Unit
 from medcls.files import sha256_json
 from medcls.identity import Identity
 from medcls.imaging.decode import DecodedImage
 from medcls.imaging.dicom.terms import describe_headers, name_photometric
+
+_AXES = (("depth", "z", "slice"), ("height", "y", "row"), ("width", "x", "column"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +32,30 @@ class StoredImage:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identity: Identity) -> dict[str, Any]:
+def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identity: Identity) -> dict[str, object]:
     """Return the manifest row of a stored image; ids as `identity` writes them, no free text, no dates.
 
-    Args:
-        unit: What was planned.
-        stored: What was decoded.
-        place: (shard, row).
-        identity: Of the store.
+    `place` is (shard, row).
     """
     image = stored.image
     if image is None:
         raise ValueError("a copied image has the row of the store that it was copied from")
     headers, prepared = image.headers, image.prepared
     said = describe_headers(headers)
-    age = unit.age_years if unit.age_years is not None else said["age_years"]
+    age = unit.age_years
+    if age is None:
+        age = said["age_years"]
+    n = len(image.source_size)
+    spacing_mm = prepared.spacing_mm or (None,) * n
+    geometry: dict[str, object] = {}
+    # The last two axes of an image, all three of a volume.
+    for i, (size, place_of, distance) in enumerate(_AXES[-n:]):
+        geometry[f"source_{size}"] = image.source_size[i]
+        geometry[f"valid_{place_of}"], geometry[f"valid_{size}"] = (
+            prepared.valid_extent[i],
+            prepared.valid_extent[n + i],
+        )
+        geometry[f"spacing_{distance}_mm"] = spacing_mm[i]
     return {
         "image_id": identity.name("image", unit.key),
         "patient_id": identity.name("patient", unit.patient_id),
@@ -53,7 +63,7 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
         "series_id": identity.name("series", headers.get("SeriesInstanceUID", "")) or None,
         "shard": place[0],
         "row": place[1],
-        **_geometry(image.source_size, prepared.valid_extent, prepared.spacing_mm),
+        **geometry,
         "spacing_source": image.spacing_source or None,
         "modality": said["modality"],
         "photometric": name_photometric(image.photometric) or None,
@@ -73,16 +83,18 @@ def build_row(unit: Unit, stored: StoredImage, *, place: tuple[int, int], identi
     }
 
 
-def describe_values(image: DecodedImage) -> dict[str, Any]:
+def describe_values(image: DecodedImage) -> dict[str, object]:
     """Return the manifest's columns of grey values: of the file, and of what is left in the stored pixels."""
+    stored: dict[str, object] = {"stored_levels": image.stored_levels, "stored_high": image.stored_high}
     source = image.source
+    if source is None:
+        return dict.fromkeys(("value_low", "value_high", "value_levels", "value_scaling")) | stored
     return {
-        "value_low": source.low if source else None,
-        "value_high": source.high if source else None,
-        "value_levels": source.levels if source else None,
-        "value_scaling": source.scaling if source else None,
-        "stored_levels": image.stored_levels,
-        "stored_high": image.stored_high,
+        "value_low": source.low,
+        "value_high": source.high,
+        "value_levels": source.levels,
+        "value_scaling": source.scaling,
+        **stored,
     }
 
 
@@ -94,17 +106,3 @@ def describe_region(unit: Unit) -> dict[str, int | None]:
 def declared_sha256(unit: Unit, identity: Identity) -> str:
     """Return a (keyed) checksum of what the labels file says of an image: equal where nothing of it has changed."""
     return identity.pseudonym("declared", sha256_json(unit.declared))
-
-
-def _geometry(
-    source_size: tuple[int, ...], extent: tuple[int, ...], spacing_mm: tuple[float, ...] | None
-) -> dict[str, Any]:
-    """Columns of the last two axes of an image, or of all three of a volume."""
-    n = len(source_size)
-    columns: dict[str, Any] = {}
-    names = list(zip(("depth", "height", "width"), "zyx", ("slice", "row", "column"), strict=True))[-n:]
-    for i, (size, place, distance) in enumerate(names):
-        columns[f"source_{size}"] = source_size[i]
-        columns[f"valid_{place}"], columns[f"valid_{size}"] = extent[i], extent[n + i]
-        columns[f"spacing_{distance}_mm"] = spacing_mm[i] if spacing_mm else None
-    return columns

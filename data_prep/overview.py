@@ -102,8 +102,19 @@ def describe_folder(table: pa.Table, *, lines: int) -> Iterator[str]:
     ]
     if described:
         shown = described[: lines or None]
+        table_lines: list[tuple[str, ...]] = [(*_HEADINGS, "as volume", "as images")]
+        patient, study = "", ""
+        for line in shown:
+            # Patient and study are said once, so that the eye sees where the next begins.
+            cells = list(line)
+            if line[0] == patient:
+                cells[0] = ""
+                if line[1] == study:
+                    cells[1] = ""
+            patient, study = line[:2]
+            table_lines.append(tuple(cells))
         yield ""
-        yield from _align([(*_HEADINGS, "as volume", "as images"), *_blank_repeats(shown)])
+        yield from _align(table_lines)
         if len(described) > len(shown):
             yield f"… and {len(described) - len(shown)} more series: lines=0 shows all"
             for place, name in ((-2, "as volumes"), (-1, "as images")):
@@ -126,7 +137,7 @@ def _group_by_series(table: pa.Table) -> dict[SeriesKey, array[int]]:
 
 
 def _number_series(keys: Iterable[SeriesKey]) -> Iterator[tuple[SeriesKey, tuple[str, str, str]]]:
-    """Every series with the running numbers of patient, study and series that stand for it, in their order.
+    """Yield every series with the running numbers that stand for patient, study and series, in their order.
 
     They count by first appearance; a patient without PatientID is "-", for it may be several.
     """
@@ -144,46 +155,52 @@ def _describe_counts(table: pa.Table, rows: Iterable[SeriesKey]) -> Iterator[str
     listed = ", ".join(f"{kinds[kind]:,} {name}" for kind, name in _KINDS.items() if kinds[kind])
     keys = list(rows)
     patients, studies = {key[0] for key in keys if key[0]}, {key[:2] for key in keys}
-    nameless = sum(not patient for patient, _ in studies)
     yield f"files     {table.num_rows:>9,}   {listed}".rstrip()
-    yield f"patients  {len(patients):>9,}" + (
-        f"   and {nameless:,} {'study' if nameless == 1 else 'studies'} without PatientID" if nameless else ""
-    )
+    line = f"patients  {len(patients):>9,}"
+    nameless = sum(not patient for patient, _ in studies)
+    if nameless:
+        line += f"   and {nameless:,} {'study' if nameless == 1 else 'studies'} without PatientID"
+    yield line
     yield f"studies   {len(studies):>9,}"
     yield f"series    {len(keys):>9,}"
     for kind in ("raster", "nifti"):
         if kinds[kind]:
-            yield f"{_KINDS[kind]:<9} {kinds[kind]:>9,}   {_sizes(table, kind)}".rstrip()
-
-
-def _sizes(table: pa.Table, kind: str) -> str:
-    """Return the most frequent sizes of files without series."""
-    chosen = table.filter(pc.equal(table.column("kind"), kind)).select(["rows", "columns", "frames"])
-    sizes = Counter(zip(*chosen.to_pydict().values(), strict=True))
-    known = [(size, count) for size, count in sizes.most_common() if size[0]]
-    shown = [f"{count:,} of {_times(size if size[2] > 1 else size[:2])}" for size, count in known[:3]]
-    return ", ".join(shown + (["…"] if len(known) > 3 else []))
+            # The most frequent sizes of files without series.
+            chosen = table.filter(pc.equal(table.column("kind"), kind)).select(["rows", "columns", "frames"])
+            sizes = Counter(zip(*chosen.to_pydict().values(), strict=True))
+            known = [(size, count) for size, count in sizes.most_common() if size[0]]
+            shown = [f"{count:,} of {_times(size if size[2] > 1 else size[:2])}" for size, count in known[:3]]
+            shown += ["…"] * (len(known) > 3)
+            yield f"{_KINDS[kind]:<9} {kinds[kind]:>9,}   {', '.join(shown)}".rstrip()
 
 
 def _times(numbers: Iterable[float | str]) -> str:
-    return " x ".join(str(number) for number in numbers)
+    return " x ".join(map(str, numbers))
 
 
 def _describe_series(table: pa.Table, *, unnamed: int) -> tuple[str, ...]:
-    """Return one line of the table, from modality to geometry."""
+    """Return one line of the table, from modality to what becomes of the files."""
     instances = list(instances_of(table))
     images = [each for each in instances if not each.problem]
     summary = summarize_series(instances)[0]
+    spacing = _only(_times(f"{mm:.3g}" for mm in each.pixel_spacing_mm) or "-" for each in images)
+    if summary.distance_mm is not None and spacing != "-":
+        spacing += f" x {summary.distance_mm:.3g}"
+    verdicts = Counter(each.image_problem or "ok" for each in images)
+    one_by_one = next(iter(verdicts), "-")
+    if len(verdicts) > 1:
+        ordered = sorted(verdicts.items(), key=lambda item: item[0] != "ok")
+        one_by_one = ", ".join(f"{word} ({count})" for word, count in ordered)
     return (
         _name(summary.modality or instances[0].modality, name_modality),
         _name(summary.body_part, name_body_part),
         summary.plane or "-",
         f"{summary.slices:,}",
         _only(_times((each.rows, each.columns)) for each in images),
-        _spacing(images, summary.distance_mm),
+        spacing,
         _only(_SYNTAXES.get(each.transfer_syntax, "other") for each in instances),
         judge_geometry(instances, unnamed=unnamed),
-        _judge_images(images),
+        one_by_one,
     )
 
 
@@ -194,13 +211,9 @@ def _name(text: str, name: Callable[[str], str]) -> str:
 
 def _only(texts: Iterable[str]) -> str:
     distinct = set(texts)
-    return distinct.pop() if len(distinct) == 1 else "mixed" if distinct else "-"
-
-
-def _spacing(images: Sequence[Instance], distance_mm: float | None) -> str:
-    """Rows, columns and, where several positions are known, slices."""
-    pairs = _only(_times(f"{mm:.3g}" for mm in each.pixel_spacing_mm) or "-" for each in images)
-    return f"{pairs} x {distance_mm:.3g}" if distance_mm is not None and pairs != "-" else pairs
+    if len(distinct) > 1:
+        return "mixed"
+    return next(iter(distinct), "-")
 
 
 def judge_geometry(instances: Sequence[Instance], *, unnamed: int = 0) -> str:
@@ -219,23 +232,14 @@ def judge_geometry(instances: Sequence[Instance], *, unnamed: int = 0) -> str:
         return "no image"
     if sum(each.frames for each in images) == 1 and set(reasons) <= _NO_VOLUME:
         return "single"
-    if not stacks and set(reasons) <= _NO_GEOMETRY:
-        return "2-D"
-    words = [] if not stacks else ["ok" if len(stacks) == 1 else f"{len(stacks)} volumes"]
-    words += sorted({note for stack in stacks for note in _notes(stack)})
-    words += [f"{reason} ({count})" if stacks else reason for reason, count in sorted(reasons.items())]
-    return ", ".join(words)
+    if not stacks:
+        return "2-D" if set(reasons) <= _NO_GEOMETRY else ", ".join(sorted(reasons))
+    words = ["ok" if len(stacks) == 1 else f"{len(stacks)} volumes"]
+    words += sorted({note for stack in stacks for note in _list_notes(stack)})
+    return ", ".join(words + [f"{reason} ({count})" for reason, count in sorted(reasons.items())])
 
 
-def _judge_images(images: Sequence[Instance]) -> str:
-    """Return what becomes of the files of a series one by one, as images: "ok", "burnt_in", "ok (5), cine (1)"."""
-    counts = Counter(each.image_problem or "ok" for each in images)
-    if len(counts) < 2:
-        return next(iter(counts), "-")
-    return ", ".join(f"{word} ({count})" for word, count in sorted(counts.items(), key=lambda item: item[0] != "ok"))
-
-
-def _notes(stack: Stack) -> Iterator[str]:
+def _list_notes(stack: Stack) -> Iterator[str]:
     if stack.parted_by:
         yield "joined"
     if stack.instances[0].frames == 1:
@@ -243,15 +247,6 @@ def _notes(stack: Stack) -> Iterator[str]:
         yield from (_WORDS.get(note, note) for note in geometry.notes)
         if any(len(level) > 1 for level in geometry.levels):
             yield "duplicates"
-
-
-def _blank_repeats(lines: Iterable[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
-    """Patient and study are said once, so that the eye sees where the next begins."""
-    patient, study = "", ""
-    for line in lines:
-        same = line[0] == patient
-        yield ("" if same else line[0], "" if same and line[1] == study else line[1], *line[2:])
-        patient, study = line[:2]
 
 
 def _align(table: Iterable[tuple[str, ...]]) -> Iterator[str]:

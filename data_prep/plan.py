@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.labels.label_rows import ROI
-from data_prep.ledger import LOST
+from data_prep.ledger import LOST, describe_refusal
 from medcls.disk import SOURCE_FILE, read_again
 from medcls.files import sha256_json
 from medcls.imaging.preprocess import Box
@@ -45,11 +45,11 @@ class Unit:
     sex: str | None = None
     age_years: float | None = None
     side: str | None = None
-    extra: dict[str, str | None] = field(default_factory=dict)
+    extra: Mapping[str, str | None] = field(default_factory=dict)
     header_ids: tuple[str, str] = ("", "")
 
     @property
-    def declared(self) -> dict[str, Any]:
+    def declared(self) -> dict[str, object]:
         """What the manifest's row owes to the labels file and not to the image."""
         return {"patient_id": self.patient_id, "sex": self.sex, "age_years": self.age_years, "side": self.side}
 
@@ -75,34 +75,44 @@ class Plan:
 
     Attributes:
         table: key, files (list of paths), number, patient_id, sex, age_years, side, roi_x …, split, labels, extra.
-        skipped: path, reason, detail: files of images that a rule left out (another series, a localizer).
-        refused: path, reason, detail: files whose images were refused before decoding (a gap between slices).
-        early: A message for each volume refused before decoding.
-        lost: LOST, a row for each of these.
-        patients_from: What tells patients apart: per_image (they are unknown), labels, pattern, folders or headers.
-        rest: Reason of files that nothing else is said of.
-        layout: How the class folders were read; "" = a labels file.
-        cut: Splits without a folder, which are cut from the train folder.
+        skipped: LEFT_OUT: files of images that a rule left out (another series, a localizer).
+        refused: LEFT_OUT: files whose images were refused before decoding (a gap between slices).
         columns: Names of the extra columns.
         rows_per_shard: Units in every shard but the last.
-        labelling: What was read how in the label columns, as `read_label_values` records it.
+        lost: LOST: a row for each volume refused before decoding.
+        patients_from: What tells patients apart: per_image (they are unknown), labels, pattern, folders or headers.
+        layout: How the class folders were read; "" = a labels file.
     """
 
     table: pa.Table
     skipped: pa.Table
     refused: pa.Table
-    columns: Sequence[str]
-    rows_per_shard: int
-    early: Sequence[str] = ()
-    labelling: dict[str, Any] = field(default_factory=dict)
-    cut: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    rows_per_shard: int = 1
     lost: pa.Table = field(default_factory=LOST.empty_table)
     patients_from: str = ""
-    rest: str = "not_in_labels"
     layout: str = ""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def early(self) -> list[str]:
+        """A message for each volume refused before decoding."""
+        rows = self.lost.select(["image_id", "reason", "detail"]).to_pylist()
+        return [describe_refusal(0, row["image_id"], row["reason"], row["detail"]) for row in rows]
+
+    @property
+    def rest(self) -> str:
+        """Reason of the files that nothing else is said of."""
+        return "no_image" if self.layout else "not_in_labels"
+
+    @property
+    def classes(self) -> Any:
+        """The label of each unit; null if it is unknown, or if there are several label columns."""
+        if "label" in self.table.column_names:
+            return self.table["label"]
+        return pa.chunked_array([pa.nulls(len(self), pa.string())])
 
     @property
     def shards(self) -> int:
@@ -113,10 +123,26 @@ class Plan:
         """Return how many units a shard has."""
         return min(self.rows_per_shard, len(self) - number * self.rows_per_shard)
 
-    def shard(self, number: int, *, source: Path, setting: dict[str, Any]) -> ShardPlan:
+    def shard(self, number: int, *, source: Path, setting: Mapping[str, object]) -> ShardPlan:
         """Return one shard's units, bound to their files as they are now and to the settings."""
-        rows = self.table.slice(number * self.rows_per_shard, self.rows_per_shard)
-        units = list(_units(rows, self.columns))
+        units = []
+        for row in self.table.slice(number * self.rows_per_shard, self.rows_per_shard).to_pylist():
+            roi: Any = tuple(row[name] for name in ROI)
+            if roi[0] is None:
+                roi = None
+            unit = Unit(
+                key=row["key"],
+                files=tuple(row["files"]),
+                patient_id=row["patient_id"],
+                number=row["number"],
+                roi=roi,
+                sex=row["sex"],
+                age_years=row["age_years"],
+                side=row["side"],
+                extra={name: row[name] for name in self.columns},
+                header_ids=(row["dicom_patient_id"] or "", row["series_uid"] or ""),
+            )
+            units.append(unit)
         stamps = [_stamp(source / path) for unit in units for path in unit.files]
         content = [{k: v for k, v in asdict(unit).items() if k != "number"} for unit in units]
         return ShardPlan(number, units, sha256_json({"units": content, "stamps": stamps, "setting": setting}))
@@ -134,37 +160,16 @@ def plan_images(labels: pa.Table) -> pa.Table:
     corners = [pc.cast(labels.column(name), pa.string()) for name in ROI]
     region = pc.binary_join_element_wise(*corners, ",")
     key = pc.coalesce(pc.binary_join_element_wise(path, region, "@"), path)
-    # Chunk by chunk: one array of all paths would overflow at 2 GiB of text.
+    files: list[Any] = []
+    for chunk in path.chunks:  # one array of all paths would overflow at 2 GiB of text
+        offsets: Any = pa.array(np.arange(len(chunk) + 1, dtype=np.int64))
+        files.append(pa.LargeListArray.from_arrays(offsets, chunk))
     kind: Any = pa.large_list(pa.string())
-    files = pa.chunked_array([_list_each(chunk) for chunk in path.chunks], kind)
-    return labels.append_column("key", key).append_column("files", files)
-
-
-def _list_each(paths: Any) -> Any:
-    """Return each path as a list of one."""
-    offsets: Any = pa.array(np.arange(len(paths) + 1, dtype=np.int64))
-    return pa.LargeListArray.from_arrays(offsets, paths)
-
-
-def _units(rows: pa.Table, columns: Sequence[str]) -> Iterator[Unit]:
-    for row in rows.to_pylist():
-        roi: Any = tuple(row[name] for name in ROI)
-        yield Unit(
-            key=row["key"],
-            files=tuple(row["files"]),
-            patient_id=row["patient_id"],
-            number=row["number"],
-            roi=None if roi[0] is None else roi,
-            sex=row["sex"],
-            age_years=row["age_years"],
-            side=row["side"],
-            extra={name: row[name] for name in columns},
-            header_ids=(row["dicom_patient_id"] or "", row["series_uid"] or ""),
-        )
+    return labels.append_column("key", key).append_column("files", pa.chunked_array(files, kind))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    """Size and time of a file: enough to notice that it is another since a run was interrupted."""
+    """Return size and time of a file: enough to notice that it is another since a run was interrupted."""
     try:
         status = read_again(file.stat, SOURCE_FILE)
     except OSError:

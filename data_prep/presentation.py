@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 
 from data_prep.ledger import LEFT_OUT
 from data_prep.left_out import list_classes
+from data_prep.plan import Plan
 from medcls.console import say
 from medcls.errors import DataError
 from medcls.identity import format_count
@@ -22,8 +24,7 @@ def describe_mixture(intent: pa.ChunkedArray[Any]) -> str:
     Args:
         intent: "processing", "presentation" or "" of each image.
     """
-    counts = _count(intent)
-    raw, shown = counts["processing"], counts["presentation"]
+    raw, shown = _count(intent, "processing"), _count(intent, "presentation")
     if not raw or not shown:
         return ""
     return (
@@ -34,16 +35,16 @@ def describe_mixture(intent: pa.ChunkedArray[Any]) -> str:
     )
 
 
-def _count(intent: pa.ChunkedArray[Any]) -> dict[str, int]:
-    return {name: pc.sum(pc.equal(intent, name)).as_py() or 0 for name in _OTHER}
+def _count(intent: pa.ChunkedArray[Any], name: str) -> int:
+    return pc.sum(pc.equal(intent, name)).as_py() or 0
 
 
-def choose_presentation(table: pa.Table, index: pa.Table, choice: str | None) -> tuple[pa.Table, pa.Table]:
-    """Return the planned images of the kind chosen, and the files of the others as rows of LEFT_OUT.
+def choose_presentation(plan: Plan, index: pa.Table | None, choice: str | None) -> Plan:
+    """Return the plan with the images of the kind chosen; the files of the others are skipped.
 
     Args:
-        table: Planned images, with files; each is of the kind of its first file.
-        index: catalog.INDEX of the source.
+        plan: What is planned; each image is of the kind of its first file.
+        index: catalog.INDEX of the source; None if no headers were read, which alone tell the kind.
         choice: "presentation" or "processing" leaves the other kind out; "any" takes both; None takes what there is
             and refuses a mixture. Images whose header says nothing stay.
 
@@ -52,23 +53,23 @@ def choose_presentation(table: pa.Table, index: pa.Table, choice: str | None) ->
 
     Source: PS3.3 C.8.11.1.1.1.
     """
-    first = pc.list_element(table["files"], 0).cast(pa.large_string())
+    if index is None:
+        return plan
+    first = pc.list_element(plan.table["files"], 0).cast(pa.large_string())
     place = pc.index_in(first, value_set=index["path"].cast(pa.large_string()).combine_chunks())
     intent = pc.fill_null(index["intent"].take(place), "")
-    counts = _count(intent)
     if choice is None and describe_mixture(intent):
         raise DataError(describe_mixture(intent))
-    if choice not in _OTHER or not counts[_OTHER[choice]]:
-        return table, LEFT_OUT.empty_table()
-    unwanted = pc.equal(intent, _OTHER[choice])
-    classes = table.filter(unwanted)["label"].to_pylist() if "label" in table.column_names else []
-    number = counts[_OTHER[choice]]
-    what = f"{format_count(number, 'image')} FOR {_OTHER[choice].upper()}{list_classes(classes)}"
-    say(f"image.presentation={choice}: {what} {'is' if number == 1 else 'are'} left out")
-    files = pc.list_flatten(table.filter(unwanted)["files"]).cast(pa.string())
-    kept = table.filter(pc.invert(unwanted))
+    other = _OTHER.get(choice or "", "")
+    number = _count(intent, other)
+    if not other or not number:
+        return plan
+    unwanted = pc.equal(intent, other)
+    what = f" FOR {other.upper()}{list_classes(plan.classes.filter(unwanted).to_pylist())}"
+    say(f"image.presentation={choice}: {format_count(number, f'image{what} is', f'images{what} are')} left out")
     # A file may hold several regions, of which all are of one kind.
-    files = pc.unique(files)
-    reasons = {"reason": f"for_{_OTHER[choice]}", "detail": ""}
-    columns = {name: pa.repeat(text, len(files)) for name, text in reasons.items()}
-    return kept, pa.table({"path": files, **columns}, schema=LEFT_OUT)
+    files = pc.unique(pc.list_flatten(plan.table.filter(unwanted)["files"]).cast(pa.string()))
+    reasons = {"reason": pa.repeat(f"for_{other}", len(files)), "detail": pa.repeat("", len(files))}
+    skipped = pa.table({"path": files, **reasons}, schema=LEFT_OUT)
+    table = plan.table.filter(pc.invert(unwanted))
+    return replace(plan, table=table, skipped=pa.concat_tables([plan.skipped, skipped]))

@@ -9,23 +9,21 @@ from itertools import islice
 from typing import Any
 
 from data_prep.plan import ShardPlan
-from data_prep.shard_work import Refusals, ShardSetting, decode_shards, part_names
-from medcls.config import PrepareJob
+from data_prep.shard_work import Part, Refusals, ShardSetting, decode_shards, part_names
 from medcls.console import show_progress
 from medcls.errors import ConfigError, MedclsError
 from medcls.files import read_json
 from medcls.identity import Identity, read_identity
+from medcls.records import from_json
 
 # Tasks handed over before they are done: enough for any cluster, and not all plans at once.
 _AHEAD = 256
 
 
-def decode_on_ray(
-    shards: Iterator[ShardPlan], setting: ShardSetting, *, job: PrepareJob, refusals: Refusals, total: int
-) -> None:
+def decode_on_ray(shards: Iterator[ShardPlan], setting: ShardSetting, *, refusals: Refusals, total: int) -> None:
     """Decode the shards on the cluster that RAY_ADDRESS names, or on a local one of `workers` processes.
 
-    The store and the source must lie where every node sees them. The key of the pseudonyms does not travel: each
+    Every node has to see the store and the source. The key of the pseudonyms does not travel: each
     task reads it from deidentify.key_file, or from its node's environment.
 
     Raises:
@@ -38,16 +36,15 @@ def decode_on_ray(
         raise ConfigError("executor=ray needs ray: pip install 'medcls[ray]', or executor=local") from error
     started = not ray.is_initialized()
     if started:
-        ray.init(
-            num_cpus=None if os.environ.get("RAY_ADDRESS") else max(1, setting.workers),
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        processes = None
+        if not os.environ.get("RAY_ADDRESS"):
+            processes = max(1, setting.workers)
+        ray.init(num_cpus=processes, log_to_driver=False, configure_logging=False)
     try:
         # Without the identity: its key is not for the object store. One copy serves all tasks.
         shared = ray.put(replace(setting, identity=Identity()))
         remote = ray.remote(num_cpus=1, max_retries=3)(_decode_one)
-        key = (setting.identity.kind, job.deidentify.key_file, setting.identity.fingerprint)
+        key = (setting.identity.kind, setting.key_file, setting.identity.fingerprint)
         waiting: dict[Any, ShardPlan] = {}
 
         def submit(count: int) -> None:
@@ -60,7 +57,7 @@ def decode_on_ray(
                 (done, *_), _ = ray.wait(list(waiting), num_returns=1)
                 ray.get(done)
                 part = part_names(waiting.pop(done).number)["json"]
-                refusals.add(read_json(setting.folder / part)["refused"])
+                refusals.add(from_json(Part, read_json(setting.folder / part)).refused)
                 bar.update()
                 submit(1)
     except ray.exceptions.RayTaskError as error:
@@ -75,7 +72,7 @@ def decode_on_ray(
 def _decode_one(
     plan: ShardPlan, setting: ShardSetting, kind: str, key_file: str | None, fingerprint: str | None
 ) -> None:
-    """One shard, in one limited worker process of the node."""
+    """Decode one shard, in one limited worker process of the node."""
     identity = read_identity(kind, key_file=key_file)
     if identity.fingerprint != fingerprint:
         raise ConfigError(

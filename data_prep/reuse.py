@@ -104,13 +104,16 @@ class Earlier:
         if row is None or self._cell("declared_sha256", row) != declared_sha256(unit, identity):
             return None
         places = [self._paths.find(identity.name("path", path)) for path in unit.files]
-        said = [self._ledger.slice(place, 1).to_pylist()[0] if place is not None else {} for place in places]
-        checksums = tuple(str(each.get("file_sha256", "")) for each in said)
-        notes = {each["reason"]: each["detail"] for each in said[:1] if each.get("reason")}
+        said = [{"file_sha256": "", "reason": "", "detail": ""} for _ in places]
+        for number, place in enumerate(places):
+            if place is not None:
+                said[number] = self._ledger.slice(place, 1).to_pylist()[0]
+        checksums = tuple(str(each["file_sha256"]) for each in said)
+        notes = {each["reason"]: each["detail"] for each in said[:1] if each["reason"]}
         shard = self._folder / shard_name(self._cell("shard", row))
         return Previous(shard, self._cell("row", row), checksums, notes)
 
-    def row(self, unit: Unit, identity: Identity) -> dict[str, Any]:
+    def row(self, unit: Unit, identity: Identity) -> dict[str, object]:
         """Return the manifest row of an image that `find` found."""
         place = self._images.find(identity.name("image", unit.key))
         if place is None:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,11 +37,19 @@ class Origin:
 
     Attributes:
         name: Setting that the labels come from, such as "labels=FILE.csv" or "source=DIR".
+        giver: What gives splits, as certificates name it.
+        cut: Splits that are cut from the given train split by patient, by their fractions of it.
+        patients_known: False if every image was declared another patient for want of knowledge.
+        reuse: An older store whose patients may be in other splits.
         plan: Columns number (line of the labels file, 0 = none) and files of each planned image.
         places: (N,) row of the plan of each stored image, -1 for one that is not listed any more.
     """
 
     name: str = "labels"
+    giver: str = "labels file"
+    cut: Sequence[str] = ()
+    patients_known: bool = True
+    reuse: str | None = None
     plan: pa.Table | None = None
     places: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
@@ -79,11 +86,7 @@ class SameImages:
 def find_same_images(store: Store, labels: pa.Table, *, patients: Codes, config: SplitConfig) -> SameImages:
     """Return the images that are the same, of different patients or under different labels.
 
-    Args:
-        store: Store of the images.
-        labels: "listed", and "label" or "label_NAME", a row for each stored image.
-        patients: patient_id of each image.
-        config: Limits of a near duplicate.
+    `labels` are "listed", and "label" or "label_NAME", a row for each stored image.
     """
     differ = build_differ(labels)
     limits = NearLimits(config.near_duplicate_bits, config.near_duplicate_correlation)
@@ -112,8 +115,7 @@ def build_differ(labels: pa.Table) -> Differ:
         numbers, limit = read_measurements(codes), 0.0
         if numbers is None:
             keys = [spelling_key(str(text)) for text in codes.texts.to_pylist()]
-            place = {key: number for number, key in enumerate(keys)}
-            numbers = np.array([float(place[key]) for key in keys])
+            numbers = np.unique(keys, return_inverse=True)[1].astype(np.float64)
         else:
             limit = _TOLERANCE * float(numbers[codes.values[codes.values >= 0]].std())
         columns.append((codes.values, np.append(numbers, np.nan), limit))
@@ -146,18 +148,22 @@ def describe_contradictions(same: SameImages, origin: Origin) -> str:
 
     No label, path or image_id, which may be a path with a patient's name.
     """
-    shown = same.contradictions[:_SHOWN]
     listed = []
-    for group in shown:
+    for group in same.contradictions[:_SHOWN]:
         names = [f"line {line}" for line, _ in origin.describe(group[:_SHOWN]) if line]
-        more = f" and {len(group) - len(names)} more" if len(group) > len(names) else ""
-        listed += [" = ".join(names) + more] if names else []
-    more = f"; and {len(same.contradictions) - _SHOWN} more pictures" if len(same.contradictions) > _SHOWN else ""
+        if names:
+            text = " = ".join(names)
+            if len(group) > len(names):
+                text += f" and {len(group) - len(names)} more"
+            listed.append(text)
     number, images = len(same.contradictions), len(same.contradicting)
-    what = "1 picture has" if number == 1 else f"{number} pictures have"
-    return f"{what} more than one label ({format_count(images, 'image')})" + (
-        f": {'; '.join(listed)}{more}" if listed else ""
-    )
+    pictures = format_count(number, "picture has", "pictures have")
+    text = f"{pictures} more than one label ({format_count(images, 'image')})"
+    if listed:
+        text += f": {'; '.join(listed)}"
+        if number > _SHOWN:
+            text += f"; and {number - _SHOWN} more pictures"
+    return text
 
 
 def same_images_path(folder: Path) -> Path:
@@ -171,14 +177,8 @@ def write_same_images(
 ) -> str:
     """Write the list of the images that are the same, mode 0600, one row for each image; return where it is, in words.
 
-    Nothing found removes the list of an earlier call. A folder that cannot be written hides no finding.
-
-    Args:
-        same: What `find_same_images` found.
-        store: Store of the images.
-        labels: Labels of each stored image.
-        origin: Where they come from.
-        splits: Split of each image; None if there is none yet.
+    Nothing found removes the list of an earlier call. A folder that cannot be written hides no finding. `splits` is
+    None if there is no split yet.
     """
     path = same_images_path(store.folder)
     groups = list(_list_groups(same, splits))
@@ -188,36 +188,24 @@ def write_same_images(
         except OSError:
             return f"nothing to list; {path} is from an earlier call and cannot be removed: remove it"
         return "nothing to list"
+    names = [name for name in labels.column_names if is_label(name)]
     try:
-        _write_groups(path, groups, store, labels, origin=origin, splits=splits)
+        with atomic_file(path, private=True) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            writer = csv.writer(text)
+            writer.writerow(["group", "found", "line", "image_id", "path", "patient_id", "split", *names])
+            for number, (found, rows) in enumerate(groups, start=1):
+                known = store.read("image_id", "patient_id", rows=rows).to_pylist()
+                taken = labels.select(names).take(pa.array(rows)).to_pylist()
+                for row, ids, own, (line, name) in zip(rows, known, taken, origin.describe(rows), strict=True):
+                    split = "" if splits is None else SPLIT_NAMES[splits[row]]
+                    cells = [ids["image_id"], name, ids["patient_id"], split, *(own[column] or "" for column in names)]
+                    writer.writerow([number, found, line or "", *map(guard_cell, cells)])
+            text.flush()
+            text.detach()
     except WriteError:
         return f"{path} cannot be written, so they are not listed"
     return f"{path} lists their paths and labels, mode 0600"
-
-
-def _write_groups(
-    path: Path,
-    groups: Sequence[tuple[str, list[int]]],
-    store: Store,
-    labels: pa.Table,
-    *,
-    origin: Origin,
-    splits: Splits | None,
-) -> None:
-    names = [name for name in labels.column_names if is_label(name)]
-    with atomic_file(path, private=True) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        writer = csv.writer(text)
-        writer.writerow(["group", "found", "line", "image_id", "path", "patient_id", "split", *names])
-        for number, (found, rows) in enumerate(groups, start=1):
-            known = store.read("image_id", "patient_id", rows=rows).to_pylist()
-            taken = labels.select(names).take(pa.array(rows)).to_pylist()
-            for row, ids, own, (line, name) in zip(rows, known, taken, origin.describe(rows), strict=True):
-                split = "" if splits is None else SPLIT_NAMES[splits[row]]
-                cells = [ids["image_id"], name, ids["patient_id"], split, *(own[column] or "" for column in names)]
-                writer.writerow([number, found, line or "", *map(guard_cell, cells)])
-        text.flush()
-        text.detach()
 
 
 def _list_groups(same: SameImages, splits: Splits | None) -> Iterator[tuple[str, list[int]]]:
@@ -226,13 +214,17 @@ def _list_groups(same: SameImages, splits: Splits | None) -> Iterator[tuple[str,
     for pair in same.suspected:
         yield "nearly identical in one patient, different labels", [pair.first, pair.second]
     for pair in same.links:
-        ends = [] if splits is None else [SPLIT_NAMES[splits[row]] for row in (pair.first, pair.second)]
+        rows = [pair.first, pair.second]
+        if splits is None:
+            yield "different patients", rows
+            continue
+        ends = {SPLIT_NAMES[splits[row]] for row in rows}
         if DROPPED not in ends:
-            where = "" if not ends else ", one split" if ends[0] == ends[1] else ", two splits"
-            yield f"different patients{where}", [pair.first, pair.second]
+            where = "one split" if len(ends) == 1 else "two splits"
+            yield f"different patients, {where}", rows
 
 
-def count_same_images(same: SameImages) -> dict[str, Any]:
+def count_same_images(same: SameImages) -> dict[str, int]:
     """Return what a certificate states about contradictions: counts only."""
     return {
         "pictures": len(same.contradictions),

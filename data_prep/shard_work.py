@@ -15,7 +15,7 @@ from typing import Any
 import medcls
 from data_prep.ledger import OK, QUARANTINED, Entry, build_entries, describe_refusal
 from data_prep.manifest_rows import StoredImage, build_row
-from data_prep.plan import ShardPlan, Unit
+from data_prep.plan import Plan, ShardPlan, Unit
 from data_prep.reuse import Earlier, Previous
 from medcls.console import show_progress
 from medcls.data.duplicates import compute_dhash, hash_pixels
@@ -28,10 +28,10 @@ from medcls.identity import Identity
 from medcls.imaging.decode import DecodeTask, Spec, check_sizes, decode_image
 from medcls.imaging.preprocess import PreparedImage
 from medcls.imaging.worker import Limits, run_limited
-from medcls.records import to_json
+from medcls.records import from_json, to_json
 
 PARTS = "parts"
-# A few bad files are life; many mean a wrong folder or a wrong setting.
+# Tolerate a few bad files; many suggest a wrong folder or setting.
 _ALLOWED_ANYWAY = 1
 _SHOWN = 5
 
@@ -50,6 +50,10 @@ class ShardSetting:
         limits: Of one image in a worker.
         earlier: A complete store whose unchanged images are copied, or None.
         refuse_unreadable: An image that the disk does not give is quarantined, instead of a ReadError.
+        max_quarantined: Share of refused images that is accepted.
+        allow_few_levels: Keep a store most of whose images keep few of their grey levels.
+        on_ray: Shards are decoded on a Ray cluster.
+        key_file: File in which nodes of a cluster read the key of the pseudonyms; None = in their environment.
     """
 
     source: Path
@@ -61,8 +65,12 @@ class ShardSetting:
     limits: Limits = field(default_factory=Limits)
     earlier: Earlier | None = None
     refuse_unreadable: bool = False
+    max_quarantined: float = 0.0
+    allow_few_levels: bool = False
+    on_ray: bool = False
+    key_file: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what decides the content of a shard besides its units."""
         return {
             "medcls": medcls.__version__,
@@ -70,6 +78,10 @@ class ShardSetting:
             "key_fingerprint": self.identity.fingerprint,
             "columns": list(self.columns),
         }
+
+    def plan_shard(self, plan: Plan, number: int) -> ShardPlan:
+        """Return a shard of a plan, bound to the files of the source and to these settings."""
+        return plan.shard(number, source=self.source, setting=self.to_json())
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +147,16 @@ class Refusals:
     def of(cls, max_quarantined: float, total: int, early: Sequence[str] = ()) -> Refusals:
         """Return the counter for a share of the images; one bad file is allowed unless the share is 0.
 
-        Args:
-            max_quarantined: The share.
-            total: Images planned.
-            early: Messages of those that were refused while planning.
+        `early` are messages of further images that were refused while planning.
 
         Raises:
             DataError: these are too many already.
         """
         total += len(early)
-        refusals = cls(max(_ALLOWED_ANYWAY, int(max_quarantined * total)) if max_quarantined else 0, total)
+        allowed = 0
+        if max_quarantined:
+            allowed = max(_ALLOWED_ANYWAY, int(max_quarantined * total))
+        refusals = cls(allowed, total)
         refusals.add(early)
         return refusals
 
@@ -166,31 +178,29 @@ class Refusals:
 def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals: Refusals, total: int) -> None:
     """Decode shards one after another, all by one pool of workers, and write each one's part when it is whole.
 
-    Args:
-        plans: The shards to decode.
-        setting: What they share.
-        refusals: Counts over all shards.
-        total: Units in all of `plans`, for the progress bar.
+    `total` is the number of units in all of `plans`, for the progress bar.
 
     Raises:
         DataError: too many refused images.
         WriteError: no space left.
     """
     (setting.folder / PARTS).mkdir(parents=True, exist_ok=True)
-    pending: deque[tuple[ShardPlan, ShardFile]] = deque()
+    pending: deque[tuple[_OpenPart, ShardFile]] = deque()
 
     def tasks() -> Iterator[StoreTask]:
+        spec = setting.spec
         for plan in plans:
-            shard = ShardFile(
-                setting.folder,
-                plan.number,
-                shape=setting.spec.shape,
-                dtype=setting.spec.dtype,
-                slots=len(plan.units),
-            )
+            slots = len(plan.units)
+            shard = ShardFile(setting.folder, plan.number, shape=spec.shape, dtype=spec.dtype, slots=slots)
             shard.create()
-            pending.append((plan, shard))
-            yield from build_tasks(plan, shard, setting)
+            pending.append((_OpenPart(plan, setting), shard))
+            for index, unit in enumerate(plan.units):
+                files = tuple(setting.source / path for path in unit.files)
+                previous = None
+                if setting.earlier is not None:
+                    previous = setting.earlier.find(unit, setting.identity)
+                task = DecodeTask(files, unit.roi, spec, setting.limits.memory_bytes)
+                yield StoreTask(task, shard.slot(index), previous, unit.header_ids)
 
     outcomes = run_limited(
         store_image,
@@ -201,71 +211,80 @@ def decode_shards(plans: Iterator[ShardPlan], setting: ShardSetting, *, refusals
     )
     with show_progress(total=total, desc="decode", unit="image", mininterval=0.5) as bar:
         for first in outcomes:
-            plan, shard = pending.popleft()
-            result = _Part(plan, setting)
-            result.add(0, first, refusals)
+            part, shard = pending.popleft()
+            part.add(0, first, refusals)
             bar.update()
-            for index in range(1, len(plan.units)):
-                result.add(index, next(outcomes), refusals)
+            for index in range(1, len(part.plan.units)):
+                part.add(index, next(outcomes), refusals)
                 bar.update()
-            shard.finish(result.kept)
-            result.write()
+            shard.finish(part.kept)
+            part.write()
 
 
-def build_tasks(plan: ShardPlan, shard: ShardFile, setting: ShardSetting) -> Iterator[StoreTask]:
-    """Yield a task for each unit of a shard."""
-    earlier = setting.earlier
-    for index, unit in enumerate(plan.units):
-        files = tuple(setting.source / path for path in unit.files)
-        previous = earlier.find(unit, setting.identity) if earlier else None
-        task = DecodeTask(files, unit.roi, setting.spec, setting.limits.memory_bytes)
-        yield StoreTask(task, shard.slot(index), previous, unit.header_ids)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The record of a whole shard.
+
+    Attributes:
+        plan_sha256: Of the shard's plan.
+        images: Stored.
+        refused: A message for each image that was refused.
+        sha256: Checksum of each file, by its name in the store.
+    """
+
+    plan_sha256: str
+    images: int
+    refused: list[str]
+    sha256: dict[str, str]
 
 
-class _Part:
+class _OpenPart:
     """What is known of a shard while its images come back."""
 
     def __init__(self, plan: ShardPlan, setting: ShardSetting) -> None:
         self.plan, self.setting = plan, setting
         self.kept: list[int] = []
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, object]] = []
         self._entries: list[Entry] = []
         self._refused: list[str] = []
 
     def add(self, index: int, outcome: StoredImage | ImageRefusedError, refusals: Refusals) -> None:
+        """Add what became of a unit.
+
+        Raises:
+            DataError: too many refused images.
+        """
         unit, identity = self.plan.units[index], self.setting.identity
-        image_id = identity.name("image", unit.key)
         paths = [identity.name("path", path) for path in unit.files]
         if not unit.patient_id and not isinstance(outcome, ImageRefusedError):
             outcome = ImageRefusedError("no_patient", "neither the labels nor its header name the patient")
         if isinstance(outcome, ImageRefusedError):
-            # Of refused files, too: one that is mended later is another file.
-            most_bytes = self.setting.limits.memory_bytes
-            unreadable = outcome.reason == "disk_failure"
-            checksums = [
-                "" if unreadable else checksum(self.setting.source / path, most_bytes=most_bytes) for path in unit.files
-            ]
-            self._entries += [
-                Entry(path, QUARANTINED, outcome.reason, outcome.detail, file_sha256=sha, refused=image_id)
-                for path, sha in zip(paths, checksums, strict=True)
-            ]
-            self._refused.append(describe_refusal(unit.number, paths[0], outcome.reason, outcome.detail))
+            self._refuse(unit, paths, outcome)
             refusals.add(self._refused[-1:])
             return
         place = (self.plan.number, len(self.kept))
         self.kept.append(index)
-        self._rows.append(self._row(unit, outcome, place))
+        earlier = self.setting.earlier
+        if outcome.image is None and earlier is not None:
+            row = earlier.row(unit, identity) | {"shard": place[0], "row": place[1], **unit.extra}
+        else:
+            row = build_row(unit, outcome, place=place, identity=identity)
+        self._rows.append(row)
         reason, detail = next(iter(outcome.notes), ""), "; ".join(outcome.notes.values())
-        self._entries += [
-            Entry(path, OK, reason, detail, images=int(i == 0), file_sha256=sha)
-            for i, (path, sha) in enumerate(zip(paths, outcome.file_sha256, strict=True))
-        ]
+        for number, (path, sha) in enumerate(zip(paths, outcome.file_sha256, strict=True)):
+            # The first file of a volume counts it.
+            self._entries.append(Entry(path, OK, reason, detail, images=int(number == 0), file_sha256=sha))
 
-    def _row(self, unit: Unit, stored: StoredImage, place: tuple[int, int]) -> dict[str, Any]:
-        if stored.image is None and self.setting.earlier is not None:
-            row = self.setting.earlier.row(unit, self.setting.identity)
-            return row | {"shard": place[0], "row": place[1], **unit.extra}
-        return build_row(unit, stored, place=place, identity=self.setting.identity)
+    def _refuse(self, unit: Unit, paths: Sequence[str], error: ImageRefusedError) -> None:
+        image_id = self.setting.identity.name("image", unit.key)
+        for path, shown in zip(unit.files, paths, strict=True):
+            # Of refused files, too: one that is repaired later is another file.
+            sha = ""
+            if error.reason != "disk_failure":
+                sha = checksum(self.setting.source / path, most_bytes=self.setting.limits.memory_bytes)
+            entry = Entry(shown, QUARANTINED, error.reason, error.detail, file_sha256=sha, refused=image_id)
+            self._entries.append(entry)
+        self._refused.append(describe_refusal(unit.number, paths[0], error.reason, error.detail))
 
     def write(self) -> None:
         """Write the part; its JSON file is last."""
@@ -274,17 +293,12 @@ class _Part:
         volumes = self.setting.spec.spatial_dims == 3
         write_table(folder / names["manifest"], build_table(self._rows, extra=self.setting.columns, volumes=volumes))
         write_table(folder / names["ledger"], build_entries(self._entries))
-        shard = shard_name(self.plan.number)
-        written = [names["manifest"], names["ledger"], *([shard] if self.kept else [])]
-        write_json(
-            folder / names["json"],
-            {
-                "plan_sha256": self.plan.sha256,
-                "images": len(self.kept),
-                "refused": self._refused,
-                "sha256": {name: sha256_file(folder / name) for name in written},
-            },
-        )
+        written = [names["manifest"], names["ledger"]]
+        if self.kept:
+            written.append(shard_name(self.plan.number))
+        checksums = {name: sha256_file(folder / name) for name in written}
+        part = Part(self.plan.sha256, len(self.kept), self._refused, checksums)
+        write_json(folder / names["json"], to_json(part))
 
 
 def part_names(number: int) -> dict[str, str]:
@@ -293,18 +307,18 @@ def part_names(number: int) -> dict[str, str]:
     return {"json": f"{stem}.json", "manifest": f"{stem}.manifest.parquet", "ledger": f"{stem}.ledger.parquet"}
 
 
-def read_part(folder: Path, plan: ShardPlan) -> dict[str, Any] | None:
-    """Return the JSON of a whole part of this very plan; None where it must be decoded (again).
+def read_part(folder: Path, plan: ShardPlan) -> Part | None:
+    """Return the record of a whole part of this very plan; None if it must be decoded (again).
 
     Raises:
         ReadError: the disk fails: a part that cannot be read is not decoded again over it.
     """
     try:
-        part = read_json(folder / part_names(plan.number)["json"])
-        if part["plan_sha256"] != plan.sha256:
+        part = from_json(Part, read_json(folder / part_names(plan.number)["json"]))
+        if part.plan_sha256 != plan.sha256:
             return None
-        whole = all(sha256_file(folder / name) == sha for name, sha in part["sha256"].items())
-    except (DataError, KeyError, AttributeError, MissingInputError):
+        whole = all(sha256_file(folder / name) == sha for name, sha in part.sha256.items())
+    except (DataError, MissingInputError):
         return None
     return part if whole else None
 

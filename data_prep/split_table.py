@@ -123,12 +123,7 @@ def format_table(name: str, rows: list[dict[str, Any]]) -> str:
             ranges = ["{:.4g} to {:.4g}".format(*row["range"][s]) if s in row["range"] else "" for s in splits]
             cells.append(["  lowest to highest", *ranges])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(widths[0]) if not column else cell.rjust(widths[column]) for column, cell in enumerate(line)
-        )
-        for line in cells
-    ]
+    lines = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
     what = "images (patients)" if known else "images; patients are unknown (patients=per_image)"
     left = len(rows) - len(shown)
     note = [f"{left} more {'class' if left == 1 else 'classes'}: see splits/{name}.json"] if left else []

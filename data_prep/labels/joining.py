@@ -20,11 +20,11 @@ from data_prep.labels.label_rows import (
     Column,
     PatientRule,
     is_label,
-    name_place,
     parent_folders,
+    set_columns,
 )
 from medcls.errors import ConfigError, DataError
-from medcls.identity import format_count
+from medcls.identity import format_count, list_first
 from medcls.imaging.companions import name_companion
 
 Rows = NDArray[np.int64]
@@ -120,9 +120,12 @@ def join_files(
         DataError: rows that name no file, contradictions, patients that nobody names; all counted, ten shown.
     """
     key = _used_key(labels)
-    label_rows, image_rows = _match(labels, index, key=key) if key != "path" else match_values(labels[key], index[key])
-    bad = BadRows()
-    _add_unmatched(labels, label_rows, key=key, show=show, bad=bad)
+    names = index["path"]
+    if key != "path":
+        names = _trim(index[_HEADERS[_HEADER_OF[key]]])
+    label_rows, image_rows = match_values(labels[key], names)
+    bad = BadRows(show)
+    _add_unmatched(labels, label_rows, key=key, bad=bad)
     if key != "path":
         # A file of a named study that is broken gets its reason from the decoder; a report in it is just not an image.
         usable = np.asarray(pc.equal(find_companions(index), ""))[image_rows]
@@ -132,11 +135,11 @@ def join_files(
         broken = pc.not_equal(index["problem"].take(pa.array(image_rows)), pa.scalar(""))
         nobody = pc.and_(broken, pc.is_null(labels["patient_id"].take(pa.array(label_rows))))
         labels = labels.take(pa.array(label_rows))
-        labels = _replace(labels, patient_id=pc.if_else(nobody, "", labels["patient_id"]))
+        labels = set_columns(labels, patient_id=pc.if_else(nobody, "", labels["patient_id"]))
         label_rows = np.arange(len(label_rows))
     images = _headers(index, image_rows)
-    joined = _replace(labels.take(label_rows), path=index["path"].take(image_rows))
-    return _finish(joined, images, show=show, compare=compare, bad=bad)
+    joined = set_columns(labels.take(label_rows), path=index["path"].take(image_rows))
+    return _finish(joined, images, compare=compare, bad=bad)
 
 
 def find_companions(index: pa.Table) -> Any:
@@ -188,22 +191,25 @@ def join_series(
             "columns"
         )
     if rule.patients == "per_image":
-        labels = _replace(labels, patient_id=pa.nulls(labels.num_rows, pa.string()))
-    bad = BadRows()
-    label_rows, series_rows = _match_series(labels, series, show=show, bad=bad)
+        labels = set_columns(labels, patient_id=pa.nulls(labels.num_rows, pa.string()))
+    bad = BadRows(show)
+    label_rows, series_rows = _match_series(labels, series, bad)
     if not choice.takes_all:
-        _check_one_file_each(labels, label_rows, series, series_rows, chosen=bool(choice.files))
-    _add_differing(labels, label_rows, series_rows, show=show, bad=bad)
+        _check_one_file_each(labels.take(label_rows), series.take(series_rows), chosen=bool(choice.files))
+    _add_differing(labels, label_rows, series_rows, bad)
     series_rows, first = np.unique(series_rows, return_index=True)  # the first label row of each
     order = np.lexsort((series_rows, label_rows[first]))
     label_rows, series_rows = label_rows[first][order], series_rows[order]
     volumes = series.select(["key", "files"]).take(series_rows)
-    joined = _replace(labels.take(label_rows), path=pc.list_element(volumes["files"], 0))
+    joined = set_columns(labels.take(label_rows), path=pc.list_element(volumes["files"], 0))
     if rule.patients == "per_image":
-        joined = _replace(joined, patient_id=volumes["key"])
-    _add_same_key(joined, volumes["key"], show=show, bad=bad)
-    table = _finish(joined, _headers(series, series_rows), show=show, compare=compare, bad=bad)
-    return table.append_column("key", volumes["key"]).append_column("files", volumes["files"])
+        joined = set_columns(joined, patient_id=volumes["key"])
+    rows = np.arange(joined.num_rows)
+    for ends in find_split(pa.table({"at": rows, "key": volumes["key"], "row": rows}), "key", "row"):
+        # Nothing tells them apart: they would be one image of the store.
+        bad.add_at(joined, ends, "two volumes of one SeriesInstanceUID, in two studies or patients")
+    table = _finish(joined, _headers(series, series_rows), compare=compare, bad=bad)
+    return set_columns(table, key=volumes["key"], files=volumes["files"])
 
 
 def find_named(labels: pa.Table, series: pa.Table) -> tuple[Rows, Rows]:
@@ -215,73 +221,62 @@ def find_named(labels: pa.Table, series: pa.Table) -> tuple[Rows, Rows]:
     """
     if not series.num_rows:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    label_rows, series_rows = _match_series(labels, series, show=str, bad=BadRows())
+    label_rows, series_rows = _match_series(labels, series, BadRows())
     named, first = np.unique(series_rows, return_index=True)
     return label_rows[first], named
 
 
 def find_served(labels: pa.Table, *series: pa.Table) -> Any:
     """Return the line numbers of all rows of `labels` that name a chosen row of one of the tables of SERIES."""
-    rows = [_match_series(labels, each, show=str, bad=BadRows())[0] for each in series if each.num_rows]
+    rows = [_match_series(labels, each, BadRows())[0] for each in series if each.num_rows]
     return labels["number"].take(pa.array(np.unique(np.concatenate([np.empty(0, np.int64), *rows])))).combine_chunks()
 
 
-def _match_series(labels: pa.Table, series: pa.Table, *, show: Callable[[str], str], bad: BadRows) -> tuple[Rows, Rows]:
-    """Pairs of label row and chosen series, each once, sorted by series, then label row."""
+def _match_series(labels: pa.Table, series: pa.Table, bad: BadRows) -> tuple[Rows, Rows]:
+    """Return pairs of label row and chosen series, each once, sorted by series, then label row."""
     key = _used_key(labels)
-    if key != "path":
-        label_rows, series_rows = _match(labels, series, key=key)
-    else:
-        sizes = np.asarray(pc.list_value_length(series["files"]))
+    sizes = np.asarray(pc.list_value_length(series["files"]))
+    named = sizes
+    if key == "path":
+        owners = np.repeat(np.arange(len(sizes)), sizes)
         label_rows, file_rows = match_paths(labels["path"], pc.list_flatten(series["files"]))
-        series_rows = np.repeat(np.arange(len(sizes)), sizes)[file_rows]
-        named = np.bincount(np.repeat(np.arange(len(sizes)), sizes)[np.unique(file_rows)], minlength=len(sizes))
-    _add_unmatched(labels, label_rows, key=key, show=show, bad=bad)
+        series_rows = owners[file_rows]
+        named = np.bincount(owners[np.unique(file_rows)], minlength=len(sizes))
+    else:
+        label_rows, series_rows = match_values(labels[key], _trim(series[_HEADERS[_HEADER_OF[key]]]))
+    _add_unmatched(labels, label_rows, key=key, bad=bad)
     chosen = np.asarray(series["chosen"])[series_rows]
     pairs = np.unique(np.stack([series_rows[chosen], label_rows[chosen]], axis=1), axis=0)
-    series_rows, label_rows = pairs[:, 0], pairs[:, 1]
-    if key == "path":
-        every, first = np.unique(series_rows, return_index=True)
-        for row, at in zip(every, first, strict=True):
-            header = str(series["files"][int(row)][0]).lower().endswith(".hdr")  # stands for its image, too
-            if named[row] < sizes[row] and not header:
-                where = name_place(labels, int(label_rows[at]), show)
-                bad.add(f"{where}: {named[row]} of the {sizes[row]} files of a volume are named; name its folder")
-    return label_rows, series_rows
+    every, first = np.unique(pairs[:, 0], return_index=True)
+    for row, at in zip(every, first, strict=True):
+        header = str(series["files"][int(row)][0]).lower().endswith(".hdr")  # stands for its image, too
+        if named[row] < sizes[row] and not header:
+            problem = f"{named[row]} of the {sizes[row]} files of a volume are named; name its folder"
+            bad.add_at(labels, [int(pairs[at, 1])], problem)
+    return pairs[:, 1], pairs[:, 0]
 
 
-def _check_one_file_each(
-    labels: pa.Table, label_rows: Rows, series: pa.Table, series_rows: Rows, *, chosen: bool
-) -> None:
+def _check_one_file_each(labels: pa.Table, series: pa.Table, *, chosen: bool) -> None:
     """Refuse rows that stand for several NIfTI files: T1w and FLAIR, or an image and its segmentation.
 
-    Where the user has chosen one kind by labelling.files, files that differ in numbers (sessions) are several of it.
+    If the user has `chosen` one kind by labelling.files, files that differ in numbers (sessions) are several of it.
     """
-    loose = np.asarray(pc.equal(series["series_uid"].take(pa.array(series_rows)), pa.scalar("")))
-    loose &= np.asarray(labels["number"])[label_rows] > 0
-    files = pc.list_element(series["files"].take(pa.array(series_rows[loose])), 0).to_pylist()
-    groups: dict[int, list[str]] = defaultdict(list)
-    for row, path in zip(label_rows[loose].tolist(), files, strict=True):
-        groups[row].append(path)
-    several = {row: sorted(set(paths)) for row, paths in groups.items() if len(set(paths)) > 1}
+    loose = pc.and_(pc.equal(series["series_uid"], ""), pc.greater(labels["number"], 0))
+    lines: Any = labels.filter(loose)["number"].to_pylist()
+    files = pc.list_element(series.filter(loose)["files"], 0).to_pylist()
+    groups: dict[int, set[str]] = defaultdict(set)
+    for line, path in zip(lines, files, strict=True):
+        groups[line].add(path)
+    several = {line: sorted(paths) for line, paths in groups.items() if len(paths) > 1}
     if chosen:
-        several = {row: paths for row, paths in several.items() if not are_numbered(paths)}
+        several = {line: paths for line, paths in several.items() if not are_numbered(paths)}
     if several:
-        lines = sorted(labels["number"][row].as_py() for row in several)
-        shown = ", ".join(map(str, lines[:_SHOWN])) + (
-            f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-        )
-        parts = find_differing_parts(several.values())
-        raise DataError(
-            describe_several(
-                f"{format_count(len(several), 'row')} of the labels file (line{'s' * (len(lines) > 1)} {shown})", parts
-            )
-        )
+        where = f"{'line' if len(several) == 1 else 'lines'} {list_first(sorted(several), _SHOWN)}"
+        rows = f"{format_count(len(several), 'row')} of the labels file ({where})"
+        raise DataError(describe_several(rows, find_differing_parts(several.values())))
 
 
-def _add_differing(
-    labels: pa.Table, label_rows: Rows, series_rows: Rows, *, show: Callable[[str], str], bad: BadRows
-) -> None:
+def _add_differing(labels: pa.Table, label_rows: Rows, series_rows: Rows, bad: BadRows) -> None:
     """Find volumes whose label rows do not say the same."""
     _, counts = np.unique(series_rows, return_counts=True)
     several = np.repeat(counts > 1, counts)
@@ -292,31 +287,20 @@ def _add_differing(
     for name in ("patient_id", *content, "split", "sex", "age_years", "side"):
         values: Any = {"series": series_rows, "at": label_rows, name: labels[name].take(label_rows)}
         for ends in find_split(pa.table(values), "series", name):
-            first, other = (name_place(labels, at, show) for at in ends)
-            bad.add(f"{first} and {other}: one volume in two rows that differ in {name}")
+            bad.add_at(labels, ends, f"one volume in two rows that differ in {name}")
 
 
-def _add_same_key(joined: pa.Table, keys: Any, *, show: Callable[[str], str], bad: BadRows) -> None:
-    """Find volumes that nothing tells apart: two of them would be one image of the store."""
-    rows = np.arange(joined.num_rows)
-    for ends in find_split(pa.table({"at": rows, "key": keys, "row": rows}), "key", "row"):
-        first, other = (name_place(joined, at, show) for at in ends)
-        bad.add(f"{first} and {other}: two volumes of one SeriesInstanceUID, in two studies or patients")
-
-
-def _finish(
-    joined: pa.Table, headers: pa.Table, *, show: Callable[[str], str], compare: Collection[str], bad: BadRows
-) -> pa.Table:
+def _finish(joined: pa.Table, headers: pa.Table, *, compare: Collection[str], bad: BadRows) -> pa.Table:
     """Return the joined table with all that the headers say, once nothing is bad."""
     ids: dict[str, Any] = {
         name: pc.if_else(pc.equal(headers[header], pa.scalar("")), pa.scalar(None, pa.string()), headers[header])
         for name, header in _HEADER_OF.items()
     }
-    joined = _replace(joined, **ids, patient_id=pc.coalesce(joined["patient_id"], ids["dicom_patient_id"]))
+    joined = set_columns(joined, **ids, patient_id=pc.coalesce(joined["patient_id"], ids["dicom_patient_id"]))
     for at in np.flatnonzero(np.asarray(pc.is_null(joined["patient_id"]))):
-        bad.add(f"{name_place(joined, int(at), show)}: no patient_id, and its header has no PatientID")
-    both = pa.table({**{n: joined[n] for n in joined.column_names}, **{n: headers[n] for n in headers.column_names}})
-    find_contradictions(both, compare=compare, show=show, bad=bad)
+        bad.add_at(joined, [int(at)], "no patient_id, and its header has no PatientID")
+    both = set_columns(joined, **{name: headers[name] for name in headers.column_names})
+    find_contradictions(both, compare=compare, bad=bad)
     if bad.count:
         checked = ", ".join(name for name in CHECKS if name in compare) or "nothing"
         raise DataError(
@@ -331,10 +315,6 @@ def _used_key(labels: pa.Table) -> str:
     return next((key for key in KEYS if labels[key].null_count < labels.num_rows), "path")
 
 
-def _match(labels: pa.Table, images: pa.Table, *, key: str) -> tuple[Rows, Rows]:
-    return match_values(labels[key], _trim(images[_HEADERS[_HEADER_OF[key]]]))
-
-
 def _headers(images: pa.Table, rows: Rows) -> pa.Table:
     """Return what the headers of the images say, trimmed, "" where they do not."""
     known = {name: column for name, column in _HEADERS.items() if column in images.column_names}
@@ -345,18 +325,14 @@ def _trim(texts: Any) -> Any:
     return pc.utf8_trim_whitespace(pc.fill_null(pc.cast(texts, pa.string()), ""))
 
 
-def _replace(table: pa.Table, **columns: Any) -> pa.Table:
-    for name, column in columns.items():
-        table = table.set_column(table.schema.get_field_index(name), name, column)
-    return table
-
-
-def _add_unmatched(labels: pa.Table, label_rows: Rows, *, key: str, show: Callable[[str], str], bad: BadRows) -> None:
-    """Find lines that name nothing; a class folder may hold files that are no image."""
+def _add_unmatched(labels: pa.Table, label_rows: Rows, *, key: str, bad: BadRows) -> None:
+    """Find lines that name nothing; a class folder may hold files that are not images."""
     alone = np.ones(labels.num_rows, dtype=bool)
     alone[label_rows] = False
-    spelled = KEYS[key][-1]
-    zeros = "; spreadsheets drop leading zeros" if key == "dicom_patient_id" else ""
+    what = "no image is there"
+    if key != "path":
+        what = f"no file of the source has this {KEYS[key][-1]}"
+    if key == "dicom_patient_id":
+        what += "; spreadsheets drop leading zeros"
     for at in np.flatnonzero(alone & (np.asarray(labels["number"]) > 0)):
-        what = "no image is there" if key == "path" else f"no file of the source has this {spelled}{zeros}"
-        bad.add(f"{name_place(labels, int(at), show)}: {what}")
+        bad.add_at(labels, [int(at)], what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from medcls.console import say
 from medcls.data.columns import Codes, code_column
 from medcls.data.label_words import are_measurements, are_numbers, clean_label, name_labels, spelling_key
 from medcls.errors import DataError
-from medcls.identity import format_count
+from medcls.identity import format_count, list_first
 
 # How files spell "the reader was not sure", by spelling_key: CheXpert and MIMIC-CXR write -1 and -1.0.
 UNCERTAIN = ("-1", "u", "uncertain", "?")
@@ -54,12 +55,13 @@ class LabelColumn:
     def rename(self, names: Mapping[str, str | None]) -> None:
         """Replace texts by others, or by blank."""
         kept = sorted({name for name in names.values() if name is not None})
-        places = [-1 if name is None else kept.index(name) for name in (names[text] for text in self.counts)]
+        place: dict[str | None, int] = {name: number for number, name in enumerate(kept)} | {None: -1}
+        places = [place[names[text]] for text in self.counts]
         self.codes = Codes(np.array([*places, -1], dtype=np.int32)[self.codes.values], pa.array(kept, pa.string()))
 
     def fill(self, rows: NDArray[np.bool_], text: str) -> None:
         """Write one text into some rows."""
-        texts = [*self.counts, *([] if text in self.counts else [text])]
+        texts = list(dict.fromkeys([*self.counts, text]))
         values = self.codes.values.copy()
         values[rows] = texts.index(text)
         self.codes = Codes(values, pa.array(texts, pa.string()))
@@ -67,7 +69,10 @@ class LabelColumn:
     def spell_flag(self, flag: str) -> str:
         """Return how the column spells 0 or 1."""
         known = {spelling_key(text): text for text in self.counts}
-        return known.get(flag, f"{flag}.0" if any(text.endswith(".0") for text in known.values()) else flag)
+        usual = flag
+        if any(text.endswith(".0") for text in known.values()):
+            usual = f"{flag}.0"
+        return known.get(flag, usual)
 
     def to_arrow(self) -> Any:
         """Return the column; unknown is null."""
@@ -118,39 +123,35 @@ def check_uncertain(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
     Raises:
         DataError: there are some, and labelling.uncertain is not set; columns, values and counts are named.
     """
-    found = {column.name: _list_uncertain(column, unit=unit) for column in columns}
-    asked = [found[column.name] for column in columns if found[column.name] and column.is_flag]
+    asked, read = [], []
+    for column in columns:
+        counts = sorted(_count_uncertain(column).items())
+        if not counts:
+            continue
+        texts = ", ".join(f"{text!r} in {_count(count, unit)}" for text, count in counts)
+        listed = f"{column.name} ({texts})"
+        if column.is_flag:
+            asked.append(listed)
+        elif config.uncertain != "unknown" and not are_measurements(column.counts):
+            read.append(listed)
     if asked and config.uncertain is None:
         raise DataError(
-            f"uncertain values in {len(asked)} label columns: {_some(asked)}: set labelling.uncertain=unknown, 0, 1, "
-            "or 0.5 (a target of one half in training, unknown everywhere else)"
+            f"uncertain values in {len(asked)} label columns: {list_first(asked, _SHOWN, 'columns')}: set "
+            "labelling.uncertain=unknown, 0, 1, or 0.5 (a target of one half in training, unknown everywhere else)"
         )
-    for column in columns:
-        listed = found[column.name]
-        if listed and not column.is_flag and config.uncertain != "unknown" and not are_measurements(column.counts):
-            say(
-                f"notice: {listed} is read as a class, since the column has other values than 0 and 1; "
-                "labelling.uncertain=unknown reads it as unknown"
-            )
+    for listed in read:
+        say(
+            f"notice: {listed} is read as a class, since the column has other values than 0 and 1; "
+            "labelling.uncertain=unknown reads it as unknown"
+        )
 
 
 def _count_uncertain(column: LabelColumn) -> dict[str, int]:
     return {text: count for text, count in column.counts.items() if spelling_key(text) in UNCERTAIN}
 
 
-def _list_uncertain(column: LabelColumn, *, unit: str) -> str:
-    counts = _count_uncertain(column)
-    listed = ", ".join(f"{text!r} in {_count(count, unit)}" for text, count in sorted(counts.items()))
-    return f"{column.name} ({listed})" if counts else ""
-
-
 def _count(number: int, unit: str) -> str:
     return format_count(number, unit.removesuffix("s"))
-
-
-def _some(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more columns" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
 
 
 def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, unit: str) -> None:
@@ -159,10 +160,9 @@ def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
     Raises:
         DataError: there are several spellings, under labelling.strict.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for column in columns:
-        for text, count in column.counts.items():
-            counts[text] = counts.get(text, 0) + count
+        counts.update(column.counts)
     if are_measurements(counts):
         return
     name, names = ", ".join(column.name for column in columns), name_labels(counts)
@@ -172,7 +172,12 @@ def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
         if len(spellings) == 1:
             continue
         merged[kept] = {text: counts[text] for text in spellings}
-        listed = [f"{_quote(text, spellings)} ({_count(counts[text], unit)})" for text in spellings]
+        looks = Counter(map(clean_label, spellings))
+        listed = []
+        for text in spellings:
+            # Unicode forms and invisible characters make spellings that look the same.
+            shown = ascii(text) if looks[clean_label(text)] > 1 else repr(text)
+            listed.append(f"{shown} ({_count(counts[text], unit)})")
         if config.strict:
             raise DataError(
                 f"labelling.strict=true: {name} has one class in {len(spellings)} spellings: {', '.join(listed)}: "
@@ -186,12 +191,6 @@ def merge_spellings(columns: Sequence[LabelColumn], config: LabellingConfig, *, 
         column.rename({text: names[text] for text in column.counts})
         if merged:
             column.record["spellings"] = merged
-
-
-def _quote(text: str, spellings: list[str]) -> str:
-    """Quote a spelling; escape it if another one looks the same (Unicode forms, invisible characters)."""
-    alike = sum(clean_label(other) == clean_label(text) for other in spellings)
-    return ascii(text) if alike > 1 else repr(text)
 
 
 def read_uncertain(column: LabelColumn, config: LabellingConfig) -> None:
@@ -211,7 +210,9 @@ def read_uncertain(column: LabelColumn, config: LabellingConfig) -> None:
 
 def read_blank(column: LabelColumn, config: LabellingConfig) -> None:
     """Read the blank values as labelling.blank says; only a 0/1 column can read them as 0."""
-    read_as = config.blank if column.is_flag else "unknown"
+    read_as = "unknown"
+    if column.is_flag:
+        read_as = config.blank
     if column.blank.any() and read_as == "0":
         column.fill(column.blank, column.spell_flag("0"))
     column.record["blank"] = {"rows": int(column.blank.sum()), "read_as": read_as}
@@ -219,17 +220,15 @@ def read_blank(column: LabelColumn, config: LabellingConfig) -> None:
 
 def say_values(columns: Sequence[LabelColumn], *, readers: Container[str] = (), unit: str) -> None:
     """Print how many uncertain and blank values were read how; a blank of `readers` is no vote, so 0 is not offered."""
+    flags = any(column.is_flag and column.blank.any() and column.name not in readers for column in columns)
     for kind in ("uncertain", "blank"):
         by_reading: dict[str, list[str]] = {}
         for column in columns:
             found = column.record.get(kind, {"rows": 0})
             if found["rows"]:
                 by_reading.setdefault(found["read_as"], []).append(f"{column.name} ({_count(found['rows'], unit)})")
-        for read_as, listed in sorted(by_reading.items()):
-            flags = any(c.is_flag and c.blank.any() and c.name not in readers for c in columns)
-            hint = (
-                "; labelling.blank=0 reads blanks of 0/1 columns as 0"
-                if (kind, read_as) == ("blank", "unknown")
-                else ""
-            )
-            say(f"notice: {kind} labels are read as {read_as}: {_some(listed)}{hint if flags else ''}")
+        for read_as, names in sorted(by_reading.items()):
+            hint = ""
+            if flags and (kind, read_as) == ("blank", "unknown"):
+                hint = "; labelling.blank=0 reads blanks of 0/1 columns as 0"
+            say(f"notice: {kind} labels are read as {read_as}: {list_first(names, _SHOWN, 'columns')}{hint}")

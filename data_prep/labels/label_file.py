@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -32,6 +31,7 @@ from data_prep.labels.label_rows import (
     with_folders,
 )
 from data_prep.labels.layouts import SPLIT_WORDS
+from medcls.config import LabellingConfig
 from medcls.console import say
 from medcls.data.label_words import spelling_key
 from medcls.data.votes import VOTES
@@ -58,10 +58,9 @@ def read_label_table(
     *,
     source: Path,
     rule: PatientRule,
+    listed: Column,
     columns: Sequence[str] = (),
-    listed: Column | None = None,
-    strict: bool = False,
-    readers: Sequence[str] = (),
+    config: LabellingConfig | None = None,
 ) -> pa.Table:
     """Return the rows of a labels file, in its order.
 
@@ -73,11 +72,10 @@ def read_label_table(
         path: CSV, UTF-8, with a header.
         source: The folder that paths are relative to.
         rule: Where patient ids come from.
+        listed: Every path that a row may name, links left out; for volumes `with_folders` of the files.
         columns: Further columns to keep.
-        listed: Every path that a row may name, links left out; for volumes `with_folders` of the files. None: each
-            path is looked up on disk, and is a file.
-        strict: Refuse words in place of the codes of split, sex and side, instead of a notice.
-        readers: Columns that are labels of readers, whatever they are called, as far as the file has them.
+        config: Columns that are labels of readers, whatever they are called, as far as the file has them; `strict`
+            refuses words for the codes of split, sex and side, instead of a notice. None = as they are by default.
 
     Returns:
         number (int64: line of the file, 1 = header); path, series_uid, study_uid, dicom_patient_id (null but for
@@ -89,23 +87,34 @@ def read_label_table(
         DataError: missing columns, bad values, paths that leave `source`; every bad row is counted, ten are shown.
         ConfigError: `rule` would overrule the file, or works on paths that the file does not have.
     """
+    config = config or LabellingConfig()
     lines = _read_csv(path)
-    layout = _read_header(path, next(lines, (0, []))[1], rule=rule, columns=columns, readers=readers)
-    bad = BadRows()
-    table = pa.Table.from_batches(_read_batches(lines, layout=layout, bad=bad), schema=layout.schema)
+    layout = _read_header(path, next(lines, (0, []))[1], rule=rule, columns=columns, readers=config.readers)
+    bad, batches = BadRows(), []
+    while chunk := list(islice(lines, CHUNK_ROWS)):
+        rows = []
+        for number, cells in chunk:
+            try:
+                rows.append(_parse(number, cells, layout))
+            except ValueError as error:
+                bad.add(f"row {number}: {error}")
+        batches.append(pa.RecordBatch.from_pylist(rows, schema=layout.schema))
+    table = pa.Table.from_batches(batches, schema=layout.schema)
     # Bad rows are not in the table, so each row is counted once for what is wrong with it alone.
     total = table.num_rows + bad.count
     if layout.key == "path":
         check_paths(table, root=source.resolve(), listed=listed, bad=bad)
     check_together(table, key=layout.key, labels=layout.labels, bad=bad)
     if bad.count:
-        raise (MissingInputError if bad.missing == bad.count else DataError)(
-            f"labels={path}: {format_count(bad.count, 'bad row')} of {total}: {bad.describe()}"
-            + (f" (paths are relative to source={source})" if bad.missing else "")
-        )
+        found = f"labels={path}: {format_count(bad.count, 'bad row')} of {total}: {bad.describe()}"
+        if bad.missing:
+            found += f" (paths are relative to source={source})"
+        if bad.missing == bad.count:
+            raise MissingInputError(found)
+        raise DataError(found)
     if not total:
         raise DataError(f"labels={path} has a header and no rows")
-    _say_words(path, layout.words, strict=strict)
+    _say_words(path, layout.words, strict=config.strict)
     return table
 
 
@@ -128,7 +137,7 @@ def _say_words(path: Path, words: Mapping[tuple[str, str], int], *, strict: bool
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The filled lines with their numbers, the header first."""
+    """Yield the filled lines with their numbers, the header first."""
     check_file(path, "labels")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -162,42 +171,34 @@ class _Layout:
 def _read_header(
     path: Path, header: Sequence[str], *, rule: PatientRule, columns: Sequence[str], readers: Sequence[str]
 ) -> _Layout:
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
-        raise DataError(f"labels={path}: columns are separated by ; or tabs, expected commas")
-    twice = [str(i) for i, name in enumerate(header, start=1) if name and header.count(name) > 1]
-    if twice:
-        raise DataError(
-            f"labels={path}: columns {', '.join(twice)} have the name of another column: rename or remove them"
-            + _ask_for_header(header)
-        )
+    _check_names(path, header, columns, readers)
     if "patient_id" in header and rule.derives:
         raise ConfigError(
             f"labels={path} has patient_id, which patients=per_image or patient_id.pattern would override: "
             "remove the setting, or rename the column"
         )
-    taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or (n in readers and n in columns)]
-    taken += [name for name in columns if is_label(name) or name.split("_")[0] == VOTES]
-    if taken:
-        raise ConfigError(
-            f"columns={list(columns)}: {taken[0]} is always read, or is a name that medcls itself uses: remove it"
-        )
     key, spelling = _read_key(path, header, rule=rule)
     labels = [name for name in header if is_label(name) or name in readers]
-    needed = [*(["patient_id"] if rule.needs_column else []), *columns]
-    missing = ["path (or SeriesInstanceUID, StudyInstanceUID, PatientID)"] if not key else []
-    missing += [name for name in needed if name not in header]
+    missing, advice = [], ""
+    if not key:
+        missing.append("path (or SeriesInstanceUID, StudyInstanceUID, PatientID)")
+    if rule.needs_column and "patient_id" not in header:
+        missing.append("patient_id")
+        advice = "; patients=per_image or patient_id.pattern=REGEX replace patient_id"
+    missing += [name for name in columns if name not in header]
     if not labels:
         missing.append("label (or label_NAME)")
-    if missing:
-        listed = ", ".join(name + _find_near(name.split(" ")[0], header) for name in missing)
-        advice = (
-            "; patients=per_image or patient_id.pattern=REGEX replace patient_id" if "patient_id" in missing else ""
-        )
-        guessed = [] if labels or readers else guess_readers(header)
-        if guessed:
+        guessed = guess_readers(header)
+        if guessed and not readers:
             advice += f"; {', '.join(guessed)} look like readers: set labelling.readers=[{','.join(guessed)}]"
+    if missing:
+        others = [other for other in header if other not in OWN_COLUMNS]
+        for place, name in enumerate(missing):
+            # The name of the column nearest to it may be a person's if line 1 is not a header.
+            for near in difflib.get_close_matches(name.split(" ")[0], others, n=1, cutoff=0.5):
+                missing[place] += f" (nearest: column {header.index(near) + 1})"
         raise DataError(
-            f"labels={path}: missing columns {listed}; line 1 has {len(header)} columns"
+            f"labels={path}: missing columns {', '.join(missing)}; line 1 has {len(header)} columns"
             f"{_ask_for_header(header)}{advice}"
         )
     partial = [name for name in ROI if name not in header]
@@ -206,36 +207,50 @@ def _read_header(
     return _Layout(header, key, spelling, labels, columns, rule, build_schema(labels, columns))
 
 
-def _find_near(name: str, header: Sequence[str]) -> str:
-    """The position of the column that is called almost so; its name may be a person's if line 1 is not a header."""
-    others = [other for other in header if other not in OWN_COLUMNS]
-    near = difflib.get_close_matches(name, others, n=1, cutoff=0.5)
-    return f" (nearest: column {header.index(near[0]) + 1})" if near else ""
+def _check_names(path: Path, header: Sequence[str], columns: Sequence[str], readers: Sequence[str]) -> None:
+    """Check that no column occurs twice, in the file or in the settings."""
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+        raise DataError(f"labels={path}: columns are separated by ; or tabs, expected commas")
+    twice = [str(i) for i, name in enumerate(header, start=1) if name and header.count(name) > 1]
+    if twice:
+        raise DataError(
+            f"labels={path}: columns {', '.join(twice)} have the name of another column: rename or remove them"
+            + _ask_for_header(header)
+        )
+    taken = [n for n in (*columns, *readers) if n in OWN_COLUMNS or (n in readers and n in columns)]
+    taken += [name for name in columns if is_label(name) or name.split("_")[0] == VOTES]
+    if taken:
+        raise ConfigError(
+            f"columns={list(columns)}: {taken[0]} is always read, or is a name that medcls itself uses: remove it"
+        )
 
 
 def _ask_for_header(header: Sequence[str]) -> str:
-    known = [name for name in header if name in OWN_COLUMNS or is_label(name)]
-    return "" if known else ", none with a known name: if line 1 is not a header, add one"
+    if any(name in OWN_COLUMNS or is_label(name) for name in header):
+        return ""
+    return ", none with a known name: if line 1 is not a header, add one"
 
 
 def _read_key(path: Path, header: Sequence[str], *, rule: PatientRule) -> tuple[str, str]:
     """Return the column that names the images, and its spelling in this file; blank where there is none."""
     found = [(key, name) for key, spelled in KEYS.items() for name in spelled if name in header]
     if len(found) > 1:
-        listed = " and ".join(name for _, name in found)
-        patient = any(key == "dicom_patient_id" for key, _ in found)
+        listed, advice = " and ".join(name for _, name in found), ""
+        if any(key == "dicom_patient_id" for key, _ in found):
+            advice = ", and rename PatientID to patient_id if it says whose image it is"
         raise DataError(
             f"labels={path}: {listed} all name images, expected one of them: keep {found[0][1]}, the most specific"
-            + (", and rename PatientID to patient_id if it says whose image it is" if patient else "")
-            + "; remove or rename the others"
+            f"{advice}; remove or rename the others"
         )
-    key, spelling = found[0] if found else ("", "")
-    if key not in ("path", "") and rule.derives:
+    if not found:
+        return "", ""
+    key, spelling = found[0]
+    if key != "path" and rule.derives:
         raise ConfigError(
             f"labels={path} names images by {spelling}; patients=per_image and patient_id.pattern work on path: "
             "remove the setting; patient_id or the header's PatientID then says whose images they are"
         )
-    if key not in ("path", "") and not rule.headers:
+    if key != "path" and not rule.headers:
         raise DataError(
             f"labels={path} names images by {spelling}, and no headers are read here: name them by path, or give "
             "index=FILE of python -m data_prep.index"
@@ -243,19 +258,7 @@ def _read_key(path: Path, header: Sequence[str], *, rule: PatientRule) -> tuple[
     return key, spelling
 
 
-def _read_batches(lines: Iterator[tuple[int, list[str]]], *, layout: _Layout, bad: BadRows) -> Iterator[pa.RecordBatch]:
-    """The good rows, a piece of the file at a time."""
-    while chunk := list(islice(lines, CHUNK_ROWS)):
-        rows = []
-        for number, cells in chunk:
-            try:
-                rows.append(_parse(number, cells, layout))
-            except ValueError as error:
-                bad.add(f"row {number}: {error}")
-        yield pa.RecordBatch.from_pylist(rows, schema=layout.schema)
-
-
-def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, Any]:
+def _parse(number: int, cells: Sequence[str], layout: _Layout) -> dict[str, object]:
     """Return one row of the table. Raises ValueError that says what is wrong with it."""
     if len(cells) != len(layout.header):
         raise ValueError(
@@ -302,10 +305,11 @@ def _parse_patient(declared: str | None, path: str, rule: PatientRule) -> str | 
     if declared is None and not rule.derives:
         return None
     patient = rule.find(path, declared or "")
-    if not patient or _NO_VALUE.fullmatch(patient):
-        blank = rule.pattern is None
-        raise ValueError("patient_id is blank" if blank else "patient_id.pattern does not match its path")
-    return patient
+    if patient and not _NO_VALUE.fullmatch(patient):
+        return patient
+    if rule.pattern is None:
+        raise ValueError("patient_id is blank")
+    raise ValueError("patient_id.pattern does not match its path")
 
 
 def _parse_code(record: dict[str, str], name: str, words: Counter[tuple[str, str]]) -> str | None:

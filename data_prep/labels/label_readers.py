@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,16 @@ def guess_readers(names: Sequence[str]) -> list[str]:
     return []
 
 
+def suggest_readers(names: Sequence[str]) -> None:
+    """Print a notice if label columns look like those of several readers of one finding."""
+    ends = guess_readers([name for name in names if is_label(name)])
+    if ends:
+        say(
+            f"notice: the label columns that end in {', '.join(ends)} are read as separate findings; if they are "
+            f"readers of one finding, set labelling.readers=[{','.join(ends)}]"
+        )
+
+
 def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list[str]]:
     """Return label column -> columns of its readers, in the order of `readers`; {} without readers.
 
@@ -65,7 +74,7 @@ def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list
         found = {stem: [f"{stem}_{reader}" for reader in readers] for stem in sorted(stems)}
     absent = [name for columns in found.values() for name in columns if name not in names]
     if absent or not found:
-        missing = absent[0] if absent else " or ".join(f"{name}" for name in (readers[0], f"label_{readers[0]}"))
+        missing = next(iter(absent), f"{readers[0]} or label_{readers[0]}")
         raise DataError(
             f"labelling.readers={list(readers)}: there is no column {missing}: name a column of each reader, or the "
             "ends of their label columns (r1 for label_r1 or label_NAME_r1)"
@@ -79,33 +88,22 @@ def find_readers(names: Sequence[str], readers: Sequence[str]) -> dict[str, list
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Combined:
-    """A label column as the store has it.
-
-    Attributes:
-        label: (N,): the class of each row, null = unknown.
-        votes: (N,): JSON of class -> votes in the rows with a soft target, null in others; None = there is none.
-        record: How readers agree.
-    """
-
-    label: Any
-    votes: Any
-    record: dict[str, Any]
-
-
 def combine_readers(
     target: str, group: Sequence[LabelColumn], config: LabellingConfig, *, patients: NDArray[np.int64] | None
-) -> Combined:
-    """Return one label column of several readers' by labelling.readers_rule, and print how far they agree.
+) -> tuple[Any, Any, Mapping[str, object]]:
+    """Combine several readers' columns into one by labelling.readers_rule, and print how far they agree.
 
-    The class with the most votes is the label; where several have the most, it is unknown.
+    The class with the most votes is the label; if several have the most, it is unknown.
 
     Args:
         target: Name of the column.
         group: A column of each reader, in one spelling, in the order of labelling.readers.
         config: The rule.
         patients: (N,): a number for the patient of each row; None = not known from the labels.
+
+    Returns:
+        (N,) the class of each row, null = unknown; (N,) JSON of class -> votes in the rows with a soft target, null in
+        others, or None if there is none; and the record of how readers agree.
     """
     classes = sorted({text for column in group for text in [*column.counts, *_half_classes(column)]})
     votes = np.zeros((len(group[0].codes.values), len(classes)))
@@ -115,6 +113,9 @@ def combine_readers(
         votes[rows, places[column.codes.values[rows]]] += 1
         votes[column.undecided] += [0.5 * (name in _half_classes(column)) for name in classes]
     most = votes.max(axis=1, initial=0)
+    units, over = patients, "patients"
+    if units is None:
+        units, over = np.arange(len(votes)), "rows"
     leaders = (votes == most[:, None]).sum(axis=1)
     has_votes = most > 0
     record = {
@@ -123,26 +124,30 @@ def combine_readers(
         "rows": int(has_votes.sum()),
         "unanimous": int(((votes > 0).sum(axis=1) == 1).sum()),
         "ties": int((has_votes & (leaders > 1)).sum()),
-        "interval_over": "rows" if patients is None else "patients",
-        **measure_agreement(votes, np.arange(len(votes)) if patients is None else patients),
+        "interval_over": over,
+        **measure_agreement(votes, units),
     }
     say(describe_readers(target, record))
     if config.readers_rule in config.readers:
         one = group[config.readers.index(config.readers_rule)]
-        return Combined(one.to_arrow(), halve_votes(one), record)
-    first = votes.argmax(axis=1) if classes else np.zeros(len(votes), dtype=np.int64)
+        return one.to_arrow(), halve_votes(one), record
+    first = np.zeros(len(votes), dtype=np.int64)
+    if classes:
+        first = votes.argmax(axis=1)
     winner: Any = pa.array(first, mask=(leaders != 1) | ~has_votes)
     shares = None
     if config.readers_rule == "share" and has_votes.any():
         kinds, of_row = np.unique(votes, axis=0, return_inverse=True)
         texts = [json.dumps({c: v for c, v in zip(classes, kind, strict=True) if v}) for kind in kinds.tolist()]
         shares = pa.array(texts).take(pa.array(of_row.ravel().astype(np.int32), mask=~has_votes))
-    return Combined(pa.array(classes, pa.string()).take(winner), shares, record)
+    return pa.array(classes, pa.string()).take(winner), shares, record
 
 
 def _half_classes(column: LabelColumn) -> list[str]:
-    """Return the two classes that an undecided row is half of each."""
-    return [column.spell_flag(flag) for flag in FLAGS] if column.undecided.any() else []
+    """Return the two classes that an undecided row is half of each; [] if there is no such row."""
+    if not column.undecided.any():
+        return []
+    return [column.spell_flag(flag) for flag in FLAGS]
 
 
 def halve_votes(column: LabelColumn) -> Any:
@@ -161,11 +166,13 @@ def describe_readers(target: str, record: Mapping[str, Any]) -> str:
     if "alpha" in record:
         alpha, agreement = record["alpha"], 100 * record["agreement"]["value"]
         line += f": {format_count(record['images'], 'row')} with two or more, {agreement:.1f} % of their pairs agree"
-        line += "" if alpha["value"] is None else f", Krippendorff's alpha {alpha['value']:.2f}"
+        if alpha["value"] is not None:
+            line += f", Krippendorff's alpha {alpha['value']:.2f}"
         if alpha["low"] is not None:
             line += f" (95 % {alpha['low']:.2f} to {alpha['high']:.2f}, bootstrap over {record['interval_over']})"
     line += f"; labelling.readers_rule={rule}"
     if rule not in record["readers"]:
         line += f": {record['ties']} ties are unknown"
-        line += ", except in training, which takes shares" if rule == "share" else ""
+        if rule == "share":
+            line += ", except in training, which takes shares"
     return line

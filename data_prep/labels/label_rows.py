@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,13 +87,23 @@ class PatientRule:
         if self.pattern is None:
             return declared
         match = re.search(self.pattern, path)
-        return (match.group(1) or "") if match else ""
+        if match is None:
+            return ""
+        return match.group(1) or ""
 
 
 @dataclass(slots=True)
 class BadRows:
-    """What is wrong, counted whole and kept in part: a million bad rows end in one line."""
+    """What is wrong, counted whole and kept in part: a million bad rows end in one line.
 
+    Attributes:
+        show: What a message may show of a path.
+        count: Problems.
+        missing: Files of them that are not there.
+        shown: The first problems.
+    """
+
+    show: Callable[[str], str] = str
     count: int = 0
     missing: int = 0
     shown: list[str] = field(default_factory=list)
@@ -106,10 +115,25 @@ class BadRows:
         if len(self.shown) < _SHOWN:
             self.shown.append(problem)
 
+    def add_at(self, table: pa.Table, rows: Iterable[int], problem: str) -> None:
+        """Count a problem of one row, or of two together, of a table with number and path."""
+        self.add(f"{' and '.join(self._name_row(table, row) for row in rows)}: {problem}")
+
+    def _name_row(self, table: pa.Table, row: int) -> str:
+        number, path = table["number"][row].as_py(), table["path"][row].as_py()
+        shown = ""
+        if path:
+            shown = self.show(path)
+        if not number:
+            return shown
+        return f"row {number} ({shown})" if shown else f"row {number}"
+
     def describe(self) -> str:
         """Return the first ten, and how many more there are."""
-        more = self.count - len(self.shown)
-        return "; ".join(self.shown) + (f"; and {more} more" if more else "")
+        shown = "; ".join(self.shown)
+        if self.count > len(self.shown):
+            shown += f"; and {self.count - len(self.shown)} more"
+        return shown
 
 
 def build_schema(labels: Iterable[str], columns: Iterable[str] = ()) -> pa.Schema:
@@ -125,21 +149,25 @@ def is_label(name: str) -> bool:
     return name == "label" or name.startswith("label_")
 
 
-def name_place(table: pa.Table, at: int, show: Callable[[str], str]) -> str:
-    """Return what a message calls a row of a table of labels: its line, and its path as far as that may be shown."""
-    number, path = table["number"][at].as_py(), table["path"][at].as_py()
-    shown = show(path) if path else ""
-    return (f"row {number} ({shown})" if shown else f"row {number}") if number else shown
+def set_columns(table: pa.Table, **columns: Any) -> pa.Table:
+    """Return a table with some of its columns replaced, or with further ones."""
+    for name, column in columns.items():
+        if name in table.column_names:
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
 
 
 def with_folders(files: Column) -> pa.ChunkedArray[Any]:
-    """Return `files` (relative paths with /) and every folder that one of them lies in."""
+    """Return `files` (relative paths with /) and every folder that one of them is in."""
     level: Any = files
     levels: list[Any] = []
     while len(level := pc.unique(parent_folders(level.filter(pc.match_substring(level, "/"))))):
         levels.append(level)
     folders = pc.unique(pa.chunked_array(levels, type=pa.string()))
-    return pa.chunked_array([*(files.chunks if isinstance(files, pa.ChunkedArray) else [files]), folders])
+    chunks = files.chunks if isinstance(files, pa.ChunkedArray) else [files]
+    return pa.chunked_array([*chunks, folders])
 
 
 def parent_folders(paths: Any) -> Any:
@@ -147,77 +175,34 @@ def parent_folders(paths: Any) -> Any:
     return pc.replace_substring_regex(paths, pattern=r"/?[^/]*\z", replacement="")
 
 
-def check_paths(
-    table: pa.Table,
-    *,
-    root: Path,
-    listed: Column | None,
-    bad: BadRows,
-) -> None:
-    """Find rows whose path is no file of the source."""
-    is_plain = _look_up(root) if listed is None else _never
+def check_paths(table: pa.Table, *, root: Path, listed: Column, bad: BadRows) -> None:
+    """Find rows whose path is not a file of the source, nor a folder that may be named."""
     suspects = table.select(["number", "path"])
-    if listed is not None:
-        suspects = suspects.filter(pc.invert(pc.is_in(suspects["path"], value_set=listed)))
+    suspects = suspects.filter(pc.invert(pc.is_in(suspects["path"], value_set=listed)))
     for batch in suspects.to_batches(max_chunksize=CHUNK_ROWS):
         for number, path in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            try:
-                # What was not listed is no file of this run, even if it has appeared since.
-                if not is_plain(path) and (_is_missing(root, path) or listed is not None):
-                    bad.add(f"row {number}: its file does not exist", missing=True)
-            except ValueError as error:
-                bad.add(f"row {number}: {error}")
-
-
-def _never(path: str) -> bool:
-    return False
-
-
-def _look_up(root: Path) -> Callable[[str], bool]:
-    """Return a check whether a path is a file that no link leads to; it looks at a folder once, not once a file."""
-
-    @functools.lru_cache(maxsize=4096)
-    def is_folder(folder: str) -> bool:
-        parent = folder.rpartition("/")[0]
-        return not folder or (is_folder(parent) and stat.S_ISDIR((root / folder).lstat().st_mode))
-
-    def is_plain(path: str) -> bool:
-        try:
-            return is_folder(path.rpartition("/")[0]) and stat.S_ISREG((root / path).lstat().st_mode)
-        except OSError:
-            return False
-
-    return is_plain
-
-
-def _is_missing(root: Path, path: str) -> bool:
-    """Return whether the file is missing; raises ValueError where a link leads to it.
-
-    A link out of the source reads somebody else's files; one inside gives a file two names.
-    """
-    try:
-        file = Path(os.path.realpath(root / path))
-        missing = not file.is_file()
-    except OSError:  # a name too long for any file
-        return True
-    if not file.is_relative_to(root):
-        raise ValueError("path is a link that leads out of the source folder")
-    if file != root / path:
-        raise ValueError("path is or contains a symbolic link; expected the file itself")
-    return missing
+            file = Path(os.path.realpath(root / path))
+            # A link out of the source reads somebody else's files; one inside gives a file two names.
+            if not file.is_relative_to(root):
+                bad.add(f"row {number}: path is a link that leads out of the source folder")
+            elif file != root / path:
+                bad.add(f"row {number}: path is or contains a symbolic link; expected the file itself")
+            else:
+                # What was not listed is not a file of this run, even if it has appeared since.
+                bad.add(f"row {number}: its file does not exist", missing=True)
 
 
 _WHAT = {"path": "image", "series_uid": "series", "study_uid": "study", "dicom_patient_id": "patient"}
 
 
 def check_together(table: pa.Table, *, key: str, labels: Sequence[str], bad: BadRows) -> None:
-    """What one row alone cannot show: images named twice, a split for some of the rows."""
-    for number, other, differ in _find_twice(table, key, labels):
-        how = (
-            "another label: keep the right row (for two readers: give each a column, and set labelling.readers)"
-            if differ
-            else "the same label: keep one row"
-        )
+    """Find what one row alone cannot show: images named twice, a split for some of the rows."""
+    for number, first, last, differ in _find_twice(table, key, labels):
+        other, how = first, "the same label: keep one row"
+        if number == first:
+            other = last
+        if differ:
+            how = "another label: keep the right row (for two readers: give each a column, and set labelling.readers)"
         bad.add(f"row {number}: the same {_WHAT[key]} and region as row {other}, with {how}")
     blank = table["split"].null_count
     if 0 < blank < table.num_rows:
@@ -225,9 +210,11 @@ def check_together(table: pa.Table, *, key: str, labels: Sequence[str], bad: Bad
             bad.add(f"row {number}: split is blank; fill all or none")
 
 
-def _find_twice(table: pa.Table, key: str, labels: Sequence[str]) -> list[tuple[int, int, bool]]:
-    """The lines that name the same as another line, that line (of several the first or last), and if labels differ."""
-    keys = [key] if table["roi_x"].null_count == table.num_rows else [key, *ROI]
+def _find_twice(table: pa.Table, key: str, labels: Sequence[str]) -> list[tuple[int, int, int, bool]]:
+    """Return the lines that name the same as another: number, those of the first and last, if their labels differ."""
+    keys = [key]
+    if table["roi_x"].null_count < table.num_rows:
+        keys += ROI
     # A join never matches null with null.
     regions: Any = {name: pc.fill_null(table[name], pa.scalar(-1)) for name in keys if name in ROI}
     texts: Any = {name: pc.fill_null(table[name], "") for name in labels}
@@ -242,12 +229,5 @@ def _find_twice(table: pa.Table, key: str, labels: Sequence[str]) -> list[tuple[
     twice = twice.append_column("differ", functools.reduce(pc.or_, differ))
     twice = twice.select([*keys, "number_min", "number_max", "differ"])
     found = filled.select(["number", *keys]).join(twice, keys, join_type="inner")
-    pairs = found.select(["number", "number_min", "number_max", "differ"]).to_pylist()
-    return sorted(
-        (
-            row["number"],
-            row["number_max"] if row["number"] == row["number_min"] else row["number_min"],
-            row["differ"],
-        )
-        for row in pairs
-    )
+    found = found.select(["number", "number_min", "number_max", "differ"])
+    return sorted(zip(*found.to_pydict().values(), strict=True))

@@ -123,9 +123,10 @@ class _Here:
         splits = {folder[0] for folder in folders if find_split(folder[0])}
         others = {folder[0] for folder in folders} - splits
         if splits and others:
+            shown = _list_names(splits, most=_SHOWN, level=0)
             self._refuse(
-                f"{_count(len(splits), 'folder')} named like splits ({_list_names(splits, most=_SHOWN, level=0)}) and "
-                f"{_count(len(others), 'other folder')} are side by side",
+                f"{format_count(len(splits), 'folder')} named like splits ({shown}) and "
+                f"{format_count(len(others), 'other folder')} are side by side",
                 [
                     ("each of them is a class", "class"),
                     (
@@ -167,7 +168,7 @@ class _Here:
             return f"{self.around}class/split"
         firsts = {folder[0] for folder in folders}
         self._refuse(
-            f"{_count(len(firsts), 'first-level folder')} contain folders named like splits"
+            f"{format_count(len(firsts), 'first-level folder')} contain folders named like splits"
             + ("" if whole else ", not all of them"),
             [
                 ("the first-level folders are the classes", "class/split"),
@@ -240,7 +241,3 @@ def _list_names(names: Iterable[str], *, most: int, level: int) -> str:
         return ", ".join(listed)
     place = _ORDINALS[level] if level < len(_ORDINALS) else f"{level + 1}th"
     return f"the {len(listed)} folders of the {place} level"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -85,6 +85,13 @@ VOLUME_LIMITS = Limits(6 << 30, 600.0)
 """A volume is some hundred images, and resampled as a whole."""
 
 
+def count_workers(workers: int) -> int:
+    """Return a number of processes: the one that is set, or one for each processor core if it is negative."""
+    if workers >= 0:
+        return workers
+    return os.cpu_count() or 1
+
+
 def run_limited(
     function: Callable[[Item], Result],
     items: Iterable[Item],

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from data_prep.labels.class_folders import FolderLabels, read_class_folder_table
+from data_prep.labels.class_folders import SourceLabels, read_class_folder_table
 from data_prep.labels.label_rows import PatientRule
 from data_prep.labels.layouts import find_split, guess_layout
 from medcls.cli.overrides import prepare_overrides
@@ -23,11 +23,14 @@ HEADERS = PatientRule(headers=True)
 FILES = ["healthy/p1_1.png", "healthy/p1_2.png", "ill/deep/p2_1.png"]
 
 
-def read(source: Path, files: list[str], *, rule: PatientRule = EACH, **options: Any) -> FolderLabels:
-    return read_class_folder_table(source, files=pa.array(files, pa.string()), rule=rule, **options)
+def read(
+    source: Path, files: list[str], *, rule: PatientRule = EACH, columns: list[str] | None = None, **settings: Any
+) -> SourceLabels:
+    config, paths = LabellingConfig(**settings), pa.array(files, pa.string())
+    return read_class_folder_table(source, files=paths, rule=rule, config=config, columns=columns or [])
 
 
-def rows(found: FolderLabels, *names: str) -> list[tuple[Any, ...]]:
+def rows(found: SourceLabels, *names: str) -> list[tuple[Any, ...]]:
     return list(zip(*(found.table[name].to_pylist() for name in names), strict=True))
 
 
@@ -101,7 +104,7 @@ def test_folder_without_an_image_is_refused_without_its_name(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"1 folder holds no image .* folder 1 of 3 in the order of names") as refused:
         read(tmp_path, files)
     assert "doe" not in str(refused.value)
-    assert read(tmp_path, files, ignored=lambda folder: folder == "doe^john/").table.num_rows == 3
+    assert read(tmp_path, files, not_files="doe^john/*").table.num_rows == 3
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_second_copy_of_all_folders_is_left_out_where_the_files_are_the_same(tmp
         (tmp_path / path).write_bytes(b"image")
     found = read(tmp_path, [*once, *twice])
     assert found.table["path"].to_pylist() == sorted(once)
-    assert set(rows(FolderLabels(found.left_out, "", found.left_out), "path", "reason")) == {
+    assert set(rows(SourceLabels(found.left_out, "", found.left_out), "path", "reason")) == {
         (path, "second_copy") for path in twice
     }
     (tmp_path / twice[0]).write_bytes(b"another image")

@@ -287,8 +287,9 @@ def test_columns_of_readers_are_read_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("path,patient_id,first reader,second reader,note\na.png,P1,x,x,-\nb.png,P2,x,y,-\n")
     readers = ["first reader", "second reader"]
-    read_in = read_label_table(path, source=tmp_path, rule=PatientRule(), readers=readers)
-    labels, record = read_label_values(read_in, LabellingConfig(readers=readers))
+    config, listed = LabellingConfig(readers=readers), pa.array(["a.png", "b.png"])
+    read_in = read_label_table(path, source=tmp_path, rule=PatientRule(), listed=listed, config=config)
+    labels, record = read_label_values(read_in, config)
     assert labels.column("label").to_pylist() == ["x", None]
     assert record["readers"]["label"]["interval_over"] == "patients"
     assert "first reader" not in labels.column_names

@@ -13,6 +13,7 @@ import pytest
 from data_prep.labels import label_file, label_rows
 from data_prep.labels.label_file import PatientRule, read_label_table, with_folders
 from data_prep.labels.label_rows import CHUNK_ROWS, OWN_COLUMNS, ROI, is_label
+from medcls.config import LabellingConfig
 from medcls.errors import ConfigError, DataError, MedclsError, MissingInputError
 from medcls.imaging.preprocess import Box
 from medcls.imaging.source import list_files
@@ -43,20 +44,9 @@ def read_table(
     columns: tuple[str, ...] = (),
     encoding: str = "utf-8",
 ) -> pa.Table:
-    """The table; or its error: the same whether paths are looked up on disk or in the list of the source's files."""
     path = source.parent / "labels.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode(encoding))
-    outcomes: list[pa.Table | MedclsError] = []
-    for listed in (None, list_paths(source)):
-        try:
-            outcomes.append(read_label_table(path, source=source, rule=rule, columns=columns, listed=listed))
-        except MedclsError as error:
-            outcomes.append(error)
-    if isinstance(outcomes[0], MedclsError):
-        assert [repr(error) for error in outcomes] == [repr(outcomes[0])] * 2
-        raise outcomes[0]
-    assert outcomes[0].equals(outcomes[1])
-    return outcomes[0]
+    return read_label_table(path, source=source, rule=rule, columns=columns, listed=list_paths(source))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +289,13 @@ def test_words_for_codes_are_read_and_said(source: Path, capsys: pytest.CaptureF
     assert "notice: sex is read by its words: 'female' (1 row) as F, 'unknown' (1 row) as unknown" in said
     assert "'Left' (1 row) as L, 'r' (1 row) as R" in said
     with pytest.raises(DataError, match=r"strict=true: .* split has 'TEST'"):
-        read_label_table(source.parent / "labels.csv", source=source, rule=DECLARED, strict=True)
+        read_label_table(
+            source.parent / "labels.csv",
+            source=source,
+            rule=DECLARED,
+            listed=list_paths(source),
+            config=LabellingConfig(strict=True),
+        )
     read(source, f"{HEADER},sex\na.png,P1,x,F\n")
     assert capsys.readouterr().err == ""
 
@@ -347,8 +343,8 @@ def test_a_source_that_is_reached_by_a_link_is_fine(source: Path) -> None:
     (source.parent / "link").symlink_to(source)
     path = source.parent / "labels.csv"
     path.write_text(f"{HEADER}\na.png,P1,x\n")
-    for listed in (None, list_paths(source.parent / "link")):
-        assert len(read_label_table(path, source=source.parent / "link", rule=DECLARED, listed=listed)) == 1
+    listed = list_paths(source.parent / "link")
+    assert len(read_label_table(path, source=source.parent / "link", rule=DECLARED, listed=listed)) == 1
 
 
 BAD_HEADERS = [
@@ -391,7 +387,7 @@ def test_another_encoding_is_refused(content: bytes, source: Path) -> None:
 def test_a_labels_file_that_is_missing_or_a_folder(source: Path) -> None:
     for path in (source / "none.csv", source):
         with pytest.raises(MissingInputError, match="labels="):
-            read_label_table(path, source=source, rule=DECLARED)
+            read_label_table(path, source=source, rule=DECLARED, listed=list_paths(source))
 
 
 def test_a_rule_never_overrules_declared_patients(source: Path) -> None:
