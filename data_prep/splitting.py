@@ -54,16 +54,7 @@ _EARLIER = " as they were when it was made"
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What is split.
-
-    Attributes:
-        store: Store of the images.
-        labels: As of `split_store`.
-        config: Fractions, seed and policies.
-        origin: Where images, labels and given splits come from.
-        patients: patient_id of each image.
-        same: Images that are the same.
-    """
+    """What is split: the arguments of `split_store`, the patient of each image, and the images that are the same."""
 
     store: Store
     labels: pa.Table
