@@ -80,7 +80,7 @@ def _freeze(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RawSource:
     """The raw files of a store.
 
     Attributes:
@@ -101,7 +101,7 @@ class Source:
     index: pa.Table | None = None
     left_out: pa.Table = field(default_factory=LEFT_OUT.empty_table)
 
-    def with_index(self, index: pa.Table) -> Source:
+    def with_index(self, index: pa.Table) -> RawSource:
         """Return the source with the headers of the files that the patterns take."""
         if not self.choice.is_set:
             return replace(self, index=index)
@@ -126,7 +126,9 @@ class Source:
         return self.identity.name("path", path)
 
 
-def read_folders(source: Source, config: LabellingConfig, *, rule: PatientRule, columns: Sequence[str]) -> SourceLabels:
+def read_folders(
+    source: RawSource, config: LabellingConfig, *, rule: PatientRule, columns: Sequence[str]
+) -> SourceLabels:
     """Return what the class folders of a source say, and print how they are read.
 
     Raises:
@@ -153,7 +155,7 @@ def read_folders(source: Source, config: LabellingConfig, *, rule: PatientRule, 
 
 
 def read_file(
-    path: Path, source: Source, config: LabellingConfig, *, rule: PatientRule, columns: Sequence[str]
+    path: Path, source: RawSource, config: LabellingConfig, *, rule: PatientRule, columns: Sequence[str]
 ) -> SourceLabels:
     """Return what a labels file says of a source.
 
@@ -179,7 +181,7 @@ def read_file(
     return SourceLabels(table, record=record, left_out=source.left_out)
 
 
-def build_plan(source: Source, labels: SourceLabels, *, rule: PatientRule, compare: Collection[str]) -> Plan:
+def build_plan(source: RawSource, labels: SourceLabels, *, rule: PatientRule, compare: Collection[str]) -> Plan:
     """Return what is to be decoded, in the order of the labels file or of the paths.
 
     If headers were read, labels can name series, studies and patients, and what contradicts the headers is refused

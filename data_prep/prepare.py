@@ -21,7 +21,7 @@ from data_prep.identity_map import map_path, name_column, write_identity_map
 from data_prep.labels.label_rows import PatientRule, is_label
 from data_prep.left_out import describe_left_out
 from data_prep.plan import Plan, rows_per_shard
-from data_prep.planning import Source, build_plan, build_spec, list_source, listed_files, read_file, read_folders
+from data_prep.planning import RawSource, build_plan, build_spec, list_source, listed_files, read_file, read_folders
 from data_prep.presentation import choose_presentation
 from data_prep.reuse import Earlier
 from data_prep.same_images import Origin, same_images_path
@@ -100,7 +100,7 @@ def prepare(job: PrepareJob, *, decode: bool = True) -> Store | None:
             on_ray=job.executor == "ray",
             key_file=job.deidentify.key_file,
         )
-        source = Source(raw, listing, spec, identity, FileChoice.of(job.labelling))
+        source = RawSource(raw, listing, spec, identity, FileChoice.of(job.labelling))
         if job.index is not None:
             source = source.with_index(read_index(Path(job.index), source=raw))
         elif found == "hmac" or spec.spatial_dims == 3:
