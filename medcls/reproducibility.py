@@ -55,7 +55,7 @@ def seed_everything(seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def describe_environment(*, device: str, precision: str) -> dict[str, Any]:
+def describe_environment(*, device: str, precision: str) -> dict[str, object]:
     """Return versions, processor, threads and git commit: what has to be equal for the same bits again."""
     import torch
 

@@ -60,9 +60,9 @@ def _walk(schema: type, values: Any, *, group: str) -> Iterator[Row]:
     settings, hints = read_settings(schema), get_type_hints(schema)
     groups = [f.name for f in fields(schema) if is_dataclass(hints[f.name])]
     for name in (f.name for f in fields(schema) if f.name not in groups):
-        yield Row(f"{group}.{name}" if group else name, group, format_value(values[name]), settings[name])
+        yield Row(f"{group}.{name}".removeprefix("."), group, format_value(values[name]), settings[name])
     for name in groups:
-        yield from _walk(hints[name], values[name], group=f"{group}.{name}" if group else name)
+        yield from _walk(hints[name], values[name], group=f"{group}.{name}".removeprefix("."))
 
 
 def format_value(value: Any) -> str:

@@ -173,8 +173,9 @@ def merge_overrides(common: Sequence[str], overrides: Sequence[str]) -> dict[str
 
 def choose_settings(chosen: dict[str, str], *, weights: str) -> list[str]:
     """Return the overrides of a training but for store and split; `weights` of the step before go over all others."""
-    last = {"model.weights": f"model.weights={weights}"} if weights else {}
-    return [text for key, text in (chosen | last).items() if key not in ("store", "split.name")]
+    if weights:
+        chosen = chosen | {"model.weights": f"model.weights={weights}"}
+    return [text for key, text in chosen.items() if key not in ("store", "split.name")]
 
 
 def plan_arm(out: Path, arm: str, fold: PlannedFold, steps: Sequence[Step]) -> list[Work]:

@@ -54,7 +54,7 @@ def read_settings(run: Path) -> dict[str, Any]:
     return read_json(run / SETTINGS, remedy="restore it from a copy of the run")
 
 
-def read_environment(run: Path) -> dict[str, Any]:
+def read_environment(run: Path) -> dict[str, object]:
     """Return what a run was trained with; raises as `read_settings` does."""
     return read_json(run / ENVIRONMENT, remedy="restore it from a copy of the run")
 

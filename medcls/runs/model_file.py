@@ -245,7 +245,7 @@ def _read_metadata(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         raise DataError(f"{path} is not a model file of medcls, or is damaged ({_shorten(error)})") from error
 
 
-def _parse_card(content: dict[str, Any]) -> ModelCard:
+def _parse_card(content: dict[str, object]) -> ModelCard:
     """Return the checked card; raises ValueError for one that no training could have written."""
     try:
         card = from_json(ModelCard, content)

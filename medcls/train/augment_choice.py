@@ -42,7 +42,7 @@ class AugmentChoice:
     sides: list[str]
     notice: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what a model card keeps."""
         return {"preset": self.preset, "transforms": self.augmentation.transforms, "sides": self.sides}
 

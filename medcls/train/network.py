@@ -76,6 +76,7 @@ def plan_network(
 ) -> list[StagePlan]:
     """Return how each stage is trained, apply it, and print it with what may not be meant."""
     model, left, epochs = start.model, set(start.left), recipe.trainer.epochs
+    # Stages that the weights lack are never frozen; without any weights the transfer is taken as it is said.
     fresh = set() if start.is_new else stages_of(model, start.left)
     first = choose_first_epochs(
         list(model.stages),

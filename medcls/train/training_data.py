@@ -71,7 +71,7 @@ class TrainingData:
     labels_sha256: str
     held_out: NDArray[np.int64]
     clinical: ClinicalSpec | None = None
-    augment: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, object] = field(default_factory=dict)
     features: dict[str, FeatureDataset] = field(default_factory=dict)
 
     @property
