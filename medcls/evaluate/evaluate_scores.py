@@ -188,7 +188,7 @@ def find_thresholds(table: ScoreTable, given: float | None) -> dict[str, float]:
         ConfigError: threshold= for a kind of task that has none.
     """
     one = table.rows.predictions
-    questions = {"binary": one.class_names[1:], "multilabel": one.class_names}.get(one.kind, ())
+    questions = one.traits.list_questions(one.class_names)
     if given is not None and not questions:
         raise ConfigError(f"threshold={given:g}: kind={one.kind} has no threshold: remove it")
     if given is not None:
@@ -319,7 +319,7 @@ def name_compared(source: Path, against: str | None, scores: Scores) -> Compared
 
 def _name_classes(table: ScoreTable) -> str:
     names = table.form.class_names
-    if table.form.kind == "binary":
+    if table.rows.predictions.traits.pair:
         return f"positive class {names[1]}, negative {names[0]}"
     return f"classes {', '.join(names)}" if names else "a value"
 
@@ -328,7 +328,7 @@ def list_notes(scores: Scores, *, threshold: float | None) -> list[str]:
     """Return what a reader must know first, and say it on the terminal."""
     table = scores.table
     notes = [f"scores from a file (sha256 {table.sha256[:12]}…); {UNKNOWN}: {'; '.join(UNPROVEN.values())}"]
-    if scores.chosen is None and table.rows.predictions.decides and table.form.kind in ("binary", "multilabel"):
+    if scores.chosen is None and table.rows.predictions.decides and table.rows.predictions.traits.thresholds:
         how = "0.5 by default"
         if threshold is not None:
             how = "set by threshold="

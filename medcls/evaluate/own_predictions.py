@@ -12,6 +12,7 @@ from medcls.data.targets import Task
 from medcls.errors import DataError
 from medcls.evaluate.score_file import ScoreFile, read_number
 from medcls.files import read_json, write_json
+from medcls.kinds import KINDS
 from medcls.statistics.decision import Decision
 
 TRUE, SCORES, LEVEL, STATE, RULE, THRESHOLD = "y_true", "y_score", "level", "state", "rule", "threshold"
@@ -58,7 +59,7 @@ def describe_evaluated(path: Path, task: Task, decision: Decision) -> None:
     if not task.positive:
         del columns["positive_class"]
     for name, value in decision.thresholds.items():
-        column = THRESHOLD if task.kind == "binary" else f"{THRESHOLD}_{name}"
+        column = THRESHOLD if task.traits.pair else f"{THRESHOLD}_{name}"
         # A class that is never called has no threshold.
         thresholds[column] = [value] if math.isfinite(value) else []
     content = {
@@ -83,7 +84,7 @@ def read_sidecar(path: Path) -> Mapping[str, Any]:
     if not beside.is_file():
         return {}
     found: Mapping[str, Any] = read_json(beside)
-    if not isinstance(found, Mapping) or not isinstance(found.get("task"), str) or "classes" not in found:
+    if not isinstance(found, Mapping) or str(found.get("task")) not in KINDS or "classes" not in found:
         raise DataError(f"{beside}: not as medcls wrote it: restore it, or remove it")
     return found
 
@@ -112,19 +113,24 @@ def _translate_evaluated(file: ScoreFile, beside: Mapping[str, Any]) -> OwnTable
     columns = {name: cells for name, cells in file.columns.items() if not name.startswith((f"{TRUE}.", f"{SCORES}."))}
     columns.pop("positive_class", None)
     # The classes that have a score, and the columns that then hold scores and truths.
-    asked = {"binary": names[-1:], "regression": [""]}.get(kind, names)
-    scores = {"regression": ["score"]}.get(kind, [f"score_{name}" for name in asked])
-    truths = {"multilabel": [f"label_{name}" for name in names]}.get(kind, ["truth"])
+    traits = KINDS[kind]
+    asked = traits.list_questions(names) or names
+    scores = [f"score_{name}" for name in asked]
+    truths = ["truth"]
+    if traits.numeric:
+        asked, scores = [""], ["score"]
+    if traits.multiple:
+        truths = [f"label_{name}" for name in names]
     if len(score) != len(scores) or len(true) != len(truths):
         raise DataError(
             f"{file.setting}: {len(score)} scores per row, expected {len(scores)} of kind={kind}: restore it"
         )
-    if kind not in ("multilabel", "regression"):
+    if not traits.multiple and not traits.numeric:
         true = [[names[int(float(cell))] for cell in true[0]]]
     columns |= dict(zip(truths + scores, true + score, strict=True))
     found, thresholds = beside.get("thresholds", {}), dict[str, float]()
     for name in asked:
-        column = THRESHOLD if kind == "binary" else f"{THRESHOLD}_{name}"
+        column = THRESHOLD if traits.pair else f"{THRESHOLD}_{name}"
         if column in found:
             # Without a value the class is never called.
             thresholds[name] = float([*found[column], math.inf][0])

@@ -54,7 +54,7 @@ def describe_loss(table: ScoreTable) -> list[str]:
         )
     if table.left_out:
         notes.append(f"{format_count(table.left_out, 'row')} without a truth left out")
-    if not table.rows.predictions.probabilities and table.form.kind != "regression":
+    if not table.rows.predictions.probabilities and not table.rows.predictions.traits.numeric:
         notes.append(
             f"{format_count(table.outside, 'score')} outside [0, 1]: all are taken as margins, which rank images; "
             "calibration is not measured, since it needs probabilities"

@@ -134,13 +134,13 @@ def describe_repeats(cases: Sequence[Case]) -> list[str]:
 def describe_answers(cases: Sequence[Case], task: Task) -> list[str]:
     """Return how many images were called each class, by which rule and threshold; of values nothing."""
     scored = [case for case in cases if case.level == IMAGE and case.scores is not None]
-    if not scored or task.kind == "regression":
+    if not scored or task.traits.numeric:
         return []
     decision = scored[0].decision
     if decision is None:
         return []
     predictions = decision.apply(build_predictions(task, np.array([case.scores for case in scored])))
-    if predictions.kind in ("binary", "multilabel"):
+    if predictions.traits.thresholds:
         counts = dict(zip(decision.thresholds, predictions.called.sum(axis=0).tolist(), strict=True))
     else:
         called = np.bincount(predictions.grade_predicted, minlength=len(task.class_names))
@@ -188,4 +188,4 @@ def _find_map(choices: Choices) -> Mapping[str, Any] | None:
 def name_point(task: Task, point: Mapping[str, Any]) -> str:
     """Return the column of an operating point: above_sensitivity_0.95; above_<class>_youden unless binary."""
     rule = Rule(point["kind"], point["target"]).name
-    return f"above_{rule}" if task.kind == "binary" else f"above_{point['question']}_{rule}"
+    return f"above_{rule}" if task.traits.pair else f"above_{point['question']}_{rule}"

@@ -48,7 +48,7 @@ def aggregate(predictions: Predictions, units: Integers, *, rule: str) -> Aggreg
 
     Source: noisy-or: Pearl 1988, section 4.3.2; labels: own choice, docs/decisions/0013-evaluation.md.
     """
-    probabilities = predictions.probabilities and predictions.kind != "regression"
+    probabilities = predictions.probabilities and not predictions.traits.numeric
     if rule not in RULES or (rule == "noisy_or" and not probabilities):
         raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}; noisy_or needs probabilities")
     first = np.unique(units, return_index=True)[1].astype(np.int64)
@@ -77,7 +77,7 @@ def choose_aggregation(predictions: Predictions, units: Integers) -> ChosenAggre
     metric = TASK_METRICS[predictions.kind].joining
     chosen: ChosenAggregation = {"rule": RULES[0], "metric": metric, "values": {}}
     known = {}
-    for rule in RULES if predictions.kind != "regression" and predictions.probabilities else RULES[:2]:
+    for rule in RULES if not predictions.traits.numeric and predictions.probabilities else RULES[:2]:
         merged = aggregate(predictions, units, rule=rule).predictions
         value = float(build_estimator(merged)(np.ones((1, len(merged.y_score))))[metric][0])
         chosen["values"][rule] = None
@@ -94,18 +94,18 @@ def _label(predictions: Predictions, units: Integers) -> tuple[Any, Any]:
     """Label of each unit, and whether it has one."""
     true, number = predictions.y_true, int(units.max()) + 1
     everyone = np.ones(number, dtype=bool)
-    if predictions.kind == "multilabel":
+    if predictions.traits.multiple:
         unknown = np.isnan(true)
         yes = _reduce(np.maximum, np.where(unknown, 0.0, true), units)
         doubt = _reduce(np.maximum, unknown.astype(np.float64), units)
         return np.where((yes == 0) & (doubt == 1), np.nan, yes), everyone
     column = np.asarray(true, dtype=np.float64)[:, None]
     highest = _reduce(np.maximum, column, units)[:, 0]
-    if predictions.kind == "regression" and not predictions.grades:
+    if predictions.traits.numeric and not predictions.grades:
         return np.bincount(units, weights=column[:, 0]) / np.bincount(units), everyone
     if predictions.kind == "multiclass" and not predictions.grades:
         everyone = highest == -_reduce(np.maximum, -column, units)[:, 0]
-    return (highest if predictions.kind == "regression" else highest.astype(np.int64)), everyone
+    return (highest if predictions.traits.numeric else highest.astype(np.int64)), everyone
 
 
 def _score(predictions: Predictions, units: Integers, *, rule: str) -> Floats:

@@ -96,7 +96,7 @@ def choose_operating(rows: Rows, *, rules: Sequence[Rule], seed: int = 0) -> dic
 def choose_calibration(rows: Rows, *, alpha: float, seed: int) -> dict[str, object]:
     """Return what calibration.json keeps: the fitted maps, which is best on held-out patients, and the sets' bounds."""
     one = rows.predictions
-    if one.kind == "regression":
+    if one.traits.numeric:
         return {"reason": "a regression has no probabilities"}
     if not one.probabilities:
         return {"reason": "the scores are not probabilities in [0, 1]"}

@@ -49,7 +49,7 @@ class AugmentChoice:
 
 def list_sides(task: Task, *, clinical: Sequence[str] = ()) -> list[str]:
     """Return the classes, label columns and clinical columns that name sides of the body."""
-    columns = [name for name in task.columns if task.kind != "multilabel"]
+    columns = [name for name in task.columns if not task.traits.multiple]
     return find_sides(dict.fromkeys([*task.class_names, *columns, *clinical]))
 
 

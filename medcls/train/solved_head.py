@@ -177,7 +177,7 @@ def assign_folds(data: TrainingData, targets: NDArray[np.float64], *, seed: int)
     names, strata = _stratify(data, targets)
     counts = [len(np.unique(patients.values[strata.rows[strata.codes == k]])) for k in range(len(names))]
     few = int(np.argmin(counts))
-    if counts[few] < 2 and data.task.kind != "multilabel":
+    if counts[few] < 2 and not data.task.traits.multiple:
         raise DataError(
             f"class {names[few]} has one patient in train, and a solved head needs two to choose its strength: add "
             "patients, or set model.head=linear"
@@ -189,17 +189,17 @@ def assign_folds(data: TrainingData, targets: NDArray[np.float64], *, seed: int)
     places = assign_shares(patients, strata, shares=shares, seed=draw_seed("svm", seed), listed=listed)
     folds = places[rows].astype(np.int64)
     alone = [name for k, name in enumerate(names) if len(np.unique(places[strata.rows[strata.codes == k]])) < 2]
-    if alone and data.task.kind != "multilabel":
+    if alone and not data.task.traits.multiple:
         raise DataError(f"all patients of class {alone[0]} fall into one fold: add patients, or change seed=")
     return folds
 
 
 def _stratify(data: TrainingData, targets: NDArray[np.float64]) -> tuple[list[str], Strata]:
     rows, task = data.train.rows, data.task
-    if task.kind == "multilabel":
+    if task.traits.multiple:
         image, label = np.nonzero(targets == 1)
         return task.class_names, Strata(task.class_names, rows[image], label.astype(np.int32))
-    if task.kind == "regression":
+    if task.traits.numeric:
         bins = max(1, min(10, len(rows) // 20))
         edges = np.quantile(targets[:, 0], np.linspace(0, 1, bins + 1)[1:-1])
         names = [f"values {k + 1} of {bins}" for k in range(bins)]

@@ -215,7 +215,7 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
     """Return one line: store, sizes, classes."""
     sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in datasets.items())
     classes = f"classes {', '.join(task.class_names)}" if task.class_names else "a number"
-    if task.kind == "ordinal" or task.grades:
+    if task.traits.ordered or task.grades:
         classes = f"{' < '.join(task.class_names)}"
     what = "volumes" if store.spec.spatial_dims == 3 else "images"
     positive = describe_positive(task, recorded=True)
@@ -225,7 +225,7 @@ def describe_data(store: Store, task: Task, datasets: dict[str, StoreDataset]) -
 
 def look_at_data(run: Path, data: TrainingData) -> None:
     """Write the cheapest check there is: what the network will see, by class, plain and augmented."""
-    groups = [] if data.task.kind == "multilabel" else data.task.class_names
+    groups = [] if data.task.traits.multiple else data.task.class_names
     path = write_contact_sheet(run / CONTACT_SHEET, data.train, class_names=groups)
     say(f"look at {path}: training images by class, each above its augmented version")
 

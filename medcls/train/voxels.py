@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from medcls.kinds import KINDS
 from medcls.reproducibility import make_generator
 
 Floats = NDArray[np.float64]
@@ -53,9 +54,9 @@ class VoxelModel:
     def predict(self, features: NDArray[Any]) -> Floats:
         """Return the scores (N, K) that metrics take, of features (N, F): probabilities, or (N, 1) values."""
         logits = np.asarray(features, np.float64) @ self.weight.T + self.bias
-        if self.kind == "regression":
+        if KINDS[self.kind].numeric:
             return logits
-        if self.kind in ("binary", "multilabel"):
+        if KINDS[self.kind].thresholds:
             return np.asarray(np.exp(-np.logaddexp(0, -logits)))
         return np.asarray(np.exp(_log_softmax(logits)))
 
@@ -111,7 +112,7 @@ def _fit_target(
     for fold in np.unique(folds):
         held = folds == fold
         # A rare class may be missing from the other folds: then this one tells nothing of the penalty.
-        if held.all() or (kind != "regression" and set(target[held]) - set(target[~held])):
+        if held.all() or (not KINDS[kind].numeric and set(target[held]) - set(target[~held])):
             continue
         space = _Space(features[~held], seed=seed)
         inner, outer = space.project(features[~held]), space.project(features[held])
@@ -146,7 +147,7 @@ class _Space:
 
 def _fit(components: Floats, target: Floats, *, strength: float, kind: str) -> tuple[Floats, Floats]:
     """Weight (L, P) and bias (L,)."""
-    if kind == "regression":
+    if KINDS[kind].numeric:
         ridge = Ridge(alpha=1 / strength).fit(components, target)
         return ridge.coef_[None], np.array([ridge.intercept_])
     if len(np.unique(target)) == 1:
@@ -154,14 +155,14 @@ def _fit(components: Floats, target: Floats, *, strength: float, kind: str) -> t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not converged in _STEPS: the weakest penalties, which seldom win
         fitted = LogisticRegression(C=strength, max_iter=_STEPS).fit(components, target)
-    if len(fitted.classes_) > 2 or kind in ("binary", "multilabel"):
+    if len(fitted.classes_) > 2 or KINDS[kind].thresholds:
         return fitted.coef_, fitted.intercept_
     return np.vstack([-fitted.coef_, fitted.coef_]) / 2, np.concatenate([-fitted.intercept_, fitted.intercept_]) / 2
 
 
 def _lose(logits: Floats, target: Floats, *, kind: str) -> float:
     """Mean squared error, or mean minus log probability of the truth."""
-    if kind == "regression":
+    if KINDS[kind].numeric:
         return float(np.mean((logits[:, 0] - target) ** 2))
     logs = _log_softmax(np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits)
     return float(-np.mean(logs[np.arange(len(target)), target.astype(int)]))
