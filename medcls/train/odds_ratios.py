@@ -24,7 +24,7 @@ REPLICATES = 1000
 _FORMAT = 1
 _LIMITS = (
     "Adjusted for the other columns and for the image, as scored by this network, times one fitted factor. "
-    "The intervals over patients do not cover the view between trainings. On training patients a "
+    "The intervals over patients do not cover the variation between trainings. On training patients a "
     "network that memorised them leaves the columns nothing to explain; its epoch was chosen on the validation "
     "patients. Associations, not effects."
 )
