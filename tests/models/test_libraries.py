@@ -330,3 +330,23 @@ def test_mnasnet_loads_plain_tensors() -> None:
     randomize(state)
     backbone.body.load_state_dict(state)
     assert all(torch.equal(value, state[name]) for name, value in backbone.body.state_dict().items())
+
+
+def list_one_of_each() -> list[str]:
+    """One network of each of timm's families, by its first name, and every one of torchvision's."""
+    families = [timm.list_models(module=module) for module in timm.list_modules()]
+    own = torchvision.models.list_models(module=torchvision.models)
+    return [f"timm/{names[0]}" for names in families if names] + [f"torchvision/{name}" for name in own]
+
+
+@pytest.mark.slow
+def test_every_family_of_both_libraries_is_built_and_its_stages_hold_every_parameter() -> None:
+    faults = []
+    for name in list_one_of_each():
+        with torch.device("meta"):
+            backbone = build_backbone(name)
+        stages = backbone.stages
+        held = [id(parameter) for stage in stages.values() for parameter in stage.parameters()]
+        if sorted(held) != sorted(id(parameter) for parameter in backbone.parameters()) or len(stages) < 4:
+            faults.append(name)
+    assert faults == []
