@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from medcls.config import TaskConfig
+from medcls.config.schema import read_settings
 from medcls.data.store import Store
+from medcls.kinds import KINDS, OWN, TaskKind
 from medcls.models import families
 from medcls.models.backbones import Backbone, Blueprint, stage_by_child
 from medcls.models.classifier import build_classifier
 from medcls.models.families import Family
+from medcls.models.heads import OUTPUTS, Output
 from medcls.models.normalization import VolumeNormalization
 from medcls.predict.predict import predict
 from medcls.runs.model_file import read_card, read_model
 from medcls.statistics import definitions
 from medcls.statistics.definitions import RANKS, Definition
+from medcls.statistics.metrics import _BUILDERS
 from medcls.statistics.predictions import Floats, Predictions
+from medcls.training.losses import LOSSES, Loss, LossSettings
 
 
 def build_dot(plan: Blueprint) -> Backbone:
@@ -85,3 +92,42 @@ def test_metric_of_one_function_and_one_row_chooses_the_epoch_and_is_in_metrics_
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["least_certainty"]["value"] == pytest.approx(min(map(max, scores)))
     assert "Least certainty" in (folder / "report.html").read_text()
+
+
+def learn_rare(settings: LossSettings) -> Loss:
+    """Minus the mean log likelihood of P = 1 - exp(-exp(z)): the complementary log-log link."""
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        rate = logits.float().exp()
+        return -torch.where(targets > 0, torch.log(-torch.expm1(-rate)), -rate).mean()
+
+    return loss
+
+
+@pytest.fixture
+def with_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of task of two classes whose outputs are on another scale than those of a binary one."""
+    monkeypatch.setitem(KINDS, "rare", TaskKind("rare", {"auto": OWN}, thresholds=True, most=2))
+    average = lambda logits: (-torch.log(torch.exp(-logits.exp()).mean(dim=0))).log()
+    monkeypatch.setitem(OUTPUTS, "rare", Output(lambda classes: 1, lambda z: -torch.expm1(-z.exp()), average))
+    monkeypatch.setitem(LOSSES, "rare", {"auto": learn_rare})
+    monkeypatch.setitem(definitions.TASK_METRICS, "rare", definitions.TASK_METRICS["binary"])
+    setting = read_settings(TaskConfig)["kind"]
+    object.__setattr__(setting, "choices", (*setting.choices, "rare"))
+    monkeypatch.setattr("medcls.statistics.metrics._BUILDERS", _BUILDERS | {"rare": _BUILDERS["binary"]})
+
+
+@pytest.mark.usefixtures("with_rare")
+def test_kind_of_task_of_one_row_a_table_is_trained_with_its_own_outputs_and_loss(
+    run_train: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = run_train(tmp_path / "run", "model=cbr_small", "task.kind=rare", "task.classes={0: 0, 1: 1, 2: 1}")
+    model, card = read_model(run / "model.safetensors")[:2]
+    assert (card.task.kind, card.task.output, card.task.positive) == ("rare", "rare", "1+2")
+    assert model.head.linear.out_features == 1
+    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < row["val_log_loss"] < 20 for row in epochs if "val_log_loss" in row)
+    # Probabilities of the link: the loss that was trained is the log loss of the scores that metrics take.
+    found = [row for row in epochs if "val_loss" in row]
+    assert found
+    np.testing.assert_allclose([row["val_loss"] for row in found], [row["val_log_loss"] for row in found], rtol=1e-4)
