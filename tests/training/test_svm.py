@@ -37,24 +37,30 @@ def draw() -> Callable[..., Sample]:
     return make
 
 
+def build_liblinear(cost: float) -> LinearSVC:
+    return LinearSVC(C=cost, class_weight="balanced", dual=False, tol=1e-10, max_iter=100_000)
+
+
 def direct(features: np.ndarray, targets: np.ndarray, cost: float) -> np.ndarray:
-    """Decision values (N, L) of scikit-learn's own pipeline."""
-    pipeline = make_pipeline(Normalizer(), LinearSVC(C=cost, class_weight="balanced", dual=False, random_state=0))
+    """Decision values (N, L) of scikit-learn's own pipeline, converged far beyond its usual tolerance."""
+    pipeline = make_pipeline(Normalizer(), build_liblinear(cost))
     rows = features.astype(np.float64)
     values: np.ndarray = pipeline.fit(rows, targets).decision_function(rows)
     return values.reshape(len(values), -1)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_decision_values_are_those_of_a_scikit_learn_pipeline(draw: Callable[..., Sample], num_classes: int) -> None:
-    features, targets, folds = draw(num_classes)
+@pytest.mark.parametrize("size", [150, 16])
+def test_decision_values_are_those_of_liblinear(draw: Callable[..., Sample], num_classes: int, size: int) -> None:
+    features, targets, folds = draw(num_classes, size=size)
     svm = fit_svm(features, targets, folds=folds, costs=COSTS)
     expected = direct(features, targets, svm.cost)
-    np.testing.assert_allclose(normalize_rows(features) @ svm.weight.T + svm.bias, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(normalize_rows(features) @ svm.weight.T + svm.bias, expected, atol=2e-3)
     head = build_head("svm", [20], 1 if num_classes == 2 else 3)
     fill_head(head, svm)
     logits = head(torch.from_numpy(features)).detach().numpy()
-    np.testing.assert_allclose(logits, svm.slope * expected + svm.shift, rtol=1e-5, atol=1e-5)
+    found = normalize_rows(features) @ svm.weight.T + svm.bias
+    np.testing.assert_allclose(logits, svm.slope * found + svm.shift, rtol=1e-5, atol=1e-5)
 
 
 def test_each_c_is_scored_on_held_out_folds_alone(draw: Callable[..., Sample]) -> None:
@@ -64,11 +70,21 @@ def test_each_c_is_scored_on_held_out_folds_alone(draw: Callable[..., Sample]) -
         areas = []
         for fold in range(5):
             held = folds == fold
-            pipeline = make_pipeline(Normalizer(), LinearSVC(C=row["C"], class_weight="balanced", dual=False))
+            pipeline = make_pipeline(Normalizer(), build_liblinear(row["C"]))
             pipeline.fit(features[~held].astype(np.float64), targets[~held])
             areas.append(roc_auc_score(targets[held], pipeline.decision_function(features[held].astype(np.float64))))
-        assert row["auc"] == pytest.approx(np.mean(areas), abs=1e-9)
+        # Rounding may exchange two rows of a fold: 1 of 15 x 15 pairs, in one fold of five.
+        assert row["auc"] == pytest.approx(np.mean(areas), abs=1e-3)
     assert svm.cost == max(svm.table, key=lambda row: row["auc"])["C"]
+
+
+def test_a_class_that_a_fold_leaves_out_is_learnt_by_the_others(draw: Callable[..., Sample]) -> None:
+    features, targets, _ = draw(3)
+    folds = np.where(targets == 2, 4, np.arange(150) % 4)
+    svm = fit_svm(features, targets, folds=folds, costs=COSTS)
+    np.testing.assert_allclose(
+        normalize_rows(features) @ svm.weight.T + svm.bias, direct(features, targets, svm.cost), atol=2e-3
+    )
 
 
 def test_of_equal_scores_the_smallest_c_is_taken(draw: Callable[..., Sample]) -> None:
