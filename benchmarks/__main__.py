@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import dicom, evaluation, features, loader, memory, startup, store, throughput, volumes
+from benchmarks import dicom, evaluation, features, heads, loader, memory, startup, store, throughput, volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Suite:
 SUITES = {
     "throughput": Suite(throughput.measure),
     "features": Suite(features.measure),
+    "heads": Suite(heads.measure),
     "loader": Suite(loader.measure),
     "store": Suite(store.measure),
     "startup": Suite(startup.measure),

@@ -1,4 +1,4 @@
-"""A linear head solved on cached features by ridge regression; its strength is chosen by folds of patients.
+"""A linear head solved on cached features by logistic or ridge regression; its strength is chosen by folds of patients.
 
 Source: multinomial logistic regression with an L2 penalty by L-BFGS, scikit-learn; ordered grades as one regression for
 each step of CORN, Shi, Cao and Raschka, arXiv 2111.08851, equation 7. Our choice (docs/decisions/0051): features are
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-STRENGTHS = tuple(float(value) for value in np.logspace(-4, 4, 10))
-"""Inverse penalties (C) on standardised features, from the strongest penalty to the weakest."""
+STRENGTHS = tuple(float(value) for value in np.logspace(-5, 2, 15))
+"""Inverse penalties (C) on standardised features, from the strongest penalty to the weakest (docs/decisions/0078)."""
 
 MAX_ITERATIONS = 1_000
 

@@ -55,7 +55,7 @@ def test_svm_is_the_pipeline_of_scikit_learn_on_the_features(
     train, val = (rows_of(splits, name) for name in ("train", "val"))
     labels = np.array([int(label) for label in store_labels(store)])
     targets = np.minimum(labels, 1) if task else labels
-    machine = LinearSVC(C=chosen["C"], class_weight="balanced", dual=False, max_iter=10_000)
+    machine = LinearSVC(C=chosen["C"], class_weight="balanced", dual=False, tol=1e-10, max_iter=100_000)
     pipeline = make_pipeline(Normalizer(), machine).fit(features_of(run, train), targets[train])
     decisions = pipeline.decision_function(features_of(run, val)).reshape(len(val), -1)
     model, card = read_model(run / "model.safetensors")

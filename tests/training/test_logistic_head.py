@@ -90,5 +90,5 @@ def test_weaker_penalties_are_not_tried_after_two_rises_of_the_held_out_loss() -
     rng = np.random.default_rng(0)
     noise, targets = rng.normal(size=(150, 40)), rng.integers(0, 2, (150, 1)).astype(np.float64)
     head = fit_logistic_head("binary", noise, targets, folds=FOLDS)
-    assert [row["C"] for row in head.table] == pytest.approx([1e-4, 10 ** (-4 + 8 / 9), 10 ** (-4 + 16 / 9)])
-    assert head.strength == pytest.approx(1e-4)
+    assert [row["C"] for row in head.table] == pytest.approx([1e-5, 10**-4.5, 1e-4])
+    assert head.strength == pytest.approx(1e-5)

@@ -16,7 +16,7 @@ from medcls.errors import DataError
 from medcls.models.heads import build_head
 from medcls.train import svm as module
 from medcls.train.solved_head import fill_head
-from medcls.train.svm import Svm, fit_logits, fit_svm, normalize_rows, score_folds
+from medcls.train.svm import GRID, Svm, fit_logits, fit_svm, normalize_rows, score_folds
 
 COSTS = (0.01, 1.0, 100.0)
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -92,6 +92,17 @@ def test_of_equal_scores_the_smallest_c_is_taken(draw: Callable[..., Sample]) ->
     svm = fit_svm(features, targets, folds=folds, costs=COSTS)
     assert [row["auc"] for row in svm.table] == [1.0, 1.0, 1.0]
     assert svm.cost == COSTS[0]
+
+
+def test_larger_c_are_not_tried_after_two_falls_in_a_row(draw: Callable[..., Sample]) -> None:
+    features, targets, folds = draw(signal=0.5)
+    every = [fit_svm(features, targets, folds=folds, costs=[cost]).table[0]["auc"] for cost in GRID]
+    falls = np.diff(every) < 0
+    stop = next((k for k in range(2, len(every)) if falls[k - 2] and falls[k - 1]), len(every) - 1)
+    svm = fit_svm(features, targets, folds=folds)
+    assert [row["C"] for row in svm.table] == list(GRID[: stop + 1])
+    assert len(svm.table) < len(GRID)
+    assert svm.cost == max(svm.table, key=lambda row: (row["auc"], -row["C"]))["C"]
 
 
 def test_repetition_is_equal_to_the_bit(draw: Callable[..., Sample]) -> None:
