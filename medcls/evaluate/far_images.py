@@ -10,6 +10,7 @@ from medcls.evaluate.evaluation_data import Opened
 from medcls.files import MODEL
 from medcls.runs.model_file import read_model
 from medcls.statistics.bounds import compute_wilson
+from medcls.train.cached_features import read_more_features
 from medcls.train.training_distance import draw_images, read_training_distance, run_backbone
 from medcls.training.feature_distance import FAR
 from medcls.training.forward import PredictOptions
@@ -31,8 +32,10 @@ def measure_far(opened: Opened, options: PredictOptions) -> dict[str, float] | N
     drawn = draw_images(opened.store, opened.rows)
     clinical = None if opened.clinical is None else opened.clinical[drawn]
     part = replace(opened, rows=opened.rows[drawn], targets=opened.targets[drawn], clinical=clinical)
-    dataset = part.build_dataset(crop=opened.card.crop)
-    far = distance.measure(run_backbone(model.to(options.rules.device), dataset, options)) > FAR
+    dataset, model = part.build_dataset(crop=opened.card.crop), model.to(options.rules.device)
+    cached = read_more_features(opened.run, opened.card, model=model, dataset=dataset, options=options, name="distance")
+    features = run_backbone(model, dataset, options) if cached is None else cached.views[0].read(cached.rows)
+    far = distance.measure(features) > FAR
     patients = len(set(opened.store.column("patient_id", part.rows)))
     share = float(far.mean())
     # As if the images of a patient were copies: the interval is rather too wide than too narrow.

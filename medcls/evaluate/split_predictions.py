@@ -36,10 +36,12 @@ from medcls.files import (
     write_json,
 )
 from medcls.identity import format_count
+from medcls.models.classifier import FeatureClassifier
 from medcls.models.heads import average_logits, compute_scores
 from medcls.runs.model_file import ModelCard, read_model
 from medcls.statistics.assessment import Rows
 from medcls.statistics.predictions import check_predictions
+from medcls.train.cached_features import read_more_features
 from medcls.training.forward import PredictOptions, choose_options, predict_rows
 from medcls.training.loop import NonFiniteError
 
@@ -208,7 +210,17 @@ def predict_views(
     passes = build_passes(plan, model.to(options.rules.device), output=card.task.output)
     # Counted before the first image is read: an evaluation that is interrupted was an opening, too.
     log_opening(opened, key=list_inputs(request, opened, plan), log=log, use=use)
-    logits = [compute_logits(opened, passed, options, split=request.rows.split) for passed in passes]
+    split = request.rows.split
+    cached = None
+    if not plan.scales:
+        dataset = opened.build_dataset(crop=plan.crop)
+        cached = read_more_features(opened.run, card, model=model, dataset=dataset, options=options, name=split)
+    if cached is None:
+        logits = [compute_logits(opened, passed, options, split=split) for passed in passes]
+    else:
+        # Features are read faster than a process could hand them over.
+        here = PredictOptions(options.rules, options.batch_size)
+        logits = [check_finite(predict_rows(FeatureClassifier(model), cached, here))]
     averaged: NDArray[np.float64] = average_logits(card.task.output, torch.from_numpy(np.stack(logits))).numpy()
     return averaged
 
@@ -324,6 +336,11 @@ def compute_logits(opened: Opened, passed: Pass, options: PredictOptions, *, spl
     """
     show = partial(show_progress, desc=" ".join(filter(None, ("predict", split, passed.name))), unit="batch")
     logits = predict_rows(passed.network, opened.build_dataset(crop=passed.crop), options, through=show)
+    return check_finite(logits)
+
+
+def check_finite(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return logits (N, L); raise NonFiniteError if those of an image are not finite."""
     if not np.isfinite(logits).all():
         wrong = int((~np.isfinite(logits).all(axis=1)).sum())
         raise NonFiniteError(f"the outputs for {wrong} of {len(logits)} images are not finite: try precision=fp32")

@@ -1,8 +1,9 @@
-"""Train the head on cached features instead of images: whether a run may, and where they are kept."""
+"""Cached features in place of images: whether a run may train its head on them, where they are kept, who reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,17 +15,17 @@ from numpy.typing import NDArray
 
 from medcls.config import CropConfig, ModelConfig, TransferConfig
 from medcls.console import say, show_progress
-from medcls.data.dataset import Position, StoreDataset
+from medcls.data.dataset import StoreDataset
 from medcls.data.loaders import build_loader
 from medcls.data.splits import TRAIN, VAL
+from medcls.data.store import Store
 from medcls.errors import ConfigError
 from medcls.identity import format_count
 from medcls.models.backbones import CLINICAL
 from medcls.models.classifier import Classifier
 from medcls.models.transfer import StagePlan
 from medcls.records import to_json
-from medcls.runs.model_file import compute_digest
-from medcls.train.network import choose_normalization
+from medcls.runs.model_file import ModelCard, compute_digest
 from medcls.train.training_data import TrainingData
 from medcls.training.features import (
     FEATURES,
@@ -105,16 +106,12 @@ def cache_features(
     caches_of_train = [FeatureCache(root, key | {"view": view}, shape=shape) for view in views] or [plain]
     parts = ((TRAIN, data.train, caches_of_train), (VAL, data.val, [plain]))
 
-    def compute(dataset: StoreDataset, batches: list[list[Position]]) -> Iterator[Portion]:
-        loader = build_loader(dataset, batches, workers=options.workers, device=options.rules.device)
-        return compute_features(model, loader, options.rules)
-
     # Loaders draw from torch's own generator: dropout must not depend on how much had to be computed.
     with torch.random.fork_rng(devices=[]):
         for split, dataset, caches in parts:
             for epoch, cache in enumerate(caches):
                 name = f"features {split}" + (f", view {epoch + 1}/{len(caches)}" if len(caches) > 1 else "")
-                fill_cache(cache, dataset, epoch=epoch, compute=compute, name=name)
+                fill_cache(cache, dataset, epoch=epoch, model=model, options=options, name=name)
     return {
         split: FeatureDataset(
             caches, dataset.rows, targets=dataset.targets, clinical=dataset.clinical, soft=dataset.soft
@@ -123,8 +120,40 @@ def cache_features(
     }
 
 
+def read_more_features(
+    run: Path, card: ModelCard, *, model: Classifier, dataset: StoreDataset, options: PredictOptions, name: str
+) -> FeatureDataset | None:
+    """Return features of further rows in place of their images, computed into the cache that the training used.
+
+    All runs beside one another whose networks are frozen share them: an evaluation of the second run computes none.
+
+    Args:
+        run: Folder of a finished run.
+        card: Of its model.
+        model: On the device of the options.
+        dataset: The rows, ascending, as the model takes them without augmentation.
+        options: Device, precision and loading.
+        name: For messages.
+
+    Returns:
+        None if there is no cache for this very network, store and way to compute, or it cannot be written; crops have
+        none.
+    """
+    root, store = run.resolve().parent / FEATURES, dataset.store
+    if card.crop is not None or card.store_sha256 != store.sha256 or not root.is_dir():
+        return None
+    key = describe_inputs(
+        model, CropConfig(), architecture=card.architecture, normalize=card.normalize, store=store, rules=options.rules
+    )
+    cache = FeatureCache(root, key | {"view": None}, shape=(len(store), model.backbone.num_features))
+    if not os.access(cache.folder, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    fill_cache(cache, dataset, epoch=0, model=model, options=options, name=f"features {name}")
+    return FeatureDataset([cache], dataset.rows, targets=dataset.targets, clinical=dataset.clinical)
+
+
 def describe_inputs(
-    config: ModelConfig, crop: CropConfig, *, data: TrainingData, model: Classifier, rules: StepRules
+    model: Classifier, crop: CropConfig, *, architecture: str, normalize: str, store: Store, rules: StepRules
 ) -> dict[str, Any]:
     """Return everything that the features follow from but the view, as JSON.
 
@@ -134,13 +163,13 @@ def describe_inputs(
     state = {**model.backbone.state_dict(), **dict(model.normalize.named_buffers(prefix="normalize"))}
     return {
         "format": _FORMAT,
-        "architecture": config.name,
+        "architecture": architecture,
         "options": model.backbone.options,
         "weights_sha256": compute_digest({name: tensor.cpu().contiguous() for name, tensor in state.items()}),
-        "normalize": choose_normalization(config.normalize, data.store.spec),
-        "preprocess": to_json(data.store.spec),
+        "normalize": normalize,
+        "preprocess": to_json(store.spec),
         "crop": asdict(crop),
-        "store_sha256": data.store.sha256,
+        "store_sha256": store.sha256,
         "precision": rules.precision,
         "device": rules.device,
         "channels_last": rules.channels_last,
@@ -163,7 +192,8 @@ def fill_cache(
     dataset: StoreDataset,
     *,
     epoch: int,
-    compute: Callable[[StoreDataset, list[list[Position]]], Iterator[Portion]],
+    model: Classifier,
+    options: PredictOptions,
     name: str,
 ) -> None:
     """Compute the rows of a dataset, as an epoch sees them, that a cache lacks; says what was computed."""
@@ -171,8 +201,9 @@ def fill_cache(
 
     def compute_missing(rows: NDArray[np.int64]) -> Iterator[Portion]:
         batches = list_batches(np.searchsorted(dataset.rows, rows).tolist(), epoch=epoch, shape=dataset.shape)
+        loader = build_loader(dataset, batches, workers=options.workers, device=options.rules.device)
         with show_progress(total=total, initial=total - len(rows), unit="image", desc=name, mininterval=1.0) as bar:
-            for places, features in compute(dataset, batches):
+            for places, features in compute_features(model, loader, options.rules):
                 yield dataset.rows[places], features
                 bar.update(min(len(places), total - int(bar.n)))
 

@@ -33,7 +33,7 @@ from medcls.statistics.selection import choose_score, describe_score, name_metri
 from medcls.train.cached_features import cache_features, choose_features, describe_inputs, list_views
 from medcls.train.claim import confirm_finished, hold_run, request_run
 from medcls.train.learner import Recipe, build_sampler, build_task_loss, choose_rules, group_parameters, place_model
-from medcls.train.network import check_lineage, plan_network, start_network
+from medcls.train.network import check_lineage, choose_normalization, plan_network, start_network
 from medcls.train.odds_ratios import write_odds
 from medcls.train.session import Session, describe_model, describe_process
 from medcls.train.solved_head import SOLVERS, find_solver, solve_logistic, solve_svm
@@ -97,7 +97,10 @@ def train(job: TrainJob) -> None:
         progress = session.begin(write_more)
         if cached:
             with first_goes_ahead():
-                key = describe_inputs(job.model, job.crop, data=data, model=network, rules=rules)
+                normalize = choose_normalization(job.model.normalize, data.store.spec)
+                key = describe_inputs(
+                    network, job.crop, architecture=job.model.name, normalize=normalize, store=data.store, rules=rules
+                )
                 views = list_views(data.train, job.varies * (job.transfer.views or 1))
                 data.features = cache_features(run, data=data, model=network, key=key, views=views, options=options)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -104,6 +106,45 @@ def test_soft_targets_are_learnt_from_cached_features_as_through_the_network(
     plain = run_train(tmp_path / "plain", *NONE, *FROZEN)
     weights = [read_model(run / "model.safetensors")[0].head.linear.weight for run in (cached, plain)]
     assert (weights[0] - weights[1]).abs().max() > 1e-3
+
+
+def test_runs_of_one_network_share_the_features_of_their_evaluations(
+    run_train: Run, run_evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = {"auto": "model.head=auto", "svm": "model.head=svm", "linear": "model.head=linear"}
+    runs = [run_train(tmp_path / name, *FROZEN, *NONE, head) for name, head in heads.items()]
+    computed: list[int] = []
+    original = cached_features.compute_features
+
+    def count(*arguments: Any) -> Any:
+        for places, features in original(*arguments):
+            computed.append(len(places))
+            yield places, features
+
+    monkeypatch.setattr(cached_features, "compute_features", count)
+    run_evaluate(runs[0], "split=test")
+    # One batch holds all test images; those of validation are there since the training.
+    assert len(computed) == 1
+    cached = [run_evaluate(run, "split=test") for run in runs]
+    assert len(computed) == 1
+    assert len(folders(runs[0])) == 1
+    shutil.rmtree(tmp_path / "features")
+    for run, folder in zip(runs, cached, strict=True):
+        live = run_evaluate(run, "split=test", f"out={tmp_path / 'again' / run.name}")
+        scores, others = (
+            pq.read_table(one / "predictions.parquet").column("logits").to_pylist() for one in (folder, live)
+        )
+        np.testing.assert_allclose(scores, others, rtol=1e-4, atol=1e-4)
+    assert len(computed) == 1
+    assert not (tmp_path / "features").exists()
+
+
+def test_features_of_another_network_are_not_taken(run_train: Run, run_evaluate: Run, tmp_path: Path) -> None:
+    frozen = run_train(tmp_path / "frozen", *FROZEN, *NONE)
+    before = [sha256_file(path) for path in sorted(folders(frozen)[0].iterdir())]
+    other = run_train(tmp_path / "other", *FROZEN, *NONE, "transfer=finetune")
+    run_evaluate(other, "split=test")
+    assert [sha256_file(path) for path in sorted(folders(frozen)[0].iterdir())] == before
 
 
 def test_random_crops_are_views_and_validation_is_the_middle(run_train: Run, tmp_path: Path) -> None:
