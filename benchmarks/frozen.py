@@ -60,9 +60,10 @@ def main(arguments: list[str]) -> int:
     settings = [f"{key}={value}" for key, value in given.items()]
     arms: dict[str, list[FoldPredictions]] = {name: [] for name in (*_HEADS, *_PROBES)}
     seconds = dict.fromkeys(arms, 0.0)
+    # Pays for the features of all rows, and for what torch builds once: not timed.
     for fold in folds:
-        # The first training pays for the features, and for what torch builds once: it is not timed.
         _train(store, out, fold, "warm", ["model.head=auto", *settings])
+    for fold in folds:
         for name, head in _HEADS.items():
             start, there = time.process_time(), (out / f"{name}-{fold.folder}" / MODEL).is_file()
             run = _train(store, out, fold, name, [*head, *settings])
