@@ -170,6 +170,8 @@ def _find(pairs: list[dict[str, Any]], first: str, second: str) -> str:
         sign = {(first, second): 1, (second, first): -1}.get((pair["first"], pair["second"]))
         if sign:
             entry = pair["bootstrap"]
+            if entry["low"] is None:
+                return f"{sign * pair['difference']:+.4f}"
             low, high = sorted((sign * entry["low"], sign * entry["high"]))
             return f"{sign * pair['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
     return ""

@@ -201,7 +201,8 @@ class _Problem:
         balanced = kept.sum() / ((counts > 0).sum() * np.maximum(counts, 1))
         own = self._targets[:, None] == (np.array([1]) if self._classes == 2 else np.arange(self._classes))
         rest = balanced[self._targets][:, None] if self._classes == 2 else np.ones((len(own), 1))
-        return np.where(own, 1.0, -1.0), kept[:, None] * np.where(own, balanced[self._targets][:, None], rest)
+        weights = np.where(own, balanced[self._targets][:, None], rest) * kept[:, None]
+        return np.where(own, 1.0, -1.0), np.asarray(weights, np.float64)
 
 
 def score_folds(decisions: Floats, targets: Integers, *, folds: Integers) -> float:
