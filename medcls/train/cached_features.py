@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -142,14 +142,18 @@ def read_more_features(
     root, store = run.resolve().parent / FEATURES, dataset.store
     if card.crop is not None or card.store_sha256 != store.sha256 or not root.is_dir():
         return None
-    key = describe_inputs(
-        model, CropConfig(), architecture=card.architecture, normalize=card.normalize, store=store, rules=options.rules
-    )
-    cache = FeatureCache(root, key | {"view": None}, shape=(len(store), model.backbone.num_features))
-    if not os.access(cache.folder, os.R_OK | os.W_OK | os.X_OK):
-        return None
-    fill_cache(cache, dataset, epoch=0, model=model, options=options, name=f"features {name}")
-    return FeatureDataset([cache], dataset.rows, targets=dataset.targets, clinical=dataset.clinical)
+    # The layout is a setting of the training that its model file does not record.
+    for channels_last in (True, False):
+        rules = replace(options.rules, channels_last=channels_last)
+        key = describe_inputs(
+            model, CropConfig(), architecture=card.architecture, normalize=card.normalize, store=store, rules=rules
+        )
+        cache = FeatureCache(root, key | {"view": None}, shape=(len(store), model.backbone.num_features))
+        if os.access(cache.folder, os.R_OK | os.W_OK | os.X_OK):
+            alike = replace(options, rules=rules)
+            fill_cache(cache, dataset, epoch=0, model=model, options=alike, name=f"features {name}")
+            return FeatureDataset([cache], dataset.rows, targets=dataset.targets, clinical=dataset.clinical)
+    return None
 
 
 def describe_inputs(

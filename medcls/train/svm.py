@@ -81,7 +81,7 @@ def fit_svm(
         DataError: no fold has two classes.
     """
     rows = normalize_rows(features)
-    problem = _Problem(rows, targets, folds=folds)
+    problem = _Machines(rows, targets, folds=folds)
     held_out: dict[float, Floats] = {}
     table: list[dict[str, Any]] = []
     for cost in costs:
@@ -118,7 +118,7 @@ def normalize_rows(features: NDArray[Any]) -> Floats:
     return np.asarray(rows / np.where(norms > 0, norms, 1))
 
 
-class _Problem:
+class _Machines:
     """The machines of all folds over one matrix of rows; rows of a fold that is held out have weight 0.
 
     A machine minimises |w|^2 / 2 + C sum_i c_i max(0, 1 - y_i (w x_i + b))^2, w with b, as in LinearSVC. For two
