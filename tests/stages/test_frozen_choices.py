@@ -115,7 +115,7 @@ def test_other_rules_are_free_before_test_and_refused_after(run_copy: Path, run_
 
 
 def test_decision_is_frozen_with_the_points_and_decides_evaluate_explain_and_compare(
-    run_train: Run, run_evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_train: Run, run_evaluate: Run, tmp_path: Path
 ) -> None:
     run = run_train(tmp_path / "binary", "task=binary", "task.classes={0: 0, 1: 0, 2: 1}")
     with pytest.raises(ConfigError, match=r"decision=yuden: expected one of youden, .*half \(nearest: youden\)"):
@@ -134,13 +134,10 @@ def test_decision_is_frozen_with_the_points_and_decides_evaluate_explain_and_com
     threshold = points["sensitivity"]["threshold"]
     assert explain.predict(run, request).rows.predictions.thresholds == (threshold,)
     # Arms of a comparison are called by their own decision, too.
-    work = SimpleNamespace(name="run")
-    monkeypatch.setattr(comparison_results, "find_work", lambda plan, arm, fold: work)
-    monkeypatch.setattr(comparison_results, "run_folder", lambda out, name: run)
-    monkeypatch.setattr(comparison_results, "evaluation_folder", lambda out, work, store: folder)
+    out: Any = SimpleNamespace(run=lambda work: run, evaluation=lambda work: folder)
     fold: Any = SimpleNamespace(name="f", repeat=1, number=1)
-    plan: Any = SimpleNamespace(store=None)
-    assert comparison_results.read_fold(tmp_path, "one", fold, plan).predictions.thresholds == (threshold,)
+    work: Any = SimpleNamespace(name="run")
+    assert comparison_results.read_fold(out, fold, work).predictions.thresholds == (threshold,)
 
 
 def test_a_map_that_version_0_2_0_chose_is_not_applied(run_copy: Path, run_evaluate: Run) -> None:
