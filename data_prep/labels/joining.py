@@ -15,7 +15,9 @@ from data_prep.file_choice import FileChoice, are_numbered, describe_several, fi
 from data_prep.labels.contradictions import CHECKS, find_contradictions, find_split
 from data_prep.labels.label_rows import (
     KEYS,
+    OPTIONAL_COLUMNS,
     OWN_COLUMNS,
+    ROI,
     BadRows,
     Column,
     PatientRule,
@@ -284,7 +286,7 @@ def _add_differing(labels: pa.Table, label_rows: Rows, series_rows: Rows, bad: B
         return
     label_rows, series_rows = label_rows[several], series_rows[several]
     content = [n for n in labels.column_names if is_label(n) or n not in OWN_COLUMNS]
-    for name in ("patient_id", *content, "split", "sex", "age_years", "side"):
+    for name in ("patient_id", *content, *(own for own, _ in OPTIONAL_COLUMNS if own not in ROI)):
         values: Any = {"series": series_rows, "at": label_rows, name: labels[name].take(label_rows)}
         for ends in find_split(pa.table(values), "series", name):
             bad.add_at(labels, ends, f"one volume in two rows that differ in {name}")

@@ -24,17 +24,18 @@ KEYS = {
     "dicom_patient_id": ("dicom_patient_id", "PatientID"),
 }
 ROI = ("roi_x", "roi_y", "roi_w", "roi_h")
-_AFTER: list[tuple[str, pa.DataType]] = [
+OPTIONAL_COLUMNS: list[tuple[str, pa.DataType]] = [
     *((name, pa.string()) for name in ("split", "sex")),
     ("age_years", pa.float64()),
     ("side", pa.string()),
     *((name, pa.int32()) for name in ROI),
 ]
+"""Columns of labels.csv with a meaning of their own, beside the keys, the patient and the labels: name -> type."""
 OWN_COLUMNS = (
     "number",
     *(s for spelled in KEYS.values() for s in spelled),
     "patient_id",
-    *(name for name, _ in _AFTER),
+    *(name for name, _ in OPTIONAL_COLUMNS),
 )
 _SHOWN = 10
 # A name that is shown in tables, figures and terminals has none of these.
@@ -140,7 +141,7 @@ def build_schema(labels: Iterable[str], columns: Iterable[str] = ()) -> pa.Schem
     """Return the columns of a table of labels, for its label and further columns."""
     texts = [*KEYS, "patient_id", *labels]
     fields: list[tuple[str, pa.DataType]] = [("number", pa.int64())]
-    fields += [*((name, pa.string()) for name in texts), *_AFTER, *((name, pa.string()) for name in columns)]
+    fields += [*((name, pa.string()) for name in texts), *OPTIONAL_COLUMNS, *((name, pa.string()) for name in columns)]
     return pa.schema(fields)
 
 

@@ -1,4 +1,7 @@
-"""Evaluate a run on a split: predictions, metrics with intervals, report.html."""
+"""Evaluate a run on a split: predictions, metrics with intervals, report.html.
+
+Scores of other tools: evaluate_scores.py. The command chooses between the two in __main__.py.
+"""
 
 from __future__ import annotations
 
@@ -114,32 +117,36 @@ def evaluate(job: EvaluateJob) -> None:
             plan_notes=("these are not test rows: a rehearsal",) * (rehearsal and not job.store),
         )
         measuring = read_measuring(job)
-        beside: dict[str, object] = {}
+        extra_metrics: dict[str, object] = {}
         if job.robustness:
             options = request.choose_options()
-            beside["robustness"] = measure_robustness(predictions, options, **measuring.sampling)
+            extra_metrics["robustness"] = measure_robustness(predictions, options, **measuring.sampling)
         if job.shortcuts:
             options = request.choose_options()
-            beside["shortcuts"] = measure_shortcuts(
+            extra_metrics["shortcuts"] = measure_shortcuts(
                 predictions, job.shortcuts, options, least_patients=measuring.least_patients, **measuring.sampling
             )
-        beside |= measure_references(predictions, choices.operating, request, **measuring.sampling)
+        extra_metrics |= measure_references(predictions, choices.operating, request, **measuring.sampling)
         found = measure_all(
-            measuring, judged, facts=describe_rows(predictions), other=name_compared(predictions, other), beside=beside
+            measuring,
+            judged,
+            facts=describe_origin(predictions),
+            other=pair_with(predictions, other),
+            beside=extra_metrics,
         )
         notes = list_notes(members, predictions, choices, positive=positive, absent=absent)
         notes += [*found.notes, *describe_far(found.metrics.get("training_distance"))]
 
         def build() -> Evaluation:
-            explained = read_explanations(predictions, store=job.store)
+            explanations, explanation_notes = read_explanations(predictions, store=job.store)
             gallery = draw_gallery(predictions, choose_worst(predictions.rows.predictions, count=job.gallery))
             page = build_evaluation(predictions, found, notes=notes, show_ids=job.show_ids, seed=job.seed)
             return replace(
                 page,
                 operating=choices.operating,
                 gallery=gallery,
-                explanations=explained[0],
-                explanation_notes=explained[1],
+                explanations=explanations,
+                explanation_notes=explanation_notes,
             )
 
         publish(predictions.folder, judged, found, build if job.report else None, title=job.split, said=("", ""))
@@ -166,7 +173,7 @@ def list_notes(
     return notes
 
 
-def describe_rows(predictions: SplitPredictions) -> dict[str, object]:
+def describe_origin(predictions: SplitPredictions) -> dict[str, object]:
     """Return what metrics.json says of the rows and the runs."""
     return {
         "patients_from": predictions.opened.store.patients_from,
@@ -287,7 +294,7 @@ def open_other(
     return replace(found, rows=choices.apply(found.rows))
 
 
-def name_compared(predictions: SplitPredictions, other: SplitPredictions | None) -> Compared | None:
+def pair_with(predictions: SplitPredictions, other: SplitPredictions | None) -> Compared | None:
     """Return the other run's predictions, if there is one, under the names of both folders."""
     if other is None:
         return None

@@ -48,7 +48,7 @@ from medcls.training.loop import NonFiniteError
 PREDICTIONS = "predictions.parquet"
 INPUTS = "inputs.json"
 TESTS = ("test", "all")
-"""Splits whose openings version 0.2.0 counted."""
+"""Splits that hold test rows; of these version 0.2.0 counted the openings."""
 PIXELS = "pixel_sha256"
 _OF_PREDICTIONS = "predictions_sha256"
 EVALUATED = "evaluated"

@@ -14,6 +14,7 @@ from medcls.files import (
     CHECKSUMS,
     CONTACT_SHEET,
     ENVIRONMENT,
+    EVALUATION,
     FAULTS,
     FEATURE_DISTANCE,
     IMAGES,
@@ -30,7 +31,7 @@ OURS = {
     "config",
     CHECKPOINTS,
     FAULTS,
-    "evaluation",
+    EVALUATION,
     "tensorboard",
     METRICS_LOG,
     PATIENTS,
@@ -46,7 +47,7 @@ OURS = {
     FEATURE_DISTANCE,
     RECONSTRUCTIONS,
 }
-"""Every name that a training writes into its folder."""
+"""Every name that may be in a run folder when a training starts or resumes."""
 
 
 def read_settings(run: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from medcls.statistics.definitions import HIGH, TASK_METRICS, find_definition, s
 LOSS = "loss"
 
 
-def name_metric(metric: str, kind: str) -> str:
+def resolve_metric(metric: str, kind: str) -> str:
     """Return the metric that "auto" stands for: auc; quadratic_kappa for ordinal; mse for regression."""
     return TASK_METRICS[kind].epoch if metric == "auto" else metric
 
@@ -21,7 +21,7 @@ def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind
     """Return the score to maximise: errors count negative, a metric with a best value by its distance to it.
 
     Args:
-        metric: "auto" (see name_metric), "loss", or a metric's name.
+        metric: "auto" (see resolve_metric), "loss", or a metric's name.
         metrics: Of the validation split.
         loss: Validation loss.
         kind: The task.
@@ -29,7 +29,7 @@ def choose_score(metric: str, metrics: Mapping[str, float], *, loss: float, kind
     Raises:
         ConfigError: the task has no such metric; names the nearest.
     """
-    name = name_metric(metric, kind)
+    name = resolve_metric(metric, kind)
     if name != LOSS and name not in metrics:
         raise ConfigError(
             f"task.metric={name}: task.kind={kind} has loss, {', '.join(metrics)}{nearest(name, metrics)}"

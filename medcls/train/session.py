@@ -119,8 +119,8 @@ class Session:
                 seconds=60 * checkpoint.minutes,
                 keep=checkpoint.keep,
             )
-            sink = Tracker(run, self.recipe.trainer) if distributed.is_first() else None
-            run_epochs(learner, progress, plan, rules=self.recipe.rules, keeper=keeper, sink=sink)
+            tracker = Tracker(run, self.recipe.trainer) if distributed.is_first() else None
+            run_epochs(learner, progress, plan, rules=self.recipe.rules, keeper=keeper, tracker=tracker)
 
 
 def describe_process(model: nn.Module, rules: StepRules) -> dict[str, object]:

@@ -29,7 +29,7 @@ from medcls.runs.checksums import finish_run, open_store
 from medcls.runs.lineage import Lineage, write_lineage
 from medcls.statistics.metrics import compute_metrics
 from medcls.statistics.predictions import check_predictions
-from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
+from medcls.statistics.selection import choose_score, describe_score, resolve_metric, unscore
 from medcls.train.cached_features import cache_features, choose_features, describe_inputs, list_views
 from medcls.train.claim import confirm_finished, hold_run, request_run
 from medcls.train.learner import Recipe, build_sampler, build_task_loss, choose_rules, group_parameters, place_model
@@ -57,18 +57,18 @@ def train(job: TrainJob) -> None:
             return
         rules = choose_rules(job.trainer, device=job.device, precision=job.precision, seed=job.seed)
         recipe = Recipe(job.optimizer, job.schedule, job.trainer, rules)
-        metric = name_metric(job.task.metric, job.task.kind)
+        metric = resolve_metric(job.task.metric, job.task.kind)
         seed_everything(job.seed)
 
         # What the run learns from, and what a step changes.
         with first_goes_ahead():
-            varied = Variation(job.crop, choose_augmented(job.model.name, job.augment, job.augmented), job.seed)
+            varied = Variation(job.crop, announce_augment(job.model.name, job.augment, job.augmented), job.seed)
             data = open_data(open_store(asked.store), asked.split, task=job.task, varied=varied, clinical=job.clinical)
-            start = start_network(job.model, data, weights_dir=job.weights_dir, seed=job.seed, l2=job.clinical.l2)
-            network, lineage = start.model, start.lineage
+            started = start_network(job.model, data, weights_dir=job.weights_dir, seed=job.seed, l2=job.clinical.l2)
+            network, lineage = started.model, started.lineage
             check_lineage(data, lineage, split_name=asked.split, val_seen=job.transfer.val_seen)
-            plans = plan_network(start, job.transfer, init=job.model.init, recipe=recipe, clinical=job.clinical)
-            cached = choose_features(plans, model=job.model, transfer=job.transfer, varies=job.varies, run=run)
+            stage_plans = plan_network(started, job.transfer, init=job.model.init, recipe=recipe, clinical=job.clinical)
+            cached = choose_features(stage_plans, model=job.model, transfer=job.transfer, varies=job.varies, run=run)
             soft, columns = data.train.has_soft_targets, data.clinical is not None
             solver = find_solver(job.model, job.task, clinical=columns, cached=cached, soft=soft)
             place_model(network, recipe, name=job.model.name)
@@ -76,18 +76,18 @@ def train(job: TrainJob) -> None:
             sampler = build_sampler(data, batch_size=job.trainer.batch_size, seed=job.seed, balanced=balanced)
             learner = recipe.build_learner(
                 FeatureClassifier(network) if cached else network,
-                group_parameters(network, plans, job.optimizer, job.clinical),
+                group_parameters(network, stage_plans, job.optimizer, job.clinical),
                 loss=build_task_loss(job.task, job.model, data, unit=float(network.head.scale)),
                 batches=len(sampler),
             )
-            # A dry run of the validation: a metric that this task does not have, and fewer images than processes, are
-            # found now, not after the first epoch. Without gradients twice as many images fit.
+            # A dry run of the validation: a metric that the task does not have is found now, not after an epoch.
             score_logits(job.task, torch.zeros(len(data.val), network.head.linear.out_features), data=data, unit=1.0)
+            # Without gradients twice as many images fit. Fewer images than processes are refused here.
             held_out = EpochSampler(len(data.val), batch_size=2 * job.trainer.batch_size, part=get_part())
             options = PredictOptions(rules, held_out.batch_size, choose_workers(job.workers, device=rules.device))
-            content = [data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.content]
+            input_checksums = [data.store.sha256, data.certificate["split_sha256"], data.labels_sha256, lineage.content]
             environment = describe_process(network, rules)
-            session = Session(asked, data, learner, recipe, sha256_json(content), environment)
+            session = Session(asked, data, learner, recipe, sha256_json(input_checksums), environment)
 
         def write_more(run: Path) -> None:
             write_lineage(run, lineage)
@@ -98,13 +98,15 @@ def train(job: TrainJob) -> None:
         if cached:
             with first_goes_ahead():
                 normalize = choose_normalization(job.model.normalize, data.store.spec)
-                key = describe_inputs(
+                features_key = describe_inputs(
                     network, job.crop, architecture=job.model.name, normalize=normalize, store=data.store, rules=rules
                 )
                 views = list_views(data.train, job.varies * (job.transfer.views or 1))
-                data.features = cache_features(run, data=data, model=network, key=key, views=views, options=options)
+                # From here on the inputs are features.
+                data.features = cache_features(
+                    run, data=data, model=network, key=features_key, views=views, options=options
+                )
 
-        best = progress.best
         if solver:
             best = solve(session, solver, network, lineage, job.task)
         else:
@@ -112,16 +114,17 @@ def train(job: TrainJob) -> None:
             workers = 0 if cached else options.workers
             # Validation takes twice as many images at once.
             check_room(data.train, workers=workers, batch_size=2 * sampler.batch_size)
-            plan = RunPlan(
+            run_plan = RunPlan(
                 train=build_feed(data.inputs[0], sampler, workers=workers, device=rules.device),
                 val=build_feed(data.inputs[1], held_out, workers=workers, device=rules.device),
                 epochs=job.trainer.epochs,
                 max_steps=job.trainer.max_steps,
                 patience=job.trainer.patience,
-                set_modes=lambda epoch: set_train_mode(network, plans, epoch=epoch),
+                set_modes=lambda epoch: set_train_mode(network, stage_plans, epoch=epoch),
                 validate=partial(validate, job.task, data=data, rules=rules),
             )
-            session.run(progress, plan, job.checkpoint)
+            session.run(progress, run_plan, job.checkpoint)
+            best = progress.best
         if not is_first():
             return
         state, distance = measure_best(
@@ -148,13 +151,13 @@ def train(job: TrainJob) -> None:
         delete_folder(run / CHECKPOINTS)
 
 
-def choose_augmented(model: str, asked: AugmentConfig, left: AugmentConfig) -> AugmentConfig:
+def announce_augment(model: str, asked: AugmentConfig, effective: AugmentConfig) -> AugmentConfig:
     """Return the augmentation of the training images, none where no image is looked at; say why it is left out."""
     if model == CLINICAL:
         return AugmentConfig()
-    if asked.auto and not left.auto:
+    if asked.auto and not effective.auto:
         say("augment=auto: none, since features of a frozen network are computed once; transfer.views=K adds K views")
-    return left
+    return effective
 
 
 def measure_best(

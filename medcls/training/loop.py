@@ -75,7 +75,8 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
 
     Returns:
         The mean loss over the images of all processes, whether the step was taken, and how many images those are. A
-        step whose loss or gradient is not finite in any process is skipped, and leaves no trace in the model.
+        step whose loss or gradient is not finite in any process is skipped: it leaves no trace in the model, and counts
+        in learner.nonfinite.
     """
     model, optimizer, scaler = learner.model, learner.optimizer, learner.scaler
     optimizer.zero_grad(set_to_none=True)
@@ -92,11 +93,11 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
         # Not within the handler: the error holds on to the maps of the pass that failed.
         take_back(learner, buffers)
         free_memory(rules.device)
-        torch.manual_seed(torch.initial_seed())  # the same dropout again
+        torch.manual_seed(torch.initial_seed())  # back to the seed that train_epoch set: the same dropout again
 
     own = sum(len(batch.images) for batch in group)
     loss_sum, images = distributed.add_up(own_loss * own, own)
-    loss, share, scale = loss_sum / images, own / images, scaler.get_scale()
+    loss, share, scale_before = loss_sum / images, own / images, scaler.get_scale()
     finite, taken = math.isfinite(loss), False
     if finite:
         parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
@@ -109,10 +110,11 @@ def train_step(learner: Learner, group: list[Batch], rules: StepRules) -> tuple[
             if finite:
                 scaler.step(optimizer)
         scaler.update()
-        taken = finite and scaler.get_scale() >= scale
+        # A scaler that skipped the step has lowered its scale.
+        taken = finite and scaler.get_scale() >= scale_before
     if not taken:
         # fp16 skips steps to find its scale; that is a fault only if even the smallest scale overflows.
-        learner.nonfinite += not finite or scale <= 1
+        learner.nonfinite += not finite or scale_before <= 1
         take_back(learner, buffers)
         return loss, False, int(images)
 
@@ -208,11 +210,11 @@ def train_epoch(
 
 
 def run_epochs(
-    learner: Learner, progress: Progress, plan: RunPlan, *, rules: StepRules, keeper: Keeper, sink: Tracker | None
+    learner: Learner, progress: Progress, plan: RunPlan, *, rules: StepRules, keeper: Keeper, tracker: Tracker | None
 ) -> None:
-    """Train from where `progress` is to the end, and leave the best epoch there.
+    """Train from where `progress` is to the end, and keep the best epoch in `progress.best`.
 
-    The sink gets one row of each epoch, and is closed; it is None in processes that write nothing.
+    The tracker gets one row per epoch, and is closed; it is None in processes that write nothing.
     """
     train, total = plan.train, plan.train.sampler.num_samples
     with show_progress(total=plan.epochs * total, unit="image", desc="train", mininterval=1.0) as bar:
@@ -222,13 +224,15 @@ def run_epochs(
             # A resumed epoch begins in its middle.
             train.sampler.epoch, train.sampler.start = epoch, result.groups * rules.accumulate
             bar.update(epoch * total + result.images - bar.n)
-            left = None if plan.max_steps is None else max(0, plan.max_steps - progress.total) * rules.accumulate
+            batches_left = (
+                None if plan.max_steps is None else max(0, plan.max_steps - progress.total) * rules.accumulate
+            )
             try:
                 # No name for the batches: loading processes end with the epoch, before those of the validation start.
                 train_epoch(
                     learner,
                     progress,
-                    islice(read_batches(train.loader, train.sampler, recover=keeper.recover), left),
+                    islice(read_batches(train.loader, train.sampler, recover=keeper.recover), batches_left),
                     rules,
                     keeper,
                     bar,
@@ -240,12 +244,13 @@ def run_epochs(
 
             score, metrics = plan.validate(learner.evaluated, read_validation(plan.val, keeper))
             # On processors of another kind a last bit may differ, and with it who is best and when patience ends.
+            # Only the first process contributes, so the sum is its value.
             own = (score, metrics.get("val_loss", math.nan)) if distributed.is_first() else (0.0, 0.0)
             score, loss = distributed.add_up(*own)
             progress.best.update(score, epoch, learner.evaluated, loss=loss)
             progress.epoch, progress.result, progress.groups = epoch + 1, EpochResult(), progress.total
 
-            if sink is not None:
+            if tracker is not None:
                 row = {
                     # Epochs count from 1 wherever a person reads them: here, on the terminal, in the model card.
                     "epoch": epoch + 1,
@@ -260,14 +265,14 @@ def run_epochs(
                 }
                 if learner.piece is not None:
                     row["images_at_once"] = learner.piece
-                sink.write(row)
+                tracker.write(row)
                 mark = " *" if progress.best.epoch == epoch else ""
                 shown = ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k in ("val_loss", "val_score"))
                 bar.write(f"epoch {epoch + 1}/{plan.epochs}: loss {result.loss:.3f}, {shown}{mark}", file=sys.stderr)
             plan.after_epoch(epoch)
             keeper.checkpoint_if_due(validated=True)
-    if sink is not None:
-        sink.close()
+    if tracker is not None:
+        tracker.close()
 
 
 def read_validation(val: Feed, keeper: Keeper) -> Iterator[Batch]:

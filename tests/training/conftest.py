@@ -54,7 +54,7 @@ def train_epochs(
     rules: StepRules | None = None,
     progress: Progress | None = None,
     keeper: Keeper | None = None,
-    sink: Tracker | None = None,
+    tracker: Tracker | None = None,
     **plan: Any,
 ) -> Progress:
     """Run the loop on lists of batches, one of each epoch, and return where it ends; `plan` has at least validate=."""
@@ -67,7 +67,7 @@ def train_epochs(
         RunPlan(feed, feed, **given),
         rules=rules or StepRules(),
         keeper=keeper or Keeper(),
-        sink=sink,
+        tracker=tracker,
     )
     return progress
 

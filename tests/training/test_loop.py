@@ -454,7 +454,7 @@ def run(
             seen.append((row["epoch"] - 1, row["steps"], progress.best.epoch))
 
     validate = lambda model, batches: (next(left), {})
-    train_epochs(learner, [batches], validate=validate, progress=progress, sink=Log(Path("none")), **settings)
+    train_epochs(learner, [batches], validate=validate, progress=progress, tracker=Log(Path("none")), **settings)
     yield from seen
 
 

@@ -15,7 +15,7 @@ from medcls.statistics.definitions import (
     describe_direction,
 )
 from medcls.statistics.predictions import KINDS
-from medcls.statistics.selection import choose_score, describe_score, name_metric, unscore
+from medcls.statistics.selection import choose_score, describe_score, resolve_metric, unscore
 
 METRICS = {
     "auc": 0.9,
@@ -38,7 +38,7 @@ METRICS = {
     ],
 )
 def test_automatic_metric_of_each_task(kind: str, metric: str, score: float) -> None:
-    assert name_metric("auto", kind) == metric
+    assert resolve_metric("auto", kind) == metric
     assert choose_score("auto", METRICS, loss=1.0, kind=kind) == score
 
 
