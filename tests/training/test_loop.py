@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 
+from medcls.config import TrainerConfig
 from medcls.data.dataset import Batch, Position
 from medcls.models.classifier import Classifier, build_classifier
 from medcls.training.forward import PredictOptions, move_images, move_model, predict_logits, predict_rows
@@ -454,7 +455,9 @@ def run(
             seen.append((row["epoch"] - 1, row["steps"], progress.best.epoch))
 
     validate = lambda model, batches: (next(left), {})
-    train_epochs(learner, [batches], validate=validate, progress=progress, tracker=Log(Path("none")), **settings)
+    train_epochs(
+        learner, [batches], validate=validate, progress=progress, tracker=Log(Path("none"), TrainerConfig()), **settings
+    )
     yield from seen
 
 
