@@ -16,7 +16,7 @@ from medcls.data.augment import Augmentation
 from medcls.data.dataset import Batch, StoreDataset
 from medcls.data.loaders import EpochSampler, build_loader
 from medcls.data.store import Store
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, build_classifier
 from medcls.models.transfer import apply_plan, build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.training.loop import Keeper, train_epoch
 from medcls.training.losses import build_loss
@@ -48,7 +48,7 @@ def measure(folder: Path) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _build_learner() -> Learner:
-    model = build_classifier("resnet18", kind="multiclass", num_classes=2)
+    model = build_classifier("resnet18", Answer("multiclass", 2))
     model.to(memory_format=torch.channels_last)
     epochs = choose_first_epochs(list(model.stages), kind="scratch")
     plans = plan_transfer(model, epochs, layer_decay=1.0, batchnorm="train")

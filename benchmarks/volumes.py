@@ -21,7 +21,7 @@ from benchmarks.memory import read_memory, run_child
 from medcls.config import ScheduleConfig
 from medcls.data.dataset import Batch
 from medcls.models.autoencoder import CLASSIFIER_OF, build_autoencoder
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, Input, build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.models.recomputation import recompute_blocks
 from medcls.training.forward import move_model
@@ -117,11 +117,9 @@ def build_network(network: str, size: int, *, recompute: bool) -> tuple[nn.Modul
     deep = network == "dsa3dcnn"
     model = build_classifier(
         "acnn3d" if deep else network,
-        kind="multiclass",
-        num_classes=2,
-        size=(size,) * 3,
+        Answer("multiclass", 2),
+        Input((1, size, size, size), normalize=normalize),
         options={"all_levels": True} if deep else {},
-        normalize=normalize,
     )
     if recompute:
         recompute_blocks(model.backbone.stages)

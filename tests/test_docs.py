@@ -24,7 +24,7 @@ from medcls.data.shards import ShardFile
 from medcls.data.store import Store
 from medcls.imaging.decode import DecodeTask
 from medcls.imaging.preprocess import PreprocessSpec
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, build_classifier
 from medcls.training.loop import accumulate_gradients
 from medcls.training.losses import build_loss
 from medcls.training.optimizers import build_optimizer, build_schedule
@@ -169,7 +169,7 @@ def test_architecture_lists_the_files_that_an_image_passes(tmp_path: Path, small
             )
         ),
     )
-    model = build_classifier("resnet18", kind="binary", num_classes=2)
+    model = build_classifier("resnet18", Answer("binary", 2))
     optimizer = build_optimizer("sgd", [{"params": model.parameters(), "stage": "all"}], lr=0.1)
     learner = Learner(
         model=model,

@@ -216,7 +216,7 @@ def _explain_lime(method: Method, model: Classifier, image: NDArray[Any], target
 
 def _explain_gradcam(method: Method, model: Classifier, image: NDArray[Any], target: Target, name: str) -> Explained:
     slope, arrange = method.score(model, target, slope=True), None
-    if model.backbone.is_library:
+    if model.backbone.layout.is_library:
         stage, layer, arrange = find_grid(slope, image, model.backbone.stages, method.job.stage)
     else:
         stage, layer = find_layer(model.stages, method.job.stage)

@@ -61,6 +61,25 @@ class Published:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsLayout:
+    """How published files of weights fit the body of a backbone.
+
+    Attributes:
+        optional: Beginnings of the names of parameters that a file may lack: they stay random, and the caller says so.
+        convert: Weights as their file names and shapes them -> as the body does.
+        is_library: Whether it is a library's network by name: of its layers nothing is known but their stages.
+    """
+
+    optional: tuple[str, ...] = ()
+    convert: Callable[[StateDict], StateDict] = dict
+    is_library: bool = False
+
+
+AS_THE_BODY = WeightsLayout()
+"""A file has the body's own names and shapes, and all of them."""
+
+
 class Backbone(nn.Module):
     """A network from images or volumes to a feature vector; parameter names under `body` are torchvision's or MONAI's.
 
@@ -71,10 +90,7 @@ class Backbone(nn.Module):
             they hold every parameter.
         spatial_dims: 2 for images, 3 for volumes.
         levels: Lengths of the parts of the feature vector, where a head may answer from each (deep supervision).
-        optional: Beginnings of the names of parameters that a weights file may lack: they stay random, and the
-            caller says so.
-        convert: Weights as their file names and shapes them -> as `body` does.
-        is_library: Whether it is a library's network by name: of its layers nothing is known but their stages.
+        layout: How published weights fit `body`.
 
     Attributes:
         options: What the architecture was told beside its name; a model card keeps it.
@@ -89,16 +105,14 @@ class Backbone(nn.Module):
         stages: Mapping[str, Sequence[nn.Module | str]],
         spatial_dims: int = 2,
         levels: Sequence[int] = (),
-        optional: tuple[str, ...] = (),
-        convert: Callable[[StateDict], StateDict] = dict,
-        is_library: bool = False,
+        layout: WeightsLayout = AS_THE_BODY,
     ) -> None:
         super().__init__()
         self.body = body
         self.num_features = num_features
         self.spatial_dims = spatial_dims
         self.levels = tuple(levels) or (num_features,)
-        self.optional, self.convert, self.is_library = optional, convert, is_library
+        self.layout = layout
         self.options: dict[str, Any] = {}
         self.stage_names = {stage: name_modules(body, parts) for stage, parts in stages.items()}
 
@@ -181,7 +195,8 @@ def build_vgg(plan: Blueprint) -> Backbone:
     plan.change(body)
     stages = {f"block{i}": block for i, block in enumerate(_split_at_pools(body.features), start=1)}
     stages |= {"fc6": [body.classifier[0]], "fc7": [body.classifier[3]]}
-    return Backbone(body, num_features=body.classifier[3].out_features, stages=stages, optional=("classifier.",))
+    layout = WeightsLayout(optional=("classifier.",))
+    return Backbone(body, num_features=body.classifier[3].out_features, stages=stages, layout=layout)
 
 
 def _split_at_pools(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -158,56 +159,82 @@ class FeatureClassifier(nn.Module):
         return add_wide(self.wide, self.head(features), clinical)
 
 
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The stored images or volumes that a classifier takes.
+
+    Attributes:
+        shape: (C, *spatial); C is 1 or 3 where weights may be ImageNet's; only acnn3d's weights, and networks of fixed
+            size, depend on the spatial axes: without them it is (C,).
+        max_value: Largest stored integer, 255 or 65535.
+        normalize: Of volumes; None = ImageNet's, of images.
+    """
+
+    shape: tuple[int, ...] = (1,)
+    max_value: int = 255
+    normalize: VolumeNormalization | None = None
+
+
+GREY = Input()
+"""Grey images of 8 bits and of any size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The logits of a classifier, and the parts that compute them.
+
+    Attributes:
+        kind: One of heads.OUTPUTS.
+        num_classes: K.
+        head: One of heads.HEADS.
+        head_width: Hidden units of head="mlp".
+        num_clinical: Columns C of the wide part; 0 = none.
+    """
+
+    kind: str
+    num_classes: int
+    head: str = "linear"
+    head_width: int = 0
+    num_clinical: int = 0
+
+
 def build_classifier(
     name: str,
+    answer: Answer,
+    stored: Input = GREY,
     *,
-    kind: str,
-    num_classes: int,
-    in_channels: int = 1,
-    max_value: int = 255,
     dropout: float = 0.0,
-    size: Sequence[int] = (),
     options: Mapping[str, Any] | None = None,
-    normalize: VolumeNormalization | None = None,
-    num_clinical: int = 0,
-    head: str = "linear",
-    head_width: int = 0,
 ) -> Classifier:
     """Return a randomly initialised classifier.
 
     Args:
         name: Architecture, as families.build_backbone takes it; "clinical" has no image network, only a bias.
-        kind: One of heads.OUTPUTS.
-        num_classes: K.
-        in_channels: Channels of what is stored; 1 or 3 where weights may be ImageNet's.
-        max_value: Largest stored integer, 255 or 65535.
+        answer: Logits, the head and the wide part.
+        stored: Images or volumes that it takes.
         dropout: After the backbone's fully connected layers, or before the head of one without any.
-        size: (D, H, W) of the volumes; only acnn3d's weights depend on it.
         options: Of the architecture: acnn3d has all_levels (deep supervision), slices_ planes, num_slices and pooling;
             a VGG or ResNet above and width (initialization.Slim).
-        normalize: Of volumes; None = ImageNet's, of images.
-        num_clinical: Columns C of the wide part; 0 = none.
-        head: One of heads.HEADS.
-        head_width: Hidden units of head="mlp".
 
     Raises:
         ConfigError: unknown name or task, another number of channels, or "clinical" without columns.
     """
-    if name == CLINICAL and not num_clinical:
+    columns = answer.num_clinical
+    if name == CLINICAL and not columns:
         raise ConfigError("model=clinical takes no images: set clinical.categorical=[…] or clinical.numeric=[…]")
-    backbone = build_backbone(name, shape=(in_channels, *size), dropout=dropout, options=options)
+    backbone = build_backbone(name, shape=stored.shape, dropout=dropout, options=options)
     # Fully connected layers carry the dropout; a second one on the same features would double it.
     dropped = any(isinstance(module, nn.Dropout) and module.p for module in backbone.modules())
-    head_dropout = 0.0 if dropped and head == "linear" else dropout
-    num_logits = count_logits(kind, num_classes)
-    top = build_head(head, backbone.levels, num_logits, dropout=head_dropout, width=head_width)
-    wide = WidePart(num_clinical, count_wide_outputs(kind, num_classes)) if num_clinical else None
+    head_dropout = 0.0 if dropped and answer.head == "linear" else dropout
+    num_logits = count_logits(answer.kind, answer.num_classes)
+    head = build_head(answer.head, backbone.levels, num_logits, dropout=head_dropout, width=answer.head_width)
+    wide = WidePart(columns, count_wide_outputs(answer.kind, answer.num_classes)) if columns else None
     family = choose_family(name)
-    chosen: nn.Module | None = normalize
+    chosen: nn.Module | None = stored.normalize
     if family.colour:
         chosen = (
-            InputNormalization(max_value, family.mean, family.std)
-            if normalize is None
-            else ColourNormalization(normalize, family.mean, family.std)
+            InputNormalization(stored.max_value, family.mean, family.std)
+            if stored.normalize is None
+            else ColourNormalization(stored.normalize, family.mean, family.std)
         )
-    return Classifier(backbone, top, max_value=max_value, normalize=chosen, wide=wide)
+    return Classifier(backbone, head, max_value=stored.max_value, normalize=chosen, wide=wide)

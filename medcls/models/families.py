@@ -56,7 +56,8 @@ class Family:
         slim: Makes a body slimmer above a stage, for model.init=hybrid; None: this family has no such form.
         url: Name -> address of ImageNet weights, as a file whose name ends in -XXXXXXXX.pth, the first eight digits of
             its sha256; None: there are none, train from scratch or from a run.
-        licence: Of published weights, those of url or those that Backbone.convert understands; "" where there are none.
+        licence: Of published weights, those of url or those that WeightsLayout.convert understands; "" where there are
+            none.
         published: What a library says of its network; None for the networks of this table.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medcls.config import check_value
-from medcls.models.backbones import Backbone, Blueprint, StateDict
+from medcls.models.backbones import Backbone, Blueprint, StateDict, WeightsLayout
 from medcls.models.pooling import AdaptiveAveragePool, MaxPool3d
 
 
@@ -51,8 +51,9 @@ def build_inflated(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> B
         build: The function of its family.
     """
     backbone = build(replace(plan, change=inflate_layers))
-    backbone.spatial_dims, convert = 3, backbone.convert
-    backbone.convert = lambda state: inflate_state(convert(state))
+    layout = backbone.layout
+    backbone.spatial_dims = 3
+    backbone.layout = replace(layout, convert=lambda state: inflate_state(layout.convert(state)))
     return backbone
 
 
@@ -167,13 +168,16 @@ def build_slices(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Bac
     attention = AttentionPool(flat.num_features) if pooling == "attention" else None
     body = SliceNetwork(flat.body, attention, planes=planes, num_slices=plan.options.get("num_slices", 0))
     stages: dict[str, Any] = {s: [f"network.{name}" for name in names] for s, names in flat.stage_names.items()}
+    layout = WeightsLayout(
+        optional=(*(f"network.{name}" for name in flat.layout.optional), "attention."),
+        convert=lambda state: name_network(flat.layout.convert(state)),
+    )
     return Backbone(
         body,
         num_features=flat.num_features,
         stages=stages | ({} if attention is None else {"attention": ["attention"]}),
         spatial_dims=3,
-        optional=(*(f"network.{name}" for name in flat.optional), "attention."),
-        convert=lambda state: name_network(flat.convert(state)),
+        layout=layout,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from medcls.errors import ConfigError, DataError
-from medcls.models.backbones import Backbone, Blueprint, Published, StateDict
+from medcls.models.backbones import Backbone, Blueprint, Published, StateDict, WeightsLayout
 from medcls.models.stages import cover_all, group_by_tree, name_groups
 
 TIMM = "timm/"
@@ -68,8 +68,7 @@ def build_timm(plan: Blueprint) -> Backbone:
         body,
         num_features=body.head_hidden_size,
         stages=cover_all(body, name_groups(_group(body))),
-        convert=functools.partial(_convert, published, settings),
-        is_library=True,
+        layout=WeightsLayout(convert=functools.partial(_convert, published, settings), is_library=True),
     )
     if published.fixed:
         backbone.options = {"img_size": list(size or published.size)}

@@ -12,7 +12,7 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import TORCHVISION_LICENCE, Backbone, Blueprint, Published, StateDict
+from medcls.models.backbones import TORCHVISION_LICENCE, Backbone, Blueprint, Published, StateDict, WeightsLayout
 from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD
 from medcls.models.stages import cover_all, group_by_tree, name_groups
 
@@ -78,8 +78,7 @@ def build_torchvision(plan: Blueprint) -> Backbone:
         body,
         num_features=num_features,
         stages=cover_all(body, name_groups(group_by_tree(body))),
-        convert=functools.partial(_convert, architecture, size, last),
-        is_library=True,
+        layout=WeightsLayout(convert=functools.partial(_convert, architecture, size, last), is_library=True),
     )
     if published.fixed:
         backbone.options = {"img_size": list(size)}

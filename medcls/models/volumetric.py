@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.backbones import Backbone, Blueprint, StateDict
+from medcls.models.backbones import Backbone, Blueprint, StateDict, WeightsLayout
 from medcls.models.pooling import GlobalAveragePool, MaxPool3d
 
 # MedicalNet's own: blocks, layers, and how a shortcut changes its width (A: zeros, B: a convolution).
@@ -108,9 +108,8 @@ def build_acnn(plan: Blueprint) -> Backbone:
     body = _FullyConnected(channels, FILTERS[-1] * math.prod(size), all_levels=all_levels)
     stages = {name: [body.get_submodule(name)] for name in ("conv1", "conv2", "conv3", "fc1", "fc2")}
     levels = _FULLY_CONNECTED if all_levels else _FULLY_CONNECTED[-1:]
-    return Backbone(
-        body, num_features=sum(levels), stages=stages, spatial_dims=3, levels=levels, optional=("fc1.", "fc2.")
-    )
+    layout = WeightsLayout(optional=("fc1.", "fc2."))
+    return Backbone(body, num_features=sum(levels), stages=stages, spatial_dims=3, levels=levels, layout=layout)
 
 
 def build_encoder_block(in_channels: int, out_channels: int) -> nn.Module:
@@ -196,7 +195,8 @@ def build_resnet_3d(plan: Blueprint) -> Backbone:
         first = getattr(body, layer)[0]
         first.downsample = PaddedShortcut(first.conv2.out_channels, stride=2)
     num_features = body.layer4[-1].bn2.num_features * (4 if block == "bottleneck" else 1)
-    return Backbone(body, num_features=num_features, stages=stages, spatial_dims=3, convert=strip_medicalnet)
+    layout = WeightsLayout(convert=strip_medicalnet)
+    return Backbone(body, num_features=num_features, stages=stages, spatial_dims=3, layout=layout)
 
 
 def strip_medicalnet(state: StateDict) -> StateDict:

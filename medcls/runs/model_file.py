@@ -29,7 +29,7 @@ from medcls.imaging.volume.spec import VolumeSpec, check_spec
 from medcls.inputs import check_model_file
 from medcls.kinds import KINDS, RECONSTRUCTION
 from medcls.models.autoencoder import CLASSIFIER_OF, Autoencoder, build_autoencoder
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, Input, build_classifier
 from medcls.models.normalization import VolumeNormalization
 from medcls.records import from_json, newer, to_json
 
@@ -102,20 +102,16 @@ class ModelCard:
 
     def build(self) -> Classifier:
         """Return the network with random weights."""
-        return build_classifier(
-            self.architecture,
-            kind=self.task.output,
-            num_classes=self.task.num_classes,
-            in_channels=self.in_channels,
-            max_value=self.max_value,
-            dropout=self.dropout,
-            size=self.preprocess.shape[1:],
-            options=self.options,
-            normalize=self.build_normalization(),
-            num_clinical=len(self.clinical.terms) if self.clinical else 0,
+        answer = Answer(
+            self.task.output,
+            self.task.num_classes,
             head=self.head,
             head_width=self.head_width,
+            num_clinical=len(self.clinical.terms) if self.clinical else 0,
         )
+        shape = (self.in_channels, *self.preprocess.shape[1:])
+        stored = Input(shape, self.max_value, self.build_normalization())
+        return build_classifier(self.architecture, answer, stored, dropout=self.dropout, options=self.options)
 
     def build_normalization(self) -> VolumeNormalization | None:
         """Return that of volumes; None for images, which are normalised as ImageNet's."""

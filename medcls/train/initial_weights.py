@@ -127,7 +127,9 @@ def load_source(
     state = read_source(model, source)
     if init in ("full", "mean_var"):
         numbers = state if init == "full" else draw_mean_variance(state, seed=seed)
-        left = load_backbone(model.backbone.body, numbers, source=str(file.path), optional=model.backbone.optional)
+        left = load_backbone(
+            model.backbone.body, numbers, source=str(file.path), optional=model.backbone.layout.optional
+        )
     else:
         left = load_part(config, model, state, source=source)
     how = {
@@ -156,20 +158,20 @@ def describe_published(config: ModelConfig) -> dict[str, str]:
 def read_source(model: Classifier, source: Source) -> StateDict:
     """Return the tensors of the weights by the names of a backbone's body."""
     if source.card is None:
-        return model.backbone.convert(read_weights(source.file))
+        return model.backbone.layout.convert(read_weights(source.file))
     state, _ = read_state(source.file.path)
     if source.architecture in CLASSIFIER_OF:
         return take_encoder(state)
     own = {name.removeprefix(_BODY): value for name, value in state.items() if name.startswith(_BODY)}
     # A network of fixed size that was trained at another one has other places.
-    return own if source.card.options == model.backbone.options else model.backbone.convert(own)
+    return own if source.card.options == model.backbone.options else model.backbone.layout.convert(own)
 
 
 def load_part(config: ModelConfig, model: Classifier, state: StateDict, *, source: Source) -> list[str]:
     """Load what model.init=hybrid or shallower takes of the weights; return the parameters that stay random."""
     with torch.device("meta"):
         donor = build_backbone(source.architecture)
-    there, _ = match_state(donor.body, state, source=str(source.file.path), optional=donor.optional)
+    there, _ = match_state(donor.body, state, source=str(source.file.path), optional=donor.layout.optional)
     if config.init == "hybrid":
         taken = choose_below(donor, there, stage=str(config.init_to))
     else:

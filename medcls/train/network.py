@@ -10,7 +10,7 @@ from medcls.config import ClinicalConfig, ModelConfig, TransferConfig
 from medcls.console import say
 from medcls.errors import ConfigError, DataError
 from medcls.imaging.decode import Spec
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, Input, build_classifier
 from medcls.models.families import choose_family, count_dims, find_form
 from medcls.models.initialization import PRETRAINED, describe_origins
 from medcls.models.normalization import VolumeNormalization
@@ -46,20 +46,20 @@ def start_network(config: ModelConfig, data: TrainingData, *, weights_dir: str |
     check_size(config.name, data.train.shape)
     source = find_source(config, weights_dir=weights_dir)
     kind = choose_normalization(config.normalize, spec)
-    model = build_classifier(
-        config.name,
-        kind=data.task.output,
-        num_classes=data.task.num_classes,
-        in_channels=spec.channels,
-        max_value=int(spec.value_range[1]),
-        dropout=config.dropout,
-        size=data.train.shape[1:],
-        options=choose_options(config, source),
-        normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
-        num_clinical=len(data.clinical.terms) if data.clinical else 0,
+    answer = Answer(
+        data.task.output,
+        data.task.num_classes,
         head=config.head_kind,
         head_width=config.head_width,
+        num_clinical=len(data.clinical.terms) if data.clinical else 0,
     )
+    stored = Input(
+        (spec.channels, *data.train.shape[1:]),
+        max_value=int(spec.value_range[1]),
+        normalize=VolumeNormalization(kind, spec.value_range) if spec.spatial_dims == 3 else None,
+    )
+    options = choose_options(config, source)
+    model = build_classifier(config.name, answer, stored, dropout=config.dropout, options=options)
     check_forward(model, config.name, data.train.shape)
     left, lineage = load_source(config, model, source, seed=seed)
     if data.task.kind == "regression":

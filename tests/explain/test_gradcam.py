@@ -16,7 +16,7 @@ from medcls.explain.gradcam import (
     find_grid,
     find_layer,
 )
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, Input, build_classifier
 from medcls.models.families import count_dims
 
 Score = Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ def test_frozen_network_is_explained_and_left_as_it_was(network: nn.Module, imag
 
 @pytest.mark.parametrize(("name", "stage"), [("resnet18", "layer4"), ("vgg11", "block5"), ("vgg11_bn", "block5")])
 def test_last_convolutional_stage_is_the_default(name: str, stage: str) -> None:
-    model = build_classifier(name, kind="multiclass", num_classes=3)
+    model = build_classifier(name, Answer("multiclass", 3))
     found, layer = find_layer(model.stages)
     assert found == stage
     model.eval()
@@ -141,7 +141,7 @@ def test_last_convolutional_stage_is_the_default(name: str, stage: str) -> None:
 def test_layer_of_each_small_network_is_before_its_pool(name: str, size: int) -> None:
     dims = count_dims(name)
     shape = (224, 224) if dims == 2 else (32, 32, 32)
-    model = build_classifier(name, kind="binary", num_classes=2, size=shape).eval()
+    model = build_classifier(name, Answer("binary", 2), Input((1, *shape))).eval()
     _, layer = find_layer(model.stages)
     shapes: list[tuple[int, ...]] = []
     layer.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
@@ -151,7 +151,7 @@ def test_layer_of_each_small_network_is_before_its_pool(name: str, size: int) ->
 
 
 def test_stage_is_chosen_by_name_and_unknown_ones_are_refused() -> None:
-    model = build_classifier("vgg11", kind="binary", num_classes=2)
+    model = build_classifier("vgg11", Answer("binary", 2))
     assert find_layer(model.stages, "block2")[0] == "block2"
     with pytest.raises(ConfigError, match="stage=fc6: expected a stage with convolutions, one of block1, block2"):
         find_layer(model.stages, "fc6")
@@ -170,7 +170,7 @@ def test_stage_is_chosen_by_name_and_unknown_ones_are_refused() -> None:
 )
 def test_map_of_a_library_is_the_last_one_with_places(name: str, stage: str, grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    model = build_classifier(name, kind="multiclass", num_classes=3, size=(64, 96)).eval().requires_grad_(False)
+    model = build_classifier(name, Answer("multiclass", 3), Input((1, 64, 96))).eval().requires_grad_(False)
     image = np.random.default_rng(0).integers(0, 255, (1, 64, 96)).astype(np.uint8)
 
     def score(images: torch.Tensor) -> torch.Tensor:
@@ -188,7 +188,7 @@ def test_map_of_a_library_is_the_last_one_with_places(name: str, stage: str, gri
 
 def test_map_of_tokens_lies_where_the_score_comes_from() -> None:
     torch.manual_seed(0)
-    model = build_classifier("timm/test_vit", kind="multiclass", num_classes=3, size=(64, 96)).eval()
+    model = build_classifier("timm/test_vit", Answer("multiclass", 3), Input((1, 64, 96))).eval()
     maps = torch.zeros(1, 25, 8)
     arrange = find_arrangement(maps, (64, 96))
     assert arrange is not None

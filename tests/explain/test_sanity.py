@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from medcls.explain.faithfulness import correlate_ranks
 from medcls.explain.sanity import compare_structure, plan_cascade, scramble
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, build_classifier
 
 
 def test_rank_correlation_is_scipys() -> None:
@@ -40,7 +40,7 @@ def test_cascade_goes_from_the_output_down() -> None:
 
 
 def test_scramble_shuffles_the_named_stages_of_a_copy() -> None:
-    model = build_classifier("resnet18", kind="multiclass", num_classes=3)
+    model = build_classifier("resnet18", Answer("multiclass", 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     scrambled = scramble(model, ["head", "layer4"], seed=(0,))
     again, other = scramble(model, ["head", "layer4"], seed=(0,)), scramble(model, ["head", "layer4"], seed=(1,))

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from medcls.errors import ConfigError
-from medcls.models.classifier import Classifier, InputNormalization, build_classifier
+from medcls.models.classifier import Answer, Classifier, Input, InputNormalization, build_classifier
 from medcls.models.families import count_dims, list_names
 from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNormalization, VolumeNormalization
 
@@ -17,7 +17,7 @@ from medcls.models.normalization import IMAGENET_MEAN, IMAGENET_STD, ColourNorma
 @pytest.fixture(scope="module")
 def network() -> Classifier:
     torch.manual_seed(0)
-    return build_classifier("resnet18", kind="multiclass", num_classes=4).eval()
+    return build_classifier("resnet18", Answer("multiclass", 4)).eval()
 
 
 def draw_grey(dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -36,7 +36,7 @@ def test_grey_gives_the_logits_of_the_same_image_saved_as_rgb(network: Classifie
 
 def test_sixteen_bits_give_the_logits_of_the_same_image_in_eight(network: Classifier) -> None:
     grey = draw_grey()
-    wide = build_classifier("resnet18", kind="multiclass", num_classes=4, max_value=65535).eval()
+    wide = build_classifier("resnet18", Answer("multiclass", 4), Input(max_value=65535)).eval()
     wide.load_state_dict(network.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(wide((grey.int() * 257).to(torch.uint16)), network(grey), atol=1e-5, rtol=0)
@@ -64,7 +64,7 @@ def test_stages_end_in_the_head_and_hold_every_parameter_once(build_meta: Callab
     ("kind", "logits"), [("binary", 1), ("multiclass", 5), ("multilabel", 5), ("ordinal", 4), ("regression", 1)]
 )
 def test_outputs_fit_the_task(build_meta: Callable[..., Classifier], kind: str, logits: int) -> None:
-    model = build_meta("resnet18", kind=kind, num_classes=5, in_channels=3)
+    model = build_meta("resnet18", Answer(kind, 5), Input((3,)))
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, logits)
 
 
@@ -79,7 +79,7 @@ def test_dropout_stands_once_before_the_last_layer(build_meta: Callable[..., Cla
 
 def test_two_channels_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"the store has 2 channels: resnet18 takes 1 .* or 3"):
-        build_classifier("resnet18", kind="binary", num_classes=2, in_channels=2)
+        build_classifier("resnet18", Answer("binary", 2), Input((2,)))
 
 
 VOLUME_NAMES = (*list_names(3), "inflated_resnet18", "inflated_vgg11", "slices_resnet18", "slices_vgg11_bn")
@@ -90,7 +90,7 @@ VOLUME_NAMES = (*list_names(3), "inflated_resnet18", "inflated_vgg11", "slices_r
 def test_stored_volumes_become_logits(build_meta: Callable[..., Classifier], name: str, kind: str) -> None:
     normalize = VolumeNormalization(kind, (0.0, 255.0))
     with torch.device("meta"):
-        model = build_meta(name, size=(32, 40, 33), normalize=normalize)
+        model = build_meta(name, stored=Input((1, 32, 40, 33), normalize=normalize))
         assert model(torch.empty(2, 1, 32, 40, 33, dtype=torch.uint8)).shape == (2, 3)
     assert list(model.stages)[-1] == "head"
     assert model.backbone.spatial_dims == count_dims(name) == 3
@@ -100,10 +100,10 @@ def test_stored_volumes_become_logits(build_meta: Callable[..., Classifier], nam
 def test_networks_from_imagenet_take_grey_or_three_windows(build_meta: Callable[..., Classifier], name: str) -> None:
     normalize = VolumeNormalization("stored", (0.0, 255.0))
     with torch.device("meta"):
-        model = build_meta(name, in_channels=3, size=(16, 16, 16), normalize=normalize)
+        model = build_meta(name, stored=Input((3, 16, 16, 16), normalize=normalize))
         assert model(torch.empty(2, 3, 16, 16, 16, dtype=torch.uint8)).shape == (2, 3)
     with pytest.raises(ConfigError, match="the store has 2 channels"):
-        build_meta(name, in_channels=2, size=(16, 16, 16), normalize=normalize)
+        build_meta(name, stored=Input((2, 16, 16, 16), normalize=normalize))
 
 
 def test_colours_of_a_volume_are_normalised_as_those_of_its_slices() -> None:
@@ -117,8 +117,8 @@ def test_colours_of_a_volume_are_normalised_as_those_of_its_slices() -> None:
 def test_deep_supervision_answers_from_every_layer_while_training_and_from_the_last_after() -> None:
     torch.manual_seed(0)
     normalize = VolumeNormalization("min_max", (0.0, 255.0))
-    settings = {"kind": "multiclass", "num_classes": 3, "size": (24, 24, 24), "normalize": normalize}
-    model = build_classifier("acnn3d", options={"all_levels": True}, num_clinical=2, **settings)  # type: ignore[arg-type]
+    answer, stored = Answer("multiclass", 3, num_clinical=2), Input((1, 24, 24, 24), normalize=normalize)
+    model = build_classifier("acnn3d", answer, stored, options={"all_levels": True})
     volumes, clinical = torch.randint(0, 256, (2, 1, 24, 24, 24), dtype=torch.uint8), torch.randn(2, 2)
     both, last = model.train()(volumes, clinical), model.eval()(volumes, clinical)
     assert (both.shape, last.shape) == ((2, 6), (2, 3))
@@ -128,6 +128,6 @@ def test_deep_supervision_answers_from_every_layer_while_training_and_from_the_l
 
 def test_unknown_names_and_autoencoders_say_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"expected one of vgg11, .*; for volumes acnn3d, .*nearest: encoder3d"):
-        build_classifier("encodr3d", kind="binary", num_classes=2)
+        build_classifier("encodr3d", Answer("binary", 2))
     with pytest.raises(ConfigError, match=r"is an autoencoder: python -m medcls.pretrain trains it"):
-        build_classifier("autoencoder3d", kind="binary", num_classes=2)
+        build_classifier("autoencoder3d", Answer("binary", 2))

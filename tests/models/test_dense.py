@@ -12,7 +12,7 @@ from torchvision.models import VGG
 
 from medcls.errors import ConfigError
 from medcls.models.backbones import Backbone
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, build_classifier
 from medcls.models.heads import LinearHead
 from medcls.models.views import DenseClassifier, ManyViews
 
@@ -60,7 +60,7 @@ def unpadded() -> Classifier:
 @pytest.mark.parametrize("name", [pytest.param("vgg11", marks=pytest.mark.slow), "vgg11_bn", "resnet18"])
 def test_dense_form_equals_the_ordinary_one_at_224(name: str) -> None:
     torch.manual_seed(0)
-    model = build_classifier(name, kind="multiclass", num_classes=3).eval()
+    model = build_classifier(name, Answer("multiclass", 3)).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
@@ -132,7 +132,7 @@ def test_padding_tells_dense_from_crops(padded: Classifier) -> None:
 
 def test_residual_network_pools_over_the_whole_image() -> None:
     torch.manual_seed(0)
-    model = build_classifier("resnet18", kind="binary", num_classes=2).eval()
+    model = build_classifier("resnet18", Answer("binary", 2)).eval()
     images = draw_images(2, 3, 96, 160)
     dense = DenseClassifier(model, size=(64, 64))
     assert dense.compute_map(images).shape == (2, 1, 3, 5)
@@ -141,7 +141,7 @@ def test_residual_network_pools_over_the_whole_image() -> None:
 
 def test_clinical_columns_add_the_same_whatever_the_form() -> None:
     torch.manual_seed(0)
-    model = build_classifier("resnet18", kind="multiclass", num_classes=3, num_clinical=2).eval()
+    model = build_classifier("resnet18", Answer("multiclass", 3, num_clinical=2)).eval()
     assert model.wide is not None
     nn.init.normal_(model.wide.weight)
     images, clinical = draw_images(2, 1, 64, 64), torch.randn(2, 2, generator=torch.Generator().manual_seed(0))
@@ -176,6 +176,6 @@ def test_memory_stays_far_below_all_windows_at_once(padded: Classifier, monkeypa
 
 @pytest.mark.parametrize("head", ["mlp", "svm"])
 def test_pooling_and_a_head_that_is_not_linear_do_not_change_places(head: str) -> None:
-    model = build_classifier("resnet18", kind="binary", num_classes=2, head=head, head_width=4).eval()
+    model = build_classifier("resnet18", Answer("binary", 2, head=head, head_width=4)).eval()
     with pytest.raises(ConfigError, match=r"model.head=linear only"):
         DenseClassifier(model, size=(64, 64))

@@ -30,7 +30,7 @@ def pair(name: str) -> tuple[Backbone, Backbone]:
     torch.manual_seed(0)
     flat, cubic = build_backbone(name), build_backbone(f"inflated_{name}")
     randomize(flat)
-    state = cubic.convert(flat.body.state_dict())
+    state = cubic.layout.convert(flat.body.state_dict())
     assert load_backbone(cubic.body, state, source="file") == []
     return flat.eval(), cubic.eval()
 
@@ -96,7 +96,7 @@ def test_stages_hold_every_parameter_once_and_in_order(name: str) -> None:
 def test_convolutional_base_alone_is_enough_for_a_vgg() -> None:
     flat, cubic = build_backbone("vgg11"), build_backbone("inflated_vgg11")
     base = {name: value for name, value in flat.body.state_dict().items() if name.startswith("features.")}
-    left = load_backbone(cubic.body, cubic.convert(base), source="file", optional=cubic.optional)
+    left = load_backbone(cubic.body, cubic.layout.convert(base), source="file", optional=cubic.layout.optional)
     assert left == ["classifier.0.bias", "classifier.0.weight", "classifier.3.bias", "classifier.3.weight"]
 
 

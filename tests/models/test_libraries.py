@@ -17,7 +17,7 @@ from medcls import fetch, networks
 from medcls.errors import ConfigError, DataError, MissingInputError
 from medcls.inputs import WEIGHTS_VARIABLE
 from medcls.models.backbones import Backbone
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, Input, build_classifier
 from medcls.models.families import build_backbone, choose_family
 from medcls.models.transfer import apply_plan, build_parameter_groups, choose_first_epochs, plan_transfer
 from medcls.models.weights import check_licence, find_weights, load_backbone, read_weights
@@ -63,7 +63,7 @@ def load(name: str, folder: Path, shape: tuple[int, ...] = (3, 64, 64)) -> Backb
     """Return the backbone with the file of the folder, checked that nothing stays random."""
     backbone = build_backbone(name, shape=shape).eval()
     file = find_weights("pretrained", architecture=name, weights_dir=folder)
-    assert load_backbone(backbone.body, backbone.convert(read_weights(file)), source=str(file.path)) == []
+    assert load_backbone(backbone.body, backbone.layout.convert(read_weights(file)), source=str(file.path)) == []
     return backbone
 
 
@@ -131,7 +131,7 @@ def test_stages_of_a_library_run_from_input_to_output(name: str, stages: list[st
 
 
 def test_class_token_is_frozen_and_decayed_with_the_stem() -> None:
-    model = build_classifier("timm/test_vit", kind="multiclass", num_classes=3, size=(64, 64))
+    model = build_classifier("timm/test_vit", Answer("multiclass", 3), Input((1, 64, 64)))
     epochs = choose_first_epochs(list(model.stages), kind="partial", train_from="blocks.4")
     apply_plan(model, plan_transfer(model, epochs, layer_decay=1.0, batchnorm="train"))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -200,7 +200,7 @@ def test_volume_forms_of_a_library_are_refused() -> None:
 
 @pytest.mark.parametrize(("name", "own"), [("timm/test_vit", 0.0), ("torchvision/mobilenet_v3_small", 0.3)])
 def test_dropout_is_the_networks_own_or_the_heads_and_never_lost(name: str, own: float) -> None:
-    model = build_classifier(name, kind="multiclass", num_classes=3, size=(64, 64), dropout=0.3)
+    model = build_classifier(name, Answer("multiclass", 3), Input((1, 64, 64)), dropout=0.3)
     rates = {module.p for module in model.backbone.modules() if isinstance(module, nn.Dropout)}
     assert (max(rates), model.head.dropout.p) == (own, 0.3 - own)
 

@@ -16,7 +16,12 @@ def volumes() -> torch.Tensor:
 
 def test_mean_of_slices_is_the_mean_of_the_features_of_a_2d_network(volumes: torch.Tensor) -> None:
     flat, cubic = build_backbone("resnet18").eval(), build_backbone("slices_resnet18").eval()
-    assert load_backbone(cubic.body, cubic.convert(flat.body.state_dict()), source="f", optional=cubic.optional) == []
+    assert (
+        load_backbone(
+            cubic.body, cubic.layout.convert(flat.body.state_dict()), source="f", optional=cubic.layout.optional
+        )
+        == []
+    )
     with torch.inference_mode():
         expected = torch.stack([flat(volumes[:, :, k]) for k in range(6)]).mean(dim=0)
         torch.testing.assert_close(cubic(volumes), expected, rtol=1e-4, atol=1e-4)
@@ -27,7 +32,7 @@ def test_orthogonal_slices_are_the_middle_ones_of_the_three_axes(volumes: torch.
         build_backbone("resnet18").eval(),
         build_backbone("slices_resnet18", options={"planes": "orthogonal"}).eval(),
     )
-    load_backbone(cubic.body, cubic.convert(flat.body.state_dict()), source="f", optional=cubic.optional)
+    load_backbone(cubic.body, cubic.layout.convert(flat.body.state_dict()), source="f", optional=cubic.layout.optional)
     middles = [volumes[:, :, 3], volumes[:, :, :, 16], volumes[..., 20]]
     with torch.inference_mode():
         expected = torch.stack([flat(images) for images in middles]).mean(dim=0)
@@ -60,8 +65,8 @@ def test_attention_is_new_where_weights_come_from_imagenet(volumes: torch.Tensor
     cubic = build_backbone("slices_resnet18", options={"pooling": "attention"})
     assert list(cubic.stages) == ["stem", "layer1", "layer2", "layer3", "layer4", "attention"]
     assert [id(p) for s in cubic.stages.values() for p in s.parameters()] == [id(p) for p in cubic.parameters()]
-    state = cubic.convert(build_backbone("resnet18").body.state_dict())
-    left = load_backbone(cubic.body, state, source="file", optional=cubic.optional)
+    state = cubic.layout.convert(build_backbone("resnet18").body.state_dict())
+    left = load_backbone(cubic.body, state, source="file", optional=cubic.layout.optional)
     assert left == ["attention.hidden.weight", "attention.score.weight"]
     assert cubic(volumes).shape == (2, cubic.num_features)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medcls.errors import ConfigError
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, build_classifier
 from medcls.models.transfer import (
     StagePlan,
     apply_plan,
@@ -64,7 +64,7 @@ def changed(model: Classifier, before: dict[str, Tensor]) -> set[str]:
 @pytest.fixture
 def resnet() -> Classifier:
     torch.manual_seed(0)
-    return build_classifier("resnet18", kind="multiclass", num_classes=3, dropout=0.5)
+    return build_classifier("resnet18", Answer("multiclass", 3), dropout=0.5)
 
 
 def test_frozen_changes_the_head_alone_to_the_last_bit(resnet: Classifier) -> None:

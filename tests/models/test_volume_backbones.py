@@ -63,14 +63,14 @@ def test_weights_in_medicalnets_layout_reach_the_network(name: str, tmp_path: Pa
     network = build_backbone(name, shape=(1, 16, 16, 16))
     if name != "resnet10_3d":
         with pytest.raises(DataError, match="is not for this architecture"):
-            load_backbone(network.body, network.convert(given), source=path.name)
+            load_backbone(network.body, network.layout.convert(given), source=path.name)
         return
-    assert load_backbone(network.body, network.convert(given), source=path.name) == []
+    assert load_backbone(network.body, network.layout.convert(given), source=path.name) == []
     volumes = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(network.eval()(volumes), original.eval()(volumes))
     other = build_backbone(name, shape=(3, 16, 16, 16))
     with pytest.raises(DataError, match=r"1 of other shape \(conv1.weight\)"):
-        load_backbone(other.body, other.convert(given), source=path.name)
+        load_backbone(other.body, other.layout.convert(given), source=path.name)
 
 
 MEDICALNET = {
@@ -125,7 +125,7 @@ def test_a_file_of_medicalnets_published_layout_is_taken_whole(name: str, segmen
     path = tmp_path / "resnet_23dataset.pth"
     torch.save({"state_dict": state | (extra if segments else {}), "optimizer": {}, "epoch": 9}, path)
     network = build_backbone(name, shape=(1, 16, 16, 16))
-    read = network.convert(read_weights(WeightsFile(path, sha256_file(path))))
+    read = network.layout.convert(read_weights(WeightsFile(path, sha256_file(path))))
     assert load_backbone(network.body, read, source=path.name) == []
     own = network.body.state_dict()
     counters = {key for key in own if key.endswith("num_batches_tracked")}

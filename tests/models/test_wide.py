@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medcls.errors import ConfigError
-from medcls.models.classifier import Classifier, WidePart, build_classifier, count_wide_outputs
+from medcls.models.classifier import Answer, Classifier, WidePart, build_classifier, count_wide_outputs
 from medcls.models.transfer import (
     build_parameter_groups,
     build_wide_group,
@@ -30,7 +30,7 @@ def draw(rows: int = 3, columns: int = 2, seed: int = 0) -> tuple[Tensor, Tensor
 
 def build(name: str = "resnet18", kind: str = "multiclass", columns: int = 2) -> Classifier:
     torch.manual_seed(0)
-    return build_classifier(name, kind=kind, num_classes=3, num_clinical=columns).eval()
+    return build_classifier(name, Answer(kind, 3, num_clinical=columns)).eval()
 
 
 def test_it_starts_at_nothing_and_adds_a_linear_function_of_the_columns() -> None:
@@ -82,7 +82,9 @@ def test_columns_that_are_missing_or_too_many_are_an_error() -> None:
 def test_without_columns_there_is_no_trace_of_it(build_meta: Build) -> None:
     assert build_meta("resnet18").wide is None
     assert not [name for name in build_meta("resnet18").state_dict() if "wide" in name]
-    extra = set(build_meta("resnet18", num_clinical=2).state_dict()) - set(build_meta("resnet18").state_dict())
+    extra = set(build_meta("resnet18", Answer("multiclass", 3, num_clinical=2)).state_dict()) - set(
+        build_meta("resnet18").state_dict()
+    )
     assert extra == {"wide.weight"}
 
 
@@ -101,7 +103,7 @@ def test_clinical_has_no_image_network_only_a_bias() -> None:
 
 
 def test_it_is_a_row_of_the_plan_and_trained_whatever_the_transfer(build_meta: Build) -> None:
-    model = build_meta("resnet18", num_clinical=2)
+    model = build_meta("resnet18", Answer("multiclass", 3, num_clinical=2))
     epochs = choose_first_epochs(list(model.stages), kind="frozen")
     plans = plan_transfer(model, epochs, layer_decay=1.0, batchnorm="train")
     planned = [*plans, *plan_wide(model, lr_scale=0.1)]
@@ -111,7 +113,7 @@ def test_it_is_a_row_of_the_plan_and_trained_whatever_the_transfer(build_meta: B
 
 
 def test_its_group_has_its_own_rate_and_penalty_and_no_other_group_holds_it(build_meta: Build) -> None:
-    model = build_meta("resnet18", num_clinical=2)
+    model = build_meta("resnet18", Answer("multiclass", 3, num_clinical=2))
     (group,) = build_wide_group(model, lr=1e-2, lr_scale=0.1, l2=0.5)
     assert (group["params"], group["lr"], group["weight_decay"]) == ([model.wide.weight], pytest.approx(1e-3), 0.5)  # type: ignore[union-attr]
     epochs = choose_first_epochs(list(model.stages), kind="finetune")

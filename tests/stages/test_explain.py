@@ -22,7 +22,7 @@ from medcls.explain.map_checks import read_boxes
 from medcls.explain.method import TECHNIQUES, Explained, Subject, Target, choose_target
 from medcls.explain.sanity import check_sanity, judge_sanity
 from medcls.files import read_json, read_json_lines
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, build_classifier
 
 RunExplain = Callable[..., Path]
 QUICK = ("device=cpu", "worst=2", "sanity_images=1", "num_samples=40", "num_superpixels=8", "steps=4")
@@ -170,7 +170,7 @@ def test_map_drawn_from_the_image_alone_fails_the_check() -> None:
         values = model.state_dict()["backbone.body.conv1.weight"].flatten()[:1024]
         return Explained(values.reshape(32, 32).numpy().copy())
 
-    model = build_classifier("resnet18", kind="binary", num_classes=2)
+    model = build_classifier("resnet18", Answer("binary", 2))
     verdicts = []
     for draw in (edges, weights):
         method: Any = SimpleNamespace(explain=draw, job=SimpleNamespace(seed=0))

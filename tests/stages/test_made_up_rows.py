@@ -19,7 +19,7 @@ from medcls.data.store import Store
 from medcls.kinds import KINDS, OWN, TaskKind
 from medcls.models import families
 from medcls.models.backbones import Backbone, Blueprint, stage_by_child
-from medcls.models.classifier import build_classifier
+from medcls.models.classifier import Answer, Input, build_classifier
 from medcls.models.families import Family
 from medcls.models.heads import OUTPUTS, Output
 from medcls.models.normalization import VolumeNormalization
@@ -66,7 +66,7 @@ def test_network_of_one_function_and_one_row_is_trained_evaluated_and_predicts(
 @pytest.mark.parametrize("form", ["inflated_", "slices_"])
 def test_network_of_one_row_has_its_forms_for_volumes(form: str) -> None:
     normalize = VolumeNormalization("stored", (0.0, 255.0))
-    model = build_classifier(f"{form}dot", kind="binary", num_classes=2, size=(6, 8, 8), normalize=normalize)
+    model = build_classifier(f"{form}dot", Answer("binary", 2), Input((1, 6, 8, 8), normalize=normalize))
     assert model.backbone.spatial_dims == 3
     assert model.normalize.std.flatten().tolist() == [0.5, 0.25, 0.125]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medcls.data.dataset import Batch
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, build_classifier
 from medcls.models.recomputation import recompute_blocks
 from medcls.training.faults import describe_fault, find_layer
 from medcls.training.loop import train_step
@@ -140,7 +140,7 @@ def test_the_same_dropout_falls_as_in_the_step(build_tiny: Tiny, make_batch: Mak
 @pytest.mark.parametrize("recompute", [False, True])
 def test_residual_network_with_activations_in_place(make_batch: Make, build_learner: Build, recompute: bool) -> None:
     torch.manual_seed(0)
-    model = build_classifier("resnet18", kind="multiclass", num_classes=3)
+    model = build_classifier("resnet18", Answer("multiclass", 3))
     assert not recompute or recompute_blocks(model.backbone.stages)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
     with torch.no_grad():

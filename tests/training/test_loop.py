@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from medcls.config import TrainerConfig
 from medcls.data.dataset import Batch, Position
-from medcls.models.classifier import Classifier, build_classifier
+from medcls.models.classifier import Answer, Classifier, build_classifier
 from medcls.training.forward import PredictOptions, move_images, move_model, predict_logits, predict_rows
 from medcls.training.loop import Keeper, NonFiniteError, train_step
 from medcls.training.losses import build_loss
@@ -72,7 +72,7 @@ def test_one_batch_overfits(build_tiny: Tiny, make_batch: Make, build_learner: B
 def test_one_batch_overfits_with_a_real_network(make_batch: Make, build_learner: Build) -> None:
     batch = make_batch(6)
     torch.manual_seed(0)
-    model = build_classifier("resnet18", kind="multiclass", num_classes=3).to(memory_format=torch.channels_last)
+    model = build_classifier("resnet18", Answer("multiclass", 3)).to(memory_format=torch.channels_last)
     large = Batch(
         batch.images.repeat_interleave(2, 2).repeat_interleave(2, 3), batch.targets, batch.positions, batch.clinical
     )
