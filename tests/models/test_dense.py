@@ -177,5 +177,5 @@ def test_memory_stays_far_below_all_windows_at_once(padded: Classifier, monkeypa
 @pytest.mark.parametrize("head", ["mlp", "svm"])
 def test_pooling_and_a_head_that_is_not_linear_do_not_change_places(head: str) -> None:
     model = build_classifier("resnet18", Answer("binary", 2, head=head, head_width=4)).eval()
-    with pytest.raises(ConfigError, match=r"model.head=linear only"):
+    with pytest.raises(ConfigError, match=r"only with model.head=linear"):
         DenseClassifier(model, size=(64, 64))
