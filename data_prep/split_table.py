@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,16 @@ _MOST_ROWS = 60
 _WIDEST = 24
 
 
-def build_table(labels: pa.Table, splits: Splits, *, patients: Codes | None) -> list[dict[str, Any]]:
+class SplitRow(TypedDict):
+    """What each split has of one class: split -> count; of values on a scale, split -> [low, high]."""
+
+    label: str
+    images: dict[str, int]
+    patients: NotRequired[dict[str, int]]
+    range: NotRequired[dict[str, list[float]]]
+
+
+def build_table(labels: pa.Table, splits: Splits, *, patients: Codes | None) -> list[SplitRow]:
     """Return what each split has of each class: one row a class, "between classes" and "unknown", and the total.
 
     Between classes are labels with votes of which none leads, as of uncertain ones that are read as 0.5. Of one label
@@ -92,8 +101,8 @@ def _natural(text: str) -> tuple[float, str]:
         return float("inf"), text
 
 
-def _count(label: str, chosen: dict[str, NDArray[np.bool_]], patients: Codes | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"label": label, "images": {split: int(rows.sum()) for split, rows in chosen.items()}}
+def _count(label: str, chosen: dict[str, NDArray[np.bool_]], patients: Codes | None) -> SplitRow:
+    row: SplitRow = {"label": label, "images": {split: int(rows.sum()) for split, rows in chosen.items()}}
     if patients is not None:
         row["patients"] = {split: patients.count(rows) for split, rows in chosen.items()}
     return row
@@ -110,7 +119,7 @@ def describe_split_table(store: Store, name: str, *, patients_known: bool = True
     return format_table(name, rows)
 
 
-def format_table(name: str, rows: list[dict[str, Any]]) -> str:
+def format_table(name: str, rows: list[SplitRow]) -> str:
     """Return the table as the terminal shows it: a line a class, images and in brackets patients by split."""
     known = "patients" in rows[-1]
     splits = [split for split in SPLIT_NAMES if split in rows[-1]["images"]]

@@ -211,7 +211,7 @@ class EvaluateJob:
         return _list_runs(self.run)
 
     @property
-    def choosing(self) -> dict[str, Any]:
+    def choosing(self) -> dict[str, object]:
         """What is set for the choices on other rows; what is not set is as frozen, or has its default."""
         given = {
             "sensitivity": self.sensitivity_at_least,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +166,7 @@ def build_slices(plan: Blueprint, build: Callable[[Blueprint], Backbone]) -> Bac
     flat = build(replace(plan, options={}))
     attention = AttentionPool(flat.num_features) if pooling == "attention" else None
     body = SliceNetwork(flat.body, attention, planes=planes, num_slices=plan.options.get("num_slices", 0))
-    stages: dict[str, Any] = {s: [f"network.{name}" for name in names] for s, names in flat.stage_names.items()}
+    stages: dict[str, list[str]] = {s: [f"network.{name}" for name in names] for s, names in flat.stage_names.items()}
     layout = WeightsLayout(
         optional=(*(f"network.{name}" for name in flat.layout.optional), "attention."),
         convert=lambda state: name_network(flat.layout.convert(state)),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -84,8 +83,8 @@ def cache_features(
     *,
     data: TrainingData,
     model: Classifier,
-    key: dict[str, Any],
-    views: list[dict[str, Any]],
+    key: dict[str, object],
+    views: Sequence[Mapping[str, object]],
     options: PredictOptions,
 ) -> dict[str, FeatureDataset]:
     """Return the features of train and val in place of their images, computed where they are not there yet.
@@ -158,7 +157,7 @@ def read_more_features(
 
 def describe_inputs(
     model: Classifier, crop: CropConfig, *, architecture: str, normalize: str, store: Store, rules: StepRules
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return everything that the features follow from but the view, as JSON.
 
     Threads and kind of processor are not in it: they change the last bits only, and runs on several machines share.
@@ -181,7 +180,7 @@ def describe_inputs(
     }
 
 
-def list_views(train: StoreDataset, count: int) -> list[dict[str, Any]]:
+def list_views(train: StoreDataset, count: int) -> list[dict[str, object]]:
     """Return what each of `count` views of a training image follows from; [] for 0: only the stored image is used."""
     # A list: the order of the transforms counts, and the keys of a JSON object are sorted.
     chosen = train.augmentation.transforms if train.augmentation else {}

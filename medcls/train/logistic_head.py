@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,13 @@ STRENGTHS = tuple(float(value) for value in np.logspace(-5, 2, 15))
 MAX_ITERATIONS = 1_000
 
 Floats = NDArray[np.float64]
+
+
+class TriedStrength(TypedDict):
+    """One C that was tried and its held-out loss."""
+
+    C: float
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class SolvedHead:
     weight: Floats
     bias: Floats
     strength: float
-    table: list[dict[str, Any]]
+    table: list[TriedStrength]
     converged: bool
 
 
@@ -89,7 +96,7 @@ def fit_logistic_head(
     rows = np.asarray(features, dtype=np.float64)
     parts = [_standardize(rows, folds != fold) for fold in np.unique(folds)]
     fitted: dict[tuple[int, int], Any] = {}
-    table: list[dict[str, Any]] = []
+    table: list[TriedStrength] = []
     for strength in strengths:
         total, weight = 0.0, 0.0
         for number, (fold, (scaled, _, _)) in enumerate(zip(np.unique(folds), parts, strict=True)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,14 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+class TriedCost(TypedDict):
+    """One C that was tried: its mean AUC over the folds, and whether every fit converged."""
+
+    C: float
+    auc: float
+    converged: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Svm:
     """What was found.
@@ -52,7 +60,7 @@ class Svm:
     slope: float
     shift: float
     cost: float
-    table: list[dict[str, Any]]
+    table: list[TriedCost]
     converged: bool
     ranks: bool
 
@@ -83,7 +91,7 @@ def fit_svm(
     rows = normalize_rows(features)
     problem = _Machines(rows, targets, folds=folds)
     held_out: dict[float, Floats] = {}
-    table: list[dict[str, Any]] = []
+    table: list[TriedCost] = []
     for cost in costs:
         held_out[cost], converged = problem.predict_held_out(cost)
         area = score_folds(held_out[cost], targets, folds=folds)
