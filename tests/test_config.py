@@ -30,6 +30,8 @@ COMMAND = {
 ALONGSIDE: dict[str, list[str]] = {
     "transfer=partial": ["transfer.train_from=layer4"],
     "model=clinical": ["clinical.categorical=[sex]"],
+    "model=timm": ["model.name=test_vit"],
+    "model=torchvision": ["model.name=densenet121"],
 }
 
 

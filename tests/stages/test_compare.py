@@ -564,7 +564,7 @@ def test_job_that_slurm_refuses_is_told_in_its_words(
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     executor = SlurmExecutor(tmp_path / "slurm", slots=1, options={})
-    with pytest.raises(ConfigError, match=r"sbatch does not take arm-r1f1: .*invalid partition: gpus.*: correct slurm"):
+    with pytest.raises(ConfigError, match=r"sbatch refused arm-r1f1: .*invalid partition: gpus.*: correct slurm"):
         executor.start(task_of(tmp_path, 0))
 
 

@@ -165,7 +165,7 @@ def test_a_pipe_in_a_run_does_not_hang(name: str, run_copy: Path, run_evaluate: 
     (run_copy / name).unlink()
     os.mkfifo(run_copy / name)
     needed = name.endswith("json")
-    with pytest.raises(MissingInputError, match="no regular file") if needed else nullcontext():
+    with pytest.raises(MissingInputError, match="is not a regular file") if needed else nullcontext():
         run_evaluate(run_copy)
 
 
