@@ -106,7 +106,8 @@ def test_units_are_named_by_what_told_patients_apart(origin: str, counted: str, 
 
 def test_one_patient_is_one_image_where_patients_are_unknown() -> None:
     text = "an image drawn at random from a new patient, if that patient is one. Each patient counts equally."
-    assert name_units(text, "per_image") == ("an image drawn at random, if that image is one. Each image counts equally.")
+    named = "an image drawn at random, if that image is one. Each image counts equally."
+    assert name_units(text, "per_image") == named
     assert hide_ids({"patients_from": "per_image", "patients_in_several_splits": {}}) == {
         "patients_from": "per_image",
         "patients_in_several_splits": "unknown",
