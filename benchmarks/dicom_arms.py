@@ -23,7 +23,7 @@ from medcls.imaging.dicom import codecs
 from medcls.imaging.dicom.burnt_in import BurntInRule
 from medcls.imaging.image import read_image
 from medcls.imaging.preprocess import PreprocessSpec, preprocess_image
-from medcls.imaging.worker import _keep_freed_memory
+from medcls.imaging.worker import keep_freed_memory
 
 CENTER, WIDTH = 1040.0, 400.0
 """The window of every file, in stored values plus the rescale intercept of 1000 that all of them have."""
@@ -34,7 +34,7 @@ _PEERS = ("loop", "monai", "simpleitk")
 def build_arm(name: str, files: list[Path], size: int) -> Callable[[Path], object]:
     """The function that an arm applies to every file."""
     if name not in _PEERS:
-        _keep_freed_memory()  # as workers do; the limit and the decoder get it too
+        keep_freed_memory()  # as workers do; the limit and the decoder get it too
     held = hold(files) if name in ("limit", "decoder") else {}
     arms: dict[str, Callable[[Path], object]] = {
         "medcls": lambda path: run_medcls(path, size),
