@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medcls.cli.command_line import check_printed
 from medcls.config import check_choice
 from medcls.errors import MedclsError, UsageError
 from medcls.files import MODEL, write_bytes
@@ -84,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
         print(page, end="")
         if "out" in pairs:
             write_bytes(Path(pairs["out"]), page.encode())
+        else:
+            check_printed()
     except MedclsError as error:
         print(f"python -m medcls.doctor: {error}", file=sys.stderr)
         return error.exit_code

@@ -77,6 +77,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 """An input that each command finishes within seconds; {own} is empty but for what _GIVEN copies there."""
 _GIVEN = {"data_prep.merge": "parts", "medcls.compare": "store"}
 ONLY_PRINTED = {
+    "medcls.doctor": ("trial=false",),
     "medcls.networks": ("cbr_tiny",),
     "medcls.samplesize": ("expected=0.8", "half_width=0.2", "replicates=200"),
     "data_prep.index": ("source={raw}", "workers=1"),

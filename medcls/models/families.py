@@ -202,7 +202,7 @@ def choose_family(name: str) -> Family:
         bare = flat_name(name).removeprefix(library.prefix)
         raise ConfigError(
             f"model.name={flat_name(name)}: {library.prefix[:-1]} has no network of this name"
-            f"{nearest(bare, library.list_names())}: python -m medcls.networks {bare.split('_')[0]} lists some"
+            f"{nearest(bare, library.list_names())}: python -m medcls.networks WORD lists those with WORD in their name"
         )
     flat, known, volumes = flat_name(name), [*list_names(2), *list_names(0)], list_names(3)
     prefixes = " or ".join(form.prefix for form in VOLUME_FORMS)
