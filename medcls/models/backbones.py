@@ -56,7 +56,7 @@ class Published:
         own = " x ".join(map(str, self.size))
         return (
             f"model.name={architecture} cannot be built for images of {sides} pixels (its weights were trained at "
-            f"{own}): prepare the store with image.size=[{self.size[0]},{self.size[1]}] or a multiple, or choose "
+            f"{own}): prepare the store with that size, image.size=[{self.size[0]},{self.size[1]}], or choose "
             "another network"
         )
 

@@ -102,15 +102,18 @@ def solve_logistic(
     known = has_seen(lineage, data.store, data.train.rows)
     for row in head.table:
         say(f"head: C {row['C']:<10.4g} held-out loss {row['loss']:.4f}{' *' if row['C'] == head.strength else ''}")
-    if known:
+    strongest = head.strength == STRENGTHS[0]
+    if known and not strongest:
         say(
             "notice: the network was already trained on these training patients: C is chosen on features that have "
             "seen them, so its penalty is probably too weak"
         )
     if not head.converged:
         say(f"notice: the head with C={head.strength:.4g} did not converge in {MAX_LOGISTIC_ITERATIONS} iterations")
-    if head.strength in (STRENGTHS[0], STRENGTHS[-1]):
-        say(f"notice: C={head.strength:.4g} is at the edge of the search range")
+    if strongest:
+        say(f"notice: C={head.strength:.4g} is the strongest penalty tried: features may say little about the labels")
+    elif head.strength == STRENGTHS[-1]:
+        say(f"notice: C={head.strength:.4g} is the weakest penalty tried")
     return {
         "C": head.strength,
         "table": head.table,
