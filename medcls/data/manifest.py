@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -75,7 +75,7 @@ VOLUME_COLUMNS = pa.schema(_VOLUME_FIELDS)
 """What volumes have beside COLUMNS: affine (4 x 4 by rows) takes (d, h, w, 1) of the stored voxels to patient mm."""
 
 
-def build_table(rows: Sequence[dict[str, Any]], *, extra: Iterable[str] = (), volumes: bool = False) -> pa.Table:
+def build_table(rows: Sequence[Mapping[str, Any]], *, extra: Iterable[str] = (), volumes: bool = False) -> pa.Table:
     """Return the manifest of `rows`, in their order, with the string columns `extra` appended."""
     schema = pa.schema([*COLUMNS, *(VOLUME_COLUMNS if volumes else ())])
     for name in extra:

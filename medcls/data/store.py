@@ -9,7 +9,7 @@ store/
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ class Store:
         """Checksum of the image_ids and their order."""
         return compute_checksum(self.folder / MANIFEST, "image_id")
 
-    def read_labelling(self) -> dict[str, Any]:
+    def read_labelling(self) -> Mapping[str, Any]:
         """Return labels.json, which says how labels.parquet was read, after checking that both are as written.
 
         {} if it is missing: version 0.2.0 wrote none, and labels without it are not covered by a checksum.

@@ -38,7 +38,7 @@ def write_documents(folder: Path, evaluation: Evaluation) -> None:
     write_bytes(folder / "MODEL_CARD.md", write_card(evaluation, facts).encode())
 
 
-def describe_facts(evaluation: Evaluation) -> dict[str, Any]:
+def describe_facts(evaluation: Evaluation) -> dict[str, object]:
     """Return what is known of the study without asking anyone, by the names that `checklists` uses."""
     one, model, metrics = evaluation.predictions, evaluation.model, evaluation.metrics
     exposure = evaluation.exposure or Exposure(0, known=False)

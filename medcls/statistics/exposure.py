@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from medcls.identity import format_count
 
@@ -60,6 +59,6 @@ class Exposure:
             UNSEEN: "disjoint from training by patient",
         }[self.status]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return what metrics.json holds."""
         return asdict(self) | {"status": self.status, "claim": self.claim}
