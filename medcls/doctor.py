@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from medcls.cli.command_line import check_printed
 from medcls.config import check_choice
+from medcls.entry import INTERRUPTED
 from medcls.errors import MedclsError, UsageError
 from medcls.files import MODEL, write_bytes
 from medcls.inputs import find_weights_dir
@@ -43,7 +44,6 @@ _EXTRAS = {"tensorboard": "trainer.tensorboard=true", "ray": "executor=ray", "su
 """Package that is not installed by default -> the setting that needs it."""
 _TIGHT_SHM_GIB = 1
 _GIB = 1 << 30
-_INTERRUPTED = 75
 
 
 class TrialError(MedclsError):
@@ -90,9 +90,6 @@ def main(arguments: Sequence[str]) -> int:
     except MedclsError as error:
         print(f"python -m medcls.doctor: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("python -m medcls.doctor: interrupted: run the same command again", file=sys.stderr)
-        return _INTERRUPTED
     return 0
 
 
@@ -263,7 +260,7 @@ def _interrupt(command: str, *arguments: str, watched: Path) -> None:
             child.send_signal(signal.SIGTERM)
         finally:
             code = child.wait()
-        if code != _INTERRUPTED:
+        if code != INTERRUPTED:
             log.seek(0)
             raise TrialError(_describe(command, arguments, code, log.read()))
 
